@@ -1,0 +1,92 @@
+//! Settings, and what an app needs to push through APNs.
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use http::HeaderValue;
+use serde::Deserialize;
+use shared::push::ApnsPushType;
+
+use super::team::Team;
+use crate::providers::BadCredential;
+
+/// How APNs is reached.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// `host:port` of the production environment, the preferred first. Apple listens on 443 and 2197.
+    pub production: Vec<String>,
+    /// `host:port` of the sandbox, the preferred first.
+    pub sandbox: Vec<String>,
+    /// Certificates in PEM to trust instead of the operating system's.
+    pub ca_file: Option<PathBuf>,
+    /// Most connections per credential and environment, at least 1. Each carries some 900 pushes at once.
+    pub connections: usize,
+    /// Milliseconds until an attempt is given up, with connecting and waiting for a free stream.
+    pub timeout_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            production: vec!["api.push.apple.com:443".into(), "api.push.apple.com:2197".into()],
+            sandbox: vec!["api.sandbox.push.apple.com:443".into(), "api.sandbox.push.apple.com:2197".into()],
+            ca_file: None,
+            connections: 4,
+            timeout_ms: 10_000,
+        }
+    }
+}
+
+/// Token-based authentication with APNs (Apple: Establishing a token-based connection to APNs).
+#[derive(Clone)]
+pub struct ApnsAccount {
+    /// The developer team, 10 characters.
+    pub team_id: String,
+    /// The signing key, 10 characters.
+    pub key_id: String,
+    /// The bundle id, used as `apns-topic` where an address names none.
+    pub topic: String,
+    /// The `.p8` file: a PKCS#8 P-256 private key in PEM.
+    pub private_key: String,
+}
+
+impl fmt::Debug for ApnsAccount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApnsAccount")
+            .field("team_id", &self.team_id)
+            .field("key_id", &self.key_id)
+            .field("topic", &self.topic)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An [`ApnsAccount`] that was checked and can be used.
+#[derive(Debug)]
+pub(in crate::providers) struct Account {
+    pub(super) team: Arc<Team>,
+    pub(super) bundle: String,
+    /// `apns-topic` by push type, in the order of [`ApnsPushType::ALL`].
+    topics: Vec<HeaderValue>,
+}
+
+impl Account {
+    pub(super) fn new(team: Arc<Team>, bundle: String) -> Result<Self, BadCredential> {
+        let bad = BadCredential::new("topic", "must be a bundle id: 1 to 200 letters, digits, dots and hyphens");
+        let plain = bundle.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+        if !(1..=200).contains(&bundle.len()) || !plain {
+            return Err(bad);
+        }
+        let topics = ApnsPushType::ALL.iter().map(|kind| topic(&bundle, *kind)).collect::<Option<_>>().ok_or(bad)?;
+        Ok(Self { team, bundle, topics })
+    }
+
+    /// `apns-topic` of the account's own bundle for `kind`.
+    pub(super) fn topic(&self, kind: ApnsPushType) -> HeaderValue {
+        self.topics[kind as usize].clone()
+    }
+}
+
+/// `apns-topic` of `bundle` for `kind`; `None` if it cannot be a header.
+pub(super) fn topic(bundle: &str, kind: ApnsPushType) -> Option<HeaderValue> {
+    HeaderValue::from_maybe_shared(bytes::Bytes::from([bundle, kind.topic_suffix()].concat())).ok()
+}

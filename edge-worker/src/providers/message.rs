@@ -1,0 +1,69 @@
+//! What is sent, rendered once per job and shared by all of its deliveries.
+
+use std::{fmt, sync::OnceLock};
+
+use a2::CollapseId;
+use bytes::Bytes;
+use http::HeaderValue;
+use serde_json::{Map, Value};
+use shared::{job::Job, payload, push::Push};
+
+/// What is sent, shared by all deliveries of a job. Each provider's form is rendered when the first address needs it.
+pub struct Message {
+    push: Push,
+    collapse_id: String,
+    collapse_header: OnceLock<Option<HeaderValue>>,
+    apns: OnceLock<Bytes>,
+    fcm: OnceLock<Map<String, Value>>,
+}
+
+impl Message {
+    /// The message of `job`.
+    pub fn render(job: &Job) -> Self {
+        let push = job.body.push.clone();
+        // Without a key of the caller's the job's id makes a repeated attempt replace the first copy on the device.
+        let collapse_id = push.collapse_key.clone().unwrap_or_else(|| job.id.to_string());
+        Self {
+            push,
+            collapse_id,
+            collapse_header: OnceLock::new(),
+            apns: OnceLock::new(),
+            fcm: OnceLock::new(),
+        }
+    }
+
+    /// The push itself.
+    pub fn push(&self) -> &Push {
+        &self.push
+    }
+
+    /// What makes a later copy replace an earlier one on the device: the collapse key, or the job's id.
+    pub fn collapse_id(&self) -> &str {
+        &self.collapse_id
+    }
+
+    /// The body for APNs.
+    pub fn apns(&self) -> &Bytes {
+        self.apns.get_or_init(|| payload::apns(&self.push).into())
+    }
+
+    /// The message for FCM, without its target.
+    pub fn fcm(&self) -> &Map<String, Value> {
+        self.fcm.get_or_init(|| payload::fcm(&self.push, &self.collapse_id))
+    }
+
+    /// `apns-collapse-id`; `None` if Apple would refuse it.
+    pub(super) fn collapse_header(&self) -> Option<&HeaderValue> {
+        let header = || {
+            let id = CollapseId::new(&self.collapse_id).ok()?;
+            HeaderValue::from_str(id.value).ok()
+        };
+        self.collapse_header.get_or_init(header).as_ref()
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Message(hidden)")
+    }
+}

@@ -1,0 +1,155 @@
+//! Those who carry a push to the device. A provider knows an address, a rendered message and its own settings; nothing
+//! of NATS, the ledger or acknowledgements. What happened to one attempt is a value, [`Outcome`].
+//!
+//! Adding a provider: a folder with the files of the others (`config`, `token`, `client`, `outcome`), a field in
+//! [`Settings`] and one line in [`Providers::deliver`].
+
+mod attempt;
+mod endpoints;
+mod message;
+mod outcome;
+mod retry_after;
+mod tls;
+
+pub mod apns;
+pub mod fcm;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use serde::Deserialize;
+use shared::{channel::Provider, clock::Clock, id::AppId, recipient::Address};
+
+pub use self::{
+    apns::ApnsAccount,
+    attempt::{Attempt, Attempted},
+    fcm::FcmAccount,
+    message::Message,
+    outcome::{Outcome, Reason},
+    tls::BadTrust,
+};
+
+/// How the providers are reached.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Apple Push Notification service.
+    pub apns: apns::Settings,
+    /// Firebase Cloud Messaging.
+    pub fcm: fcm::Settings,
+}
+
+/// A credential that cannot work: which field, and which rule it breaks. Never the value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {rule}")]
+pub struct BadCredential {
+    /// The field, as the configuration names it.
+    pub field: &'static str,
+    /// The rule, as a sentence without subject.
+    pub rule: &'static str,
+}
+
+impl BadCredential {
+    pub(crate) const fn new(field: &'static str, rule: &'static str) -> Self {
+        Self { field, rule }
+    }
+}
+
+/// All providers with the credentials of all apps.
+#[derive(Debug)]
+pub struct Providers {
+    apns: apns::Apns,
+    fcm: fcm::Fcm,
+    accounts: ArcSwap<HashMap<AppId, Accounts>>,
+    /// Serializes writers of `accounts`; readers never wait.
+    configuring: Mutex<()>,
+    nowhere: Arc<str>,
+}
+
+/// What one app may use.
+#[derive(Debug, Clone)]
+struct Accounts {
+    apns: Option<Arc<apns::Account>>,
+    fcm: Option<Arc<fcm::Account>>,
+}
+
+impl Providers {
+    /// Providers without any credential; nothing is connected yet.
+    ///
+    /// # Errors
+    /// When a `ca_file`, or what the operating system trusts, cannot be read, or an endpoint is malformed.
+    pub fn new(settings: &Settings, clock: Clock) -> Result<Self, BadTrust> {
+        Ok(Self {
+            apns: apns::Apns::new(&settings.apns, clock.clone())?,
+            fcm: fcm::Fcm::new(&settings.fcm, clock)?,
+            accounts: ArcSwap::default(),
+            configuring: Mutex::new(()),
+            nowhere: "".into(),
+        })
+    }
+
+    /// Gives `app` these credentials in place of those it had.
+    ///
+    /// Both are checked before either is used. Attempts under way finish with the old ones, whose connections close
+    /// when the last of them is done. An unchanged APNs key keeps its connections and its provider token, because
+    /// Apple limits how often a token may change.
+    ///
+    /// # Errors
+    /// The first field that breaks a rule; then nothing has changed.
+    pub fn configure(
+        &self,
+        app: &AppId,
+        apns: Option<ApnsAccount>,
+        fcm: Option<FcmAccount>,
+    ) -> Result<(), BadCredential> {
+        let accounts = Accounts {
+            apns: apns.map(|account| self.apns.account(account)).transpose()?,
+            fcm: fcm.map(|account| self.fcm.account(account)).transpose()?,
+        };
+        self.change(|all| {
+            all.insert(app.clone(), accounts);
+        });
+        Ok(())
+    }
+
+    /// Takes all credentials from `app`. Attempts under way finish.
+    pub fn forget(&self, app: &AppId) {
+        self.change(|all| {
+            all.remove(app);
+        });
+    }
+
+    /// Whether `app` has a credential for the provider of `address`.
+    pub fn can_reach(&self, app: &AppId, address: &Address) -> bool {
+        self.accounts.load().get(app).is_some_and(|accounts| match address.provider {
+            Provider::Apns => accounts.apns.is_some(),
+            Provider::Fcm => accounts.fcm.is_some(),
+        })
+    }
+
+    /// Makes one attempt. Takes at most the provider's time-out; dropping the future gives the attempt up.
+    pub async fn deliver(&self, attempt: Attempt<'_>) -> Attempted {
+        let accounts = self.accounts.load().get(attempt.app).cloned();
+        match (attempt.address.provider, accounts) {
+            (Provider::Apns, Some(Accounts { apns: Some(account), .. })) => self.apns.deliver(&account, &attempt).await,
+            (Provider::Fcm, Some(Accounts { fcm: Some(account), .. })) => self.fcm.deliver(&account, &attempt).await,
+            _ => Attempted {
+                outcome: Outcome::CredentialTrouble { reason: "no_credential".into(), not_before: None },
+                status: None,
+                endpoint: self.nowhere.clone(),
+                took: Duration::ZERO,
+            },
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut HashMap<AppId, Accounts>)) {
+        let _one = self.configuring.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = HashMap::clone(&self.accounts.load());
+        change(&mut all);
+        self.accounts.store(Arc::new(all));
+    }
+}

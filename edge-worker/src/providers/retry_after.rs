@@ -1,0 +1,36 @@
+//! `Retry-After` (RFC 9110, section 10.2.3).
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, header::RETRY_AFTER};
+use jiff::Timestamp;
+
+/// How long `headers` ask to wait: whole seconds, or the distance from `now` to a date. A date in the past is zero.
+pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(SystemTime::from(now)).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(value: &'static str) -> Option<Duration> {
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        retry_after(&[(RETRY_AFTER, http::HeaderValue::from_static(value))].into_iter().collect(), now)
+    }
+
+    #[test]
+    fn seconds_and_dates_are_understood() {
+        assert_eq!(asked("120"), Some(Duration::from_secs(120)));
+        assert_eq!(asked("Thu, 01 Jan 2026 00:01:30 GMT"), Some(Duration::from_secs(90)));
+        assert_eq!(asked("Wed, 31 Dec 2025 00:00:00 GMT"), Some(Duration::ZERO));
+        for nonsense in ["", "-1", "soon", "1.5"] {
+            assert_eq!(asked(nonsense), None, "{nonsense}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! How long to wait before another attempt.
+
+use std::time::Duration;
+
+use rand::Rng;
+
+use crate::channel::Provider;
+
+/// Longest wait that a provider may impose; beyond it the clock of one of the two is wrong.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// An exponential schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    /// Before the second attempt.
+    pub first: Duration,
+    /// Never longer than this.
+    pub most: Duration,
+}
+
+impl Backoff {
+    /// The schedule for `provider`: Apple names none for server errors, Google asks for at least ten seconds.
+    pub const fn of(provider: Provider) -> Self {
+        match provider {
+            Provider::Apns => Self { first: Duration::from_secs(1), most: Duration::from_secs(900) },
+            Provider::Fcm => Self { first: Duration::from_secs(10), most: Duration::from_secs(900) },
+        }
+    }
+
+    /// How long to wait after attempt number `attempt` (from 1) failed.
+    ///
+    /// Doubles each time up to the cap, with a quarter of jitter on top so that a herd spreads out. Never shorter than
+    /// what the provider asked for, which itself counts at most [`MAX_RETRY_AFTER`].
+    pub fn after(self, attempt: u32, asked: Option<Duration>, random: &mut impl Rng) -> Duration {
+        let doubled = self.first.saturating_mul(1 << attempt.saturating_sub(1).min(20)).min(self.most);
+        let least = doubled.max(asked.unwrap_or_default().min(MAX_RETRY_AFTER));
+        least + least.mul_f64(random.random_range(0.0..0.25))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rand::{SeedableRng, rngs::StdRng};
+
+    proptest! {
+        #[test]
+        fn never_earlier_than_told_and_never_beyond_the_cap(attempt in 1u32..1000, asked in 0u64..100_000, seed: u64) {
+            let schedule = Backoff::of(Provider::Fcm);
+            let asked = Duration::from_secs(asked);
+            let wait = schedule.after(attempt, Some(asked), &mut StdRng::seed_from_u64(seed));
+            prop_assert!(wait >= asked.min(MAX_RETRY_AFTER));
+            prop_assert!(wait >= schedule.first);
+            prop_assert!(wait <= MAX_RETRY_AFTER.mul_f64(1.25));
+        }
+    }
+}

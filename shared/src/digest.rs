@@ -1,0 +1,19 @@
+//! Identifiers derived from what they name, so that every gateway and worker computes the same one.
+
+use aws_lc_rs::digest::{Context, SHA256};
+use uuid::Uuid;
+
+/// The first 16 bytes of SHA-256 over `kind` and `parts`, as a version 8 UUID (RFC 9562 §5.8).
+///
+/// Each part is followed by a zero byte, which no identifier may contain, so that no two lists of parts run
+/// together. A service in any language can compute the same value; the README of this crate shows how.
+pub fn derive(kind: &str, parts: &[&str]) -> Uuid {
+    let mut hash = Context::new(&SHA256);
+    for part in std::iter::once(&kind).chain(parts) {
+        hash.update(part.as_bytes());
+        hash.update(&[0]);
+    }
+    let mut first = [0; 16];
+    first.copy_from_slice(&hash.finish().as_ref()[..16]);
+    Uuid::new_v8(first)
+}

@@ -1,0 +1,202 @@
+//! Names and identifiers, valid by construction.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{channel::Channel, channel::Provider, digest::derive, invalid::Invalid};
+
+/// A short string that obeys a rule; parsing is the only way in.
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $rule:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+        #[serde(try_from = "String", into = "String")]
+        #[schema(value_type = String)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Invalid;
+            fn from_str(text: &str) -> Result<Self, Invalid> {
+                let check: fn(&str) -> bool = $check;
+                if check(text) { Ok(Self(text.into())) } else { Err(Invalid::new($what, $rule)) }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = RuleBroken;
+            fn try_from(text: String) -> Result<Self, RuleBroken> {
+                text.parse().map_err(|_: Invalid| RuleBroken($rule))
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0.as_ref().to_owned()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+/// The rule a name broke; the reader of the document adds the field.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("{0}")]
+pub struct RuleBroken(&'static str);
+
+fn is_token(text: &str, most: usize) -> bool {
+    (1..=most).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+name!(
+    /// A tenant. One token of a NATS subject.
+    AppId, "app", "must be 1 to 32 of a-z, 0-9 and -", |text| is_token(text, 32)
+);
+name!(
+    /// A region: one NATS cluster with its own JetStream domain. One token of a NATS subject.
+    Region, "region", "must be 1 to 32 of a-z, 0-9 and -", |text| is_token(text, 32)
+);
+name!(
+    /// A person or thing known to an app; the app chooses the name.
+    RecipientId, "recipient", "must be 1 to 128 bytes without white space or control characters",
+    |text| (1..=128).contains(&text.len()) && !text.chars().any(|c| c.is_whitespace() || c.is_control())
+);
+name!(
+    /// The caller's name for what happened; two requests with one event id are one notification.
+    EventId, "event_id", "must be 1 to 255 printable ASCII characters without spaces",
+    |text| (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+);
+name!(
+    /// A kind of notification that a recipient can opt out of, such as `order-updates`.
+    Category, "category", "must be 1 to 64 of a-z, 0-9, - and _",
+    |text| (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+);
+
+impl EventId {
+    /// A fresh event id for a caller who named none: a version 7 UUID, so ordered by time.
+    pub fn fresh() -> Self {
+        Self(Uuid::now_v7().to_string().into())
+    }
+}
+
+/// A UUID that names one kind of thing.
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+        #[serde(transparent)]
+        #[schema(value_type = Uuid)]
+        pub struct $name(pub Uuid);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = uuid::Error;
+            fn from_str(text: &str) -> Result<Self, uuid::Error> {
+                text.parse().map(Self)
+            }
+        }
+    };
+}
+
+uuid_id!(
+    /// What a service asked for, once: derived from app and event id.
+    NotificationId
+);
+uuid_id!(
+    /// One notification for one recipient on one channel: the `Nats-Msg-Id` of its message.
+    JobId
+);
+uuid_id!(
+    /// One way to reach a recipient: derived from app, provider and token, so that a token registered twice is one address.
+    AddressId
+);
+uuid_id!(
+    /// One job to one address. It is the `apns-id` of every attempt, so that retries are recognised.
+    DeliveryId
+);
+
+impl NotificationId {
+    /// The notification that `event` of `app` is.
+    pub fn of(app: &AppId, event: &EventId) -> Self {
+        Self(derive("notification", &[app.as_str(), event.as_str()]))
+    }
+}
+
+impl JobId {
+    /// The job that brings `event` of `app` to `recipient` on `channel`.
+    pub fn of(app: &AppId, event: &EventId, recipient: &RecipientId, channel: Channel) -> Self {
+        Self(derive("job", &[app.as_str(), event.as_str(), recipient.as_str(), channel.as_str()]))
+    }
+}
+
+impl AddressId {
+    /// The address that `token` of `provider` is for `app`.
+    pub fn of(app: &AppId, provider: Provider, token: &str) -> Self {
+        Self(derive("address", &[app.as_str(), provider.as_str(), token]))
+    }
+}
+
+impl DeliveryId {
+    /// The delivery of `job` to `address`.
+    pub fn of(job: JobId, address: AddressId) -> Self {
+        let mut both = [0; 32];
+        both[..16].copy_from_slice(job.0.as_bytes());
+        both[16..].copy_from_slice(address.0.as_bytes());
+        let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &both);
+        let mut first = [0; 16];
+        first.copy_from_slice(&hash.as_ref()[..16]);
+        Self(Uuid::new_v8(first))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_refuse_what_would_break_a_subject() {
+        for bad in ["", "a.b", "A", "a*", "a>", "ä", "a b", &"a".repeat(33)] {
+            assert!(bad.parse::<AppId>().is_err(), "{bad:?}");
+        }
+        assert!("shop-1".parse::<AppId>().is_ok());
+    }
+
+    #[test]
+    fn a_refused_name_does_not_quote_the_value() {
+        let error = serde_json::from_str::<RecipientId>("\"secret value\"").unwrap_err().to_string();
+        assert!(error.contains("must be 1 to 128 bytes") && !error.contains("secret"), "{error}");
+    }
+
+    /// The README tells services in other languages how to compute this; it may never change.
+    #[test]
+    fn the_job_id_is_a_published_contract() {
+        let job = JobId::of(
+            &"shop".parse().unwrap(),
+            &"order-42".parse().unwrap(),
+            &"ann".parse().unwrap(),
+            Channel::Push,
+        );
+        assert_eq!(job.to_string(), "796293be-b071-8ff7-83c6-e8dcea69672f");
+    }
+}

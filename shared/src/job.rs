@@ -1,0 +1,79 @@
+//! One notification for one recipient on one channel.
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    channel::{Channel, Class},
+    id::{AddressId, AppId, Category, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region},
+    invalid::Invalid,
+    payload,
+    push::Push,
+};
+
+/// What a job says: the JSON body of a message on `notify.<channel>.<region>.<class>.<app>`, written by the gateway
+/// and by services alike.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Body {
+    /// The caller's name for what happened. Without it the message's `Nats-Msg-Id` is the event id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_id: Option<EventId>,
+    /// Who is to be reached.
+    pub recipient: RecipientId,
+    /// What kind of notification this is, for the recipient's preferences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<Category>,
+    /// The content, for channel `push`.
+    pub push: Push,
+}
+
+impl Body {
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    /// The first field that breaks a rule.
+    pub fn check(&self) -> Result<(), Invalid> {
+        self.push.check().map_err(|invalid| invalid.within("push"))?;
+        payload::check_size(&self.push)
+    }
+}
+
+/// A job on its way: the body, and what the subject and the headers say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// The job's id, which is also the key of the ledger.
+    pub id: JobId,
+    /// The notification it belongs to.
+    pub notification: NotificationId,
+    /// The tenant.
+    pub app: AppId,
+    /// The way it takes.
+    pub channel: Channel,
+    /// The lane.
+    pub class: Class,
+    /// Where it was accepted.
+    pub origin: Region,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+    /// 1 for the first attempt.
+    pub attempt: u32,
+    /// The addresses that still wait, for a retry; `None` means all of the recipient's.
+    pub remaining: Option<Vec<AddressId>>,
+    /// The content.
+    pub body: Body,
+}
+
+impl Job {
+    /// When the notification stops being worth delivering.
+    pub fn expires_at(&self) -> Timestamp {
+        let life = SignedDuration::from_secs(i64::from(self.body.push.ttl_s()));
+        self.accepted_at.checked_add(life).unwrap_or(Timestamp::MAX)
+    }
+
+    /// The delivery of this job to `address`.
+    pub fn delivery(&self, address: AddressId) -> DeliveryId {
+        DeliveryId::of(self.id, address)
+    }
+}

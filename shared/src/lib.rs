@@ -1,0 +1,20 @@
+#![doc = include_str!("../README.md")]
+
+pub mod api_key;
+pub mod app;
+pub mod backoff;
+pub mod channel;
+pub mod clock;
+pub mod digest;
+pub mod id;
+pub mod invalid;
+pub mod job;
+pub mod lifecycle;
+pub mod nats;
+pub mod payload;
+pub mod push;
+pub mod receipt;
+pub mod recipient;
+pub mod seal;
+pub mod settings;
+pub mod telemetry;

@@ -1,0 +1,111 @@
+//! Apps and API keys: written at the hub, read from this region's mirror.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arc_swap::ArcSwap;
+use async_nats::{HeaderMap, jetstream};
+use tokio::sync::watch;
+
+use super::{follow, publish, topology};
+use crate::{api_key::ApiKey, app::App, id::AppId};
+
+/// All tenants at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Tenants {
+    /// By name.
+    pub apps: HashMap<AppId, Arc<App>>,
+    /// By key id.
+    pub keys: HashMap<String, Arc<ApiKey>>,
+}
+
+/// The tenants, kept current. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Config {
+    current: Arc<ArcSwap<Tenants>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { current: Arc::default(), changed: watch::channel(0).0 }
+    }
+}
+
+impl Config {
+    /// The tenants now.
+    pub fn tenants(&self) -> Arc<Tenants> {
+        self.current.load_full()
+    }
+
+    /// Told at every change.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Follows the bucket for ever.
+    pub async fn follow(self, js: jetstream::Context) {
+        follow::follow_forever(&js, topology::CONFIG, ">", |entry| {
+            let mut next = Tenants::clone(&self.current.load());
+            match next.learn(&entry.subject, if entry.is_removal() { None } else { Some(&entry.payload) }) {
+                Ok(()) => self.current.store(next.into()),
+                Err(error) => tracing::error!(key = entry.subject, %error, "configuration entry cannot be read; the former one stays"),
+            }
+            if entry.pending == 0 {
+                self.changed.send_modify(|version| *version += 1);
+            }
+        })
+        .await;
+    }
+}
+
+impl Tenants {
+    fn learn(&mut self, subject: &str, value: Option<&[u8]>) -> Result<(), serde_json::Error> {
+        let mut tokens = subject.rsplitn(3, '.');
+        let (Some(name), Some(kind)) = (tokens.next(), tokens.next()) else { return Ok(()) };
+        match (kind, value) {
+            ("app", Some(value)) => {
+                let app: App = serde_json::from_slice(value)?;
+                self.apps.insert(app.id.clone(), app.into());
+            }
+            ("app", None) => {
+                self.apps.retain(|id, _| id.as_str() != name);
+            }
+            ("key", Some(value)) => {
+                let key: ApiKey = serde_json::from_slice(value)?;
+                self.keys.insert(key.key_id.clone(), key.into());
+            }
+            ("key", None) => {
+                self.keys.remove(name);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Writes an app at the hub. `hub` is a context of the hub's domain.
+///
+/// # Errors
+/// When the hub did not say that it stored it.
+pub async fn put_app(hub: &jetstream::Context, app: &App) -> Result<(), publish::NotStored> {
+    put(hub, "app", app.id.as_str(), app).await
+}
+
+/// Writes an API key at the hub.
+///
+/// # Errors
+/// When the hub did not say that it stored it.
+pub async fn put_key(hub: &jetstream::Context, key: &ApiKey) -> Result<(), publish::NotStored> {
+    put(hub, "key", &key.key_id, key).await
+}
+
+async fn put(
+    hub: &jetstream::Context,
+    kind: &str,
+    name: &str,
+    value: &impl serde::Serialize,
+) -> Result<(), publish::NotStored> {
+    let value = serde_json::to_vec(value).expect("configuration always serializes");
+    let subject = format!("$KV.{}.{kind}.{name}", topology::CONFIG_BUCKET);
+    publish::store(hub, subject, HeaderMap::new(), value.into()).await.map(|_| ())
+}

@@ -1,0 +1,122 @@
+//! Connecting to a region's servers.
+
+use std::{path::PathBuf, time::Duration};
+
+use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
+use serde::Deserialize;
+
+/// Where NATS is and how to log in.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nats {
+    /// URLs of the region's servers, comma-separated.
+    pub url: String,
+    /// User name, if the server wants one.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Password, if the server wants one.
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// File with an `NKey` seed.
+    #[serde(default)]
+    pub nkey_file: Option<PathBuf>,
+    /// File with the certificates of the authority that signed the servers'.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+}
+
+/// A string that `Debug` hides.
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The secret itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(secret: String) -> Self {
+        Self(secret)
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(hidden)")
+    }
+}
+
+/// Why a connection could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The file with the `NKey` seed cannot be read.
+    #[error("cannot read nats.nkey_file: {0}")]
+    NkeyFile(std::io::Error),
+    /// The server cannot be reached, or refuses.
+    #[error("cannot connect to {url}: {error}")]
+    Refused {
+        /// Where.
+        url: String,
+        /// Why.
+        error: async_nats::ConnectError,
+    },
+}
+
+/// Connects; reconnects by itself for ever after. `name` shows in the server's connection list.
+///
+/// # Errors
+/// When the first connection fails.
+pub async fn connect(nats: &Nats, name: &str) -> Result<Client, ConnectError> {
+    let mut options = ConnectOptions::new()
+        .name(name)
+        .ping_interval(Duration::from_secs(2))
+        .connection_timeout(Duration::from_secs(3))
+        // The defaults of 2048 and 128 would make thousands of messages in flight wait for each other.
+        .client_capacity(16_384)
+        .subscription_capacity(65_536)
+        .reconnect_delay_callback(|attempts| Duration::from_millis(100 * attempts.clamp(1, 20) as u64))
+        .event_callback(report);
+    if let (Some(user), Some(password)) = (&nats.user, &nats.password) {
+        options = options.user_and_password(user.clone(), password.reveal().to_owned());
+    }
+    if let Some(file) = &nats.nkey_file {
+        let seed = tokio::fs::read_to_string(file).await.map_err(ConnectError::NkeyFile)?;
+        options = options.nkey(seed.trim().to_owned());
+    }
+    if let Some(file) = &nats.ca_file {
+        options = options.add_root_certificates(file.clone()).require_tls(true);
+    }
+    let servers: Vec<&str> = nats.url.split(',').map(str::trim).collect();
+    options
+        .connect(servers)
+        .await
+        .map_err(|error| ConnectError::Refused { url: nats.url.clone(), error })
+}
+
+/// JetStream over `client`, with many publishes in flight.
+pub fn jetstream(client: Client) -> jetstream::Context {
+    jetstream::context::ContextBuilder::new()
+        .timeout(Duration::from_secs(5))
+        .ack_timeout(Duration::from_secs(5))
+        .max_ack_inflight(8192)
+        .backpressure_on_inflight(true)
+        .build(client)
+}
+
+/// Whether the connection is up at this moment.
+pub fn is_connected(client: &Client) -> bool {
+    client.connection_state() == State::Connected
+}
+
+/// A denied publish would otherwise look like a time-out, so permission violations are said aloud.
+async fn report(event: Event) {
+    match event {
+        Event::ServerError(error) => tracing::error!(%error, "nats server refused"),
+        Event::ClientError(error) => tracing::warn!(%error, "nats client error"),
+        Event::SlowConsumer(subscription) => tracing::warn!(subscription, "nats subscription too slow"),
+        other => tracing::info!(event = %other, "nats connection"),
+    }
+}

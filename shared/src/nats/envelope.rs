@@ -1,0 +1,192 @@
+//! A job as a NATS message and back.
+
+use std::str::FromStr;
+
+use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
+use jiff::Timestamp;
+
+use super::subject::Lane;
+use crate::{
+    id::{AddressId, EventId, JobId, NotificationId, Region},
+    invalid::Invalid,
+    job::{Body, Job},
+};
+
+/// When the notification was accepted: milliseconds since 1970. Optional for services that publish themselves.
+pub const ACCEPTED_AT: &str = "Peal-Accepted-At";
+/// The region that accepted it. Optional for services that publish themselves.
+pub const ORIGIN: &str = "Peal-Origin";
+/// The event id, on messages that lost their `Nats-Msg-Id` by being scheduled.
+pub const EVENT_ID: &str = "Peal-Event-Id";
+/// Number of the attempt this message asks for, on retries.
+pub const ATTEMPT: &str = "Peal-Attempt";
+/// The address this message is for, on retries.
+pub const ADDRESS: &str = "Peal-Address";
+/// Why a message is a dead letter: a stable word.
+pub const REASON: &str = "Peal-Reason";
+/// What is wrong with it, for people.
+pub const DETAIL: &str = "Peal-Detail";
+/// The subject on which a dead letter first came.
+pub const SUBJECT: &str = "Peal-Subject";
+/// The worker process that wrote a batch of receipts, and the number of the batch: `<writer>:<number>`.
+pub const BATCH: &str = "Peal-Batch";
+
+/// The first value of the header called `name`, whatever its case: other clients write `Traceparent`.
+pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).map(async_nats::HeaderValue::as_str).or_else(|| {
+        headers
+            .iter()
+            .find(|(key, _)| AsRef::<str>::as_ref(*key).eq_ignore_ascii_case(name))
+            .and_then(|(_, values)| values.first())
+            .map(async_nats::HeaderValue::as_str)
+    })
+}
+
+/// The headers of a fresh job.
+pub fn headers(id: JobId, accepted_at: Timestamp, origin: &Region) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(NATS_MESSAGE_ID, id.to_string());
+    headers.insert(ACCEPTED_AT, accepted_at.as_millisecond().to_string());
+    headers.insert(ORIGIN, origin.as_str());
+    headers
+}
+
+/// The headers of `job` when it comes back for attempt number `attempt` to `address`.
+pub fn retry_headers(job: &Job, event: &EventId, attempt: u32, address: AddressId) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPTED_AT, job.accepted_at.as_millisecond().to_string());
+    headers.insert(ORIGIN, job.origin.as_str());
+    headers.insert(EVENT_ID, event.as_str());
+    headers.insert(ATTEMPT, attempt.to_string());
+    headers.insert(ADDRESS, address.to_string());
+    headers
+}
+
+/// Reads a message. `stored_at` is when JetStream stored it and `here` the region that reads; both stand in where a
+/// publisher said nothing.
+///
+/// # Errors
+/// The first part of the message that breaks a rule. Such a message can never be delivered.
+pub fn open(
+    subject: &str,
+    headers: &HeaderMap,
+    payload: &[u8],
+    stored_at: Timestamp,
+    here: &Region,
+) -> Result<Job, Invalid> {
+    let lane = Lane::parse(subject)?;
+    let mut reader = serde_json::Deserializer::from_slice(payload);
+    let body: Body = serde_path_to_error::deserialize(&mut reader).map_err(|error| describe(&error))?;
+    reader.end().map_err(|_| Invalid::new("body", "must be one JSON document"))?;
+    body.check()?;
+    let event = event_id(&body, headers)?;
+    let accepted_at = match optional::<i64>(headers, ACCEPTED_AT)? {
+        // Later than its own storage is a wrong clock; it must not lengthen the life of the notification.
+        Some(ms) => Timestamp::from_millisecond(ms).unwrap_or(stored_at).min(stored_at),
+        None => stored_at,
+    };
+    Ok(Job {
+        id: JobId::of(&lane.app, &event, &body.recipient, lane.channel),
+        notification: NotificationId::of(&lane.app, &event),
+        origin: optional(headers, ORIGIN)?.unwrap_or_else(|| here.clone()),
+        accepted_at,
+        attempt: optional(headers, ATTEMPT)?.unwrap_or(1),
+        remaining: optional(headers, ADDRESS)?.map(|address| vec![address]),
+        app: lane.app,
+        channel: lane.channel,
+        class: lane.class,
+        body,
+    })
+}
+
+/// The event id of a message: in the body, else the one kept through scheduling, else the message id.
+///
+/// # Errors
+/// When there is none: without it a repeated message could not be told from a new one.
+pub fn event_id(body: &Body, headers: &HeaderMap) -> Result<EventId, Invalid> {
+    if let Some(event) = &body.event_id {
+        return Ok(event.clone());
+    }
+    let text = header(headers, EVENT_ID).or_else(|| header(headers, "Nats-Msg-Id"));
+    let text = text.ok_or_else(|| Invalid::new("event_id", "must be in the body, or a Nats-Msg-Id header be set"))?;
+    text.parse().map_err(|_| Invalid::new("Nats-Msg-Id", "must be 1 to 255 printable ASCII characters without spaces"))
+}
+
+fn optional<T: FromStr>(headers: &HeaderMap, name: &str) -> Result<Option<T>, Invalid> {
+    let Some(text) = header(headers, name) else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| Invalid::new(name, "cannot be read"))
+}
+
+/// What is wrong with a document and where, without quoting any of it.
+pub fn describe(error: &serde_path_to_error::Error<serde_json::Error>) -> Invalid {
+    let path = error.path().to_string();
+    let inner = error.inner();
+    let rule = match inner.classify() {
+        serde_json::error::Category::Syntax | serde_json::error::Category::Eof => {
+            format!("must be JSON; broken at line {} column {}", inner.line(), inner.column())
+        }
+        serde_json::error::Category::Io => "cannot be read".to_owned(),
+        serde_json::error::Category::Data => without_values(&inner.to_string()),
+    };
+    Invalid::new(if path == "." { "body" } else { &path }, rule)
+}
+
+/// serde quotes the offending value between `invalid type: string "…"` and `expected`; only the expectation is kept.
+fn without_values(message: &str) -> String {
+    let message = message.rsplit_once(" at line ").map_or(message, |(before, _)| before);
+    match message.rsplit_once(", expected ") {
+        Some((before, expected)) if before.starts_with("invalid ") || before.starts_with("unknown variant ") => {
+            format!("must be {expected}")
+        }
+        _ => message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(body: &str) -> Result<Job, Invalid> {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", "e1");
+        let now = Timestamp::from_second(1000).unwrap();
+        open("notify.push.eu.normal.shop", &headers, body.as_bytes(), now, &"eu".parse().unwrap())
+    }
+
+    #[test]
+    fn a_service_needs_no_more_than_a_message_id() {
+        let job = read(r#"{"recipient":"ann","push":{"title":"Hi"}}"#).unwrap();
+        assert_eq!(job.notification, NotificationId::of(&job.app, &"e1".parse().unwrap()));
+        assert_eq!((job.attempt, job.accepted_at.as_second()), (1, 1000));
+    }
+
+    #[test]
+    fn errors_name_the_field_and_never_the_value() {
+        for (body, field) in [
+            (r#"{"recipient":"ann","push":{"title":5551234}}"#, "push.title"),
+            (r#"{"recipient":"ann","push":{"tilte":"5551234"}}"#, "push.tilte"),
+            (r#"{"recipient":"ann 5551234","push":{"title":"x"}}"#, "recipient"),
+            (r#"{"recipient":"ann","push":{"priority":"5551234"}}"#, "push.priority"),
+            (r#"{"recipient":"ann","push":{"ttl":"5551234"}}"#, "push.ttl"),
+            (r#"{"recipient":"ann","push":{}}"#, "push.title"),
+            (r#"{"recipient":"ann","push":{"title":"x"}} 5551234"#, "body"),
+            ("5551234", "body"),
+            ("", "body"),
+        ] {
+            let invalid = read(body).unwrap_err();
+            assert_eq!(invalid.field, field, "{invalid}");
+            assert!(!invalid.to_string().contains("5551234"), "{invalid}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_makes_it_panic(subject in ".{0,40}", payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let now = Timestamp::UNIX_EPOCH;
+            let here = "eu".parse().unwrap();
+            prop_assert!(open(&subject, &HeaderMap::new(), &payload, now, &here).is_err());
+            prop_assert!(open("notify.push.eu.normal.shop", &HeaderMap::new(), &payload, now, &here).is_err());
+        }
+    }
+}

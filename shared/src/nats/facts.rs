@@ -1,0 +1,128 @@
+//! Facts about recipients: written from any region, kept in the home region.
+
+use std::time::Duration;
+
+use async_nats::{
+    HeaderMap,
+    header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
+    jetstream,
+};
+use futures::StreamExt;
+use serde_json::json;
+
+use super::{envelope, publish, subject, topology};
+use crate::{
+    id::Region,
+    recipient::{Fact, FactName, Recipient, RecipientKey},
+};
+
+/// Why facts could not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotRead {
+    /// The region that holds them does not answer.
+    #[error("the home region does not answer")]
+    NoAnswer,
+    /// What it answered cannot be read.
+    #[error("the stored facts cannot be read")]
+    Unreadable,
+}
+
+/// Stores a fact for a recipient whose home is `home`. If that is elsewhere, the fact is stored here and travels.
+///
+/// # Errors
+/// When this region's stream did not say that it stored it.
+pub async fn write(
+    js: &jetstream::Context,
+    here: &Region,
+    home: &Region,
+    key: &RecipientKey,
+    fact: &Fact,
+) -> Result<publish::Stored, publish::NotStored> {
+    publish::store(js, subject_for(here, home, key, fact.name()), HeaderMap::new(), fact.encode().into()).await
+}
+
+/// Removes a fact.
+///
+/// # Errors
+/// When this region's stream did not say that it stored the removal.
+pub async fn remove(
+    js: &jetstream::Context,
+    here: &Region,
+    home: &Region,
+    key: &RecipientKey,
+    name: FactName,
+) -> Result<publish::Stored, publish::NotStored> {
+    publish::store(js, subject_for(here, home, key, name), removal(), "".into()).await
+}
+
+/// Removes a fact of a recipient who lives here, unless it was written again after `revision`.
+///
+/// # Errors
+/// [`publish::NotStored::Refused`] if it was.
+pub async fn remove_unchanged(
+    js: &jetstream::Context,
+    key: &RecipientKey,
+    name: FactName,
+    revision: u64,
+) -> Result<publish::Stored, publish::NotStored> {
+    let mut headers = removal();
+    headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
+    publish::store(js, subject::fact(key, name), headers, "".into()).await
+}
+
+fn removal() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("KV-Operation", "DEL");
+    headers
+}
+
+fn subject_for(here: &Region, home: &Region, key: &RecipientKey, name: FactName) -> String {
+    if here == home { subject::fact(key, name) } else { subject::fact_outbound(home, key, name) }
+}
+
+/// Everything that `home` knows of a recipient, with one request (JetStream multi-get, ADR-31).
+///
+/// # Errors
+/// When `home` does not answer within two seconds, or what it keeps cannot be read.
+pub async fn read(
+    js: &jetstream::Context,
+    here: &Region,
+    home: &Region,
+    key: &RecipientKey,
+) -> Result<Recipient, NotRead> {
+    tokio::time::timeout(Duration::from_secs(2), multi_get(js, here, home, key)).await.unwrap_or(Err(NotRead::NoAnswer))
+}
+
+async fn multi_get(
+    js: &jetstream::Context,
+    here: &Region,
+    home: &Region,
+    key: &RecipientKey,
+) -> Result<Recipient, NotRead> {
+    let client = js.client();
+    let api = if here == home { "$JS.API".to_owned() } else { format!("$JS.{home}.API") };
+    let inbox = client.new_inbox();
+    let mut answers = client.subscribe(inbox.clone()).await.map_err(|_| NotRead::NoAnswer)?;
+    let request = json!({ "multi_last": [subject::facts_of(key)] }).to_string();
+    client
+        .publish_with_reply(format!("{api}.DIRECT.GET.{}", topology::RECIPIENTS), inbox, request.into())
+        .await
+        .map_err(|_| NotRead::NoAnswer)?;
+    let mut recipient = Recipient::default();
+    while let Some(message) = answers.next().await {
+        match message.status.map(|status| status.as_u16()) {
+            // End of the batch; nothing found.
+            Some(204 | 404) => return Ok(recipient),
+            Some(_) => return Err(NotRead::NoAnswer),
+            None => {}
+        }
+        let headers = message.headers.unwrap_or_default();
+        if envelope::header(&headers, "KV-Operation").is_some() {
+            continue;
+        }
+        let stored = envelope::header(&headers, "Nats-Subject").unwrap_or_default();
+        let Some((_, name)) = subject::fact_key_of(stored).and_then(subject::parse_fact_key) else { continue };
+        recipient.learn(Fact::decode(name, &message.payload).map_err(|_| NotRead::Unreadable)?);
+    }
+    Err(NotRead::NoAnswer)
+}

@@ -1,0 +1,140 @@
+//! Reading a stream in order from a known place, for ever.
+
+use std::time::Duration;
+
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        self,
+        consumer::{DeliverPolicy, ReplayPolicy, push},
+    },
+};
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use jiff::Timestamp;
+
+/// One message of a followed stream.
+#[derive(Debug)]
+pub struct Entry {
+    /// Where it was published.
+    pub subject: String,
+    /// Its place in the stream.
+    pub sequence: u64,
+    /// When the stream stored it.
+    pub stored_at: Timestamp,
+    /// How many more the stream held behind it when it was sent; zero means caught up.
+    pub pending: u64,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub payload: Bytes,
+}
+
+impl Entry {
+    /// Whether the entry is a marker that its key was removed.
+    pub fn is_removal(&self) -> bool {
+        super::envelope::header(&self.headers, "KV-Operation").is_some()
+    }
+}
+
+/// Why following ended.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot follow {stream}: {error}")]
+pub struct FollowError {
+    stream: String,
+    error: String,
+}
+
+/// How a stream stands at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// The last sequence it gave out.
+    pub last: u64,
+    /// When it was created: a stream made anew counts from one again.
+    pub created_at: Timestamp,
+    /// Messages in it.
+    pub messages: u64,
+}
+
+/// How `stream` stands.
+///
+/// # Errors
+/// When the server does not answer or has no such stream.
+pub async fn standing(js: &jetstream::Context, stream: &str) -> Result<Standing, FollowError> {
+    let found = js.get_stream(stream).await.map_err(|error| fail(stream, &error))?;
+    let info = found.cached_info();
+    Ok(Standing {
+        last: info.state.last_sequence,
+        created_at: timestamp(info.created.unix_timestamp_nanos()),
+        messages: info.state.messages,
+    })
+}
+
+/// Every message of `stream` that fits `filter`, from sequence `from` (1 for all), in order and without gaps; then
+/// those to come. The stream of results ends only with the connection.
+///
+/// # Errors
+/// When the server does not answer or has no such stream.
+pub async fn follow(
+    js: &jetstream::Context,
+    stream: &str,
+    filter: &str,
+    from: u64,
+) -> Result<impl Stream<Item = Result<Entry, FollowError>> + Unpin + use<>, FollowError> {
+    let found = js.get_stream_no_info(stream).await.map_err(|error| fail(stream, &error))?;
+    let consumer = found
+        .create_consumer(push::OrderedConfig {
+            deliver_subject: js.client().new_inbox(),
+            filter_subject: filter.to_owned(),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
+            replay_policy: ReplayPolicy::Instant,
+            ..push::OrderedConfig::default()
+        })
+        .await
+        .map_err(|error| fail(stream, &error))?;
+    let messages = consumer.messages().await.map_err(|error| fail(stream, &error))?;
+    let name = stream.to_owned();
+    Ok(messages.map(move |message| {
+        let message = message.map_err(|error| fail(&name, &error))?;
+        let info = message.info().map_err(|error| fail(&name, &error))?;
+        Ok(Entry {
+            sequence: info.stream_sequence,
+            stored_at: timestamp(info.published.unix_timestamp_nanos()),
+            pending: info.pending,
+            subject: message.subject.to_string(),
+            headers: message.message.headers.unwrap_or_default(),
+            payload: message.message.payload,
+        })
+    }))
+}
+
+/// Follows `stream` from its beginning for ever and hands every message to `learn`, over lost connections too. For
+/// readers that keep what they learn in memory; `learn` must bear seeing a message twice.
+pub async fn follow_forever(js: &jetstream::Context, stream: &str, filter: &str, mut learn: impl FnMut(&Entry)) {
+    let (mut next, mut created_at) = (1, None);
+    loop {
+        if let Ok(standing) = standing(js, stream).await {
+            // A stream made anew counts from one again.
+            if created_at.replace(standing.created_at) != Some(standing.created_at) || standing.last + 1 < next {
+                next = 1;
+            }
+            if let Ok(mut entries) = follow(js, stream, filter, next).await {
+                while let Some(Ok(entry)) = entries.next().await {
+                    next = entry.sequence + 1;
+                    learn(&entry);
+                }
+            }
+        }
+        tracing::warn!(stream, next, "following was interrupted");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// A time stamp from nanoseconds since 1970.
+pub fn timestamp(nanoseconds: i128) -> Timestamp {
+    Timestamp::from_nanosecond(nanoseconds).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+fn fail(stream: &str, error: &dyn std::fmt::Display) -> FollowError {
+    FollowError { stream: stream.to_owned(), error: error.to_string() }
+}

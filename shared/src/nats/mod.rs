@@ -1,0 +1,11 @@
+//! Everything that knows NATS: subjects, streams, and how Peal's nouns travel on them.
+
+pub mod config;
+pub mod connect;
+pub mod directory;
+pub mod envelope;
+pub mod facts;
+pub mod follow;
+pub mod publish;
+pub mod subject;
+pub mod topology;

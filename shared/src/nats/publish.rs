@@ -1,0 +1,100 @@
+//! Publishing to a stream and knowing that it is stored.
+
+use std::future::Future;
+
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        self,
+        context::{PublishError, PublishErrorKind},
+    },
+};
+use bytes::Bytes;
+
+/// The stream has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Which stream.
+    pub stream: String,
+    /// Its place there.
+    pub sequence: u64,
+    /// The stream already had a message with this id; nothing was added.
+    pub duplicate: bool,
+}
+
+/// The stream did not say that it has it. It may have it all the same unless the reason says otherwise: publish again
+/// with the same message id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotStored {
+    /// The stream is at its limit and refused. Surely not stored.
+    #[error("the stream is full")]
+    Full,
+    /// No stream takes this subject. Surely not stored.
+    #[error("no stream takes this subject")]
+    NoStream,
+    /// Larger than the server accepts. Surely not stored.
+    #[error("the message is too large for the server")]
+    TooLarge,
+    /// No answer in time.
+    #[error("the server did not answer in time")]
+    NoAnswer,
+    /// Refused for another reason, such as an expectation that was not met.
+    #[error("the stream refused")]
+    Refused,
+}
+
+/// Sends a message and returns the wait for its acknowledgement, so that many can be on their way at once. Waits only
+/// while too many are unacknowledged.
+///
+/// # Errors
+/// When it could not even be sent.
+pub async fn send(
+    js: &jetstream::Context,
+    subject: String,
+    headers: HeaderMap,
+    payload: Bytes,
+) -> Result<impl Future<Output = Result<Stored, NotStored>> + Send + use<>, NotStored> {
+    let acknowledged = js.publish_with_headers(subject, headers, payload).await?;
+    Ok(async move {
+        let ack = acknowledged.await?;
+        Ok(Stored { stream: ack.stream, sequence: ack.sequence, duplicate: ack.duplicate })
+    })
+}
+
+/// Sends a message and waits until it is stored.
+///
+/// # Errors
+/// When that is not certain.
+pub async fn store(
+    js: &jetstream::Context,
+    subject: String,
+    headers: HeaderMap,
+    payload: Bytes,
+) -> Result<Stored, NotStored> {
+    send(js, subject, headers, payload).await?.await
+}
+
+impl From<PublishError> for NotStored {
+    fn from(error: PublishError) -> Self {
+        match error.kind() {
+            PublishErrorKind::StreamNotFound => Self::NoStream,
+            PublishErrorKind::MaxPayloadExceeded => Self::TooLarge,
+            PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => Self::NoAnswer,
+            PublishErrorKind::WrongLastMessageId | PublishErrorKind::WrongLastSequence => Self::Refused,
+            PublishErrorKind::Other => from_server(&error),
+        }
+    }
+}
+
+/// Limits have no kind of their own in the client; the server's error code tells them.
+fn from_server(error: &PublishError) -> NotStored {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
+    match source.map(|error| error.error_code().0) {
+        // JSStreamStoreFailedF, JSInsufficientResourcesErr, JSStorageResourcesExceededErr
+        Some(10_077 | 10_023 | 10_047) => NotStored::Full,
+        // JSStreamMessageExceedsMaximumErr
+        Some(10_054) => NotStored::TooLarge,
+        Some(_) => NotStored::Refused,
+        None => NotStored::NoAnswer,
+    }
+}

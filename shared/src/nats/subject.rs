@@ -1,0 +1,293 @@
+//! The only file that spells subjects: built and parsed here and nowhere else.
+
+use std::fmt::{self, Write};
+
+use crate::{
+    channel::{Channel, Class},
+    id::{AddressId, AppId, JobId, RecipientId, Region},
+    invalid::Invalid,
+    recipient::{FactName, RecipientKey},
+};
+
+/// First tokens of every subject of Peal's own. A leaf link must not carry them: what is published in one region
+/// belongs to that region's streams alone, and only sourcing takes it further.
+pub const LOCAL_PREFIXES: [&str; 8] = ["notify", "due", "schedule", "receipt", "dead", "directory", "fact", "$KV.recipients"];
+
+/// Where nats-servers report the hops of traced messages.
+pub const TRACE_HOPS: &str = "peal.trace.hops";
+
+/// `notify.<channel>.<region>.<class>.<app>`: work to do. The same four tokens behind `due.` are work that is due again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lane {
+    /// The way it takes.
+    pub channel: Channel,
+    /// Where it is done.
+    pub region: Region,
+    /// The lane.
+    pub class: Class,
+    /// For whom.
+    pub app: AppId,
+}
+
+impl Lane {
+    /// The subject of fresh work.
+    pub fn notify(&self) -> String {
+        format!("notify.{self}")
+    }
+
+    /// The subject of work that comes back.
+    pub fn due(&self) -> String {
+        format!("due.{self}")
+    }
+
+    /// The subject of dead letters of this lane.
+    pub fn dead(&self) -> String {
+        format!("dead.{}.{}.{}", self.channel, self.region, self.app)
+    }
+
+    /// Reads `notify.…` or `due.…`.
+    ///
+    /// # Errors
+    /// Names the token that breaks a rule.
+    pub fn parse(subject: &str) -> Result<Self, Invalid> {
+        let shape = || Invalid::new("subject", "must be notify.<channel>.<region>.<class>.<app>");
+        let rest = subject.strip_prefix("notify.").or_else(|| subject.strip_prefix("due.")).ok_or_else(shape)?;
+        let mut tokens = rest.split('.');
+        let mut next = || tokens.next().ok_or_else(shape);
+        let lane = Self {
+            channel: next()?.parse().map_err(|invalid: Invalid| invalid.within("subject"))?,
+            region: next()?.parse().map_err(|invalid: Invalid| invalid.within("subject"))?,
+            class: next()?.parse().map_err(|invalid: Invalid| invalid.within("subject"))?,
+            app: next()?.parse().map_err(|invalid: Invalid| invalid.within("subject"))?,
+        };
+        if tokens.next().is_some() { Err(shape()) } else { Ok(lane) }
+    }
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}.{}", self.channel, self.region, self.class, self.app)
+    }
+}
+
+/// The span-name form of a lane's subject (semantic conventions: `messaging.destination.template`).
+pub const NOTIFY_TEMPLATE: &str = "notify.{channel}.{region}";
+
+/// All fresh work of `channel` and `region`.
+pub fn notify_filter(channel: Channel, region: &Region) -> String {
+    format!("notify.{channel}.{region}.>")
+}
+
+/// All fresh work of `channel`, `region` and `class`.
+pub fn notify_class_filter(channel: Channel, region: &Region, class: Class) -> String {
+    format!("notify.{channel}.{region}.{class}.>")
+}
+
+/// All work that comes back.
+pub const DUE_FILTER: &str = "due.>";
+
+/// Everything that waits for its time.
+pub const SCHEDULE_FILTER: &str = "schedule.>";
+
+/// Where the retry of one delivery waits. One schedule a subject: parking again replaces.
+pub fn schedule(job: JobId, address: AddressId) -> String {
+    format!("schedule.{job}.{address}")
+}
+
+/// Receipts of what happened in `region` to notifications that `origin` accepted.
+pub fn receipt(region: &Region, origin: &Region, app: &AppId) -> String {
+    format!("receipt.{region}.{origin}.{app}")
+}
+
+/// All receipts of what happened in `region`.
+pub fn receipt_filter(region: &Region) -> String {
+    format!("receipt.{region}.>")
+}
+
+/// Receipts of what happened in `region` to what `origin` accepted.
+pub fn receipt_origin_filter(region: &Region, origin: &Region) -> String {
+    format!("receipt.{region}.{origin}.>")
+}
+
+/// All dead letters of `region`.
+pub fn dead_filter(region: &Region) -> String {
+    format!("dead.*.{region}.>")
+}
+
+/// Dead letters whose subject could not be read; the app is unknown.
+pub fn dead_unreadable(region: &Region) -> String {
+    format!("dead.unreadable.{region}.unknown")
+}
+
+/// Entries that `region` wrote into the directory.
+pub fn directory_filter(region: &Region) -> String {
+    format!("directory.{region}.>")
+}
+
+/// Where `region` says who a recipient's home is.
+pub fn directory_home(region: &Region, key: &RecipientKey) -> String {
+    format!("directory.{region}.home.{}", recipient_path(key))
+}
+
+/// Where `region` says whose an address is.
+pub fn directory_owner(region: &Region, app: &AppId, address: AddressId) -> String {
+    format!("directory.{region}.owner.{app}.{address}")
+}
+
+/// A parsed directory subject.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DirectoryKey {
+    /// The home of a recipient.
+    Home(RecipientKey),
+    /// The owner of an address.
+    Owner(AppId, AddressId),
+}
+
+impl DirectoryKey {
+    /// Reads `directory.<region>.…`; `None` for what this version does not know.
+    pub fn parse(subject: &str) -> Option<Self> {
+        let mut tokens = subject.strip_prefix("directory.")?.splitn(3, '.').skip(1);
+        let kind = tokens.next()?;
+        let rest = tokens.next()?;
+        let (app, last) = rest.split_once('.')?;
+        let app = app.parse().ok()?;
+        match kind {
+            "home" => Some(Self::Home(RecipientKey { app, recipient: unescape(last)? })),
+            "owner" => Some(Self::Owner(app, last.parse().ok()?)),
+            _ => None,
+        }
+    }
+}
+
+/// Facts on their way to the recipients whose home is `home`.
+pub fn fact_filter(home: &Region) -> String {
+    format!("fact.{home}.>")
+}
+
+/// A fact on its way from another region to `home`.
+pub fn fact_outbound(home: &Region, key: &RecipientKey, name: FactName) -> String {
+    format!("fact.{home}.{}", fact_key(key, name))
+}
+
+/// All facts of a region, where they rest.
+pub const FACTS_FILTER: &str = "$KV.recipients.>";
+
+/// A fact where it rests.
+pub fn fact(key: &RecipientKey, name: FactName) -> String {
+    format!("$KV.recipients.{}", fact_key(key, name))
+}
+
+/// All facts of one recipient, where they rest.
+pub fn facts_of(key: &RecipientKey) -> String {
+    format!("$KV.recipients.{}.>", recipient_path(key))
+}
+
+/// The part of a fact's subject that is its key in the bucket and in the edge cache.
+pub fn fact_key_of(subject: &str) -> Option<&str> {
+    subject.strip_prefix("$KV.recipients.")
+}
+
+/// `<app>.<recipient>.<name>`.
+pub fn fact_key(key: &RecipientKey, name: FactName) -> String {
+    let mut text = recipient_path(key);
+    match name {
+        FactName::Profile => text.push_str(".profile"),
+        FactName::Preferences => text.push_str(".preferences"),
+        FactName::Address(id) => {
+            let _infallible = write!(text, ".address.{id}");
+        }
+    }
+    text
+}
+
+/// `<app>.<recipient>`, with what a subject may not contain escaped.
+pub fn recipient_path(key: &RecipientKey) -> String {
+    let mut text = String::with_capacity(key.app.as_str().len() + key.recipient.as_str().len() + 64);
+    text.push_str(key.app.as_str());
+    text.push('.');
+    escape(key.recipient.as_str(), &mut text);
+    text
+}
+
+/// Reads a fact's key; `None` for what this version does not know.
+pub fn parse_fact_key(text: &str) -> Option<(RecipientKey, FactName)> {
+    let mut tokens = text.split('.');
+    let app = tokens.next()?.parse().ok()?;
+    let recipient = unescape(tokens.next()?)?;
+    let name = match (tokens.next()?, tokens.next()) {
+        ("profile", None) => FactName::Profile,
+        ("preferences", None) => FactName::Preferences,
+        ("address", Some(id)) => FactName::Address(id.parse().ok()?),
+        _ => return None,
+    };
+    Some((RecipientKey { app, recipient }, name))
+}
+
+/// Writes `=XX` for every byte that a key of a bucket may not contain. The result has no dot.
+fn escape(text: &str, to: &mut String) {
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' {
+            to.push(byte.into());
+        } else {
+            let _infallible = write!(to, "={byte:02X}");
+        }
+    }
+}
+
+fn unescape(text: &str) -> Option<RecipientId> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        if byte == b'=' {
+            let hex = std::str::from_utf8(tail.get(..2)?).ok()?;
+            bytes.push(u8::from_str_radix(hex, 16).ok()?);
+            rest = &tail[2..];
+        } else {
+            bytes.push(byte);
+            rest = tail;
+        }
+    }
+    String::from_utf8(bytes).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    proptest! {
+        #[test]
+        fn a_lane_is_read_as_it_was_written(region in "[a-z0-9-]{1,32}", app in "[a-z0-9-]{1,32}", class in 0usize..3, channel in 0usize..4) {
+            let lane = Lane {
+                channel: Channel::ALL[channel],
+                region: region.parse().unwrap(),
+                class: Class::ALL[class],
+                app: app.parse().unwrap(),
+            };
+            prop_assert_eq!(Lane::parse(&lane.notify()).unwrap(), lane.clone());
+            prop_assert_eq!(Lane::parse(&lane.due()).unwrap(), lane);
+        }
+
+        #[test]
+        fn any_recipient_survives_its_key(recipient in "[^\\s\\p{C}]{1,32}", id: u128) {
+            let key = RecipientKey { app: "shop".parse().unwrap(), recipient: recipient.parse().unwrap() };
+            for name in [FactName::Profile, FactName::Preferences, FactName::Address(AddressId(Uuid::from_u128(id)))] {
+                let subject = fact(&key, name);
+                prop_assert!(subject.bytes().all(|b| b.is_ascii_graphic() && !b"*>".contains(&b)));
+                prop_assert_eq!(parse_fact_key(fact_key_of(&subject).unwrap()), Some((key.clone(), name)));
+            }
+            let subject = directory_home(&"eu".parse().unwrap(), &key);
+            prop_assert_eq!(DirectoryKey::parse(&subject), Some(DirectoryKey::Home(key)));
+        }
+    }
+
+    #[test]
+    fn a_bad_subject_names_the_token() {
+        let field = |subject| Lane::parse(subject).unwrap_err().field;
+        assert_eq!(field("notify.fax.eu.normal.shop"), "subject.channel");
+        assert_eq!(field("notify.push.eu.soon.shop"), "subject.class");
+        assert_eq!(field("notify.push.eu.normal.shop.more"), "subject");
+        assert_eq!(field("other.push.eu.normal.shop"), "subject");
+    }
+}

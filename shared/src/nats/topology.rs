@@ -1,0 +1,425 @@
+//! Streams, consumers and buckets as data, and making the server match.
+
+use std::{collections::HashMap, fmt, time::Duration};
+
+use async_nats::jetstream::{
+    self,
+    consumer::{AckPolicy, pull},
+    context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind},
+    stream::{Config, DiscardPolicy, External, RetentionPolicy, Source, SubjectTransform},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::subject;
+use crate::{
+    channel::{Channel, Class},
+    id::Region,
+    push::MAX_TTL_S,
+};
+
+/// Work to do in this region.
+pub const NOTIFY: &str = "NOTIFY";
+/// Work and facts on their way to other regions.
+pub const OUTBOX: &str = "OUTBOX";
+/// Retries that wait for their time, and those that are due.
+pub const SCHEDULE: &str = "SCHEDULE";
+/// What happened.
+pub const RECEIPTS: &str = "RECEIPTS";
+/// What could not be delivered.
+pub const DEAD: &str = "DEAD";
+/// Who lives where, and whose an address is; every region holds all of it.
+pub const DIRECTORY: &str = "DIRECTORY";
+/// The bucket of facts about the recipients who live in this region.
+pub const RECIPIENTS_BUCKET: &str = "recipients";
+/// The stream under that bucket.
+pub const RECIPIENTS: &str = "KV_recipients";
+/// The bucket of apps, keys and credentials; at the hub, mirrored into every region.
+pub const CONFIG_BUCKET: &str = "config";
+/// The stream under that bucket.
+pub const CONFIG: &str = "KV_config";
+/// The `JetStream` domain of the hub. No region may have this name.
+pub const HUB: &str = "hub";
+
+/// The durable consumer on [`SCHEDULE`] for work that is due again.
+pub const RETRY_CONSUMER: &str = "retry";
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// How long a message id is remembered by the streams. The ledgers remember for days.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+
+/// Work is kept longer than the longest time to live, so that expiry is always the worker's decision.
+const WORK_AGE: Duration = Duration::from_secs(MAX_TTL_S as u64 + 2 * 24 * 3600);
+
+/// The mesh as one region sees it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mesh {
+    /// This region.
+    pub region: Region,
+    /// Every region of the mesh; this one may be among them.
+    #[serde(default)]
+    pub regions: Vec<Region>,
+    /// Copies of every stream: 1, or 3 with three servers a region.
+    #[serde(default = "one")]
+    pub replicas: usize,
+    /// Most bytes of [`NOTIFY`] and [`OUTBOX`] each; a full stream refuses. -1 for no limit but the disk.
+    #[serde(default = "unlimited")]
+    pub max_bytes: i64,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn unlimited() -> i64 {
+    -1
+}
+
+impl Mesh {
+    /// The other regions.
+    pub fn others(&self) -> impl Iterator<Item = &Region> {
+        self.regions.iter().filter(|region| **region != self.region)
+    }
+
+    /// The streams of this region.
+    pub fn streams(&self) -> Vec<Config> {
+        let here = &self.region;
+        let base = |name: &str, subjects: Vec<String>| Config {
+            name: name.to_owned(),
+            subjects,
+            discard: DiscardPolicy::New,
+            num_replicas: self.replicas,
+            allow_direct: true,
+            ..Config::default()
+        };
+        let notify = Config {
+            max_age: WORK_AGE,
+            max_bytes: self.max_bytes,
+            duplicate_window: DUPLICATE_WINDOW,
+            allow_atomic_publish: true,
+            sources: self.sources(|other| {
+                source(OUTBOX, other, Channel::CARRIED.iter().map(|channel| subject::notify_filter(*channel, here)).collect())
+            }),
+            ..base(NOTIFY, Channel::CARRIED.iter().map(|channel| subject::notify_filter(*channel, here)).collect())
+        };
+        let outbound = self.others().flat_map(|other| {
+            let work = Channel::CARRIED.iter().map(move |channel| subject::notify_filter(*channel, other));
+            work.chain([subject::fact_filter(other)])
+        });
+        let outbox = Config {
+            max_age: WORK_AGE,
+            max_bytes: self.max_bytes,
+            duplicate_window: DUPLICATE_WINDOW,
+            allow_atomic_publish: true,
+            ..base(OUTBOX, outbound.collect())
+        };
+        let schedule = Config {
+            // A retry is removed when it is done; only what waits is worth keeping.
+            retention: RetentionPolicy::WorkQueue,
+            max_age: WORK_AGE,
+            duplicate_window: DUPLICATE_WINDOW,
+            allow_message_schedules: true,
+            allow_message_ttl: true,
+            allow_rollup: true,
+            ..base(SCHEDULE, vec![subject::SCHEDULE_FILTER.into(), subject::DUE_FILTER.into()])
+        };
+        let receipts = Config {
+            max_age: 3 * DAY,
+            duplicate_window: HOUR,
+            sources: self.sources(|other| source(RECEIPTS, other, vec![subject::receipt_origin_filter(other, here)])),
+            ..base(RECEIPTS, vec![subject::receipt_filter(here)])
+        };
+        let dead = Config { max_age: 28 * DAY, duplicate_window: HOUR, ..base(DEAD, vec![subject::dead_filter(here)]) };
+        let directory = Config {
+            max_messages_per_subject: 1,
+            sources: self.sources(|other| source(DIRECTORY, other, vec![subject::directory_filter(other)])),
+            discard: DiscardPolicy::Old,
+            ..base(DIRECTORY, vec![subject::directory_filter(here)])
+        };
+        let recipients = Config {
+            max_messages_per_subject: 1,
+            allow_rollup: true,
+            deny_delete: true,
+            sources: self.sources(|other| Source {
+                subject_transforms: vec![SubjectTransform {
+                    source: subject::fact_filter(here),
+                    destination: subject::FACTS_FILTER.into(),
+                }],
+                ..external(OUTBOX, other.as_str())
+            }),
+            ..base(RECIPIENTS, vec![subject::FACTS_FILTER.into()])
+        };
+        let config = Config {
+            subjects: Vec::new(),
+            max_messages_per_subject: 1,
+            allow_rollup: true,
+            deny_delete: true,
+            mirror_direct: true,
+            mirror: Some(external(CONFIG, HUB)),
+            ..base(CONFIG, Vec::new())
+        };
+        let mut streams = vec![notify, schedule, receipts, dead, directory, recipients, config];
+        // A mesh of one region has nothing to send elsewhere, and a stream needs subjects.
+        if !outbox.subjects.is_empty() {
+            streams.insert(0, outbox);
+        }
+        streams
+    }
+
+    fn sources(&self, of: impl Fn(&Region) -> Source) -> Option<Vec<Source>> {
+        let sources: Vec<Source> = self.others().map(of).collect();
+        (!sources.is_empty()).then_some(sources)
+    }
+
+    /// The durable consumers that this region's workers share: the stream and the consumer.
+    pub fn consumers(&self) -> Vec<(&'static str, pull::Config)> {
+        let mut all: Vec<_> = Channel::CARRIED
+            .iter()
+            .flat_map(|channel| Class::ALL.iter().map(|class| (*channel, *class)))
+            .map(|(channel, class)| {
+                let filter = subject::notify_class_filter(channel, &self.region, class);
+                (NOTIFY, consumer(&lane_consumer(channel, class), filter))
+            })
+            .collect();
+        all.push((SCHEDULE, consumer(RETRY_CONSUMER, subject::DUE_FILTER.into())));
+        all
+    }
+}
+
+/// The durable consumer of one lane.
+pub fn lane_consumer(channel: Channel, class: Class) -> String {
+    format!("{channel}-{class}")
+}
+
+/// The streams of the hub.
+pub fn hub_streams(replicas: usize) -> Vec<Config> {
+    vec![Config {
+        name: CONFIG.into(),
+        subjects: vec![format!("$KV.{CONFIG_BUCKET}.>")],
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::New,
+        allow_rollup: true,
+        deny_delete: true,
+        allow_direct: true,
+        num_replicas: replicas,
+        ..Config::default()
+    }]
+}
+
+fn external(stream: &str, domain: &str) -> Source {
+    Source {
+        name: stream.to_owned(),
+        external: Some(External { api_prefix: format!("$JS.{domain}.API"), delivery_prefix: None }),
+        ..Source::default()
+    }
+}
+
+fn source(stream: &str, region: &Region, mut filters: Vec<String>) -> Source {
+    let mut source = external(stream, region.as_str());
+    if filters.len() == 1 {
+        source.filter_subject = filters.pop();
+    } else {
+        // Several filters are only possible as transforms that change nothing.
+        source.subject_transforms =
+            filters.into_iter().map(|filter| SubjectTransform { source: filter.clone(), destination: filter }).collect();
+    }
+    source
+}
+
+fn consumer(name: &str, filter: String) -> pull::Config {
+    pull::Config {
+        durable_name: Some(name.to_owned()),
+        filter_subject: filter,
+        ack_policy: AckPolicy::Explicit,
+        // Longer than a provider's time-out, so that work in progress is not given to a sibling.
+        ack_wait: Duration::from_secs(30),
+        // Attempts are counted by the workers; the server would only make a message invisible.
+        max_deliver: -1,
+        max_ack_pending: 65_536,
+        ..pull::Config::default()
+    }
+}
+
+/// What [`apply`] did to one stream or consumer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It was missing.
+    Created(String),
+    /// It differed, in these settings, and was made to match.
+    Updated(String, Vec<String>),
+    /// It differs in settings that cannot be changed on a living stream.
+    Drifted(String, Vec<String>),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Created(name) => write!(f, "created {name}"),
+            Self::Updated(name, settings) => write!(f, "updated {name}: {}", settings.join("; ")),
+            Self::Drifted(name, settings) => write!(f, "{name} differs and cannot be changed: {}", settings.join("; ")),
+        }
+    }
+}
+
+/// Why the topology could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A stream could not be read.
+    #[error("stream {0}: {1}")]
+    Read(String, String),
+    /// A stream could not be created.
+    #[error("stream {0}: {1}")]
+    Create(String, CreateStreamError),
+    /// A consumer could not be created or changed.
+    #[error("consumer {0}: {1}")]
+    Consumer(String, String),
+}
+
+/// Makes the server's streams match `wanted`; safe to repeat and to run from several processes at once.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Change>, ApplyError> {
+    let mut changes = Vec::new();
+    for config in wanted {
+        let name = config.name.clone();
+        let info = match js.get_stream(&name).await {
+            Ok(stream) => Some(stream.cached_info().clone()),
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(error) if error.code() == 404 => None,
+                _ => return Err(ApplyError::Read(name, error.to_string())),
+            },
+        };
+        let Some(info) = info else {
+            match js.create_stream(config.clone()).await {
+                Ok(_) => changes.push(Change::Created(name)),
+                // Another process was faster.
+                Err(error) if matches!(error.kind(), CreateStreamErrorKind::JetStream(ref e) if e.error_code() == jetstream::ErrorCode::STREAM_NAME_EXIST) => {}
+                Err(error) => return Err(ApplyError::Create(name, error)),
+            }
+            continue;
+        };
+        let differences = differences(config, &info.config);
+        if differences.is_empty() {
+            continue;
+        }
+        changes.push(match js.update_stream(config.clone()).await {
+            Ok(_) => Change::Updated(name, differences),
+            Err(_) => Change::Drifted(name, differences),
+        });
+    }
+    Ok(changes)
+}
+
+/// Makes the server's consumers match.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn apply_consumers(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
+    for (stream, config) in mesh.consumers() {
+        let name = config.durable_name.clone().unwrap_or_default();
+        js.create_consumer_on_stream(config, stream)
+            .await
+            .map_err(|error| ApplyError::Consumer(name, error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Settings in which `found` differs from `wanted`. What `wanted` leaves at its default is the server's to choose.
+fn differences(wanted: &Config, found: &Config) -> Vec<String> {
+    let as_map = |config: &Config| match serde_json::to_value(config) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
+    let (wanted, found, default) = (as_map(wanted), as_map(found), as_map(&Config::default()));
+    let mut differences = Vec::new();
+    for (key, value) in &wanted {
+        let value = normal(value);
+        let other = found.get(key).map_or(Value::Null, normal);
+        if key != "metadata" && default.get(key).map(normal).as_ref() != Some(&value) && value != other {
+            differences.push(format!("{key} is {other}, should be {value}"));
+        }
+    }
+    for key in ["sources", "mirror"] {
+        if !wanted.contains_key(key) && found.get(key).is_some_and(|value| !is_empty(value)) {
+            differences.push(format!("{key} should be empty"));
+        }
+    }
+    differences
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    }
+}
+
+/// `value` without members that say nothing, which the server adds or drops as it likes.
+fn normal(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => Value::Object(
+            map.iter().map(|(k, v)| (k.clone(), normal(v))).filter(|(_, v)| !is_empty(v)).collect(),
+        ),
+        Value::Array(items) => Value::Array(items.iter().map(normal).collect()),
+        other => other.clone(),
+    }
+}
+
+/// Touches the streams that source from other regions. After a cut this re-arms the sources at once; by itself the
+/// server waits up to 45 seconds. `stamp` must differ from the last one.
+pub async fn nudge(js: &jetstream::Context, mesh: &Mesh, stamp: &str) {
+    for config in mesh.streams() {
+        if config.sources.is_none() && config.mirror.is_none() {
+            continue;
+        }
+        let name = config.name.clone();
+        let metadata = HashMap::from([("peal.nudge".to_owned(), stamp.to_owned())]);
+        if let Err(error) = js.update_stream(Config { metadata, ..config }).await {
+            tracing::warn!(stream = name, %error, "sources could not be nudged");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mesh(region: &str) -> Mesh {
+        let parse = |name: &str| name.parse().unwrap();
+        Mesh { region: parse(region), regions: vec![parse("eu"), parse("us")], replicas: 1, max_bytes: -1 }
+    }
+
+    #[test]
+    fn what_the_server_fills_in_is_no_difference() {
+        for wanted in mesh("eu").streams() {
+            let mut found = wanted.clone();
+            found.max_consumers = -1;
+            found.metadata.insert("_nats.ver".into(), "2.15.1".into());
+            assert_eq!(differences(&wanted, &found), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn a_changed_setting_is_named() {
+        let wanted = mesh("eu").streams().into_iter().find(|stream| stream.name == NOTIFY).unwrap();
+        let found = Config { max_age: HOUR, ..wanted.clone() };
+        assert_eq!(differences(&wanted, &found).len(), 1);
+        assert!(differences(&wanted, &found)[0].starts_with("max_age is 3600"));
+    }
+
+    #[test]
+    fn no_region_stores_what_is_for_another_but_its_outbox() {
+        let streams = mesh("eu").streams();
+        for stream in &streams {
+            let foreign = stream.subjects.iter().any(|subject| subject.contains(".us."));
+            assert_eq!(foreign, stream.name == OUTBOX, "{}", stream.name);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The durable record of what happened.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    channel::{Channel, Provider, words},
+    id::{AddressId, AppId, EventId, JobId, NotificationId, RecipientId, Region},
+};
+
+words!(
+    /// What became of a delivery.
+    State, "state", {
+        /// The provider accepted it. For push that is the most a server can know.
+        Delivered = "delivered",
+        /// Not sent, by rule: opted out, no address, unknown recipient.
+        Suppressed = "suppressed",
+        /// Its time ran out before a provider took it.
+        Expired = "expired",
+        /// Withdrawn by its sender.
+        Cancelled = "cancelled",
+        /// The provider refused it for good.
+        Rejected = "rejected",
+        /// Attempts used up, or not understood; kept among the dead letters.
+        Dead = "dead",
+        /// Waits for another attempt. The only state that is not final.
+        Parked = "parked",
+    }
+);
+
+impl State {
+    /// Whether nothing more will happen to the delivery.
+    pub const fn is_final(self) -> bool {
+        !matches!(self, Self::Parked)
+    }
+}
+
+/// What one attempt of one delivery came to. A job that reached no address has one receipt without `address`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Receipt {
+    /// The notification.
+    pub notification: NotificationId,
+    /// The job.
+    pub job: JobId,
+    /// The recipient; absent if the message did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<RecipientId>,
+    /// The way it took.
+    pub channel: Channel,
+    /// The address; absent if none was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<AddressId>,
+    /// Who carried it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<Provider>,
+    /// Which attempt this was, from 1.
+    pub attempt: u32,
+    /// What it came to.
+    pub state: State,
+    /// Why: a stable word of ours such as `opted_out`, or the provider's own reason such as `Unregistered`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub reason: Option<Cow<'static, str>>,
+    /// The provider's name for it (FCM's message name; for APNs the `apns-id` is the delivery id).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_id: Option<String>,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// How long the provider took to answer, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_us: Option<u32>,
+    /// When the next attempt is due, if parked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub next_at: Option<Timestamp>,
+    /// The trace it is part of, if that was sampled: 32 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
+}
+
+/// That a gateway accepted a notification.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Accepted {
+    /// The notification.
+    pub notification: NotificationId,
+    /// The caller's name for it.
+    pub event_id: EventId,
+    /// How many jobs it became.
+    pub jobs: u32,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// The trace it is part of, if that was sampled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
+}
+
+/// One message of the receipts stream: many records at once, because one message each would cost more than the delivery.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Batch {
+    /// The tenant of all of them.
+    pub app: AppId,
+    /// Where it happened.
+    pub region: Region,
+    /// Where the notifications were accepted.
+    pub origin: Region,
+    /// The process that writes.
+    pub writer: String,
+    /// Notifications accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accepted: Vec<Accepted>,
+    /// Deliveries that changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub receipts: Vec<Receipt>,
+}

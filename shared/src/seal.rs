@@ -1,0 +1,112 @@
+//! Credentials at rest: AES-256-GCM under a key that only gateways and workers hold.
+
+use std::fmt;
+
+use aws_lc_rs::{
+    aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey},
+    hmac,
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
+
+/// The mesh's secret: 32 bytes. Seals credentials and keys the HMAC of API keys.
+#[derive(Clone)]
+pub struct MeshKey {
+    seal: std::sync::Arc<RandomizedNonceKey>,
+    hmac: hmac::Key,
+}
+
+/// A secret that only [`MeshKey::open`] can read.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Sealed(String);
+
+/// Why a secret could not be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    /// The mesh key is not 32 bytes of base64.
+    #[error("the mesh key must be 32 bytes in base64")]
+    Key,
+    /// Sealed under another mesh key or another name, or damaged.
+    #[error("cannot be opened with this mesh key")]
+    Closed,
+}
+
+impl MeshKey {
+    /// Reads the key from base64.
+    ///
+    /// # Errors
+    /// [`SealError::Key`] if it is not 32 bytes.
+    pub fn from_base64(text: &str) -> Result<Self, SealError> {
+        let bytes = STANDARD.decode(text.trim()).map_err(|_| SealError::Key)?;
+        if bytes.len() != 32 {
+            return Err(SealError::Key);
+        }
+        // Two uses, two keys: the second is derived, so that neither use says anything about the other.
+        let root = hmac::Key::new(hmac::HMAC_SHA256, &bytes);
+        let for_hmac = hmac::sign(&root, b"peal api keys");
+        let seal = RandomizedNonceKey::new(&AES_256_GCM, &bytes).map_err(|_| SealError::Key)?;
+        Ok(Self { seal: seal.into(), hmac: hmac::Key::new(hmac::HMAC_SHA256, for_hmac.as_ref()) })
+    }
+
+    /// Seals `secret` for the place called `name`; it opens nowhere else.
+    pub fn seal(&self, name: &str, secret: &str) -> Sealed {
+        let mut data = secret.as_bytes().to_vec();
+        let nonce = self
+            .seal
+            .seal_in_place_append_tag(Aad::from(name.as_bytes()), &mut data)
+            .expect("a credential is far below AES-GCM's limit");
+        let mut whole = nonce.as_ref().to_vec();
+        whole.extend_from_slice(&data);
+        Sealed(STANDARD.encode(whole))
+    }
+
+    /// Opens what was sealed for `name`.
+    ///
+    /// # Errors
+    /// [`SealError::Closed`].
+    pub fn open(&self, name: &str, sealed: &Sealed) -> Result<String, SealError> {
+        let whole = STANDARD.decode(&sealed.0).map_err(|_| SealError::Closed)?;
+        let (nonce, data) = whole.split_at_checked(12).ok_or(SealError::Closed)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SealError::Closed)?;
+        let mut data = data.to_vec();
+        let plain = self
+            .seal
+            .open_in_place(nonce, Aad::from(name.as_bytes()), &mut data)
+            .map_err(|_| SealError::Closed)?;
+        String::from_utf8(plain.to_vec()).map_err(|_| SealError::Closed)
+    }
+
+    pub(crate) fn hmac(&self) -> &hmac::Key {
+        &self.hmac
+    }
+}
+
+impl fmt::Debug for MeshKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MeshKey(hidden)")
+    }
+}
+
+impl fmt::Debug for Sealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sealed")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opens_only_under_its_name_and_key() {
+        let key = MeshKey::from_base64(&STANDARD.encode([7; 32])).unwrap();
+        let other = MeshKey::from_base64(&STANDARD.encode([8; 32])).unwrap();
+        let sealed = key.seal("shop/apns", "secret");
+        assert_eq!(key.open("shop/apns", &sealed).unwrap(), "secret");
+        assert_eq!(key.open("shop/fcm", &sealed), Err(SealError::Closed));
+        assert_eq!(other.open("shop/apns", &sealed), Err(SealError::Closed));
+        assert_ne!(key.seal("shop/apns", "secret"), sealed, "the nonce is fresh");
+        assert!(!format!("{sealed:?}{key:?}").contains("secret"));
+    }
+}

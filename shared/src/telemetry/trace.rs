@@ -1,0 +1,150 @@
+//! Trace context on NATS and HTTP headers, and the rule of what is kept.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use opentelemetry::{
+    Context, KeyValue, TraceId,
+    propagation::{Extractor, Injector, TextMapPropagator},
+    trace::{Link, SpanKind, TraceContextExt},
+};
+use opentelemetry_sdk::{
+    Resource,
+    error::OTelSdkResult,
+    propagation::TraceContextPropagator,
+    trace::{Sampler, SamplingDecision, SamplingResult, ShouldSample, SpanData, SpanExporter},
+};
+
+use super::metric::Metrics;
+use crate::nats::envelope;
+
+/// A span with this attribute is kept even if its trace was not sampled: an attempt that failed.
+pub const KEEP: &str = "peal.keep";
+
+/// The W3C header that carries the trace.
+pub const TRACEPARENT: &str = "traceparent";
+
+/// The trace that a message brings, if it is sampled. An unsampled one costs no more than a look at its flag.
+pub fn sampled(headers: &HeaderMap) -> Option<Context> {
+    let flags = envelope::header(headers, TRACEPARENT)?.rsplit('-').next()?;
+    let sampled = u8::from_str_radix(flags, 16).is_ok_and(|flags| flags & 1 == 1);
+    sampled.then(|| remote(headers)).flatten()
+}
+
+/// The trace that a message brings, sampled or not.
+pub fn remote(headers: &HeaderMap) -> Option<Context> {
+    let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &NatsHeaders(headers));
+    context.span().span_context().is_valid().then_some(context)
+}
+
+/// The trace that an HTTP request brings.
+pub fn remote_http(headers: &http::HeaderMap) -> Context {
+    TraceContextPropagator::new().extract_with_context(&Context::new(), &HttpHeaders(headers))
+}
+
+/// Writes the trace of `context` into a message's headers.
+pub fn inject(context: &Context, headers: &mut HeaderMap) {
+    TraceContextPropagator::new().inject_context(context, &mut NatsHeadersMut(headers));
+}
+
+/// The trace id of `context`, for people.
+pub fn trace_id(context: &Context) -> Option<String> {
+    let id = context.span().span_context().trace_id();
+    (id != TraceId::INVALID).then(|| id.to_string())
+}
+
+struct NatsHeaders<'a>(&'a HeaderMap);
+
+impl Extractor for NatsHeaders<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        envelope::header(self.0, key)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.iter().map(|(key, _)| key.as_ref()).collect()
+    }
+}
+
+struct NatsHeadersMut<'a>(&'a mut HeaderMap);
+
+impl Injector for NatsHeadersMut<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        if !value.is_empty() {
+            self.0.insert(key, value);
+        }
+    }
+}
+
+struct HttpHeaders<'a>(&'a http::HeaderMap);
+
+impl Extractor for HttpHeaders<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|value| value.to_str().ok())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+/// Follows the parent's decision; decides by ratio where there is no parent; keeps what failed in any case.
+#[derive(Debug, Clone)]
+pub(super) struct KeepFailures(Sampler);
+
+impl KeepFailures {
+    pub(super) fn new(ratio: f64) -> Self {
+        Self(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio))))
+    }
+}
+
+impl ShouldSample for KeepFailures {
+    fn should_sample(
+        &self,
+        parent: Option<&Context>,
+        trace_id: TraceId,
+        name: &str,
+        kind: &SpanKind,
+        attributes: &[KeyValue],
+        links: &[Link],
+    ) -> SamplingResult {
+        let mut result = self.0.should_sample(parent, trace_id, name, kind, attributes, links);
+        if attributes.iter().any(|attribute| attribute.key.as_str() == KEEP) {
+            result.decision = SamplingDecision::RecordAndSample;
+        }
+        result
+    }
+}
+
+/// Counts spans that the collector did not take; the SDK's own counters call them processed.
+#[derive(Debug)]
+pub(super) struct Counting<E> {
+    inner: E,
+    metrics: Metrics,
+}
+
+impl<E> Counting<E> {
+    pub(super) fn new(inner: E, metrics: Metrics) -> Self {
+        Self { inner, metrics }
+    }
+}
+
+impl<E: SpanExporter> SpanExporter for Counting<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len() as u64;
+        let result = self.inner.export(batch).await;
+        self.metrics.spans(spans, result.is_ok());
+        result
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
+}

@@ -1,0 +1,166 @@
+//! Accepts TLS connections for a simulator and hands them to the protocol they negotiated.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::http2::Order;
+use super::reply::Site;
+use super::wire::StreamLimits;
+use super::{http1, http2};
+
+/// A client that cannot finish a TLS handshake in this time is gone.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// A running server. Dropping it stops it.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    addr: SocketAddr,
+    orders: watch::Sender<Order>,
+    order_number: AtomicU64,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Listener {
+    /// Binds and begins to serve on the current runtime.
+    pub(crate) async fn start<S: Site>(
+        listen: SocketAddr,
+        tls: Arc<ServerConfig>,
+        limits: StreamLimits,
+        site: Arc<S>,
+    ) -> anyhow::Result<Self> {
+        let socket = TcpListener::bind(listen)
+            .await
+            .with_context(|| format!("listening on {listen}"))?;
+        let listener = Self {
+            addr: socket.local_addr()?,
+            orders: watch::Sender::new(Order::Serve),
+            order_number: AtomicU64::new(0),
+            stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        let accept = Accept {
+            acceptor: TlsAcceptor::from(tls),
+            limits,
+            site,
+            orders: listener.orders.clone(),
+            stopping: listener.stopping.clone(),
+            tasks: listener.tasks.clone(),
+        };
+        let stopping = listener.stopping.clone();
+        listener
+            .tasks
+            .spawn(stopping.run_until_cancelled_owned(accept.run(socket)));
+        Ok(listener)
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Every connection gets a GOAWAY, finishes what is open, and closes. New ones are accepted.
+    pub(crate) fn leave(&self) {
+        self.order(Order::Leave);
+    }
+
+    /// Every connection closes now, without a word. New ones are accepted.
+    pub(crate) fn cut(&self) {
+        self.order(Order::Cut);
+    }
+
+    fn order(&self, order: fn(u64) -> Order) {
+        let number = self.order_number.fetch_add(1, Ordering::Relaxed);
+        self.orders.send_replace(order(number));
+    }
+
+    /// Closes the port and every connection; returns when all are gone.
+    pub(crate) async fn stop(&self) {
+        self.stopping.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.stopping.cancel();
+    }
+}
+
+struct Accept<S> {
+    acceptor: TlsAcceptor,
+    limits: StreamLimits,
+    site: Arc<S>,
+    orders: watch::Sender<Order>,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl<S: Site> Accept<S> {
+    async fn run(self, socket: TcpListener) {
+        let mut connection = 0;
+        loop {
+            let Ok((stream, _)) = socket.accept().await else {
+                // Out of file descriptors, most likely; some will be closed soon.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            };
+            connection += 1;
+            let acceptor = self.acceptor.clone();
+            let (site, limits) = (Arc::clone(&self.site), self.limits);
+            let orders = self.orders.subscribe();
+            let serving = serve(acceptor, stream, site, connection, limits, orders);
+            self.tasks
+                .spawn(self.stopping.clone().run_until_cancelled_owned(serving));
+        }
+    }
+}
+
+async fn serve<S: Site>(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    site: Arc<S>,
+    connection: u64,
+    limits: StreamLimits,
+    orders: watch::Receiver<Order>,
+) {
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else {
+        return;
+    };
+    let open = Open::new(&*site);
+    if tls.get_ref().1.alpn_protocol() == Some(b"h2") {
+        Box::pin(http2::serve(tls, Arc::clone(&site), connection, limits, orders)).await;
+    } else {
+        Box::pin(http1::serve(tls, Arc::clone(&site), connection, orders)).await;
+    }
+    drop(open);
+}
+
+/// Counts a connection as open for as long as it lives, also when its task is dropped.
+struct Open<'a, S: Site>(&'a S);
+
+impl<'a, S: Site> Open<'a, S> {
+    fn new(site: &'a S) -> Self {
+        site.log().connected();
+        Self(site)
+    }
+}
+
+impl<S: Site> Drop for Open<'_, S> {
+    fn drop(&mut self) {
+        self.0.log().disconnected();
+    }
+}

@@ -1,0 +1,42 @@
+//! Simulators of the push providers, faithful enough to develop, test and measure against.
+//!
+//! [`Apns`] speaks HTTP/2 over TLS as `api.push.apple.com` does, [`Fcm`] HTTP/2 and HTTP/1.1 over TLS as
+//! `fcm.googleapis.com` and `oauth2.googleapis.com` do. Both validate what they are sent, answer with the provider's
+//! own errors, can be told to misbehave by a [`Script`], and keep a [`Log`] of what reached them.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! use testbed::providers::{Answer, Apns, ApnsConfig, Rule};
+//!
+//! let apns = Apns::start(ApnsConfig::default()).await?;
+//! apns.script().add(Rule::token("dead").answer(Answer::reason("Unregistered")))?;
+//! // ... push to https://localhost:{apns.addr().port()} with apns.key() and apns.ca_pem() ...
+//! assert_eq!(apns.log().delivered_to("beef").len(), 1);
+//! apns.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What is not faithful is said where it is decided; the list is in `testbed/conformance/README.md`.
+
+pub mod apns;
+mod clock;
+mod devices;
+pub mod fcm;
+mod http1;
+mod http2;
+pub mod keys;
+mod listener;
+pub mod log;
+mod reply;
+pub mod script;
+pub mod tls;
+mod wire;
+
+pub use apns::{Apns, ApnsConfig};
+pub use devices::Devices;
+pub use fcm::{Fcm, FcmConfig};
+pub use keys::{ApnsKey, ServiceAccount};
+pub use log::{Log, LogMode, Push, Stats};
+pub use script::{Answer, RetryAfter, Rule, Script};
+pub use tls::Authority;

@@ -1,0 +1,97 @@
+//! What a simulator does with one request, before it becomes frames.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::request::Parts;
+use http::{Response, StatusCode};
+
+use super::log::Log;
+use super::script::{Act, Answer, RetryAfter, Ruling};
+
+/// One provider behind a listener.
+pub(crate) trait Site: Send + Sync + 'static {
+    /// What is remembered about one connection.
+    type Session: Send + 'static;
+
+    /// A connection was accepted; `connection` counts from 1.
+    fn open(&self, connection: u64) -> Self::Session;
+
+    /// A request has arrived whole.
+    fn answer(&self, session: &mut Self::Session, head: &Parts, body: Bytes) -> Reply;
+
+    /// Whether this connection has earned its full number of streams.
+    fn unlocked(&self, session: &Self::Session) -> bool;
+
+    /// Where this provider's requests are recorded.
+    fn log(&self) -> &Log;
+}
+
+/// What to send, when, and what else to do to the connection.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) response: Response<Bytes>,
+    pub(crate) delay: Duration,
+    pub(crate) act: Act,
+}
+
+impl Reply {
+    pub(crate) fn new(status: StatusCode, headers: HeaderMap, body: Bytes) -> Self {
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        Self {
+            response,
+            delay: Duration::ZERO,
+            act: Act::Respond,
+        }
+    }
+
+    /// Adds what a script's answer says beyond status and reason, and how and when the answer leaves.
+    pub(crate) fn ruled(mut self, ruling: &Ruling, now_ms: i64) -> Self {
+        let answer: &Answer = &ruling.answer;
+        if let Some(retry_after) = answer.retry_after {
+            self.response
+                .headers_mut()
+                .insert(RETRY_AFTER, retry_after_value(retry_after, now_ms));
+        }
+        if let Some(body) = &answer.body {
+            *self.response.body_mut() = Bytes::copy_from_slice(body.as_bytes());
+        }
+        self.delay = Duration::from_millis(ruling.delay_ms);
+        self.act = answer.act.clone();
+        self
+    }
+}
+
+/// Headers with a content type and room for a few more.
+pub(crate) fn typed(content_type: &'static str) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(4);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers
+}
+
+/// A header's text, if it is there and is text.
+pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn retry_after_value(retry_after: RetryAfter, now_ms: i64) -> HeaderValue {
+    match retry_after {
+        RetryAfter::Seconds(seconds) => HeaderValue::from(seconds),
+        RetryAfter::DateIn(seconds) => {
+            // The date has whole seconds: rounding up keeps a client that obeys from coming back early.
+            let at = now_ms.saturating_add(999) / 1000 + i64::try_from(seconds).unwrap_or(i64::MAX / 2);
+            jiff::Timestamp::from_second(at)
+                .ok()
+                .and_then(|at| {
+                    jiff::fmt::rfc2822::DateTimePrinter::new()
+                        .timestamp_to_rfc9110_string(&at)
+                        .ok()
+                })
+                .and_then(|date| HeaderValue::try_from(date).ok())
+                .unwrap_or_else(|| HeaderValue::from(seconds))
+        }
+    }
+}
