@@ -1,3 +1,13 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
 
+pub mod admin;
+pub mod cache;
+pub mod config;
+pub mod delivery;
+pub mod janitor;
+pub mod ledger;
+pub mod pipeline;
 pub mod providers;
+mod worker;
+
+pub use worker::{EdgeWorker, StartError};

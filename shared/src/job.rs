@@ -12,6 +12,9 @@ use crate::{
     push::Push,
 };
 
+/// How late a push that is now or never may still be tried.
+const NOW_OR_NEVER: SignedDuration = SignedDuration::from_secs(60);
+
 /// What a job says: the JSON body of a message on `notify.<channel>.<region>.<class>.<app>`, written by the gateway
 /// and by services alike.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -70,6 +73,16 @@ impl Job {
     pub fn expires_at(&self) -> Timestamp {
         let life = SignedDuration::from_secs(i64::from(self.body.push.ttl_s()));
         self.accepted_at.checked_add(life).unwrap_or(Timestamp::MAX)
+    }
+
+    /// Whether the notification is no longer worth delivering at `now`. A push that is now or never (`ttl` 0) has one
+    /// attempt, soon after it was accepted.
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        if self.body.push.ttl_s() == 0 {
+            let age = now.duration_since(self.accepted_at);
+            return self.attempt > 1 || age > NOW_OR_NEVER;
+        }
+        now >= self.expires_at()
     }
 
     /// The delivery of this job to `address`.

@@ -107,8 +107,8 @@ impl Providers {
         fcm: Option<FcmAccount>,
     ) -> Result<(), BadCredential> {
         let accounts = Accounts {
-            apns: apns.map(|account| self.apns.account(account)).transpose()?,
-            fcm: fcm.map(|account| self.fcm.account(account)).transpose()?,
+            apns: apns.map(|account| self.apns.account(&account)).transpose()?,
+            fcm: fcm.map(|account| self.fcm.account(&account)).transpose()?,
         };
         self.change(|all| {
             all.insert(app.clone(), accounts);

@@ -26,7 +26,7 @@ mod tests {
 
     #[test]
     fn seconds_and_dates_are_understood() {
-        assert_eq!(asked("120"), Some(Duration::from_secs(120)));
+        assert_eq!(asked("120"), Some(Duration::from_mins(2)));
         assert_eq!(asked("Thu, 01 Jan 2026 00:01:30 GMT"), Some(Duration::from_secs(90)));
         assert_eq!(asked("Wed, 31 Dec 2025 00:00:00 GMT"), Some(Duration::ZERO));
         for nonsense in ["", "-1", "soon", "1.5"] {

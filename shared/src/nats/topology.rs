@@ -1,6 +1,6 @@
 //! Streams, consumers and buckets as data, and making the server match.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{fmt, time::Duration};
 
 use async_nats::jetstream::{
     self,
@@ -148,7 +148,7 @@ impl Mesh {
                     source: subject::fact_filter(here),
                     destination: subject::FACTS_FILTER.into(),
                 }],
-                ..external(OUTBOX, other.as_str())
+                ..source(OUTBOX, other, Vec::new())
             }),
             ..base(RECIPIENTS, vec![subject::FACTS_FILTER.into()])
         };
@@ -217,8 +217,11 @@ fn external(stream: &str, domain: &str) -> Source {
     }
 }
 
+/// A source that misses nothing. Where the server knows no position, as when the destination was trimmed before the
+/// first message came, it would begin at the time of the destination's last message and skip what is older, silently;
+/// told to begin at 1 it replays instead, which message ids and ledgers make harmless.
 fn source(stream: &str, region: &Region, mut filters: Vec<String>) -> Source {
-    let mut source = external(stream, region.as_str());
+    let mut source = Source { start_sequence: Some(1), ..external(stream, region.as_str()) };
     if filters.len() == 1 {
         source.filter_subject = filters.pop();
     } else {
@@ -369,21 +372,6 @@ fn normal(value: &Value) -> Value {
         ),
         Value::Array(items) => Value::Array(items.iter().map(normal).collect()),
         other => other.clone(),
-    }
-}
-
-/// Touches the streams that source from other regions. After a cut this re-arms the sources at once; by itself the
-/// server waits up to 45 seconds. `stamp` must differ from the last one.
-pub async fn nudge(js: &jetstream::Context, mesh: &Mesh, stamp: &str) {
-    for config in mesh.streams() {
-        if config.sources.is_none() && config.mirror.is_none() {
-            continue;
-        }
-        let name = config.name.clone();
-        let metadata = HashMap::from([("peal.nudge".to_owned(), stamp.to_owned())]);
-        if let Err(error) = js.update_stream(Config { metadata, ..config }).await {
-            tracing::warn!(stream = name, %error, "sources could not be nudged");
-        }
     }
 }
 

@@ -12,3 +12,8 @@ pub(crate) fn now_ms() -> i64 {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
+
+/// The simulated providers' clock: seconds since the Unix epoch.
+pub fn now_s() -> i64 {
+    now_ms() / 1000
+}

@@ -4,6 +4,7 @@ use anyhow::Context;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize};
 use serde_json::json;
 
@@ -29,6 +30,16 @@ impl ApnsKey {
             key_id: key_id.to_owned(),
             pem,
         })
+    }
+
+    /// A provider token (RFC 7515, ES256) issued at this moment, seconds since the epoch.
+    pub fn provider_token(&self, issued_s: i64) -> anyhow::Result<String> {
+        let mut header = Header::new(Algorithm::ES256);
+        header.typ = None;
+        header.kid = Some(self.key_id.clone());
+        let key = EncodingKey::from_ec_pem(self.pem.as_bytes())?;
+        let claims = json!({ "iss": self.team_id, "iat": issued_s });
+        Ok(jsonwebtoken::encode(&header, &claims, &key)?)
     }
 
     /// The public key as an uncompressed point: `04`, x and y, 65 bytes.
@@ -82,6 +93,22 @@ impl ServiceAccount {
             private_key: pair.serialize_pem(),
             public_key: pair.public_key_pem(),
         })
+    }
+
+    /// An assertion (RFC 7523, RS256) for this audience, issued at this moment, seconds since the epoch; it lives an
+    /// hour.
+    pub fn assertion(&self, audience: &str, issued_s: i64) -> anyhow::Result<String> {
+        let mut header = Header::new(Algorithm::RS256);
+        header.kid = Some(self.private_key_id.clone());
+        let key = EncodingKey::from_rsa_pem(self.private_key.as_bytes())?;
+        let claims = json!({
+            "iss": self.client_email,
+            "scope": "https://www.googleapis.com/auth/firebase.messaging",
+            "aud": audience,
+            "iat": issued_s,
+            "exp": issued_s + 3600,
+        });
+        Ok(jsonwebtoken::encode(&header, &claims, &key)?)
     }
 
     /// The JSON file Google hands out, with this token endpoint.

@@ -19,6 +19,7 @@
 //!
 //! What is not faithful is said where it is decided; the list is in `testbed/conformance/README.md`.
 
+mod admin;
 pub mod apns;
 mod clock;
 mod devices;
@@ -33,7 +34,9 @@ pub mod script;
 pub mod tls;
 mod wire;
 
+pub use admin::{Admin, Scripts};
 pub use apns::{Apns, ApnsConfig};
+pub use clock::now_s;
 pub use devices::Devices;
 pub use fcm::{Fcm, FcmConfig};
 pub use keys::{ApnsKey, ServiceAccount};

@@ -1,8 +1,30 @@
-//! One team's key: its provider token and its connections.
+//! One team's key: its provider token, and its connections.
 
 use std::sync::Arc;
 
-use aws_lc_rs::digest;
 use shared::recipient::Environment;
 
 use super::{pool::Pool, token::ProviderToken};
+
+/// What all apps of one team and key share. Apple binds a connection to the team and the key of its first push, and
+/// counts how often a team changes its token.
+#[derive(Debug)]
+pub(super) struct Team {
+    pub(super) token: ProviderToken,
+    production: Arc<Pool>,
+    sandbox: Arc<Pool>,
+}
+
+impl Team {
+    pub(super) fn new(token: ProviderToken, production: Arc<Pool>, sandbox: Arc<Pool>) -> Self {
+        Self { token, production, sandbox }
+    }
+
+    /// The connections to `environment`.
+    pub(super) fn pool(&self, environment: Environment) -> &Arc<Pool> {
+        match environment {
+            Environment::Production => &self.production,
+            Environment::Sandbox => &self.sandbox,
+        }
+    }
+}

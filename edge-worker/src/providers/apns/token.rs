@@ -17,10 +17,10 @@ use shared::clock::Clock;
 use crate::providers::BadCredential;
 
 /// Apple refuses a token older than an hour; ten minutes are left for clocks that disagree.
-const LIFE: Duration = Duration::from_secs(50 * 60);
+const LIFE: Duration = Duration::from_mins(50);
 
 /// Apple answers `TooManyProviderTokenUpdates` to a team that changes its token more often.
-const LEAST_BETWEEN: Duration = Duration::from_secs(20 * 60);
+const LEAST_BETWEEN: Duration = Duration::from_mins(20);
 
 const BAD_KEY: BadCredential = BadCredential::new("private_key", "must be a P-256 private key, PKCS#8 in PEM");
 
@@ -54,6 +54,11 @@ impl ProviderToken {
         let key = EncodingKey::from_ec_pem(pem.as_bytes()).map_err(|_| BAD_KEY)?;
         let first = mint(&team_id, &key_id, &key, clock.now())?;
         Ok(Self { team_id, key_id, key, clock, current: ArcSwap::from_pointee(first), minting: Mutex::new(()) })
+    }
+
+    /// Whether `pem` holds the key that signs here.
+    pub(super) fn is_of(&self, pem: &str) -> bool {
+        EncodingKey::from_ec_pem(pem.as_bytes()).is_ok_and(|key| key.as_bytes() == self.key.as_bytes())
     }
 
     /// The token to use now; a new one when the former is about to become too old.
@@ -126,7 +131,7 @@ mod tests {
     use super::*;
 
     /// Made for this test with `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256`.
-    const KEY: &str = include_str!("testdata/p256.pem");
+    const KEY: &str = include_str!("../testdata/p256.pem");
 
     fn token_at(seconds: &Arc<AtomicI64>) -> ProviderToken {
         let seconds = seconds.clone();
@@ -153,7 +158,7 @@ mod tests {
         let token = token_at(&now);
         let first = token.current();
         now.fetch_add(60, Ordering::Relaxed);
-        assert_eq!(token.after_expired(&first).err(), Some(Duration::from_secs(19 * 60)));
+        assert_eq!(token.after_expired(&first).err(), Some(Duration::from_mins(19)));
         now.fetch_add(19 * 60, Ordering::Relaxed);
         let second = token.after_expired(&first).ok().unwrap();
         assert!(!Arc::ptr_eq(&first, &second));

@@ -1,0 +1,54 @@
+//! Health, readiness and metrics over HTTP.
+
+use std::sync::Arc;
+
+use async_nats::Client;
+use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
+use serde::Serialize;
+use shared::{lifecycle::Lifecycle, nats::connect, telemetry::Telemetry};
+use tokio::{net::TcpListener, sync::watch};
+
+/// What readiness looks at.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// The connection to NATS.
+    pub client: Client,
+    /// Whether the cache has caught up.
+    pub cache: watch::Receiver<bool>,
+    /// Whether the ledger has caught up.
+    pub ledger: watch::Receiver<bool>,
+    /// For the metrics page.
+    pub telemetry: Telemetry,
+}
+
+#[derive(Debug, Serialize)]
+struct Readiness {
+    nats: bool,
+    cache: bool,
+    ledger: bool,
+}
+
+impl Admin {
+    /// Serves until the process is to finish.
+    pub async fn serve(self, listener: TcpListener, lifecycle: Lifecycle) {
+        let app = Router::new()
+            .route("/healthz", get(async || "ok"))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(async |State(admin): State<Arc<Self>>| admin.telemetry.prometheus()))
+            .with_state(Arc::new(self));
+        let served = axum::serve(listener, app).with_graceful_shutdown(async move { lifecycle.finishing().await }).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "admin server ended");
+        }
+    }
+}
+
+async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<Readiness>) {
+    let readiness = Readiness {
+        nats: connect::is_connected(&admin.client),
+        cache: *admin.cache.borrow(),
+        ledger: *admin.ledger.borrow(),
+    };
+    let all = readiness.nats && readiness.cache && readiness.ledger;
+    (if all { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(readiness))
+}

@@ -1,0 +1,11 @@
+//! The edge's copy of what its region knows of recipients.
+//!
+//! Invariant: the cache is a copy. Deleting its file costs the time to fill it, never correctness.
+
+mod store;
+mod sync;
+
+pub use self::{
+    store::{Cached, Change, Store, StoreError},
+    sync::{Sync, SyncError},
+};

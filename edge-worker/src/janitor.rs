@@ -1,0 +1,98 @@
+//! Trims what is done: streams keep their messages after they were acknowledged, for the sources and for replays.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{self, consumer::PullConsumer, stream::Stream};
+use jiff::{SignedDuration, Timestamp};
+use shared::{
+    clock::Clock,
+    nats::{
+        follow,
+        topology::{self, Mesh},
+    },
+};
+
+use crate::ledger::Ledger;
+
+/// How often it looks.
+const EVERY: Duration = Duration::from_secs(30);
+
+/// Trims the stream of work and the ledger.
+#[derive(Debug)]
+pub struct Janitor {
+    /// The region's `JetStream`.
+    pub js: jetstream::Context,
+    /// This region.
+    pub mesh: Mesh,
+    /// Time.
+    pub clock: Clock,
+    /// The ledger to prune.
+    pub ledger: Ledger,
+    /// Work stays at least this long after it was stored, done or not.
+    pub keep: Duration,
+    /// What happened is remembered this long.
+    pub remember: Duration,
+}
+
+impl Janitor {
+    /// Works for ever. Several workers may do so at once: trimming twice trims once.
+    pub async fn run(self) {
+        let mut ticks = tokio::time::interval(EVERY);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.trim().await {
+                tracing::warn!(%error, "done work could not be trimmed");
+            }
+            let (ledger, cutoff) = (self.ledger.clone(), self.ago(self.remember).as_millisecond());
+            match tokio::task::spawn_blocking(move || ledger.prune(cutoff)).await {
+                Ok(Ok(0)) => {}
+                Ok(Ok(records)) => tracing::info!(records, "ledger pruned"),
+                Ok(Err(error)) => tracing::error!(%error, "ledger could not be pruned"),
+                Err(error) => tracing::error!(%error, "ledger could not be pruned"),
+            }
+        }
+    }
+
+    /// Removes what every consumer has acknowledged, but never the newest minutes: a stream that sources and is
+    /// emptied forgets where its sources stand.
+    async fn trim(&self) -> Result<(), async_nats::Error> {
+        let stream = self.js.get_stream(topology::NOTIFY).await?;
+        let (first, mut done) = (stream.cached_info().state.first_sequence, stream.cached_info().state.last_sequence);
+        for (name, config) in self.mesh.consumers().into_iter().filter(|(stream, _)| *stream == topology::NOTIFY) {
+            let durable = config.durable_name.unwrap_or_default();
+            let mut consumer: PullConsumer = self.js.get_consumer_from_stream(durable, name).await?;
+            let info = consumer.info().await?;
+            // One that has nothing left is done with all that the stream held before it was asked.
+            if info.num_pending > 0 || info.num_ack_pending > 0 {
+                done = done.min(info.ack_floor.stream_sequence);
+            }
+        }
+        let cutoff = self.ago(self.keep);
+        // The first message that is too young, by halving: times grow with sequences.
+        let (mut low, mut high) = (first, done + 1);
+        while low < high {
+            let middle = low.midpoint(high);
+            if stored_at(&stream, middle).await.is_some_and(|at| at < cutoff) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        if low > first {
+            let purged = stream.purge().sequence(low).await?.purged;
+            tracing::info!(purged, "done work trimmed");
+        }
+        Ok(())
+    }
+
+    fn ago(&self, duration: Duration) -> Timestamp {
+        let back = SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
+        self.clock.now().checked_sub(back).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+}
+
+/// When the first message at or after `sequence` was stored.
+async fn stored_at(stream: &Stream, sequence: u64) -> Option<Timestamp> {
+    let message = stream.direct_get_next_for_subject(">", Some(sequence)).await.ok()?;
+    Some(follow::timestamp(message.time.unix_timestamp_nanos()))
+}

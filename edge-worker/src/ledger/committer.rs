@@ -1,0 +1,269 @@
+//! The one writer of the ledger: gathers what has been settled into group commits.
+
+use std::{sync::Arc, time::Duration};
+
+use shared::{
+    clock::Clock,
+    id::{AppId, Region},
+    receipt::{Batch, Receipt},
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Ledger, Outgoing, Record, Store, StoreError,
+    store::{Commit, Followed},
+};
+
+/// Most settlements in one commit; more would only make the first of them wait.
+const MOST: usize = 2048;
+
+/// Most receipts in one message, well below the server's limit of a megabyte.
+const MOST_RECEIPTS: usize = 1000;
+
+/// What others did may wait this long to be written, so that an idle worker does not commit for each of their messages.
+const LINGER: Duration = Duration::from_millis(50);
+
+/// A commit that fails is tried again this often, a second apart, before the worker gives up.
+const TRIES: u32 = 10;
+
+/// Settlements to be committed, and what goes with them.
+enum Work<T> {
+    Own(Settled<T>),
+    Followed { records: Vec<Record>, sent: Vec<u64>, followed: Followed },
+    Sent(Vec<u64>),
+    Flush(oneshot::Sender<()>),
+}
+
+/// One job that has been worked on.
+#[derive(Debug)]
+pub struct Settled<T> {
+    /// The tenant.
+    pub app: AppId,
+    /// Where it was accepted.
+    pub origin: Region,
+    /// What happened; empty for a job that had been done before.
+    pub receipts: Vec<Receipt>,
+    /// Given back when the receipts are safe.
+    pub ticket: T,
+}
+
+/// What one group commit made safe.
+#[derive(Debug)]
+pub struct Committed<T> {
+    /// Messages to publish.
+    pub outgoing: Vec<Outgoing>,
+    /// What may be acknowledged once they are published.
+    pub tickets: Vec<T>,
+}
+
+/// Hands work to the writer. Cheap to clone.
+#[derive(Debug)]
+pub struct Committer<T> {
+    work: mpsc::Sender<Work<T>>,
+}
+
+impl<T> Clone for Committer<T> {
+    fn clone(&self) -> Self {
+        Self { work: self.work.clone() }
+    }
+}
+
+/// The writer has ended: the process is leaving, or the disk refuses for good.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the ledger takes no more")]
+pub struct Gone;
+
+impl<T: Send + 'static> Committer<T> {
+    /// Starts the writer. It ends when every committer is dropped, or the file refuses; both show as the end of `out`.
+    pub fn new(
+        ledger: &Ledger,
+        region: Region,
+        clock: Clock,
+        out: mpsc::Sender<Committed<T>>,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + use<T>), StoreError> {
+        let (work, receiver) = mpsc::channel(2 * MOST);
+        let writer = Writer { ledger: ledger.clone(), region, clock, next: ledger.store.last_entry()? + 1 };
+        Ok((Self { work }, writer.run(receiver, out)))
+    }
+
+    /// Commits a job that has been worked on.
+    ///
+    /// # Errors
+    /// [`Gone`]; the ticket is dropped.
+    pub async fn settle(&self, settled: Settled<T>) -> Result<(), Gone> {
+        self.work.send(Work::Own(settled)).await.map_err(|_| Gone)
+    }
+
+    /// These messages are in the stream. Remembered with the next commit; until then a restart finds them there itself.
+    pub async fn sent(&self, numbers: Vec<u64>) -> Result<(), Gone> {
+        self.work.send(Work::Sent(numbers)).await.map_err(|_| Gone)
+    }
+
+    /// Applies what the stream of receipts says up to `followed`: records of others, and numbers of our own messages.
+    pub(super) async fn followed(&self, records: Vec<Record>, sent: Vec<u64>, followed: Followed) -> Result<(), Gone> {
+        self.work.send(Work::Followed { records, sent, followed }).await.map_err(|_| Gone)
+    }
+
+    /// Waits until everything handed in before is committed.
+    pub async fn flush(&self) -> Result<(), Gone> {
+        let (done, committed) = oneshot::channel();
+        self.work.send(Work::Flush(done)).await.map_err(|_| Gone)?;
+        committed.await.map_err(|_| Gone)
+    }
+}
+
+struct Writer {
+    ledger: Ledger,
+    region: Region,
+    clock: Clock,
+    next: u64,
+}
+
+/// Everything that goes into one commit.
+struct Group<T> {
+    own: Vec<Settled<T>>,
+    records: Vec<Record>,
+    sent: Vec<u64>,
+    followed: Option<Followed>,
+    flushes: Vec<oneshot::Sender<()>>,
+}
+
+impl<T: Send + 'static> Group<T> {
+    fn new() -> Self {
+        Self { own: Vec::new(), records: Vec::new(), sent: Vec::new(), followed: None, flushes: Vec::new() }
+    }
+
+    fn add(&mut self, work: Work<T>) {
+        match work {
+            Work::Own(settled) => self.own.push(settled),
+            Work::Followed { records, sent, followed } => {
+                self.records.extend(records);
+                self.sent.extend(sent);
+                self.followed = Some(followed);
+            }
+            Work::Sent(numbers) => self.sent.extend(numbers),
+            Work::Flush(done) => self.flushes.push(done),
+        }
+    }
+
+    fn can_wait(&self) -> bool {
+        self.own.is_empty() && self.flushes.is_empty()
+    }
+}
+
+impl Writer {
+    async fn run<T: Send + 'static>(mut self, mut work: mpsc::Receiver<Work<T>>, out: mpsc::Sender<Committed<T>>) {
+        let mut received = Vec::with_capacity(MOST);
+        let mut group = Group::new();
+        loop {
+            let more = work.recv_many(&mut received, MOST).await > 0;
+            received.drain(..).for_each(|work| group.add(work));
+            if more && group.can_wait() {
+                // What only others did waits a little for company.
+                let deadline = tokio::time::sleep(LINGER);
+                tokio::pin!(deadline);
+                while group.can_wait() {
+                    tokio::select! {
+                        count = work.recv_many(&mut received, MOST) => {
+                            received.drain(..).for_each(|work| group.add(work));
+                            if count == 0 { break }
+                        }
+                        () = &mut deadline => break,
+                    }
+                }
+            }
+            let Some(committed) = self.commit(std::mem::replace(&mut group, Group::new())).await else { return };
+            if !committed.tickets.is_empty() && out.send(committed).await.is_err() {
+                return;
+            }
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// Writes one group; `None` if the disk refuses for good.
+    async fn commit<T: Send + 'static>(&mut self, group: Group<T>) -> Option<Committed<T>> {
+        let number = self.next;
+        let mut commit = Commit { sent: group.sent, followed: group.followed, ..Commit::default() };
+        let mut tickets = Vec::with_capacity(group.own.len());
+        let mut batches: Vec<Batch> = Vec::new();
+        for settled in group.own {
+            commit.records.extend(settled.receipts.iter().map(|receipt| (record(receipt), None)));
+            self.gather(&mut batches, settled.app, settled.origin, settled.receipts);
+            tickets.push(settled.ticket);
+        }
+        commit.records.extend(group.records.into_iter().map(|record| (record, None)));
+        let nothing = commit.records.is_empty() && commit.followed.is_none();
+        // Numbers of messages that were sent are not worth a commit of their own, unless somebody waits for it.
+        if nothing && group.flushes.is_empty() {
+            return Some(Committed { outgoing: Vec::new(), tickets });
+        }
+        let (ledger, now) = (self.ledger.clone(), self.clock.now().as_millisecond());
+        let written = tokio::task::spawn_blocking(move || {
+            chain(&ledger, number, &mut commit);
+            commit.outgoing = batches.iter().enumerate().map(|(at, batch)| outgoing(number, at, batch)).collect();
+            write(&ledger.store, number, now, &commit).map(|()| {
+                let mut index = ledger.index();
+                for (record, _) in &commit.records {
+                    index.replace(record.job, number);
+                }
+                (commit.outgoing, !commit.records.is_empty())
+            })
+        })
+        .await;
+        let (outgoing, used) = written.ok()??;
+        self.next += u64::from(used);
+        for done in group.flushes {
+            // Whoever asked may have stopped waiting.
+            let (Ok(()) | Err(())) = done.send(());
+        }
+        Some(Committed { outgoing, tickets })
+    }
+
+    fn gather(&self, batches: &mut Vec<Batch>, app: AppId, origin: Region, receipts: Vec<Receipt>) {
+        if receipts.is_empty() {
+            return;
+        }
+        let fits = |batch: &&mut Batch| batch.app == app && batch.origin == origin && batch.receipts.len() < MOST_RECEIPTS;
+        if let Some(batch) = batches.iter_mut().find(fits) {
+            batch.receipts.extend(receipts);
+            return;
+        }
+        let writer = self.ledger.store.writer().to_owned();
+        batches.push(Batch { app, region: self.region.clone(), origin, writer, accepted: Vec::new(), receipts });
+    }
+}
+
+fn record(receipt: &Receipt) -> Record {
+    Record { job: receipt.job, address: receipt.address, attempt: receipt.attempt, state: receipt.state }
+}
+
+/// Says in each record which entry spoke of its job before.
+fn chain(ledger: &Ledger, number: u64, commit: &mut Commit) {
+    let index = ledger.index.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for (record, before) in &mut commit.records {
+        *before = index.last(record.job).filter(|before| *before != number);
+    }
+}
+
+fn outgoing(entry: u64, at: usize, batch: &Batch) -> Outgoing {
+    Outgoing {
+        // Unique for this writer: an entry has far fewer than 4096 messages.
+        number: (entry << 12) | at as u64,
+        subject: shared::nats::subject::receipt(&batch.region, &batch.origin, &batch.app),
+        payload: serde_json::to_vec(batch).expect("receipts always serialize"),
+    }
+}
+
+fn write(store: &Arc<Store>, number: u64, now: i64, commit: &Commit) -> Option<()> {
+    for tried in 1..=TRIES {
+        match store.commit(number, now, commit) {
+            Ok(()) => return Some(()),
+            Err(error) => tracing::error!(%error, tried, "ledger cannot be written; nothing is acknowledged meanwhile"),
+        }
+        #[expect(clippy::disallowed_methods, reason = "runs on a thread for blocking work")]
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    None
+}

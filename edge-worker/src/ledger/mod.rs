@@ -1,0 +1,88 @@
+//! What became of every delivery of this region: the memory that makes a redelivered job harmless.
+//!
+//! The ledger is this worker's copy of the region's receipts, and the place where its own receipts are safe before they
+//! are published: an outcome is committed here, then published, then the job is acknowledged. After a crash in between
+//! the commit is found, published under the same message id, and the redelivered job skips what was done. The receipts
+//! of the other workers are followed, so that a job which comes to another worker meets the same memory.
+
+mod committer;
+mod index;
+mod store;
+mod sync;
+
+pub use self::{
+    committer::{Committed, Committer, Gone, Settled},
+    index::Index,
+    store::{Outgoing, Record, Store, StoreError},
+    sync::{Sync, catch_up},
+};
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use shared::id::{AddressId, JobId};
+
+/// Reading side of the ledger. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    index: Arc<RwLock<Index>>,
+    store: Arc<Store>,
+}
+
+impl Ledger {
+    /// Over `store`, with the index of everything in it.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn new(store: Arc<Store>) -> Result<Self, StoreError> {
+        let index = Index::build(&store)?;
+        Ok(Self { index: Arc::new(RwLock::new(index)), store })
+    }
+
+    /// What is known of `job`; empty for a job never seen, which costs one look at memory.
+    ///
+    /// # Errors
+    /// When the file cannot be read; the job must then wait, for nobody knows whether it was done.
+    pub fn look_up(&self, job: JobId) -> Result<History, StoreError> {
+        let mut next = self.index.read().unwrap_or_else(PoisonError::into_inner).last(job);
+        let mut records = Vec::new();
+        while let Some(entry) = next {
+            let (found, earlier) = self.store.records_of(entry, job)?;
+            records.extend(found);
+            next = earlier;
+        }
+        Ok(History(records))
+    }
+
+    fn index(&self) -> std::sync::RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Jobs remembered.
+    pub fn jobs(&self) -> usize {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+/// What the ledger knows of one job.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct History(Vec<Record>);
+
+impl History {
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether the job as a whole was settled without an address, as when its recipient is unknown.
+    pub fn is_settled_whole(&self) -> bool {
+        self.0.iter().any(|record| record.address.is_none() && record.state.is_final())
+    }
+
+    /// Whether attempt number `attempt` to `address` was made already, or is no longer wanted.
+    pub fn has(&self, address: AddressId, attempt: u32) -> bool {
+        self.0
+            .iter()
+            .filter(|record| record.address == Some(address))
+            .any(|record| record.state.is_final() || record.attempt >= attempt)
+    }
+}

@@ -1,0 +1,184 @@
+//! Following the region's receipts into the ledger: what other workers did, and which of our own messages arrived.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use futures::StreamExt;
+use shared::{
+    id::Region,
+    nats::{
+        envelope,
+        follow::{self, Entry, FollowError},
+        publish, subject, topology,
+    },
+    receipt::Batch,
+};
+use tokio::sync::watch;
+
+use super::{
+    Ledger, Outgoing, Record, StoreError,
+    committer::{Committer, Gone},
+    store::Followed,
+};
+
+/// Follows the stream of receipts into the ledger.
+#[derive(Debug)]
+pub struct Sync<T> {
+    js: jetstream::Context,
+    ledger: Ledger,
+    committer: Committer<T>,
+    region: Region,
+    caught_up: watch::Sender<bool>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Interrupted {
+    #[error(transparent)]
+    Follow(#[from] FollowError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Gone(#[from] Gone),
+}
+
+impl<T: Send + 'static> Sync<T> {
+    /// Prepares to follow.
+    pub fn new(js: jetstream::Context, ledger: Ledger, committer: Committer<T>, region: Region) -> Self {
+        Self { js, ledger, committer, region, caught_up: watch::channel(false).0 }
+    }
+
+    /// Whether the ledger knows everything the stream held when following began.
+    pub fn caught_up(&self) -> watch::Receiver<bool> {
+        self.caught_up.subscribe()
+    }
+
+    /// Follows until the ledger takes no more.
+    pub async fn run(self) {
+        loop {
+            match self.follow().await {
+                Ok(()) => {}
+                Err(Interrupted::Gone(_)) => return,
+                Err(error) => tracing::warn!(%error, "receipts of other workers are not being followed"),
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    async fn follow(&self) -> Result<(), Interrupted> {
+        let standing = follow::standing(&self.js, topology::RECEIPTS).await?;
+        let created_at = standing.created_at.as_millisecond();
+        let followed = self.ledger.store.followed()?;
+        let same = followed.created_at == created_at && followed.sequence <= standing.last;
+        let from = if same { followed.sequence } else { 0 };
+        if from == standing.last {
+            self.caught_up.send_replace(true);
+        }
+        // All subjects, so that the last sequence is always one that is seen.
+        let entries = follow::follow(&self.js, topology::RECEIPTS, ">", from + 1).await?;
+        let mut entries = entries.ready_chunks(512);
+        let mine = subject::receipt_filter(&self.region).replace('>', "");
+        while let Some(chunk) = entries.next().await {
+            let (mut records, mut sent, mut last) = (Vec::new(), Vec::new(), (0, 0));
+            for entry in chunk {
+                let entry = entry?;
+                last = (entry.sequence, entry.pending);
+                if entry.subject.starts_with(&mine) {
+                    self.take(&entry, &mut records, &mut sent);
+                }
+            }
+            self.committer.followed(records, sent, Followed { sequence: last.0, created_at }).await?;
+            if last.1 == 0 && !*self.caught_up.borrow() {
+                self.committer.flush().await?;
+                self.caught_up.send_replace(true);
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&self, entry: &Entry, records: &mut Vec<Record>, sent: &mut Vec<u64>) {
+        let id = envelope::header(&entry.headers, envelope::BATCH).and_then(|id| id.rsplit_once(':'));
+        if let Some((writer, number)) = id
+            && writer == self.ledger.store.writer()
+        {
+            sent.extend(number.parse::<u64>());
+            return;
+        }
+        match serde_json::from_slice::<Batch>(&entry.payload) {
+            Ok(batch) => records.extend(batch.receipts.iter().map(|receipt| Record {
+                job: receipt.job,
+                address: receipt.address,
+                attempt: receipt.attempt,
+                state: receipt.state,
+            })),
+            Err(error) => tracing::error!(sequence = entry.sequence, %error, "receipts cannot be read"),
+        }
+    }
+}
+
+/// Publishes what a former run committed and the stream does not have. To be called when following has caught up.
+///
+/// # Errors
+/// When the file cannot be read.
+pub async fn catch_up<T: Send + 'static>(
+    js: &jetstream::Context,
+    ledger: &Ledger,
+    committer: &Committer<T>,
+) -> Result<(), StoreError> {
+    let left = ledger.store.outgoing()?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(messages = left.len(), "publishing receipts that a former run left");
+    for outgoing in left {
+        let number = outgoing.number;
+        outgoing.publish(js, ledger.store.writer()).await;
+        if committer.sent(vec![number]).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+impl Outgoing {
+    /// Publishes this message under its id until the stream has it.
+    pub async fn publish(self, js: &jetstream::Context, writer: &str) {
+        let id = format!("{writer}:{}", self.number);
+        let payload = bytes::Bytes::from(self.payload);
+        loop {
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
+            headers.insert(envelope::BATCH, id.as_str());
+            match publish::store(js, self.subject.clone(), headers, payload.clone()).await {
+                Ok(_) => return,
+                Err(error) => tracing::warn!(%error, "receipts wait to be published"),
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+}
+
+impl Ledger {
+    /// The name under which this ledger's receipts are published.
+    pub fn writer(&self) -> &str {
+        self.store.writer()
+    }
+
+    /// Forgets what happened before `cutoff` (milliseconds since 1970). Blocks for disk writes.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub fn prune(&self, cutoff: i64) -> Result<usize, StoreError> {
+        let mut pruned = 0;
+        loop {
+            let forgotten = self.store.prune(cutoff)?;
+            if forgotten.is_empty() {
+                return Ok(pruned);
+            }
+            pruned += forgotten.len();
+            let mut index = self.index();
+            for (job, entry) in forgotten {
+                index.forget(job, entry);
+            }
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Turns what the providers said into receipts: parks what is worth another attempt, keeps dead letters, removes
+//! addresses that are gone.
+//!
+//! A retry or a dead letter is stored before the outcome is committed: a crash in between repeats an attempt, the other
+//! order would lose it.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_nats::{header::NATS_MESSAGE_ID, jetstream};
+use jiff::{SignedDuration, Timestamp};
+use opentelemetry::Context;
+use shared::{
+    backoff::Backoff,
+    id::AddressId,
+    job::Job,
+    nats::{envelope, facts, publish, subject},
+    receipt::{Receipt, State},
+    recipient::{FactName, RecipientKey},
+    telemetry::trace as context,
+};
+
+use super::{
+    Pipeline, Settlement, Step, Stop, Ticket,
+    decide::receipt,
+    deliver::{OneTried, Tried},
+    trace,
+};
+use crate::{
+    delivery::Delivery,
+    providers::{Outcome, Reason},
+};
+
+/// What is to become of one delivery.
+#[derive(Debug)]
+enum Verdict {
+    Final(State, Option<Reason>, Option<String>),
+    Again(Reason, Timestamp),
+    Gone(Reason, Option<Timestamp>),
+}
+
+impl Pipeline {
+    pub(super) async fn conclude(&self, tried: Tried) -> Step<Settlement> {
+        let Tried { delivery, job, reserved, attempts } = tried;
+        let verdicts: Vec<(OneTried, Verdict)> =
+            attempts.into_iter().map(|one| { let verdict = self.judge(&job, &one); (one, verdict) }).collect();
+        let worst = verdicts.iter().map(|(_, verdict)| verdict.state()).find(|state| trace::is_failure(*state));
+        let span = self.process_span(&delivery, &job, worst);
+        if let Some(span) = &span {
+            for (one, verdict) in &verdicts {
+                self.attempt_span(span, &job, one, verdict.state());
+            }
+        }
+        let mut receipts = Vec::with_capacity(verdicts.len());
+        for (one, verdict) in verdicts {
+            let taken = self.carry_out(&delivery, &job, &one, &verdict, span.as_ref()).await;
+            if let Err(error) = taken {
+                // The outcome is not recorded, so the attempt will be repeated: rather twice than never.
+                tracing::warn!(%error, "outcome could not be stored; job is given back");
+                return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(2)));
+            }
+            self.telemetry.metrics.delivery(Some(one.address.provider), verdict.state());
+            receipts.push(self.receipt(&job, &one, verdict, span.as_ref()));
+        }
+        let ticket = Ticket::new(delivery, Some(reserved), span);
+        Ok(Settlement { app: job.app, origin: job.origin, receipts, ticket })
+    }
+
+    fn judge(&self, job: &Job, one: &OneTried) -> Verdict {
+        let again = |reason: &Reason, asked: Option<Duration>| {
+            let now = self.clock.now();
+            let wait = Backoff::of(one.address.provider).after(job.attempt, asked, &mut rand::rng());
+            let due = now.checked_add(SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX)).unwrap_or(Timestamp::MAX);
+            if job.is_expired(due) {
+                Verdict::Final(State::Expired, Some(reason.clone()), None)
+            } else if job.attempt >= self.max_attempts {
+                Verdict::Final(State::Dead, Some(reason.clone()), None)
+            } else {
+                Verdict::Again(reason.clone(), due)
+            }
+        };
+        match &one.attempted.outcome {
+            Outcome::Accepted { provider_id } => Verdict::Final(State::Delivered, None, provider_id.clone()),
+            Outcome::Rejected { reason } => Verdict::Final(State::Rejected, Some(reason.clone()), None),
+            Outcome::AddressGone { reason, since } => Verdict::Gone(reason.clone(), *since),
+            Outcome::RetryLater { reason, not_before }
+            | Outcome::CredentialTrouble { reason, not_before }
+            | Outcome::EndpointTrouble { reason, not_before } => again(reason, *not_before),
+            // The same apns-id and collapse id make a second copy replace the first.
+            Outcome::Ambiguous { reason } => again(reason, None),
+        }
+    }
+
+    async fn carry_out(
+        &self,
+        delivery: &Delivery,
+        job: &Job,
+        one: &OneTried,
+        verdict: &Verdict,
+        span: Option<&Context>,
+    ) -> Result<(), publish::NotStored> {
+        match verdict {
+            Verdict::Again(_, due) => self.park(delivery, job, one.address.id, *due, span).await,
+            Verdict::Final(State::Dead, reason, _) => {
+                let letter = DeadLetter {
+                    subject: lane(job, self).dead(),
+                    id: format!("{}:{}", job.delivery(one.address.id), job.attempt),
+                    reason: reason.clone().unwrap_or_default(),
+                    detail: None,
+                    address: Some(one.address.id),
+                    attempt: job.attempt,
+                };
+                letter.send(&self.js, delivery).await
+            }
+            Verdict::Gone(_, since) => {
+                self.remove_address(job, one, *since).await;
+                Ok(())
+            }
+            Verdict::Final(..) => Ok(()),
+        }
+    }
+
+    /// Lets JetStream bring the job back at `due`, for this address alone.
+    async fn park(
+        &self,
+        delivery: &Delivery,
+        job: &Job,
+        address: AddressId,
+        due: Timestamp,
+        span: Option<&Context>,
+    ) -> Result<(), publish::NotStored> {
+        let event = envelope::event_id(&job.body, delivery.headers()).map_err(|_| publish::NotStored::Refused)?;
+        let attempt = job.attempt + 1;
+        let mut headers = envelope::retry_headers(job, &event, attempt, address);
+        headers.insert("Nats-Schedule", format!("@at {due}"));
+        headers.insert("Nats-Schedule-Target", lane(job, self).due());
+        // The attempt is part of the id: the stream would take a second parking of the same delivery for a repetition.
+        headers.insert(NATS_MESSAGE_ID, format!("{}:{attempt}", job.delivery(address)));
+        // All attempts hang under the first send; what failed is traced from here on even if it was not before.
+        match context::sampled(delivery.headers()).or_else(|| span.cloned()) {
+            Some(parent) => context::inject(&parent, &mut headers),
+            None => copy_trace(delivery, &mut headers),
+        }
+        publish::store(&self.js, subject::schedule(job.id, address), headers, delivery.payload().clone()).await?;
+        Ok(())
+    }
+
+    /// Removes an address that its provider says is gone, unless the device registered again since.
+    async fn remove_address(&self, job: &Job, one: &OneTried, since: Option<Timestamp>) {
+        let Some(revision) = one.revision else { return };
+        if since.is_some_and(|since| one.address.registered_at > since) {
+            return;
+        }
+        if !self.brake.allows(self.clock.now()) {
+            tracing::error!("a provider calls very many addresses gone; removal is stopped for this minute");
+            return;
+        }
+        let key = RecipientKey { app: job.app.clone(), recipient: job.body.recipient.clone() };
+        match facts::remove_unchanged(&self.js, &key, FactName::Address(one.address.id), revision).await {
+            Ok(_) => tracing::info!(address = %one.address.id, "address is gone and was removed"),
+            Err(publish::NotStored::Refused) => tracing::info!(address = %one.address.id, "address was registered again and stays"),
+            Err(error) => tracing::warn!(address = %one.address.id, %error, "address that is gone could not be removed"),
+        }
+    }
+
+    fn receipt(&self, job: &Job, one: &OneTried, verdict: Verdict, span: Option<&Context>) -> Receipt {
+        let state = verdict.state();
+        let (reason, provider_id, next_at) = match verdict {
+            Verdict::Final(_, reason, provider_id) => (reason, provider_id, None),
+            Verdict::Again(reason, due) => (Some(reason), None, Some(due)),
+            Verdict::Gone(reason, _) => (Some(reason), None, None),
+        };
+        Receipt {
+            address: Some(one.address.id),
+            provider: Some(one.address.provider),
+            state,
+            reason,
+            provider_id,
+            next_at,
+            took_us: u32::try_from(one.attempted.took.as_micros()).ok(),
+            trace: span.and_then(trace::id),
+            ..receipt(job, one.ended_at)
+        }
+    }
+}
+
+impl Verdict {
+    const fn state(&self) -> State {
+        match self {
+            Self::Final(state, ..) => *state,
+            Self::Again(..) => State::Parked,
+            Self::Gone(..) => State::Rejected,
+        }
+    }
+}
+
+fn lane(job: &Job, pipeline: &Pipeline) -> subject::Lane {
+    subject::Lane {
+        channel: job.channel,
+        region: pipeline.region.clone(),
+        class: job.class,
+        app: job.app.clone(),
+    }
+}
+
+fn copy_trace(delivery: &Delivery, headers: &mut async_nats::HeaderMap) {
+    if let Some(trace) = envelope::header(delivery.headers(), context::TRACEPARENT) {
+        headers.insert(context::TRACEPARENT, trace);
+    }
+}
+
+/// A message that will not be tried again.
+#[derive(Debug)]
+pub(super) struct DeadLetter {
+    pub(super) subject: String,
+    /// Names the letter, so that it is kept once.
+    pub(super) id: String,
+    pub(super) reason: Reason,
+    /// What is wrong, for people.
+    pub(super) detail: Option<String>,
+    pub(super) address: Option<AddressId>,
+    pub(super) attempt: u32,
+}
+
+impl DeadLetter {
+    /// Keeps the message as it came, with why it died.
+    pub(super) async fn send(self, js: &jetstream::Context, delivery: &Delivery) -> Result<(), publish::NotStored> {
+        let mut headers = async_nats::HeaderMap::new();
+        for (name, values) in delivery.headers().iter() {
+            // The server's own headers would change how the copy is treated.
+            let name: &str = name.as_ref();
+            if name.to_ascii_lowercase().starts_with("nats-") {
+                continue;
+            }
+            for value in values {
+                headers.append(name, value.as_str());
+            }
+        }
+        // Whoever published without an event id in the body gave it as the message id; a replay needs it.
+        if envelope::header(&headers, envelope::EVENT_ID).is_none()
+            && let Some(id) = envelope::header(delivery.headers(), "Nats-Msg-Id")
+        {
+            headers.insert(envelope::EVENT_ID, id);
+        }
+        headers.insert(NATS_MESSAGE_ID, self.id);
+        headers.insert(envelope::SUBJECT, delivery.subject().as_str());
+        headers.insert(envelope::REASON, &*self.reason);
+        headers.insert(envelope::ATTEMPT, self.attempt.to_string());
+        if let Some(detail) = self.detail {
+            headers.insert(envelope::DETAIL, detail);
+        }
+        if let Some(address) = self.address {
+            headers.insert(envelope::ADDRESS, address.to_string());
+        }
+        publish::store(js, self.subject, headers, delivery.payload().clone()).await.map(|_| ())
+    }
+}
+
+/// Stops the removal of addresses when there is too much of it: a provider, or our use of it, may be at fault.
+#[derive(Debug)]
+pub struct Brake {
+    most_per_minute: u32,
+    minute: Mutex<(i64, u32)>,
+}
+
+impl Brake {
+    /// Lets `most_per_minute` removals through.
+    pub fn new(most_per_minute: u32) -> Self {
+        Self { most_per_minute, minute: Mutex::new((0, 0)) }
+    }
+
+    fn allows(&self, now: Timestamp) -> bool {
+        let minute = now.as_second() / 60;
+        let mut counted = self.minute.lock().unwrap_or_else(PoisonError::into_inner);
+        if counted.0 != minute {
+            *counted = (minute, 0);
+        }
+        counted.1 += 1;
+        counted.1 <= self.most_per_minute
+    }
+}

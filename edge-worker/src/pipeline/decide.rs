@@ -1,0 +1,85 @@
+//! Decides whether to send at all: is it still worth it, and does the recipient agree? Asked at the last moment before
+//! sending, so that what was said a second ago counts.
+
+use shared::{
+    job::Job,
+    receipt::{Receipt, State},
+};
+
+use super::{
+    Pipeline, Settlement, Step, Stop, Ticket,
+    dedupe::Reserved,
+    resolve::Addressed,
+};
+use crate::{delivery::Delivery, providers::Message};
+
+/// A job that is to be sent now.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) delivery: Delivery,
+    pub(super) job: Job,
+    pub(super) reserved: Reserved,
+    pub(super) addresses: Vec<shared::recipient::Address>,
+    pub(super) revisions: Vec<(shared::id::AddressId, u64)>,
+    pub(super) message: Message,
+}
+
+impl Pipeline {
+    pub(super) fn decide(&self, addressed: Addressed) -> Step<Ready> {
+        if addressed.job.is_expired(self.clock.now()) {
+            return Err(self.end(addressed, State::Expired, "expired"));
+        }
+        let job = &addressed.job;
+        if !addressed.preferences.allows(job.channel, job.body.category.as_ref()) {
+            return Err(self.end(addressed, State::Suppressed, "opted_out"));
+        }
+        let Addressed { delivery, job, reserved, addresses, revisions, preferences: _ } = addressed;
+        Ok(Ready { message: Message::render(&job), delivery, job, reserved, addresses, revisions })
+    }
+
+    /// Ends the path without sending. A retry ends for its address, a fresh job as a whole.
+    pub(super) fn end(&self, addressed: Addressed, state: State, reason: &'static str) -> Stop {
+        let Addressed { delivery, job, reserved, .. } = addressed;
+        let now = self.clock.now();
+        let span = self.process_span(&delivery, &job, Some(state));
+        let addresses = match &job.remaining {
+            Some(remaining) => remaining.iter().copied().map(Some).collect(),
+            None => vec![None],
+        };
+        let receipts = addresses
+            .into_iter()
+            .map(|address| {
+                self.telemetry.metrics.delivery(None, state);
+                Receipt {
+                    address,
+                    state,
+                    reason: Some(reason.into()),
+                    trace: span.as_ref().and_then(super::trace::id),
+                    ..receipt(&job, now)
+                }
+            })
+            .collect();
+        let ticket = Ticket::new(delivery, Some(reserved), span);
+        Stop::Settle(Box::new(Settlement { app: job.app, origin: job.origin, receipts, ticket }))
+    }
+}
+
+/// A receipt of `job` without an outcome; the caller fills in the rest.
+pub(super) fn receipt(job: &Job, at: jiff::Timestamp) -> Receipt {
+    Receipt {
+        notification: job.notification,
+        job: job.id,
+        recipient: Some(job.body.recipient.clone()),
+        channel: job.channel,
+        address: None,
+        provider: None,
+        attempt: job.attempt,
+        state: State::Delivered,
+        reason: None,
+        provider_id: None,
+        at,
+        took_us: None,
+        next_at: None,
+        trace: None,
+    }
+}

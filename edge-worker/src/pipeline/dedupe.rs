@@ -1,0 +1,91 @@
+//! Drops what was done before.
+//!
+//! All outcomes of one pass over a job are committed together, so any record of a fresh job means that its pass is
+//! complete. A retry is for one address and one attempt, and is looked up as such.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use shared::{id::JobId, job::Job};
+use uuid::Uuid;
+
+use super::{Pipeline, Settlement, Step, Stop, Ticket, open::Opened};
+use crate::delivery::Delivery;
+
+/// A job that was not done before, reserved for this process.
+#[derive(Debug)]
+pub(super) struct Fresh {
+    pub(super) delivery: Delivery,
+    pub(super) job: Job,
+    pub(super) reserved: Reserved,
+}
+
+/// Jobs under way in this process. A redelivery of one of them must wait for what becomes of it.
+#[derive(Debug, Clone, Default)]
+pub struct InFlight(Arc<Mutex<HashSet<Key>>>);
+
+type Key = (JobId, Option<Uuid>);
+
+/// A job is under way for as long as this lives.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    key: Key,
+    all: InFlight,
+}
+
+impl InFlight {
+    /// Jobs under way.
+    pub fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn reserve(&self, key: Key) -> Option<Reserved> {
+        let new = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        new.then(|| Reserved { key, all: self.clone() })
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.all.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+impl Pipeline {
+    pub(super) fn dedupe(&self, opened: Opened) -> Step<Fresh> {
+        let Opened { delivery, job } = opened;
+        let address = job.remaining.as_ref().and_then(|remaining| remaining.first()).copied();
+        let Some(reserved) = self.in_flight.reserve((job.id, address.map(|address| address.0))) else {
+            return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(1)));
+        };
+        let history = match self.ledger.look_up(job.id) {
+            Ok(history) => history,
+            Err(error) => {
+                tracing::error!(%error, "ledger cannot be read; jobs wait");
+                return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(5)));
+            }
+        };
+        let done = match address {
+            None => !history.is_empty(),
+            Some(address) => history.is_settled_whole() || history.has(address, job.attempt),
+        };
+        if done {
+            self.telemetry.metrics.duplicate();
+            return Err(Stop::Settle(Box::new(Settlement {
+                ticket: Ticket::new(delivery, Some(reserved), None),
+                app: job.app,
+                origin: job.origin,
+                receipts: Vec::new(),
+            })));
+        }
+        Ok(Fresh { delivery, job, reserved })
+    }
+}

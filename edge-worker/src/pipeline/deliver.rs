@@ -1,0 +1,76 @@
+//! Hands the message to the providers, all addresses of the recipient at once.
+
+use futures::future::join_all;
+use jiff::Timestamp;
+use shared::{id::AddressId, job::Job, recipient::Address};
+
+use super::{Pipeline, decide::Ready, dedupe::Reserved};
+use crate::{
+    delivery::Delivery,
+    providers::{Attempt, Attempted, Outcome},
+};
+
+/// A job after one attempt at each of its addresses.
+#[derive(Debug)]
+pub(super) struct Tried {
+    pub(super) delivery: Delivery,
+    pub(super) job: Job,
+    pub(super) reserved: Reserved,
+    pub(super) attempts: Vec<OneTried>,
+}
+
+/// One attempt.
+#[derive(Debug)]
+pub(super) struct OneTried {
+    pub(super) address: Address,
+    /// The revision of the address in the bucket, if it came from the cache.
+    pub(super) revision: Option<u64>,
+    pub(super) started_at: Timestamp,
+    pub(super) ended_at: Timestamp,
+    pub(super) attempted: Attempted,
+}
+
+impl Pipeline {
+    pub(super) async fn deliver(&self, ready: Ready) -> Tried {
+        let Ready { delivery, job, reserved, addresses, revisions, message } = ready;
+        let started_at = self.clock.now();
+        let expires_at = job.expires_at();
+        let one = async |address: Address| {
+            let attempt = Attempt {
+                app: &job.app,
+                address: &address,
+                delivery: job.delivery(address.id),
+                message: &message,
+                expires_at,
+            };
+            let attempted = self.providers.deliver(attempt).await;
+            self.telemetry.metrics.attempt(address.provider, name(&attempted.outcome), attempted.took);
+            OneTried {
+                revision: revision(&revisions, address.id),
+                address,
+                started_at,
+                ended_at: self.clock.now(),
+                attempted,
+            }
+        };
+        let attempts = join_all(addresses.into_iter().map(one)).await;
+        Tried { delivery, job, reserved, attempts }
+    }
+}
+
+fn revision(revisions: &[(AddressId, u64)], address: AddressId) -> Option<u64> {
+    revisions.iter().find(|(id, _)| *id == address).map(|(_, revision)| *revision)
+}
+
+/// The outcome's name in metrics.
+pub(super) const fn name(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Accepted { .. } => "accepted",
+        Outcome::RetryLater { .. } => "retry_later",
+        Outcome::AddressGone { .. } => "address_gone",
+        Outcome::Rejected { .. } => "rejected",
+        Outcome::Ambiguous { .. } => "ambiguous",
+        Outcome::CredentialTrouble { .. } => "credential_trouble",
+        Outcome::EndpointTrouble { .. } => "endpoint_trouble",
+    }
+}

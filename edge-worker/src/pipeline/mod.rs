@@ -1,0 +1,102 @@
+//! The path of one notification through this worker, in order. Each stage takes what the stage before made and gives
+//! its own type, so that the order is compiled; whatever drops a delivery gives it back to the server.
+
+mod conclude;
+mod decide;
+mod dedupe;
+mod deliver;
+mod open;
+mod pull;
+mod resolve;
+mod settle;
+mod trace;
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream;
+use shared::{
+    clock::Clock,
+    id::{AppId, Region},
+    receipt::Receipt,
+    telemetry::Telemetry,
+};
+
+pub use self::{
+    conclude::Brake,
+    dedupe::InFlight,
+    pull::{Lane, lanes},
+    settle::{Announcer, Ticket},
+};
+use crate::{
+    cache,
+    delivery::Delivery,
+    ledger::{Committer, Ledger},
+    providers::Providers,
+};
+
+/// Everything a job meets on its way.
+#[derive(Debug)]
+pub struct Pipeline {
+    /// This worker's region.
+    pub region: Region,
+    /// Time.
+    pub clock: Clock,
+    /// The region's `JetStream`.
+    pub js: jetstream::Context,
+    /// What became of jobs.
+    pub ledger: Ledger,
+    /// What is known of recipients.
+    pub cache: cache::Store,
+    /// Who carries pushes.
+    pub providers: Providers,
+    /// Where outcomes are made safe.
+    pub committer: Committer<Ticket>,
+    /// Jobs under way in this process.
+    pub in_flight: InFlight,
+    /// Spans and metrics.
+    pub telemetry: Telemetry,
+    /// Attempts at a delivery before it is a dead letter.
+    pub max_attempts: u32,
+    /// Keeps a faulty provider from removing every address.
+    pub brake: Brake,
+}
+
+/// The end of the path: what happened, and the delivery to be acknowledged once that is safe.
+#[derive(Debug)]
+struct Settlement {
+    app: AppId,
+    origin: Region,
+    receipts: Vec<Receipt>,
+    ticket: Ticket,
+}
+
+/// A stage either passes on or ends the path.
+type Step<T> = Result<T, Stop>;
+
+#[derive(Debug)]
+enum Stop {
+    /// Nothing more is to be done.
+    Settle(Box<Settlement>),
+    /// It cannot be done now.
+    GiveBack(Box<Delivery>, Duration),
+}
+
+impl Pipeline {
+    /// Takes one delivery all the way.
+    pub async fn run(self: Arc<Self>, delivery: Delivery) {
+        match self.path(delivery).await {
+            Ok(settlement) => self.settle(settlement).await,
+            Err(Stop::Settle(settlement)) => self.settle(*settlement).await,
+            Err(Stop::GiveBack(delivery, wait)) => delivery.give_back(wait),
+        }
+    }
+
+    async fn path(&self, delivery: Delivery) -> Step<Settlement> {
+        let opened = self.open(delivery).await?;
+        let fresh = self.dedupe(opened)?;
+        let addressed = self.resolve(fresh).await?;
+        let ready = self.decide(addressed)?;
+        let attempted = self.deliver(ready).await;
+        self.conclude(attempted).await
+    }
+}

@@ -1,0 +1,92 @@
+//! Reads a message. What cannot be read is kept among the dead letters and never tried again.
+
+use std::{borrow::Cow, time::Duration};
+
+use shared::{
+    channel::Channel,
+    digest::derive,
+    id::{AppId, JobId, NotificationId},
+    invalid::Invalid,
+    job::Job,
+    nats::{envelope, subject},
+    receipt::{Receipt, State},
+};
+
+use super::{Pipeline, Settlement, Step, Stop, Ticket};
+use crate::{delivery::Delivery, pipeline::conclude::DeadLetter};
+
+/// A message that could be read.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) delivery: Delivery,
+    pub(super) job: Job,
+}
+
+impl Pipeline {
+    pub(super) async fn open(&self, delivery: Delivery) -> Step<Opened> {
+        let read = envelope::open(
+            delivery.subject(),
+            delivery.headers(),
+            delivery.payload(),
+            delivery.stored_at,
+            &self.region,
+        );
+        match read {
+            Ok(job) => {
+                self.telemetry.metrics.pulled(job.class, self.clock.since(job.accepted_at));
+                Ok(Opened { delivery, job })
+            }
+            Err(invalid) => Err(self.bury(delivery, &invalid).await),
+        }
+    }
+
+    /// Keeps a message that nobody can read among the dead letters, with what is wrong with it.
+    async fn bury(&self, delivery: Delivery, invalid: &Invalid) -> Stop {
+        self.telemetry.metrics.unreadable();
+        let lane = subject::Lane::parse(delivery.subject()).ok();
+        // The sequence alone would not do: a stream that lost its end counts the same numbers again.
+        let place = [&*delivery.sequence.to_string(), &*delivery.stored_at.to_string(), self.region.as_str()];
+        let id = derive("unreadable", &place);
+        let letter = DeadLetter {
+            subject: lane.as_ref().map_or_else(|| subject::dead_unreadable(&self.region), subject::Lane::dead),
+            id: id.to_string(),
+            reason: Cow::Borrowed("unreadable"),
+            detail: Some(invalid.to_string()),
+            address: None,
+            attempt: 1,
+        };
+        if let Err(error) = letter.send(&self.js, &delivery).await {
+            tracing::warn!(%error, "dead letter could not be kept; the message stays in its lane");
+            return Stop::GiveBack(delivery.into(), Duration::from_secs(2));
+        }
+        tracing::warn!(subject = %delivery.subject(), field = invalid.field, rule = invalid.rule, "message cannot be read");
+        let receipt = Receipt {
+            notification: NotificationId(id),
+            job: JobId(id),
+            recipient: None,
+            channel: lane.as_ref().map_or(Channel::Push, |lane| lane.channel),
+            address: None,
+            provider: None,
+            attempt: 1,
+            state: State::Dead,
+            reason: Some(Cow::Borrowed("unreadable")),
+            provider_id: None,
+            at: self.clock.now(),
+            took_us: None,
+            next_at: None,
+            trace: None,
+        };
+        self.telemetry.metrics.delivery(None, State::Dead);
+        Stop::Settle(Box::new(Settlement {
+            app: lane.map_or_else(nobody, |lane| lane.app),
+            origin: self.region.clone(),
+            receipts: vec![receipt],
+            ticket: Ticket::new(delivery, None, None),
+        }))
+    }
+}
+
+/// Stands for the app of a message that does not name one.
+fn nobody() -> AppId {
+    "unknown".parse().expect("is a valid name")
+}

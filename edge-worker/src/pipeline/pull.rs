@@ -1,0 +1,124 @@
+//! Pulls work, never more than there are permits for: what cannot be worked on stays with the server for a sibling.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream::{self, consumer::PullConsumer};
+use futures::StreamExt;
+use shared::{
+    channel::{Channel, Class},
+    lifecycle::Lifecycle,
+    nats::topology,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Pipeline;
+use crate::delivery::{Delivery, Returns};
+
+/// Most messages in one pull.
+const BATCH: usize = 256;
+
+/// An idle pull is renewed after this long.
+const EXPIRES: Duration = Duration::from_secs(20);
+
+/// Two pulls take turns, so that one is always open while the other's messages are handed on.
+const PULLS: usize = 2;
+
+/// One consumer to pull from, with permits of its own, so that lanes do not wait for each other.
+#[derive(Debug)]
+pub struct Lane {
+    stream: &'static str,
+    consumer: String,
+    permits: Arc<Semaphore>,
+}
+
+/// Every lane of this region. `in_flight` jobs may be under way in the normal one; urgent and bulk have half of that
+/// each, retries a quarter.
+pub fn lanes(in_flight: usize) -> Vec<Lane> {
+    let lane = |stream, consumer, permits: usize| Lane {
+        stream,
+        consumer,
+        permits: Arc::new(Semaphore::new(permits.max(1))),
+    };
+    let fresh = Channel::CARRIED.iter().flat_map(|channel| Class::ALL.iter().map(|class| (*channel, *class)));
+    fresh
+        .map(|(channel, class)| {
+            let permits = match class {
+                Class::Normal => in_flight,
+                Class::Urgent | Class::Bulk => in_flight / 2,
+            };
+            lane(topology::NOTIFY, topology::lane_consumer(channel, class), permits)
+        })
+        .chain([lane(topology::SCHEDULE, topology::RETRY_CONSUMER.to_owned(), in_flight / 4)])
+        .collect()
+}
+
+impl Lane {
+    /// Pulls until the process is to finish.
+    pub async fn run(self, pipeline: Arc<Pipeline>, returns: Returns, lifecycle: Lifecycle) {
+        let pulls = (0..PULLS).map(|_| self.pull_for_ever(&pipeline, &returns, &lifecycle));
+        futures::future::join_all(pulls).await;
+    }
+
+    async fn pull_for_ever(&self, pipeline: &Arc<Pipeline>, returns: &Returns, lifecycle: &Lifecycle) {
+        let mut consumer = None;
+        while !lifecycle.is_finishing() {
+            let Some(permits) = self.permits(lifecycle).await else { return };
+            if let Err(error) = self.pull(&mut consumer, permits, pipeline, returns, lifecycle).await {
+                tracing::warn!(consumer = self.consumer, %error, "cannot pull");
+                consumer = None;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+
+    /// Waits for one permit and takes more if they are free; leaves half for the other pull.
+    async fn permits(&self, lifecycle: &Lifecycle) -> Option<OwnedSemaphorePermit> {
+        let mut permits = tokio::select! {
+            permit = self.permits.clone().acquire_owned() => permit.ok()?,
+            () = lifecycle.finishing() => return None,
+        };
+        let more = (self.permits.available_permits() / 2).min(BATCH - 1);
+        if let Ok(more) = self.permits.clone().try_acquire_many_owned(u32::try_from(more).unwrap_or(0)) {
+            permits.merge(more);
+        }
+        Some(permits)
+    }
+
+    async fn pull(
+        &self,
+        consumer: &mut Option<PullConsumer>,
+        mut permits: OwnedSemaphorePermit,
+        pipeline: &Arc<Pipeline>,
+        returns: &Returns,
+        lifecycle: &Lifecycle,
+    ) -> Result<(), async_nats::Error> {
+        let consumer = match consumer {
+            Some(consumer) => consumer,
+            None => consumer.insert(self.bind(&pipeline.js).await?),
+        };
+        let mut messages =
+            consumer.batch().max_messages(permits.num_permits()).expires(EXPIRES).messages().await?;
+        let mut finishing = false;
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = messages.next() => message,
+                // What has arrived is still worked on; what has not stays with the server.
+                () = lifecycle.finishing(), if !finishing => {
+                    finishing = true;
+                    continue;
+                }
+                () = std::future::ready(()), if finishing => None,
+            };
+            let Some(message) = message else { return Ok(()) };
+            let Some(permit) = permits.split(1) else { return Ok(()) };
+            if let Some(delivery) = Delivery::new(message?, permit, returns.clone(), pipeline.clock.now()) {
+                lifecycle.spawn_job(pipeline.clone().run(delivery));
+            }
+        }
+    }
+
+    async fn bind(&self, js: &jetstream::Context) -> Result<PullConsumer, async_nats::Error> {
+        Ok(js.get_consumer_from_stream(&self.consumer, self.stream).await?)
+    }
+}

@@ -1,0 +1,81 @@
+//! Finds the addresses of the recipient.
+
+use std::time::Duration;
+
+use shared::{
+    channel::{Channel, Provider},
+    id::AddressId,
+    job::Job,
+    nats::facts,
+    push::ApnsPushType,
+    receipt::State,
+    recipient::{Address, AddressKind, Preferences, RecipientKey},
+};
+
+use super::{
+    Pipeline, Step, Stop,
+    dedupe::{Fresh, Reserved},
+};
+use crate::{cache::Cached, delivery::Delivery};
+
+/// A job whose recipient is known and can be reached.
+#[derive(Debug)]
+pub(super) struct Addressed {
+    pub(super) delivery: Delivery,
+    pub(super) job: Job,
+    pub(super) reserved: Reserved,
+    pub(super) addresses: Vec<Address>,
+    pub(super) revisions: Vec<(AddressId, u64)>,
+    pub(super) preferences: Preferences,
+}
+
+impl Pipeline {
+    pub(super) async fn resolve(&self, fresh: Fresh) -> Step<Addressed> {
+        let Fresh { delivery, job, reserved } = fresh;
+        let key = RecipientKey { app: job.app.clone(), recipient: job.body.recipient.clone() };
+        let cached = match self.cache.recipient(&key) {
+            Ok(cached) if cached.recipient.is_known() => cached,
+            // Not there, or not readable: the region's bucket knows for certain. A device that registered a moment ago
+            // may not have reached the cache yet.
+            _ => match facts::read(&self.js, &self.region, &self.region, &key).await {
+                Ok(recipient) => Cached { recipient, revisions: Vec::new() },
+                Err(error) => {
+                    tracing::warn!(%error, "recipient cannot be looked up; job waits");
+                    return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(2)));
+                }
+            },
+        };
+        let known = cached.recipient.is_known();
+        let mut addresses = cached.recipient.addresses;
+        addresses.retain(|address| takes(address, &job));
+        let fresh = Addressed {
+            delivery,
+            job,
+            reserved,
+            addresses,
+            revisions: cached.revisions,
+            preferences: cached.recipient.preferences,
+        };
+        match (known, fresh.addresses.is_empty(), fresh.job.remaining.is_some()) {
+            (_, false, _) => Ok(fresh),
+            (_, true, true) => Err(self.end(fresh, State::Suppressed, "address_removed")),
+            (true, true, false) => Err(self.end(fresh, State::Suppressed, "no_address")),
+            (false, true, false) => Err(self.end(fresh, State::Suppressed, "unknown_recipient")),
+        }
+    }
+}
+
+/// Whether this job is for this address: a retry names its address, and Live Activities have addresses of their own.
+fn takes(address: &Address, job: &Job) -> bool {
+    if let Some(remaining) = &job.remaining {
+        return remaining.contains(&address.id);
+    }
+    let Channel::Push = job.channel else { return false };
+    let live = job.body.push.apns_push_type() == ApnsPushType::Liveactivity;
+    match (address.provider, address.kind) {
+        (Provider::Apns, AddressKind::LiveActivity) => live,
+        (Provider::Apns, AddressKind::Device) => !live,
+        (Provider::Fcm, AddressKind::Device) => !live || job.body.push.fcm.is_some(),
+        (Provider::Fcm, AddressKind::LiveActivity) => false,
+    }
+}

@@ -1,0 +1,93 @@
+//! Makes outcomes safe, publishes receipts, acknowledges. In this order, and nowhere else.
+
+use std::{sync::Arc, time::SystemTime};
+
+use async_nats::jetstream;
+use futures::future::join_all;
+use opentelemetry::Context;
+use shared::{clock::Clock, telemetry::Telemetry};
+use tokio::sync::mpsc;
+
+use super::{Pipeline, Settlement, dedupe::Reserved, trace};
+use crate::{
+    delivery::Delivery,
+    ledger::{Committed, Committer, Ledger, Settled},
+};
+
+/// What is given back once the receipts of a job are safe: the delivery to acknowledge and the span to end.
+#[derive(Debug)]
+pub struct Ticket {
+    delivery: Delivery,
+    /// Held to the end: until the ledger knows the outcome only this keeps a redelivery away.
+    _reserved: Option<Reserved>,
+    span: Option<Context>,
+}
+
+impl Ticket {
+    pub(super) fn new(delivery: Delivery, reserved: Option<Reserved>, span: Option<Context>) -> Self {
+        Self { delivery, _reserved: reserved, span }
+    }
+}
+
+impl Pipeline {
+    /// Hands the outcome to the ledger.
+    pub(super) async fn settle(&self, settlement: Settlement) {
+        let Settlement { app, origin, receipts, ticket } = settlement;
+        if self.committer.settle(Settled { app, origin, receipts, ticket }).await.is_err() {
+            tracing::error!("the ledger takes no more; the job will come again");
+        }
+    }
+}
+
+/// Publishes what the ledger has made safe, and acknowledges.
+#[derive(Debug)]
+pub struct Announcer {
+    /// The region's `JetStream`.
+    pub js: jetstream::Context,
+    /// For the writer's name.
+    pub ledger: Ledger,
+    /// Told what was published.
+    pub committer: Committer<Ticket>,
+    /// Spans and metrics.
+    pub telemetry: Telemetry,
+    /// Time.
+    pub clock: Clock,
+}
+
+impl Announcer {
+    /// Announces until the ledger's writer ends. Commits do not wait for each other; permits bound how many there are.
+    pub async fn run(self, mut committed: mpsc::Receiver<Committed<Ticket>>) {
+        let this = Arc::new(self);
+        let mut under_way = tokio::task::JoinSet::new();
+        while let Some(group) = committed.recv().await {
+            under_way.spawn(this.clone().announce(group));
+            while under_way.try_join_next().is_some() {}
+        }
+        under_way.join_all().await;
+    }
+
+    async fn announce(self: Arc<Self>, group: Committed<Ticket>) {
+        let begun = self.now();
+        let numbers: Vec<u64> = group.outgoing.iter().map(|outgoing| outgoing.number).collect();
+        let writer = self.ledger.writer();
+        join_all(group.outgoing.into_iter().map(|outgoing| outgoing.publish(&self.js, writer))).await;
+        let published = self.now();
+        let jobs = group.tickets.len();
+        for ticket in group.tickets {
+            if let Err(error) = ticket.delivery.ack().await {
+                tracing::warn!(%error, "acknowledgement could not be sent; the ledger will drop the redelivery");
+            }
+            if let Some(span) = ticket.span {
+                trace::settled(&self.telemetry.tracer, &span, begun, published, self.now());
+            }
+        }
+        self.telemetry.metrics.settled(jobs as u64);
+        if !numbers.is_empty() && self.committer.sent(numbers).await.is_err() {
+            tracing::debug!("the ledger has closed; a restart will find these receipts in the stream");
+        }
+    }
+
+    fn now(&self) -> SystemTime {
+        self.clock.now().into()
+    }
+}

@@ -1,0 +1,251 @@
+//! One push as an HTTP/2 request (Apple: Sending notification requests to APNs).
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version,
+    header::AUTHORIZATION,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use http_body_util::Full;
+use shared::id::DeliveryId;
+
+use super::config::{Account, topic};
+use crate::providers::Attempt;
+
+static APNS_ID: HeaderName = HeaderName::from_static("apns-id");
+static APNS_TOPIC: HeaderName = HeaderName::from_static("apns-topic");
+static APNS_PUSH_TYPE: HeaderName = HeaderName::from_static("apns-push-type");
+static APNS_PRIORITY: HeaderName = HeaderName::from_static("apns-priority");
+static APNS_EXPIRATION: HeaderName = HeaderName::from_static("apns-expiration");
+static APNS_COLLAPSE_ID: HeaderName = HeaderName::from_static("apns-collapse-id");
+
+/// The request for `attempt`.
+///
+/// # Errors
+/// The reason APNs would give for what cannot even be written down.
+pub(super) fn request(
+    account: &Account,
+    attempt: &Attempt<'_>,
+    authority: &Authority,
+    authorization: &HeaderValue,
+) -> Result<Request<Full<Bytes>>, &'static str> {
+    let push = attempt.message.push();
+    let mut headers = HeaderMap::with_capacity(8);
+    headers.insert(AUTHORIZATION, authorization.clone());
+    headers.insert(&APNS_TOPIC, topic_of(account, attempt).ok_or("BadTopic")?);
+    headers.insert(&APNS_PUSH_TYPE, HeaderValue::from_static(push.apns_push_type().as_str()));
+    headers.insert(&APNS_PRIORITY, priority(push.apns_priority()));
+    headers.insert(&APNS_ID, apns_id(attempt.delivery));
+    // 0 means that APNs tries once and stores nothing.
+    let expiration = if push.ttl_s() == 0 { 0 } else { attempt.expires_at.as_second().max(1) };
+    headers.insert(&APNS_EXPIRATION, HeaderValue::from(expiration));
+    let collapse = attempt.message.collapse_header().ok_or("BadCollapseId")?;
+    headers.insert(&APNS_COLLAPSE_ID, collapse.clone());
+
+    let mut request = Request::new(Full::new(attempt.message.apns().clone()));
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = uri(authority, attempt.address.token.reveal()).ok_or("BadDeviceToken")?;
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+fn topic_of(account: &Account, attempt: &Attempt<'_>) -> Option<HeaderValue> {
+    let push = attempt.message.push();
+    let kind = push.apns_push_type();
+    if let Some(chosen) = push.apns.as_ref().and_then(|apns| apns.topic.as_deref()) {
+        return HeaderValue::from_str(chosen).ok();
+    }
+    match attempt.address.topic.as_deref() {
+        Some(bundle) if bundle != account.bundle => topic(bundle, kind),
+        _ => Some(account.topic(kind)),
+    }
+}
+
+fn priority(priority: u8) -> HeaderValue {
+    match priority {
+        10 => HeaderValue::from_static("10"),
+        5 => HeaderValue::from_static("5"),
+        other => HeaderValue::from(u16::from(other)),
+    }
+}
+
+fn apns_id(delivery: DeliveryId) -> HeaderValue {
+    let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+    delivery.0.hyphenated().encode_lower(&mut text);
+    HeaderValue::from_bytes(&text).expect("a UUID is ASCII")
+}
+
+fn uri(authority: &Authority, token: &str) -> Option<Uri> {
+    const PATH: &str = "/3/device/";
+    let mut path = Vec::with_capacity(PATH.len() + token.len());
+    path.extend_from_slice(PATH.as_bytes());
+    path.extend_from_slice(token.as_bytes());
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(Scheme::HTTPS);
+    parts.authority = Some(authority.clone());
+    parts.path_and_query = Some(PathAndQuery::from_maybe_shared(Bytes::from(path)).ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use shared::{
+        channel::{Channel, Class, Provider},
+        clock::Clock,
+        id::{AddressId, AppId, EventId, JobId, NotificationId},
+        job::{Body, Job},
+        push::{ApnsOverride, ApnsPushType, Priority, Push},
+        recipient::{Address, AddressKind, Environment, Token},
+    };
+
+    use super::*;
+    use crate::providers::{ApnsAccount, Message, apns::Apns, apns::Settings};
+
+    const KEY: &str = include_str!("../testdata/p256.pem");
+
+    fn job(push: Push) -> Job {
+        let (app, event, recipient): (AppId, EventId, _) =
+            ("shop".parse().unwrap(), "order".parse().unwrap(), "ann".parse().unwrap());
+        Job {
+            id: JobId::of(&app, &event, &recipient, Channel::Push),
+            notification: NotificationId::of(&app, &event),
+            app,
+            channel: Channel::Push,
+            class: Class::Normal,
+            origin: "eu".parse().unwrap(),
+            accepted_at: Timestamp::from_second(1_800_000_000).unwrap(),
+            attempt: 1,
+            remaining: None,
+            body: Body { event_id: Some(event), recipient, category: None, push },
+        }
+    }
+
+    fn address(app: &AppId) -> Address {
+        Address {
+            id: AddressId::of(app, Provider::Apns, "beef"),
+            provider: Provider::Apns,
+            token: Token::new(Provider::Apns, "BEEF".into()).unwrap(),
+            kind: AddressKind::Device,
+            environment: Environment::Production,
+            topic: None,
+            registered_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn requested(push: Push, adjust: impl FnOnce(&mut Address)) -> Result<Request<Full<Bytes>>, &'static str> {
+        let settings = Settings { ca_file: None, ..Settings::default() };
+        let apns = Apns::new(&settings, Clock::system()).unwrap();
+        let account = apns.account(&ApnsAccount {
+            team_id: "TEAM123456".into(),
+            key_id: "KEY1234567".into(),
+            topic: "com.example.shop".into(),
+            private_key: KEY.into(),
+        });
+        let job = job(push);
+        let mut address = address(&job.app);
+        adjust(&mut address);
+        let message = Message::render(&job);
+        let attempt = Attempt {
+            app: &job.app,
+            address: &address,
+            delivery: job.delivery(address.id),
+            message: &message,
+            expires_at: job.expires_at(),
+        };
+        let authority = Authority::from_static("api.push.apple.com");
+        request(&account.unwrap(), &attempt, &authority, &HeaderValue::from_static("bearer x"))
+    }
+
+    fn shown(push: Push) -> Vec<(String, String)> {
+        let request = requested(push, |_| {}).unwrap();
+        let headers = request.headers().iter();
+        headers.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect()
+    }
+
+    fn header(push: Push, name: &str) -> String {
+        let headers = shown(push);
+        headers.into_iter().find(|(found, _)| found == name).unwrap().1
+    }
+
+    fn alert() -> Push {
+        Push { title: Some("Hello".into()), ..Push::default() }
+    }
+
+    fn of_type(kind: ApnsPushType) -> Push {
+        Push { apns: Some(ApnsOverride { push_type: Some(kind), ..ApnsOverride::default() }), ..alert() }
+    }
+
+    #[test]
+    fn an_alert_says_everything_that_apple_asks_for() {
+        let request = requested(alert(), |_| {}).unwrap();
+        assert_eq!(request.method(), Method::POST);
+        assert_eq!(request.uri(), "https://api.push.apple.com/3/device/beef");
+        let job = job(alert());
+        let delivery = job.delivery(AddressId::of(&job.app, Provider::Apns, "beef"));
+        assert_eq!(
+            shown(alert()),
+            [
+                ("authorization", "bearer x"),
+                ("apns-topic", "com.example.shop"),
+                ("apns-push-type", "alert"),
+                ("apns-priority", "10"),
+                ("apns-id", &delivery.to_string()),
+                ("apns-expiration", "1802419200"),
+                ("apns-collapse-id", &job.id.to_string()),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        );
+    }
+
+    #[test]
+    fn every_push_type_has_its_topic() {
+        for (kind, suffix) in [
+            (ApnsPushType::Alert, ""),
+            (ApnsPushType::Background, ""),
+            (ApnsPushType::Voip, ".voip"),
+            (ApnsPushType::Complication, ".complication"),
+            (ApnsPushType::Fileprovider, ".pushkit.fileprovider"),
+            (ApnsPushType::Mdm, ""),
+            (ApnsPushType::Liveactivity, ".push-type.liveactivity"),
+            (ApnsPushType::Pushtotalk, ".voip-ptt"),
+            (ApnsPushType::Location, ".location-query"),
+            (ApnsPushType::Controls, ".push-type.controls"),
+            (ApnsPushType::Widgets, ".push-type.widgets"),
+        ] {
+            assert_eq!(header(of_type(kind), "apns-push-type"), kind.as_str());
+            assert_eq!(header(of_type(kind), "apns-topic"), format!("com.example.shop{suffix}"));
+        }
+    }
+
+    #[test]
+    fn the_address_and_then_the_override_choose_the_topic() {
+        let other = |address: &mut Address| address.topic = Some("com.example.kiosk".into());
+        let request = requested(of_type(ApnsPushType::Voip), other).unwrap();
+        assert_eq!(request.headers()["apns-topic"], "com.example.kiosk.voip");
+        let mut push = of_type(ApnsPushType::Voip);
+        push.apns.as_mut().unwrap().topic = Some("as.written".into());
+        assert_eq!(requested(push, other).unwrap().headers()["apns-topic"], "as.written");
+    }
+
+    #[test]
+    fn priorities_and_lives_are_apples() {
+        let background = Push { silent: true, ..Push::default() };
+        assert_eq!(header(background, "apns-priority"), "5");
+        assert_eq!(header(Push { priority: Priority::Normal, ..alert() }, "apns-priority"), "5");
+        let least = ApnsOverride { priority: Some(1), ..ApnsOverride::default() };
+        assert_eq!(header(Push { apns: Some(least), ..alert() }, "apns-priority"), "1");
+        assert_eq!(header(Push { ttl: Some(0), ..alert() }, "apns-expiration"), "0", "once, and not stored");
+        assert_eq!(header(Push { ttl: Some(60), ..alert() }, "apns-expiration"), "1800000060");
+        assert_eq!(header(Push { collapse_key: Some("score".into()), ..alert() }, "apns-collapse-id"), "score");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_refused_with_apples_word() {
+        let long = Push { collapse_key: Some("x".repeat(65)), ..alert() };
+        assert_eq!(requested(long, |_| {}).err(), Some("BadCollapseId"));
+        let broken = |address: &mut Address| address.topic = Some("two\nlines".into());
+        assert_eq!(requested(alert(), broken).err(), Some("BadTopic"));
+    }
+}

@@ -1,0 +1,67 @@
+//! Settings, and what an app needs to push through FCM.
+
+use std::{fmt, path::PathBuf};
+
+use serde::Deserialize;
+use reqwest::Url;
+
+use super::token::AccessToken;
+use crate::providers::BadCredential;
+
+/// How FCM is reached.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Base URLs, https, the preferred first. Google has one, and no regional ones.
+    pub endpoints: Vec<String>,
+    /// Certificates in PEM to trust instead of the operating system's. With it set, a service account may name any
+    /// token endpoint; without, only Google's.
+    pub ca_file: Option<PathBuf>,
+    /// Connections for all apps together, at least 1. Each carries 90 pushes at once, as Google allows 100.
+    pub connections: usize,
+    /// Milliseconds until an attempt is given up. Google asks for at least 10 seconds.
+    pub timeout_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            endpoints: vec!["https://fcm.googleapis.com".into()],
+            ca_file: None,
+            connections: 4,
+            timeout_ms: 15_000,
+        }
+    }
+}
+
+/// A Google service account that may send for one Firebase project.
+#[derive(Clone)]
+pub struct FcmAccount {
+    /// The Firebase project.
+    pub project_id: String,
+    /// The service account's JSON file.
+    pub service_account: String,
+}
+
+impl fmt::Debug for FcmAccount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FcmAccount").field("project_id", &self.project_id).finish_non_exhaustive()
+    }
+}
+
+/// An [`FcmAccount`] that was checked and can be used.
+#[derive(Debug)]
+pub(in crate::providers) struct Account {
+    pub(super) token: AccessToken,
+    /// Where to send, by endpoint.
+    pub(super) urls: Vec<Url>,
+}
+
+/// The path under which messages of `project` are sent.
+pub(super) fn path(project: &str) -> Result<String, BadCredential> {
+    let plain = project.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b':'));
+    if !(1..=64).contains(&project.len()) || !plain {
+        return Err(BadCredential::new("project_id", "must be the id of a Firebase project"));
+    }
+    Ok(format!("/v1/projects/{project}/messages:send"))
+}

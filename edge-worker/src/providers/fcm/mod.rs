@@ -1,0 +1,13 @@
+//! Firebase Cloud Messaging, HTTP v1.
+//!
+//! The rules are Google's ("Send a message using FCM HTTP v1 API", "FCM error codes", "Best practices when sending FCM
+//! messages at scale", "Using OAuth 2.0 for server to server applications").
+
+mod client;
+mod config;
+mod outcome;
+mod request;
+mod token;
+
+pub use self::config::{FcmAccount, Settings};
+pub(super) use self::{client::Fcm, config::Account};

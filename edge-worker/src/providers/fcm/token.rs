@@ -1,0 +1,244 @@
+//! Access tokens (RFC 7523, as Google's "Using OAuth 2.0 for server to server applications"): fetched once for all who
+//! wait, and renewed two minutes early.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwapOption;
+use http::{HeaderValue, StatusCode};
+use jiff::Timestamp;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use reqwest::Client;
+use serde::{Deserialize, Serialize};
+use shared::clock::Clock;
+use tokio::sync::{Mutex, MutexGuard};
+use reqwest::Url;
+
+use super::client::{host_and_port, read_body};
+use crate::providers::{
+    BadCredential, Outcome,
+    outcome::foreign_reason,
+    retry_after::retry_after,
+};
+
+const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
+const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
+
+/// Google lets an assertion, and gives a token, an hour.
+const LIFE_S: i64 = 3600;
+
+/// A token is renewed this long before it ends.
+const EARLY: Duration = Duration::from_mins(2);
+
+/// After a failure everyone who waits is told at once, instead of each asking again.
+const FAILURE_KEPT: Duration = Duration::from_secs(5);
+
+/// Least time between two tokens that are fetched because FCM refused the former.
+const LEAST_BETWEEN_REFUSED: Duration = Duration::from_mins(1);
+
+/// The current access token of one service account.
+pub(super) struct AccessToken {
+    email: String,
+    key_id: Option<String>,
+    key: EncodingKey,
+    uri: Url,
+    /// `host:port` of the token endpoint.
+    pub(super) endpoint: Arc<str>,
+    http: Client,
+    timeout: Duration,
+    clock: Clock,
+    current: ArcSwapOption<Granted>,
+    fetching: Mutex<Past>,
+}
+
+/// A token, and until when.
+pub(super) struct Granted {
+    /// `authorization`, marked sensitive.
+    pub(super) header: HeaderValue,
+    expires: Timestamp,
+}
+
+/// What happened at the token endpoint lately.
+#[derive(Default)]
+struct Past {
+    failure: Option<(Timestamp, Outcome)>,
+    refused_at: Option<Timestamp>,
+}
+
+/// The parts of a service account's JSON file that matter here.
+#[derive(Deserialize)]
+struct ServiceAccount {
+    client_email: String,
+    private_key_id: Option<String>,
+    private_key: String,
+    token_uri: String,
+}
+
+#[derive(Serialize)]
+struct Claims<'a> {
+    iss: &'a str,
+    scope: &'a str,
+    aud: &'a str,
+    iat: i64,
+    exp: i64,
+}
+
+#[derive(Deserialize)]
+struct Grant {
+    access_token: String,
+    expires_in: u32,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    error: String,
+}
+
+impl AccessToken {
+    /// Reads a service account's JSON file. `google_only` refuses token endpoints that are not Google's.
+    pub(super) fn new(
+        json: &str,
+        google_only: bool,
+        http: Client,
+        timeout: Duration,
+        clock: Clock,
+    ) -> Result<Self, BadCredential> {
+        let bad = |rule| BadCredential::new("service_account", rule);
+        let account: ServiceAccount =
+            serde_json::from_str(json).map_err(|_| bad("must be the JSON file of a service account"))?;
+        let key = EncodingKey::from_rsa_pem(account.private_key.as_bytes())
+            .map_err(|_| bad("private_key must be an RSA private key in PEM"))?;
+        let uri: Url = account.token_uri.parse().map_err(|_| bad("token_uri must be a URL"))?;
+        // The worker sends a request to wherever a tenant's file says; this keeps it from our own network.
+        let google = uri.host_str().is_some_and(|host| host == "googleapis.com" || host.ends_with(".googleapis.com"));
+        if uri.scheme() != "https" || (google_only && !google) {
+            return Err(bad("token_uri must be an https URL of Google"));
+        }
+        let endpoint = host_and_port(&uri);
+        let token = Self {
+            email: account.client_email,
+            key_id: account.private_key_id,
+            key,
+            uri,
+            endpoint,
+            http,
+            timeout,
+            clock,
+            current: ArcSwapOption::empty(),
+            fetching: Mutex::default(),
+        };
+        token.assertion(token.clock.now()).ok_or_else(|| bad("private_key cannot sign"))?;
+        Ok(token)
+    }
+
+    /// The token to use now.
+    ///
+    /// # Errors
+    /// What it means for the push that there is none.
+    pub(super) async fn current(&self) -> Result<Arc<Granted>, Outcome> {
+        let now = self.clock.now();
+        let current = self.current.load_full();
+        let left = current.as_ref().map_or(Duration::ZERO, |granted| left(granted, now));
+        match current {
+            Some(granted) if left > EARLY => Ok(granted),
+            // Someone else is renewing it; until it ends nobody needs to wait for that.
+            Some(granted) if left > EARLY / 4 => match self.fetching.try_lock() {
+                Ok(past) => self.fetch(past).await,
+                Err(_) => Ok(granted),
+            },
+            _ => self.fetch(self.fetching.lock().await).await,
+        }
+    }
+
+    /// Another token after FCM refused `refused`.
+    ///
+    /// # Errors
+    /// What it means for the push that there is none; `None` if the next would be refused too.
+    pub(super) async fn after_refused(&self, refused: &Arc<Granted>) -> Result<Arc<Granted>, Option<Outcome>> {
+        let mut past = self.fetching.lock().await;
+        if let Some(current) = self.current.load_full().filter(|current| !Arc::ptr_eq(current, refused)) {
+            return Ok(current);
+        }
+        if past.refused_at.is_some_and(|then| self.clock.since(then) < LEAST_BETWEEN_REFUSED) {
+            return Err(None);
+        }
+        past.refused_at = Some(self.clock.now());
+        self.current.store(None);
+        self.fetch(past).await.map_err(Some)
+    }
+
+    async fn fetch(&self, mut past: MutexGuard<'_, Past>) -> Result<Arc<Granted>, Outcome> {
+        let now = self.clock.now();
+        // Whoever had the lock before may have fetched one.
+        if let Some(current) = self.current.load_full().filter(|current| left(current, now) > EARLY) {
+            return Ok(current);
+        }
+        if let Some((then, failure)) = &past.failure
+            && self.clock.since(*then) < FAILURE_KEPT
+        {
+            return Err(failure.clone());
+        }
+        let asked = tokio::time::timeout(self.timeout, self.ask(now)).await;
+        match asked.unwrap_or_else(|_| Err(Outcome::endpoint("token_timeout", None))) {
+            Ok(granted) => {
+                past.failure = None;
+                let granted = Arc::new(granted);
+                self.current.store(Some(granted.clone()));
+                Ok(granted)
+            }
+            Err(failure) => {
+                tracing::warn!(endpoint = %self.endpoint, outcome = ?failure, "no access token for FCM");
+                past.failure = Some((self.clock.now(), failure.clone()));
+                Err(failure)
+            }
+        }
+    }
+
+    async fn ask(&self, now: Timestamp) -> Result<Granted, Outcome> {
+        let assertion = self.assertion(now).ok_or_else(|| Outcome::credential("assertion", None))?;
+        let form = [("grant_type", GRANT), ("assertion", &assertion)];
+        let answer = self.http.post(self.uri.clone()).form(&form).send().await;
+        let mut answer = answer.map_err(|_| Outcome::endpoint("token_unreachable", None))?;
+        let asked = retry_after(answer.headers(), now);
+        let body = read_body(&mut answer).await.ok_or_else(|| Outcome::endpoint("token_unreachable", None))?;
+        match answer.status() {
+            StatusCode::OK => granted(&body, now).ok_or_else(|| Outcome::endpoint("token_malformed", None)),
+            status if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
+                Err(Outcome::endpoint("token_unavailable", asked))
+            }
+            // RFC 6749, section 5.2: `invalid_grant` and its kin.
+            status if status.is_client_error() => {
+                let refusal = serde_json::from_slice::<Refusal>(&body).ok();
+                let reason = refusal.map(|refusal| foreign_reason(&refusal.error, "token_refused"));
+                Err(Outcome::credential(reason.unwrap_or("token_refused".into()), asked))
+            }
+            _ => Err(Outcome::endpoint("token_malformed", None)),
+        }
+    }
+
+    fn assertion(&self, now: Timestamp) -> Option<String> {
+        let mut header = Header::new(Algorithm::RS256);
+        header.kid.clone_from(&self.key_id);
+        let iat = now.as_second();
+        let claims =
+            Claims { iss: &self.email, scope: SCOPE, aud: self.uri.as_str(), iat, exp: iat + LIFE_S };
+        encode(&header, &claims, &self.key).ok()
+    }
+}
+
+fn granted(body: &[u8], now: Timestamp) -> Option<Granted> {
+    let grant: Grant = serde_json::from_slice(body).ok()?;
+    let mut header = HeaderValue::try_from(format!("Bearer {}", grant.access_token)).ok()?;
+    header.set_sensitive(true);
+    Some(Granted { header, expires: now + Duration::from_secs(grant.expires_in.into()) })
+}
+
+/// For how long the token can still be used.
+fn left(granted: &Granted, now: Timestamp) -> Duration {
+    Duration::try_from(granted.expires.duration_since(now)).unwrap_or_default()
+}
+
+impl fmt::Debug for AccessToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AccessToken").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}

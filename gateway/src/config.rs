@@ -1,0 +1,144 @@
+//! The gateway's settings. `config.default.toml` says what each means.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use serde::Deserialize;
+use shared::{
+    nats::{
+        connect::{Nats, Secret},
+        topology::{HUB, Mesh},
+    },
+    seal::{MeshKey, SealError},
+    settings::{self, BadSettings},
+    telemetry,
+};
+
+/// The defaults, with an explanation of every key.
+pub const DEFAULTS: &str = include_str!("../config.default.toml");
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Where HTTP is served.
+    pub listen: SocketAddr,
+    /// The mesh's secret in base64.
+    pub mesh_key: Secret,
+    /// Seconds for requests in flight to finish at the end.
+    pub grace_s: u64,
+    /// The region's servers.
+    pub nats: Nats,
+    /// The mesh as this region sees it.
+    pub mesh: Mesh,
+    /// What a caller may ask for.
+    pub limits: Limits,
+    /// Where telemetry goes.
+    pub telemetry: telemetry::Settings,
+}
+
+/// What a caller may ask for.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Largest request body in bytes.
+    pub body_bytes: usize,
+    /// Most recipients of one request.
+    pub recipients: usize,
+    /// Requests in progress at one time.
+    pub in_flight: usize,
+    /// Seconds after which a request is given up.
+    pub request_timeout_s: u64,
+    /// Notifications that status questions can be answered for.
+    pub status_notifications: usize,
+}
+
+/// A setting that has the right type and still cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// The mesh key is missing or broken.
+    #[error("mesh_key (PEAL_MESH_KEY): {0}")]
+    MeshKey(#[from] SealError),
+    /// A limit would let nothing through.
+    #[error("limits.{0} must be at least 1")]
+    Zero(&'static str),
+    /// A region has the hub's name.
+    #[error("mesh.region and mesh.regions must not contain {HUB:?}, which is the hub's own name")]
+    Hub,
+    /// The share of traced notifications is no share.
+    #[error("telemetry.sample_ratio must be between 0 and 1")]
+    Ratio,
+}
+
+impl Settings {
+    /// Reads the settings: defaults, then `file`, then the environment.
+    ///
+    /// # Errors
+    /// When the file is missing, a key is unknown, or a value does not fit; the message names the key.
+    pub fn load(file: Option<&Path>) -> Result<Self, BadSettings> {
+        settings::load(DEFAULTS, file)
+    }
+
+    /// Checks what the types do not, and reads the mesh key.
+    pub(crate) fn check(&self) -> Result<MeshKey, Unusable> {
+        let limits = [
+            ("body_bytes", self.limits.body_bytes),
+            ("recipients", self.limits.recipients),
+            ("in_flight", self.limits.in_flight),
+            ("request_timeout_s", usize::from(self.limits.request_timeout_s > 0)),
+            ("status_notifications", self.limits.status_notifications),
+        ];
+        if let Some((name, _)) = limits.into_iter().find(|(_, limit)| *limit == 0) {
+            return Err(Unusable::Zero(name));
+        }
+        if self.mesh.region.as_str() == HUB || self.mesh.regions.iter().any(|region| region.as_str() == HUB) {
+            return Err(Unusable::Hub);
+        }
+        if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
+            return Err(Unusable::Ratio);
+        }
+        Ok(MeshKey::from_base64(self.mesh_key.reveal())?)
+    }
+
+    /// Time for requests in flight to finish at the end.
+    pub fn grace(&self) -> Duration {
+        Duration::from_secs(self.grace_s)
+    }
+}
+
+impl Limits {
+    pub(crate) fn request_timeout(&self) -> Duration {
+        Duration::from_secs(self.request_timeout_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(toml: &str) -> Result<Settings, BadSettings> {
+        settings::load(&format!("{toml}\n{DEFAULTS}"), None)
+    }
+
+    #[test]
+    fn the_defaults_lack_nothing_but_the_key() {
+        let settings = Settings::load(None).unwrap();
+        assert_eq!(settings.limits.recipients, 1000);
+        assert!(matches!(settings.check(), Err(Unusable::MeshKey(SealError::Key))));
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused_by_name() {
+        let error = from("lisden = 1").unwrap_err().to_string();
+        assert!(error.contains("lisden"), "{error}");
+    }
+
+    #[test]
+    fn the_mesh_key_is_not_shown() {
+        let mut settings = Settings::load(None).unwrap();
+        settings.mesh_key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".to_owned().into();
+        assert!(settings.check().is_ok());
+        assert!(!format!("{settings:?}").contains("AQEB"));
+        settings.mesh.regions = vec!["hub".parse().unwrap()];
+        assert!(matches!(settings.check(), Err(Unusable::Hub)));
+    }
+}

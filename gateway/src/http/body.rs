@@ -1,0 +1,90 @@
+//! The JSON body of a request.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::extract::{FromRequest, Request};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::de::DeserializeOwned;
+use shared::nats::envelope;
+use tokio::time::timeout;
+
+use super::problem::{BODY_TIMEOUT, MALFORMED, MEDIA_TYPE, Problem, TOO_LARGE};
+use crate::parts::Parts;
+
+/// A caller who takes longer for a body holds a place that others could have.
+const BODY_TIME: Duration = Duration::from_secs(5);
+
+/// The body as `T`.
+#[derive(Debug)]
+pub(crate) struct Json<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<Parts>> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, parts: &Arc<Parts>) -> Result<Self, Problem> {
+        if !is_json(request.headers()) {
+            return Err(Problem::new(MEDIA_TYPE, "Send the header Content-Type: application/json."));
+        }
+        let limit = parts.limits.body_bytes;
+        let bytes = timeout(BODY_TIME, Bytes::from_request(request, parts))
+            .await
+            .map_err(|_| Problem::new(BODY_TIMEOUT, "The body must arrive within 5 seconds."))?
+            .map_err(|rejection| match rejection.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => {
+                    Problem::new(TOO_LARGE, format!("The body may have at most {limit} bytes."))
+                }
+                _ => Problem::new(MALFORMED, "The body could not be read to its end."),
+            })?;
+        parse(&bytes).map(Self)
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(Ok(kind)) = headers.get(header::CONTENT_TYPE).map(HeaderValue::to_str) else { return false };
+    kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+}
+
+/// Reads a document. Keeping track of the path costs time, so a document is read without it first, and once more with
+/// it only if something is wrong.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let error = match serde_json::from_slice(bytes) {
+        Ok(document) => return Ok(document),
+        Err(error) => error,
+    };
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    match serde_path_to_error::deserialize::<_, T>(&mut reader) {
+        Err(error) if error.inner().is_data() => Err(envelope::describe(&error).into()),
+        _ => {
+            let detail = format!("The document is broken at line {} column {}.", error.line(), error.column());
+            Err(Problem::new(MALFORMED, detail))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::problem::INVALID;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Point {
+        x: u8,
+    }
+
+    #[test]
+    fn broken_json_and_broken_rules_are_told_apart() {
+        assert_eq!(parse::<Point>(br#"{"x":1}"#).unwrap().x, 1);
+        for (body, kind) in [
+            (r#"{"x":1"#, MALFORMED),
+            (r#"{"x":1}}"#, MALFORMED),
+            ("", MALFORMED),
+            (r#"{"x":"one"}"#, INVALID),
+            (r#"{"x":1,"y":2}"#, INVALID),
+            ("{}", INVALID),
+        ] {
+            assert_eq!(parse::<Point>(body.as_bytes()).unwrap_err().kind(), kind, "{body}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What the path and the headers of a request name.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, Path};
+use http::{HeaderName, request};
+use shared::{
+    id::{AddressId, EventId, NotificationId, RecipientId},
+    invalid::Invalid,
+};
+
+use super::problem::{NOT_FOUND, Problem};
+use crate::parts::Parts;
+
+/// The things that the path names, in order.
+#[derive(Debug)]
+pub(crate) struct Named<T>(pub(crate) T);
+
+impl FromRequestParts<Arc<Parts>> for Named<RecipientId> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
+        let Path(text) = Path::<String>::from_request_parts(request, parts).await.map_err(|_| not_utf8())?;
+        Ok(Self(text.parse()?))
+    }
+}
+
+impl FromRequestParts<Arc<Parts>> for Named<(RecipientId, AddressId)> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
+        let Path((recipient, address)) =
+            Path::<(String, String)>::from_request_parts(request, parts).await.map_err(|_| not_utf8())?;
+        let address = address.parse().map_err(|_| Problem::new(NOT_FOUND, "Address ids are UUIDs."))?;
+        Ok(Self((recipient.parse()?, address)))
+    }
+}
+
+impl FromRequestParts<Arc<Parts>> for Named<NotificationId> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
+        let Path(text) = Path::<String>::from_request_parts(request, parts).await.map_err(|_| not_utf8())?;
+        text.parse().map(Self).map_err(|_| Problem::new(NOT_FOUND, "Notification ids are UUIDs."))
+    }
+}
+
+fn not_utf8() -> Problem {
+    Invalid::new("path", "must be percent-encoded UTF-8").into()
+}
+
+/// The header in which a caller names what happened.
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The caller's event id, if the header names one.
+#[derive(Debug)]
+pub(crate) struct IdempotencyKey(pub(crate) Option<EventId>);
+
+impl FromRequestParts<Arc<Parts>> for IdempotencyKey {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, _: &Arc<Parts>) -> Result<Self, Problem> {
+        let Some(value) = request.headers.get(IDEMPOTENCY_KEY) else { return Ok(Self(None)) };
+        let event = value.to_str().ok().and_then(|text| text.parse().ok());
+        let rule = "must be 1 to 255 printable ASCII characters without spaces";
+        event.map(|event| Self(Some(event))).ok_or_else(|| Invalid::new("Idempotency-Key", rule).into())
+    }
+}

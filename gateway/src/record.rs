@@ -1,0 +1,153 @@
+//! Records that notifications were accepted, many to a message, off the path of the requests.
+
+use std::{
+    collections::HashMap,
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
+use futures::future::join_all;
+use shared::{
+    id::{AppId, Region},
+    nats::{envelope, publish, subject},
+    receipt::{Accepted, Batch},
+};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Records that may wait; what comes on top is lost and counted. A record is a convenience of status questions: the
+/// notification itself is stored.
+const WAITING: usize = 65_536;
+/// Most records of one message.
+const BATCH: usize = 256;
+/// Longest wait for a message to fill.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// How often a message is published until the stream has it.
+const TRIES: u32 = 3;
+
+/// Takes records. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Recorder {
+    records: mpsc::Sender<(AppId, Accepted)>,
+    lost: Arc<AtomicU64>,
+}
+
+/// Publishes what the [`Recorder`] takes.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    js: jetstream::Context,
+    here: Region,
+    name: String,
+    records: mpsc::Receiver<(AppId, Accepted)>,
+    lost: Arc<AtomicU64>,
+    waiting: HashMap<AppId, Vec<Accepted>>,
+    number: u64,
+}
+
+impl Recorder {
+    /// Takes a record; never waits.
+    pub(crate) fn record(&self, app: AppId, accepted: Accepted) {
+        if self.records.try_send((app, accepted)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A recorder and its writer, which calls itself `name`.
+pub(crate) fn pair(js: jetstream::Context, here: Region, name: String) -> (Recorder, Writer) {
+    let (sender, records) = mpsc::channel(WAITING);
+    let lost = Arc::new(AtomicU64::new(0));
+    let recorder = Recorder { records: sender, lost: Arc::clone(&lost) };
+    (recorder, Writer { js, here, name, records, lost, waiting: HashMap::new(), number: 0 })
+}
+
+impl Writer {
+    /// Writes until `last` says that no request is in progress any more, and what then remains.
+    pub(crate) async fn run(mut self, last: CancellationToken) {
+        loop {
+            tokio::select! {
+                biased;
+                first = self.records.recv() => match first {
+                    Some(first) => self.fill(first).await,
+                    None => break,
+                },
+                () = last.cancelled() => break,
+            }
+            self.flush().await;
+        }
+        self.records.close();
+        while let Some((app, accepted)) = self.records.recv().await {
+            self.waiting.entry(app).or_default().push(accepted);
+        }
+        self.flush().await;
+    }
+
+    /// Collects until some app has a full batch, or the first record has waited long enough.
+    async fn fill(&mut self, (app, accepted): (AppId, Accepted)) {
+        self.waiting.entry(app).or_default().push(accepted);
+        let full = async {
+            while let Some((app, accepted)) = self.records.recv().await {
+                let of_app = self.waiting.entry(app).or_default();
+                of_app.push(accepted);
+                if of_app.len() >= BATCH {
+                    break;
+                }
+            }
+        };
+        // Records stay where they are if the time runs out.
+        let _in_time = timeout(PATIENCE, full).await.is_ok();
+    }
+
+    async fn flush(&mut self) {
+        let mut messages = Vec::new();
+        for (app, records) in mem::take(&mut self.waiting) {
+            let mut records = records.into_iter();
+            loop {
+                let accepted: Vec<_> = records.by_ref().take(BATCH).collect();
+                if accepted.is_empty() {
+                    break;
+                }
+                messages.push(self.message(app.clone(), accepted));
+            }
+        }
+        let js = &self.js;
+        let stored = join_all(messages.into_iter().map(|message| store(js, message))).await;
+        let lost = self.lost.swap(0, Ordering::Relaxed) + stored.into_iter().sum::<u64>();
+        if lost > 0 {
+            tracing::warn!(lost, "records of accepted notifications were lost; the notifications are stored");
+        }
+    }
+
+    fn message(&mut self, app: AppId, accepted: Vec<Accepted>) -> (String, HeaderMap, Batch) {
+        self.number += 1;
+        let number = format!("{}:{}", self.name, self.number);
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, number.as_str());
+        headers.insert(envelope::BATCH, number);
+        let subject = subject::receipt(&self.here, &self.here, &app);
+        let region = self.here.clone();
+        let batch =
+            Batch { app, origin: region.clone(), region, writer: self.name.clone(), accepted, receipts: Vec::new() };
+        (subject, headers, batch)
+    }
+}
+
+/// Stores one message; how many records were lost if it could not be.
+async fn store(js: &jetstream::Context, (subject, headers, batch): (String, HeaderMap, Batch)) -> u64 {
+    let records = batch.accepted.len() as u64;
+    let payload = bytes::Bytes::from(serde_json::to_vec(&batch).expect("batches always serialize"));
+    for _ in 0..TRIES {
+        // The message id makes a repetition harmless.
+        match publish::store(js, subject.clone(), headers.clone(), payload.clone()).await {
+            Ok(_) => return 0,
+            Err(publish::NotStored::NoAnswer) => {}
+            Err(_) => break,
+        }
+    }
+    records
+}
