@@ -7,6 +7,7 @@ pub mod delivery;
 pub mod janitor;
 pub mod ledger;
 pub mod pipeline;
+pub mod program;
 pub mod providers;
 mod worker;
 

@@ -1,1 +1,159 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
+
+mod accept;
+pub mod asyncapi;
+pub mod config;
+mod homes;
+mod http;
+mod parts;
+pub mod program;
+pub mod provision;
+mod receipts;
+mod record;
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc};
+
+use async_nats::jetstream;
+use shared::{
+    clock::Clock,
+    lifecycle::Lifecycle,
+    nats::{
+        config::Config,
+        connect::{self, ConnectError},
+        directory::Directory,
+        topology::{self, ApplyError, Change, Mesh},
+    },
+    telemetry::Telemetry,
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    config::{Settings, Unusable},
+    parts::Parts,
+    receipts::Receipts,
+};
+
+/// A running gateway. It ends with the [`Lifecycle`] it was started under.
+#[derive(Debug)]
+pub struct Gateway {
+    addr: SocketAddr,
+    parts: Arc<Parts>,
+}
+
+/// Why a gateway could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting cannot be used.
+    #[error(transparent)]
+    Settings(#[from] Unusable),
+    /// NATS cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The region's streams could not be made.
+    #[error(transparent)]
+    Topology(#[from] ApplyError),
+    /// The address to listen on is taken or not allowed.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, io::Error),
+}
+
+impl Gateway {
+    /// Connects, makes the region's streams match, and serves. Requests are answered with 503 until the directory and
+    /// the configuration have been read; [`Gateway::is_ready`] tells.
+    ///
+    /// # Errors
+    /// When a setting cannot be used, NATS cannot be reached or refuses, or the address is taken.
+    pub async fn start(
+        settings: Settings,
+        telemetry: Telemetry,
+        clock: Clock,
+        lifecycle: &Lifecycle,
+    ) -> Result<Self, StartError> {
+        let mesh_key = settings.check()?;
+        let instance = format!("{:016x}", Uuid::new_v4().as_u64_pair().0);
+        let name = format!("gateway-{}-{instance}", settings.mesh.region);
+        let js = connect::jetstream(connect::connect(&settings.nats, &name).await?);
+        apply_topology(&js, &settings.mesh).await?;
+
+        let here = settings.mesh.region.clone();
+        let (recorder, writer) = record::pair(js.clone(), here.clone(), name);
+        let mut regions = settings.mesh.regions.clone();
+        if !regions.contains(&here) {
+            regions.push(here.clone());
+        }
+        let parts = Arc::new(Parts {
+            instance,
+            here,
+            regions,
+            directory: Directory::default(),
+            config: Config::default(),
+            receipts: Receipts::new(js.clone(), settings.limits.status_notifications),
+            js: js.clone(),
+            mesh_key,
+            clock,
+            telemetry,
+            recorder,
+            places: Semaphore::new(settings.limits.in_flight),
+            limits: settings.limits,
+            lifecycle: lifecycle.clone(),
+        });
+        let refused = |error| StartError::Listen(settings.listen, error);
+        let listener = TcpListener::bind(settings.listen).await.map_err(refused)?;
+        let addr = listener.local_addr().map_err(refused)?;
+
+        lifecycle.spawn("directory", until_finishing(lifecycle, parts.directory.clone().follow(js.clone())));
+        lifecycle.spawn("config", until_finishing(lifecycle, parts.config.clone().follow(js)));
+        lifecycle.spawn("receipts", until_finishing(lifecycle, parts.receipts.clone().follow()));
+        // Records are taken until the last request is answered.
+        let answered = CancellationToken::new();
+        lifecycle.spawn_job(writer.run(answered.clone()));
+        let serving = http::serve(listener, http::router(Arc::clone(&parts)), lifecycle.clone());
+        lifecycle.spawn("http", async move {
+            serving.await;
+            answered.cancel();
+        });
+        tracing::info!(%addr, region = %parts.here, "serving");
+        Ok(Self { addr, parts })
+    }
+
+    /// Where HTTP is served.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Whether requests are served at this moment; what `/readyz` says.
+    pub fn is_ready(&self) -> bool {
+        self.parts.missing().is_empty()
+    }
+}
+
+/// The description of the HTTP API (`OpenAPI` 3.1, JSON), as served at `/v1/openapi.json`.
+pub fn openapi() -> String {
+    http::describe()
+}
+
+async fn apply_topology(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
+    for change in topology::apply(js, &mesh.streams()).await? {
+        match change {
+            Change::Created(_) | Change::Updated(..) => tracing::info!(%change, "topology"),
+            Change::Drifted(..) => tracing::error!(%change, "topology drifted; an operator must decide"),
+        }
+    }
+    topology::apply_consumers(js, mesh).await
+}
+
+/// Runs `task`, which never ends by itself, until the process finishes.
+fn until_finishing(
+    lifecycle: &Lifecycle,
+    task: impl Future<Output = ()> + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    let lifecycle = lifecycle.clone();
+    async move {
+        tokio::select! {
+            () = task => {}
+            () = lifecycle.finishing() => {}
+        }
+    }
+}

@@ -15,6 +15,8 @@ use crate::{config::Limits, receipts::Receipts, record::Recorder};
 /// The parts of a running gateway.
 #[derive(Debug)]
 pub(crate) struct Parts {
+    /// Names this process among all gateways; 16 hexadecimal digits.
+    pub(crate) instance: String,
     pub(crate) here: Region,
     /// Every region of the mesh, this one too.
     pub(crate) regions: Vec<Region>,
@@ -32,23 +34,16 @@ pub(crate) struct Parts {
     pub(crate) lifecycle: Lifecycle,
 }
 
-/// What a gateway needs before it can serve.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Readiness {
-    pub(crate) nats: bool,
-    pub(crate) directory: bool,
-    pub(crate) config: bool,
-    pub(crate) finishing: bool,
-}
-
 impl Parts {
-    pub(crate) fn readiness(&self) -> Readiness {
-        Readiness {
-            nats: connect::is_connected(&self.js.client()),
-            directory: self.directory.is_loaded(),
-            config: self.config.is_loaded(),
-            finishing: self.lifecycle.is_finishing(),
-        }
+    /// What is missing for the gateway to be ready; nothing if it is.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        let needs = [
+            ("nats", connect::is_connected(&self.js.client())),
+            ("directory", self.directory.is_loaded()),
+            ("config", self.config.is_loaded()),
+            ("not finishing", !self.lifecycle.is_finishing()),
+        ];
+        needs.into_iter().filter(|(_, is_there)| !is_there).map(|(name, _)| name).collect()
     }
 
     /// Whether keys and homes are known. Without them a good key would be refused, and a recipient's job would go to
@@ -59,11 +54,5 @@ impl Parts {
 
     pub(crate) fn is_region(&self, region: &Region) -> bool {
         self.regions.contains(region)
-    }
-}
-
-impl Readiness {
-    pub(crate) fn is_ready(self) -> bool {
-        self.nats && self.directory && self.config && !self.finishing
     }
 }

@@ -34,3 +34,11 @@ pub fn load<T: DeserializeOwned>(defaults: &str, file: Option<&Path>) -> Result<
     });
     figment.merge(env.split("__")).extract().map_err(|error| BadSettings(error.into()))
 }
+
+/// Reads one TOML file, with nothing laid over it.
+///
+/// # Errors
+/// When the file is missing, a key is unknown, or a value does not fit.
+pub fn read<T: DeserializeOwned>(file: &Path) -> Result<T, BadSettings> {
+    Figment::from(Toml::file_exact(file)).extract().map_err(|error| BadSettings(error.into()))
+}

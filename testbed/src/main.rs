@@ -1,2 +1,44 @@
-//! Placeholder.
-fn main() {}
+//! The testbed as a program: the demo, the benchmark, the simulators.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use testbed::{bench, child, demo, simulate};
+
+#[derive(Debug, Parser)]
+#[command(version, about = "Tries Peal on this machine")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Starts a mesh of two regions, sends notifications, and shows what became of each.
+    Demo(demo::DemoArgs),
+    /// Measures Peal against what its parts can do.
+    Bench(bench::BenchArgs),
+    /// Simulates APNs and FCM for any client.
+    Simulate(simulate::SimulateArgs),
+    /// Runs a gateway.
+    #[command(hide = true)]
+    Gateway(child::ChildArgs),
+    /// Runs an edge worker.
+    #[command(hide = true)]
+    EdgeWorker(child::ChildArgs),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Gateway(args) => return child::gateway(args).await,
+        Command::EdgeWorker(args) => return child::edge_worker(args).await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::Bench(args) => bench::run(args).await,
+        Command::Simulate(args) => simulate::run(args).await.map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -4,8 +4,7 @@ use std::{borrow::Cow, time::Duration};
 
 use shared::{
     channel::Channel,
-    digest::derive,
-    id::{AppId, JobId, NotificationId},
+    id::AppId,
     invalid::Invalid,
     job::Job,
     nats::{envelope, subject},
@@ -44,12 +43,10 @@ impl Pipeline {
     async fn bury(&self, delivery: Delivery, invalid: &Invalid) -> Stop {
         self.telemetry.metrics.unreadable();
         let lane = subject::Lane::parse(delivery.subject()).ok();
-        // The sequence alone would not do: a stream that lost its end counts the same numbers again.
-        let place = [&*delivery.sequence.to_string(), &*delivery.stored_at.to_string(), self.region.as_str()];
-        let id = derive("unreadable", &place);
+        let (job, notification) = envelope::unreadable(delivery.sequence, delivery.stored_at, &self.region);
         let letter = DeadLetter {
             subject: lane.as_ref().map_or_else(|| subject::dead_unreadable(&self.region), subject::Lane::dead),
-            id: id.to_string(),
+            id: job.to_string(),
             reason: Cow::Borrowed("unreadable"),
             detail: Some(invalid.to_string()),
             address: None,
@@ -61,8 +58,8 @@ impl Pipeline {
         }
         tracing::warn!(subject = %delivery.subject(), field = invalid.field, rule = invalid.rule, "message cannot be read");
         let receipt = Receipt {
-            notification: NotificationId(id),
-            job: JobId(id),
+            notification,
+            job,
             recipient: None,
             channel: lane.as_ref().map_or(Channel::Push, |lane| lane.channel),
             address: None,

@@ -8,6 +8,8 @@ use http::HeaderValue;
 use serde_json::{Map, Value};
 use shared::{job::Job, payload, push::Push};
 
+use super::apns::unrepeated;
+
 /// What is sent, shared by all deliveries of a job. Each provider's form is rendered when the first address needs it.
 pub struct Message {
     push: Push,
@@ -56,7 +58,7 @@ impl Message {
     pub(super) fn collapse_header(&self) -> Option<&HeaderValue> {
         let header = || {
             let id = CollapseId::new(&self.collapse_id).ok()?;
-            HeaderValue::from_str(id.value).ok()
+            HeaderValue::from_str(id.value).ok().map(unrepeated)
         };
         self.collapse_header.get_or_init(header).as_ref()
     }

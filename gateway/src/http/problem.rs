@@ -104,6 +104,12 @@ impl Problem {
         Self(Box::new(Told { kind, detail: detail.into(), errors: Vec::new(), event_id: None, header: None }))
     }
 
+    /// The same problem, told better.
+    pub(crate) fn because(mut self, detail: String) -> Self {
+        self.0.detail = detail.into();
+        self
+    }
+
     /// Says under which event id the request may safely be repeated.
     pub(crate) fn event(mut self, event: EventId) -> Self {
         self.0.event_id = Some(event);
@@ -165,7 +171,7 @@ impl From<Invalid> for Problem {
 impl From<NotStored> for Problem {
     fn from(error: NotStored) -> Self {
         match error {
-            NotStored::Full => Self::new(STREAM_FULL, "Nothing of this request was kept that a repetition would double."),
+            NotStored::Full => Self::new(STREAM_FULL, "The stream is at its limit; repeating the same request is safe."),
             NotStored::TooLarge => Self::new(TOO_LARGE, "The message is larger than the server accepts."),
             NotStored::NoStream | NotStored::NoAnswer | NotStored::Refused => {
                 Self::new(STREAM_UNAVAILABLE, format!("{error}; repeating the same request is safe."))

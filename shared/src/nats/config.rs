@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 use async_nats::{HeaderMap, jetstream};
+use futures::StreamExt;
 use tokio::sync::watch;
 
 use super::{follow, publish, topology};
@@ -37,6 +38,11 @@ impl Config {
         self.current.load_full()
     }
 
+    /// Whether everything that was there at start has been read.
+    pub fn is_loaded(&self) -> bool {
+        *self.changed.borrow() > 0
+    }
+
     /// Told at every change.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
@@ -44,6 +50,10 @@ impl Config {
 
     /// Follows the bucket for ever.
     pub async fn follow(self, js: jetstream::Context) {
+        // An empty bucket sends nothing that could say that it is empty.
+        if follow::standing(&js, topology::CONFIG).await.is_ok_and(|standing| standing.messages == 0) {
+            self.changed.send_modify(|version| *version += 1);
+        }
         follow::follow_forever(&js, topology::CONFIG, ">", |entry| {
             let mut next = Tenants::clone(&self.current.load());
             match next.learn(&entry.subject, if entry.is_removal() { None } else { Some(&entry.payload) }) {
@@ -83,6 +93,38 @@ impl Tenants {
     }
 }
 
+/// The bucket could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum NotLoaded {
+    /// The server does not answer or has no such bucket.
+    #[error(transparent)]
+    Follow(#[from] follow::FollowError),
+    /// An entry cannot be read.
+    #[error("configuration entry {0} cannot be read: {1}")]
+    Entry(String, serde_json::Error),
+}
+
+/// All tenants as they are at this moment where `js` leads: at the hub, or in a region's mirror.
+///
+/// # Errors
+/// When the server does not answer or an entry cannot be read.
+pub async fn read(js: &jetstream::Context) -> Result<Tenants, NotLoaded> {
+    let mut tenants = Tenants::default();
+    if follow::standing(js, topology::CONFIG).await?.messages == 0 {
+        return Ok(tenants);
+    }
+    let mut entries = follow::follow(js, topology::CONFIG, ">", 1).await?;
+    while let Some(entry) = entries.next().await {
+        let entry = entry?;
+        let value = if entry.is_removal() { None } else { Some(&entry.payload[..]) };
+        tenants.learn(&entry.subject, value).map_err(|error| NotLoaded::Entry(entry.subject.clone(), error))?;
+        if entry.pending == 0 {
+            break;
+        }
+    }
+    Ok(tenants)
+}
+
 /// Writes an app at the hub. `hub` is a context of the hub's domain.
 ///
 /// # Errors
@@ -106,6 +148,7 @@ async fn put(
     value: &impl serde::Serialize,
 ) -> Result<(), publish::NotStored> {
     let value = serde_json::to_vec(value).expect("configuration always serializes");
-    let subject = format!("$KV.{}.{kind}.{name}", topology::CONFIG_BUCKET);
+    // Links between domains do not carry `$KV.>`; under the hub's API prefix its server takes it from anywhere.
+    let subject = format!("$JS.{}.API.$KV.{}.{kind}.{name}", topology::HUB, topology::CONFIG_BUCKET);
     publish::store(hub, subject, HeaderMap::new(), value.into()).await.map(|_| ())
 }

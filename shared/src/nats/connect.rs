@@ -9,7 +9,7 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nats {
-    /// URLs of the region's servers, comma-separated.
+    /// URLs of the region's servers, comma-separated; may hold user and password.
     pub url: String,
     /// User name, if the server wants one.
     #[serde(default)]
@@ -93,7 +93,13 @@ pub async fn connect(nats: &Nats, name: &str) -> Result<Client, ConnectError> {
     options
         .connect(servers)
         .await
-        .map_err(|error| ConnectError::Refused { url: nats.url.clone(), error })
+        .map_err(|error| ConnectError::Refused { url: without_password(&nats.url), error })
+}
+
+/// The URLs without what stands before `@`.
+fn without_password(urls: &str) -> String {
+    let hosts = urls.split(',').map(|url| url.trim().rsplit_once('@').map_or(url.trim(), |(_, host)| host));
+    hosts.collect::<Vec<_>>().join(",")
 }
 
 /// JetStream over `client`, with many publishes in flight.

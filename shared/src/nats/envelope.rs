@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::subject::Lane;
 use crate::{
+    digest::derive,
     id::{AddressId, EventId, JobId, NotificationId, Region},
     invalid::Invalid,
     job::{Body, Job},
@@ -112,6 +113,13 @@ pub fn event_id(body: &Body, headers: &HeaderMap) -> Result<EventId, Invalid> {
     text.parse().map_err(|_| Invalid::new("Nats-Msg-Id", "must be 1 to 255 printable ASCII characters without spaces"))
 }
 
+/// The ids under which a message that nobody can read is accounted for. Its sequence alone would not do: a stream that
+/// lost its end counts the same numbers again.
+pub fn unreadable(sequence: u64, stored_at: Timestamp, here: &Region) -> (JobId, NotificationId) {
+    let id = derive("unreadable", &[&sequence.to_string(), &stored_at.to_string(), here.as_str()]);
+    (JobId(id), NotificationId(id))
+}
+
 fn optional<T: FromStr>(headers: &HeaderMap, name: &str) -> Result<Option<T>, Invalid> {
     let Some(text) = header(headers, name) else { return Ok(None) };
     text.parse().map(Some).map_err(|_| Invalid::new(name, "cannot be read"))
@@ -120,15 +128,24 @@ fn optional<T: FromStr>(headers: &HeaderMap, name: &str) -> Result<Option<T>, In
 /// What is wrong with a document and where, without quoting any of it.
 pub fn describe(error: &serde_path_to_error::Error<serde_json::Error>) -> Invalid {
     let path = error.path().to_string();
+    let path = if path == "." { "" } else { &path };
     let inner = error.inner();
     let rule = match inner.classify() {
         serde_json::error::Category::Syntax | serde_json::error::Category::Eof => {
             format!("must be JSON; broken at line {} column {}", inner.line(), inner.column())
         }
         serde_json::error::Category::Io => "cannot be read".to_owned(),
-        serde_json::error::Category::Data => without_values(&inner.to_string()),
+        serde_json::error::Category::Data => {
+            let message = inner.to_string();
+            // serde blames the object that lacks the field; the sender looks for the field.
+            if let Some((missing, _)) = message.strip_prefix("missing field `").and_then(|rest| rest.split_once('`')) {
+                let missing = Invalid::new(missing, "must be given");
+                return if path.is_empty() { missing } else { missing.within(path) };
+            }
+            without_values(&message)
+        }
     };
-    Invalid::new(if path == "." { "body" } else { &path }, rule)
+    Invalid::new(if path.is_empty() { "body" } else { path }, rule)
 }
 
 /// serde quotes the offending value between `invalid type: string "…"` and `expected`; only the expectation is kept.
@@ -170,6 +187,7 @@ mod tests {
             (r#"{"recipient":"ann","push":{"priority":"5551234"}}"#, "push.priority"),
             (r#"{"recipient":"ann","push":{"ttl":"5551234"}}"#, "push.ttl"),
             (r#"{"recipient":"ann","push":{}}"#, "push.title"),
+            (r#"{"recipient":"ann"}"#, "push"),
             (r#"{"recipient":"ann","push":{"title":"x"}} 5551234"#, "body"),
             ("5551234", "body"),
             ("", "body"),

@@ -124,6 +124,8 @@ impl Mesh {
             allow_message_schedules: true,
             allow_message_ttl: true,
             allow_rollup: true,
+            // The server refuses schedules together with `New`; without other limits nothing is discarded but by age.
+            discard: DiscardPolicy::Old,
             ..base(SCHEDULE, vec![subject::SCHEDULE_FILTER.into(), subject::DUE_FILTER.into()])
         };
         let receipts = Config {

@@ -9,12 +9,12 @@ use anyhow::Context;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::http2::Order;
 use super::reply::Site;
+use super::tls::Authority;
 use super::wire::StreamLimits;
 use super::{http1, http2};
 
@@ -35,7 +35,7 @@ impl Listener {
     /// Binds and begins to serve on the current runtime.
     pub(crate) async fn start<S: Site>(
         listen: SocketAddr,
-        tls: Arc<ServerConfig>,
+        authority: &Authority,
         limits: StreamLimits,
         site: Arc<S>,
     ) -> anyhow::Result<Self> {
@@ -50,7 +50,7 @@ impl Listener {
             tasks: TaskTracker::new(),
         };
         let accept = Accept {
-            acceptor: TlsAcceptor::from(tls),
+            acceptor: TlsAcceptor::from(authority.server_config(S::ALPN)?),
             limits,
             site,
             orders: listener.orders.clone(),
@@ -141,7 +141,8 @@ async fn serve<S: Site>(
         return;
     };
     let open = Open::new(&*site);
-    if tls.get_ref().1.alpn_protocol() == Some(b"h2") {
+    let negotiated = tls.get_ref().1.alpn_protocol();
+    if negotiated.or(S::ALPN.last().copied()) == Some(b"h2") {
         Box::pin(http2::serve(tls, Arc::clone(&site), connection, limits, orders)).await;
     } else {
         Box::pin(http1::serve(tls, Arc::clone(&site), connection, orders)).await;

@@ -1,12 +1,14 @@
 //! What reached a simulator, and what it answered.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
+
+use super::clock::now_us;
 
 /// How much a simulator remembers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +96,7 @@ pub struct Log {
     pushes: Mutex<VecDeque<Push>>,
     requests: AtomicU64,
     delivered: AtomicU64,
+    last_delivered_us: AtomicI64,
     reasons: Mutex<BTreeMap<String, u64>>,
     /// Identities of delivered pushes, spread so that connections do not wait for each other.
     identities: [Mutex<Vec<u128>>; 16],
@@ -115,6 +118,7 @@ impl Log {
             pushes: Mutex::default(),
             requests: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
+            last_delivered_us: AtomicI64::new(0),
             reasons: Mutex::default(),
             identities: std::array::from_fn(|_| Mutex::default()),
             connections: AtomicU64::new(0),
@@ -159,7 +163,12 @@ impl Log {
 
     /// How many pushes reached a device.
     pub fn delivered_count(&self) -> u64 {
-        self.delivered.load(Ordering::Relaxed)
+        self.delivered.load(Ordering::Acquire)
+    }
+
+    /// When the newest push reached a device, microseconds since the epoch; 0 if none has.
+    pub fn last_delivered_us(&self) -> i64 {
+        self.last_delivered_us.load(Ordering::Relaxed)
     }
 
     /// Waits until this many pushes have reached a device; `false` when that took longer than `patience`.
@@ -207,6 +216,7 @@ impl Log {
         }
         self.requests.store(0, Ordering::Relaxed);
         self.delivered.store(0, Ordering::Relaxed);
+        self.last_delivered_us.store(0, Ordering::Relaxed);
         self.refused_streams.store(0, Ordering::Relaxed);
         self.access_tokens.store(0, Ordering::Relaxed);
     }
@@ -236,6 +246,7 @@ impl Log {
         if let Some(identity) = delivered {
             let shard = usize::try_from(connection % 16).unwrap_or(0);
             lock(&self.identities[shard]).push(identity);
+            self.last_delivered_us.fetch_max(now_us(), Ordering::Relaxed);
             self.delivered.fetch_add(1, Ordering::Release);
         }
     }

@@ -12,6 +12,10 @@ use super::script::{Act, Answer, RetryAfter, Ruling};
 
 /// One provider behind a listener.
 pub(crate) trait Site: Send + Sync + 'static {
+    /// The ALPN protocols it offers, the preferred one first. A client that negotiates none gets the last: Apple answers
+    /// HTTP/2 to those, and not every client asks.
+    const ALPN: &'static [&'static [u8]];
+
     /// What is remembered about one connection.
     type Session: Send + 'static;
 

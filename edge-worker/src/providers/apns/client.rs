@@ -54,8 +54,7 @@ pub(in crate::providers) struct Apns {
 struct Progress {
     endpoint: Arc<str>,
     status: Option<u16>,
-    /// On which connection of which pool the push was sent, and when.
-    sent: Option<(Arc<Connection>, Instant)>,
+    sent: bool,
 }
 
 impl Apns {
@@ -95,17 +94,19 @@ impl Apns {
             &account.private_key,
             self.clock.clone(),
         )?;
-        let pool = |endpoints: &Arc<Endpoints<_>>| Pool::new(endpoints.clone(), self.tls.clone(), self.connections);
+        let pool = |endpoints: &Arc<Endpoints<_>>| {
+            Pool::new(endpoints.clone(), self.tls.clone(), self.connections, self.timeout / 2)
+        };
         Ok(Arc::new(Team::new(token, pool(&self.production), pool(&self.sandbox))))
     }
 
     pub(in crate::providers) async fn deliver(&self, account: &Account, attempt: &Attempt<'_>) -> Attempted {
         let started = Instant::now();
         let pool = account.team.pool(attempt.address.environment);
-        let mut progress = Progress { endpoint: self.nowhere.clone(), status: None, sent: None };
+        let mut progress = Progress { endpoint: self.nowhere.clone(), status: None, sent: false };
         let outcome = match timeout(self.timeout, self.attempt(account, pool, attempt, &mut progress)).await {
             Ok(outcome) => outcome,
-            Err(_) => progress.timed_out(pool),
+            Err(_) => progress.timed_out(),
         };
         Attempted { outcome, status: progress.status, endpoint: progress.endpoint, took: started.elapsed() }
     }
@@ -122,20 +123,20 @@ impl Apns {
         let mut repeats = 0;
         let mut remedied = false;
         loop {
-            let lease = match pool.lease(avoid).await {
+            let mut lease = match pool.lease(avoid).await {
                 Ok(lease) => lease,
                 Err(unreachable) => {
                     progress.endpoint = unreachable.endpoint;
                     return Outcome::endpoint(unreachable.reason, None);
                 }
             };
-            let connection = lease.connection();
+            let connection = lease.connection().clone();
             let request = match request(account, attempt, &connection.host.authority, &token.header) {
                 Ok(request) => request,
                 Err(reason) => return Outcome::rejected(reason),
             };
-            progress.sent(connection);
-            let unprocessed = match connection.send(request).await {
+            progress.sent(&connection);
+            let unprocessed = match lease.send(request).await {
                 Ok(answer) => {
                     let status = answer.status();
                     progress.status = Some(status.as_u16());
@@ -143,9 +144,8 @@ impl Apns {
                         return Outcome::Accepted { provider_id: provider_id(answer.headers()) };
                     }
                     let verdict = self.judge(account, status, answer).await;
-                    let id = connection.id;
                     if matches!(verdict.remedy, Remedy::Reconnect | Remedy::Leave) {
-                        pool.retire(id);
+                        pool.retire(connection.id);
                     }
                     if remedied {
                         return verdict.outcome;
@@ -171,7 +171,7 @@ impl Apns {
                     Outcome::endpoint("connection_closed", None)
                 }
             };
-            progress.sent = None;
+            progress.sent = false;
             if repeats == MOST_REPEATS {
                 return unprocessed;
             }
@@ -196,21 +196,15 @@ impl Progress {
     fn sent(&mut self, connection: &Arc<Connection>) {
         self.endpoint = connection.host.name.clone();
         self.status = None;
-        self.sent = Some((connection.clone(), Instant::now()));
+        self.sent = true;
     }
 
-    fn timed_out(&self, pool: &Arc<Pool>) -> Outcome {
-        match (&self.sent, self.status) {
+    fn timed_out(&self) -> Outcome {
+        match (self.sent, self.status) {
             // Refused, but the rest of the answer, which says why, did not come.
-            (Some(_), Some(_)) => Outcome::retry_later("answer_incomplete", None),
-            (Some((connection, since)), None) => {
-                // The peer may be gone without a word; pings find out later than we do.
-                if connection.silent_since(*since) {
-                    pool.retire(connection.id);
-                }
-                Outcome::ambiguous("timeout")
-            }
-            (None, _) => Outcome::endpoint("no_stream_free", None),
+            (true, Some(_)) => Outcome::retry_later("answer_incomplete", None),
+            (true, None) => Outcome::ambiguous("timeout"),
+            (false, _) => Outcome::endpoint("no_stream_free", None),
         }
     }
 }

@@ -16,4 +16,4 @@ mod team;
 mod token;
 
 pub use self::config::{ApnsAccount, Settings};
-pub(super) use self::{client::Apns, config::Account};
+pub(super) use self::{client::Apns, config::Account, request::unrepeated};

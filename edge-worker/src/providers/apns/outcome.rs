@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     const AT: Circumstances =
-        Circumstances { status: 0, retry_after: None, token_wait: Duration::from_secs(1140) };
+        Circumstances { status: 0, retry_after: None, token_wait: Duration::from_mins(19) };
 
     fn judged(status: u16, reason: &str) -> Verdict {
         judge(format!(r#"{{"reason":"{reason}"}}"#).as_bytes(), &Circumstances { status, ..AT })

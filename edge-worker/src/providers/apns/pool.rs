@@ -6,15 +6,19 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use tokio::{
     select,
     sync::{Notify, oneshot},
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tokio_rustls::rustls::ClientConfig;
 
 use super::{
-    connection::Connection,
+    connection::{Connection, NoAnswer},
     dial::{Driver, Host, Unreachable, dial},
 };
 use crate::providers::endpoints::Endpoints;
@@ -38,6 +42,8 @@ pub(super) struct Pool {
     endpoints: Arc<Endpoints<Arc<Host>>>,
     tls: Arc<ClientConfig>,
     most: usize,
+    /// How long a connection may be silent while an answer is due.
+    patience: Duration,
     state: Mutex<State>,
 }
 
@@ -74,25 +80,48 @@ pub(super) struct Lease {
     pool: Arc<Pool>,
     /// Whether the slot still counts this lease.
     counted: bool,
+    /// Since when an answer is due.
+    due_since: Option<Instant>,
 }
 
 impl Lease {
     pub(super) fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
+
+    /// Sends `request` and waits for the head of the answer.
+    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, NoAnswer> {
+        self.due_since = Some(Instant::now());
+        let answer = self.connection.send(request).await;
+        self.due_since = None;
+        answer
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if self.counted {
+        if !self.counted {
+            return;
+        }
+        // Who waited long for nothing leaves the connection to nobody: the peer may be gone without a word, which
+        // pings find out later than we do.
+        let silent = |since: Instant| since.elapsed() >= self.pool.patience && self.connection.silent_since(since);
+        if self.due_since.is_some_and(silent) {
+            self.pool.retire(self.connection.id);
+        } else {
             self.pool.give_back(self.connection.id);
         }
     }
 }
 
 impl Pool {
-    pub(super) fn new(endpoints: Arc<Endpoints<Arc<Host>>>, tls: Arc<ClientConfig>, most: usize) -> Arc<Self> {
-        Arc::new(Self { endpoints, tls, most: most.max(1), state: Mutex::default() })
+    pub(super) fn new(
+        endpoints: Arc<Endpoints<Arc<Host>>>,
+        tls: Arc<ClientConfig>,
+        most: usize,
+        patience: Duration,
+    ) -> Arc<Self> {
+        Arc::new(Self { endpoints, tls, most: most.max(1), patience, state: Mutex::default() })
     }
 
     /// Waits for room on a connection, if possible another than `avoid`; opens one if need be.
@@ -136,7 +165,7 @@ impl Pool {
         let load = |slot: &&mut Slot| (Some(slot.connection.id) == avoid, slot.under_way);
         let slot = state.open.iter_mut().filter(room).min_by_key(load)?;
         slot.under_way += 1;
-        Some(Lease { connection: slot.connection.clone(), pool: self.clone(), counted: true })
+        Some(Lease { connection: slot.connection.clone(), pool: self.clone(), counted: true, due_since: None })
     }
 
     fn give_back(self: &Arc<Self>, id: u64) {

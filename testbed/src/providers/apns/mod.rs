@@ -129,7 +129,7 @@ impl Apns {
         };
         let listener = Listener::start(
             config.listen,
-            authority.server_config(&[b"h2"])?,
+            &authority,
             limits,
             Arc::clone(&site),
         )
@@ -226,6 +226,8 @@ pub(crate) struct Session {
 }
 
 impl Site for ApnsSite {
+    const ALPN: &'static [&'static [u8]] = &[b"h2"];
+
     type Session = Session;
 
     fn open(&self, connection: u64) -> Session {

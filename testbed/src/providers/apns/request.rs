@@ -25,7 +25,6 @@ const LONGEST_TOPIC: usize = 255;
 #[derive(Debug)]
 pub(crate) struct Checked<'a> {
     pub(crate) token: &'a str,
-    pub(crate) topic: &'a str,
     /// The topic without what the push type adds to it: the app's bundle id.
     pub(crate) bundle: &'a str,
     push_type: Option<&'a str>,
@@ -111,7 +110,6 @@ pub(crate) fn check_head(head: &Parts, id: Result<(), Reason>) -> Result<Checked
     }
     Ok(Checked {
         token,
-        topic,
         bundle,
         push_type,
     })

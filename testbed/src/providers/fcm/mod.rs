@@ -110,7 +110,7 @@ impl Fcm {
         };
         let listener = Listener::start(
             config.listen,
-            authority.server_config(&[b"h2", b"http/1.1"])?,
+            &authority,
             limits,
             Arc::clone(&site),
         )
@@ -209,6 +209,8 @@ pub(crate) struct FcmSite {
 type Connection = u64;
 
 impl Site for FcmSite {
+    const ALPN: &'static [&'static [u8]] = &[b"h2", b"http/1.1"];
+
     type Session = Connection;
 
     fn open(&self, connection: u64) -> Connection {

@@ -118,7 +118,7 @@ impl OAuth {
         let unreadable = || refused("invalid_grant", "Invalid JWT: Failed to parse the assertion.");
         let key_id = jsonwebtoken::decode_header(assertion).map_err(|_| unreadable())?.kid;
         // The issuer has to be known before its key is; nothing is believed until the signature is checked below.
-        let issuer = jsonwebtoken::insecure_decode_claims::<Claims>(assertion)
+        let issuer = jsonwebtoken::dangerous::insecure_decode_claims::<Claims>(assertion)
             .map_err(|_| unreadable())?
             .iss;
         let (account, key) = self

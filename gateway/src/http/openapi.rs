@@ -1,0 +1,55 @@
+//! `/v1/openapi.json`: this API, described by the code that serves it.
+
+use bytes::Bytes;
+use http::{HeaderName, header};
+use utoipa::{
+    Modify, OpenApi,
+    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+};
+
+/// What the routes do not say themselves.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Peal",
+        description = "Hands notifications to a delivery mesh. Errors are RFC 9457 problem documents with a stable `code`.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    modifiers(&ApiKey),
+    tags(
+        (name = "notifications", description = "Send, and ask what became of it"),
+        (name = "recipients", description = "Who can be reached"),
+        (name = "addresses", description = "The devices of a recipient"),
+        (name = "preferences", description = "What a recipient agreed to"),
+        (name = "operations", description = "For those who run the mesh"),
+    ),
+)]
+pub(crate) struct Description;
+
+struct ApiKey;
+
+impl Modify for ApiKey {
+    fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("peal_<key id>_<secret>")
+            .description(Some("An API key. It speaks for one app, within the scopes that each operation names."))
+            .build();
+        let components = api.components.get_or_insert_default();
+        components.add_security_scheme("api_key", SecurityScheme::Http(scheme));
+    }
+}
+
+/// The description itself
+#[utoipa::path(
+    get,
+    path = "/v1/openapi.json",
+    operation_id = "getOpenApi",
+    tag = "operations",
+    responses((status = 200, description = "OpenAPI 3.1", body = Object)),
+)]
+pub(crate) async fn document(
+    axum::Extension(document): axum::Extension<Bytes>,
+) -> ([(HeaderName, &'static str); 1], Bytes) {
+    ([(header::CONTENT_TYPE, "application/json")], document)
+}

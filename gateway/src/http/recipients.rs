@@ -1,0 +1,222 @@
+//! `/v1/recipients/{recipient_id}`: who is known, and where they live.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use jiff::{Timestamp, tz};
+use serde::{Deserialize, Serialize};
+use shared::{
+    id::{RecipientId, Region},
+    invalid::Invalid,
+    nats::facts,
+    recipient::{FactName, Profile, RecipientKey},
+};
+use utoipa::ToSchema;
+
+use super::{
+    auth::{Caller, ToRead, ToWrite},
+    body::Json,
+    named::Named,
+    problem::{Document, HOME_MOVE, NOT_FOUND, Problem},
+};
+use crate::parts::Parts;
+
+/// A recipient, as the caller wants it to be. What is left out is unset, but for the home.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PutRecipient {
+    /// The region whose workers deliver. Default: the one it has, else the app's default region. Cannot be changed yet.
+    home: Option<Region>,
+    /// BCP 47 language tag, such as `de-CH`.
+    #[schema(max_length = 35)]
+    locale: Option<String>,
+    /// IANA time zone, such as `Europe/Zurich`.
+    #[schema(max_length = 64)]
+    timezone: Option<String>,
+}
+
+/// A recipient as it is.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct RecipientResponse {
+    /// The recipient.
+    recipient_id: RecipientId,
+    /// The region whose workers deliver.
+    home: Region,
+    /// BCP 47 language tag.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    locale: Option<String>,
+    /// IANA time zone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timezone: Option<String>,
+    /// When this was last written.
+    #[schema(value_type = String, format = DateTime)]
+    updated_at: Timestamp,
+    /// How many addresses it has; only in the answer to GET.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    addresses: Option<usize>,
+}
+
+/// Register or replace a recipient
+///
+/// The whole state is replaced; addresses and preferences stay as they are.
+#[utoipa::path(
+    put,
+    path = "/v1/recipients/{recipient_id}",
+    operation_id = "putRecipient",
+    tag = "recipients",
+    params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
+    request_body = PutRecipient,
+    responses(
+        (status = 200, description = "Replaced", body = RecipientResponse),
+        (status = 201, description = "Registered", body = RecipientResponse),
+        (status = 409, description = "Another home than the one it has", body = Document,
+            content_type = "application/problem+json"),
+        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "Not stored; repeat", body = Document, content_type = "application/problem+json"),
+    ),
+    security(("api_key" = ["recipients:write"])),
+)]
+pub(crate) async fn put(
+    State(parts): State<Arc<Parts>>,
+    caller: Caller<ToWrite>,
+    Named(recipient): Named<RecipientId>,
+    Json(wanted): Json<PutRecipient>,
+) -> Result<Response, Problem> {
+    check(&wanted)?;
+    if wanted.home.as_ref().is_some_and(|home| !parts.is_region(home)) {
+        return Err(Invalid::new("home", "must be a region of this mesh").into());
+    }
+    let key = RecipientKey { app: caller.app.id.clone(), recipient };
+    let known = parts.directory.home(&key);
+    if let (Some(known), Some(home)) = (&known, &wanted.home)
+        && known != home
+    {
+        let detail = format!("The recipient lives in {known}. Moving it to another region is not supported yet.");
+        return Err(Problem::new(HOME_MOVE, detail));
+    }
+    let status = if known.is_some() { StatusCode::OK } else { StatusCode::CREATED };
+    let home = known.or(wanted.home).unwrap_or_else(|| caller.app.default_region.clone());
+    let profile =
+        Profile { home, locale: wanted.locale, timezone: wanted.timezone, updated_at: parts.clock.now() };
+    parts.settle(&key, profile.clone()).await?;
+    Ok((status, axum::Json(RecipientResponse::of(key.recipient, profile, None))).into_response())
+}
+
+/// Look up a recipient
+#[utoipa::path(
+    get,
+    path = "/v1/recipients/{recipient_id}",
+    operation_id = "getRecipient",
+    tag = "recipients",
+    params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
+    responses(
+        (status = 200, description = "As it is", body = RecipientResponse),
+        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "Its home does not answer", body = Document,
+            content_type = "application/problem+json"),
+    ),
+    security(("api_key" = ["recipients:read"])),
+)]
+pub(crate) async fn get(
+    State(parts): State<Arc<Parts>>,
+    caller: Caller<ToRead>,
+    Named(recipient): Named<RecipientId>,
+) -> Result<axum::Json<RecipientResponse>, Problem> {
+    let key = RecipientKey { app: caller.app.id.clone(), recipient };
+    let home = parts.home_or(&key, &caller.app.default_region);
+    let known = parts.read(&home, &key).await?;
+    let Some(profile) = known.profile else { return Err(unknown()) };
+    Ok(axum::Json(RecipientResponse::of(key.recipient, profile, Some(known.addresses.len()))))
+}
+
+/// Forget a recipient
+///
+/// Removes its addresses, its preferences and its profile. Notifications already accepted may still reach it.
+#[utoipa::path(
+    delete,
+    path = "/v1/recipients/{recipient_id}",
+    operation_id = "deleteRecipient",
+    tag = "recipients",
+    params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
+    responses(
+        (status = 204, description = "Forgotten"),
+        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "Not stored; repeat", body = Document, content_type = "application/problem+json"),
+    ),
+    security(("api_key" = ["recipients:write"])),
+)]
+pub(crate) async fn delete(
+    State(parts): State<Arc<Parts>>,
+    caller: Caller<ToWrite>,
+    Named(recipient): Named<RecipientId>,
+) -> Result<StatusCode, Problem> {
+    let key = RecipientKey { app: caller.app.id.clone(), recipient };
+    let home = parts.home_or(&key, &caller.app.default_region);
+    let known = parts.read(&home, &key).await?;
+    if !known.is_known() {
+        return Err(unknown());
+    }
+    // The profile last: as long as it is there, a repetition finds what is left.
+    let addresses = known.addresses.iter().map(|address| FactName::Address(address.id));
+    for name in addresses.chain([FactName::Preferences, FactName::Profile]) {
+        facts::remove(&parts.js, &parts.here, &home, &key, name).await?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// One answer, whether the recipient never was or is another app's.
+pub(crate) fn unknown() -> Problem {
+    Problem::new(NOT_FOUND, "No such recipient is registered.")
+}
+
+fn check(wanted: &PutRecipient) -> Result<(), Invalid> {
+    let is_word = |text: &str, most: usize, more: &[u8]| {
+        (1..=most).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || more.contains(&b))
+    };
+    if wanted.locale.as_ref().is_some_and(|locale| !is_word(locale, 35, b"-")) {
+        return Err(Invalid::new("locale", "must be a BCP 47 language tag"));
+    }
+    let is_zone = |name: &String| {
+        let database = tz::db();
+        is_word(name, 64, b"/_+-") && (database.is_definitively_empty() || database.get(name).is_ok())
+    };
+    if wanted.timezone.as_ref().is_some_and(|zone| !is_zone(zone)) {
+        return Err(Invalid::new("timezone", "must be an IANA time zone"));
+    }
+    Ok(())
+}
+
+impl RecipientResponse {
+    fn of(recipient_id: RecipientId, profile: Profile, addresses: Option<usize>) -> Self {
+        Self {
+            recipient_id,
+            home: profile.home,
+            locale: profile.locale,
+            timezone: profile.timezone,
+            updated_at: profile.updated_at,
+            addresses,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locale_and_time_zone_are_checked() {
+        let field = |locale: Option<&str>, timezone: Option<&str>| {
+            let wanted =
+                PutRecipient { home: None, locale: locale.map(Into::into), timezone: timezone.map(Into::into) };
+            check(&wanted).err().map(|invalid| invalid.field)
+        };
+        assert_eq!(field(Some("de-CH"), Some("Europe/Zurich")), None);
+        assert_eq!(field(Some("de CH"), None), Some("locale".into()));
+        assert_eq!(field(None, Some("Europe; drop")), Some("timezone".into()));
+        assert_eq!(field(None, Some("")), Some("timezone".into()));
+    }
+}

@@ -1,0 +1,207 @@
+//! `POST /v1/notifications`: hands in a notification.
+
+use std::{collections::HashSet, sync::Arc};
+
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, header};
+use serde::{Deserialize, Serialize};
+use shared::{
+    channel::{Channel, Class},
+    id::{Category, EventId, NotificationId, RecipientId},
+    invalid::Invalid,
+    push::Push,
+};
+use utoipa::ToSchema;
+
+use super::{
+    auth::{Caller, ToSend},
+    body::Json,
+    named::IdempotencyKey,
+    problem::{CHANNEL_UNAVAILABLE, Document, Problem, REGION_UNAVAILABLE},
+    trace::Trace,
+};
+use crate::{
+    accept::{Order, Outcome, Refused, accept},
+    parts::Parts,
+};
+
+/// A notification to send.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SendRequest {
+    /// The caller's name for what happened; two requests with one event id are one notification. The header
+    /// `Idempotency-Key` says the same. Without either, every request is a new notification.
+    event_id: Option<EventId>,
+    /// Who is to be reached.
+    to: To,
+    /// The way it takes.
+    #[serde(default = "push")]
+    #[schema(default = "push")]
+    channel: Channel,
+    /// The lane.
+    #[serde(default)]
+    #[schema(default = "normal")]
+    class: Class,
+    /// What kind of notification this is, for the recipients' preferences.
+    category: Option<Category>,
+    /// The content.
+    push: Push,
+}
+
+/// Who is to be reached.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct To {
+    /// The recipients, each once.
+    #[schema(min_items = 1)]
+    recipients: Vec<RecipientId>,
+}
+
+fn push() -> Channel {
+    Channel::Push
+}
+
+/// The notification is stored and will be worked on.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SendResponse {
+    /// Names the notification; the header `Location` says where its status is.
+    notification_id: NotificationId,
+    /// The caller's name for it, or the one made for it.
+    event_id: EventId,
+    /// Jobs stored: one per recipient.
+    jobs: usize,
+    /// How many of them the streams had already, from an earlier request with the same event id.
+    duplicates: usize,
+    /// The trace, if the request was traced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
+}
+
+/// Send a notification
+///
+/// The answer 202 means that every job is stored and will be worked on whatever fails then. Any other answer may be
+/// repeated with the same event id, without sending anything twice.
+#[utoipa::path(
+    post,
+    path = "/v1/notifications",
+    operation_id = "sendNotification",
+    tag = "notifications",
+    params(
+        ("Idempotency-Key" = Option<String>, Header, description = "The event id; 1 to 255 printable ASCII characters"),
+        ("traceparent" = Option<String>, Header, description = "W3C trace context of the caller"),
+    ),
+    request_body = SendRequest,
+    responses(
+        (status = 202, description = "Stored", body = SendResponse, headers(
+            ("Location" = String, description = "Where the status of the notification is"),
+        )),
+        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "Not stored, or not surely; repeat with the same event id",
+            body = Document, content_type = "application/problem+json"),
+    ),
+    security(("api_key" = ["notifications:write"])),
+)]
+pub(crate) async fn send(
+    State(parts): State<Arc<Parts>>,
+    caller: Caller<ToSend>,
+    trace: Trace,
+    IdempotencyKey(key): IdempotencyKey,
+    Json(request): Json<SendRequest>,
+) -> Result<Response, Problem> {
+    let event = event(key, request.event_id)?;
+    if !Channel::CARRIED.contains(&request.channel) {
+        return Err(Problem::new(CHANNEL_UNAVAILABLE, format!("No provider carries {} yet.", request.channel)));
+    }
+    check(&request.to.recipients, parts.limits.recipients)?;
+    let order = Order {
+        app: caller.app,
+        event: event.clone(),
+        recipients: request.to.recipients,
+        channel: request.channel,
+        class: request.class,
+        category: request.category,
+        push: request.push,
+    };
+    match accept(&parts, order, &trace).await {
+        Ok(outcome) => Ok(stored(&outcome, event, trace.id())),
+        Err(refused) => Err(problem(refused).event(event)),
+    }
+}
+
+/// The event id from the header or the body; a fresh one if neither has one.
+fn event(header: Option<EventId>, body: Option<EventId>) -> Result<EventId, Invalid> {
+    match (header, body) {
+        (Some(header), Some(body)) if header != body => {
+            Err(Invalid::new("event_id", "must equal the header Idempotency-Key if both are given"))
+        }
+        (Some(event), _) | (None, Some(event)) => Ok(event),
+        (None, None) => Ok(EventId::fresh()),
+    }
+}
+
+fn check(recipients: &[RecipientId], most: usize) -> Result<(), Invalid> {
+    if recipients.is_empty() || recipients.len() > most {
+        let rule = format!("must name 1 to {most} recipients, names {}", recipients.len());
+        return Err(Invalid::new("to.recipients", rule));
+    }
+    if recipients.len() == 1 {
+        return Ok(());
+    }
+    let mut seen = HashSet::with_capacity(recipients.len());
+    match recipients.iter().position(|recipient| !seen.insert(recipient.as_str())) {
+        Some(index) => Err(Invalid::new(format!("to.recipients[{index}]"), "must not be named twice")),
+        None => Ok(()),
+    }
+}
+
+fn stored(outcome: &Outcome, event_id: EventId, trace_id: Option<String>) -> Response {
+    let answer = SendResponse {
+        notification_id: outcome.notification,
+        event_id,
+        jobs: outcome.jobs,
+        duplicates: outcome.duplicates,
+        trace_id,
+    };
+    let location = format!("/v1/notifications/{}", outcome.notification);
+    (StatusCode::ACCEPTED, [(header::LOCATION, location)], axum::Json(answer)).into_response()
+}
+
+fn problem(refused: Refused) -> Problem {
+    match refused {
+        Refused::Invalid(invalid) => invalid.into(),
+        Refused::NoSuchRegion(region) => {
+            Problem::new(REGION_UNAVAILABLE, format!("A recipient lives in {region}, which this mesh does not have."))
+        }
+        Refused::NotStored { why, stored, jobs } => Problem::from(why).because(format!("{stored} of {jobs} jobs are stored: {why}. Repeat with the same event id; no job is sent twice.")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipients(names: &[&str]) -> Vec<RecipientId> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_recipient_named_twice_is_refused_by_index() {
+        assert!(check(&recipients(&["a", "b", "c"]), 3).is_ok());
+        assert_eq!(check(&recipients(&["a", "b", "c", "b"]), 4).unwrap_err().field, "to.recipients[3]");
+        assert_eq!(check(&recipients(&["a", "b"]), 1).unwrap_err().field, "to.recipients");
+        assert!(check(&[], 1).is_err());
+    }
+
+    #[test]
+    fn header_and_body_must_agree() {
+        let id = |text: &str| Some(text.parse::<EventId>().unwrap());
+        assert_eq!(event(id("a"), None).unwrap().as_str(), "a");
+        assert_eq!(event(None, id("b")).unwrap().as_str(), "b");
+        assert_eq!(event(id("a"), id("a")).unwrap().as_str(), "a");
+        assert_eq!(event(id("a"), id("b")).unwrap_err().field, "event_id");
+        assert_ne!(event(None, None).unwrap(), event(None, None).unwrap());
+    }
+}

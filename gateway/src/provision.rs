@@ -1,0 +1,289 @@
+//! Making apps known to the mesh: credentials sealed, API keys issued, both written at the hub.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use async_nats::{Client, jetstream};
+use serde::Deserialize;
+use shared::{
+    api_key::{ApiKey, Scope},
+    app::{ApnsCredential, App, FcmCredential},
+    id::{AppId, Region},
+    nats::{
+        config::{self, Tenants},
+        publish::NotStored,
+        topology::{self, ApplyError, HUB},
+    },
+    seal::MeshKey,
+    settings::{self, BadSettings},
+};
+
+/// An app with its credentials in the clear.
+#[derive(Debug, Clone)]
+pub struct NewApp {
+    /// Its name.
+    pub id: AppId,
+    /// Where recipients live that nobody registered a home for.
+    pub default_region: Region,
+    /// What Apple knows it by.
+    pub apns: Option<NewApns>,
+    /// What Google knows it by.
+    pub fcm: Option<NewFcm>,
+}
+
+/// Token-based authentication with APNs. `Debug` hides the key.
+#[derive(Clone)]
+pub struct NewApns {
+    /// The developer team.
+    pub team_id: String,
+    /// The signing key.
+    pub key_id: String,
+    /// The bundle id.
+    pub topic: String,
+    /// The text of the `.p8` file.
+    pub private_key: String,
+}
+
+/// A Google service account. `Debug` hides it.
+#[derive(Clone)]
+pub struct NewFcm {
+    /// The Firebase project.
+    pub project_id: String,
+    /// The text of the service account's JSON file.
+    pub service_account: String,
+}
+
+/// Why an app could not be made known.
+#[derive(Debug, thiserror::Error)]
+pub enum ProvisionError {
+    /// The file of apps cannot be used.
+    #[error(transparent)]
+    File(#[from] BadSettings),
+    /// A file that it names cannot be read.
+    #[error("cannot read {0}: {1}")]
+    Read(PathBuf, io::Error),
+    /// The hub's streams could not be made.
+    #[error(transparent)]
+    Topology(#[from] ApplyError),
+    /// The hub's configuration could not be read.
+    #[error(transparent)]
+    Config(#[from] config::NotLoaded),
+    /// The hub did not say that it stored it.
+    #[error("the hub did not store {0}: {1}")]
+    Write(String, NotStored),
+}
+
+/// `JetStream` at the hub, reached through any region of the mesh.
+pub fn hub(client: Client) -> jetstream::Context {
+    jetstream::with_domain(client, HUB)
+}
+
+/// Makes the hub's streams; safe to repeat.
+///
+/// # Errors
+/// When the hub does not answer or refuses.
+pub async fn prepare_hub(hub: &jetstream::Context, replicas: usize) -> Result<(), ProvisionError> {
+    for change in topology::apply(hub, &topology::hub_streams(replicas)).await? {
+        tracing::info!(%change, "hub topology");
+    }
+    Ok(())
+}
+
+/// Seals the credentials of `app` and writes it at the hub, then issues one API key for each list of scopes. Keys that
+/// it had before stay good.
+///
+/// # Errors
+/// When the hub did not say that it stored it.
+pub async fn write_app(
+    hub: &jetstream::Context,
+    mesh_key: &MeshKey,
+    app: &NewApp,
+    keys: &[Vec<Scope>],
+) -> Result<Vec<String>, ProvisionError> {
+    let unwritten = |error| ProvisionError::Write(format!("app {}", app.id), error);
+    config::put_app(hub, &app.seal(mesh_key)).await.map_err(unwritten)?;
+    let mut issued = Vec::with_capacity(keys.len());
+    for scopes in keys {
+        let (key, text) = ApiKey::issue(mesh_key, app.id.clone(), scopes.clone());
+        let unwritten = |error| ProvisionError::Write(format!("an API key of {}", app.id), error);
+        config::put_key(hub, &key).await.map_err(unwritten)?;
+        issued.push(text);
+    }
+    Ok(issued)
+}
+
+impl NewApp {
+    fn seal(&self, mesh_key: &MeshKey) -> App {
+        App {
+            id: self.id.clone(),
+            default_region: self.default_region.clone(),
+            apns: self.apns.as_ref().map(|apns| ApnsCredential {
+                team_id: apns.team_id.clone(),
+                key_id: apns.key_id.clone(),
+                topic: apns.topic.clone(),
+                private_key: mesh_key.seal(&format!("{}/apns", self.id), &apns.private_key),
+            }),
+            fcm: self.fcm.as_ref().map(|fcm| FcmCredential {
+                project_id: fcm.project_id.clone(),
+                service_account: mesh_key.seal(&format!("{}/fcm", self.id), &fcm.service_account),
+            }),
+        }
+    }
+}
+
+impl std::fmt::Debug for NewApns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewApns").field("team_id", &self.team_id).field("key_id", &self.key_id).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for NewFcm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewFcm").field("project_id", &self.project_id).finish_non_exhaustive()
+    }
+}
+
+/// A file of apps.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    app: Vec<AppEntry>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AppEntry {
+    id: AppId,
+    default_region: Region,
+    apns: Option<ApnsEntry>,
+    fcm: Option<FcmEntry>,
+    #[serde(default)]
+    keys: Vec<KeyEntry>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ApnsEntry {
+    team_id: String,
+    key_id: String,
+    topic: String,
+    private_key_file: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FcmEntry {
+    project_id: String,
+    service_account_file: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyEntry {
+    scopes: Vec<Scope>,
+}
+
+/// A key that was issued; its text is kept nowhere.
+#[derive(Debug)]
+pub struct Issued {
+    /// For which app.
+    pub app: AppId,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// The key.
+    pub text: String,
+}
+
+/// Makes every app of `file` known. Files that it names are looked for beside it. A key is issued for each of its
+/// lists of scopes for which the app has no key yet, so that repeating changes nothing.
+///
+/// # Errors
+/// When a file cannot be used, or the hub does not answer or refuses.
+pub async fn run(client: Client, mesh_key: &MeshKey, replicas: usize, file: &Path) -> Result<Vec<Issued>, ProvisionError> {
+    let read: File = settings::read(file)?;
+    let beside = file.parent().unwrap_or(Path::new("."));
+    let hub = hub(client);
+    prepare_hub(&hub, replicas).await?;
+    let known = config::read(&hub).await?;
+    let mut issued = Vec::new();
+    for entry in read.app {
+        let missing: Vec<Vec<Scope>> =
+            entry.keys.iter().map(|key| key.scopes.clone()).filter(|scopes| !has_key(&known, &entry.id, scopes)).collect();
+        let app = entry.load(beside)?;
+        let texts = write_app(&hub, mesh_key, &app, &missing).await?;
+        issued.extend(
+            missing.into_iter().zip(texts).map(|(scopes, text)| Issued { app: app.id.clone(), scopes, text }),
+        );
+    }
+    Ok(issued)
+}
+
+fn has_key(known: &Tenants, app: &AppId, scopes: &[Scope]) -> bool {
+    let same = |key: &ApiKey| key.scopes.len() == scopes.len() && key.scopes.iter().all(|scope| scopes.contains(scope));
+    known.keys.values().any(|key| key.app == *app && same(key))
+}
+
+impl AppEntry {
+    fn load(self, beside: &Path) -> Result<NewApp, ProvisionError> {
+        let text = |path: &Path| {
+            let path = beside.join(path);
+            fs::read_to_string(&path).map_err(|error| ProvisionError::Read(path, error))
+        };
+        let apns = self
+            .apns
+            .map(|apns| {
+                let private_key = text(&apns.private_key_file)?;
+                Ok::<_, ProvisionError>(NewApns {
+                    team_id: apns.team_id,
+                    key_id: apns.key_id,
+                    topic: apns.topic,
+                    private_key,
+                })
+            })
+            .transpose()?;
+        let fcm = self
+            .fcm
+            .map(|fcm| {
+                let service_account = text(&fcm.service_account_file)?;
+                Ok::<_, ProvisionError>(NewFcm { project_id: fcm.project_id, service_account })
+            })
+            .transpose()?;
+        Ok(NewApp { id: self.id, default_region: self.default_region, apns, fcm })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_apps_is_read_with_the_files_it_names() {
+        let dir = std::env::temp_dir().join(format!("peal-provision-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("key.p8"), "PEM").unwrap();
+        fs::write(
+            dir.join("apps.toml"),
+            r#"
+            [[app]]
+            id = "shop"
+            default_region = "eu"
+            keys = [{ scopes = ["notifications:write", "recipients:write"] }]
+            [app.apns]
+            team_id = "TEAM"
+            key_id = "KEY"
+            topic = "com.example.shop"
+            private_key_file = "key.p8"
+            "#,
+        )
+        .unwrap();
+        let mut file: File = settings::read(&dir.join("apps.toml")).unwrap();
+        let entry = file.app.remove(0);
+        assert_eq!(entry.keys[0].scopes, [Scope::Send, Scope::RecipientsWrite]);
+        let app = entry.load(&dir).unwrap();
+        assert_eq!(app.apns.as_ref().unwrap().private_key, "PEM");
+        assert!(!format!("{app:?}").contains("PEM"));
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

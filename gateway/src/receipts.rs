@@ -1,0 +1,218 @@
+//! What became of notifications: an index of the receipts stream in memory, and the receipts themselves from the stream.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use async_nats::jetstream::{self, stream::DirectGetErrorKind};
+use futures::{StreamExt, TryStreamExt, stream};
+use serde::Deserialize;
+use shared::{
+    id::{AppId, NotificationId, Region},
+    nats::{follow, topology},
+    receipt::{Accepted, Batch, Receipt},
+};
+
+/// Batches of one question that are fetched at one time.
+const PARALLEL: usize = 16;
+/// How long a question waits for a record that may still be on its way: a little more than records take to be written.
+const ON_ITS_WAY: Duration = Duration::from_millis(250);
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(25);
+
+/// The receipts of every region. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Receipts {
+    js: jetstream::Context,
+    index: Arc<RwLock<Index>>,
+}
+
+/// Everything recorded about one notification.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    /// What the gateways said. A repeated request is accepted again.
+    pub(crate) accepted: Vec<Accepted>,
+    /// What the workers said, and in which region.
+    pub(crate) receipts: Vec<(Region, Receipt)>,
+}
+
+/// The stream did not answer.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the receipts stream does not answer")]
+pub(crate) struct Unanswered;
+
+impl Receipts {
+    /// Receipts of at most `most` notifications.
+    pub(crate) fn new(js: jetstream::Context, most: usize) -> Self {
+        Self { js, index: Arc::new(RwLock::new(Index::new(most))) }
+    }
+
+    /// Follows the stream for ever.
+    pub(crate) async fn follow(self) {
+        follow::follow_forever(&self.js, topology::RECEIPTS, ">", |entry| {
+            match serde_json::from_slice::<Ids>(&entry.payload) {
+                Ok(ids) => {
+                    let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+                    for id in ids.accepted.iter().chain(&ids.receipts) {
+                        index.learn(id.notification, entry.sequence);
+                    }
+                }
+                Err(error) => tracing::error!(sequence = entry.sequence, %error, "batch of receipts cannot be read"),
+            }
+        })
+        .await;
+    }
+
+    /// What is recorded about `id`, if it is a notification of `app`.
+    pub(crate) async fn history(&self, app: &AppId, id: NotificationId) -> Result<Option<History>, Unanswered> {
+        let places = self.places(id).await;
+        let receipts = self.js.get_stream_no_info(topology::RECEIPTS).await.map_err(|_| Unanswered)?;
+        let batches: Vec<Option<Batch>> = stream::iter(places)
+            .map(|place| {
+                let receipts = &receipts;
+                async move {
+                    match receipts.direct_get(place).await {
+                        Ok(message) => Ok(serde_json::from_slice(&message.payload).ok()),
+                        // Too old: the stream has let it go.
+                        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+                        Err(_) => Err(Unanswered),
+                    }
+                }
+            })
+            .buffered(PARALLEL)
+            .try_collect()
+            .await?;
+        let mut history = History::default();
+        for batch in batches.into_iter().flatten().filter(|batch| batch.app == *app) {
+            history.accepted.extend(batch.accepted.into_iter().filter(|accepted| accepted.notification == id));
+            let of_it = batch.receipts.into_iter().filter(|receipt| receipt.notification == id);
+            history.receipts.extend(of_it.map(|receipt| (batch.region.clone(), receipt)));
+        }
+        Ok((!history.accepted.is_empty() || !history.receipts.is_empty()).then_some(history))
+    }
+
+    async fn places(&self, id: NotificationId) -> Vec<u64> {
+        let look = || self.index.read().unwrap_or_else(PoisonError::into_inner).places(id);
+        let wait = async {
+            loop {
+                let places = look();
+                if !places.is_empty() {
+                    return places;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(ON_ITS_WAY, wait).await.unwrap_or_default()
+    }
+}
+
+/// The part of a batch that the index needs.
+#[derive(Deserialize)]
+struct Ids {
+    #[serde(default)]
+    accepted: Vec<Id>,
+    #[serde(default)]
+    receipts: Vec<Id>,
+}
+
+#[derive(Deserialize)]
+struct Id {
+    notification: NotificationId,
+}
+
+/// Where in the stream a notification occurs. Two notifications with one hash share an entry, which costs the reader
+/// of either a look at a batch that says nothing about it.
+#[derive(Debug)]
+struct Index {
+    places: HashMap<u64, Places>,
+    /// Oldest first.
+    order: VecDeque<u64>,
+    most: usize,
+}
+
+#[derive(Debug)]
+enum Places {
+    One(u64),
+    Two(u64, u64),
+    Many(Vec<u64>),
+}
+
+impl Index {
+    fn new(most: usize) -> Self {
+        Self { places: HashMap::new(), order: VecDeque::new(), most }
+    }
+
+    fn learn(&mut self, id: NotificationId, sequence: u64) {
+        let hash = id.0.as_u64_pair().1;
+        match self.places.entry(hash) {
+            Entry::Occupied(mut entry) => entry.get_mut().add(sequence),
+            Entry::Vacant(entry) => {
+                entry.insert(Places::One(sequence));
+                self.order.push_back(hash);
+            }
+        }
+        if self.order.len() > self.most
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.places.remove(&oldest);
+        }
+    }
+
+    fn places(&self, id: NotificationId) -> Vec<u64> {
+        match self.places.get(&id.0.as_u64_pair().1) {
+            None => Vec::new(),
+            Some(Places::One(one)) => vec![*one],
+            Some(Places::Two(one, two)) => vec![*one, *two],
+            Some(Places::Many(many)) => many.clone(),
+        }
+    }
+}
+
+impl Places {
+    /// A batch is learnt from start to end, and again after a lost connection.
+    fn add(&mut self, sequence: u64) {
+        *self = match self {
+            Self::One(one) | Self::Two(_, one) if *one == sequence => return,
+            Self::One(one) => Self::Two(*one, sequence),
+            Self::Two(one, two) if *one != sequence => Self::Many(vec![*one, *two, sequence]),
+            Self::Many(many) if !many.contains(&sequence) => {
+                many.push(sequence);
+                return;
+            }
+            Self::Two(..) | Self::Many(_) => return,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn id(number: u128) -> NotificationId {
+        NotificationId(Uuid::from_u128(number))
+    }
+
+    #[test]
+    fn a_place_is_learnt_once() {
+        let mut index = Index::new(10);
+        for sequence in [5, 5, 7, 5, 7, 9, 9, 5] {
+            index.learn(id(1), sequence);
+        }
+        assert_eq!(index.places(id(1)), [5, 7, 9]);
+        assert!(index.places(id(2)).is_empty());
+    }
+
+    #[test]
+    fn the_oldest_is_forgotten() {
+        let mut index = Index::new(2);
+        for number in 1..=3u32 {
+            index.learn(id(number.into()), number.into());
+        }
+        assert!(index.places(id(1)).is_empty());
+        assert_eq!((index.places(id(2)), index.places(id(3))), (vec![2], vec![3]));
+    }
+}

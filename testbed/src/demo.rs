@@ -1,0 +1,93 @@
+//! `cargo demo`: the main job on real parts, shown step by step, with every expectation checked.
+
+mod report;
+mod scenes;
+
+use std::{
+    io::Write,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    audit::Audit,
+    nats,
+    peal::{Peal, Plan},
+    sink::{self, Sink},
+};
+
+/// How the demo runs.
+#[derive(Debug, Clone, clap::Args)]
+pub struct DemoArgs {
+    /// Ends after the checks; the exit code says whether every expectation held.
+    #[arg(long)]
+    pub once: bool,
+    /// The nats-server to run; otherwise one on the PATH that is new enough, or the Python package.
+    #[arg(long, env = "NATS_SERVER", value_name = "FILE")]
+    pub nats_server: Option<PathBuf>,
+}
+
+/// Prints to standard output; the demo's output is its purpose.
+macro_rules! say {
+    ($($part:tt)*) => {
+        writeln!(std::io::stdout(), $($part)*)
+    };
+}
+use say;
+
+/// Runs the demo.
+///
+/// # Errors
+/// When a part of the mesh does not come up.
+pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+    let begun = Instant::now();
+    say!("Peal demo: two regions and a hub on this machine (streams have one copy and are flushed every 2 minutes)\n")?;
+    let nats_server = tokio::task::spawn_blocking(move || nats::obtain(args.nats_server)).await??;
+    say!("  nats-server  {}", nats_server.display())?;
+    let sink = Sink::start().await?;
+    let viewer = report::Viewer::start(&sink).await;
+    let plan = Plan {
+        otlp_endpoint: Some(sink.endpoint()),
+        ..Plan::new(std::env::current_exe()?, nats_server)
+    };
+    let peal = Peal::start(plan).await?;
+    report::parts(&peal, viewer.as_ref())?;
+    say!("  ready after {:.1?}\n", begun.elapsed())?;
+
+    scenes::register(&peal).await?;
+    let played = scenes::play(&peal).await?;
+    let mut failures = Vec::new();
+    for scene in &played {
+        failures.extend(report::scene(&peal, scene).await?);
+    }
+    failures.extend(scenes::aftermath(&peal).await?);
+
+    let audit = Audit::read_settled(&peal, Duration::from_secs(10)).await?;
+    let equation = audit.equation();
+    say!("The ledger equation, from the streams of both regions:\n  {equation}")?;
+    failures.extend((!equation.holds()).then(|| "the ledger equation does not hold".to_owned()));
+    failures.extend(report::simulators(&peal, &audit)?);
+
+    if let Some(trace) = &played[0].trace {
+        let spans = sink.trace(trace, Duration::from_secs(5), |spans| scenes::is_complete(spans)).await;
+        say!("\nOne trace, {trace}: from the caller in eu to devices in both regions\n{}", sink::tree(&spans))?;
+        failures.extend((!scenes::is_complete(&spans)).then(|| "the trace is not complete".to_owned()));
+    } else {
+        failures.push("the first notification has no trace".to_owned());
+    }
+    if failures.is_empty() {
+        say!("Every expectation held, after {:.1?}.", begun.elapsed())?;
+    } else {
+        say!("{} expectations did not hold:", failures.len())?;
+        for failure in &failures {
+            say!("  - {failure}")?;
+        }
+        say!("{}", peal.complaints())?;
+    }
+    if !args.once {
+        report::invitation(&peal, viewer.as_ref())?;
+        tokio::signal::ctrl_c().await?;
+    }
+    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

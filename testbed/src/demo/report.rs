@@ -1,0 +1,159 @@
+//! What the demo shows.
+
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use shared::receipt::State;
+
+use super::{
+    say,
+    scenes::{Expected, Scene},
+};
+use crate::{audit::Audit, peal::Peal, process::Process, sink::Sink};
+
+/// A web page for traces, if `otelite` is installed.
+#[derive(Debug)]
+pub(super) struct Viewer {
+    url: String,
+    _process: Process,
+    _folder: tempfile::TempDir,
+}
+
+impl Viewer {
+    /// Starts otelite if there is one; the demo does without it otherwise.
+    pub(super) async fn start(sink: &Sink) -> Option<Self> {
+        let folder = tempfile::tempdir().ok()?;
+        let store = folder.path().to_str()?;
+        let arguments = ["serve", "--addr", "127.0.0.1:13000", "--storage-path", store];
+        let process = Process::start("otelite", "otelite".as_ref(), &arguments, &folder.path().join("log")).ok()?;
+        sink.forward_to("http://127.0.0.1:4317");
+        Some(Self { url: "http://127.0.0.1:13000".to_owned(), _process: process, _folder: folder })
+    }
+}
+
+/// The parts that run.
+pub(super) fn parts(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result<()> {
+    say!("  hub          {}", without_password(&peal.nats.hub().url()))?;
+    for region in &peal.regions {
+        say!(
+            "  region {}    nats {}  gateway {}  {} edge workers",
+            region.name,
+            without_password(&peal.nats.region(&region.name).url()),
+            region.gateway.url,
+            region.workers.len()
+        )?;
+    }
+    say!("  APNs         https://localhost:{} (simulator)", peal.apns.addr().port())?;
+    say!("  FCM          https://localhost:{} (simulator)", peal.fcm.addr().port())?;
+    match viewer {
+        Some(viewer) => say!("  traces       {}", viewer.url)?,
+        None => say!("  traces       shown below (install otelite to see them in a browser)")?,
+    }
+    Ok(())
+}
+
+/// What became of one scene: waits for it, shows it, and says what was expected otherwise.
+pub(super) async fn scene(peal: &Peal, scene: &Scene) -> anyhow::Result<Vec<String>> {
+    say!("{} [{}: {}]", scene.title, scene.region, scene.answer)?;
+    let Some(notification) = &scene.notification else {
+        say!("")?;
+        return Ok(Vec::new());
+    };
+    let status = wait_done(peal, scene, notification).await?;
+    let mut found: Vec<(String, String, Option<String>, String, Option<String>)> = Vec::new();
+    for delivery in status.get("deliveries").and_then(Value::as_array).into_iter().flatten() {
+        let text = |key: &str| delivery.get(key).and_then(Value::as_str).map(str::to_owned);
+        let word = |key: &str| text(key).unwrap_or_default();
+        for attempt in delivery.get("attempts").and_then(Value::as_array).into_iter().flatten() {
+            let part = |key: &str| attempt.get(key).and_then(Value::as_str).unwrap_or_default();
+            say!(
+                "  {:<14} {:<6} {:<3} {:<5} attempt {}  {:<10} {}",
+                part("at").get(11..23).unwrap_or_default(),
+                word("recipient"),
+                word("region"),
+                text("provider").unwrap_or_else(|| "-".into()),
+                attempt.get("attempt").unwrap_or(&Value::Null),
+                part("state"),
+                part("reason"),
+            )?;
+        }
+        found.push((word("recipient"), word("region"), text("provider"), word("state"), text("reason")));
+    }
+    say!("")?;
+    Ok(compare(scene, found))
+}
+
+fn compare(scene: &Scene, mut found: Vec<(String, String, Option<String>, String, Option<String>)>) -> Vec<String> {
+    let mut failures = Vec::new();
+    let fits = |found: &(String, String, Option<String>, String, Option<String>), expected: &Expected| {
+        found.0 == expected.0
+            && found.1 == expected.1
+            && found.2.as_deref() == expected.2
+            && found.3 == expected.3
+            && (expected.4.is_none() || found.4.as_deref() == expected.4)
+    };
+    for expected in &scene.expected {
+        match found.iter().position(|found| fits(found, expected)) {
+            Some(at) => {
+                found.swap_remove(at);
+            }
+            None => failures.push(format!("{}: expected {expected:?}", scene.title)),
+        }
+    }
+    failures.extend(found.into_iter().map(|extra| format!("{}: did not expect {extra:?}", scene.title)));
+    failures
+}
+
+async fn wait_done(peal: &Peal, scene: &Scene, notification: &str) -> anyhow::Result<Value> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let path = format!("/v1/notifications/{notification}");
+        let (code, status) = peal.ask("GET", scene.region, &path, None).await?;
+        let deliveries = status.get("deliveries").and_then(Value::as_array).map_or(0, Vec::len);
+        let done = code == 200
+            && status.get("state").and_then(Value::as_str) == Some("done")
+            && deliveries >= scene.expected.len();
+        if done || Instant::now() >= deadline {
+            return Ok(status);
+        }
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+}
+
+/// What the simulators saw, against what the receipts say.
+pub(super) fn simulators(peal: &Peal, audit: &Audit) -> anyhow::Result<Vec<String>> {
+    let (apns, fcm) = (peal.apns.stats(), peal.fcm.stats());
+    say!("The simulators: {} pushes reached devices, {} of them twice", apns.delivered + fcm.delivered, apns.duplicates + fcm.duplicates)?;
+    let delivered = audit.equation().by_state.get(&State::Delivered).copied().unwrap_or(0) as u64;
+    let mut failures = Vec::new();
+    if apns.delivered + fcm.delivered != delivered {
+        failures.push(format!("receipts say {delivered} delivered, the simulators {}", apns.delivered + fcm.delivered));
+    }
+    if apns.duplicates + fcm.duplicates > 0 {
+        failures.push("a push was delivered twice".to_owned());
+    }
+    Ok(failures)
+}
+
+/// What to try next.
+pub(super) fn invitation(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result<()> {
+    let gateway = &peal.regions[0].gateway.url;
+    say!("\nThe mesh stays up until Ctrl-C. Try:\n\n  export KEY={}\n", peal.key)?;
+    say!("  curl -s -H \"Authorization: Bearer $KEY\" -H 'Content-Type: application/json' {gateway}/v1/notifications \\")?;
+    say!("    -d '{{\"to\":{{\"recipients\":[\"ann\",\"bob\"]}},\"push\":{{\"title\":\"Hello from curl\"}}}}'\n")?;
+    say!("  curl -s -H \"Authorization: Bearer $KEY\" {gateway}/v1/notifications/NOTIFICATION_ID")?;
+    say!("  curl -s -H \"Authorization: Bearer $KEY\" {gateway}/v1/recipients/ann/addresses")?;
+    say!("  curl -s {gateway}/v1/openapi.json")?;
+    say!("  curl -s {gateway}/metrics")?;
+    if let Some(viewer) = viewer {
+        say!("\n  traces: {}", viewer.url)?;
+    }
+    Ok(())
+}
+
+fn without_password(url: &str) -> &str {
+    url.rsplit_once('@').map_or(url, |(_, host)| host)
+}

@@ -1,0 +1,233 @@
+//! What the demo sends, and what must become of it.
+
+use std::io::Write;
+
+use anyhow::Context;
+use async_nats::HeaderMap;
+use serde_json::{Value, json};
+use shared::{
+    channel::{Channel, Class},
+    id::NotificationId,
+    nats::{connect, publish, subject::Lane, topology},
+};
+
+use super::say;
+use crate::{
+    peal::{APP, Peal},
+    providers::{Answer, Rule, now_s},
+    sink::Seen,
+};
+
+/// Hexadecimal tokens as Apple's, long ones as Google's; the script makes some of them misbehave.
+const ANN_PHONE: &str = "a11ce0000000000000000000000000000000000000000000000000000000ea01";
+const BOB_PHONE: &str = "b0b00000000000000000000000000000000000000000000000000000000005a1";
+const BOB_TABLET: &str = "b0b00000000000000000000000000000000000000000000000000000000005a2";
+const CAROL_PHONE: &str = "ca10100000000000000000000000000000000000000000000000000000000001";
+const DAVE_OLD_PHONE: &str = "deaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddead";
+const ERIN_PHONE: &str = "e1100000000000000000000000000000000000000000000000000000000000b5";
+
+/// Something that was sent.
+#[derive(Debug)]
+pub(super) struct Scene {
+    /// What it shows.
+    pub(super) title: &'static str,
+    /// Where it was handed in.
+    pub(super) region: &'static str,
+    /// The notification, if it can be asked for.
+    pub(super) notification: Option<String>,
+    /// `(recipient, region, provider, state)` of every delivery that must come of it.
+    pub(super) expected: Vec<Expected>,
+    /// The trace, if the gateway said one.
+    pub(super) trace: Option<String>,
+    /// What was answered.
+    pub(super) answer: String,
+}
+
+/// One delivery that must come of a scene.
+pub(super) type Expected = (&'static str, &'static str, Option<&'static str>, &'static str, Option<&'static str>);
+
+/// Registers the people of the play.
+pub(super) async fn register(peal: &Peal) -> anyhow::Result<()> {
+    peal.register("ann", "eu", &[("apns", ANN_PHONE), ("fcm", "fcm:ann-tablet")]).await?;
+    let bob = [("apns", BOB_PHONE), ("apns", BOB_TABLET), ("fcm", "fcm:bob-watch")];
+    peal.register("bob", "us", &bob).await?;
+    peal.register("carol", "eu", &[("apns", CAROL_PHONE)]).await?;
+    let opt_out = json!({ "channels": { "push": false } });
+    peal.expect("PUT", "eu", "/v1/recipients/carol/preferences", Some(&opt_out)).await?;
+    peal.register("dave", "us", &[("apns", DAVE_OLD_PHONE), ("fcm", "fcm:dave-new")]).await?;
+    peal.register("erin", "us", &[("apns", ERIN_PHONE)]).await?;
+    // Gone since after the registration: what was registered again since would stay.
+    let gone = Answer::reason("Unregistered").timestamp_ms(1000 * (now_s() + 1));
+    peal.apns.script().add(Rule::token(DAVE_OLD_PHONE).answer(gone))?;
+    peal.apns.script().add(Rule::token(ERIN_PHONE).times(1).answer(Answer::reason("ServiceUnavailable")))?;
+    say!("Registered: ann (eu, 2 devices), bob (us, 3), carol (eu, opted out), dave (us, one dead token), erin (us)\n")?;
+    wait_known(peal).await
+}
+
+/// The directory of each region learns the homes that the other registered a moment later.
+async fn wait_known(peal: &Peal) -> anyhow::Result<()> {
+    for recipient in ["ann", "bob", "carol", "dave", "erin"] {
+        for region in ["eu", "us"] {
+            let path = format!("/v1/recipients/{recipient}");
+            let mut tries = 0;
+            while peal.ask("GET", region, &path, None).await?.0 != 200 && tries < 100 {
+                tries += 1;
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sends everything.
+pub(super) async fn play(peal: &Peal) -> anyhow::Result<Vec<Scene>> {
+    let order = json!({
+        "event_id": "order-42-shipped",
+        "to": { "recipients": ["ann", "bob"] },
+        "category": "orders",
+        "push": { "title": "Your order is on its way", "body": "Order 42", "data": { "order": "42" }, "badge": 1 },
+    });
+    let both = vec![
+        ("ann", "eu", Some("apns"), "delivered", None),
+        ("ann", "eu", Some("fcm"), "delivered", None),
+        ("bob", "us", Some("apns"), "delivered", None),
+        ("bob", "us", Some("apns"), "delivered", None),
+        ("bob", "us", Some("fcm"), "delivered", None),
+    ];
+    let first = post(peal, "HTTP in eu, recipients in both regions", "eu", &order, both.clone()).await?;
+    let again = post(peal, "The same event again: nothing is sent twice", "eu", &order, both).await?;
+    let opted_out = post(
+        peal,
+        "A recipient who opted out",
+        "eu",
+        &json!({ "to": { "recipients": ["carol"] }, "push": { "title": "Sale" }, "class": "bulk" }),
+        vec![("carol", "eu", None, "suppressed", Some("opted_out"))],
+    )
+    .await?;
+    let dead_token = post(
+        peal,
+        "A dead token, and a device that works",
+        "eu",
+        &json!({ "to": { "recipients": ["dave"] }, "push": { "title": "Your code is 1234" }, "class": "urgent" }),
+        vec![
+            ("dave", "us", Some("apns"), "rejected", Some("Unregistered")),
+            ("dave", "us", Some("fcm"), "delivered", None),
+        ],
+    )
+    .await?;
+    let retried = post(
+        peal,
+        "Apple has a bad second: parked, tried again",
+        "us",
+        &json!({ "to": { "recipients": ["erin"] }, "push": { "title": "Hello" } }),
+        vec![("erin", "us", Some("apns"), "delivered", None)],
+    )
+    .await?;
+    let nobody = post(
+        peal,
+        "Nobody knows the recipient",
+        "us",
+        &json!({ "to": { "recipients": ["zoe"] }, "push": { "title": "Hello" } }),
+        vec![("zoe", "eu", None, "suppressed", Some("unknown_recipient"))],
+    )
+    .await?;
+    let by_nats = publish_job(peal).await?;
+    let nonsense = publish_nonsense(peal).await?;
+    Ok(vec![first, again, opted_out, dead_token, retried, nobody, by_nats, nonsense])
+}
+
+async fn post(
+    peal: &Peal,
+    title: &'static str,
+    region: &'static str,
+    body: &Value,
+    expected: Vec<Expected>,
+) -> anyhow::Result<Scene> {
+    let answer = peal.expect("POST", region, "/v1/notifications", Some(body)).await?;
+    let text = |key: &str| answer.get(key).and_then(Value::as_str).map(str::to_owned);
+    let duplicates = answer.get("duplicates").and_then(Value::as_u64).unwrap_or(0);
+    let jobs = answer.get("jobs").and_then(Value::as_u64).unwrap_or(0);
+    Ok(Scene {
+        title,
+        region,
+        notification: text("notification_id"),
+        expected,
+        trace: text("trace_id"),
+        answer: format!("202, {jobs} jobs, {duplicates} known already"),
+    })
+}
+
+/// A service publishes by itself, in us, for somebody in eu.
+async fn publish_job(peal: &Peal) -> anyhow::Result<Scene> {
+    let js = connect::jetstream(peal.connect("us").await?);
+    let lane = lane("eu")?;
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Msg-Id", "invoice-7");
+    headers.insert("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    let body = json!({ "recipient": "ann", "push": { "title": "Invoice 7 is paid" } }).to_string();
+    let stored = publish::store(&js, lane.notify(), headers, body.into()).await?;
+    Ok(Scene {
+        title: "NATS publish in us, recipient in eu",
+        region: "eu",
+        notification: Some(NotificationId::of(&lane.app, &"invoice-7".parse()?).to_string()),
+        expected: vec![("ann", "eu", Some("apns"), "delivered", None), ("ann", "eu", Some("fcm"), "delivered", None)],
+        trace: None,
+        answer: format!("acknowledged by {} #{} of us", stored.stream, stored.sequence),
+    })
+}
+
+fn lane(region: &str) -> anyhow::Result<Lane> {
+    Ok(Lane { channel: Channel::Push, region: region.parse()?, class: Class::Normal, app: APP.parse()? })
+}
+
+/// A service publishes something that is no job.
+async fn publish_nonsense(peal: &Peal) -> anyhow::Result<Scene> {
+    let js = connect::jetstream(peal.connect("us").await?);
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Msg-Id", "nonsense-1");
+    let stored = publish::store(&js, lane("us")?.notify(), headers, r#"{"recipient": "bob", "push": {"titel": 1}}"#.into()).await?;
+    Ok(Scene {
+        title: "NATS publish of nonsense: a dead letter, with the reason",
+        region: "us",
+        notification: None,
+        expected: Vec::new(),
+        trace: None,
+        answer: format!("acknowledged by {} #{} of us", stored.stream, stored.sequence),
+    })
+}
+
+/// What must be so after everything has been delivered.
+pub(super) async fn aftermath(peal: &Peal) -> anyhow::Result<Vec<String>> {
+    let mut failures = Vec::new();
+    let addresses = peal.expect("GET", "us", "/v1/recipients/dave/addresses", None).await?;
+    let left = addresses.get("addresses").and_then(Value::as_array).context("a list of addresses")?.len();
+    if left != 1 {
+        failures.push(format!("dave's dead token must be removed, {left} addresses are left"));
+    }
+    let js = connect::jetstream(peal.connect("us").await?);
+    let dead = js.get_stream(topology::DEAD).await?;
+    match dead.direct_get_last_for_subject(lane("us")?.dead()).await {
+        Ok(letter) => {
+            let header = |name: &str| letter.headers.get(name).map(|value| value.to_string()).unwrap_or_default();
+            say!("Dead letter: {} ({})\n", header("Peal-Reason"), header("Peal-Detail"))?;
+            if header("Peal-Reason") != "unreadable" {
+                failures.push("the dead letter must say why it is dead".to_owned());
+            }
+        }
+        Err(error) => failures.push(format!("the nonsense must be a dead letter: {error}")),
+    }
+    Ok(failures)
+}
+
+/// Whether the trace of the first scene has everything: the request, a send for each recipient, and below each of them
+/// processing with its attempts and its acknowledgement.
+pub(super) fn is_complete(trace: &[Seen]) -> bool {
+    let count = |start: &str| trace.iter().filter(|seen| seen.span.name.starts_with(start)).count();
+    count("POST /v1/notifications") == 1
+        && count("send notify") == 2
+        && count("process notify") == 2
+        && count("POST /3/device") == 3
+        && count("POST /v1/projects") == 2
+        && count("ack notify") == 2
+        && count("send receipt") == 2
+}

@@ -1,0 +1,90 @@
+//! A hub and its regions.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use async_nats::ConnectOptions;
+use futures::future::try_join_all;
+use tokio::time::{Instant, sleep};
+
+use super::{PASSWORD, Role, Server, Settings, USER};
+
+/// Reconnecting takes a second or two after a cut.
+const LINKED_WITHIN: Duration = Duration::from_secs(30);
+
+/// A hub and regions that are linked to it as leaf nodes, each a `JetStream` domain with the name of the region; the
+/// hub's is `hub`.
+#[derive(Debug)]
+pub struct Mesh {
+    hub: Server,
+    regions: Vec<Server>,
+}
+
+impl Mesh {
+    /// Starts the hub and the regions, and waits until each reaches the others.
+    pub async fn start(settings: impl Into<Settings>, regions: &[&str]) -> anyhow::Result<Self> {
+        let settings = settings.into();
+        let hub = Server::start(settings.clone(), "hub", Role::Hub).await?;
+        let regions = try_join_all(regions.iter().map(|name| {
+            let role = Role::Region { hub: hub.leaf_url() };
+            Server::start(settings.clone(), name, role)
+        }))
+        .await?;
+        let mesh = Self { hub, regions };
+        mesh.linked().await?;
+        Ok(mesh)
+    }
+
+    /// The hub.
+    pub fn hub(&self) -> &Server {
+        &self.hub
+    }
+
+    /// The region of that name.
+    ///
+    /// # Panics
+    /// If the mesh was started without it.
+    pub fn region(&self, name: &str) -> &Server {
+        self.regions
+            .iter()
+            .find(|region| region.domain() == name)
+            .unwrap_or_else(|| panic!("this mesh has no region {name}"))
+    }
+
+    /// The regions, in the order they were named.
+    pub fn regions(&self) -> impl Iterator<Item = &Server> {
+        self.regions.iter()
+    }
+
+    /// Waits until every server that runs reaches the `JetStream` of every other one that runs, as after a restart.
+    pub async fn linked(&self) -> anyhow::Result<()> {
+        let running: Vec<&Server> = std::iter::once(&self.hub)
+            .chain(&self.regions)
+            .filter(|server| server.pid().is_some())
+            .collect();
+        let deadline = Instant::now() + LINKED_WITHIN;
+        try_join_all(running.iter().map(|server| reaches(server, &running, deadline))).await?;
+        Ok(())
+    }
+}
+
+async fn reaches(from: &Server, all: &[&Server], deadline: Instant) -> anyhow::Result<()> {
+    let client = ConnectOptions::with_user_and_password(USER.into(), PASSWORD.into())
+        .request_timeout(Some(Duration::from_millis(500)))
+        .connect(from.url())
+        .await
+        .with_context(|| format!("connecting to {}", from.domain()))?;
+    for to in all.iter().filter(|to| to.domain() != from.domain()) {
+        let subject = format!("$JS.{}.API.INFO", to.domain());
+        while let Err(error) = client.request(subject.clone(), "".into()).await {
+            ensure!(
+                Instant::now() < deadline,
+                "{} does not reach {}: {error}",
+                from.domain(),
+                to.domain()
+            );
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,387 @@
+//! One nats-server process that can be killed, restarted and paused.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use rand::Rng;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+
+const HUB_CONF: &str = include_str!("../../../deploy/nats/hub.conf");
+const REGION_CONF: &str = include_str!("../../../deploy/nats/region.conf");
+
+/// The user that every server knows.
+pub const USER: &str = "app";
+/// The password of [`USER`].
+pub const PASSWORD: &str = "secret";
+
+/// A server with a million keys is back in a second; thirty are for a machine that is busy with something else.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// Below the range from which systems take the ports of outgoing connections. A port of that range could be taken
+/// while its server is down, even by the very client that tries to reach it.
+const PORTS: std::ops::Range<u16> = 10_000..30_000;
+
+/// How servers are run.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The program, from [`obtain`](super::obtain).
+    pub program: PathBuf,
+    /// When files are flushed to the disk.
+    pub sync_interval: SyncInterval,
+    /// Most bytes of all streams of a server together; beyond them it refuses.
+    pub max_file_store: u64,
+}
+
+impl Settings {
+    /// The defaults of nats-server, with at most 8 GiB a server.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+            sync_interval: SyncInterval::default(),
+            max_file_store: 8 << 30,
+        }
+    }
+}
+
+impl From<PathBuf> for Settings {
+    fn from(program: PathBuf) -> Self {
+        Self::new(program)
+    }
+}
+
+impl From<&Path> for Settings {
+    fn from(program: &Path) -> Self {
+        Self::new(program)
+    }
+}
+
+/// When a server flushes its files to the disk. A killed process loses nothing either way; a power cut does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SyncInterval {
+    /// Every two minutes, the server's own default.
+    #[default]
+    Default,
+    /// This often.
+    Every(Duration),
+    /// Before each acknowledgement.
+    Always,
+}
+
+impl SyncInterval {
+    fn value(self) -> String {
+        match self {
+            Self::Default => quoted("2m"),
+            Self::Every(period) => quoted(&format!("{}ms", period.as_millis())),
+            Self::Always => quoted("always"),
+        }
+    }
+}
+
+/// What a server is in the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// It takes leaf links. Also right for a region that stands alone.
+    Hub,
+    /// It links itself to the hub.
+    Region {
+        /// The hub's [`Server::leaf_url`].
+        hub: String,
+    },
+}
+
+/// A nats-server process on ports and in a folder that stay the same over restarts.
+///
+/// Dropping it kills the process and removes the folder, unless a test is failing: then the folder with the log stays
+/// and its path is printed.
+#[derive(Debug)]
+pub struct Server {
+    settings: Settings,
+    domain: String,
+    name: String,
+    role: Role,
+    ports: Ports,
+    folder: Option<TempDir>,
+    process: Mutex<Option<Child>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    client: u16,
+    leaf: u16,
+}
+
+impl Server {
+    /// Starts a server whose `JetStream` domain is `domain`, and waits until it takes clients.
+    pub async fn start(settings: impl Into<Settings>, domain: &str, role: Role) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix(&format!("nats-{domain}-")).tempdir()?;
+        let mut server = Self {
+            settings: settings.into(),
+            domain: domain.to_owned(),
+            // Two test runs on one machine must not take each other's server for their own.
+            name: format!("{domain}-{:08x}", rand::rng().random::<u32>()),
+            role,
+            ports: Ports::free()?,
+            folder: Some(folder),
+            process: Mutex::new(None),
+        };
+        fs::write(server.config_path(), server.config())?;
+        for _ in 0..4 {
+            match server.run().await {
+                Err(_) if server.log().contains("address already in use") => {
+                    fs::remove_file(server.log_path())?;
+                    server.ports = Ports::free()?;
+                }
+                result => return result.map(|()| server),
+            }
+        }
+        server.run().await.map(|()| server)
+    }
+
+    /// Where clients connect, with user and password. `async-nats` does not read those two from a URL; it needs
+    /// [`USER`] and [`PASSWORD`] beside it.
+    pub fn url(&self) -> String {
+        format!("nats://{USER}:{PASSWORD}@127.0.0.1:{}", self.ports.client)
+    }
+
+    /// Where regions link themselves, if this is a hub.
+    pub fn leaf_url(&self) -> String {
+        format!("nats-leaf://{USER}:{PASSWORD}@127.0.0.1:{}", self.ports.leaf)
+    }
+
+    /// The port of [`Self::url`].
+    pub fn port(&self) -> u16 {
+        self.ports.client
+    }
+
+    /// The `JetStream` domain.
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// The process, while there is one.
+    pub fn pid(&self) -> Option<u32> {
+        self.process().as_ref().map(Child::id)
+    }
+
+    /// What the server wrote, over all its restarts.
+    pub fn log_path(&self) -> PathBuf {
+        self.folder().join("log")
+    }
+
+    /// Ends the process without a warning (SIGKILL). Does nothing to a server that is not running.
+    pub fn kill(&self) -> anyhow::Result<()> {
+        if let Some(mut process) = self.process().take() {
+            process.kill().context("killing nats-server")?;
+            process.wait().context("waiting for nats-server")?;
+        }
+        Ok(())
+    }
+
+    /// Ends the process in order (SIGTERM), and waits until it is gone.
+    pub async fn stop(&self) -> anyhow::Result<()> {
+        self.signal("TERM")?;
+        let deadline = Instant::now() + READY_WITHIN;
+        while !self.has_ended()? {
+            ensure!(Instant::now() < deadline, "nats-server {} does not end", self.name);
+            sleep(Duration::from_millis(10)).await;
+        }
+        self.kill()
+    }
+
+    /// Starts the process again with the same ports and files, and waits until it takes clients. Kills it first if it
+    /// is running.
+    pub async fn restart(&self) -> anyhow::Result<()> {
+        self.kill()?;
+        self.run().await
+    }
+
+    /// Freezes the process (SIGSTOP), within milliseconds: its connections stay open and nothing answers.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.signal("STOP")
+    }
+
+    /// Ends [`Self::pause`].
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.signal("CONT")
+    }
+
+    async fn run(&self) -> anyhow::Result<()> {
+        self.spawn()?;
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            if self.has_ended()? {
+                bail!("nats-server {} ended: {}", self.name, self.log_tail());
+            }
+            if self.answers().await {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                bail!("nats-server {} does not answer: {}", self.name, self.log_tail());
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn spawn(&self) -> anyhow::Result<()> {
+        let log = fs::File::options().create(true).append(true).open(self.log_path())?;
+        let child = Command::new(&self.settings.program)
+            .arg("--config")
+            .arg(self.config_path())
+            .envs(self.variables())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("starting {}", self.settings.program.display()))?;
+        *self.process() = Some(child);
+        Ok(())
+    }
+
+    /// What the configuration file asks the environment for.
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        let mut variables = vec![
+            ("PEAL_SERVER_NAME", self.name.clone()),
+            ("PEAL_DOMAIN", self.domain.clone()),
+            ("PEAL_SERVER_TAG", format!("region:{}", self.domain)),
+            ("PEAL_HOST", Ipv4Addr::LOCALHOST.to_string()),
+            ("PEAL_PORT", self.ports.client.to_string()),
+            ("PEAL_LEAF_PORT", self.ports.leaf.to_string()),
+            ("PEAL_MONITOR_PORT", 0.to_string()),
+            ("PEAL_STORE_DIR", quoted(&self.folder().join("store").to_string_lossy())),
+            ("PEAL_MAX_FILE_STORE", self.settings.max_file_store.to_string()),
+            ("PEAL_SYNC_INTERVAL", self.settings.sync_interval.value()),
+            ("PEAL_NATS_USER", quoted(USER)),
+            ("PEAL_NATS_PASSWORD", quoted(PASSWORD)),
+        ];
+        if let Role::Region { hub } = &self.role {
+            variables.push(("PEAL_HUB_LEAF_URL", quoted(hub)));
+        }
+        variables
+    }
+
+    fn config(&self) -> &'static str {
+        match self.role {
+            Role::Hub => HUB_CONF,
+            Role::Region { .. } => REGION_CONF,
+        }
+    }
+
+    fn config_path(&self) -> PathBuf {
+        self.folder().join("nats.conf")
+    }
+
+    /// Whether this server, and no other on its port, greets a client. It listens only once `JetStream` is restored.
+    async fn answers(&self) -> bool {
+        let greeting = async {
+            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.ports.client)).await?;
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).await?;
+            std::io::Result::Ok(line)
+        };
+        let own_name = format!("\"server_name\":\"{}\"", self.name);
+        matches!(timeout(Duration::from_secs(1), greeting).await, Ok(Ok(line)) if line.contains(&own_name))
+    }
+
+    fn has_ended(&self) -> anyhow::Result<bool> {
+        match self.process().as_mut() {
+            Some(process) => Ok(process.try_wait()?.is_some()),
+            None => Ok(true),
+        }
+    }
+
+    /// Sends a signal by the `kill` command; calling the system for it would need unsafe code.
+    fn signal(&self, signal: &str) -> anyhow::Result<()> {
+        let pid = self
+            .pid()
+            .with_context(|| format!("nats-server {} is not running", self.name))?;
+        let status = Command::new("kill")
+            .arg(format!("-{signal}"))
+            .arg(pid.to_string())
+            .status()
+            .context("running kill")?;
+        ensure!(
+            status.success(),
+            "kill -{signal} of nats-server {} failed: {status}",
+            self.name
+        );
+        Ok(())
+    }
+
+    fn log(&self) -> String {
+        fs::read(self.log_path()).map_or_else(
+            |error| format!("no log: {error}"),
+            |log| String::from_utf8_lossy(&log).into_owned(),
+        )
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(12)..].join("\n")
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder
+            .as_ref()
+            .expect("the folder is given up only when the server is dropped")
+            .path()
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Child>> {
+        // A test that failed elsewhere must still be able to kill its servers.
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            eprintln!("nats-server {} may still run: {error:#}", self.name);
+        }
+        if std::thread::panicking()
+            && let Some(folder) = self.folder.take()
+        {
+            eprintln!(
+                "nats-server {} leaves its files in {}",
+                self.name,
+                folder.keep().display()
+            );
+        }
+    }
+}
+
+impl Ports {
+    fn free() -> anyhow::Result<Self> {
+        Ok(Self {
+            client: free_port()?,
+            leaf: free_port()?,
+        })
+    }
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    for _ in 0..100 {
+        let port = rand::rng().random_range(PORTS);
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port between {} and {}", PORTS.start, PORTS.end)
+}
+
+/// Keeps nats-server from taking a value for a number: 2m would be two million.
+fn quoted(value: &str) -> String {
+    format!("\"{value}\"")
+}

@@ -1,0 +1,382 @@
+//! A whole Peal: nats-servers, simulators, gateways and edge workers, each in a process of its own, on this machine.
+
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use shared::{
+    api_key::{ApiKey, Scope},
+    app::{ApnsCredential, App, FcmCredential},
+    id::AppId,
+    nats::{
+        config,
+        connect::{self, Nats},
+        topology,
+    },
+    seal::MeshKey,
+};
+use tempfile::TempDir;
+
+use crate::{
+    nats,
+    process::Process,
+    providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode},
+};
+
+/// The app that every test mesh has.
+pub const APP: &str = "shop";
+
+/// The bundle id of that app.
+pub const TOPIC: &str = "com.example.shop";
+
+/// How long a process may take to be ready, on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a mesh is to be like.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The program of this crate, which is also gateway and worker.
+    pub program: PathBuf,
+    /// The nats-server to run.
+    pub nats_server: PathBuf,
+    /// The regions; the first is the app's default.
+    pub regions: Vec<String>,
+    /// Edge workers in each region.
+    pub workers: usize,
+    /// Where spans go.
+    pub otlp_endpoint: Option<String>,
+    /// Share of notifications that are traced.
+    pub sample_ratio: f64,
+    /// What the simulators remember.
+    pub log: LogMode,
+    /// More settings of the workers, as TOML tables and keys that come first in the file.
+    pub worker_settings: String,
+}
+
+impl Plan {
+    /// Two regions with two workers each, everything traced into nothing, by the program that runs.
+    ///
+    /// # Errors
+    /// When the path of the running program is unknown or there is no nats-server to be had.
+    pub fn new(program: PathBuf, nats_server: PathBuf) -> Self {
+        Self {
+            program,
+            nats_server,
+            regions: vec!["eu".into(), "us".into()],
+            workers: 2,
+            otlp_endpoint: None,
+            sample_ratio: 1.0,
+            log: LogMode::default(),
+            worker_settings: String::new(),
+        }
+    }
+}
+
+/// The running mesh. Everything ends when it is dropped.
+#[derive(Debug)]
+pub struct Peal {
+    /// The nats-servers.
+    pub nats: nats::Mesh,
+    /// Apple.
+    pub apns: Apns,
+    /// Google.
+    pub fcm: Fcm,
+    /// The regions in the order of the plan.
+    pub regions: Vec<Region>,
+    /// An API key of [`APP`] that may do everything.
+    pub key: String,
+    /// For asking the mesh.
+    pub http: reqwest::Client,
+    mesh_key: String,
+    plan: Plan,
+    folder: TempDir,
+}
+
+/// The processes of one region.
+#[derive(Debug)]
+pub struct Region {
+    /// Its name.
+    pub name: String,
+    /// The gateway.
+    pub gateway: Program,
+    /// The edge workers.
+    pub workers: Vec<Program>,
+}
+
+/// A gateway or worker that can be started again as it was.
+#[derive(Debug)]
+pub struct Program {
+    /// The process.
+    pub process: Process,
+    /// Where it answers HTTP.
+    pub url: String,
+    kind: &'static str,
+    config: PathBuf,
+    log: PathBuf,
+}
+
+impl Program {
+    fn start(program: &Path, kind: &'static str, config: PathBuf, port: u16) -> anyhow::Result<Self> {
+        let log = config.with_extension("log");
+        let process = launch(program, kind, &config, &log)?;
+        Ok(Self { process, url: format!("http://127.0.0.1:{port}"), kind, config, log })
+    }
+
+    /// Starts it again after it was ended.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart(&mut self, program: &Path) -> anyhow::Result<()> {
+        self.process = launch(program, self.kind, &self.config, &self.log)?;
+        Ok(())
+    }
+
+    /// Where it keeps its files, if it is a worker.
+    pub fn data(&self) -> PathBuf {
+        self.config.with_extension("")
+    }
+
+    /// Waits until it is ready to work.
+    ///
+    /// # Errors
+    /// When it ends, or is not ready after half a minute.
+    pub async fn wait_ready(&mut self, http: &reqwest::Client) -> anyhow::Result<()> {
+        let url = format!("{}/readyz", self.url);
+        self.process.wait_ready(http, &url, PATIENCE).await
+    }
+}
+
+fn launch(program: &Path, kind: &str, config: &Path, log: &Path) -> anyhow::Result<Process> {
+    let config = config.to_str().context("path is not UTF-8")?;
+    let name = Path::new(config).file_stem().and_then(|stem| stem.to_str()).unwrap_or(kind).to_owned();
+    Process::start(&name, program, &[kind, "--config", config], log)
+}
+
+impl Peal {
+    /// Starts everything and waits until it is ready.
+    ///
+    /// # Errors
+    /// When any part does not come up; the error holds the end of its output.
+    pub async fn start(plan: Plan) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let names: Vec<&str> = plan.regions.iter().map(String::as_str).collect();
+        let nats = nats::Mesh::start(nats::Settings::new(&plan.nats_server), &names).await?;
+        nats.linked().await?;
+        let authority = Authority::generate()?;
+        let apns = ApnsConfig { authority: Some(authority.clone()), log: plan.log, ..ApnsConfig::default() };
+        let apns = Apns::start(apns).await?;
+        let fcm = FcmConfig { authority: Some(authority.clone()), log: plan.log, ..FcmConfig::default() };
+        let fcm = Fcm::start(fcm).await?;
+        std::fs::write(folder.path().join("ca.pem"), authority.pem())?;
+        let mesh_key = STANDARD.encode(rand::random::<[u8; 32]>());
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
+        let key = provision(&nats, &plan, &mesh_key, &apns, &fcm).await?;
+        let mut peal =
+            Self { nats, apns, fcm, regions: Vec::new(), key, http, mesh_key, plan, folder };
+        for name in peal.plan.regions.clone() {
+            let region = peal.start_region(&name)?;
+            peal.regions.push(region);
+        }
+        for region in &mut peal.regions {
+            region.gateway.wait_ready(&peal.http).await?;
+            for worker in &mut region.workers {
+                worker.wait_ready(&peal.http).await?;
+            }
+        }
+        peal.wait_configured().await?;
+        Ok(peal)
+    }
+
+    /// Waits until the API key, written at the hub, is known in every region.
+    async fn wait_configured(&self) -> anyhow::Result<()> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        for region in &self.regions {
+            while self.ask("GET", &region.name, "/v1/recipients/nobody", None).await?.0 == 401 {
+                if tokio::time::Instant::now() >= deadline {
+                    bail!("the API key did not reach {}", region.name);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The program to start again what was ended.
+    pub fn program(&self) -> PathBuf {
+        self.plan.program.clone()
+    }
+
+    /// A region by name.
+    ///
+    /// # Panics
+    /// When the mesh has no such region.
+    pub fn region(&self, name: &str) -> &Region {
+        self.regions.iter().find(|region| region.name == name).expect("a region of the plan")
+    }
+
+    /// A region by name, to end and restart its processes.
+    ///
+    /// # Panics
+    /// When the mesh has no such region.
+    pub fn region_mut(&mut self, name: &str) -> &mut Region {
+        self.regions.iter_mut().find(|region| region.name == name).expect("a region of the plan")
+    }
+
+    /// A connection to a region's NATS, as a service of that region would have.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn connect(&self, region: &str) -> anyhow::Result<async_nats::Client> {
+        Ok(connect::connect(&nats_settings(&self.nats.region(region).url()), "testbed").await?)
+    }
+
+    /// Asks a region's gateway.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn ask(&self, method: &str, region: &str, path: &str, body: Option<&Value>) -> anyhow::Result<(u16, Value)> {
+        let url = format!("{}{path}", self.region(region).gateway.url);
+        let mut request = self.http.request(method.parse()?, url).bearer_auth(&self.key);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await?;
+        let status = answer.status().as_u16();
+        let text = answer.text().await?;
+        Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    }
+
+    /// Registers a recipient who lives in `home`, with devices `(provider, token)`.
+    ///
+    /// # Errors
+    /// When the gateway refuses.
+    pub async fn register(&self, recipient: &str, home: &str, devices: &[(&str, &str)]) -> anyhow::Result<()> {
+        let path = format!("/v1/recipients/{recipient}");
+        self.expect("PUT", home, &path, Some(&json!({ "home": home }))).await?;
+        for (provider, token) in devices {
+            let body = json!({ "provider": provider, "token": token });
+            self.expect("POST", home, &format!("{path}/addresses"), Some(&body)).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks and insists on success.
+    ///
+    /// # Errors
+    /// When the answer is not a success; the error holds it.
+    pub async fn expect(&self, method: &str, region: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        let (status, answer) = self.ask(method, region, path, body).await?;
+        if !(200..300).contains(&status) {
+            bail!("{method} {path} in {region}: {status} {answer}");
+        }
+        Ok(answer)
+    }
+
+    fn start_region(&self, name: &str) -> anyhow::Result<Region> {
+        let port = free_port()?;
+        let config = format!("listen = \"127.0.0.1:{port}\"\n{}", self.common(name, 5));
+        let gateway = self.write_config(&format!("gateway-{name}"), &config)?;
+        let gateway = Program::start(&self.plan.program, "gateway", gateway, port)?;
+        let workers = (1..=self.plan.workers).map(|number| self.start_worker(name, number)).collect::<Result<_, _>>()?;
+        Ok(Region { name: name.to_owned(), gateway, workers })
+    }
+
+    fn start_worker(&self, region: &str, number: usize) -> anyhow::Result<Program> {
+        let port = free_port()?;
+        let name = format!("worker-{region}-{number}");
+        let folder = self.folder.path();
+        let config = format!(
+            "name = \"{name}\"\nadmin_listen = \"127.0.0.1:{port}\"\ndata = \"{}\"\n{}\n{}\n\
+             [providers.apns]\nproduction = [\"localhost:{}\"]\nca_file = \"{ca}\"\n\
+             [providers.fcm]\nendpoints = [\"https://localhost:{}\"]\nca_file = \"{ca}\"\n",
+            folder.join(&name).display(),
+            self.plan.worker_settings,
+            self.common(region, 10),
+            self.apns.addr().port(),
+            self.fcm.addr().port(),
+            ca = folder.join("ca.pem").display(),
+        );
+        Program::start(&self.plan.program, "edge-worker", self.write_config(&name, &config)?, port)
+    }
+
+    /// Settings that gateways and workers share.
+    fn common(&self, region: &str, grace_s: u64) -> String {
+        let otlp = self.plan.otlp_endpoint.as_ref().map(|url| format!("otlp_endpoint = \"{url}\"\n")).unwrap_or_default();
+        format!(
+            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"{}\"\nuser = \"{}\"\npassword = \"{}\"\n[mesh]\nregion = \"{region}\"\nregions = {:?}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
+            self.mesh_key,
+            self.nats.region(region).url(),
+            nats::USER,
+            nats::PASSWORD,
+            self.plan.regions,
+            self.plan.sample_ratio,
+        )
+    }
+
+    fn write_config(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+        let path = self.folder.path().join(format!("{name}.toml"));
+        std::fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// The output of every process that has something to say above `INFO`, for a test that failed.
+    pub fn complaints(&self) -> String {
+        let programs = self.regions.iter().flat_map(|region| region.workers.iter().chain([&region.gateway]));
+        programs
+            .flat_map(|program| {
+                let name = program.log.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                let lines = program.process.output();
+                let bad = |line: &&str| line.contains("WARN") || line.contains("ERROR") || line.contains("panicked");
+                lines.lines().filter(bad).map(|line| format!("{name}: {line}\n")).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+}
+
+async fn provision(nats: &nats::Mesh, plan: &Plan, mesh_key: &str, apns: &Apns, fcm: &Fcm) -> anyhow::Result<String> {
+    let mesh = MeshKey::from_base64(mesh_key)?;
+    let client = connect::connect(&nats_settings(&nats.hub().url()), "testbed").await?;
+    let hub = connect::jetstream(client);
+    topology::apply(&hub, &topology::hub_streams(1)).await?;
+    let app: AppId = APP.parse()?;
+    config::put_app(
+        &hub,
+        &App {
+            default_region: plan.regions.first().context("a mesh has a region")?.parse()?,
+            apns: Some(ApnsCredential {
+                team_id: apns.key().team_id.clone(),
+                key_id: apns.key().key_id.clone(),
+                topic: TOPIC.into(),
+                private_key: mesh.seal(&format!("{app}/apns"), &apns.key().pem),
+            }),
+            fcm: Some(FcmCredential {
+                project_id: fcm.account().project_id.clone(),
+                service_account: mesh.seal(&format!("{app}/fcm"), &fcm.service_account_json()),
+            }),
+            id: app.clone(),
+        },
+    )
+    .await?;
+    let (key, text) = ApiKey::issue(&mesh, app, Scope::ALL.to_vec());
+    config::put_key(&hub, &key).await?;
+    Ok(text)
+}
+
+fn nats_settings(url: &str) -> Nats {
+    Nats {
+        url: url.to_owned(),
+        user: Some(nats::USER.to_owned()),
+        password: Some(nats::PASSWORD.to_owned().into()),
+        nkey_file: None,
+        ca_file: None,
+    }
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
