@@ -79,13 +79,24 @@ pub(crate) async fn accept(parts: &Parts, order: Order, trace: &Trace) -> Result
     let at = parts.clock.now();
     let mut jobs = Vec::with_capacity(order.recipients.len());
     for recipient in order.recipients {
-        let key = RecipientKey { app: order.app.id.clone(), recipient };
-        let region = parts.directory.home(&key).unwrap_or_else(|| order.app.default_region.clone());
+        let key = RecipientKey {
+            app: order.app.id.clone(),
+            recipient,
+        };
+        let region = parts
+            .directory
+            .home(&key)
+            .unwrap_or_else(|| order.app.default_region.clone());
         if !parts.is_region(&region) {
             return Err(Refused::NoSuchRegion(region));
         }
         let id = JobId::of(&key.app, &order.event, &key.recipient, order.channel);
-        let lane = Lane { channel: order.channel, region, class: order.class, app: key.app };
+        let lane = Lane {
+            channel: order.channel,
+            region,
+            class: order.class,
+            app: key.app,
+        };
         jobs.push(Outgoing {
             subject: lane.notify(),
             headers: envelope::headers(id, at, &parts.here),
@@ -95,7 +106,10 @@ pub(crate) async fn accept(parts: &Parts, order: Order, trace: &Trace) -> Result
     }
     let started = Instant::now();
     let (count, duplicates) = store_all(parts, jobs, trace).await?;
-    parts.telemetry.metrics.accepted(order.class, count as u64, started.elapsed());
+    parts
+        .telemetry
+        .metrics
+        .accepted(order.class, count as u64, started.elapsed());
     parts.recorder.record(
         order.app.id.clone(),
         receipt::Accepted {
@@ -106,7 +120,11 @@ pub(crate) async fn accept(parts: &Parts, order: Order, trace: &Trace) -> Result
             trace: trace.id(),
         },
     );
-    Ok(Outcome { notification, jobs: count, duplicates })
+    Ok(Outcome {
+        notification,
+        jobs: count,
+        duplicates,
+    })
 }
 
 /// Publishes all and then waits for all: how many there are, and how many the streams had already.
@@ -115,12 +133,18 @@ async fn store_all(parts: &Parts, mut jobs: Vec<Outgoing>, trace: &Trace) -> Res
     if count == 1
         && let Some(job) = jobs.pop()
     {
-        let stored = store(parts, job, trace).await.map_err(|why| Refused::NotStored { why, stored: 0, jobs: 1 })?;
+        let stored = store(parts, job, trace).await.map_err(|why| Refused::NotStored {
+            why,
+            stored: 0,
+            jobs: 1,
+        })?;
         return Ok((1, usize::from(stored.duplicate)));
     }
     // Acknowledgements are taken while messages are still being sent: requests that only sent until all places for
     // unacknowledged messages were taken would wait for each other for ever.
-    let mut acks = stream::iter(jobs).map(|job| store(parts, job, trace)).buffer_unordered(PIPELINE);
+    let mut acks = stream::iter(jobs)
+        .map(|job| store(parts, job, trace))
+        .buffer_unordered(PIPELINE);
     let (mut stored, mut duplicates, mut refused) = (0, 0, None);
     while let Some(ack) = acks.next().await {
         match ack {
@@ -135,7 +159,11 @@ async fn store_all(parts: &Parts, mut jobs: Vec<Outgoing>, trace: &Trace) -> Res
     }
     match refused {
         None => Ok((count, duplicates)),
-        Some(why) => Err(Refused::NotStored { why, stored, jobs: count }),
+        Some(why) => Err(Refused::NotStored {
+            why,
+            stored,
+            jobs: count,
+        }),
     }
 }
 
@@ -156,14 +184,16 @@ async fn store(parts: &Parts, mut job: Outgoing, trace: &Trace) -> Result<Stored
 }
 
 fn start_span(parts: &Parts, job: &mut Outgoing, parent: &Context) -> Context {
-    let span = SpanBuilder::from_name(format!("send {NOTIFY_TEMPLATE}")).with_kind(SpanKind::Producer).with_attributes([
-        KeyValue::new("messaging.system", "nats"),
-        KeyValue::new("messaging.operation.name", "send"),
-        KeyValue::new("messaging.operation.type", "send"),
-        KeyValue::new("messaging.destination.name", job.subject.clone()),
-        KeyValue::new("messaging.destination.template", NOTIFY_TEMPLATE),
-        KeyValue::new("messaging.message.id", job.id.to_string()),
-    ]);
+    let span = SpanBuilder::from_name(format!("send {NOTIFY_TEMPLATE}"))
+        .with_kind(SpanKind::Producer)
+        .with_attributes([
+            KeyValue::new("messaging.system", "nats"),
+            KeyValue::new("messaging.operation.name", "send"),
+            KeyValue::new("messaging.operation.type", "send"),
+            KeyValue::new("messaging.destination.name", job.subject.clone()),
+            KeyValue::new("messaging.destination.template", NOTIFY_TEMPLATE),
+            KeyValue::new("messaging.message.id", job.id.to_string()),
+        ]);
     let context = parent.with_span(parts.telemetry.tracer.build_with_context(span, parent));
     trace::inject(&context, &mut job.headers);
     context
@@ -174,7 +204,10 @@ fn end_span(context: &Context, stored: &Result<Stored, NotStored>) {
     match stored {
         Ok(stored) => {
             span.set_attribute(KeyValue::new("messaging.nats.stream", stored.stream.clone()));
-            span.set_attribute(KeyValue::new("messaging.nats.stream.sequence", stored.sequence.cast_signed()));
+            span.set_attribute(KeyValue::new(
+                "messaging.nats.stream.sequence",
+                stored.sequence.cast_signed(),
+            ));
             span.set_attribute(KeyValue::new("messaging.nats.duplicate", stored.duplicate));
         }
         Err(why) => {
@@ -234,9 +267,18 @@ mod tests {
 
     #[test]
     fn the_spliced_body_is_the_serialized_body() {
-        let push = Push { title: Some("Hi \"there\"".into()), badge: Some(1), ..Push::default() };
+        let push = Push {
+            title: Some("Hi \"there\"".into()),
+            badge: Some(1),
+            ..Push::default()
+        };
         for category in [None, Some("offers".parse().unwrap())] {
-            let app = App { id: "shop".parse().unwrap(), default_region: "eu".parse().unwrap(), apns: None, fcm: None };
+            let app = App {
+                id: "shop".parse().unwrap(),
+                default_region: "eu".parse().unwrap(),
+                apns: None,
+                fcm: None,
+            };
             let order = Order {
                 app: app.into(),
                 event: "order\"42\\".parse().unwrap(),
@@ -248,7 +290,12 @@ mod tests {
             };
             let recipient: RecipientId = "ann\"ä/b".parse().unwrap();
             let content = Content::render(&order).unwrap();
-            let body = Body { event_id: Some(order.event), recipient: recipient.clone(), category, push: push.clone() };
+            let body = Body {
+                event_id: Some(order.event),
+                recipient: recipient.clone(),
+                category,
+                push: push.clone(),
+            };
             assert_eq!(content.to(&recipient), serde_json::to_vec(&body).unwrap());
         }
     }

@@ -1,5 +1,5 @@
-//! The contract of services that speak NATS themselves, as an AsyncAPI 3.0 document: written from the code that reads
-//! and writes the messages, kept in the repository as `docs/asyncapi.yaml`.
+//! The contract of services that speak NATS themselves, as an `AsyncAPI` 3.0 document: written from the code that
+//! reads and writes the messages, kept in the repository as `docs/asyncapi.yaml`.
 
 mod yaml;
 
@@ -22,8 +22,17 @@ pub fn document() -> String {
     let head = "# Written by `cargo run -p peal-gateway -- asyncapi`; a test compares it with the code.\n";
     let contract = contract();
     // In the order in which people read it; the members of a JSON value have none of their own.
-    let sections = ["asyncapi", "info", "defaultContentType", "channels", "operations", "components"];
-    let texts = sections.iter().map(|name| yaml::write(&json!({ *name: contract[*name] })));
+    let sections = [
+        "asyncapi",
+        "info",
+        "defaultContentType",
+        "channels",
+        "operations",
+        "components",
+    ];
+    let texts = sections
+        .iter()
+        .map(|name| yaml::write(&json!({ *name: contract[*name] })));
     std::iter::once(head.to_owned()).chain(texts).collect()
 }
 
@@ -48,7 +57,12 @@ fn contract() -> Value {
 fn channels() -> Value {
     let region = || -> Region { "region".parse().expect("a fixed word is a region") };
     let app = || -> AppId { "app".parse().expect("a fixed word is an app") };
-    let lane = Lane { channel: Channel::Push, region: region(), class: Class::Normal, app: app() };
+    let lane = Lane {
+        channel: Channel::Push,
+        region: region(),
+        class: Class::Normal,
+        app: app(),
+    };
     let origin: Region = "origin".parse().expect("a fixed word is a region");
     json!({
         "jobs": {
@@ -108,11 +122,17 @@ fn parameters(names: &[&str]) -> Value {
             "enum": words(Class::ALL.iter().map(|class| class.as_str()).collect()),
             "default": Class::default().as_str(),
         }),
-        "region" => json!({ "description": "Where the work is done: the recipient's home. 1 to 32 of a-z, 0-9 and -." }),
+        "region" => {
+            json!({ "description": "Where the work is done: the recipient's home. 1 to 32 of a-z, 0-9 and -." })
+        }
         "origin" => json!({ "description": "The region that accepted the notification." }),
         _ => json!({ "description": "The tenant. 1 to 32 of a-z, 0-9 and -." }),
     };
-    names.iter().map(|name| ((*name).to_owned(), of(name))).collect::<Map<_, _>>().into()
+    names
+        .iter()
+        .map(|name| ((*name).to_owned(), of(name)))
+        .collect::<Map<_, _>>()
+        .into()
 }
 
 fn operations() -> Value {
@@ -220,7 +240,10 @@ fn messages() -> Value {
 
 /// Every schema of the payloads, by name.
 fn schemas() -> Value {
-    let mut all = vec![(Body::name().into(), Body::schema()), (Batch::name().into(), Batch::schema())];
+    let mut all = vec![
+        (Body::name().into(), Body::schema()),
+        (Batch::name().into(), Batch::schema()),
+    ];
     Body::schemas(&mut all);
     Batch::schemas(&mut all);
     all.into_iter()

@@ -40,7 +40,12 @@ impl Parts {
             return Ok(home);
         }
         let home = default.clone();
-        let profile = Profile { home: home.clone(), locale: None, timezone: None, updated_at: self.clock.now() };
+        let profile = Profile {
+            home: home.clone(),
+            locale: None,
+            timezone: None,
+            updated_at: self.clock.now(),
+        };
         self.settle(key, profile).await?;
         Ok(home)
     }

@@ -103,7 +103,10 @@ impl Gateway {
         let listener = TcpListener::bind(settings.listen).await.map_err(refused)?;
         let addr = listener.local_addr().map_err(refused)?;
 
-        lifecycle.spawn("directory", until_finishing(lifecycle, parts.directory.clone().follow(js.clone())));
+        lifecycle.spawn(
+            "directory",
+            until_finishing(lifecycle, parts.directory.clone().follow(js.clone())),
+        );
         lifecycle.spawn("config", until_finishing(lifecycle, parts.config.clone().follow(js)));
         lifecycle.spawn("receipts", until_finishing(lifecycle, parts.receipts.clone().follow()));
         // Records are taken until the last request is answered.

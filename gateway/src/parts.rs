@@ -43,7 +43,11 @@ impl Parts {
             ("config", self.config.is_loaded()),
             ("not finishing", !self.lifecycle.is_finishing()),
         ];
-        needs.into_iter().filter(|(_, is_there)| !is_there).map(|(name, _)| name).collect()
+        needs
+            .into_iter()
+            .filter(|(_, is_there)| !is_there)
+            .map(|(name, _)| name)
+            .collect()
     }
 
     /// Whether keys and homes are known. Without them a good key would be refused, and a recipient's job would go to

@@ -1,27 +1,34 @@
 //! The gateway as a program: settings in, exit code out.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    error::Error,
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+};
 
 use shared::{
     clock::Clock,
     lifecycle::{End, Lifecycle},
+    nats::connect,
     telemetry::{self, Telemetry},
 };
 use uuid::Uuid;
 
-use crate::{Gateway, StartError, config::Settings};
+use crate::{
+    Gateway, StartError,
+    config::{Settings, Unusable},
+    provision,
+};
 
 /// Bad settings: `EX_CONFIG` of sysexits.h. Repeating without a change of settings is useless.
 pub const BAD_SETTINGS: u8 = 78;
 
 /// Serves until a signal ends it. Success means that every request under way was answered.
 pub async fn run(config: Option<&Path>) -> ExitCode {
-    let settings = match Settings::load(config) {
+    let settings = match load(config) {
         Ok(settings) => settings,
-        Err(error) => {
-            eprintln!("settings: {error}");
-            return ExitCode::from(BAD_SETTINGS);
-        }
+        Err(code) => return code,
     };
     match serve(settings).await {
         Ok(End::Clean) => ExitCode::SUCCESS,
@@ -29,17 +36,40 @@ pub async fn run(config: Option<&Path>) -> ExitCode {
             tracing::error!(?end, "left unfinished");
             ExitCode::FAILURE
         }
-        Err(error) => {
-            eprintln!("error: {error}");
-            match error.downcast_ref() {
-                Some(StartError::Settings(_)) => ExitCode::from(BAD_SETTINGS),
-                _ => ExitCode::FAILURE,
-            }
-        }
+        Err(error) => failed(error.as_ref()),
     }
 }
 
-async fn serve(settings: Settings) -> Result<End, Box<dyn std::error::Error>> {
+/// Makes the apps of `file` known to the mesh, and prints the API keys that were issued: app, scopes and key, between
+/// tabs. They are kept nowhere.
+pub async fn provision(config: Option<&Path>, file: &Path) -> ExitCode {
+    let settings = match load(config) {
+        Ok(settings) => settings,
+        Err(code) => return code,
+    };
+    match issue(&settings, file).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(error.as_ref()),
+    }
+}
+
+fn load(config: Option<&Path>) -> Result<Settings, ExitCode> {
+    Settings::load(config).map_err(|error| {
+        eprintln!("settings: {error}");
+        ExitCode::from(BAD_SETTINGS)
+    })
+}
+
+fn failed(error: &(dyn Error + 'static)) -> ExitCode {
+    eprintln!("error: {error}");
+    match error.downcast_ref() {
+        Some(StartError::Settings(_)) => ExitCode::from(BAD_SETTINGS),
+        _ if error.is::<Unusable>() => ExitCode::from(BAD_SETTINGS),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+async fn serve(settings: Settings) -> Result<End, Box<dyn Error>> {
     telemetry::start_logs(&settings.telemetry)?;
     let instance = format!("gateway-{}-{}", settings.mesh.region, Uuid::new_v4().simple());
     let telemetry = Telemetry::start(&settings.telemetry, "peal-gateway", &instance, &settings.mesh.region)?;
@@ -50,4 +80,17 @@ async fn serve(settings: Settings) -> Result<End, Box<dyn std::error::Error>> {
     let end = lifecycle.run(grace).await?;
     telemetry.stop().await;
     Ok(end)
+}
+
+async fn issue(settings: &Settings, file: &Path) -> Result<(), Box<dyn Error>> {
+    telemetry::start_logs(&settings.telemetry)?;
+    let mesh_key = settings.check()?;
+    let client = connect::connect(&settings.nats, "provision").await?;
+    let issued = provision::run(client, &mesh_key, settings.mesh.replicas, file).await?;
+    let mut out = io::stdout().lock();
+    for key in issued {
+        let scopes: Vec<&str> = key.scopes.iter().map(|scope| scope.as_str()).collect();
+        writeln!(out, "{}\t{}\t{}", key.app, scopes.join(","), key.text)?;
+    }
+    Ok(())
 }

@@ -135,13 +135,18 @@ impl NewApp {
 
 impl std::fmt::Debug for NewApns {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NewApns").field("team_id", &self.team_id).field("key_id", &self.key_id).finish_non_exhaustive()
+        f.debug_struct("NewApns")
+            .field("team_id", &self.team_id)
+            .field("key_id", &self.key_id)
+            .finish_non_exhaustive()
     }
 }
 
 impl std::fmt::Debug for NewFcm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NewFcm").field("project_id", &self.project_id).finish_non_exhaustive()
+        f.debug_struct("NewFcm")
+            .field("project_id", &self.project_id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -201,7 +206,12 @@ pub struct Issued {
 ///
 /// # Errors
 /// When a file cannot be used, or the hub does not answer or refuses.
-pub async fn run(client: Client, mesh_key: &MeshKey, replicas: usize, file: &Path) -> Result<Vec<Issued>, ProvisionError> {
+pub async fn run(
+    client: Client,
+    mesh_key: &MeshKey,
+    replicas: usize,
+    file: &Path,
+) -> Result<Vec<Issued>, ProvisionError> {
     let read: File = settings::read(file)?;
     let beside = file.parent().unwrap_or(Path::new("."));
     let hub = hub(client);
@@ -209,13 +219,19 @@ pub async fn run(client: Client, mesh_key: &MeshKey, replicas: usize, file: &Pat
     let known = config::read(&hub).await?;
     let mut issued = Vec::new();
     for entry in read.app {
-        let missing: Vec<Vec<Scope>> =
-            entry.keys.iter().map(|key| key.scopes.clone()).filter(|scopes| !has_key(&known, &entry.id, scopes)).collect();
+        let missing: Vec<Vec<Scope>> = entry
+            .keys
+            .iter()
+            .map(|key| key.scopes.clone())
+            .filter(|scopes| !has_key(&known, &entry.id, scopes))
+            .collect();
         let app = entry.load(beside)?;
         let texts = write_app(&hub, mesh_key, &app, &missing).await?;
-        issued.extend(
-            missing.into_iter().zip(texts).map(|(scopes, text)| Issued { app: app.id.clone(), scopes, text }),
-        );
+        issued.extend(missing.into_iter().zip(texts).map(|(scopes, text)| Issued {
+            app: app.id.clone(),
+            scopes,
+            text,
+        }));
     }
     Ok(issued)
 }
@@ -247,10 +263,18 @@ impl AppEntry {
             .fcm
             .map(|fcm| {
                 let service_account = text(&fcm.service_account_file)?;
-                Ok::<_, ProvisionError>(NewFcm { project_id: fcm.project_id, service_account })
+                Ok::<_, ProvisionError>(NewFcm {
+                    project_id: fcm.project_id,
+                    service_account,
+                })
             })
             .transpose()?;
-        Ok(NewApp { id: self.id, default_region: self.default_region, apns, fcm })
+        Ok(NewApp {
+            id: self.id,
+            default_region: self.default_region,
+            apns,
+            fcm,
+        })
     }
 }
 

@@ -46,13 +46,19 @@ pub(crate) struct Unanswered;
 impl Receipts {
     /// Receipts of at most `most` notifications.
     pub(crate) fn new(js: jetstream::Context, most: usize) -> Self {
-        Self { js, index: Arc::new(RwLock::new(Index::new(most))) }
+        Self {
+            js,
+            index: Arc::new(RwLock::new(Index::new(most))),
+        }
     }
 
     /// Follows the stream for ever.
     pub(crate) async fn follow(self) {
-        follow::follow_forever(&self.js, topology::RECEIPTS, ">", |entry| {
-            match serde_json::from_slice::<Ids>(&entry.payload) {
+        follow::follow_forever(
+            &self.js,
+            topology::RECEIPTS,
+            ">",
+            |entry| match serde_json::from_slice::<Ids>(&entry.payload) {
                 Ok(ids) => {
                     let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
                     for id in ids.accepted.iter().chain(&ids.receipts) {
@@ -60,15 +66,19 @@ impl Receipts {
                     }
                 }
                 Err(error) => tracing::error!(sequence = entry.sequence, %error, "batch of receipts cannot be read"),
-            }
-        })
+            },
+        )
         .await;
     }
 
     /// What is recorded about `id`, if it is a notification of `app`.
     pub(crate) async fn history(&self, app: &AppId, id: NotificationId) -> Result<Option<History>, Unanswered> {
         let places = self.places(id).await;
-        let receipts = self.js.get_stream_no_info(topology::RECEIPTS).await.map_err(|_| Unanswered)?;
+        let receipts = self
+            .js
+            .get_stream_no_info(topology::RECEIPTS)
+            .await
+            .map_err(|_| Unanswered)?;
         let batches: Vec<Option<Batch>> = stream::iter(places)
             .map(|place| {
                 let receipts = &receipts;
@@ -86,9 +96,16 @@ impl Receipts {
             .await?;
         let mut history = History::default();
         for batch in batches.into_iter().flatten().filter(|batch| batch.app == *app) {
-            history.accepted.extend(batch.accepted.into_iter().filter(|accepted| accepted.notification == id));
+            history.accepted.extend(
+                batch
+                    .accepted
+                    .into_iter()
+                    .filter(|accepted| accepted.notification == id),
+            );
             let of_it = batch.receipts.into_iter().filter(|receipt| receipt.notification == id);
-            history.receipts.extend(of_it.map(|receipt| (batch.region.clone(), receipt)));
+            history
+                .receipts
+                .extend(of_it.map(|receipt| (batch.region.clone(), receipt)));
         }
         Ok((!history.accepted.is_empty() || !history.receipts.is_empty()).then_some(history))
     }
@@ -141,7 +158,11 @@ enum Places {
 
 impl Index {
     fn new(most: usize) -> Self {
-        Self { places: HashMap::new(), order: VecDeque::new(), most }
+        Self {
+            places: HashMap::new(),
+            order: VecDeque::new(),
+            most,
+        }
     }
 
     fn learn(&mut self, id: NotificationId, sequence: u64) {

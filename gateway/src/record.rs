@@ -62,8 +62,22 @@ impl Recorder {
 pub(crate) fn pair(js: jetstream::Context, here: Region, name: String) -> (Recorder, Writer) {
     let (sender, records) = mpsc::channel(WAITING);
     let lost = Arc::new(AtomicU64::new(0));
-    let recorder = Recorder { records: sender, lost: Arc::clone(&lost) };
-    (recorder, Writer { js, here, name, records, lost, waiting: HashMap::new(), number: 0 })
+    let recorder = Recorder {
+        records: sender,
+        lost: Arc::clone(&lost),
+    };
+    (
+        recorder,
+        Writer {
+            js,
+            here,
+            name,
+            records,
+            lost,
+            waiting: HashMap::new(),
+            number: 0,
+        },
+    )
 }
 
 impl Writer {
@@ -119,7 +133,10 @@ impl Writer {
         let stored = join_all(messages.into_iter().map(|message| store(js, message))).await;
         let lost = self.lost.swap(0, Ordering::Relaxed) + stored.into_iter().sum::<u64>();
         if lost > 0 {
-            tracing::warn!(lost, "records of accepted notifications were lost; the notifications are stored");
+            tracing::warn!(
+                lost,
+                "records of accepted notifications were lost; the notifications are stored"
+            );
         }
     }
 
@@ -131,8 +148,14 @@ impl Writer {
         headers.insert(envelope::BATCH, number);
         let subject = subject::receipt(&self.here, &self.here, &app);
         let region = self.here.clone();
-        let batch =
-            Batch { app, origin: region.clone(), region, writer: self.name.clone(), accepted, receipts: Vec::new() };
+        let batch = Batch {
+            app,
+            origin: region.clone(),
+            region,
+            writer: self.name.clone(),
+            accepted,
+            receipts: Vec::new(),
+        };
         (subject, headers, batch)
     }
 }

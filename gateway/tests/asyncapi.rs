@@ -27,7 +27,10 @@ fn the_documented_subject_is_the_one_that_is_read() {
         .replace("{app}", "shop");
     let lane = Lane::parse(&filled).expect("the filled address is a lane");
     assert_eq!(lane.notify(), filled);
-    assert_eq!((lane.region.as_str(), lane.class.as_str(), lane.app.as_str()), ("eu", "bulk", "shop"));
+    assert_eq!(
+        (lane.region.as_str(), lane.class.as_str(), lane.app.as_str()),
+        ("eu", "bulk", "shop")
+    );
 }
 
 #[test]

@@ -187,18 +187,19 @@ impl Fact {
 pub struct Recipient {
     /// `None` if never registered.
     pub profile: Option<Profile>,
-    /// In no particular order.
-    pub addresses: Vec<Address>,
+    /// In no particular order, each with its revision: the sequence of its fact in the bucket, for removing it only if
+    /// it was not written again.
+    pub addresses: Vec<(Address, u64)>,
     /// Default: everything agreed.
     pub preferences: Preferences,
 }
 
 impl Recipient {
-    /// Adds one fact.
-    pub fn learn(&mut self, fact: Fact) {
+    /// Adds one fact, of the given revision.
+    pub fn learn(&mut self, fact: Fact, revision: u64) {
         match fact {
             Fact::Profile(profile) => self.profile = Some(profile),
-            Fact::Address(address) => self.addresses.push(address),
+            Fact::Address(address) => self.addresses.push((address, revision)),
             Fact::Preferences(preferences) => self.preferences = preferences,
         }
     }

@@ -10,9 +10,7 @@ use anyhow::Context;
 use serde_json::json;
 
 use crate::providers::apns::{Environment, JwtMode};
-use crate::providers::{
-    Admin, Apns, ApnsConfig, ApnsKey, Authority, Fcm, FcmConfig, LogMode, Scripts, ServiceAccount,
-};
+use crate::providers::{Admin, Apns, ApnsConfig, ApnsKey, Authority, Fcm, FcmConfig, LogMode, Scripts, ServiceAccount};
 
 /// Simulates APNs and FCM until Ctrl-C.
 #[derive(Clone, Debug, clap::Args)]
@@ -58,7 +56,10 @@ pub struct SimulateArgs {
 
 /// Runs both simulators and the admin port until Ctrl-C.
 pub async fn run(args: SimulateArgs) -> anyhow::Result<()> {
-    let scripts = args.script.as_deref().map_or_else(|| Ok(Scripts::default()), read_scripts)?;
+    let scripts = args
+        .script
+        .as_deref()
+        .map_or_else(|| Ok(Scripts::default()), read_scripts)?;
     let log = if args.counting {
         LogMode::Counting
     } else {
@@ -135,21 +136,63 @@ fn describe(dir: &Path, apns: &Apns, fcm: &Fcm, admin: &Admin) -> anyhow::Result
     let (dir, key) = (dir.display(), apns.key());
     let (apns_port, fcm_port) = (apns.addr().port(), fcm.addr().port());
     let mut text = String::new();
-    writeln!(text, "APNs   https://localhost:{apns_port}  team {} key {} ({dir}/apns-key.p8)", key.team_id, key.key_id)?;
-    writeln!(text, "FCM    https://localhost:{fcm_port}  project {} ({dir}/fcm-service-account.json)", fcm.account().project_id)?;
-    writeln!(text, "admin  http://{}  GET /log /stats /script, PUT /script, POST /go-away /cut", admin.addr())?;
+    writeln!(
+        text,
+        "APNs   https://localhost:{apns_port}  team {} key {} ({dir}/apns-key.p8)",
+        key.team_id, key.key_id
+    )?;
+    writeln!(
+        text,
+        "FCM    https://localhost:{fcm_port}  project {} ({dir}/fcm-service-account.json)",
+        fcm.account().project_id
+    )?;
+    writeln!(
+        text,
+        "admin  http://{}  GET /log /stats /script, PUT /script, POST /go-away /cut",
+        admin.addr()
+    )?;
     writeln!(text, "trust  {dir}/ca.pem")?;
     writeln!(text)?;
-    writeln!(text, "curl --http2 --cacert {dir}/ca.pem -H \"authorization: bearer $(cat {dir}/apns-provider-token.jwt)\" \\")?;
-    writeln!(text, "  -H 'apns-topic: com.example.app' -H 'apns-push-type: alert' -d '{{\"aps\":{{\"alert\":\"ding\"}}}}' \\")?;
+    writeln!(
+        text,
+        "curl --http2 --cacert {dir}/ca.pem -H \"authorization: bearer $(cat {dir}/apns-provider-token.jwt)\" \\"
+    )?;
+    writeln!(
+        text,
+        "  -H 'apns-topic: com.example.app' -H 'apns-push-type: alert' -d '{{\"aps\":{{\"alert\":\"ding\"}}}}' \\"
+    )?;
     writeln!(text, "  -i https://localhost:{apns_port}/3/device/beef")?;
-    writeln!(text, "curl --cacert {dir}/ca.pem -d grant_type=urn:ietf:params:oauth:grant-type:jwt-bearer \\")?;
-    writeln!(text, "  --data-urlencode assertion@{dir}/fcm-assertion.jwt {}", fcm.token_uri())?;
-    writeln!(text, "curl --cacert {dir}/ca.pem -H \"authorization: Bearer $ACCESS_TOKEN\" -H 'content-type: application/json' \\")?;
-    writeln!(text, "  -d '{{\"message\":{{\"token\":\"beef\",\"notification\":{{\"title\":\"ding\"}}}}}}' \\")?;
-    writeln!(text, "  https://localhost:{fcm_port}/v1/projects/{}/messages:send", fcm.account().project_id)?;
-    writeln!(text, "curl -X PUT -H 'content-type: application/json' http://{}/script \\", admin.addr())?;
-    writeln!(text, "  -d '{{\"apns\":{{\"rules\":[{{\"token\":\"beef\",\"answer\":{{\"reason\":\"Unregistered\"}}}}]}}}}'")?;
+    writeln!(
+        text,
+        "curl --cacert {dir}/ca.pem -d grant_type=urn:ietf:params:oauth:grant-type:jwt-bearer \\"
+    )?;
+    writeln!(
+        text,
+        "  --data-urlencode assertion@{dir}/fcm-assertion.jwt {}",
+        fcm.token_uri()
+    )?;
+    writeln!(
+        text,
+        "curl --cacert {dir}/ca.pem -H \"authorization: Bearer $ACCESS_TOKEN\" -H 'content-type: application/json' \\"
+    )?;
+    writeln!(
+        text,
+        "  -d '{{\"message\":{{\"token\":\"beef\",\"notification\":{{\"title\":\"ding\"}}}}}}' \\"
+    )?;
+    writeln!(
+        text,
+        "  https://localhost:{fcm_port}/v1/projects/{}/messages:send",
+        fcm.account().project_id
+    )?;
+    writeln!(
+        text,
+        "curl -X PUT -H 'content-type: application/json' http://{}/script \\",
+        admin.addr()
+    )?;
+    writeln!(
+        text,
+        "  -d '{{\"apns\":{{\"rules\":[{{\"token\":\"beef\",\"answer\":{{\"reason\":\"Unregistered\"}}}}]}}}}'"
+    )?;
     writeln!(text, "ready; Ctrl-C ends")?;
     Ok(text)
 }

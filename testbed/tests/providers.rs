@@ -547,6 +547,35 @@ async fn the_next_endpoint_takes_over_when_the_first_is_dead() {
 }
 
 #[tokio::test]
+async fn the_preferred_endpoint_is_taken_again_when_it_is_back() {
+    let authority = Authority::generate().unwrap();
+    let config = ApnsConfig { authority: Some(authority.clone()), ..ApnsConfig::default() };
+    let second = Apns::start(config.clone()).await.unwrap();
+    let port = dead_port();
+    let choices = Choices { apns: vec![local(port), local(second.addr().port())], ..Choices::default() };
+    let rig = Rig::new(authority, choices);
+    rig.configure_apns(second.key());
+    assert_eq!(*rig.apple("beef").await.endpoint, *local(second.addr().port()));
+
+    let listen = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let keys = vec![second.key().clone().into()];
+    let _first = Apns::start(ApnsConfig { listen, keys, ..config }).await.unwrap();
+    assert_eq!(*rig.apple("beef").await.endpoint, *local(second.addr().port()), "the open connection is used");
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(61)).await;
+    tokio::time::resume();
+    for _ in 0..200 {
+        let attempted = rig.apple("beef").await;
+        assert!(accepted(&attempted), "{attempted:?}");
+        if *attempted.endpoint == *local(port) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the preferred endpoint is not used again");
+}
+
+#[tokio::test]
 async fn a_server_that_we_do_not_trust_gets_nothing() {
     let (_, apns) = Rig::apns(ApnsConfig::default(), Choices::default()).await;
     let endpoints = vec![local(apns.addr().port())];

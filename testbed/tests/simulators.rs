@@ -64,10 +64,7 @@ impl Draft {
         Self {
             method: Method::POST,
             path: format!("/3/device/{token}"),
-            headers: vec![
-                ("apns-topic", TOPIC.into()),
-                ("apns-push-type", "alert".into()),
-            ],
+            headers: vec![("apns-topic", TOPIC.into()), ("apns-push-type", "alert".into())],
             body: Bytes::from_static(PAYLOAD.as_bytes()),
         }
     }
@@ -239,15 +236,27 @@ async fn every_rule_has_its_reason() {
         (good().path("/3/devices/beef"), 404, "BadPath"),
         (good().path("/3/device/beef/beef"), 404, "BadPath"),
         (good().set("apns-id", "no"), 400, "BadMessageId"),
-        (good().set("apns-id", "123e4567e89b12d3a4564266554400a0"), 400, "BadMessageId"),
-        (good().twice("apns-id", "123e4567-e89b-12d3-a456-4266554400a0"), 400, "DuplicateHeaders"),
+        (
+            good().set("apns-id", "123e4567e89b12d3a4564266554400a0"),
+            400,
+            "BadMessageId",
+        ),
+        (
+            good().twice("apns-id", "123e4567-e89b-12d3-a456-4266554400a0"),
+            400,
+            "DuplicateHeaders",
+        ),
         (good().without("apns-topic"), 400, "MissingTopic"),
         (good().set("apns-topic", "com example"), 400, "BadTopic"),
         (good().set("apns-push-type", "voip"), 400, "TopicDisallowed"),
         (good().set("apns-push-type", "liveactivity"), 400, "TopicDisallowed"),
         (good().set("apns-collapse-id", &"c".repeat(65)), 400, "BadCollapseId"),
         (good().set("apns-priority", "7"), 400, "BadPriority"),
-        (good().set("apns-push-type", "background").set("apns-priority", "10"), 400, "BadPriority"),
+        (
+            good().set("apns-push-type", "background").set("apns-priority", "10"),
+            400,
+            "BadPriority",
+        ),
         (good().set("apns-expiration", "soon"), 400, "BadExpirationDate"),
         (good().set("apns-push-type", "shout"), 400, "InvalidPushType"),
         (good().path("/3/device/"), 400, "MissingDeviceToken"),
@@ -269,8 +278,19 @@ async fn every_rule_has_its_reason() {
             "PayloadTooLarge",
         ),
         // The earlier rule wins.
-        (good().without("apns-topic").set("apns-id", "no").set("authorization", ""), 400, "BadMessageId"),
-        (good().path("/3/device/nothex").set("authorization", ""), 400, "BadDeviceToken"),
+        (
+            good()
+                .without("apns-topic")
+                .set("apns-id", "no")
+                .set("authorization", ""),
+            400,
+            "BadMessageId",
+        ),
+        (
+            good().path("/3/device/nothex").set("authorization", ""),
+            400,
+            "BadDeviceToken",
+        ),
         (good().body("").set("authorization", ""), 403, "MissingProviderToken"),
     ];
     let apns = apns().await;
@@ -561,9 +581,7 @@ async fn goaway_can_include_the_push_and_can_come_from_outside() {
     let client = Client::connect(&apns, 1).await;
     client.push(Draft::to("61")).await.unwrap();
     apns.go_away();
-    let closed = async {
-        while client.push(Draft::to("61")).await.is_ok() {}
-    };
+    let closed = async { while client.push(Draft::to("61")).await.is_ok() {} };
     tokio::time::timeout(Duration::from_secs(5), closed).await.unwrap();
 }
 
@@ -590,7 +608,15 @@ async fn a_stopped_simulator_can_come_back() {
     })
     .await
     .unwrap();
-    assert_eq!(Client::connect(&second, 1).await.push(Draft::to("aa")).await.unwrap().status, 200);
+    assert_eq!(
+        Client::connect(&second, 1)
+            .await
+            .push(Draft::to("aa"))
+            .await
+            .unwrap()
+            .status,
+        200
+    );
 }
 
 // === Scripted answers ===
@@ -612,13 +638,19 @@ async fn scripted_errors_carry_what_the_real_ones_do() {
 
     let gone = push("0a").await;
     assert_eq!(gone.status, 410);
-    assert_eq!(gone.json(), json!({"reason": "Unregistered", "timestamp": 1_700_000_000_123_i64}));
+    assert_eq!(
+        gone.json(),
+        json!({"reason": "Unregistered", "timestamp": 1_700_000_000_123_i64})
+    );
     let expired = push("0b").await.json();
     let since = expired["timestamp"].as_i64().unwrap();
     assert!((since - now_s() * 1000).abs() < 5000, "{expired}");
 
     let busy = push("0c").await;
-    assert_eq!((busy.status.as_u16(), &busy.headers["retry-after"]), (429, &"7".parse().unwrap()));
+    assert_eq!(
+        (busy.status.as_u16(), &busy.headers["retry-after"]),
+        (429, &"7".parse().unwrap())
+    );
     let date = push("0d").await.headers["retry-after"].to_str().unwrap().to_owned();
     let at = jiff::fmt::rfc2822::DateTimeParser::new()
         .parse_timestamp(&date)
@@ -733,7 +765,10 @@ impl FcmClient {
         let http = http_client(fcm, http1);
         let assertion = fcm.account().assertion(&fcm.token_uri(), now_s()).unwrap();
         let (status, token) = exchange(&http, fcm, &assertion).await;
-        assert_eq!((status, &token["expires_in"], &token["token_type"]), (200, &json!(3599), &json!("Bearer")));
+        assert_eq!(
+            (status, &token["expires_in"], &token["token_type"]),
+            (200, &json!(3599), &json!("Bearer"))
+        );
         Self {
             http,
             base: format!("https://localhost:{}", fcm.addr().port()),
@@ -810,7 +845,10 @@ async fn fcm_names_the_field_that_is_wrong() {
     let client = FcmClient::connect(&fcm, false).await;
     let message = |more: Value| {
         let mut message = json!({"token": "phone"});
-        message.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        message
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
         json!({ "message": message })
     };
     let big = "x".repeat(4097);
@@ -827,11 +865,17 @@ async fn fcm_names_the_field_that_is_wrong() {
         (message(json!({"data": {"from": "me"}})), "message.data"),
         (message(json!({"data": {"google.x": "me"}})), "message.data"),
         (message(json!({"data": {"k": big}})), "message"),
-        (message(json!({"notification": {"title": 1}})), "message.notification.title"),
+        (
+            message(json!({"notification": {"title": 1}})),
+            "message.notification.title",
+        ),
         (message(json!({"android": {"ttl": "60"}})), "message.android.ttl"),
         (message(json!({"android": {"ttl": 60}})), "message.android.ttl"),
         (message(json!({"android": {"ttl": "2419201s"}})), "message.android.ttl"),
-        (message(json!({"android": {"priority": "urgent"}})), "message.android.priority"),
+        (
+            message(json!({"android": {"priority": "urgent"}})),
+            "message.android.priority",
+        ),
         (message(json!({"android": {}, "androidV2": {}})), "message"),
         (message(json!({"apns": {"payload": {"k": big}}})), "message"),
     ];
@@ -842,7 +886,10 @@ async fn fcm_names_the_field_that_is_wrong() {
     }
     assert_eq!(client.post("peal-test", "{").await.status(), 400);
     let dry = json!({"validate_only": true, "message": {"token": "phone"}});
-    assert_eq!(client.send(&dry).await, (200, json!({"name": "projects/peal-test/messages/fake_message_id"})));
+    assert_eq!(
+        client.send(&dry).await,
+        (200, json!({"name": "projects/peal-test/messages/fake_message_id"}))
+    );
     assert_eq!(fcm.log().delivered_count(), 0);
 }
 
@@ -851,7 +898,10 @@ async fn fcm_wants_an_access_token_for_the_project() {
     let fcm = Fcm::start(FcmConfig::default()).await.unwrap();
     let mut client = FcmClient::connect(&fcm, false).await;
     let other = client.post("other", to("a").to_string()).await;
-    assert_eq!(other.json::<Value>().await.unwrap()["error"]["status"], "PERMISSION_DENIED");
+    assert_eq!(
+        other.json::<Value>().await.unwrap()["error"]["status"],
+        "PERMISSION_DENIED"
+    );
     assert_eq!(client.send(&to("a")).await.0, 200);
     fcm.revoke_access_tokens();
     let (status, body) = client.send(&to("a")).await;
@@ -859,7 +909,12 @@ async fn fcm_wants_an_access_token_for_the_project() {
     assert_eq!(body["error"]["status"], "UNAUTHENTICATED");
     client.token = String::new();
     assert_eq!(client.send(&to("a")).await.0, 401);
-    let unknown = client.http.get(format!("{}/v1/projects", client.base)).send().await.unwrap();
+    let unknown = client
+        .http
+        .get(format!("{}/v1/projects", client.base))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(unknown.status(), 404);
 
     let short = Fcm::start(FcmConfig {
@@ -885,14 +940,20 @@ async fn assertions_are_verified() {
     let http = http_client(&fcm, false);
     let (account, own, now) = (fcm.account(), fcm.token_uri(), now_s());
     let google = "https://oauth2.googleapis.com/token";
-    assert_eq!(exchange(&http, &fcm, &account.assertion(google, now).unwrap()).await.0, 200);
+    assert_eq!(
+        exchange(&http, &fcm, &account.assertion(google, now).unwrap()).await.0,
+        200
+    );
 
     let mut forger = ServiceAccount::generate("peal-test").unwrap();
     forger.private_key_id.clone_from(&account.private_key_id);
     let mut stranger = forger.clone();
     stranger.client_email = "stranger@example.com".into();
     for (assertion, why) in [
-        (account.assertion("https://elsewhere.example/token", now).unwrap(), "audience"),
+        (
+            account.assertion("https://elsewhere.example/token", now).unwrap(),
+            "audience",
+        ),
         (account.assertion(&own, now - 4000).unwrap(), "Signature"),
         (forger.assertion(&own, now).unwrap(), "Signature"),
         (stranger.assertion(&own, now).unwrap(), "account not found"),
@@ -904,7 +965,10 @@ async fn assertions_are_verified() {
     }
     let form = [("grant_type", "password")];
     let answered = http.post(own).form(&form).send().await.unwrap();
-    assert_eq!(answered.json::<Value>().await.unwrap()["error"], "unsupported_grant_type");
+    assert_eq!(
+        answered.json::<Value>().await.unwrap()["error"],
+        "unsupported_grant_type"
+    );
 }
 
 #[tokio::test]
@@ -920,7 +984,9 @@ async fn fcm_errors_have_googles_shape() {
     ];
     let fcm = Fcm::start(FcmConfig::default()).await.unwrap();
     for (code, _, _) in rules {
-        fcm.script().add(Rule::token(code).answer(Answer::reason(code))).unwrap();
+        fcm.script()
+            .add(Rule::token(code).answer(Answer::reason(code)))
+            .unwrap();
     }
     let later = Answer::reason("QUOTA_EXCEEDED").retry_after(RetryAfter::Seconds(60));
     fcm.script().add(Rule::token("later").answer(later)).unwrap();
@@ -929,10 +995,16 @@ async fn fcm_errors_have_googles_shape() {
     for (code, http_status, status) in rules {
         let (answered, body) = client.send(&to(code)).await;
         assert_eq!((answered, error_code(&body)), (http_status, code));
-        assert_eq!((&body["error"]["code"], &body["error"]["status"]), (&json!(http_status), &json!(status)));
+        assert_eq!(
+            (&body["error"]["code"], &body["error"]["status"]),
+            (&json!(http_status), &json!(status))
+        );
     }
     let later = client.post("peal-test", to("later").to_string()).await;
-    assert_eq!((later.status().as_u16(), &later.headers()["retry-after"]), (429, &"60".parse().unwrap()));
+    assert_eq!(
+        (later.status().as_u16(), &later.headers()["retry-after"]),
+        (429, &"60".parse().unwrap())
+    );
     for http1 in [false, true] {
         let client = FcmClient::connect(&fcm, http1).await;
         let request = client
@@ -965,13 +1037,18 @@ async fn the_program_writes_what_a_client_needs() {
     let rules = json!({"apns": {"rules": [{"token": "0a", "answer": {"reason": "Unregistered"}}]}});
     std::fs::write(&script, rules.to_string()).unwrap();
     let any = "127.0.0.1:0";
-    let args = ["simulate", "--dir", path, "--apns", any, "--fcm", any, "--admin", any, "--script"];
+    let args = [
+        "simulate", "--dir", path, "--apns", any, "--fcm", any, "--admin", any, "--script",
+    ];
     let args = args.into_iter().chain(script.to_str());
     let program = <Program as clap::Parser>::try_parse_from(args).unwrap();
     let running = tokio::spawn(testbed::simulate::run(program.simulate));
 
     let read = |name: &str| std::fs::read_to_string(dir.path().join(name));
-    let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).build().unwrap();
+    let http = reqwest::Client::builder()
+        .timeout(Duration::from_secs(5))
+        .build()
+        .unwrap();
     let mut tries = 0;
     while read("fcm-assertion.jwt").is_err() {
         tries += 1;
@@ -980,7 +1057,13 @@ async fn the_program_writes_what_a_client_needs() {
     }
     let at: Value = serde_json::from_str(&read("simulators.json").unwrap()).unwrap();
     let port = u16::try_from(at["apns_port"].as_u64().unwrap()).unwrap();
-    let client = Client::on(port, &read("ca.pem").unwrap(), 1, read("apns-provider-token.jwt").unwrap()).await;
+    let client = Client::on(
+        port,
+        &read("ca.pem").unwrap(),
+        1,
+        read("apns-provider-token.jwt").unwrap(),
+    )
+    .await;
     assert_eq!(client.push(Draft::to("0a")).await.unwrap().reason(), "Unregistered");
 
     let admin = at["admin"].as_str().unwrap();
@@ -1001,12 +1084,4 @@ async fn the_program_writes_what_a_client_needs() {
     assert_eq!(get("/log").await["apns"][1]["token"], "0a");
     assert_eq!(get("/stats").await["apns"]["delivered"], 1);
     running.abort();
-}
-
-#[tokio::test]
-#[ignore = "TEMPORARY"]
-async fn zz_program() {
-    let args = std::env::var("PEAL_SIM").unwrap();
-    let program = <Program as clap::Parser>::try_parse_from(args.split(' ')).unwrap();
-    testbed::simulate::run(program.simulate).await.unwrap();
 }

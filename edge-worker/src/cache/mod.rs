@@ -6,6 +6,6 @@ mod store;
 mod sync;
 
 pub use self::{
-    store::{Cached, Change, Store, StoreError},
+    store::{Change, Store, StoreError},
     sync::{Sync, SyncError},
 };

@@ -20,9 +20,8 @@ use std::{
 use arc_swap::ArcSwap;
 use redb::{Database, ReadableDatabase, ReadableTableMetadata, TableDefinition};
 use shared::{
-    id::AddressId,
     nats::subject,
-    recipient::{Fact, FactName, Recipient, RecipientKey},
+    recipient::{Fact, Recipient, RecipientKey},
 };
 
 const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts");
@@ -41,15 +40,6 @@ struct Inner {
     database: ArcSwap<Database>,
     path: PathBuf,
     damaged: AtomicBool,
-}
-
-/// A recipient as the cache knows it.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Cached {
-    /// What is known.
-    pub recipient: Recipient,
-    /// The revision of each address, for removing it only if it was not registered again.
-    pub revisions: Vec<(AddressId, u64)>,
 }
 
 /// One change to apply: the fact's key, its revision, and its value, or `None` for a removal.
@@ -95,7 +85,7 @@ impl Store {
     ///
     /// # Errors
     /// When the file cannot be read; the caller then asks the region's bucket.
-    pub fn recipient(&self, key: &RecipientKey) -> Result<Cached, StoreError> {
+    pub fn recipient(&self, key: &RecipientKey) -> Result<Recipient, StoreError> {
         let database = self.inner.database.load();
         // redb panics on some kinds of damage; a damaged copy must not take the worker down.
         let read = catch_unwind(AssertUnwindSafe(|| read(&database, key))).unwrap_or(Err(StoreError::Damaged));
@@ -207,7 +197,7 @@ fn remove(path: &Path) {
     }
 }
 
-fn read(database: &Database, key: &RecipientKey) -> Result<Cached, StoreError> {
+fn read(database: &Database, key: &RecipientKey) -> Result<Recipient, StoreError> {
     let mut from = subject::recipient_path(key);
     from.push('.');
     let mut to = from.clone();
@@ -215,18 +205,15 @@ fn read(database: &Database, key: &RecipientKey) -> Result<Cached, StoreError> {
     // The character after the dot: everything below the recipient sorts before it.
     to.push('/');
     let facts = database.begin_read()?.open_table(FACTS)?;
-    let mut cached = Cached::default();
+    let mut recipient = Recipient::default();
     for fact in facts.range(from.as_str()..to.as_str())? {
         let (name, value) = fact?;
         let (_, name) = subject::parse_fact_key(name.value()).ok_or(StoreError::Damaged)?;
         let (revision, json) = value.value().split_first_chunk().ok_or(StoreError::Damaged)?;
         let fact = Fact::decode(name, json).map_err(|_| StoreError::Damaged)?;
-        if let FactName::Address(id) = name {
-            cached.revisions.push((id, u64::from_be_bytes(*revision)));
-        }
-        cached.recipient.learn(fact);
+        recipient.learn(fact, u64::from_be_bytes(*revision));
     }
-    Ok(cached)
+    Ok(recipient)
 }
 
 #[cfg(test)]
@@ -256,8 +243,8 @@ mod tests {
         let (removed, _) = preferences("ann-2");
         changes.push((removed, 2, None));
         store.apply(changes, 2, 7).unwrap();
-        assert!(!store.recipient(&key("ann")).unwrap().recipient.preferences.channels.is_empty());
-        assert_eq!(store.recipient(&key("ann-2")).unwrap(), Cached::default());
+        assert!(!store.recipient(&key("ann")).unwrap().preferences.channels.is_empty());
+        assert_eq!(store.recipient(&key("ann-2")).unwrap(), Recipient::default());
         assert_eq!(store.standing().unwrap(), Some((2, 7)));
         assert_eq!(store.facts().unwrap(), 2);
     }
@@ -271,7 +258,7 @@ mod tests {
         std::fs::write(&path, b"not a database").unwrap();
         let store = Store::open(&path).unwrap();
         assert_eq!(store.standing().unwrap(), None);
-        assert_eq!(store.recipient(&key("ann")).unwrap(), Cached::default());
+        assert_eq!(store.recipient(&key("ann")).unwrap(), Recipient::default());
     }
 
     #[test]

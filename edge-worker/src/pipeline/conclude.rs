@@ -139,9 +139,8 @@ impl Pipeline {
         // The attempt is part of the id: the stream would take a second parking of the same delivery for a repetition.
         headers.insert(NATS_MESSAGE_ID, format!("{}:{attempt}", job.delivery(address)));
         // All attempts hang under the first send; what failed is traced from here on even if it was not before.
-        match context::sampled(delivery.headers()).or_else(|| span.cloned()) {
-            Some(parent) => context::inject(&parent, &mut headers),
-            None => copy_trace(delivery, &mut headers),
+        if let Some(parent) = context::from_now_on_sampled(delivery.headers()).or_else(|| span.cloned()) {
+            context::inject(&parent, &mut headers);
         }
         publish::store(&self.js, subject::schedule(job.id, address), headers, delivery.payload().clone()).await?;
         Ok(())
@@ -149,7 +148,6 @@ impl Pipeline {
 
     /// Removes an address that its provider says is gone, unless the device registered again since.
     async fn remove_address(&self, job: &Job, one: &OneTried, since: Option<Timestamp>) {
-        let Some(revision) = one.revision else { return };
         if since.is_some_and(|since| one.address.registered_at > since) {
             return;
         }
@@ -158,7 +156,7 @@ impl Pipeline {
             return;
         }
         let key = RecipientKey { app: job.app.clone(), recipient: job.body.recipient.clone() };
-        match facts::remove_unchanged(&self.js, &key, FactName::Address(one.address.id), revision).await {
+        match facts::remove_unchanged(&self.js, &key, FactName::Address(one.address.id), one.revision).await {
             Ok(_) => tracing::info!(address = %one.address.id, "address is gone and was removed"),
             Err(publish::NotStored::Refused) => tracing::info!(address = %one.address.id, "address was registered again and stays"),
             Err(error) => tracing::warn!(address = %one.address.id, %error, "address that is gone could not be removed"),
@@ -202,12 +200,6 @@ fn lane(job: &Job, pipeline: &Pipeline) -> subject::Lane {
         region: pipeline.region.clone(),
         class: job.class,
         app: job.app.clone(),
-    }
-}
-
-fn copy_trace(delivery: &Delivery, headers: &mut async_nats::HeaderMap) {
-    if let Some(trace) = envelope::header(delivery.headers(), context::TRACEPARENT) {
-        headers.insert(context::TRACEPARENT, trace);
     }
 }
 

@@ -4,6 +4,7 @@
 use shared::{
     job::Job,
     receipt::{Receipt, State},
+    recipient::Address,
 };
 
 use super::{
@@ -19,8 +20,7 @@ pub(super) struct Ready {
     pub(super) delivery: Delivery,
     pub(super) job: Job,
     pub(super) reserved: Reserved,
-    pub(super) addresses: Vec<shared::recipient::Address>,
-    pub(super) revisions: Vec<(shared::id::AddressId, u64)>,
+    pub(super) addresses: Vec<(Address, u64)>,
     pub(super) message: Message,
 }
 
@@ -33,8 +33,8 @@ impl Pipeline {
         if !addressed.preferences.allows(job.channel, job.body.category.as_ref()) {
             return Err(self.end(addressed, State::Suppressed, "opted_out"));
         }
-        let Addressed { delivery, job, reserved, addresses, revisions, preferences: _ } = addressed;
-        Ok(Ready { message: Message::render(&job), delivery, job, reserved, addresses, revisions })
+        let Addressed { delivery, job, reserved, addresses, preferences: _ } = addressed;
+        Ok(Ready { message: Message::render(&job), delivery, job, reserved, addresses })
     }
 
     /// Ends the path without sending. A retry ends for its address, a fresh job as a whole.

@@ -2,7 +2,7 @@
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use shared::{id::AddressId, job::Job, recipient::Address};
+use shared::{job::Job, recipient::Address};
 
 use super::{Pipeline, decide::Ready, dedupe::Reserved};
 use crate::{
@@ -23,8 +23,8 @@ pub(super) struct Tried {
 #[derive(Debug)]
 pub(super) struct OneTried {
     pub(super) address: Address,
-    /// The revision of the address in the bucket, if it came from the cache.
-    pub(super) revision: Option<u64>,
+    /// The revision of the address in the bucket.
+    pub(super) revision: u64,
     pub(super) started_at: Timestamp,
     pub(super) ended_at: Timestamp,
     pub(super) attempted: Attempted,
@@ -32,10 +32,10 @@ pub(super) struct OneTried {
 
 impl Pipeline {
     pub(super) async fn deliver(&self, ready: Ready) -> Tried {
-        let Ready { delivery, job, reserved, addresses, revisions, message } = ready;
+        let Ready { delivery, job, reserved, addresses, message } = ready;
         let started_at = self.clock.now();
         let expires_at = job.expires_at();
-        let one = async |address: Address| {
+        let one = async |(address, revision): (Address, u64)| {
             let attempt = Attempt {
                 app: &job.app,
                 address: &address,
@@ -46,7 +46,7 @@ impl Pipeline {
             let attempted = self.providers.deliver(attempt).await;
             self.telemetry.metrics.attempt(address.provider, name(&attempted.outcome), attempted.took);
             OneTried {
-                revision: revision(&revisions, address.id),
+                revision,
                 address,
                 started_at,
                 ended_at: self.clock.now(),
@@ -56,10 +56,6 @@ impl Pipeline {
         let attempts = join_all(addresses.into_iter().map(one)).await;
         Tried { delivery, job, reserved, attempts }
     }
-}
-
-fn revision(revisions: &[(AddressId, u64)], address: AddressId) -> Option<u64> {
-    revisions.iter().find(|(id, _)| *id == address).map(|(_, revision)| *revision)
 }
 
 /// The outcome's name in metrics.

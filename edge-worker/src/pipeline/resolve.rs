@@ -4,19 +4,18 @@ use std::time::Duration;
 
 use shared::{
     channel::{Channel, Provider},
-    id::AddressId,
     job::Job,
     nats::facts,
     push::ApnsPushType,
     receipt::State,
-    recipient::{Address, AddressKind, Preferences, RecipientKey},
+    recipient::{Address, AddressKind, Preferences, Recipient, RecipientKey},
 };
 
 use super::{
     Pipeline, Step, Stop,
     dedupe::{Fresh, Reserved},
 };
-use crate::{cache::Cached, delivery::Delivery};
+use crate::delivery::Delivery;
 
 /// A job whose recipient is known and can be reached.
 #[derive(Debug)]
@@ -24,8 +23,7 @@ pub(super) struct Addressed {
     pub(super) delivery: Delivery,
     pub(super) job: Job,
     pub(super) reserved: Reserved,
-    pub(super) addresses: Vec<Address>,
-    pub(super) revisions: Vec<(AddressId, u64)>,
+    pub(super) addresses: Vec<(Address, u64)>,
     pub(super) preferences: Preferences,
 }
 
@@ -33,29 +31,22 @@ impl Pipeline {
     pub(super) async fn resolve(&self, fresh: Fresh) -> Step<Addressed> {
         let Fresh { delivery, job, reserved } = fresh;
         let key = RecipientKey { app: job.app.clone(), recipient: job.body.recipient.clone() };
-        let cached = match self.cache.recipient(&key) {
-            Ok(cached) if cached.recipient.is_known() => cached,
+        let mut recipient = match self.cache.recipient(&key) {
+            Ok(recipient) if recipient.is_known() => recipient,
             // Not there, or not readable: the region's bucket knows for certain. A device that registered a moment ago
             // may not have reached the cache yet.
             _ => match facts::read(&self.js, &self.region, &self.region, &key).await {
-                Ok(recipient) => Cached { recipient, revisions: Vec::new() },
+                Ok(recipient) => recipient,
                 Err(error) => {
                     tracing::warn!(%error, "recipient cannot be looked up; job waits");
                     return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(2)));
                 }
             },
         };
-        let known = cached.recipient.is_known();
-        let mut addresses = cached.recipient.addresses;
-        addresses.retain(|address| takes(address, &job));
-        let fresh = Addressed {
-            delivery,
-            job,
-            reserved,
-            addresses,
-            revisions: cached.revisions,
-            preferences: cached.recipient.preferences,
-        };
+        let known = recipient.is_known();
+        recipient.addresses.retain(|(address, _)| takes(address, &job));
+        let Recipient { addresses, preferences, .. } = recipient;
+        let fresh = Addressed { delivery, job, reserved, addresses, preferences };
         match (known, fresh.addresses.is_empty(), fresh.job.remaining.is_some()) {
             (_, false, _) => Ok(fresh),
             (_, true, true) => Err(self.end(fresh, State::Suppressed, "address_removed")),

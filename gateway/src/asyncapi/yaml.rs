@@ -56,8 +56,15 @@ fn member(value: &Value, depth: usize, to: &mut String) {
 fn scalar(text: &str) -> String {
     let is_word = text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
-        && !matches!(text.to_ascii_lowercase().as_str(), "null" | "true" | "false" | "yes" | "no" | "on" | "off" | "y" | "n");
-    if is_word { text.to_owned() } else { Value::from(text).to_string() }
+        && !matches!(
+            text.to_ascii_lowercase().as_str(),
+            "null" | "true" | "false" | "yes" | "no" | "on" | "off" | "y" | "n"
+        );
+    if is_word {
+        text.to_owned()
+    } else {
+        Value::from(text).to_string()
+    }
 }
 
 fn indent(depth: usize, to: &mut String) {

@@ -108,20 +108,29 @@ pub(crate) async fn register(
     Named(recipient): Named<RecipientId>,
     Json(wanted): Json<PostAddress>,
 ) -> Result<Response, Problem> {
-    let key = RecipientKey { app: caller.app.id.clone(), recipient };
+    let key = RecipientKey {
+        app: caller.app.id.clone(),
+        recipient,
+    };
     let address = wanted.into_address(&key, parts.clock.now())?;
     let home = parts.ensure_home(&key, &caller.app.default_region).await?;
     // The owner's entry is written last: until then a repetition does all of it again.
     let owner = parts.directory.owner(&key.app, address.id);
     let is_new = owner.as_ref() != Some(&key.recipient);
     if let Some(former) = owner.filter(|owner| *owner != key.recipient) {
-        let former = RecipientKey { app: key.app.clone(), recipient: former };
+        let former = RecipientKey {
+            app: key.app.clone(),
+            recipient: former,
+        };
         let there = parts.home_or(&former, &caller.app.default_region);
         facts::remove(&parts.js, &parts.here, &there, &former, FactName::Address(address.id)).await?;
     }
     parts.write(&home, &key, Fact::Address(address.clone())).await?;
     if is_new {
-        parts.directory.put_owner(&parts.js, &parts.here, &key, address.id, address.registered_at).await?;
+        parts
+            .directory
+            .put_owner(&parts.js, &parts.here, &key, address.id, address.registered_at)
+            .await?;
     }
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, axum::Json(AddressResponse::from(address))).into_response())
@@ -147,13 +156,22 @@ pub(crate) async fn list(
     caller: Caller<ToRead>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<AddressList>, Problem> {
-    let key = RecipientKey { app: caller.app.id.clone(), recipient };
-    let mut known = parts.read(&parts.home_or(&key, &caller.app.default_region), &key).await?;
+    let key = RecipientKey {
+        app: caller.app.id.clone(),
+        recipient,
+    };
+    let mut known = parts
+        .read(&parts.home_or(&key, &caller.app.default_region), &key)
+        .await?;
     if !known.is_known() {
         return Err(recipients::unknown());
     }
-    known.addresses.sort_by_key(|address| std::cmp::Reverse(address.registered_at));
-    Ok(axum::Json(AddressList { addresses: known.addresses.into_iter().map(AddressResponse::from).collect() }))
+    known
+        .addresses
+        .sort_by_key(|(address, _)| std::cmp::Reverse(address.registered_at));
+    Ok(axum::Json(AddressList {
+        addresses: known.addresses.into_iter().map(|(address, _)| address.into()).collect(),
+    }))
 }
 
 /// Remove every address of a recipient
@@ -177,13 +195,16 @@ pub(crate) async fn remove_all(
     caller: Caller<ToWrite>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<StatusCode, Problem> {
-    let key = RecipientKey { app: caller.app.id.clone(), recipient };
+    let key = RecipientKey {
+        app: caller.app.id.clone(),
+        recipient,
+    };
     let home = parts.home_or(&key, &caller.app.default_region);
     let known = parts.read(&home, &key).await?;
     if !known.is_known() {
         return Err(recipients::unknown());
     }
-    for address in known.addresses {
+    for (address, _) in known.addresses {
         facts::remove(&parts.js, &parts.here, &home, &key, FactName::Address(address.id)).await?;
     }
     Ok(StatusCode::NO_CONTENT)
@@ -211,9 +232,18 @@ pub(crate) async fn remove(
     caller: Caller<ToWrite>,
     Named((recipient, address)): Named<(RecipientId, AddressId)>,
 ) -> Result<StatusCode, Problem> {
-    let key = RecipientKey { app: caller.app.id.clone(), recipient };
+    let key = RecipientKey {
+        app: caller.app.id.clone(),
+        recipient,
+    };
     let home = parts.home_or(&key, &caller.app.default_region);
-    if !parts.read(&home, &key).await?.addresses.iter().any(|known| known.id == address) {
+    if !parts
+        .read(&home, &key)
+        .await?
+        .addresses
+        .iter()
+        .any(|(known, _)| known.id == address)
+    {
         return Err(Problem::new(NOT_FOUND, "The recipient has no such address."));
     }
     facts::remove(&parts.js, &parts.here, &home, &key, FactName::Address(address)).await?;
@@ -235,7 +265,10 @@ impl PostAddress {
         }
         let is_topic = |text: &String| (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
         if self.topic.as_ref().is_some_and(|topic| !is_topic(topic)) {
-            return Err(Invalid::new("topic", "must be 1 to 255 printable ASCII characters without spaces"));
+            return Err(Invalid::new(
+                "topic",
+                "must be 1 to 255 printable ASCII characters without spaces",
+            ));
         }
         let token = Token::new(self.provider, self.token)?;
         Ok(Address {
@@ -270,8 +303,13 @@ mod tests {
     use super::*;
 
     fn read(body: Value) -> Result<Address, Invalid> {
-        let key = RecipientKey { app: "shop".parse().unwrap(), recipient: "ann".parse().unwrap() };
-        serde_json::from_value::<PostAddress>(body).unwrap().into_address(&key, Timestamp::UNIX_EPOCH)
+        let key = RecipientKey {
+            app: "shop".parse().unwrap(),
+            recipient: "ann".parse().unwrap(),
+        };
+        serde_json::from_value::<PostAddress>(body)
+            .unwrap()
+            .into_address(&key, Timestamp::UNIX_EPOCH)
     }
 
     #[test]
@@ -279,16 +317,31 @@ mod tests {
         let upper = read(json!({ "provider": "apns", "token": "AB12" })).unwrap();
         let lower = read(json!({ "provider": "apns", "token": "ab12", "environment": "sandbox" })).unwrap();
         assert_eq!(upper.id, lower.id);
-        assert_ne!(upper.id, read(json!({ "provider": "fcm", "token": "ab12" })).unwrap().id);
+        assert_ne!(
+            upper.id,
+            read(json!({ "provider": "fcm", "token": "ab12" })).unwrap().id
+        );
     }
 
     #[test]
     fn what_only_apple_has_is_refused_for_fcm() {
         for (field, body) in [
-            ("kind", json!({ "provider": "fcm", "token": "t", "kind": "live_activity" })),
-            ("environment", json!({ "provider": "fcm", "token": "t", "environment": "sandbox" })),
-            ("topic", json!({ "provider": "fcm", "token": "t", "topic": "com.example" })),
-            ("topic", json!({ "provider": "apns", "token": "ab", "topic": "com example" })),
+            (
+                "kind",
+                json!({ "provider": "fcm", "token": "t", "kind": "live_activity" }),
+            ),
+            (
+                "environment",
+                json!({ "provider": "fcm", "token": "t", "environment": "sandbox" }),
+            ),
+            (
+                "topic",
+                json!({ "provider": "fcm", "token": "t", "topic": "com.example" }),
+            ),
+            (
+                "topic",
+                json!({ "provider": "apns", "token": "ab", "topic": "com example" }),
+            ),
             ("token", json!({ "provider": "apns", "token": "xyz" })),
         ] {
             assert_eq!(read(body).unwrap_err().field, field);
@@ -298,6 +351,10 @@ mod tests {
     #[test]
     fn an_answer_shows_no_token() {
         let address = read(json!({ "provider": "fcm", "token": "top-secret" })).unwrap();
-        assert!(!serde_json::to_string(&AddressResponse::from(address)).unwrap().contains("secret"));
+        assert!(
+            !serde_json::to_string(&AddressResponse::from(address))
+                .unwrap()
+                .contains("secret")
+        );
     }
 }

@@ -29,7 +29,12 @@ macro_rules! needs {
     };
 }
 
-needs!(ToSend = Send, ToAsk = Status, ToWrite = RecipientsWrite, ToRead = RecipientsRead);
+needs!(
+    ToSend = Send,
+    ToAsk = Status,
+    ToWrite = RecipientsWrite,
+    ToRead = RecipientsRead
+);
 
 /// The app on whose behalf a request is made, from the key and from nowhere else. A handler that takes
 /// `Caller<ToSend>` can only be reached with a key of that scope.
@@ -53,14 +58,18 @@ impl<N: Needs> FromRequestParts<Arc<Parts>> for Caller<N> {
         if !key.scopes.contains(&N::SCOPE) {
             return Err(lacking(N::SCOPE));
         }
-        Ok(Self { app: Arc::clone(app), needs: PhantomData })
+        Ok(Self {
+            app: Arc::clone(app),
+            needs: PhantomData,
+        })
     }
 }
 
 fn presented(headers: &http::HeaderMap) -> Result<Presented, Problem> {
     let value = headers.get(header::AUTHORIZATION).ok_or_else(|| {
         let ask = HeaderValue::from_static("Bearer realm=\"peal\"");
-        Problem::new(UNAUTHENTICATED, "Send the header Authorization: Bearer peal_….").header(header::WWW_AUTHENTICATE, ask)
+        Problem::new(UNAUTHENTICATED, "Send the header Authorization: Bearer peal_….")
+            .header(header::WWW_AUTHENTICATE, ask)
     })?;
     let text = value.to_str().map_err(|_| unknown())?;
     let (scheme, key) = text.split_once(' ').ok_or_else(unknown)?;
@@ -73,8 +82,11 @@ fn presented(headers: &http::HeaderMap) -> Result<Presented, Problem> {
 /// One answer for every key that is not good, so that nothing can be learnt from the difference.
 fn unknown() -> Problem {
     let ask = HeaderValue::from_static("Bearer realm=\"peal\", error=\"invalid_token\"");
-    Problem::new(UNAUTHENTICATED, "The API key is not known, has ended, or is not written as it was issued.")
-        .header(header::WWW_AUTHENTICATE, ask)
+    Problem::new(
+        UNAUTHENTICATED,
+        "The API key is not known, has ended, or is not written as it was issued.",
+    )
+    .header(header::WWW_AUTHENTICATE, ask)
 }
 
 fn lacking(scope: Scope) -> Problem {

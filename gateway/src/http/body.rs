@@ -6,7 +6,7 @@ use axum::extract::{FromRequest, Request};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::de::DeserializeOwned;
-use shared::nats::envelope;
+use shared::{invalid::Invalid, nats::envelope};
 use tokio::time::timeout;
 
 use super::problem::{BODY_TIMEOUT, MALFORMED, MEDIA_TYPE, Problem, TOO_LARGE};
@@ -24,7 +24,10 @@ impl<T: DeserializeOwned> FromRequest<Arc<Parts>> for Json<T> {
 
     async fn from_request(request: Request, parts: &Arc<Parts>) -> Result<Self, Problem> {
         if !is_json(request.headers()) {
-            return Err(Problem::new(MEDIA_TYPE, "Send the header Content-Type: application/json."));
+            return Err(Problem::new(
+                MEDIA_TYPE,
+                "Send the header Content-Type: application/json.",
+            ));
         }
         let limit = parts.limits.body_bytes;
         let bytes = timeout(BODY_TIME, Bytes::from_request(request, parts))
@@ -41,13 +44,23 @@ impl<T: DeserializeOwned> FromRequest<Arc<Parts>> for Json<T> {
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(Ok(kind)) = headers.get(header::CONTENT_TYPE).map(HeaderValue::to_str) else { return false };
-    kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+    let Some(Ok(kind)) = headers.get(header::CONTENT_TYPE).map(HeaderValue::to_str) else {
+        return false;
+    };
+    kind.split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .eq_ignore_ascii_case("application/json")
 }
 
 /// Reads a document. Keeping track of the path costs time, so a document is read without it first, and once more with
 /// it only if something is wrong.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // serde would read a list as the members of an object in the order in which the code declares them.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Invalid::new("body", "must be an object").into());
+    }
     let error = match serde_json::from_slice(bytes) {
         Ok(document) => return Ok(document),
         Err(error) => error,
@@ -56,7 +69,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     match serde_path_to_error::deserialize::<_, T>(&mut reader) {
         Err(error) if error.inner().is_data() => Err(envelope::describe(&error).into()),
         _ => {
-            let detail = format!("The document is broken at line {} column {}.", error.line(), error.column());
+            let detail = format!(
+                "The document is broken at line {} column {}.",
+                error.line(),
+                error.column()
+            );
             Err(Problem::new(MALFORMED, detail))
         }
     }
@@ -83,6 +100,7 @@ mod tests {
             (r#"{"x":"one"}"#, INVALID),
             (r#"{"x":1,"y":2}"#, INVALID),
             ("{}", INVALID),
+            ("[1]", INVALID),
         ] {
             assert_eq!(parse::<Point>(body.as_bytes()).unwrap_err().kind(), kind, "{body}");
         }

@@ -36,12 +36,27 @@ pub(crate) async fn healthz() -> &'static str {
 ))]
 pub(crate) async fn readyz(State(parts): State<Arc<Parts>>) -> Response {
     let missing = parts.missing();
-    let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, axum::Json(ReadyResponse { ready: missing.is_empty(), missing })).into_response()
+    let status = if missing.is_empty() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (
+        status,
+        axum::Json(ReadyResponse {
+            ready: missing.is_empty(),
+            missing,
+        }),
+    )
+        .into_response()
 }
 
 /// Metrics in Prometheus' text format
 #[utoipa::path(get, path = "/metrics", tag = "operations", responses((status = 200, description = "Metrics", body = String)))]
 pub(crate) async fn metrics(State(parts): State<Arc<Parts>>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], parts.telemetry.prometheus()).into_response()
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        parts.telemetry.prometheus(),
+    )
+        .into_response()
 }

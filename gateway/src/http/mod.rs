@@ -22,11 +22,11 @@ use bytes::Bytes;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-pub(crate) use self::{serve::serve, trace::Trace};
 use self::{
     openapi::Description,
     problem::{METHOD, NOT_FOUND, Problem},
 };
+pub(crate) use self::{serve::serve, trace::Trace};
 use crate::parts::Parts;
 
 /// Every route, each registered together with its description.
@@ -46,7 +46,10 @@ fn routes() -> OpenApiRouter<Arc<Parts>> {
 
 /// The description of the API (`OpenAPI` 3.1, JSON).
 pub(crate) fn describe() -> String {
-    routes().into_openapi().to_pretty_json().expect("the description always serializes")
+    routes()
+        .into_openapi()
+        .to_pretty_json()
+        .expect("the description always serializes")
 }
 
 /// The whole API over `parts`.

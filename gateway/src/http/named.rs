@@ -20,7 +20,9 @@ impl FromRequestParts<Arc<Parts>> for Named<RecipientId> {
     type Rejection = Problem;
 
     async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        let Path(text) = Path::<String>::from_request_parts(request, parts).await.map_err(|_| not_utf8())?;
+        let Path(text) = Path::<String>::from_request_parts(request, parts)
+            .await
+            .map_err(|_| not_utf8())?;
         Ok(Self(text.parse()?))
     }
 }
@@ -29,9 +31,12 @@ impl FromRequestParts<Arc<Parts>> for Named<(RecipientId, AddressId)> {
     type Rejection = Problem;
 
     async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        let Path((recipient, address)) =
-            Path::<(String, String)>::from_request_parts(request, parts).await.map_err(|_| not_utf8())?;
-        let address = address.parse().map_err(|_| Problem::new(NOT_FOUND, "Address ids are UUIDs."))?;
+        let Path((recipient, address)) = Path::<(String, String)>::from_request_parts(request, parts)
+            .await
+            .map_err(|_| not_utf8())?;
+        let address = address
+            .parse()
+            .map_err(|_| Problem::new(NOT_FOUND, "Address ids are UUIDs."))?;
         Ok(Self((recipient.parse()?, address)))
     }
 }
@@ -40,8 +45,12 @@ impl FromRequestParts<Arc<Parts>> for Named<NotificationId> {
     type Rejection = Problem;
 
     async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        let Path(text) = Path::<String>::from_request_parts(request, parts).await.map_err(|_| not_utf8())?;
-        text.parse().map(Self).map_err(|_| Problem::new(NOT_FOUND, "Notification ids are UUIDs."))
+        let Path(text) = Path::<String>::from_request_parts(request, parts)
+            .await
+            .map_err(|_| not_utf8())?;
+        text.parse()
+            .map(Self)
+            .map_err(|_| Problem::new(NOT_FOUND, "Notification ids are UUIDs."))
     }
 }
 
@@ -60,9 +69,13 @@ impl FromRequestParts<Arc<Parts>> for IdempotencyKey {
     type Rejection = Problem;
 
     async fn from_request_parts(request: &mut request::Parts, _: &Arc<Parts>) -> Result<Self, Problem> {
-        let Some(value) = request.headers.get(IDEMPOTENCY_KEY) else { return Ok(Self(None)) };
+        let Some(value) = request.headers.get(IDEMPOTENCY_KEY) else {
+            return Ok(Self(None));
+        };
         let event = value.to_str().ok().and_then(|text| text.parse().ok());
         let rule = "must be 1 to 255 printable ASCII characters without spaces";
-        event.map(|event| Self(Some(event))).ok_or_else(|| Invalid::new("Idempotency-Key", rule).into())
+        event
+            .map(|event| Self(Some(event)))
+            .ok_or_else(|| Invalid::new("Idempotency-Key", rule).into())
     }
 }

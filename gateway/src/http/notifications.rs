@@ -137,7 +137,10 @@ pub(crate) async fn get(
 ) -> Result<axum::Json<Status>, Problem> {
     match parts.receipts.history(&caller.app.id, id).await {
         Ok(Some(history)) => Ok(axum::Json(Status::of(id, history))),
-        Ok(None) => Err(Problem::new(NOT_FOUND, "No notification with this id is known, or it is too long ago.")),
+        Ok(None) => Err(Problem::new(
+            NOT_FOUND,
+            "No notification with this id is known, or it is too long ago.",
+        )),
         Err(error) => Err(Problem::new(STATUS_UNAVAILABLE, error.to_string())),
     }
 }
@@ -148,7 +151,12 @@ impl Status {
         let first = history.accepted.iter().min_by_key(|accepted| accepted.at);
         let event_id = first.map(|accepted| accepted.event_id.clone());
         let accepted_at = first.map(|accepted| accepted.at);
-        let promised = history.accepted.iter().map(|accepted| accepted.jobs as usize).max().unwrap_or_default();
+        let promised = history
+            .accepted
+            .iter()
+            .map(|accepted| accepted.jobs as usize)
+            .max()
+            .unwrap_or_default();
         let trace_id = history
             .accepted
             .iter()
@@ -167,7 +175,16 @@ impl Status {
             (false, false) => Progress::Working,
             (false, true) => Progress::Done,
         };
-        Self { notification_id: id, event_id, accepted_at, jobs, done, trace_id, state, deliveries }
+        Self {
+            notification_id: id,
+            event_id,
+            accepted_at,
+            jobs,
+            done,
+            trace_id,
+            state,
+            deliveries,
+        }
     }
 }
 
@@ -175,7 +192,10 @@ impl Status {
 fn deliveries(receipts: Vec<(Region, Receipt)>) -> Vec<Delivery> {
     let mut by_delivery = BTreeMap::<_, Vec<_>>::new();
     for (region, receipt) in receipts {
-        by_delivery.entry((receipt.job, receipt.address)).or_default().push((region, receipt));
+        by_delivery
+            .entry((receipt.job, receipt.address))
+            .or_default()
+            .push((region, receipt));
     }
     let mut deliveries: Vec<Delivery> = by_delivery
         .into_iter()
@@ -184,7 +204,11 @@ fn deliveries(receipts: Vec<(Region, Receipt)>) -> Vec<Delivery> {
             // After a fault a worker may write a receipt again.
             receipts.dedup_by(|(_, b), (_, a)| a.attempt == b.attempt && a.state == b.state && a.reason == b.reason);
             // Nothing comes after a final state, whatever the order of arrival.
-            let (region, last) = receipts.iter().rfind(|(_, r)| r.state.is_final()).or(receipts.last())?.clone();
+            let (region, last) = receipts
+                .iter()
+                .rfind(|(_, r)| r.state.is_final())
+                .or(receipts.last())?
+                .clone();
             Some(Delivery {
                 id: address.map(|address| DeliveryId::of(job, address)),
                 job,
@@ -194,7 +218,10 @@ fn deliveries(receipts: Vec<(Region, Receipt)>) -> Vec<Delivery> {
                 region,
                 state: last.state,
                 reason: last.reason.map(String::from),
-                attempts: receipts.into_iter().map(|(_, receipt)| Attempt::from(receipt)).collect(),
+                attempts: receipts
+                    .into_iter()
+                    .map(|(_, receipt)| Attempt::from(receipt))
+                    .collect(),
             })
         })
         .collect();
@@ -246,7 +273,13 @@ mod tests {
     fn status(jobs: u32, receipts: Vec<(Region, Receipt)>) -> Status {
         let id = NotificationId(Uuid::from_u128(1));
         let at = Timestamp::UNIX_EPOCH;
-        let accepted = vec![Accepted { notification: id, event_id: "e".parse().unwrap(), jobs, at, trace: None }];
+        let accepted = vec![Accepted {
+            notification: id,
+            event_id: "e".parse().unwrap(),
+            jobs,
+            at,
+            trace: None,
+        }];
         Status::of(id, History { accepted, receipts })
     }
 
@@ -262,7 +295,11 @@ mod tests {
         receipts.push(receipt(2, 3, 1, Delivered));
         let done = status(2, receipts);
         assert_eq!(of(&done), (Progress::Done, 2, 3));
-        let retried = done.deliveries.iter().find(|delivery| delivery.attempts.len() == 2).unwrap();
+        let retried = done
+            .deliveries
+            .iter()
+            .find(|delivery| delivery.attempts.len() == 2)
+            .unwrap();
         assert_eq!(retried.state, Rejected);
         assert_eq!(retried.attempts[0].took_ms, Some(1.5));
     }
@@ -270,7 +307,14 @@ mod tests {
     #[test]
     fn a_receipt_that_arrives_twice_or_late_changes_nothing() {
         use DeliveryState::{Delivered, Parked};
-        let status = status(1, vec![receipt(1, 1, 2, Delivered), receipt(1, 1, 1, Parked), receipt(1, 1, 2, Delivered)]);
+        let status = status(
+            1,
+            vec![
+                receipt(1, 1, 2, Delivered),
+                receipt(1, 1, 1, Parked),
+                receipt(1, 1, 2, Delivered),
+            ],
+        );
         assert_eq!((status.state, status.deliveries[0].attempts.len()), (Progress::Done, 2));
         assert_eq!(status.deliveries[0].state, Delivered);
     }

@@ -33,7 +33,9 @@ impl Modify for ApiKey {
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
             .bearer_format("peal_<key id>_<secret>")
-            .description(Some("An API key. It speaks for one app, within the scopes that each operation names."))
+            .description(Some(
+                "An API key. It speaks for one app, within the scopes that each operation names.",
+            ))
             .build();
         let components = api.components.get_or_insert_default();
         components.add_security_scheme("api_key", SecurityScheme::Http(scheme));

@@ -29,7 +29,11 @@ pub(super) async fn around(State(parts): State<Arc<Parts>>, mut request: Request
     if !matches!(trace, Trace::None) {
         request.extensions_mut().insert(trace.clone());
     }
-    let mut response = if is_api { admit(&parts, request, next).await } else { next.run(request).await };
+    let mut response = if is_api {
+        admit(&parts, request, next).await
+    } else {
+        next.run(request).await
+    };
     let problem = response.extensions_mut().remove::<Problem>();
     let code = problem.as_ref().map(|problem| problem.kind().code);
     if let Some(problem) = problem {
@@ -48,10 +52,13 @@ async fn admit(parts: &Parts, request: Request, next: Next) -> Response {
     if !parts.is_informed() {
         return Problem::new(STARTING, "Repeat after the time in Retry-After.").into_response();
     }
-    timeout(parts.limits.request_timeout(), next.run(request)).await.unwrap_or_else(|_| {
-        let detail = "It is not known what was stored. Repeating with the same event id or the same content is safe.";
-        Problem::new(TIMEOUT, detail).into_response()
-    })
+    timeout(parts.limits.request_timeout(), next.run(request))
+        .await
+        .unwrap_or_else(|_| {
+            let detail =
+                "It is not known what was stored. Repeating with the same event id or the same content is safe.";
+            Problem::new(TIMEOUT, detail).into_response()
+        })
 }
 
 /// The problem as a document, with the headers that the empty response already had.
@@ -72,8 +79,13 @@ fn request_id(parts: &Parts, request: &Request) -> HeaderValue {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let fit =
         |value: &&HeaderValue| (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic);
-    request.headers().get(REQUEST_ID).filter(fit).cloned().unwrap_or_else(|| {
-        let id = format!("{}-{}", parts.instance, NEXT.fetch_add(1, Ordering::Relaxed));
-        HeaderValue::try_from(id).expect("hexadecimal digits and a number are ASCII")
-    })
+    request
+        .headers()
+        .get(REQUEST_ID)
+        .filter(fit)
+        .cloned()
+        .unwrap_or_else(|| {
+            let id = format!("{}-{}", parts.instance, NEXT.fetch_add(1, Ordering::Relaxed));
+            HeaderValue::try_from(id).expect("hexadecimal digits and a number are ASCII")
+        })
 }

@@ -48,7 +48,10 @@ pub(crate) async fn put(
     if wanted.categories.len() > MOST_CATEGORIES {
         return Err(Invalid::new("categories", format_args!("must be at most {MOST_CATEGORIES}")).into());
     }
-    let key = RecipientKey { app: caller.app.id.clone(), recipient };
+    let key = RecipientKey {
+        app: caller.app.id.clone(),
+        recipient,
+    };
     let home = parts.ensure_home(&key, &caller.app.default_region).await?;
     parts.write(&home, &key, Fact::Preferences(wanted.clone())).await?;
     Ok(axum::Json(wanted))
@@ -74,7 +77,16 @@ pub(crate) async fn get(
     caller: Caller<ToRead>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<Preferences>, Problem> {
-    let key = RecipientKey { app: caller.app.id.clone(), recipient };
-    let known = parts.read(&parts.home_or(&key, &caller.app.default_region), &key).await?;
-    if known.is_known() { Ok(axum::Json(known.preferences)) } else { Err(recipients::unknown()) }
+    let key = RecipientKey {
+        app: caller.app.id.clone(),
+        recipient,
+    };
+    let known = parts
+        .read(&parts.home_or(&key, &caller.app.default_region), &key)
+        .await?;
+    if known.is_known() {
+        Ok(axum::Json(known.preferences))
+    } else {
+        Err(recipients::unknown())
+    }
 }

@@ -23,44 +23,118 @@ pub(crate) struct Kind {
 }
 
 const fn kind(code: &'static str, status: StatusCode, title: &'static str, retry_after: Option<u32>) -> Kind {
-    Kind { code, status, title, retry_after }
+    Kind {
+        code,
+        status,
+        title,
+        retry_after,
+    }
 }
 
-pub(crate) const MALFORMED: Kind =
-    kind("malformed_json", StatusCode::BAD_REQUEST, "The body is not one JSON document", None);
-pub(crate) const INVALID: Kind =
-    kind("validation_failed", StatusCode::UNPROCESSABLE_ENTITY, "A field breaks a rule", None);
-pub(crate) const CHANNEL_UNAVAILABLE: Kind =
-    kind("channel_unavailable", StatusCode::UNPROCESSABLE_ENTITY, "No provider carries this channel yet", None);
-pub(crate) const UNAUTHENTICATED: Kind =
-    kind("unauthenticated", StatusCode::UNAUTHORIZED, "A valid API key is needed", None);
+pub(crate) const MALFORMED: Kind = kind(
+    "malformed_json",
+    StatusCode::BAD_REQUEST,
+    "The body is not one JSON document",
+    None,
+);
+pub(crate) const INVALID: Kind = kind(
+    "validation_failed",
+    StatusCode::UNPROCESSABLE_ENTITY,
+    "A field breaks a rule",
+    None,
+);
+pub(crate) const CHANNEL_UNAVAILABLE: Kind = kind(
+    "channel_unavailable",
+    StatusCode::UNPROCESSABLE_ENTITY,
+    "No provider carries this channel yet",
+    None,
+);
+pub(crate) const UNAUTHENTICATED: Kind = kind(
+    "unauthenticated",
+    StatusCode::UNAUTHORIZED,
+    "A valid API key is needed",
+    None,
+);
 pub(crate) const FORBIDDEN: Kind = kind("forbidden", StatusCode::FORBIDDEN, "The API key may not do this", None);
 pub(crate) const NOT_FOUND: Kind = kind("not_found", StatusCode::NOT_FOUND, "There is no such thing", None);
-pub(crate) const METHOD: Kind =
-    kind("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED, "This resource has no such method", None);
-pub(crate) const BODY_TIMEOUT: Kind =
-    kind("body_timeout", StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time", None);
-pub(crate) const HOME_MOVE: Kind =
-    kind("home_move_unsupported", StatusCode::CONFLICT, "A recipient's home cannot be changed yet", None);
-pub(crate) const TOO_LARGE: Kind = kind("too_large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large", None);
-pub(crate) const MEDIA_TYPE: Kind =
-    kind("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body must be application/json", None);
-pub(crate) const OVERLOADED: Kind =
-    kind("overloaded", StatusCode::SERVICE_UNAVAILABLE, "Too many requests are in progress", Some(1));
-pub(crate) const STARTING: Kind =
-    kind("starting", StatusCode::SERVICE_UNAVAILABLE, "The gateway has not read its configuration yet", Some(1));
-pub(crate) const TIMEOUT: Kind =
-    kind("timeout", StatusCode::SERVICE_UNAVAILABLE, "The request was given up", Some(2));
-pub(crate) const STREAM_FULL: Kind =
-    kind("stream_full", StatusCode::SERVICE_UNAVAILABLE, "The stream is full and refuses", Some(5));
-pub(crate) const STREAM_UNAVAILABLE: Kind =
-    kind("stream_unavailable", StatusCode::SERVICE_UNAVAILABLE, "The stream did not say that it stored this", Some(2));
-pub(crate) const REGION_UNAVAILABLE: Kind =
-    kind("region_unavailable", StatusCode::SERVICE_UNAVAILABLE, "A recipient's home is not part of this mesh", Some(30));
-pub(crate) const HOME_UNREACHABLE: Kind =
-    kind("home_unreachable", StatusCode::SERVICE_UNAVAILABLE, "The recipient's home region does not answer", Some(5));
-pub(crate) const STATUS_UNAVAILABLE: Kind =
-    kind("status_unavailable", StatusCode::SERVICE_UNAVAILABLE, "The receipts cannot be read", Some(2));
+pub(crate) const METHOD: Kind = kind(
+    "method_not_allowed",
+    StatusCode::METHOD_NOT_ALLOWED,
+    "This resource has no such method",
+    None,
+);
+pub(crate) const BODY_TIMEOUT: Kind = kind(
+    "body_timeout",
+    StatusCode::REQUEST_TIMEOUT,
+    "The body did not arrive in time",
+    None,
+);
+pub(crate) const HOME_MOVE: Kind = kind(
+    "home_move_unsupported",
+    StatusCode::CONFLICT,
+    "A recipient's home cannot be changed yet",
+    None,
+);
+pub(crate) const TOO_LARGE: Kind = kind(
+    "too_large",
+    StatusCode::PAYLOAD_TOO_LARGE,
+    "The body is too large",
+    None,
+);
+pub(crate) const MEDIA_TYPE: Kind = kind(
+    "unsupported_media_type",
+    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    "The body must be application/json",
+    None,
+);
+pub(crate) const OVERLOADED: Kind = kind(
+    "overloaded",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "Too many requests are in progress",
+    Some(1),
+);
+pub(crate) const STARTING: Kind = kind(
+    "starting",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The gateway has not read its configuration yet",
+    Some(1),
+);
+pub(crate) const TIMEOUT: Kind = kind(
+    "timeout",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The request was given up",
+    Some(2),
+);
+pub(crate) const STREAM_FULL: Kind = kind(
+    "stream_full",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The stream is full and refuses",
+    Some(5),
+);
+pub(crate) const STREAM_UNAVAILABLE: Kind = kind(
+    "stream_unavailable",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The stream did not say that it stored this",
+    Some(2),
+);
+pub(crate) const REGION_UNAVAILABLE: Kind = kind(
+    "region_unavailable",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "A recipient's home is not part of this mesh",
+    Some(30),
+);
+pub(crate) const HOME_UNREACHABLE: Kind = kind(
+    "home_unreachable",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The recipient's home region does not answer",
+    Some(5),
+);
+pub(crate) const STATUS_UNAVAILABLE: Kind = kind(
+    "status_unavailable",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The receipts cannot be read",
+    Some(2),
+);
 
 /// Every kind, for the documentation.
 #[cfg(test)]
@@ -101,7 +175,13 @@ struct Told {
 
 impl Problem {
     pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self(Box::new(Told { kind, detail: detail.into(), errors: Vec::new(), event_id: None, header: None }))
+        Self(Box::new(Told {
+            kind,
+            detail: detail.into(),
+            errors: Vec::new(),
+            event_id: None,
+            header: None,
+        }))
     }
 
     /// The same problem, told better.
@@ -127,14 +207,26 @@ impl Problem {
 
     /// The problem as the answer to the request called `request_id`.
     pub(crate) fn render(self, request_id: &str, trace_id: Option<&str>) -> Response {
-        let Told { kind, detail, errors, event_id, header } = *self.0;
+        let Told {
+            kind,
+            detail,
+            errors,
+            event_id,
+            header,
+        } = *self.0;
         let document = Document {
             kind: format!("urn:peal:problem:{}", kind.code),
             title: kind.title,
             status: kind.status.as_u16(),
             detail: &detail,
             code: kind.code,
-            errors: errors.iter().map(|invalid| Broken { field: &invalid.field, rule: &invalid.rule }).collect(),
+            errors: errors
+                .iter()
+                .map(|invalid| Broken {
+                    field: &invalid.field,
+                    rule: &invalid.rule,
+                })
+                .collect(),
             event_id: event_id.as_ref().map(EventId::as_str),
             trace_id,
             request_id,
@@ -171,11 +263,15 @@ impl From<Invalid> for Problem {
 impl From<NotStored> for Problem {
     fn from(error: NotStored) -> Self {
         match error {
-            NotStored::Full => Self::new(STREAM_FULL, "The stream is at its limit; repeating the same request is safe."),
+            NotStored::Full => Self::new(
+                STREAM_FULL,
+                "The stream is at its limit; repeating the same request is safe.",
+            ),
             NotStored::TooLarge => Self::new(TOO_LARGE, "The message is larger than the server accepts."),
-            NotStored::NoStream | NotStored::NoAnswer | NotStored::Refused => {
-                Self::new(STREAM_UNAVAILABLE, format!("{error}; repeating the same request is safe."))
-            }
+            NotStored::NoStream | NotStored::NoAnswer | NotStored::Refused => Self::new(
+                STREAM_UNAVAILABLE,
+                format!("{error}; repeating the same request is safe."),
+            ),
         }
     }
 }

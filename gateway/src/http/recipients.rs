@@ -90,7 +90,10 @@ pub(crate) async fn put(
     if wanted.home.as_ref().is_some_and(|home| !parts.is_region(home)) {
         return Err(Invalid::new("home", "must be a region of this mesh").into());
     }
-    let key = RecipientKey { app: caller.app.id.clone(), recipient };
+    let key = RecipientKey {
+        app: caller.app.id.clone(),
+        recipient,
+    };
     let known = parts.directory.home(&key);
     if let (Some(known), Some(home)) = (&known, &wanted.home)
         && known != home
@@ -98,10 +101,20 @@ pub(crate) async fn put(
         let detail = format!("The recipient lives in {known}. Moving it to another region is not supported yet.");
         return Err(Problem::new(HOME_MOVE, detail));
     }
-    let status = if known.is_some() { StatusCode::OK } else { StatusCode::CREATED };
-    let home = known.or(wanted.home).unwrap_or_else(|| caller.app.default_region.clone());
-    let profile =
-        Profile { home, locale: wanted.locale, timezone: wanted.timezone, updated_at: parts.clock.now() };
+    let status = if known.is_some() {
+        StatusCode::OK
+    } else {
+        StatusCode::CREATED
+    };
+    let home = known
+        .or(wanted.home)
+        .unwrap_or_else(|| caller.app.default_region.clone());
+    let profile = Profile {
+        home,
+        locale: wanted.locale,
+        timezone: wanted.timezone,
+        updated_at: parts.clock.now(),
+    };
     parts.settle(&key, profile.clone()).await?;
     Ok((status, axum::Json(RecipientResponse::of(key.recipient, profile, None))).into_response())
 }
@@ -126,11 +139,20 @@ pub(crate) async fn get(
     caller: Caller<ToRead>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<RecipientResponse>, Problem> {
-    let key = RecipientKey { app: caller.app.id.clone(), recipient };
+    let key = RecipientKey {
+        app: caller.app.id.clone(),
+        recipient,
+    };
     let home = parts.home_or(&key, &caller.app.default_region);
     let known = parts.read(&home, &key).await?;
-    let Some(profile) = known.profile else { return Err(unknown()) };
-    Ok(axum::Json(RecipientResponse::of(key.recipient, profile, Some(known.addresses.len()))))
+    let Some(profile) = known.profile else {
+        return Err(unknown());
+    };
+    Ok(axum::Json(RecipientResponse::of(
+        key.recipient,
+        profile,
+        Some(known.addresses.len()),
+    )))
 }
 
 /// Forget a recipient
@@ -154,14 +176,17 @@ pub(crate) async fn delete(
     caller: Caller<ToWrite>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<StatusCode, Problem> {
-    let key = RecipientKey { app: caller.app.id.clone(), recipient };
+    let key = RecipientKey {
+        app: caller.app.id.clone(),
+        recipient,
+    };
     let home = parts.home_or(&key, &caller.app.default_region);
     let known = parts.read(&home, &key).await?;
     if !known.is_known() {
         return Err(unknown());
     }
     // The profile last: as long as it is there, a repetition finds what is left.
-    let addresses = known.addresses.iter().map(|address| FactName::Address(address.id));
+    let addresses = known.addresses.iter().map(|(address, _)| FactName::Address(address.id));
     for name in addresses.chain([FactName::Preferences, FactName::Profile]) {
         facts::remove(&parts.js, &parts.here, &home, &key, name).await?;
     }
@@ -210,8 +235,11 @@ mod tests {
     #[test]
     fn locale_and_time_zone_are_checked() {
         let field = |locale: Option<&str>, timezone: Option<&str>| {
-            let wanted =
-                PutRecipient { home: None, locale: locale.map(Into::into), timezone: timezone.map(Into::into) };
+            let wanted = PutRecipient {
+                home: None,
+                locale: locale.map(Into::into),
+                timezone: timezone.map(Into::into),
+            };
             check(&wanted).err().map(|invalid| invalid.field)
         };
         assert_eq!(field(Some("de-CH"), Some("Europe/Zurich")), None);

@@ -113,7 +113,10 @@ pub(crate) async fn send(
 ) -> Result<Response, Problem> {
     let event = event(key, request.event_id)?;
     if !Channel::CARRIED.contains(&request.channel) {
-        return Err(Problem::new(CHANNEL_UNAVAILABLE, format!("No provider carries {} yet.", request.channel)));
+        return Err(Problem::new(
+            CHANNEL_UNAVAILABLE,
+            format!("No provider carries {} yet.", request.channel),
+        ));
     }
     check(&request.to.recipients, parts.limits.recipients)?;
     let order = Order {
@@ -134,9 +137,10 @@ pub(crate) async fn send(
 /// The event id from the header or the body; a fresh one if neither has one.
 fn event(header: Option<EventId>, body: Option<EventId>) -> Result<EventId, Invalid> {
     match (header, body) {
-        (Some(header), Some(body)) if header != body => {
-            Err(Invalid::new("event_id", "must equal the header Idempotency-Key if both are given"))
-        }
+        (Some(header), Some(body)) if header != body => Err(Invalid::new(
+            "event_id",
+            "must equal the header Idempotency-Key if both are given",
+        )),
         (Some(event), _) | (None, Some(event)) => Ok(event),
         (None, None) => Ok(EventId::fresh()),
     }
@@ -152,7 +156,10 @@ fn check(recipients: &[RecipientId], most: usize) -> Result<(), Invalid> {
     }
     let mut seen = HashSet::with_capacity(recipients.len());
     match recipients.iter().position(|recipient| !seen.insert(recipient.as_str())) {
-        Some(index) => Err(Invalid::new(format!("to.recipients[{index}]"), "must not be named twice")),
+        Some(index) => Err(Invalid::new(
+            format!("to.recipients[{index}]"),
+            "must not be named twice",
+        )),
         None => Ok(()),
     }
 }
@@ -172,10 +179,13 @@ fn stored(outcome: &Outcome, event_id: EventId, trace_id: Option<String>) -> Res
 fn problem(refused: Refused) -> Problem {
     match refused {
         Refused::Invalid(invalid) => invalid.into(),
-        Refused::NoSuchRegion(region) => {
-            Problem::new(REGION_UNAVAILABLE, format!("A recipient lives in {region}, which this mesh does not have."))
-        }
-        Refused::NotStored { why, stored, jobs } => Problem::from(why).because(format!("{stored} of {jobs} jobs are stored: {why}. Repeat with the same event id; no job is sent twice.")),
+        Refused::NoSuchRegion(region) => Problem::new(
+            REGION_UNAVAILABLE,
+            format!("A recipient lives in {region}, which this mesh does not have."),
+        ),
+        Refused::NotStored { why, stored, jobs } => Problem::from(why).because(format!(
+            "{stored} of {jobs} jobs are stored: {why}. Repeat with the same event id; no job is sent twice."
+        )),
     }
 }
 
@@ -190,7 +200,10 @@ mod tests {
     #[test]
     fn a_recipient_named_twice_is_refused_by_index() {
         assert!(check(&recipients(&["a", "b", "c"]), 3).is_ok());
-        assert_eq!(check(&recipients(&["a", "b", "c", "b"]), 4).unwrap_err().field, "to.recipients[3]");
+        assert_eq!(
+            check(&recipients(&["a", "b", "c", "b"]), 4).unwrap_err().field,
+            "to.recipients[3]"
+        );
         assert_eq!(check(&recipients(&["a", "b"]), 1).unwrap_err().field, "to.recipients");
         assert!(check(&[], 1).is_err());
     }

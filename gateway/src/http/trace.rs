@@ -33,7 +33,9 @@ impl Trace {
         if request.method() == Method::GET || request.method() == Method::HEAD {
             return Self::None;
         }
-        let Some(route) = request.extensions().get::<MatchedPath>() else { return Self::None };
+        let Some(route) = request.extensions().get::<MatchedPath>() else {
+            return Self::None;
+        };
         let caller = request.headers().get(TRACEPARENT);
         let parent = caller.map_or_else(Context::new, |_| remote_http(request.headers()));
         let parent_span = parent.span();
@@ -80,7 +82,11 @@ impl Trace {
 }
 
 fn own(headers: &HeaderMap) -> String {
-    headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+    headers
+        .get(TRACEPARENT)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+        .to_owned()
 }
 
 impl FromRequestParts<Arc<Parts>> for Trace {

@@ -1,4 +1,4 @@
-//! Apps and API keys: written at the hub, read from this region's mirror.
+//! Apps and API keys: written at the hub, read from this region's copy.
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -122,7 +122,9 @@ async fn multi_get(
         }
         let stored = envelope::header(&headers, "Nats-Subject").unwrap_or_default();
         let Some((_, name)) = subject::fact_key_of(stored).and_then(subject::parse_fact_key) else { continue };
-        recipient.learn(Fact::decode(name, &message.payload).map_err(|_| NotRead::Unreadable)?);
+        let revision = envelope::header(&headers, "Nats-Sequence").and_then(|text| text.parse().ok());
+        let fact = Fact::decode(name, &message.payload).map_err(|_| NotRead::Unreadable)?;
+        recipient.learn(fact, revision.ok_or(NotRead::Unreadable)?);
     }
     Err(NotRead::NoAnswer)
 }

@@ -78,6 +78,11 @@ pub fn notify_filter(channel: Channel, region: &Region) -> String {
     format!("notify.{channel}.{region}.>")
 }
 
+/// All fresh work of `region`.
+pub fn notify_all_filter(region: &Region) -> String {
+    format!("notify.*.{region}.>")
+}
+
 /// All fresh work of `channel`, `region` and `class`.
 pub fn notify_class_filter(channel: Channel, region: &Region, class: Class) -> String {
     format!("notify.{channel}.{region}.{class}.>")

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use opentelemetry::{
-    Context, KeyValue, TraceId,
+    Context, KeyValue, TraceFlags, TraceId,
     propagation::{Extractor, Injector, TextMapPropagator},
-    trace::{Link, SpanKind, TraceContextExt},
+    trace::{Link, SpanContext, SpanKind, TraceContextExt},
 };
 use opentelemetry_sdk::{
     Resource,
@@ -35,6 +35,15 @@ pub fn sampled(headers: &HeaderMap) -> Option<Context> {
 pub fn remote(headers: &HeaderMap) -> Option<Context> {
     let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &NatsHeaders(headers));
     context.span().span_context().is_valid().then_some(context)
+}
+
+/// The trace that a message brings, from now on sampled: an attempt failed, and its successors must be seen.
+pub fn from_now_on_sampled(headers: &HeaderMap) -> Option<Context> {
+    let remote = remote(headers)?;
+    let span = remote.span().span_context().clone();
+    let flags = span.trace_flags() | TraceFlags::SAMPLED;
+    let sampled = SpanContext::new(span.trace_id(), span.span_id(), flags, true, span.trace_state().clone());
+    Some(Context::new().with_remote_span_context(sampled))
 }
 
 /// The trace that an HTTP request brings.

@@ -37,12 +37,7 @@ impl Devices {
         if !self.listed.load(Ordering::Acquire) {
             return Known::Yes;
         }
-        match self
-            .owners
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(token)
-        {
+        match self.owners.read().unwrap_or_else(PoisonError::into_inner).get(token) {
             Some(registered) if registered == owner => Known::Yes,
             Some(_) => Known::Elsewhere,
             None => Known::No,

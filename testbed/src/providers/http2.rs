@@ -153,11 +153,7 @@ impl Gate {
         } else {
             GateState::Locked
         };
-        Self {
-            limits,
-            state,
-            open: 0,
-        }
+        Self { limits, state, open: 0 }
     }
 
     /// Whether one more stream may open now.

@@ -84,8 +84,8 @@ pub struct ServiceAccount {
 impl ServiceAccount {
     /// A new account that may send for this project.
     pub fn generate(project_id: &str) -> anyhow::Result<Self> {
-        let pair = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)
-            .context("making a service account key")?;
+        let pair =
+            KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).context("making a service account key")?;
         Ok(Self {
             project_id: project_id.to_owned(),
             client_email: format!("peal@{project_id}.iam.gserviceaccount.com"),

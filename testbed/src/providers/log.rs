@@ -149,11 +149,7 @@ impl Log {
     }
 
     fn filtered(&self, wanted: impl Fn(&Push) -> bool) -> Vec<Push> {
-        lock(&self.pushes)
-            .iter()
-            .filter(|push| wanted(push))
-            .cloned()
-            .collect()
+        lock(&self.pushes).iter().filter(|push| wanted(push)).cloned().collect()
     }
 
     /// How many requests to send a push have come.

@@ -244,10 +244,7 @@ impl Answer {
     }
 
     fn act(act: Act) -> Self {
-        Self {
-            act,
-            ..Self::default()
-        }
+        Self { act, ..Self::default() }
     }
 
     /// Another status than the reason's own.
@@ -388,9 +385,7 @@ impl ScriptHandle {
         let exact = compiled.exact.get(target).into_iter().flatten();
         let mut candidates: Vec<usize> = exact.chain(&compiled.others).copied().collect();
         candidates.sort_unstable();
-        candidates
-            .into_iter()
-            .find_map(|index| compiled.apply(index, target))
+        candidates.into_iter().find_map(|index| compiled.apply(index, target))
     }
 }
 
@@ -412,11 +407,9 @@ impl Compiled {
             }
         }
         if let Some(times) = rule.times {
-            let used = state
-                .used
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                    (used < times).then_some(used + 1)
-                });
+            let used = state.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                (used < times).then_some(used + 1)
+            });
             used.ok()?;
         }
         Some(Ruling {
@@ -443,7 +436,7 @@ fn compile(script: Script) -> Compiled {
     compiled
 }
 
-/// A number from 0 up to 1, decided by `x` alone (the finalizer of SplitMix64).
+/// A number from 0 up to 1, decided by `x` alone (the finalizer of `SplitMix64`).
 #[expect(clippy::cast_precision_loss, reason = "53 bits are exactly what an f64 holds")]
 fn unit_interval(x: u64) -> f64 {
     let mut z = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -479,9 +472,7 @@ mod tests {
 
     #[test]
     fn a_rate_is_met_and_repeats_with_the_same_seed() {
-        let fired = |script: &ScriptHandle| -> Vec<bool> {
-            (0..10_000).map(|_| script.rule("t").is_some()).collect()
-        };
+        let fired = |script: &ScriptHandle| -> Vec<bool> { (0..10_000).map(|_| script.rule("t").is_some()).collect() };
         let first = fired(&handle(vec![Rule::rate(0.1)]));
         let hits = first.iter().filter(|hit| **hit).count();
         assert!((900..1100).contains(&hits), "{hits} of 10000");

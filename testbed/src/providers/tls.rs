@@ -37,8 +37,7 @@ impl Authority {
     /// Makes an authority and a leaf for `localhost`, `127.0.0.1` and the providers' host names.
     pub fn generate() -> anyhow::Result<Self> {
         let mut ca = CertificateParams::default();
-        ca.distinguished_name
-            .push(DnType::CommonName, "Peal simulators");
+        ca.distinguished_name.push(DnType::CommonName, "Peal simulators");
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate()?)

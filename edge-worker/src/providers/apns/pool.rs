@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use tokio::{
     select,
     sync::{Notify, oneshot},
-    time::{Instant, sleep},
+    time::{Instant, interval_at, sleep},
 };
 use tokio_rustls::rustls::ClientConfig;
 
@@ -28,6 +28,9 @@ const MOST_STREAMS: usize = 1000;
 
 /// How often a connection is looked at that allows a single stream: Apple's until it has seen a valid token.
 const NARROW_CHECKED_EVERY: Duration = Duration::from_millis(100);
+
+/// How often a connection that could not be had to a preferred endpoint looks whether it can be now.
+const PREFERRED_TRIED_EVERY: Duration = Duration::from_secs(60);
 
 /// For how long the narrowness of a fresh connection is no reason to open another.
 const FRESH: Duration = Duration::from_secs(1);
@@ -209,14 +212,50 @@ impl Pool {
 
     /// Connects to the first endpoint that answers.
     async fn open(self: Arc<Self>, id: u64) {
+        let dialled = self.dial(id, usize::MAX).await;
+        let mut state = self.lock();
+        state.connecting = false;
+        match dialled {
+            Ok(connection) => {
+                state.open.push(Slot { connection, under_way: 0, limit: 1 });
+                self.serve(&mut state);
+            }
+            Err(unreachable) if state.open.is_empty() => {
+                for waiting in state.waiting.drain(..) {
+                    // Who gave up does not mind.
+                    drop(waiting.send(Err(unreachable.clone())));
+                }
+            }
+            // Those who wait get their turn on the connections that are open.
+            Err(_) => {}
+        }
+    }
+
+    /// Replaces the connection `old` by one to an endpoint before `index`, if that can be had.
+    async fn prefer(self: Arc<Self>, old: u64, index: usize) {
+        let id = {
+            let mut state = self.lock();
+            state.opened += 1;
+            state.opened
+        };
+        let Ok(connection) = self.dial(id, index).await else { return };
+        let mut state = self.lock();
+        if let Some(slot) = state.open.iter_mut().find(|slot| slot.connection.id == old) {
+            *slot = Slot { connection, under_way: 0, limit: 1 };
+            self.serve(&mut state);
+        }
+    }
+
+    /// Connects to the first endpoint before `end` that can be reached.
+    async fn dial(self: &Arc<Self>, id: u64, end: usize) -> Result<Arc<Connection>, Unreachable> {
         let mut failure = Unreachable { endpoint: "".into(), reason: "no_endpoint" };
-        let mut found = None;
-        for (index, host) in self.endpoints.in_order() {
+        for (index, host) in self.endpoints.in_order().filter(|(index, _)| *index < end) {
             match dial(host, &self.tls, usize::try_from(id).unwrap_or(0)).await {
                 Ok((sender, driver)) => {
                     self.endpoints.worked(index);
-                    found = Some((Arc::new(Connection::new(id, host.clone(), sender)), driver));
-                    break;
+                    let connection = Arc::new(Connection::new(id, host.clone(), sender));
+                    tokio::spawn(drive(Arc::downgrade(self), id, index, connection.recheck.clone(), driver));
+                    return Ok(connection);
                 }
                 Err(unreachable) => {
                     tracing::warn!(endpoint = %unreachable.endpoint, reason = unreachable.reason, "cannot connect to APNs");
@@ -225,23 +264,7 @@ impl Pool {
                 }
             }
         }
-        let mut state = self.lock();
-        state.connecting = false;
-        match found {
-            Some((connection, driver)) => {
-                tokio::spawn(drive(Arc::downgrade(&self), id, connection.recheck.clone(), driver));
-                state.open.push(Slot { connection, under_way: 0, limit: 1 });
-                self.serve(&mut state);
-            }
-            None if state.open.is_empty() => {
-                for waiting in state.waiting.drain(..) {
-                    // Who gave up does not mind.
-                    drop(waiting.send(Err(failure.clone())));
-                }
-            }
-            // Those who wait get their turn on the connections that are open.
-            None => {}
-        }
+        Err(failure)
     }
 
     fn limit(self: &Arc<Self>, id: u64, limit: usize) {
@@ -255,14 +278,20 @@ impl Pool {
 
 /// Runs a connection, and tells the pool how much it may carry and when it has ended. Holds neither of them, because
 /// the connection closes when the last who may use it is gone.
-async fn drive(pool: Weak<Pool>, id: u64, recheck: Arc<Notify>, mut driver: Driver) {
+async fn drive(pool: Weak<Pool>, id: u64, index: usize, recheck: Arc<Notify>, mut driver: Driver) {
     let mut limit = 1;
+    let mut preferred = interval_at(Instant::now() + PREFERRED_TRIED_EVERY, PREFERRED_TRIED_EVERY);
     loop {
         select! {
             biased;
             _ = &mut driver => break,
             () = recheck.notified() => {}
             () = sleep(NARROW_CHECKED_EVERY), if limit == 1 => {}
+            _ = preferred.tick(), if index > 0 => {
+                if let Some(pool) = pool.upgrade() {
+                    tokio::spawn(pool.prefer(id, index));
+                }
+            }
         }
         let allowed = driver.current_max_send_streams().min(MOST_STREAMS);
         // A tenth is left, because the peer may lower its limit while requests are on their way.

@@ -140,9 +140,9 @@ impl AccessToken {
         let left = current.as_ref().map_or(Duration::ZERO, |granted| left(granted, now));
         match current {
             Some(granted) if left > EARLY => Ok(granted),
-            // Someone else is renewing it; until it ends nobody needs to wait for that.
+            // One renews it; until it ends nobody else needs to wait for that, or to suffer when it fails.
             Some(granted) if left > EARLY / 4 => match self.fetching.try_lock() {
-                Ok(past) => self.fetch(past).await,
+                Ok(past) => Ok(self.fetch(past).await.unwrap_or(granted)),
                 Err(_) => Ok(granted),
             },
             _ => self.fetch(self.fetching.lock().await).await,
@@ -240,5 +240,68 @@ fn left(granted: &Granted, now: Timestamp) -> Duration {
 impl fmt::Debug for AccessToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AccessToken").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const KEY: &str = include_str!("../testdata/rsa2048.pem");
+
+    fn read(token_uri: &str, private_key: &str, google_only: bool) -> Result<AccessToken, BadCredential> {
+        let file = json!({
+            "type": "service_account",
+            "client_email": "peal@example.iam.gserviceaccount.com",
+            "private_key_id": "key",
+            "private_key": private_key,
+            "token_uri": token_uri,
+        });
+        let http = Client::builder().no_proxy().build().unwrap();
+        AccessToken::new(&file.to_string(), google_only, http, Duration::from_secs(1), Clock::system())
+    }
+
+    #[test]
+    fn a_tenants_file_does_not_send_the_worker_into_our_network() {
+        let google = "https://oauth2.googleapis.com/token";
+        assert!(read(google, KEY, true).is_ok());
+        for elsewhere in [
+            "https://localhost/token",
+            "https://169.254.169.254/latest",
+            "https://googleapis.com.example.com/token",
+            "https://evilgoogleapis.com/token",
+        ] {
+            assert!(read(elsewhere, KEY, true).is_err(), "{elsewhere}");
+            assert!(read(elsewhere, KEY, false).is_ok(), "{elsewhere}");
+        }
+        for never in ["http://oauth2.googleapis.com/token", "token", "file:///etc/passwd"] {
+            assert!(read(never, KEY, false).is_err(), "{never}");
+        }
+    }
+
+    #[test]
+    fn nothing_secret_is_shown() {
+        let token = read("https://oauth2.googleapis.com/token", KEY, true).unwrap();
+        assert!(!format!("{token:?}").contains("PRIVATE"));
+        let bad = read("https://oauth2.googleapis.com/token", "secret", true).unwrap_err();
+        assert!(!format!("{bad} {bad:?}").contains("secret"));
+        let assertion = token.assertion(Timestamp::from_second(1_800_000_000).unwrap()).unwrap();
+        assert_eq!(assertion.split('.').count(), 3);
+        assert!(!assertion.contains(['=', '+', '/']));
+    }
+
+    #[test]
+    fn a_grant_says_how_long_it_serves() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let grant = granted(br#"{"access_token":"ya29.x","expires_in":3599,"token_type":"Bearer"}"#, now).unwrap();
+        assert_eq!(grant.header, "Bearer ya29.x");
+        assert!(grant.header.is_sensitive());
+        assert_eq!(left(&grant, now), Duration::from_secs(3599));
+        assert_eq!(left(&grant, now + Duration::from_secs(4000)), Duration::ZERO);
+        for bad in ["", "{}", r#"{"access_token":"a\nb","expires_in":1}"#] {
+            assert!(granted(bad.as_bytes(), now).is_none(), "{bad}");
+        }
     }
 }

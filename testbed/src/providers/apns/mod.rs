@@ -107,9 +107,7 @@ impl Apns {
     pub async fn start(mut config: ApnsConfig) -> anyhow::Result<Self> {
         let authority = config.authority.map_or_else(Authority::generate, Ok)?;
         if config.keys.is_empty() {
-            config
-                .keys
-                .push(ApnsKey::generate("PEALTEAM01", "PEALKEY001")?.into());
+            config.keys.push(ApnsKey::generate("PEALTEAM01", "PEALKEY001")?.into());
         }
         let tokens = Checker::new(config.jwt, config.limit_token_updates);
         for key in &config.keys {
@@ -127,13 +125,7 @@ impl Apns {
             first: config.first_streams,
             full: config.streams,
         };
-        let listener = Listener::start(
-            config.listen,
-            &authority,
-            limits,
-            Arc::clone(&site),
-        )
-        .await?;
+        let listener = Listener::start(config.listen, &authority, limits, Arc::clone(&site)).await?;
         Ok(Self {
             listener,
             authority,
@@ -270,15 +262,8 @@ impl Site for ApnsSite {
 }
 
 impl ApnsSite {
-    fn sender(
-        &self,
-        session: &mut Session,
-        headers: &HeaderMap,
-        now_ms: i64,
-    ) -> Result<Arc<Verified>, Reason> {
-        let header = headers
-            .get(AUTHORIZATION)
-            .ok_or(Reason::MissingProviderToken)?;
+    fn sender(&self, session: &mut Session, headers: &HeaderMap, now_ms: i64) -> Result<Arc<Verified>, Reason> {
+        let header = headers.get(AUTHORIZATION).ok_or(Reason::MissingProviderToken)?;
         let verified = match &session.last {
             Some((last, verified)) if last == header => Arc::clone(verified),
             _ => {
@@ -306,12 +291,7 @@ impl ApnsSite {
     }
 
     /// The rules that need more than the head: registration, provider token, payload.
-    fn check(
-        &self,
-        checked: &Checked<'_>,
-        sender: Result<Arc<Verified>, Reason>,
-        body: &[u8],
-    ) -> Result<(), Reason> {
+    fn check(&self, checked: &Checked<'_>, sender: Result<Arc<Verified>, Reason>, body: &[u8]) -> Result<(), Reason> {
         match self.devices.look_up(checked.token, checked.bundle) {
             Known::Yes => {}
             Known::Elsewhere => return Err(Reason::DeviceTokenNotForTopic),
@@ -384,13 +364,9 @@ impl Verdict {
     fn ruled(ruling: Ruling) -> Self {
         let answer = &ruling.answer;
         let own = answer.reason.as_deref().and_then(Reason::parse);
-        let given = answer
-            .status
-            .and_then(|status| StatusCode::from_u16(status).ok());
+        let given = answer.status.and_then(|status| StatusCode::from_u16(status).ok());
         Self {
-            status: given
-                .or(own.map(Reason::status))
-                .unwrap_or(StatusCode::OK),
+            status: given.or(own.map(Reason::status)).unwrap_or(StatusCode::OK),
             reason: answer.reason.clone(),
             delivered: answer.delivers(),
             ruling: Some(ruling),
@@ -398,14 +374,7 @@ impl Verdict {
     }
 }
 
-fn push(
-    connection: u64,
-    head: &Parts,
-    id: &HeaderValue,
-    payload: Bytes,
-    verdict: &Verdict,
-    at_ms: i64,
-) -> Push {
+fn push(connection: u64, head: &Parts, id: &HeaderValue, payload: Bytes, verdict: &Verdict, at_ms: i64) -> Push {
     let header = |name| text(&head.headers, name).map(str::to_owned);
     let path = head.uri.path();
     Push {

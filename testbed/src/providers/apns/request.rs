@@ -95,9 +95,7 @@ pub(crate) fn check_head(head: &Parts, id: Result<(), Reason>) -> Result<Checked
         return Err(Reason::BadPriority);
     }
     if let Some(expiration) = optional(headers, &APNS_EXPIRATION, Reason::BadExpirationDate)? {
-        expiration
-            .parse::<u64>()
-            .map_err(|_| Reason::BadExpirationDate)?;
+        expiration.parse::<u64>().map_err(|_| Reason::BadExpirationDate)?;
     }
     if push_type.is_some_and(|push_type| suffix(push_type).is_none()) {
         return Err(Reason::InvalidPushType);
@@ -143,11 +141,7 @@ fn no_duplicates(headers: &HeaderMap) -> Result<(), Reason> {
     if twice { Err(Reason::DuplicateHeaders) } else { Ok(()) }
 }
 
-fn optional<'a>(
-    headers: &'a HeaderMap,
-    name: &HeaderName,
-    reason: Reason,
-) -> Result<Option<&'a str>, Reason> {
+fn optional<'a>(headers: &'a HeaderMap, name: &HeaderName, reason: Reason) -> Result<Option<&'a str>, Reason> {
     headers
         .get(name)
         .map(|value| value.to_str().map_err(|_| reason))

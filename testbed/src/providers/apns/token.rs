@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, UnparsedPublicKey,
-};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -80,8 +78,7 @@ pub(crate) struct Signer {
 impl Signer {
     /// Whether both may be used on one connection: keys of the same kind, for the same topics.
     pub(crate) fn related(&self, other: &Self) -> bool {
-        std::ptr::eq(self, other)
-            || (self.environment == other.environment && self.topics == other.topics)
+        std::ptr::eq(self, other) || (self.environment == other.environment && self.topics == other.topics)
     }
 }
 
@@ -137,10 +134,7 @@ impl Checker {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&(team_id.to_owned(), key_id.to_owned()));
-        self.cache
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.cache.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Checks the value of an `authorization` header, but not its age.
@@ -183,8 +177,8 @@ impl Checker {
     }
 
     fn verify_leniently(&self, token: &str) -> Option<Verified> {
-        let (signed, signature) = token.rsplit_once('.')?;
-        let (header, claims) = signed.split_once('.')?;
+        let (content, signature) = token.rsplit_once('.')?;
+        let (header, claims) = content.split_once('.')?;
         let header: Value = serde_json::from_slice(&lenient_base64(header)?).ok()?;
         let claims: Value = serde_json::from_slice(&lenient_base64(claims)?).ok()?;
         if header.get("alg")?.as_str()? != "ES256" {
@@ -199,14 +193,18 @@ impl Checker {
             &ECDSA_P256_SHA256_ASN1
         };
         UnparsedPublicKey::new(algorithm, signer.point)
-            .verify(signed.as_bytes(), &signature)
+            .verify(content.as_bytes(), &signature)
             .ok()?;
         let issued = match claims.get("iat")? {
             Value::String(text) => text.parse().ok()?,
             number => number.as_i64()?,
         };
         // Twelve digits of seconds would be the year 5138.
-        let issued_ms = if issued >= 100_000_000_000 { issued } else { issued * 1000 };
+        let issued_ms = if issued >= 100_000_000_000 {
+            issued
+        } else {
+            issued * 1000
+        };
         Some(Verified {
             team: team.to_owned(),
             issued_ms,
@@ -227,7 +225,9 @@ impl Checker {
         rules.validate_aud = false;
         let key_id = jsonwebtoken::decode_header(token).ok()?.kid?;
         // The team has to be known before the key is; nothing is believed until the signature is checked below.
-        let team = jsonwebtoken::dangerous::insecure_decode_claims::<Claims>(token).ok()?.iss;
+        let team = jsonwebtoken::dangerous::insecure_decode_claims::<Claims>(token)
+            .ok()?
+            .iss;
         if key_id.len() != 10 || team.len() != 10 {
             return None;
         }
@@ -255,9 +255,7 @@ impl Checker {
         if !updates.issued_ms.is_empty() && now_ms - updates.last_ms < UPDATE_EVERY_MS {
             return Err(Reason::TooManyProviderTokenUpdates);
         }
-        updates
-            .issued_ms
-            .retain(|issued| now_ms - issued < OLDEST_MS);
+        updates.issued_ms.retain(|issued| now_ms - issued < OLDEST_MS);
         updates.issued_ms.push(verified.issued_ms);
         updates.last_ms = now_ms;
         Ok(())
@@ -278,9 +276,7 @@ pub(crate) fn current(verified: &Verified, now_ms: i64) -> Result<(), Reason> {
 
 /// What follows `bearer`, in any case.
 fn bearer(authorization: &[u8]) -> Result<&[u8], Reason> {
-    let (scheme, token) = authorization
-        .split_at_checked(7)
-        .ok_or(Reason::MissingProviderToken)?;
+    let (scheme, token) = authorization.split_at_checked(7).ok_or(Reason::MissingProviderToken)?;
     let token = token.trim_ascii();
     if !scheme.eq_ignore_ascii_case(b"bearer ") {
         Err(Reason::InvalidProviderToken)

@@ -65,11 +65,22 @@ fn check(message: &Map<String, Value>) -> Result<(), Violation> {
     check_target(target, text(message.get(target)))?;
     let maps = [
         ("message.data", message.get("data")),
-        ("message.android.data", message.get("android").and_then(|android| android.get("data"))),
-        ("message.android_v2.data", message.get("androidV2").and_then(|android| android.get("data"))),
+        (
+            "message.android.data",
+            message.get("android").and_then(|android| android.get("data")),
+        ),
+        (
+            "message.android_v2.data",
+            message.get("androidV2").and_then(|android| android.get("data")),
+        ),
     ];
     for (field, data) in maps {
-        for key in data.and_then(Value::as_object).into_iter().flatten().map(|entry| entry.0) {
+        for key in data
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.0)
+        {
             if reserved(key) {
                 return Err(Violation::new(field, format!("Invalid data payload key: {key}")));
             }
@@ -168,10 +179,7 @@ fn text_length(value: &Value) -> usize {
         Value::Bool(_) | Value::Number(_) => 4,
         Value::String(text) => text.len(),
         Value::Array(items) => items.iter().map(text_length).sum(),
-        Value::Object(fields) => fields
-            .iter()
-            .map(|(name, value)| name.len() + text_length(value))
-            .sum(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + text_length(value)).sum(),
     }
 }
 

@@ -108,13 +108,7 @@ impl Fcm {
             first: config.streams,
             full: config.streams,
         };
-        let listener = Listener::start(
-            config.listen,
-            &authority,
-            limits,
-            Arc::clone(&site),
-        )
-        .await?;
+        let listener = Listener::start(config.listen, &authority, limits, Arc::clone(&site)).await?;
         let port = listener.addr().port();
         site.oauth.set_audiences([
             format!("https://localhost:{port}/token"),
@@ -233,7 +227,7 @@ impl Site for FcmSite {
             .filter(|project| !project.is_empty() && !project.contains('/'));
         match (&head.method, path, project) {
             (&Method::POST, "/token" | "/oauth2/v4/token", _) => self.token(&body),
-            (&Method::POST, _, Some(project)) => self.send(*connection, project, head, body),
+            (&Method::POST, _, Some(project)) => self.send(*connection, project, head, &body),
             _ => {
                 let message = "The requested URL was not found on this server.";
                 json_reply(
@@ -264,7 +258,7 @@ impl FcmSite {
         }
     }
 
-    fn send(&self, connection: u64, project: &str, head: &Parts, body: Bytes) -> Reply {
+    fn send(&self, connection: u64, project: &str, head: &Parts, body: &Bytes) -> Reply {
         let now_ms = now_ms();
         let mut push = Push {
             at_ms: now_ms,
@@ -275,7 +269,7 @@ impl FcmSite {
             payload: body.clone(),
             ..Push::default()
         };
-        let reply = match self.check(project, head, &body, now_ms) {
+        let reply = match self.check(project, head, body, now_ms) {
             Ok(message) => self.accept(project, message, &mut push),
             Err(refusal) => {
                 push.status = refusal.status.as_u16();
@@ -284,10 +278,9 @@ impl FcmSite {
                 json_reply(refusal.status, &refusal.body)
             }
         };
-        let identity = push.delivered.then(|| identity(project, &body));
+        let identity = push.delivered.then(|| identity(project, body));
         let reason = push.reason.clone();
-        self.log
-            .record(connection, identity, reason.as_deref(), || push);
+        self.log.record(connection, identity, reason.as_deref(), || push);
         reply
     }
 
@@ -350,9 +343,7 @@ impl FcmSite {
         let answer = &ruling.answer;
         let given = answer.status.and_then(|status| StatusCode::from_u16(status).ok());
         let own = answer.reason.as_deref().and_then(ErrorCode::parse);
-        let status = given
-            .or(own.map(ErrorCode::http_status))
-            .unwrap_or(StatusCode::OK);
+        let status = given.or(own.map(ErrorCode::http_status)).unwrap_or(StatusCode::OK);
         push.status = status.as_u16();
         push.reason.clone_from(&answer.reason);
         push.delivered = answer.delivers();
@@ -388,7 +379,11 @@ impl Refusal {
 }
 
 fn json_reply(status: StatusCode, body: &Value) -> Reply {
-    Reply::new(status, typed("application/json; charset=UTF-8"), body.to_string().into())
+    Reply::new(
+        status,
+        typed("application/json; charset=UTF-8"),
+        body.to_string().into(),
+    )
 }
 
 /// FCM knows no id of the caller's, so the same message to the same project is taken for the same push.

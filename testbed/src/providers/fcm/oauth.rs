@@ -145,19 +145,17 @@ impl OAuth {
             ));
         }
         if !claims.scope.split(' ').any(|scope| SCOPES.contains(&scope)) {
-            return Err(refused("invalid_scope", "Invalid OAuth scope or ID token audience provided."));
+            return Err(refused(
+                "invalid_scope",
+                "Invalid OAuth scope or ID token audience provided.",
+            ));
         }
         Ok(account.project_id.clone())
     }
 
     /// Whom this access token lets send for the project.
     pub(crate) fn check(&self, token: &str, project: &str, now_ms: i64) -> Grant {
-        match self
-            .access
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(token)
-        {
+        match self.access.read().unwrap_or_else(PoisonError::into_inner).get(token) {
             Some(access) if access.expires_ms <= now_ms => Grant::No,
             Some(access) if access.project == project => Grant::Yes,
             Some(_) => Grant::OtherProject,
@@ -166,10 +164,7 @@ impl OAuth {
     }
 
     pub(crate) fn revoke_all(&self) {
-        self.access
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.access.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 

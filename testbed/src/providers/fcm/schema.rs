@@ -101,12 +101,18 @@ static ANDROID_NOTIFICATION: &[Field] = &[
     ("defaultVibrateTimings", Bool),
     ("defaultLightSettings", Bool),
     ("vibrateTimings", Texts),
-    ("visibility", Choice(&["VISIBILITY_UNSPECIFIED", "PRIVATE", "PUBLIC", "SECRET"])),
+    (
+        "visibility",
+        Choice(&["VISIBILITY_UNSPECIFIED", "PRIVATE", "PUBLIC", "SECRET"]),
+    ),
     ("notificationCount", Int),
     ("lightSettings", Object(LIGHT)),
     ("image", Text),
     ("bypassProxyNotification", Bool),
-    ("proxy", Choice(&["PROXY_UNSPECIFIED", "ALLOW", "DENY", "IF_PRIORITY_LOWERED"])),
+    (
+        "proxy",
+        Choice(&["PROXY_UNSPECIFIED", "ALLOW", "DENY", "IF_PRIORITY_LOWERED"]),
+    ),
 ];
 
 static NOTIFICATION_PRIORITY: &[&str] = &[
@@ -119,7 +125,10 @@ static NOTIFICATION_PRIORITY: &[&str] = &[
 ];
 
 static LIGHT: &[Field] = &[
-    ("color", Object(&[("red", Number), ("green", Number), ("blue", Number), ("alpha", Number)])),
+    (
+        "color",
+        Object(&[("red", Number), ("green", Number), ("blue", Number), ("alpha", Number)]),
+    ),
     ("lightOnDuration", Text),
     ("lightOffDuration", Text),
 ];
@@ -158,14 +167,23 @@ pub(crate) fn read(request: Value) -> Result<Map<String, Value>, Vec<Violation>>
         for again in set {
             violations.push(Violation::new(
                 "message",
-                format!("Invalid value at 'message' (oneof), oneof field 'target' is already set. Cannot set '{again}'"),
+                format!(
+                    "Invalid value at 'message' (oneof), oneof field 'target' is already set. Cannot set '{again}'"
+                ),
             ));
         }
         if message.contains_key("android") && message.contains_key("androidV2") {
-            violations.push(Violation::new("message", "Only one of android and android_v2 may be set."));
+            violations.push(Violation::new(
+                "message",
+                "Only one of android and android_v2 may be set.",
+            ));
         }
     }
-    if violations.is_empty() { Ok(fields) } else { Err(violations) }
+    if violations.is_empty() {
+        Ok(fields)
+    } else {
+        Err(violations)
+    }
 }
 
 fn object(
@@ -178,7 +196,11 @@ fn object(
     for (name, value) in fields {
         let camel = camel(&name);
         let Some((_, kind)) = known.iter().find(|(field, _)| *field == camel) else {
-            let place = if path.is_empty() { String::new() } else { format!(" at '{path}'") };
+            let place = if path.is_empty() {
+                String::new()
+            } else {
+                format!(" at '{path}'")
+            };
             violations.push(Violation::new(
                 path,
                 format!("Invalid JSON payload received. Unknown name \"{name}\"{place}: Cannot find field."),
@@ -188,7 +210,11 @@ fn object(
         if value.is_null() {
             continue;
         }
-        let at = if path.is_empty() { name } else { format!("{path}.{name}") };
+        let at = if path.is_empty() {
+            name
+        } else {
+            format!("{path}.{name}")
+        };
         if let Some(value) = field(value, kind, &at, violations) {
             read.insert(camel, value);
         }
@@ -215,9 +241,7 @@ fn field(value: Value, kind: &'static Kind, at: &str, violations: &mut Vec<Viola
             true
         }
         (Choice(names), Value::String(name)) => names.iter().any(|known| known.eq_ignore_ascii_case(name)),
-        (Choice(names), Value::Number(number)) => {
-            number.as_u64().is_some_and(|number| number <= names.len() as u64)
-        }
+        (Choice(names), Value::Number(number)) => number.as_u64().is_some_and(|number| number <= names.len() as u64),
         _ => false,
     };
     if !good {

@@ -1,0 +1,104 @@
+//! The notification that is sent, and to whom: the same bytes in every measurement.
+
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use shared::{
+    digest::derive,
+    id::{EventId, RecipientId, Region},
+    job::Body,
+    payload,
+    push::Push,
+};
+
+/// Recipients, each with one device.
+pub(super) const RECIPIENTS: usize = 1000;
+
+/// The only region.
+pub(super) const REGION: &str = "eu";
+
+static PUSH: LazyLock<Push> = LazyLock::new(|| Push {
+    title: Some("Your order is on its way".into()),
+    body: Some("Order 4711 leaves our warehouse today and arrives tomorrow before noon.".into()),
+    data: [("order".to_owned(), "4711".to_owned())].into(),
+    sound: Some("default".into()),
+    ..Push::default()
+});
+
+/// The region as a name.
+pub(super) fn region() -> Region {
+    REGION.parse().expect("it obeys the rule of regions")
+}
+
+/// The name of a recipient. Numbers wrap around.
+pub(super) fn recipient(number: usize) -> String {
+    format!("recipient-{:04}", number % RECIPIENTS)
+}
+
+/// The device token of a recipient.
+pub(super) fn device(number: usize) -> String {
+    let name = recipient(number);
+    format!("{}{}", derive("device", &[&name]).simple(), derive("more of it", &[&name]).simple())
+}
+
+/// What the simulator gets.
+pub(super) fn payload() -> Bytes {
+    payload::apns(&PUSH).into()
+}
+
+/// What `JetStream` gets: the body of a job, as the gateway writes it.
+pub(super) fn job() -> Bytes {
+    let recipient: RecipientId = recipient(0).parse().expect("it obeys the rule of recipients");
+    let body = Body { event_id: Some(EventId::fresh()), recipient, category: None, push: PUSH.clone() };
+    serde_json::to_vec(&body).expect("bodies always serialize").into()
+}
+
+/// Writes requests for the gateway.
+#[derive(Debug, Clone)]
+pub(super) struct Requests {
+    after: Bytes,
+}
+
+impl Requests {
+    pub(super) fn new() -> Self {
+        let push = serde_json::to_string(&*PUSH).expect("pushes always serialize");
+        Self { after: format!("]}},\"push\":{push}}}").into() }
+    }
+
+    /// A request for `count` recipients from number `first` on.
+    pub(super) fn write(&self, event: &EventId, first: usize, count: usize) -> Bytes {
+        let mut text = format!("{{\"event_id\":\"{event}\",\"to\":{{\"recipients\":[").into_bytes();
+        for number in first..first + count {
+            if number > first {
+                text.push(b',');
+            }
+            text.push(b'"');
+            text.extend_from_slice(recipient(number).as_bytes());
+            text.push(b'"');
+        }
+        text.extend_from_slice(&self.after);
+        text.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_request_is_what_the_gateway_takes() {
+        let request = Requests::new().write(&"e".parse().unwrap(), 999, 2);
+        let request: Value = serde_json::from_slice(&request).unwrap();
+        assert_eq!(request["to"], json!({ "recipients": ["recipient-0999", "recipient-0000"] }));
+        assert_eq!(request["event_id"], "e");
+        assert_eq!(request["push"]["sound"], "default");
+    }
+
+    #[test]
+    fn every_recipient_has_a_device_of_its_own() {
+        assert_eq!(device(3).len(), 64);
+        assert_ne!(device(3), device(4));
+    }
+}

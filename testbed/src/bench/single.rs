@@ -1,0 +1,29 @@
+//! How long a lone notification takes, from the request to the provider: the guard against waiting for company, as
+//! Nagle's algorithm does.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use shared::{clock::Clock, id::EventId};
+
+use super::{rig::Rig, sample::Requests};
+
+/// How long one may take before it counts as lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Sends `count` notifications, each when the one before has arrived.
+pub(super) async fn measure(rig: &Rig, count: usize) -> anyhow::Result<Vec<u32>> {
+    let (log, clock, requests) = (rig.peal.apns.log(), Clock::system(), Requests::new());
+    log.clear();
+    let mut connection = rig.door()?.connect().await?;
+    let mut latencies = Vec::with_capacity(count);
+    for number in 0..count {
+        let body = requests.write(&EventId::fresh(), number, 1);
+        let begun_us = clock.now().as_microsecond();
+        connection.insist(body).await?;
+        ensure!(log.wait_delivered(number as u64 + 1, PATIENCE).await, "LOST: a single notification did not arrive");
+        latencies.push(u32::try_from(log.last_delivered_us() - begun_us).unwrap_or(u32::MAX));
+    }
+    rig.expect(count as u64).await?;
+    Ok(latencies)
+}

@@ -1,0 +1,142 @@
+//! Processes are killed with SIGKILL in the middle of 20,000 notifications; everything that was accepted must end in
+//! exactly one final receipt an address, and no more may be doubled than was in flight.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use testbed::{
+    audit::Audit,
+    nats,
+    peal::{Peal, Plan},
+    providers::LogMode,
+};
+use tokio::{sync::Mutex, task::JoinSet};
+
+const NOTIFICATIONS: usize = 20_000;
+const A_REQUEST: usize = 20;
+const RECIPIENTS: usize = 400;
+const IN_FLIGHT: usize = 128;
+
+async fn start() -> Peal {
+    let server = nats::from_env().unwrap();
+    let plan = Plan {
+        regions: vec!["eu".into()],
+        sample_ratio: 0.0,
+        log: LogMode::Counting,
+        worker_settings: format!("in_flight = {IN_FLIGHT}"),
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), server)
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    for number in 0..RECIPIENTS {
+        peal.register(&format!("r{number}"), "eu", &[("apns", &format!("{number:064x}"))]).await.unwrap();
+    }
+    peal
+}
+
+/// Sends everything, repeating with the same event id whatever was not answered with 202, as a caller should.
+async fn send(peal: Arc<Mutex<Peal>>, sent: Arc<std::sync::atomic::AtomicUsize>) {
+    let (url, key, http) = {
+        let peal = peal.lock().await;
+        (format!("{}/v1/notifications", peal.region("eu").gateway.url), peal.key.clone(), peal.http.clone())
+    };
+    let mut senders = JoinSet::new();
+    for lane in 0..8 {
+        let (url, key, http, sent) = (url.clone(), key.clone(), http.clone(), sent.clone());
+        senders.spawn(async move {
+            for request in (lane..NOTIFICATIONS / A_REQUEST).step_by(8) {
+                let first = request * A_REQUEST;
+                let recipients: Vec<String> =
+                    (first..first + A_REQUEST).map(|number| format!("r{}", number % RECIPIENTS)).collect();
+                let body = json!({
+                    "event_id": format!("event-{request}"),
+                    "to": { "recipients": recipients },
+                    "push": { "title": "Hello" },
+                });
+                let begun = Instant::now();
+                loop {
+                    let answer = http.post(&url).bearer_auth(&key).json(&body).send().await;
+                    match answer.map(|answer| answer.status().as_u16()) {
+                        Ok(202) => break,
+                        Ok(503) | Err(_) => assert!(begun.elapsed() < Duration::from_secs(60), "not accepted in a minute"),
+                        Ok(other) => panic!("answered with {other}"),
+                    }
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                sent.fetch_add(A_REQUEST, std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+    }
+    senders.join_all().await;
+}
+
+async fn check(peal: &Peal, most_doubled: usize) {
+    let audit = Audit::read_settled(peal, Duration::from_secs(120)).await.unwrap();
+    let equation = audit.equation();
+    let stats = peal.apns.stats();
+    println!("{equation}; repeated {}; doubled {}", audit.repeated, stats.duplicates);
+    assert_eq!(equation.accepted, NOTIFICATIONS, "{equation}\n{}", peal.complaints());
+    assert!(equation.holds(), "{equation}\n{}", peal.complaints());
+    assert_eq!(stats.delivered - stats.duplicates, NOTIFICATIONS as u64, "distinct pushes at the provider");
+    assert!(stats.duplicates <= most_doubled as u64, "{} doubled, at most {most_doubled} were in flight", stats.duplicates);
+}
+
+async fn wait_for(sent: &std::sync::atomic::AtomicUsize, count: usize) {
+    while sent.load(std::sync::atomic::Ordering::Relaxed) < count {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_worker_is_killed() {
+    let peal = Arc::new(Mutex::new(start().await));
+    let sent = Arc::default();
+    let sending = tokio::spawn(send(peal.clone(), Arc::clone(&sent)));
+    wait_for(&sent, NOTIFICATIONS / 3).await;
+    {
+        let mut peal = peal.lock().await;
+        let program = peal.program();
+        let worker = &mut peal.region_mut("eu").workers[0];
+        worker.process.kill().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        worker.restart(&program).unwrap();
+    }
+    sending.await.unwrap();
+    check(&*peal.lock().await, IN_FLIGHT).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nats_server_is_killed() {
+    let peal = Arc::new(Mutex::new(start().await));
+    let sent = Arc::default();
+    let sending = tokio::spawn(send(peal.clone(), Arc::clone(&sent)));
+    wait_for(&sent, NOTIFICATIONS / 3).await;
+    {
+        let peal = peal.lock().await;
+        peal.nats.region("eu").kill().unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        peal.nats.region("eu").restart().await.unwrap();
+    }
+    sending.await.unwrap();
+    check(&*peal.lock().await, 2 * IN_FLIGHT).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateway_is_killed() {
+    let peal = Arc::new(Mutex::new(start().await));
+    let sent = Arc::default();
+    let sending = tokio::spawn(send(peal.clone(), Arc::clone(&sent)));
+    wait_for(&sent, NOTIFICATIONS / 3).await;
+    {
+        let mut peal = peal.lock().await;
+        let program = peal.program();
+        let gateway = &mut peal.region_mut("eu").gateway;
+        gateway.process.kill().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        gateway.restart(&program).unwrap();
+    }
+    sending.await.unwrap();
+    check(&*peal.lock().await, 0).await;
+}

@@ -1,0 +1,15 @@
+//! The gateway over real nats-servers: what it promises to callers, and what it does when the servers fail it.
+
+#[path = "gateway/rig.rs"]
+mod rig;
+
+#[path = "gateway/accept.rs"]
+mod accept;
+#[path = "gateway/access.rs"]
+mod access;
+#[path = "gateway/faults.rs"]
+mod faults;
+#[path = "gateway/recipients.rs"]
+mod recipients;
+#[path = "gateway/status.rs"]
+mod status;

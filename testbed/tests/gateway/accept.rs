@@ -1,0 +1,214 @@
+//! Handing in notifications.
+
+use std::collections::HashSet;
+
+use futures::{StreamExt, future::join_all};
+use serde_json::{Value, json};
+use shared::{
+    job::Job,
+    nats::{envelope, follow, topology},
+};
+
+use crate::rig::{Rig, region, send};
+
+/// Every job that a stream holds, with its headers.
+async fn jobs(rig: &Rig, stream: &str) -> Vec<(String, async_nats::HeaderMap, Job)> {
+    if rig.count(stream).await == 0 {
+        return Vec::new();
+    }
+    let mut entries = follow::follow(&rig.js, stream, ">", 1).await.unwrap();
+    let mut jobs = Vec::new();
+    while let Some(entry) = entries.next().await {
+        let entry = entry.unwrap();
+        if entry.subject.starts_with("notify.") {
+            let job = envelope::open(&entry.subject, &entry.headers, &entry.payload, entry.stored_at, &region("eu"));
+            jobs.push((entry.subject, entry.headers, job.unwrap()));
+        }
+        if entry.pending == 0 {
+            break;
+        }
+    }
+    jobs
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accepted_is_stored_one_job_per_recipient_in_its_home_region() {
+    let rig = Rig::start().await;
+    assert_eq!(rig.ask("PUT", "/v1/recipients/far", json!({ "home": "us" })).await.status, 201);
+    let body = json!({
+        "event_id": "order-42",
+        "to": { "recipients": ["near", "far", "ünknown/§"] },
+        "class": "urgent",
+        "category": "orders",
+        "push": { "title": "Hi \"there\"", "data": { "k": "v" }, "ttl": 60 },
+    });
+    let answer = rig.ask("POST", "/v1/notifications", body.clone()).await;
+    assert_eq!(answer.status, 202, "{answer:?}");
+    assert_eq!((&answer.body["jobs"], &answer.body["duplicates"]), (&json!(3), &json!(0)));
+    assert_eq!(answer.body["event_id"], "order-42");
+    assert_eq!(answer.body.get("trace_id"), None);
+    let id = answer.body["notification_id"].as_str().unwrap();
+    assert_eq!(answer.header("location"), Some(format!("/v1/notifications/{id}").as_str()));
+
+    let near = jobs(&rig, topology::NOTIFY).await;
+    let far = jobs(&rig, topology::OUTBOX).await;
+    let names = |jobs: &[(String, _, Job)]| jobs.iter().map(|(_, _, job)| job.body.recipient.to_string()).collect::<HashSet<_>>();
+    assert_eq!(names(&near), HashSet::from(["near".to_owned(), "ünknown/§".to_owned()]));
+    assert_eq!(names(&far), HashSet::from(["far".to_owned()]));
+    assert_eq!(far[0].0, "notify.push.us.urgent.shop");
+    for (_, headers, job) in near.iter().chain(&far) {
+        assert_eq!(job.notification.to_string(), id);
+        assert_eq!(headers.get("Nats-Msg-Id").unwrap().as_str(), job.id.to_string());
+        assert_eq!(job.origin, region("eu"));
+        assert_eq!(job.body.category.as_ref().unwrap().as_str(), "orders");
+        assert_eq!(serde_json::to_value(&job.body.push).unwrap()["title"], "Hi \"there\"");
+        assert_eq!(headers.get("traceparent"), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repeating_an_event_stores_nothing_twice() {
+    let rig = Rig::start().await;
+    let first = rig.notify("e1", &["ann", "bob"]).await;
+    let again = rig.notify("e1", &["ann", "bob", "eve"]).await;
+    assert_eq!((first.status, again.status), (202, 202));
+    assert_eq!(first.body["notification_id"], again.body["notification_id"]);
+    assert_eq!((&again.body["jobs"], &again.body["duplicates"]), (&json!(3), &json!(2)));
+    assert_eq!(rig.count(topology::NOTIFY).await, 3);
+
+    // The header says the same as the field, and neither makes every request a new one.
+    let body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
+    let request = || rig.request("POST", "/v1/notifications").bearer_auth(&rig.key).json(&body);
+    assert_eq!(send(request().header("Idempotency-Key", "e1")).await.body["duplicates"], 1);
+    assert_ne!(send(request()).await.body["event_id"], send(request()).await.body["event_id"]);
+    assert_eq!(rig.count(topology::NOTIFY).await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_breaks_a_rule_is_named_and_never_repeated() {
+    let rig = Rig::with(|settings| settings.limits.recipients = 3).await;
+    let to = |recipients: Value, push: Value| json!({ "to": { "recipients": recipients }, "push": push });
+    let with = |member: &str, value: Value| {
+        let mut body = to(json!(["ann"]), json!({ "title": "Hi" }));
+        body[member] = value;
+        body
+    };
+    let push = |member: &str, value: Value| {
+        let mut body = to(json!(["ann"]), json!({ "title": "Hi" }));
+        body["push"][member] = value;
+        body
+    };
+    // The value 5551234 must not come back in any answer.
+    let cases: Vec<(Value, u16, &str, &str)> = vec![
+        (with("event_id", json!("has spaces 5551234")), 422, "validation_failed", "event_id"),
+        (with("class", json!("5551234")), 422, "validation_failed", "class"),
+        (with("channel", json!("fax5551234")), 422, "validation_failed", "channel"),
+        (with("channel", json!("email")), 422, "channel_unavailable", ""),
+        (with("category", json!("Offers 5551234")), 422, "validation_failed", "category"),
+        (with("region", json!("eu5551234")), 422, "validation_failed", "region"),
+        (with("to", json!({})), 422, "validation_failed", "to.recipients"),
+        (to(json!([]), json!({ "title": "Hi" })), 422, "validation_failed", "to.recipients"),
+        (to(json!(["a", "b", "c", "d"]), json!({ "title": "Hi" })), 422, "validation_failed", "to.recipients"),
+        (to(json!(["a", "b", "a"]), json!({ "title": "Hi" })), 422, "validation_failed", "to.recipients[2]"),
+        (to(json!(["a", "b 5551234"]), json!({ "title": "Hi" })), 422, "validation_failed", "to.recipients[1]"),
+        (to(json!(["ann"]), json!({})), 422, "validation_failed", "push.title"),
+        (push("title", json!(5_551_234)), 422, "validation_failed", "push.title"),
+        (push("tilte", json!("5551234")), 422, "validation_failed", "push.tilte"),
+        (push("ttl", json!(5_551_234)), 422, "validation_failed", "push.ttl"),
+        (push("badge", json!(-5_551_234)), 422, "validation_failed", "push.badge"),
+        (push("silent", json!(true)), 422, "validation_failed", "push.silent"),
+        (push("image", json!("http://5551234/")), 422, "validation_failed", "push.image"),
+        (push("data", json!({ "aps": "5551234" })), 422, "validation_failed", "push.data"),
+        (push("body", json!("5551234".repeat(600))), 422, "validation_failed", "push"),
+        (push("apns", json!({ "priority": 55 })), 422, "validation_failed", "push.apns.priority"),
+        (push("apns", json!({ "push_type": "5551234" })), 422, "validation_failed", "push.apns.push_type"),
+        (json!([5_551_234]), 422, "validation_failed", "body"),
+    ];
+    for (body, status, code, field) in cases {
+        let answer = rig.ask("POST", "/v1/notifications", body.clone()).await;
+        assert_eq!((answer.status, answer.code()), (status, code), "{body}: {answer:?}");
+        if !field.is_empty() {
+            assert_eq!(answer.body["errors"][0]["field"], field, "{body}: {answer:?}");
+        }
+        assert!(!answer.body.to_string().contains("5551234"), "{answer:?}");
+    }
+    assert_eq!(rig.count(topology::NOTIFY).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_are_no_requests_are_problems_too() {
+    let rig = Rig::with(|settings| settings.limits.body_bytes = 1000).await;
+    let post = || rig.request("POST", "/v1/notifications").bearer_auth(&rig.key);
+    let json = |body: &str| post().header("content-type", "application/json; charset=utf-8").body(body.to_owned());
+    let whole = r#"{"to":{"recipients":["ann"]},"push":{"title":"Hi"}}"#;
+    let cases = [
+        (json("{"), 400, "malformed_json"),
+        (json(""), 400, "malformed_json"),
+        (json(&format!("{whole} x")), 400, "malformed_json"),
+        (post().body(whole), 415, "unsupported_media_type"),
+        (post().header("content-type", "text/plain").body(whole), 415, "unsupported_media_type"),
+        (json(&format!("{whole}{}", " ".repeat(1000))), 413, "too_large"),
+        (json(whole).header("Idempotency-Key", "with space"), 422, "validation_failed"),
+        (json(r#"{"event_id":"a","to":{"recipients":["ann"]},"push":{"title":"Hi"}}"#).header("Idempotency-Key", "b"), 422, "validation_failed"),
+        (rig.request("GET", "/v1/notifications").bearer_auth(&rig.key), 405, "method_not_allowed"),
+        (rig.request("GET", "/v1/nothing").bearer_auth(&rig.key), 404, "not_found"),
+        (rig.request("GET", "/"), 404, "not_found"),
+    ];
+    for (request, status, code) in cases {
+        let answer = send(request).await;
+        assert_eq!((answer.status, answer.code()), (status, code), "{answer:?}");
+    }
+    let answer = send(rig.request("GET", "/v1/notifications").header("x-request-id", "mine-1")).await;
+    assert_eq!((answer.header("allow"), answer.header("x-request-id")), (Some("POST"), Some("mine-1")));
+    assert_eq!(rig.count(topology::NOTIFY).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_large_requests_at_once_do_not_wait_for_each_other_for_ever() {
+    let rig = Rig::start().await;
+    // Together more messages than may be unacknowledged at one time.
+    let requests = (0..12).map(|request| {
+        let rig = &rig;
+        async move {
+            let names: Vec<String> = (0..1000).map(|n| format!("r{request}-{n}")).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            rig.notify("", &names).await
+        }
+    });
+    for answer in join_all(requests).await {
+        assert_eq!((answer.status, &answer.body["jobs"]), (202, &json!(1000)), "{answer:?}");
+    }
+    assert_eq!(rig.count(topology::NOTIFY).await, 12_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_callers_trace_goes_on_as_it_came() {
+    let rig = Rig::start().await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    for (recipient, sent) in [
+        ("unsampled", Some(format!("00-{trace}-b7ad6b7169203331-00"))),
+        ("sampled", Some(format!("00-{trace}-b7ad6b7169203331-01"))),
+        ("nonsense", Some("00-zz-zz-01".to_owned())),
+        ("none", None),
+    ] {
+        let body = json!({ "to": { "recipients": [recipient] }, "push": { "title": "Hi" } });
+        let mut request = rig.request("POST", "/v1/notifications").bearer_auth(&rig.key).json(&body);
+        if let Some(sent) = &sent {
+            request = request.header("traceparent", sent);
+        }
+        let answer = send(request).await;
+        let jobs = jobs(&rig, topology::NOTIFY).await;
+        let (_, headers, _) = jobs.iter().find(|(_, _, job)| job.body.recipient.as_str() == recipient).unwrap();
+        let stored = headers.get("traceparent").map(ToString::to_string);
+        match recipient {
+            "unsampled" => assert_eq!((stored, answer.body.get("trace_id")), (sent, None)),
+            "sampled" => {
+                let stored = stored.unwrap();
+                assert!(stored.starts_with(&format!("00-{trace}-")) && stored.ends_with("-01"), "{stored}");
+                assert_ne!(Some(stored), sent, "the message's parent is the span of sending it");
+                assert_eq!(answer.body["trace_id"], trace);
+            }
+            _ => assert_eq!(stored, None),
+        }
+    }
+}

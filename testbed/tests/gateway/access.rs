@@ -1,0 +1,167 @@
+//! Who may do what: generated from the routes, so that a new one cannot be forgotten.
+
+use gateway::provision;
+use serde_json::{Value, json};
+use shared::{api_key::{ApiKey, Scope}, nats::config};
+
+use crate::rig::{Rig, app, eventually};
+
+/// One operation of the API, with things of `shop` in its path.
+#[derive(Debug)]
+struct Operation {
+    method: String,
+    path: String,
+    scope: Option<Scope>,
+    takes_body: bool,
+}
+
+/// Every operation that the API describes.
+fn operations(notification: &str, address: &str) -> Vec<Operation> {
+    let api: Value = serde_json::from_str(&gateway::openapi()).unwrap();
+    let mut operations = Vec::new();
+    for (path, item) in api["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let scope = operation["security"][0]["api_key"][0].as_str().map(|scope| scope.parse().unwrap());
+            operations.push(Operation {
+                method: method.to_uppercase(),
+                path: path
+                    .replace("{notification_id}", notification)
+                    .replace("{recipient_id}", "ann")
+                    .replace("{address_id}", address),
+                scope,
+                takes_body: operation.get("requestBody").is_some(),
+            });
+        }
+    }
+    operations
+}
+
+impl Operation {
+    /// A body that the operation takes.
+    fn body(&self) -> Option<Value> {
+        let body = match self.path.rsplit('/').next().unwrap() {
+            "notifications" => json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } }),
+            "addresses" => json!({ "provider": "fcm", "token": "t1" }),
+            "preferences" => json!({ "channels": { "push": true } }),
+            _ => json!({ "locale": "en" }),
+        };
+        self.takes_body.then_some(body)
+    }
+}
+
+/// What `shop` has: a notification and an address of ann's, who opted out.
+async fn fill(rig: &Rig) -> (String, String) {
+    let sent = rig.notify("e1", &["ann"]).await;
+    let address = rig.ask("POST", "/v1/recipients/ann/addresses", json!({ "provider": "fcm", "token": "t1" })).await;
+    let refusal = json!({ "channels": { "push": false }, "categories": {} });
+    assert_eq!(rig.ask("PUT", "/v1/recipients/ann/preferences", refusal).await.status, 200);
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    (text(&sent.body["notification_id"]), text(&address.body["address_id"]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_operation_needs_its_scope_and_no_other() {
+    let rig = Rig::start().await;
+    let (notification, address) = fill(&rig).await;
+    let operations = operations(&notification, &address);
+    let open: Vec<&str> = operations.iter().filter(|op| op.scope.is_none()).map(|op| op.path.as_str()).collect();
+    assert_eq!(open, ["/healthz", "/metrics", "/readyz", "/v1/openapi.json"]);
+
+    let mut forged = rig.key.clone();
+    let flipped = if forged.ends_with('A') { "E" } else { "A" };
+    forged.replace_range(forged.len() - 1.., flipped);
+    let (ended, ended_text) = ApiKey::issue(&rig.mesh_key, app(), Scope::ALL.to_vec());
+    config::put_key(&rig.hub, &ApiKey { expires_at: Some(jiff::Timestamp::UNIX_EPOCH), ..ended }).await.unwrap();
+    for &scope in Scope::ALL {
+        let only = rig.issue("shop", &[scope]).await;
+        let others: Vec<Scope> = Scope::ALL.iter().copied().filter(|other| *other != scope).collect();
+        let others = rig.issue("shop", &others).await;
+        for operation in operations.iter().filter(|operation| operation.scope == Some(scope)) {
+            let ask = async |key| rig.call(&operation.method, &operation.path, key, operation.body()).await;
+            for bad in [None, Some("peal_x"), Some(forged.as_str()), Some(ended_text.as_str())] {
+                let answer = ask(bad).await;
+                assert_eq!((answer.status, answer.code()), (401, "unauthenticated"), "{operation:?}");
+                assert!(answer.header("www-authenticate").unwrap().starts_with("Bearer"), "{answer:?}");
+            }
+            let answer = ask(Some(&others)).await;
+            assert_eq!((answer.status, answer.code()), (403, "forbidden"), "{operation:?}");
+            assert!(answer.body["detail"].as_str().unwrap().contains(scope.as_str()), "{answer:?}");
+            // Deleting would take away what the next operation looks for.
+            if operation.method != "DELETE" {
+                let answer = ask(Some(&only)).await;
+                assert!((200..300).contains(&answer.status), "{operation:?}: {answer:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_app_never_sees_or_changes_what_is_anothers() {
+    let rig = Rig::start().await;
+    let (notification, address) = fill(&rig).await;
+    let rival = rig.issue("rival", Scope::ALL).await;
+    let operations = operations(&notification, &address);
+    let reads = || operations.iter().filter(|op| op.scope.is_some() && op.method == "GET");
+    let view = async |key: &str| {
+        let mut view = Vec::new();
+        for read in reads() {
+            let answer = rig.call("GET", &read.path, Some(key), None).await;
+            let shown = if answer.status == 200 { answer.body } else { json!(answer.code()) };
+            view.push((read.path.clone(), answer.status, shown));
+        }
+        view
+    };
+    eventually("the notification has a status", async || {
+        rig.ask("GET", &format!("/v1/notifications/{notification}"), Value::Null).await.status == 200
+    })
+    .await;
+    let before = view(&rig.key).await;
+    assert!(before.iter().all(|(_, status, _)| *status == 200), "{before:?}");
+    for (path, status, _) in view(&rival).await {
+        assert_eq!(status, 404, "{path} is visible to another app");
+    }
+    // First what would delete: afterwards the other app has a recipient of its own by the same name.
+    let (deletes, writes): (Vec<_>, Vec<_>) = operations
+        .iter()
+        .filter(|operation| operation.scope.is_some() && operation.method != "GET")
+        .partition(|operation| operation.method == "DELETE");
+    for operation in deletes.into_iter().chain(writes) {
+        let answer = rig.call(&operation.method, &operation.path, Some(&rival), operation.body()).await;
+        let is_right = if operation.method == "DELETE" { answer.status == 404 } else { answer.status < 300 };
+        assert!(is_right, "{operation:?}: {answer:?}");
+        assert_eq!(view(&rig.key).await, before, "{operation:?} by another app changed something");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_was_provisioned_from_a_file_can_send() {
+    let rig = Rig::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("apps.toml");
+    std::fs::write(folder.path().join("key.p8"), "PEM").unwrap();
+    let apps = r#"
+        [[app]]
+        id = "news"
+        default_region = "eu"
+        keys = [{ scopes = ["notifications:write"] }, { scopes = ["recipients:read", "recipients:write"] }]
+        [app.apns]
+        team_id = "TEAM"
+        key_id = "KEY"
+        topic = "com.example.news"
+        private_key_file = "key.p8"
+    "#;
+    std::fs::write(&file, apps).unwrap();
+    let run = || provision::run(rig.js.client(), &rig.mesh_key, 1, &file);
+    let issued = run().await.unwrap();
+    assert_eq!(issued.len(), 2);
+    let again = run().await.unwrap();
+    assert!(again.is_empty(), "repeating issues no more keys");
+    let body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
+    eventually("the new key is good", async || {
+        rig.call("POST", "/v1/notifications", Some(&issued[0].text), Some(body.clone())).await.status == 202
+    })
+    .await;
+    let known = config::read(&rig.hub).await.unwrap();
+    let sealed = &known.apps[&"news".parse().unwrap()].apns.as_ref().unwrap().private_key;
+    assert_eq!(rig.mesh_key.open("news/apns", sealed).unwrap(), "PEM");
+}

@@ -1,0 +1,114 @@
+//! Servers that are full or gone, and a gateway that has too much to do.
+
+use futures::future::join_all;
+use serde_json::{Value, json};
+use shared::nats::topology;
+use testbed::nats::Server;
+
+use crate::rig::{Rig, eventually};
+
+async fn ready(rig: &Rig) -> (u16, Value) {
+    let answer = rig.call("GET", "/readyz", None, None).await;
+    (answer.status, answer.body)
+}
+
+fn eu(rig: &Rig) -> &Server {
+    rig.nats.region("eu")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_stream_refuses_and_says_when_to_repeat() {
+    let rig = Rig::with(|settings| settings.mesh.max_bytes = 20_000).await;
+    let mut accepted = 0;
+    let refused = loop {
+        let answer = rig.notify(&format!("e{accepted}"), &["ann"]).await;
+        if answer.status != 202 {
+            break answer;
+        }
+        accepted += 1;
+        assert!(accepted < 1000, "the stream never fills");
+    };
+    assert_eq!((refused.status, refused.code()), (503, "stream_full"), "{refused:?}");
+    assert_eq!(refused.header("retry-after"), Some("5"));
+    assert_eq!(refused.body["event_id"], format!("e{accepted}"));
+    assert_eq!(rig.count(topology::NOTIFY).await, accepted, "what was refused is not stored, what was accepted is");
+
+    // Room again: the same event goes through.
+    rig.js.get_stream(topology::NOTIFY).await.unwrap().purge().await.unwrap();
+    let again = rig.notify(&format!("e{accepted}"), &["ann"]).await;
+    assert_eq!((again.status, &again.body["duplicates"]), (202, &json!(0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_stored_in_part_is_refused_whole_and_mended_by_repeating() {
+    let rig = Rig::with(|settings| settings.mesh.max_bytes = 5000).await;
+    let names: Vec<String> = (0..100).map(|n| format!("r{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let refused = rig.notify("e1", &names).await;
+    assert_eq!((refused.status, refused.code()), (503, "stream_full"), "{refused:?}");
+    let stored = rig.count(topology::NOTIFY).await;
+    assert!((1..100).contains(&stored), "{stored}");
+    assert!(refused.body["detail"].as_str().unwrap().starts_with(&format!("{stored} of 100 jobs are stored")));
+    let mut stream = rig.js.get_stream(topology::NOTIFY).await.unwrap();
+    let mut config = stream.info().await.unwrap().config.clone();
+    config.max_bytes = -1;
+    rig.js.update_stream(config).await.unwrap();
+    let again = rig.notify("e1", &names).await;
+    assert_eq!((again.status, &again.body["duplicates"]), (202, &json!(stored)), "{again:?}");
+    assert_eq!(rig.count(topology::NOTIFY).await, 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_nats_it_is_not_ready_and_refuses_and_then_recovers() {
+    let rig = Rig::with(|settings| settings.limits.request_timeout_s = 3).await;
+    assert_eq!(ready(&rig).await, (200, json!({ "ready": true, "missing": [] })));
+    assert_eq!(rig.call("GET", "/healthz", None, None).await.status, 200);
+    eu(&rig).kill().unwrap();
+    eventually("the gateway is not ready", async || {
+        ready(&rig).await == (503, json!({ "ready": false, "missing": ["nats"] }))
+    })
+    .await;
+    assert_eq!(rig.call("GET", "/healthz", None, None).await.status, 200);
+    let refused = rig.notify("e1", &["ann"]).await;
+    assert_eq!(refused.status, 503);
+    assert!(["timeout", "stream_unavailable"].contains(&refused.code()), "{refused:?}");
+    assert!(refused.header("retry-after").is_some());
+    eu(&rig).restart().await.unwrap();
+    eventually("the gateway is ready again", async || ready(&rig).await.0 == 200).await;
+    // The refused one may have been stored when the connection came back; repeating is safe either way.
+    assert_eq!(rig.notify("e1", &["ann"]).await.status, 202);
+    assert_eq!(rig.count(topology::NOTIFY).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_than_it_can_hold_is_refused_at_once() {
+    let rig = Rig::with(|settings| settings.limits.in_flight = 2).await;
+    eu(&rig).pause().unwrap();
+    let asked = join_all((0..6).map(|n| {
+        let rig = &rig;
+        async move { (n, rig.notify(&format!("e{n}"), &["ann"]).await) }
+    }));
+    let resume = async {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        eu(&rig).resume().unwrap();
+    };
+    let (answers, ()) = tokio::join!(asked, resume);
+    let overloaded = answers.iter().filter(|(_, answer)| answer.status == 503 && answer.code() == "overloaded").count();
+    let accepted = answers.iter().filter(|(_, answer)| answer.status == 202).count();
+    assert_eq!((overloaded, accepted), (4, 2), "{answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_refused_and_accepted_is_counted() {
+    let rig = Rig::start().await;
+    rig.notify("e1", &["ann", "bob"]).await;
+    rig.ask("POST", "/v1/notifications", json!({})).await;
+    let page = rig.call("GET", "/metrics", None, None).await.body;
+    let page = page.as_str().unwrap();
+    let value = |name: &str, label: &str| {
+        let line = page.lines().find(|line| line.starts_with(name) && line.contains(label));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+    };
+    assert_eq!(value("peal_jobs_accepted", "class=\"normal\""), Some(2.0), "{page}");
+    assert_eq!(value("peal_requests_refused", "code=\"validation_failed\""), Some(1.0), "{page}");
+}

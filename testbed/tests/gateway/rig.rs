@@ -1,0 +1,182 @@
+//! A gateway in this process, in a mesh of a hub and the region `eu`; the region `us` is known and never there.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use gateway::{
+    Gateway,
+    config::Settings,
+    provision::{self, NewApp},
+};
+use reqwest::header::HeaderMap;
+use serde_json::{Value, json};
+use shared::{
+    api_key::Scope,
+    clock::Clock,
+    id::{AppId, Region},
+    lifecycle::Lifecycle,
+    nats::connect,
+    recipient::RecipientKey,
+    seal::MeshKey,
+    telemetry::Telemetry,
+};
+use testbed::nats::{self, Mesh};
+use tokio::time::{sleep, timeout};
+
+/// Longer than anything takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Rig {
+    pub(crate) nats: Mesh,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) js: jetstream::Context,
+    pub(crate) hub: jetstream::Context,
+    pub(crate) mesh_key: MeshKey,
+    /// A key of the app `shop` that may do everything.
+    pub(crate) key: String,
+    gateway: Gateway,
+    http: reqwest::Client,
+}
+
+/// What came back.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Value,
+}
+
+impl Rig {
+    pub(crate) async fn start() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    /// Starts with settings that `adjust` made from those of a test.
+    pub(crate) async fn with(adjust: impl FnOnce(&mut Settings)) -> Self {
+        let nats = Mesh::start(nats::from_env().unwrap(), &["eu"]).await.unwrap();
+        let mesh_key = STANDARD.encode([7; 32]);
+        let mut settings = Settings::load(None).unwrap();
+        settings.listen = "127.0.0.1:0".parse().unwrap();
+        settings.mesh_key = mesh_key.clone().into();
+        settings.nats.url = nats.region("eu").url();
+        settings.nats.user = Some(nats::USER.into());
+        settings.nats.password = Some(nats::PASSWORD.to_owned().into());
+        settings.mesh.region = region("eu");
+        settings.mesh.regions = vec![region("eu"), region("us")];
+        settings.telemetry.sample_ratio = 0.0;
+        adjust(&mut settings);
+        let client = connect::connect(&settings.nats, "test").await.unwrap();
+        let hub = provision::hub(client.clone());
+        provision::prepare_hub(&hub, 1).await.unwrap();
+        let lifecycle = Lifecycle::default();
+        let telemetry =
+            Telemetry::start(&settings.telemetry, "peal-gateway", "test", &settings.mesh.region).unwrap();
+        let gateway = Gateway::start(settings, telemetry, Clock::system(), &lifecycle).await.unwrap();
+        let mut rig = Self {
+            nats,
+            lifecycle,
+            js: connect::jetstream(client),
+            hub,
+            mesh_key: MeshKey::from_base64(&mesh_key).unwrap(),
+            key: String::new(),
+            gateway,
+            http: reqwest::Client::builder().timeout(PATIENCE).build().unwrap(),
+        };
+        rig.key = rig.issue("shop", Scope::ALL).await;
+        rig
+    }
+
+    /// A key of `app`, which is made known with it; returns when the gateway knows it.
+    pub(crate) async fn issue(&self, app: &str, scopes: &[Scope]) -> String {
+        let app = NewApp { id: app.parse().unwrap(), default_region: region("eu"), apns: None, fcm: None };
+        let mut keys = provision::write_app(&self.hub, &self.mesh_key, &app, &[scopes.to_vec()]).await.unwrap();
+        let key = keys.remove(0);
+        eventually("the key is known", async || {
+            let status = self.call("GET", "/v1/notifications/none", Some(&key), None).await.status;
+            status != 401 && status != 503
+        })
+        .await;
+        key
+    }
+
+    /// Asks with the key of `shop`.
+    pub(crate) async fn ask(&self, method: &str, path: &str, body: Value) -> Answer {
+        let body = (body != Value::Null).then_some(body);
+        self.call(method, path, Some(&self.key), body).await
+    }
+
+    pub(crate) async fn call(&self, method: &str, path: &str, key: Option<&str>, body: Option<Value>) -> Answer {
+        let mut request = self.request(method, path);
+        if let Some(key) = key {
+            request = request.bearer_auth(key);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        send(request).await
+    }
+
+    pub(crate) fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
+        self.http.request(method.parse().unwrap(), format!("http://{}{path}", self.gateway.addr()))
+    }
+
+    /// Sends a notification with the title "Hi" to `recipients`, under `event` if it is not empty.
+    pub(crate) async fn notify(&self, event: &str, recipients: &[&str]) -> Answer {
+        let mut body = json!({ "to": { "recipients": recipients }, "push": { "title": "Hi" } });
+        if !event.is_empty() {
+            body["event_id"] = json!(event);
+        }
+        self.ask("POST", "/v1/notifications", body).await
+    }
+
+    /// How many messages a stream holds.
+    pub(crate) async fn count(&self, stream: &str) -> u64 {
+        self.js.get_stream(stream).await.unwrap().cached_info().state.messages
+    }
+}
+
+pub(crate) async fn send(request: reqwest::RequestBuilder) -> Answer {
+    let answer = request.send().await.unwrap();
+    let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+    let text = answer.text().await.unwrap();
+    Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The code of a problem, after checking that it is a whole one.
+    pub(crate) fn code(&self) -> &str {
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
+        assert_eq!(self.body["status"], self.status, "{self:?}");
+        assert_eq!(self.body["request_id"].as_str(), self.header("x-request-id"), "{self:?}");
+        let code = self.body["code"].as_str().unwrap();
+        assert_eq!(self.body["type"], format!("urn:peal:problem:{code}"), "{self:?}");
+        code
+    }
+}
+
+pub(crate) fn region(name: &str) -> Region {
+    name.parse().unwrap()
+}
+
+pub(crate) fn app() -> AppId {
+    "shop".parse().unwrap()
+}
+
+pub(crate) fn recipient(name: &str) -> RecipientKey {
+    RecipientKey { app: app(), recipient: name.parse().unwrap() }
+}
+
+/// Waits until `what` is so.
+pub(crate) async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !is_so().await {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+}

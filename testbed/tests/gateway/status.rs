@@ -1,0 +1,104 @@
+//! What became of notifications, from receipts that the test writes in a worker's place.
+
+use async_nats::HeaderMap;
+use serde_json::{Value, json};
+use shared::{
+    channel::{Channel, Provider},
+    id::{AddressId, AppId, JobId, NotificationId, RecipientId, Region},
+    nats::{envelope, publish, subject},
+    receipt::{Batch, Receipt, State},
+};
+
+use crate::rig::{Rig, app, eventually, region};
+
+/// One worker's word about ann's only device.
+fn receipt(event: &str, attempt: u32, state: State) -> Receipt {
+    let (event, ann): (_, RecipientId) = (event.parse().unwrap(), "ann".parse().unwrap());
+    Receipt {
+        notification: NotificationId::of(&app(), &event),
+        job: JobId::of(&app(), &event, &ann, Channel::Push),
+        recipient: Some(ann),
+        channel: Channel::Push,
+        address: Some(AddressId::of(&app(), Provider::Fcm, "phone")),
+        provider: Some(Provider::Fcm),
+        attempt,
+        state,
+        reason: (state == State::Parked).then_some("unavailable".into()),
+        provider_id: None,
+        at: jiff::Timestamp::from_second(i64::from(attempt)).unwrap(),
+        took_us: Some(2500),
+        next_at: None,
+        trace: None,
+    }
+}
+
+async fn write(rig: &Rig, number: u32, of: AppId, origin: Region, receipts: Vec<Receipt>) {
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Msg-Id", format!("worker:{number}"));
+    headers.insert(envelope::BATCH, format!("worker:{number}"));
+    let here = region("eu");
+    let subject = subject::receipt(&here, &origin, &of);
+    let batch = Batch { app: of, region: here, origin, writer: "worker".into(), accepted: Vec::new(), receipts };
+    publish::store(&rig.js, subject, headers, serde_json::to_vec(&batch).unwrap().into()).await.unwrap();
+}
+
+async fn status(rig: &Rig, event: &str) -> Value {
+    let id = NotificationId::of(&app(), &event.parse().unwrap());
+    let answer = rig.ask("GET", &format!("/v1/notifications/{id}"), Value::Null).await;
+    if answer.status == 200 { answer.body } else { json!({ "state": answer.code() }) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notification_goes_from_accepted_over_in_progress_to_done() {
+    let rig = Rig::start().await;
+    assert_eq!(rig.notify("e1", &["ann"]).await.status, 202);
+    let accepted = status(&rig, "e1").await;
+    assert_eq!((&accepted["state"], &accepted["jobs"], &accepted["done"]), (&json!("accepted"), &json!(1), &json!(0)));
+    assert_eq!(accepted["event_id"], "e1");
+    assert!(accepted["accepted_at"].is_string());
+
+    write(&rig, 1, app(), region("eu"), vec![receipt("e1", 1, State::Parked)]).await;
+    eventually("the first attempt is told", async || status(&rig, "e1").await["state"] == "in_progress").await;
+    write(&rig, 2, app(), region("eu"), vec![receipt("e0", 1, State::Delivered), receipt("e1", 2, State::Delivered)]).await;
+    eventually("the end is told", async || status(&rig, "e1").await["state"] == "done").await;
+
+    let done = status(&rig, "e1").await;
+    assert_eq!(done["done"], 1);
+    let delivery = &done["deliveries"][0];
+    assert_eq!((&delivery["state"], &delivery["recipient"], &delivery["provider"]), (&json!("delivered"), &json!("ann"), &json!("fcm")));
+    assert_eq!(delivery["region"], "eu");
+    let attempts: Vec<_> = delivery["attempts"].as_array().unwrap().iter().map(|a| (&a["attempt"], &a["state"])).collect();
+    assert_eq!(attempts, [(&json!(1), &json!("parked")), (&json!(2), &json!("delivered"))]);
+    assert_eq!((&delivery["attempts"][0]["reason"], &delivery["attempts"][0]["took_ms"]), (&json!("unavailable"), &json!(2.5)));
+
+    // A service that publishes to NATS itself has no gateway's record.
+    let unaccepted = status(&rig, "e0").await;
+    assert_eq!((&unaccepted["state"], &unaccepted["jobs"]), (&json!("done"), &json!(1)));
+    assert_eq!(unaccepted.get("event_id"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn receipts_of_another_app_tell_nothing() {
+    let rig = Rig::start().await;
+    let rival: AppId = "rival".parse().unwrap();
+    write(&rig, 1, rival, region("eu"), vec![receipt("e1", 1, State::Delivered)]).await;
+    assert_eq!(status(&rig, "e1").await["state"], "not_found");
+    assert_eq!(status(&rig, "e2").await["state"], "not_found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_of_accepted_notifications_are_written_before_the_end() {
+    let rig = Rig::start().await;
+    for event in 0..20 {
+        rig.notify(&format!("e{event}"), &["ann"]).await;
+    }
+    let end = rig.lifecycle.finish_within(std::time::Duration::from_secs(10)).await;
+    assert_eq!(end, shared::lifecycle::End::Clean);
+    let mut told = 0;
+    let stream = rig.js.get_stream("RECEIPTS").await.unwrap();
+    for sequence in 1..=stream.cached_info().state.last_sequence {
+        let batch: Batch = serde_json::from_slice(&stream.direct_get(sequence).await.unwrap().payload).unwrap();
+        told += batch.accepted.len();
+    }
+    assert_eq!(told, 20);
+}

@@ -1,0 +1,103 @@
+//! One trace shows the whole way: asserted on what a collector receives, parents and links included.
+
+use std::time::Duration;
+
+use serde_json::json;
+use testbed::{
+    nats,
+    peal::{Peal, Plan},
+    providers::{Answer, Rule},
+    sink::{Seen, Sink, tree},
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+async fn start(sample_ratio: f64) -> (Sink, Peal) {
+    let sink = Sink::start().await.unwrap();
+    let plan = Plan {
+        workers: 1,
+        otlp_endpoint: Some(sink.endpoint()),
+        sample_ratio,
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    (sink, peal)
+}
+
+async fn post(peal: &Peal, recipient: &str, traceparent: Option<&str>) {
+    let url = format!("{}/v1/notifications", peal.region("eu").gateway.url);
+    let body = json!({ "to": { "recipients": [recipient] }, "push": { "title": "Hello" } });
+    let mut request = peal.http.post(url).bearer_auth(&peal.key).json(&body);
+    if let Some(traceparent) = traceparent {
+        request = request.header("traceparent", traceparent);
+    }
+    assert_eq!(request.send().await.unwrap().status(), 202);
+}
+
+fn named<'a>(trace: &'a [Seen], start: &str) -> &'a Seen {
+    trace.iter().find(|seen| seen.span.name.starts_with(start)).unwrap_or_else(|| panic!("no {start} in\n{}", tree(trace)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_callers_trace_goes_through_two_regions_to_the_device() {
+    let (sink, peal) = start(0.0).await;
+    peal.register("bob", "us", &[("apns", "beef")]).await.unwrap();
+    wait_home(&peal, "bob").await;
+    let (id, caller) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+    post(&peal, "bob", Some(&format!("00-{id}-{caller}-01"))).await;
+    let trace = sink.trace(id, PATIENCE, |trace| trace.len() >= 6).await;
+
+    let request = named(&trace, "POST /v1/notifications");
+    assert_eq!(hex(&request.span.parent_span_id), caller, "the caller's span is the parent");
+    assert_eq!((request.service.as_str(), request.region.as_str()), ("peal-gateway", "eu"));
+    let send = named(&trace, "send notify");
+    assert_eq!(send.span.parent_span_id, request.span.span_id);
+    let process = named(&trace, "process notify");
+    assert_eq!((process.service.as_str(), process.region.as_str()), ("peal-edge-worker", "us"));
+    assert_eq!(process.span.parent_span_id, send.span.span_id);
+    assert_eq!(process.span.links.len(), 1, "and a link, as the messaging conventions ask");
+    assert_eq!(process.span.links[0].span_id, send.span.span_id);
+    assert_eq!(hex(&process.span.links[0].trace_id), id);
+    for below in ["POST /3/device/{token}", "send receipt", "ack notify"] {
+        assert_eq!(named(&trace, below).span.parent_span_id, process.span.span_id, "{below}");
+    }
+    assert_eq!(named(&trace, "POST /3/device").attribute("http.response.status_code").as_deref(), Some("200"));
+    assert_eq!(trace.len(), 6, "{}", tree(&trace));
+    let told = format!("{trace:?}");
+    assert!(!told.contains("beef") && !told.contains("Hello"), "tokens and content stay out of traces");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unsampled_is_not_traced_unless_it_fails_and_attempts_share_a_parent() {
+    let (sink, peal) = start(0.0).await;
+    peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
+    peal.register("eve", "eu", &[("apns", "eeee")]).await.unwrap();
+    peal.apns.script().add(Rule::token("eeee").times(1).answer(Answer::reason("ServiceUnavailable"))).unwrap();
+    post(&peal, "ann", None).await;
+    let (id, caller) = ("11111111111111111111111111111111", "2222222222222222");
+    post(&peal, "eve", Some(&format!("00-{id}-{caller}-00"))).await;
+    let trace = sink
+        .trace(id, PATIENCE, |trace| trace.iter().filter(|seen| seen.span.name.starts_with("process")).count() >= 2)
+        .await;
+    let attempts: Vec<&Seen> = trace.iter().filter(|seen| seen.span.name.starts_with("process")).collect();
+    assert_eq!(attempts.len(), 2, "both attempts are kept\n{}", tree(&trace));
+    assert_eq!(attempts[0].span.parent_span_id, attempts[1].span.parent_span_id, "below the same parent");
+    let count = |key: &str| attempts.iter().filter_map(|seen| seen.attribute(key)).collect::<Vec<_>>();
+    assert_eq!(count("peal.attempt"), ["1", "2"]);
+    assert_eq!(count("error.type"), ["parked"]);
+    assert!(sink.spans().iter().all(|seen| seen.trace_id() == id), "what went well and was not sampled leaves no span");
+}
+
+async fn wait_home(peal: &Peal, recipient: &str) {
+    for _ in 0..200 {
+        if peal.ask("GET", "eu", &format!("/v1/recipients/{recipient}"), None).await.unwrap().0 == 200 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the directory did not learn of {recipient}");
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
