@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,6 +30,8 @@ const LOOK: Duration = Duration::from_millis(25);
 pub(crate) struct Receipts {
     js: jetstream::Context,
     index: Arc<RwLock<Index>>,
+    /// Whether everything that was there at start has been read.
+    loaded: Arc<AtomicBool>,
 }
 
 /// Everything recorded about one notification.
@@ -38,9 +43,9 @@ pub(crate) struct History {
     pub(crate) receipts: Vec<(Region, Receipt)>,
 }
 
-/// The stream did not answer.
+/// The stream did not answer, or has not been read to its end yet.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("the receipts stream does not answer")]
+#[error("the receipts stream does not answer, or has not been read to its end yet")]
 pub(crate) struct Unanswered;
 
 impl Receipts {
@@ -49,31 +54,40 @@ impl Receipts {
         Self {
             js,
             index: Arc::new(RwLock::new(Index::new(most))),
+            loaded: Arc::default(),
         }
     }
 
     /// Follows the stream for ever.
     pub(crate) async fn follow(self) {
-        follow::follow_forever(
-            &self.js,
-            topology::RECEIPTS,
-            ">",
-            |entry| match serde_json::from_slice::<Ids>(&entry.payload) {
-                Ok(ids) => {
-                    let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-                    for id in ids.accepted.iter().chain(&ids.receipts) {
-                        index.learn(id.notification, entry.sequence);
-                    }
+        // An empty stream sends nothing that could say that it is empty.
+        let standing = follow::standing(&self.js, topology::RECEIPTS).await;
+        let nothing_there = standing.is_ok_and(|standing| standing.messages == 0);
+        self.loaded.store(nothing_there, Ordering::Relaxed);
+        follow::follow_forever(&self.js, topology::RECEIPTS, ">", |entry| self.learn(entry)).await;
+    }
+
+    fn learn(&self, entry: &follow::Entry) {
+        match serde_json::from_slice::<Ids>(&entry.payload) {
+            Ok(ids) => {
+                let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+                for id in ids.accepted.iter().chain(&ids.receipts) {
+                    index.learn(id.notification, entry.sequence);
                 }
-                Err(error) => tracing::error!(sequence = entry.sequence, %error, "batch of receipts cannot be read"),
-            },
-        )
-        .await;
+            }
+            Err(error) => tracing::error!(sequence = entry.sequence, %error, "batch of receipts cannot be read"),
+        }
+        if entry.pending == 0 {
+            self.loaded.store(true, Ordering::Relaxed);
+        }
     }
 
     /// What is recorded about `id`, if it is a notification of `app`.
     pub(crate) async fn history(&self, app: &AppId, id: NotificationId) -> Result<Option<History>, Unanswered> {
         let places = self.places(id).await;
+        if places.is_empty() && !self.loaded.load(Ordering::Relaxed) {
+            return Err(Unanswered);
+        }
         let receipts = self
             .js
             .get_stream_no_info(topology::RECEIPTS)

@@ -17,7 +17,7 @@ use shared::{
     nats::{envelope, publish, subject},
     receipt::{Accepted, Batch},
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{sync::mpsc, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Records that may wait; what comes on top is lost and counted. A record is a convenience of status questions: the
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 const WAITING: usize = 65_536;
 /// Most records of one message.
 const BATCH: usize = 256;
-/// Longest wait for a message to fill.
+/// How long a record waits for others to share a message with.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// How often a message is published until the stream has it.
 const TRIES: u32 = 3;
@@ -83,38 +83,24 @@ pub(crate) fn pair(js: jetstream::Context, here: Region, name: String) -> (Recor
 impl Writer {
     /// Writes until `last` says that no request is in progress any more, and what then remains.
     pub(crate) async fn run(mut self, last: CancellationToken) {
-        loop {
-            tokio::select! {
-                biased;
-                first = self.records.recv() => match first {
-                    Some(first) => self.fill(first).await,
-                    None => break,
-                },
-                () = last.cancelled() => break,
+        while let Some(Some(first)) = last.run_until_cancelled(self.records.recv()).await {
+            // Not listening while others come keeps every request from waking this task.
+            last.run_until_cancelled(sleep(PATIENCE)).await;
+            self.take(first);
+            while let Ok(next) = self.records.try_recv() {
+                self.take(next);
             }
             self.flush().await;
         }
         self.records.close();
-        while let Some((app, accepted)) = self.records.recv().await {
-            self.waiting.entry(app).or_default().push(accepted);
+        while let Some(next) = self.records.recv().await {
+            self.take(next);
         }
         self.flush().await;
     }
 
-    /// Collects until some app has a full batch, or the first record has waited long enough.
-    async fn fill(&mut self, (app, accepted): (AppId, Accepted)) {
+    fn take(&mut self, (app, accepted): (AppId, Accepted)) {
         self.waiting.entry(app).or_default().push(accepted);
-        let full = async {
-            while let Some((app, accepted)) = self.records.recv().await {
-                let of_app = self.waiting.entry(app).or_default();
-                of_app.push(accepted);
-                if of_app.len() >= BATCH {
-                    break;
-                }
-            }
-        };
-        // Records stay where they are if the time runs out.
-        let _in_time = timeout(PATIENCE, full).await.is_ok();
     }
 
     async fn flush(&mut self) {

@@ -13,3 +13,5 @@ mod faults;
 mod recipients;
 #[path = "gateway/status.rs"]
 mod status;
+#[path = "gateway/traces.rs"]
+mod traces;

@@ -17,8 +17,7 @@ mod trace;
 
 use std::sync::Arc;
 
-use axum::{Extension, Router, extract::DefaultBodyLimit, middleware};
-use bytes::Bytes;
+use axum::{Router, extract::DefaultBodyLimit, middleware};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -58,8 +57,64 @@ pub(crate) fn router(parts: Arc<Parts>) -> Router {
     router
         .fallback(async || Problem::new(NOT_FOUND, "There is no such path; /v1/openapi.json lists them."))
         .method_not_allowed_fallback(async || Problem::new(METHOD, "The header Allow lists the methods of this path."))
-        .layer(Extension(Bytes::from(describe())))
         .layer(DefaultBodyLimit::max(parts.limits.body_bytes))
         .layer(middleware::from_fn_with_state(Arc::clone(&parts), outer::around))
         .with_state(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Calls `look` for every member called `name`, however deep.
+    fn each<'a>(value: &'a Value, name: &str, look: &mut impl FnMut(&'a Value)) {
+        match value {
+            Value::Object(members) => {
+                for (key, value) in members {
+                    if key == name {
+                        look(value);
+                    }
+                    each(value, name, look);
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|value| each(value, name, look)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_description_is_whole() {
+        let api: Value = serde_json::from_str(&describe()).unwrap();
+        assert_eq!(api["openapi"], "3.1.0");
+        let mut references = 0;
+        each(&api, "$ref", &mut |reference| {
+            references += 1;
+            let pointer = reference.as_str().unwrap().strip_prefix('#').unwrap();
+            assert!(api.pointer(pointer).is_some(), "{pointer} leads nowhere");
+        });
+        assert!(references > 50);
+        let (mut ids, mut operations) = (HashSet::new(), 0);
+        each(&api, "operationId", &mut |id| {
+            operations += 1;
+            ids.insert(id.as_str().unwrap());
+        });
+        assert_eq!((ids.len(), operations), (15, 15), "operation ids are distinct");
+    }
+
+    #[test]
+    fn what_is_refused_is_described_as_a_problem() {
+        let api: Value = serde_json::from_str(&describe()).unwrap();
+        for (path, item) in api["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                if operation.get("security").is_some() {
+                    let problem = &operation["responses"]["4XX"]["content"]["application/problem+json"]["schema"];
+                    assert_eq!(problem["$ref"], "#/components/schemas/Problem", "{method} {path}");
+                }
+            }
+        }
+    }
 }

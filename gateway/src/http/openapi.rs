@@ -1,6 +1,7 @@
 //! `/v1/openapi.json`: this API, described by the code that serves it.
 
-use bytes::Bytes;
+use std::sync::LazyLock;
+
 use http::{HeaderName, header};
 use utoipa::{
     Modify, OpenApi,
@@ -50,8 +51,7 @@ impl Modify for ApiKey {
     tag = "operations",
     responses((status = 200, description = "OpenAPI 3.1", body = Object)),
 )]
-pub(crate) async fn document(
-    axum::Extension(document): axum::Extension<Bytes>,
-) -> ([(HeaderName, &'static str); 1], Bytes) {
-    ([(header::CONTENT_TYPE, "application/json")], document)
+pub(crate) async fn document() -> ([(HeaderName, &'static str); 1], &'static str) {
+    static DOCUMENT: LazyLock<String> = LazyLock::new(super::describe);
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str())
 }

@@ -21,7 +21,13 @@ async fn jobs(rig: &Rig, stream: &str) -> Vec<(String, async_nats::HeaderMap, Jo
     while let Some(entry) = entries.next().await {
         let entry = entry.unwrap();
         if entry.subject.starts_with("notify.") {
-            let job = envelope::open(&entry.subject, &entry.headers, &entry.payload, entry.stored_at, &region("eu"));
+            let job = envelope::open(
+                &entry.subject,
+                &entry.headers,
+                &entry.payload,
+                entry.stored_at,
+                &region("eu"),
+            );
             jobs.push((entry.subject, entry.headers, job.unwrap()));
         }
         if entry.pending == 0 {
@@ -34,7 +40,12 @@ async fn jobs(rig: &Rig, stream: &str) -> Vec<(String, async_nats::HeaderMap, Jo
 #[tokio::test(flavor = "multi_thread")]
 async fn accepted_is_stored_one_job_per_recipient_in_its_home_region() {
     let rig = Rig::start().await;
-    assert_eq!(rig.ask("PUT", "/v1/recipients/far", json!({ "home": "us" })).await.status, 201);
+    assert_eq!(
+        rig.ask("PUT", "/v1/recipients/far", json!({ "home": "us" }))
+            .await
+            .status,
+        201
+    );
     let body = json!({
         "event_id": "order-42",
         "to": { "recipients": ["near", "far", "ünknown/§"] },
@@ -44,15 +55,25 @@ async fn accepted_is_stored_one_job_per_recipient_in_its_home_region() {
     });
     let answer = rig.ask("POST", "/v1/notifications", body.clone()).await;
     assert_eq!(answer.status, 202, "{answer:?}");
-    assert_eq!((&answer.body["jobs"], &answer.body["duplicates"]), (&json!(3), &json!(0)));
+    assert_eq!(
+        (&answer.body["jobs"], &answer.body["duplicates"]),
+        (&json!(3), &json!(0))
+    );
     assert_eq!(answer.body["event_id"], "order-42");
     assert_eq!(answer.body.get("trace_id"), None);
     let id = answer.body["notification_id"].as_str().unwrap();
-    assert_eq!(answer.header("location"), Some(format!("/v1/notifications/{id}").as_str()));
+    assert_eq!(
+        answer.header("location"),
+        Some(format!("/v1/notifications/{id}").as_str())
+    );
 
     let near = jobs(&rig, topology::NOTIFY).await;
     let far = jobs(&rig, topology::OUTBOX).await;
-    let names = |jobs: &[(String, _, Job)]| jobs.iter().map(|(_, _, job)| job.body.recipient.to_string()).collect::<HashSet<_>>();
+    let names = |jobs: &[(String, _, Job)]| {
+        jobs.iter()
+            .map(|(_, _, job)| job.body.recipient.to_string())
+            .collect::<HashSet<_>>()
+    };
     assert_eq!(names(&near), HashSet::from(["near".to_owned(), "ünknown/§".to_owned()]));
     assert_eq!(names(&far), HashSet::from(["far".to_owned()]));
     assert_eq!(far[0].0, "notify.push.us.urgent.shop");
@@ -78,9 +99,19 @@ async fn repeating_an_event_stores_nothing_twice() {
 
     // The header says the same as the field, and neither makes every request a new one.
     let body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
-    let request = || rig.request("POST", "/v1/notifications").bearer_auth(&rig.key).json(&body);
-    assert_eq!(send(request().header("Idempotency-Key", "e1")).await.body["duplicates"], 1);
-    assert_ne!(send(request()).await.body["event_id"], send(request()).await.body["event_id"]);
+    let request = || {
+        rig.request("POST", "/v1/notifications")
+            .bearer_auth(&rig.key)
+            .json(&body)
+    };
+    assert_eq!(
+        send(request().header("Idempotency-Key", "e1")).await.body["duplicates"],
+        1
+    );
+    assert_ne!(
+        send(request()).await.body["event_id"],
+        send(request()).await.body["event_id"]
+    );
     assert_eq!(rig.count(topology::NOTIFY).await, 5);
 }
 
@@ -100,28 +131,88 @@ async fn what_breaks_a_rule_is_named_and_never_repeated() {
     };
     // The value 5551234 must not come back in any answer.
     let cases: Vec<(Value, u16, &str, &str)> = vec![
-        (with("event_id", json!("has spaces 5551234")), 422, "validation_failed", "event_id"),
+        (
+            with("event_id", json!("has spaces 5551234")),
+            422,
+            "validation_failed",
+            "event_id",
+        ),
         (with("class", json!("5551234")), 422, "validation_failed", "class"),
-        (with("channel", json!("fax5551234")), 422, "validation_failed", "channel"),
+        (
+            with("channel", json!("fax5551234")),
+            422,
+            "validation_failed",
+            "channel",
+        ),
         (with("channel", json!("email")), 422, "channel_unavailable", ""),
-        (with("category", json!("Offers 5551234")), 422, "validation_failed", "category"),
+        (
+            with("category", json!("Offers 5551234")),
+            422,
+            "validation_failed",
+            "category",
+        ),
         (with("region", json!("eu5551234")), 422, "validation_failed", "region"),
         (with("to", json!({})), 422, "validation_failed", "to.recipients"),
-        (to(json!([]), json!({ "title": "Hi" })), 422, "validation_failed", "to.recipients"),
-        (to(json!(["a", "b", "c", "d"]), json!({ "title": "Hi" })), 422, "validation_failed", "to.recipients"),
-        (to(json!(["a", "b", "a"]), json!({ "title": "Hi" })), 422, "validation_failed", "to.recipients[2]"),
-        (to(json!(["a", "b 5551234"]), json!({ "title": "Hi" })), 422, "validation_failed", "to.recipients[1]"),
+        (
+            to(json!([]), json!({ "title": "Hi" })),
+            422,
+            "validation_failed",
+            "to.recipients",
+        ),
+        (
+            to(json!(["a", "b", "c", "d"]), json!({ "title": "Hi" })),
+            422,
+            "validation_failed",
+            "to.recipients",
+        ),
+        (
+            to(json!(["a", "b", "a"]), json!({ "title": "Hi" })),
+            422,
+            "validation_failed",
+            "to.recipients[2]",
+        ),
+        (
+            to(json!(["a", "b 5551234"]), json!({ "title": "Hi" })),
+            422,
+            "validation_failed",
+            "to.recipients[1]",
+        ),
         (to(json!(["ann"]), json!({})), 422, "validation_failed", "push.title"),
         (push("title", json!(5_551_234)), 422, "validation_failed", "push.title"),
         (push("tilte", json!("5551234")), 422, "validation_failed", "push.tilte"),
         (push("ttl", json!(5_551_234)), 422, "validation_failed", "push.ttl"),
         (push("badge", json!(-5_551_234)), 422, "validation_failed", "push.badge"),
         (push("silent", json!(true)), 422, "validation_failed", "push.silent"),
-        (push("image", json!("http://5551234/")), 422, "validation_failed", "push.image"),
-        (push("data", json!({ "aps": "5551234" })), 422, "validation_failed", "push.data"),
-        (push("body", json!("5551234".repeat(600))), 422, "validation_failed", "push"),
-        (push("apns", json!({ "priority": 55 })), 422, "validation_failed", "push.apns.priority"),
-        (push("apns", json!({ "push_type": "5551234" })), 422, "validation_failed", "push.apns.push_type"),
+        (
+            push("image", json!("http://5551234/")),
+            422,
+            "validation_failed",
+            "push.image",
+        ),
+        (
+            push("data", json!({ "aps": "5551234" })),
+            422,
+            "validation_failed",
+            "push.data",
+        ),
+        (
+            push("body", json!("5551234".repeat(600))),
+            422,
+            "validation_failed",
+            "push",
+        ),
+        (
+            push("apns", json!({ "priority": 55 })),
+            422,
+            "validation_failed",
+            "push.apns.priority",
+        ),
+        (
+            push("apns", json!({ "push_type": "5551234" })),
+            422,
+            "validation_failed",
+            "push.apns.push_type",
+        ),
         (json!([5_551_234]), 422, "validation_failed", "body"),
     ];
     for (body, status, code, field) in cases {
@@ -139,19 +230,44 @@ async fn what_breaks_a_rule_is_named_and_never_repeated() {
 async fn requests_that_are_no_requests_are_problems_too() {
     let rig = Rig::with(|settings| settings.limits.body_bytes = 1000).await;
     let post = || rig.request("POST", "/v1/notifications").bearer_auth(&rig.key);
-    let json = |body: &str| post().header("content-type", "application/json; charset=utf-8").body(body.to_owned());
+    let json = |body: &str| {
+        post()
+            .header("content-type", "application/json; charset=utf-8")
+            .body(body.to_owned())
+    };
     let whole = r#"{"to":{"recipients":["ann"]},"push":{"title":"Hi"}}"#;
     let cases = [
         (json("{"), 400, "malformed_json"),
         (json(""), 400, "malformed_json"),
         (json(&format!("{whole} x")), 400, "malformed_json"),
         (post().body(whole), 415, "unsupported_media_type"),
-        (post().header("content-type", "text/plain").body(whole), 415, "unsupported_media_type"),
+        (
+            post().header("content-type", "text/plain").body(whole),
+            415,
+            "unsupported_media_type",
+        ),
         (json(&format!("{whole}{}", " ".repeat(1000))), 413, "too_large"),
-        (json(whole).header("Idempotency-Key", "with space"), 422, "validation_failed"),
-        (json(r#"{"event_id":"a","to":{"recipients":["ann"]},"push":{"title":"Hi"}}"#).header("Idempotency-Key", "b"), 422, "validation_failed"),
-        (rig.request("GET", "/v1/notifications").bearer_auth(&rig.key), 405, "method_not_allowed"),
-        (rig.request("GET", "/v1/nothing").bearer_auth(&rig.key), 404, "not_found"),
+        (
+            json(whole).header("Idempotency-Key", "with space"),
+            422,
+            "validation_failed",
+        ),
+        (
+            json(r#"{"event_id":"a","to":{"recipients":["ann"]},"push":{"title":"Hi"}}"#)
+                .header("Idempotency-Key", "b"),
+            422,
+            "validation_failed",
+        ),
+        (
+            rig.request("GET", "/v1/notifications").bearer_auth(&rig.key),
+            405,
+            "method_not_allowed",
+        ),
+        (
+            rig.request("GET", "/v1/nothing").bearer_auth(&rig.key),
+            404,
+            "not_found",
+        ),
         (rig.request("GET", "/"), 404, "not_found"),
     ];
     for (request, status, code) in cases {
@@ -159,7 +275,10 @@ async fn requests_that_are_no_requests_are_problems_too() {
         assert_eq!((answer.status, answer.code()), (status, code), "{answer:?}");
     }
     let answer = send(rig.request("GET", "/v1/notifications").header("x-request-id", "mine-1")).await;
-    assert_eq!((answer.header("allow"), answer.header("x-request-id")), (Some("POST"), Some("mine-1")));
+    assert_eq!(
+        (answer.header("allow"), answer.header("x-request-id")),
+        (Some("POST"), Some("mine-1"))
+    );
     assert_eq!(rig.count(topology::NOTIFY).await, 0);
 }
 
@@ -192,19 +311,28 @@ async fn the_callers_trace_goes_on_as_it_came() {
         ("none", None),
     ] {
         let body = json!({ "to": { "recipients": [recipient] }, "push": { "title": "Hi" } });
-        let mut request = rig.request("POST", "/v1/notifications").bearer_auth(&rig.key).json(&body);
+        let mut request = rig
+            .request("POST", "/v1/notifications")
+            .bearer_auth(&rig.key)
+            .json(&body);
         if let Some(sent) = &sent {
             request = request.header("traceparent", sent);
         }
         let answer = send(request).await;
         let jobs = jobs(&rig, topology::NOTIFY).await;
-        let (_, headers, _) = jobs.iter().find(|(_, _, job)| job.body.recipient.as_str() == recipient).unwrap();
+        let (_, headers, _) = jobs
+            .iter()
+            .find(|(_, _, job)| job.body.recipient.as_str() == recipient)
+            .unwrap();
         let stored = headers.get("traceparent").map(ToString::to_string);
         match recipient {
             "unsampled" => assert_eq!((stored, answer.body.get("trace_id")), (sent, None)),
             "sampled" => {
                 let stored = stored.unwrap();
-                assert!(stored.starts_with(&format!("00-{trace}-")) && stored.ends_with("-01"), "{stored}");
+                assert!(
+                    stored.starts_with(&format!("00-{trace}-")) && stored.ends_with("-01"),
+                    "{stored}"
+                );
                 assert_ne!(Some(stored), sent, "the message's parent is the span of sending it");
                 assert_eq!(answer.body["trace_id"], trace);
             }

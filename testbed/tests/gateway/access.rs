@@ -2,7 +2,10 @@
 
 use gateway::provision;
 use serde_json::{Value, json};
-use shared::{api_key::{ApiKey, Scope}, nats::config};
+use shared::{
+    api_key::{ApiKey, Scope},
+    nats::config,
+};
 
 use crate::rig::{Rig, app, eventually};
 
@@ -21,7 +24,9 @@ fn operations(notification: &str, address: &str) -> Vec<Operation> {
     let mut operations = Vec::new();
     for (path, item) in api["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
-            let scope = operation["security"][0]["api_key"][0].as_str().map(|scope| scope.parse().unwrap());
+            let scope = operation["security"][0]["api_key"][0]
+                .as_str()
+                .map(|scope| scope.parse().unwrap());
             operations.push(Operation {
                 method: method.to_uppercase(),
                 path: path
@@ -52,9 +57,18 @@ impl Operation {
 /// What `shop` has: a notification and an address of ann's, who opted out.
 async fn fill(rig: &Rig) -> (String, String) {
     let sent = rig.notify("e1", &["ann"]).await;
-    let address = rig.ask("POST", "/v1/recipients/ann/addresses", json!({ "provider": "fcm", "token": "t1" })).await;
+    let address = rig
+        .ask(
+            "POST",
+            "/v1/recipients/ann/addresses",
+            json!({ "provider": "fcm", "token": "t1" }),
+        )
+        .await;
     let refusal = json!({ "channels": { "push": false }, "categories": {} });
-    assert_eq!(rig.ask("PUT", "/v1/recipients/ann/preferences", refusal).await.status, 200);
+    assert_eq!(
+        rig.ask("PUT", "/v1/recipients/ann/preferences", refusal).await.status,
+        200
+    );
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     (text(&sent.body["notification_id"]), text(&address.body["address_id"]))
 }
@@ -64,28 +78,53 @@ async fn every_operation_needs_its_scope_and_no_other() {
     let rig = Rig::start().await;
     let (notification, address) = fill(&rig).await;
     let operations = operations(&notification, &address);
-    let open: Vec<&str> = operations.iter().filter(|op| op.scope.is_none()).map(|op| op.path.as_str()).collect();
+    let open: Vec<&str> = operations
+        .iter()
+        .filter(|op| op.scope.is_none())
+        .map(|op| op.path.as_str())
+        .collect();
     assert_eq!(open, ["/healthz", "/metrics", "/readyz", "/v1/openapi.json"]);
 
     let mut forged = rig.key.clone();
     let flipped = if forged.ends_with('A') { "E" } else { "A" };
     forged.replace_range(forged.len() - 1.., flipped);
     let (ended, ended_text) = ApiKey::issue(&rig.mesh_key, app(), Scope::ALL.to_vec());
-    config::put_key(&rig.hub, &ApiKey { expires_at: Some(jiff::Timestamp::UNIX_EPOCH), ..ended }).await.unwrap();
+    config::put_key(
+        &rig.hub,
+        &ApiKey {
+            expires_at: Some(jiff::Timestamp::UNIX_EPOCH),
+            ..ended
+        },
+    )
+    .await
+    .unwrap();
     for &scope in Scope::ALL {
         let only = rig.issue("shop", &[scope]).await;
         let others: Vec<Scope> = Scope::ALL.iter().copied().filter(|other| *other != scope).collect();
         let others = rig.issue("shop", &others).await;
         for operation in operations.iter().filter(|operation| operation.scope == Some(scope)) {
-            let ask = async |key| rig.call(&operation.method, &operation.path, key, operation.body()).await;
+            let ask = async |key| {
+                rig.call(&operation.method, &operation.path, key, operation.body())
+                    .await
+            };
             for bad in [None, Some("peal_x"), Some(forged.as_str()), Some(ended_text.as_str())] {
                 let answer = ask(bad).await;
-                assert_eq!((answer.status, answer.code()), (401, "unauthenticated"), "{operation:?}");
-                assert!(answer.header("www-authenticate").unwrap().starts_with("Bearer"), "{answer:?}");
+                assert_eq!(
+                    (answer.status, answer.code()),
+                    (401, "unauthenticated"),
+                    "{operation:?}"
+                );
+                assert!(
+                    answer.header("www-authenticate").unwrap().starts_with("Bearer"),
+                    "{answer:?}"
+                );
             }
             let answer = ask(Some(&others)).await;
             assert_eq!((answer.status, answer.code()), (403, "forbidden"), "{operation:?}");
-            assert!(answer.body["detail"].as_str().unwrap().contains(scope.as_str()), "{answer:?}");
+            assert!(
+                answer.body["detail"].as_str().unwrap().contains(scope.as_str()),
+                "{answer:?}"
+            );
             // Deleting would take away what the next operation looks for.
             if operation.method != "DELETE" {
                 let answer = ask(Some(&only)).await;
@@ -106,13 +145,20 @@ async fn one_app_never_sees_or_changes_what_is_anothers() {
         let mut view = Vec::new();
         for read in reads() {
             let answer = rig.call("GET", &read.path, Some(key), None).await;
-            let shown = if answer.status == 200 { answer.body } else { json!(answer.code()) };
+            let shown = if answer.status == 200 {
+                answer.body
+            } else {
+                json!(answer.code())
+            };
             view.push((read.path.clone(), answer.status, shown));
         }
         view
     };
     eventually("the notification has a status", async || {
-        rig.ask("GET", &format!("/v1/notifications/{notification}"), Value::Null).await.status == 200
+        rig.ask("GET", &format!("/v1/notifications/{notification}"), Value::Null)
+            .await
+            .status
+            == 200
     })
     .await;
     let before = view(&rig.key).await;
@@ -126,10 +172,20 @@ async fn one_app_never_sees_or_changes_what_is_anothers() {
         .filter(|operation| operation.scope.is_some() && operation.method != "GET")
         .partition(|operation| operation.method == "DELETE");
     for operation in deletes.into_iter().chain(writes) {
-        let answer = rig.call(&operation.method, &operation.path, Some(&rival), operation.body()).await;
-        let is_right = if operation.method == "DELETE" { answer.status == 404 } else { answer.status < 300 };
+        let answer = rig
+            .call(&operation.method, &operation.path, Some(&rival), operation.body())
+            .await;
+        let is_right = if operation.method == "DELETE" {
+            answer.status == 404
+        } else {
+            answer.status < 300
+        };
         assert!(is_right, "{operation:?}: {answer:?}");
-        assert_eq!(view(&rig.key).await, before, "{operation:?} by another app changed something");
+        assert_eq!(
+            view(&rig.key).await,
+            before,
+            "{operation:?} by another app changed something"
+        );
     }
 }
 
@@ -158,7 +214,10 @@ async fn an_app_that_was_provisioned_from_a_file_can_send() {
     assert!(again.is_empty(), "repeating issues no more keys");
     let body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
     eventually("the new key is good", async || {
-        rig.call("POST", "/v1/notifications", Some(&issued[0].text), Some(body.clone())).await.status == 202
+        rig.call("POST", "/v1/notifications", Some(&issued[0].text), Some(body.clone()))
+            .await
+            .status
+            == 202
     })
     .await;
     let known = config::read(&rig.hub).await.unwrap();

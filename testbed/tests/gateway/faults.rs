@@ -1,9 +1,12 @@
 //! Servers that are full or gone, and a gateway that has too much to do.
 
+use std::time::Duration;
+
 use futures::future::join_all;
 use serde_json::{Value, json};
-use shared::nats::topology;
+use shared::{lifecycle::End, nats::topology};
 use testbed::nats::Server;
+use tokio::time::sleep;
 
 use crate::rig::{Rig, eventually};
 
@@ -31,10 +34,20 @@ async fn a_full_stream_refuses_and_says_when_to_repeat() {
     assert_eq!((refused.status, refused.code()), (503, "stream_full"), "{refused:?}");
     assert_eq!(refused.header("retry-after"), Some("5"));
     assert_eq!(refused.body["event_id"], format!("e{accepted}"));
-    assert_eq!(rig.count(topology::NOTIFY).await, accepted, "what was refused is not stored, what was accepted is");
+    assert_eq!(
+        rig.count(topology::NOTIFY).await,
+        accepted,
+        "what was refused is not stored, what was accepted is"
+    );
 
     // Room again: the same event goes through.
-    rig.js.get_stream(topology::NOTIFY).await.unwrap().purge().await.unwrap();
+    rig.js
+        .get_stream(topology::NOTIFY)
+        .await
+        .unwrap()
+        .purge()
+        .await
+        .unwrap();
     let again = rig.notify(&format!("e{accepted}"), &["ann"]).await;
     assert_eq!((again.status, &again.body["duplicates"]), (202, &json!(0)));
 }
@@ -48,13 +61,22 @@ async fn a_request_stored_in_part_is_refused_whole_and_mended_by_repeating() {
     assert_eq!((refused.status, refused.code()), (503, "stream_full"), "{refused:?}");
     let stored = rig.count(topology::NOTIFY).await;
     assert!((1..100).contains(&stored), "{stored}");
-    assert!(refused.body["detail"].as_str().unwrap().starts_with(&format!("{stored} of 100 jobs are stored")));
+    assert!(
+        refused.body["detail"]
+            .as_str()
+            .unwrap()
+            .starts_with(&format!("{stored} of 100 jobs are stored"))
+    );
     let mut stream = rig.js.get_stream(topology::NOTIFY).await.unwrap();
     let mut config = stream.info().await.unwrap().config.clone();
     config.max_bytes = -1;
     rig.js.update_stream(config).await.unwrap();
     let again = rig.notify("e1", &names).await;
-    assert_eq!((again.status, &again.body["duplicates"]), (202, &json!(stored)), "{again:?}");
+    assert_eq!(
+        (again.status, &again.body["duplicates"]),
+        (202, &json!(stored)),
+        "{again:?}"
+    );
     assert_eq!(rig.count(topology::NOTIFY).await, 100);
 }
 
@@ -71,7 +93,10 @@ async fn without_nats_it_is_not_ready_and_refuses_and_then_recovers() {
     assert_eq!(rig.call("GET", "/healthz", None, None).await.status, 200);
     let refused = rig.notify("e1", &["ann"]).await;
     assert_eq!(refused.status, 503);
-    assert!(["timeout", "stream_unavailable"].contains(&refused.code()), "{refused:?}");
+    assert!(
+        ["timeout", "stream_unavailable"].contains(&refused.code()),
+        "{refused:?}"
+    );
     assert!(refused.header("retry-after").is_some());
     eu(&rig).restart().await.unwrap();
     eventually("the gateway is ready again", async || ready(&rig).await.0 == 200).await;
@@ -89,13 +114,33 @@ async fn more_than_it_can_hold_is_refused_at_once() {
         async move { (n, rig.notify(&format!("e{n}"), &["ann"]).await) }
     }));
     let resume = async {
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        sleep(Duration::from_secs(1)).await;
         eu(&rig).resume().unwrap();
     };
     let (answers, ()) = tokio::join!(asked, resume);
-    let overloaded = answers.iter().filter(|(_, answer)| answer.status == 503 && answer.code() == "overloaded").count();
+    let overloaded = answers
+        .iter()
+        .filter(|(_, answer)| answer.status == 503 && answer.code() == "overloaded")
+        .count();
     let accepted = answers.iter().filter(|(_, answer)| answer.status == 202).count();
     assert_eq!((overloaded, accepted), (4, 2), "{answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_under_way_at_the_end_is_answered() {
+    let rig = Rig::start().await;
+    eu(&rig).pause().unwrap();
+    let end = async {
+        sleep(Duration::from_millis(300)).await;
+        let resume = async {
+            sleep(Duration::from_millis(300)).await;
+            eu(&rig).resume().unwrap();
+        };
+        tokio::join!(rig.lifecycle.finish_within(Duration::from_secs(10)), resume).0
+    };
+    let (answer, end) = tokio::join!(rig.notify("e1", &["ann"]), end);
+    assert_eq!((answer.status, end), (202, End::Clean), "{answer:?}");
+    assert_eq!(rig.count(topology::NOTIFY).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,5 +155,9 @@ async fn what_was_refused_and_accepted_is_counted() {
         line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
     };
     assert_eq!(value("peal_jobs_accepted", "class=\"normal\""), Some(2.0), "{page}");
-    assert_eq!(value("peal_requests_refused", "code=\"validation_failed\""), Some(1.0), "{page}");
+    assert_eq!(
+        value("peal_requests_refused", "code=\"validation_failed\""),
+        Some(1.0),
+        "{page}"
+    );
 }

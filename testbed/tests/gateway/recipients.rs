@@ -10,7 +10,9 @@ use shared::{
 use crate::rig::{Rig, recipient, region};
 
 async fn stored(rig: &Rig, name: &str) -> Recipient {
-    facts::read(&rig.js, &region("eu"), &region("eu"), &recipient(name)).await.unwrap()
+    facts::read(&rig.js, &region("eu"), &region("eu"), &recipient(name))
+        .await
+        .unwrap()
 }
 
 async fn register(rig: &Rig, name: &str, token: &str) -> (u16, Value) {
@@ -26,13 +28,19 @@ async fn a_recipient_is_replaced_whole_and_keeps_its_home() {
     let put = async |body| rig.ask("PUT", path, body).await;
     let answer = put(json!({ "locale": "de-CH", "timezone": "Europe/Zurich" })).await;
     assert_eq!((answer.status, &answer.body["recipient_id"]), (201, &json!("müller/1")));
-    assert_eq!((&answer.body["home"], &answer.body["locale"]), (&json!("eu"), &json!("de-CH")));
+    assert_eq!(
+        (&answer.body["home"], &answer.body["locale"]),
+        (&json!("eu"), &json!("de-CH"))
+    );
     let answer = put(json!({ "home": "eu" })).await;
     assert_eq!((answer.status, answer.body.get("locale")), (200, None));
     let answer = put(json!({ "home": "us" })).await;
     assert_eq!((answer.status, answer.code()), (409, "home_move_unsupported"));
     let answer = put(json!({ "home": "mars" })).await;
-    assert_eq!((answer.status, &answer.body["errors"][0]["field"]), (422, &json!("home")));
+    assert_eq!(
+        (answer.status, &answer.body["errors"][0]["field"]),
+        (422, &json!("home"))
+    );
     let answer = rig.ask("GET", path, Value::Null).await;
     assert_eq!((answer.status, &answer.body["addresses"]), (200, &json!(0)));
     assert_eq!(stored(&rig, "müller/1").await.profile.unwrap().home, region("eu"));
@@ -43,13 +51,27 @@ async fn a_token_belongs_to_the_one_who_registered_it_last() {
     let rig = Rig::start().await;
     let (status, first) = register(&rig, "ann", "phone").await;
     assert_eq!(status, 201);
-    assert_eq!(register(&rig, "ann", "tablet").await.0, 201, "a known recipient gains a device");
-    assert_eq!(register(&rig, "ann", "phone").await.0, 200, "registering again refreshes");
+    assert_eq!(
+        register(&rig, "ann", "tablet").await.0,
+        201,
+        "a known recipient gains a device"
+    );
+    assert_eq!(
+        register(&rig, "ann", "phone").await.0,
+        200,
+        "registering again refreshes"
+    );
     assert_eq!(stored(&rig, "ann").await.addresses.len(), 2);
 
     let (status, moved) = register(&rig, "bob", "phone").await;
     assert_eq!((status, &moved["address_id"]), (201, &first["address_id"]));
-    let tokens = |known: Recipient| known.addresses.iter().map(|(a, _)| a.token.reveal().to_owned()).collect::<Vec<_>>();
+    let tokens = |known: Recipient| {
+        known
+            .addresses
+            .iter()
+            .map(|(a, _)| a.token.reveal().to_owned())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(tokens(stored(&rig, "ann").await), ["tablet"]);
     assert_eq!(tokens(stored(&rig, "bob").await), ["phone"]);
     assert_eq!(register(&rig, "ann", "phone").await.0, 201, "and back");
@@ -57,7 +79,10 @@ async fn a_token_belongs_to_the_one_who_registered_it_last() {
 
     let list = rig.ask("GET", "/v1/recipients/ann/addresses", Value::Null).await.body;
     assert_eq!(list["addresses"].as_array().unwrap().len(), 2);
-    assert_eq!(list["addresses"][0]["address_id"], first["address_id"], "the newest first");
+    assert_eq!(
+        list["addresses"][0]["address_id"], first["address_id"],
+        "the newest first"
+    );
     assert!(!list.to_string().contains("phone"), "{list}");
 }
 
@@ -77,7 +102,13 @@ async fn addresses_and_recipients_are_removed() {
     register(&rig, "ann", "phone").await;
     assert_eq!(delete("/v1/recipients/ann").await, 204);
     assert_eq!(stored(&rig, "ann").await, Recipient::default());
-    assert_eq!((delete("/v1/recipients/ann").await, delete("/v1/recipients/nobody").await), (404, 404));
+    assert_eq!(
+        (
+            delete("/v1/recipients/ann").await,
+            delete("/v1/recipients/nobody").await
+        ),
+        (404, 404)
+    );
     let answer = rig.ask("GET", "/v1/recipients/ann", Value::Null).await;
     assert_eq!((answer.status, answer.code()), (404, "not_found"));
     assert_eq!(register(&rig, "ann", "phone").await.0, 200, "and registered anew");
@@ -97,7 +128,10 @@ async fn a_refusal_is_stored_even_before_there_is_an_address() {
     assert!(!preferences.allows(Channel::Push, None));
     assert!(!preferences.allows(Channel::Email, Some(&offers)) && preferences.allows(Channel::Email, None));
     rig.ask("PUT", path, json!({})).await;
-    assert!(stored(&rig, "ann").await.preferences.allows(Channel::Push, None), "replaced whole");
+    assert!(
+        stored(&rig, "ann").await.preferences.allows(Channel::Push, None),
+        "replaced whole"
+    );
     for (body, field) in [
         (json!({ "channels": { "fax": false } }), "channels"),
         (json!({ "channels": { "push": "no" } }), "channels"),
@@ -113,7 +147,12 @@ async fn a_refusal_is_stored_even_before_there_is_an_address() {
 async fn a_home_that_is_cut_off_takes_facts_and_shows_none() {
     let rig = Rig::start().await;
     // No server plays us: what is for it waits in the outbox.
-    assert_eq!(rig.ask("PUT", "/v1/recipients/far", json!({ "home": "us" })).await.status, 201);
+    assert_eq!(
+        rig.ask("PUT", "/v1/recipients/far", json!({ "home": "us" }))
+            .await
+            .status,
+        201
+    );
     assert_eq!(register(&rig, "far", "phone").await.0, 201);
     assert_eq!(rig.count(topology::OUTBOX).await, 2);
     let answer = rig.ask("GET", "/v1/recipients/far/addresses", Value::Null).await;

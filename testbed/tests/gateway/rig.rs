@@ -70,9 +70,10 @@ impl Rig {
         let hub = provision::hub(client.clone());
         provision::prepare_hub(&hub, 1).await.unwrap();
         let lifecycle = Lifecycle::default();
-        let telemetry =
-            Telemetry::start(&settings.telemetry, "peal-gateway", "test", &settings.mesh.region).unwrap();
-        let gateway = Gateway::start(settings, telemetry, Clock::system(), &lifecycle).await.unwrap();
+        let telemetry = Telemetry::start(&settings.telemetry, "peal-gateway", "test", &settings.mesh.region).unwrap();
+        let gateway = Gateway::start(settings, telemetry, Clock::system(), &lifecycle)
+            .await
+            .unwrap();
         let mut rig = Self {
             nats,
             lifecycle,
@@ -89,11 +90,21 @@ impl Rig {
 
     /// A key of `app`, which is made known with it; returns when the gateway knows it.
     pub(crate) async fn issue(&self, app: &str, scopes: &[Scope]) -> String {
-        let app = NewApp { id: app.parse().unwrap(), default_region: region("eu"), apns: None, fcm: None };
-        let mut keys = provision::write_app(&self.hub, &self.mesh_key, &app, &[scopes.to_vec()]).await.unwrap();
+        let app = NewApp {
+            id: app.parse().unwrap(),
+            default_region: region("eu"),
+            apns: None,
+            fcm: None,
+        };
+        let mut keys = provision::write_app(&self.hub, &self.mesh_key, &app, &[scopes.to_vec()])
+            .await
+            .unwrap();
         let key = keys.remove(0);
         eventually("the key is known", async || {
-            let status = self.call("GET", "/v1/notifications/none", Some(&key), None).await.status;
+            let status = self
+                .call("GET", "/v1/notifications/none", Some(&key), None)
+                .await
+                .status;
             status != 401 && status != 503
         })
         .await;
@@ -118,7 +129,8 @@ impl Rig {
     }
 
     pub(crate) fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
-        self.http.request(method.parse().unwrap(), format!("http://{}{path}", self.gateway.addr()))
+        self.http
+            .request(method.parse().unwrap(), format!("http://{}{path}", self.gateway.addr()))
     }
 
     /// Sends a notification with the title "Hi" to `recipients`, under `event` if it is not empty.
@@ -140,7 +152,11 @@ pub(crate) async fn send(request: reqwest::RequestBuilder) -> Answer {
     let answer = request.send().await.unwrap();
     let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
     let text = answer.text().await.unwrap();
-    Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
+    Answer {
+        status,
+        headers,
+        body: serde_json::from_str(&text).unwrap_or(Value::String(text)),
+    }
 }
 
 impl Answer {
@@ -150,9 +166,17 @@ impl Answer {
 
     /// The code of a problem, after checking that it is a whole one.
     pub(crate) fn code(&self) -> &str {
-        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
+        assert_eq!(
+            self.header("content-type"),
+            Some("application/problem+json"),
+            "{self:?}"
+        );
         assert_eq!(self.body["status"], self.status, "{self:?}");
-        assert_eq!(self.body["request_id"].as_str(), self.header("x-request-id"), "{self:?}");
+        assert_eq!(
+            self.body["request_id"].as_str(),
+            self.header("x-request-id"),
+            "{self:?}"
+        );
         let code = self.body["code"].as_str().unwrap();
         assert_eq!(self.body["type"], format!("urn:peal:problem:{code}"), "{self:?}");
         code
@@ -168,7 +192,10 @@ pub(crate) fn app() -> AppId {
 }
 
 pub(crate) fn recipient(name: &str) -> RecipientKey {
-    RecipientKey { app: app(), recipient: name.parse().unwrap() }
+    RecipientKey {
+        app: app(),
+        recipient: name.parse().unwrap(),
+    }
 }
 
 /// Waits until `what` is so.
@@ -178,5 +205,7 @@ pub(crate) async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+    timeout(PATIENCE, wait)
+        .await
+        .unwrap_or_else(|_| panic!("not in time: {what}"));
 }

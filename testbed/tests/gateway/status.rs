@@ -38,14 +38,27 @@ async fn write(rig: &Rig, number: u32, of: AppId, origin: Region, receipts: Vec<
     headers.insert(envelope::BATCH, format!("worker:{number}"));
     let here = region("eu");
     let subject = subject::receipt(&here, &origin, &of);
-    let batch = Batch { app: of, region: here, origin, writer: "worker".into(), accepted: Vec::new(), receipts };
-    publish::store(&rig.js, subject, headers, serde_json::to_vec(&batch).unwrap().into()).await.unwrap();
+    let batch = Batch {
+        app: of,
+        region: here,
+        origin,
+        writer: "worker".into(),
+        accepted: Vec::new(),
+        receipts,
+    };
+    publish::store(&rig.js, subject, headers, serde_json::to_vec(&batch).unwrap().into())
+        .await
+        .unwrap();
 }
 
 async fn status(rig: &Rig, event: &str) -> Value {
     let id = NotificationId::of(&app(), &event.parse().unwrap());
     let answer = rig.ask("GET", &format!("/v1/notifications/{id}"), Value::Null).await;
-    if answer.status == 200 { answer.body } else { json!({ "state": answer.code() }) }
+    if answer.status == 200 {
+        answer.body
+    } else {
+        json!({ "state": answer.code() })
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,23 +66,50 @@ async fn a_notification_goes_from_accepted_over_in_progress_to_done() {
     let rig = Rig::start().await;
     assert_eq!(rig.notify("e1", &["ann"]).await.status, 202);
     let accepted = status(&rig, "e1").await;
-    assert_eq!((&accepted["state"], &accepted["jobs"], &accepted["done"]), (&json!("accepted"), &json!(1), &json!(0)));
+    assert_eq!(
+        (&accepted["state"], &accepted["jobs"], &accepted["done"]),
+        (&json!("accepted"), &json!(1), &json!(0))
+    );
     assert_eq!(accepted["event_id"], "e1");
     assert!(accepted["accepted_at"].is_string());
 
     write(&rig, 1, app(), region("eu"), vec![receipt("e1", 1, State::Parked)]).await;
-    eventually("the first attempt is told", async || status(&rig, "e1").await["state"] == "in_progress").await;
-    write(&rig, 2, app(), region("eu"), vec![receipt("e0", 1, State::Delivered), receipt("e1", 2, State::Delivered)]).await;
+    eventually("the first attempt is told", async || {
+        status(&rig, "e1").await["state"] == "in_progress"
+    })
+    .await;
+    write(
+        &rig,
+        2,
+        app(),
+        region("eu"),
+        vec![receipt("e0", 1, State::Delivered), receipt("e1", 2, State::Delivered)],
+    )
+    .await;
     eventually("the end is told", async || status(&rig, "e1").await["state"] == "done").await;
 
     let done = status(&rig, "e1").await;
     assert_eq!(done["done"], 1);
     let delivery = &done["deliveries"][0];
-    assert_eq!((&delivery["state"], &delivery["recipient"], &delivery["provider"]), (&json!("delivered"), &json!("ann"), &json!("fcm")));
+    assert_eq!(
+        (&delivery["state"], &delivery["recipient"], &delivery["provider"]),
+        (&json!("delivered"), &json!("ann"), &json!("fcm"))
+    );
     assert_eq!(delivery["region"], "eu");
-    let attempts: Vec<_> = delivery["attempts"].as_array().unwrap().iter().map(|a| (&a["attempt"], &a["state"])).collect();
-    assert_eq!(attempts, [(&json!(1), &json!("parked")), (&json!(2), &json!("delivered"))]);
-    assert_eq!((&delivery["attempts"][0]["reason"], &delivery["attempts"][0]["took_ms"]), (&json!("unavailable"), &json!(2.5)));
+    let attempts: Vec<_> = delivery["attempts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| (&a["attempt"], &a["state"]))
+        .collect();
+    assert_eq!(
+        attempts,
+        [(&json!(1), &json!("parked")), (&json!(2), &json!("delivered"))]
+    );
+    assert_eq!(
+        (&delivery["attempts"][0]["reason"], &delivery["attempts"][0]["took_ms"]),
+        (&json!("unavailable"), &json!(2.5))
+    );
 
     // A service that publishes to NATS itself has no gateway's record.
     let unaccepted = status(&rig, "e0").await;

@@ -231,6 +231,11 @@ impl Pool {
         }
     }
 
+    /// Begins to replace the connection `old`, which leads to the endpoint at `index`.
+    fn look_for_preferred(self: Arc<Self>, old: u64, index: usize) {
+        tokio::spawn(self.prefer(old, index));
+    }
+
     /// Replaces the connection `old` by one to an endpoint before `index`, if that can be had.
     async fn prefer(self: Arc<Self>, old: u64, index: usize) {
         let id = {
@@ -289,7 +294,7 @@ async fn drive(pool: Weak<Pool>, id: u64, index: usize, recheck: Arc<Notify>, mu
             () = sleep(NARROW_CHECKED_EVERY), if limit == 1 => {}
             _ = preferred.tick(), if index > 0 => {
                 if let Some(pool) = pool.upgrade() {
-                    tokio::spawn(pool.prefer(id, index));
+                    pool.look_for_preferred(id, index);
                 }
             }
         }

@@ -1,0 +1,98 @@
+//! What the gateway tells a collector.
+
+use std::time::Duration;
+
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use serde_json::json;
+use testbed::sink::{Seen, Sink};
+
+use crate::rig::{Answer, Rig, send};
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const CALLER: &str = "b7ad6b7169203331";
+
+async fn traced(rig: &Rig, recipients: &[&str]) -> Answer {
+    let body =
+        json!({ "event_id": "secret-event", "to": { "recipients": recipients }, "push": { "title": "secret-title" } });
+    let request = rig
+        .request("POST", "/v1/notifications")
+        .bearer_auth(&rig.key)
+        .json(&body);
+    send(request.header("traceparent", format!("00-{TRACE}-{CALLER}-01"))).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_a_span_with_one_child_for_each_message() {
+    let sink = Sink::start().await.unwrap();
+    let rig = Rig::with(|settings| settings.telemetry.otlp_endpoint = Some(sink.endpoint())).await;
+    let answer = traced(&rig, &["secret-ann", "secret-bob"]).await;
+    assert_eq!((answer.status, &answer.body["trace_id"]), (202, &json!(TRACE)));
+    let refused = traced(&rig, &[]).await;
+    assert_eq!(refused.body["trace_id"], TRACE);
+    let path = "/v1/recipients/secret-ann/addresses";
+    let body = json!({ "provider": "fcm", "token": "secret-token" });
+    let request = rig.request("POST", path).bearer_auth(&rig.key).json(&body);
+    send(request.header("traceparent", format!("00-{TRACE}-{CALLER}-01"))).await;
+
+    let spans = sink
+        .trace(TRACE, Duration::from_secs(20), |spans| spans.len() >= 5)
+        .await;
+    let named = |name: &str| spans.iter().filter(|seen| seen.span.name == name).collect::<Vec<_>>();
+    let server = named("POST /v1/notifications");
+    assert_eq!(server.len(), 2, "{spans:#?}");
+    let status = |seen: &&Seen| seen.attribute("http.response.status_code");
+    let accepted = server
+        .iter()
+        .find(|seen| status(seen).as_deref() == Some("202"))
+        .unwrap();
+    let refused = server
+        .iter()
+        .find(|seen| status(seen).as_deref() == Some("422"))
+        .unwrap();
+    assert_eq!(refused.attribute("error.type").as_deref(), Some("validation_failed"));
+    assert_eq!(accepted.span.kind(), SpanKind::Server);
+    assert_eq!(hex(&accepted.span.parent_span_id), CALLER);
+    assert_eq!(accepted.attribute("http.route").as_deref(), Some("/v1/notifications"));
+    assert_eq!(named("POST /v1/recipients/{recipient_id}/addresses").len(), 1);
+
+    let sends = named("send notify.{channel}.{region}");
+    assert_eq!(sends.len(), 2);
+    for seen in sends {
+        assert_eq!(seen.span.kind(), SpanKind::Producer);
+        assert_eq!(seen.span.parent_span_id, accepted.span.span_id);
+        for (key, value) in [
+            ("messaging.system", "nats"),
+            ("messaging.operation.name", "send"),
+            ("messaging.operation.type", "send"),
+            ("messaging.destination.name", "notify.push.eu.normal.shop"),
+            ("messaging.destination.template", "notify.{channel}.{region}"),
+            ("messaging.nats.stream", "NOTIFY"),
+        ] {
+            assert_eq!(seen.attribute(key).as_deref(), Some(value), "{key}");
+        }
+        for key in ["messaging.message.id", "messaging.nats.stream.sequence"] {
+            assert!(seen.attribute(key).is_some(), "{key}");
+        }
+    }
+    assert!(
+        !format!("{spans:?}").contains("secret"),
+        "names, tokens and content belong in no span"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_sampled_makes_no_spans() {
+    let sink = Sink::start().await.unwrap();
+    let rig = Rig::with(|settings| settings.telemetry.otlp_endpoint = Some(sink.endpoint())).await;
+    assert_eq!(rig.notify("e1", &["ann"]).await.status, 202);
+    traced(&rig, &["last"]).await;
+    let spans = sink
+        .trace(TRACE, Duration::from_secs(20), |spans| spans.len() >= 2)
+        .await;
+    assert_eq!(spans.len(), 2);
+    assert_eq!(sink.spans().len(), 2, "only the sampled request has any");
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
