@@ -103,7 +103,6 @@ impl EdgeWorker {
         let announcer = Announcer {
             js: js.clone(),
             ledger: ledger.clone(),
-            committer: committer.clone(),
             telemetry: telemetry.clone(),
             clock: clock.clone(),
         };
@@ -138,9 +137,10 @@ impl EdgeWorker {
             clock: clock.clone(),
             js: js.clone(),
             ledger: ledger.clone(),
+            ledger_current: ledger_caught_up.clone(),
             cache: store,
             providers: Providers::new(&settings.providers, clock)?,
-            committer: committer.clone(),
+            committer,
             in_flight: InFlight::default(),
             telemetry,
             max_attempts: settings.max_attempts,
@@ -153,7 +153,6 @@ impl EdgeWorker {
             js,
             pipeline,
             ledger,
-            committer,
             vec![cache_caught_up, ledger_caught_up, configured],
             settings.in_flight,
             lifecycle.clone(),
@@ -194,7 +193,6 @@ async fn pull_when_ready(
     js: jetstream::Context,
     pipeline: Arc<Pipeline>,
     ledger: Ledger,
-    committer: Committer<crate::pipeline::Ticket>,
     needed: Vec<watch::Receiver<bool>>,
     in_flight: usize,
     lifecycle: Lifecycle,
@@ -205,7 +203,7 @@ async fn pull_when_ready(
             () = lifecycle.finishing() => return,
         }
     }
-    if let Err(error) = ledger::catch_up(&js, &ledger, &committer).await {
+    if let Err(error) = ledger::publish_left_over(&js, &ledger).await {
         tracing::error!(%error, "receipts of a former run cannot be read");
         return;
     }

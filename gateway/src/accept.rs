@@ -170,7 +170,7 @@ async fn store_all(parts: &Parts, mut jobs: Vec<Outgoing>, trace: &Trace) -> Res
 async fn store(parts: &Parts, mut job: Outgoing, trace: &Trace) -> Result<Stored, NotStored> {
     let span = match trace {
         Trace::None => None,
-        Trace::Unsampled(word) => {
+        Trace::Forwarded(word) => {
             job.headers.insert(TRACEPARENT, word.as_str());
             None
         }

@@ -1,9 +1,9 @@
 //! Where a recipient's facts are, and making a home for one who has none.
 
 use shared::{
-    id::Region,
+    id::{AddressId, Region},
     nats::{facts, publish::NotStored},
-    recipient::{Fact, Profile, Recipient, RecipientKey},
+    recipient::{Fact, FactName, Profile, Recipient, RecipientKey},
 };
 
 use crate::parts::Parts;
@@ -30,6 +30,35 @@ impl Parts {
         self.write(&home, key, Fact::Profile(profile)).await?;
         if self.directory.home(key).as_ref() != Some(&home) {
             self.directory.put_home(&self.js, &self.here, key, &home, at).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes every fact of a recipient, and then who lives where and whose its addresses are. `known` is what its home
+    /// said. Whatever fails in between, a repetition finds what is left: the profile is the last fact to go.
+    pub(crate) async fn forget(&self, home: &Region, key: &RecipientKey, known: &Recipient) -> Result<(), NotStored> {
+        let at = self.clock.now();
+        for (address, _) in &known.addresses {
+            self.remove_address(home, key, address.id).await?;
+        }
+        for name in [FactName::Preferences, FactName::Profile] {
+            facts::remove(&self.js, &self.here, home, key, name).await?;
+        }
+        self.directory.forget_home(&self.js, &self.here, key, at).await
+    }
+
+    /// Removes an address and, unless another recipient has registered it since, says that it is nobody's.
+    pub(crate) async fn remove_address(
+        &self,
+        home: &Region,
+        key: &RecipientKey,
+        address: AddressId,
+    ) -> Result<(), NotStored> {
+        facts::remove(&self.js, &self.here, home, key, FactName::Address(address)).await?;
+        if self.directory.owner(&key.app, address).as_ref() == Some(&key.recipient) {
+            self.directory
+                .forget_owner(&self.js, &self.here, &key.app, address, self.clock.now())
+                .await?;
         }
         Ok(())
     }

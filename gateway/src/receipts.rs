@@ -25,6 +25,10 @@ const ON_ITS_WAY: Duration = Duration::from_millis(250);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(25);
 
+/// Most places of one notification. A thousand recipients with a few devices each need fewer; a caller who repeats one
+/// event for ever must not make the index grow, nor a question about it read the whole stream.
+const MOST_PLACES: usize = 4096;
+
 /// The receipts of every region. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Receipts {
@@ -212,11 +216,15 @@ impl Places {
             Self::One(one) | Self::Two(_, one) if *one == sequence => return,
             Self::One(one) => Self::Two(*one, sequence),
             Self::Two(one, two) if *one != sequence => Self::Many(vec![*one, *two, sequence]),
-            Self::Many(many) if !many.contains(&sequence) => {
-                many.push(sequence);
+            Self::Many(many) => {
+                // Sequences rise, unless the stream is read again.
+                let is_new = many.last().is_some_and(|last| *last < sequence) || !many.contains(&sequence);
+                if is_new && many.len() < MOST_PLACES {
+                    many.push(sequence);
+                }
                 return;
             }
-            Self::Two(..) | Self::Many(_) => return,
+            Self::Two(..) => return,
         };
     }
 }

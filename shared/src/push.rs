@@ -42,6 +42,7 @@ pub struct Push {
     /// `high` wakes the device at once (APNs 10, FCM HIGH); `normal` saves its battery (5, NORMAL).
     pub priority: Priority,
     /// Seconds after acceptance during which the push is worth delivering; 0 means now or never. Default four weeks.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<u32>,
     /// Wakes the application without showing anything. Needs `data` or an override, and no title or body.
     #[serde(skip_serializing_if = "std::ops::Not::not")]

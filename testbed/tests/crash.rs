@@ -140,3 +140,23 @@ async fn the_gateway_is_killed() {
     sending.await.unwrap();
     check(&*peal.lock().await, 0).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_process_is_restarted_in_turn_and_nothing_is_doubled() {
+    let peal = Arc::new(Mutex::new(start().await));
+    let sent = Arc::default();
+    let sending = tokio::spawn(send(peal.clone(), Arc::clone(&sent)));
+    wait_for(&sent, NOTIFICATIONS / 4).await;
+    {
+        let mut peal = peal.lock().await;
+        let (program, http) = (peal.program(), peal.http.clone());
+        let region = peal.region_mut("eu");
+        for restarted in region.workers.iter_mut().chain([&mut region.gateway]) {
+            restarted.process.terminate(Duration::from_secs(15)).await.unwrap();
+            restarted.restart(&program).unwrap();
+            restarted.wait_ready(&http).await.unwrap();
+        }
+    }
+    sending.await.unwrap();
+    check(&*peal.lock().await, 0).await;
+}

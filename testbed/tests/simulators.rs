@@ -1,4 +1,5 @@
 //! The provider simulators, seen from the other end of a real TLS connection.
+#![expect(clippy::unwrap_used, reason = "in a test's helpers a surprise fails the test")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -317,7 +318,7 @@ async fn every_push_type_goes_to_its_own_topic() {
         ("background", ""),
         ("mdm", ""),
         ("voip", ".voip"),
-        ("complication", ".h.complication"),
+        ("complication", ".complication"),
         ("controls", ".push-type.controls"),
         ("fileprovider", ".pushkit.fileprovider"),
         ("liveactivity", ".push-type.liveactivity"),

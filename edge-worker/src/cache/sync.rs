@@ -56,7 +56,7 @@ impl Sync {
     pub async fn run(self) {
         loop {
             if let Err(error) = self.follow().await {
-                tracing::warn!(%error, "cache is not being kept current");
+                tracing::info!(%error, "recipients are followed anew");
                 if matches!(error, SyncError::Damaged | SyncError::Store(_)) {
                     self.caught_up.send_replace(false);
                     if let Err(error) = self.store.begin_anew() {
@@ -64,7 +64,7 @@ impl Sync {
                     }
                 }
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
 

@@ -30,7 +30,6 @@ const TRIES: u32 = 10;
 enum Work<T> {
     Own(Settled<T>),
     Followed { records: Vec<Record>, sent: Vec<u64>, followed: Followed },
-    Sent(Vec<u64>),
     Flush(oneshot::Sender<()>),
 }
 
@@ -94,11 +93,6 @@ impl<T: Send + 'static> Committer<T> {
         self.work.send(Work::Own(settled)).await.map_err(|_| Gone)
     }
 
-    /// These messages are in the stream. Remembered with the next commit; until then a restart finds them there itself.
-    pub async fn sent(&self, numbers: Vec<u64>) -> Result<(), Gone> {
-        self.work.send(Work::Sent(numbers)).await.map_err(|_| Gone)
-    }
-
     /// Applies what the stream of receipts says up to `followed`: records of others, and numbers of our own messages.
     pub(super) async fn followed(&self, records: Vec<Record>, sent: Vec<u64>, followed: Followed) -> Result<(), Gone> {
         self.work.send(Work::Followed { records, sent, followed }).await.map_err(|_| Gone)
@@ -141,7 +135,6 @@ impl<T: Send + 'static> Group<T> {
                 self.sent.extend(sent);
                 self.followed = Some(followed);
             }
-            Work::Sent(numbers) => self.sent.extend(numbers),
             Work::Flush(done) => self.flushes.push(done),
         }
     }
@@ -189,18 +182,22 @@ impl Writer {
         let mut tickets = Vec::with_capacity(group.own.len());
         let mut batches: Vec<Batch> = Vec::new();
         for settled in group.own {
-            commit.records.extend(settled.receipts.iter().map(|receipt| (record(receipt), None)));
             self.gather(&mut batches, settled.app, settled.origin, settled.receipts);
             tickets.push(settled.ticket);
         }
-        commit.records.extend(group.records.into_iter().map(|record| (record, None)));
-        let nothing = commit.records.is_empty() && commit.followed.is_none();
-        // Numbers of messages that were sent are not worth a commit of their own, unless somebody waits for it.
+        let others = group.records;
+        let nothing = batches.is_empty() && others.is_empty() && commit.followed.is_none();
         if nothing && group.flushes.is_empty() {
             return Some(Committed { outgoing: Vec::new(), tickets });
         }
         let (ledger, now) = (self.ledger.clone(), self.clock.now().as_millisecond());
         let written = tokio::task::spawn_blocking(move || {
+            for batch in &mut batches {
+                batch.receipts.retain(|receipt| is_news(&ledger, receipt));
+                commit.records.extend(batch.receipts.iter().map(|receipt| (record(receipt), None)));
+            }
+            batches.retain(|batch| !batch.receipts.is_empty());
+            commit.records.extend(others.into_iter().map(|record| (record, None)));
             chain(&ledger, number, &mut commit);
             commit.outgoing = batches.iter().enumerate().map(|(at, batch)| outgoing(number, at, batch)).collect();
             write(&ledger.store, number, now, &commit).map(|()| {
@@ -237,6 +234,17 @@ impl Writer {
 
 fn record(receipt: &Receipt) -> Record {
     Record { job: receipt.job, address: receipt.address, attempt: receipt.attempt, state: receipt.state }
+}
+
+/// Whether nobody else has settled this delivery meanwhile. Who comes second keeps silent, so that there is one final
+/// receipt; the provider has then seen two attempts with one `apns-id`.
+fn is_news(ledger: &Ledger, receipt: &Receipt) -> bool {
+    let known = ledger.look_up(receipt.job).unwrap_or_default();
+    let news = receipt.address.map_or(known.is_empty(), |address| !known.has(address, receipt.attempt));
+    if !news {
+        tracing::warn!(job = %receipt.job, attempt = receipt.attempt, "another worker settled this delivery too");
+    }
+    news
 }
 
 /// Says in each record which entry spoke of its job before.

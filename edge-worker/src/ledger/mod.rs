@@ -14,7 +14,7 @@ pub use self::{
     committer::{Committed, Committer, Gone, Settled},
     index::Index,
     store::{Outgoing, Record, Store, StoreError},
-    sync::{Sync, catch_up},
+    sync::{Sync, publish_left_over},
 };
 
 use std::sync::{Arc, PoisonError, RwLock};

@@ -1,4 +1,5 @@
-//! Following the region's receipts into the ledger: what other workers did, and which of our own messages arrived.
+//! Following the region's receipts into the ledger: what other workers did, and which of our own messages arrived. Only
+//! what is seen in the stream is forgotten among the outgoing.
 
 use std::time::Duration;
 
@@ -20,6 +21,10 @@ use super::{
     committer::{Committer, Gone},
     store::Followed,
 };
+
+/// The stream is asked again so soon: the other workers hold back after a lost connection only for a while, and the
+/// message id makes a repetition harmless.
+const IMPATIENCE: Duration = Duration::from_millis(700);
 
 /// Follows the stream of receipts into the ledger.
 #[derive(Debug)]
@@ -58,9 +63,10 @@ impl<T: Send + 'static> Sync<T> {
             match self.follow().await {
                 Ok(()) => {}
                 Err(Interrupted::Gone(_)) => return,
-                Err(error) => tracing::warn!(%error, "receipts of other workers are not being followed"),
+                Err(error) => tracing::info!(%error, "receipts of other workers are followed anew"),
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            self.caught_up.send_replace(false);
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
 
@@ -115,26 +121,19 @@ impl<T: Send + 'static> Sync<T> {
     }
 }
 
-/// Publishes what a former run committed and the stream does not have. To be called when following has caught up.
+/// Publishes what a former run committed and the stream does not have. To be called when following has caught up: what
+/// the stream has by then is no longer among the outgoing.
 ///
 /// # Errors
 /// When the file cannot be read.
-pub async fn catch_up<T: Send + 'static>(
-    js: &jetstream::Context,
-    ledger: &Ledger,
-    committer: &Committer<T>,
-) -> Result<(), StoreError> {
+pub async fn publish_left_over(js: &jetstream::Context, ledger: &Ledger) -> Result<(), StoreError> {
     let left = ledger.store.outgoing()?;
     if left.is_empty() {
         return Ok(());
     }
     tracing::info!(messages = left.len(), "publishing receipts that a former run left");
     for outgoing in left {
-        let number = outgoing.number;
         outgoing.publish(js, ledger.store.writer()).await;
-        if committer.sent(vec![number]).await.is_err() {
-            return Ok(());
-        }
     }
     Ok(())
 }
@@ -148,11 +147,13 @@ impl Outgoing {
             let mut headers = async_nats::HeaderMap::new();
             headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
             headers.insert(envelope::BATCH, id.as_str());
-            match publish::store(js, self.subject.clone(), headers, payload.clone()).await {
-                Ok(_) => return,
-                Err(error) => tracing::warn!(%error, "receipts wait to be published"),
+            let stored = publish::store(js, self.subject.clone(), headers, payload.clone());
+            match tokio::time::timeout(IMPATIENCE, stored).await {
+                Ok(Ok(_)) => return,
+                Ok(Err(error)) => tracing::warn!(%error, "receipts wait to be published"),
+                Err(_) => tracing::warn!("receipts wait to be published: no answer"),
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 }

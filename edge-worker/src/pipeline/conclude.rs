@@ -69,13 +69,13 @@ impl Pipeline {
     }
 
     fn judge(&self, job: &Job, one: &OneTried) -> Verdict {
-        let again = |reason: &Reason, asked: Option<Duration>| {
+        let again = |reason: &Reason, asked: Option<Duration>, most: u32| {
             let now = self.clock.now();
             let wait = Backoff::of(one.address.provider).after(job.attempt, asked, &mut rand::rng());
             let due = now.checked_add(SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX)).unwrap_or(Timestamp::MAX);
             if job.is_expired(due) {
                 Verdict::Final(State::Expired, Some(reason.clone()), None)
-            } else if job.attempt >= self.max_attempts {
+            } else if job.attempt >= most {
                 Verdict::Final(State::Dead, Some(reason.clone()), None)
             } else {
                 Verdict::Again(reason.clone(), due)
@@ -85,11 +85,13 @@ impl Pipeline {
             Outcome::Accepted { provider_id } => Verdict::Final(State::Delivered, None, provider_id.clone()),
             Outcome::Rejected { reason } => Verdict::Final(State::Rejected, Some(reason.clone()), None),
             Outcome::AddressGone { reason, since } => Verdict::Gone(reason.clone(), *since),
-            Outcome::RetryLater { reason, not_before }
-            | Outcome::CredentialTrouble { reason, not_before }
-            | Outcome::EndpointTrouble { reason, not_before } => again(reason, *not_before),
+            Outcome::RetryLater { reason, not_before } => again(reason, *not_before, self.max_attempts),
+            // Nothing was sent, and the notification is not to blame: it waits for as long as it is worth delivering.
+            Outcome::CredentialTrouble { reason, not_before } | Outcome::EndpointTrouble { reason, not_before } => {
+                again(reason, *not_before, u32::MAX)
+            }
             // The same apns-id and collapse id make a second copy replace the first.
-            Outcome::Ambiguous { reason } => again(reason, None),
+            Outcome::Ambiguous { reason } => again(reason, None, self.max_attempts),
         }
     }
 

@@ -21,6 +21,8 @@ use shared::{
     telemetry::Telemetry,
 };
 
+use tokio::sync::watch;
+
 pub use self::{
     conclude::Brake,
     dedupe::InFlight,
@@ -45,6 +47,8 @@ pub struct Pipeline {
     pub js: jetstream::Context,
     /// What became of jobs.
     pub ledger: Ledger,
+    /// Whether the ledger knows all that the other workers have published.
+    pub ledger_current: watch::Receiver<bool>,
     /// What is known of recipients.
     pub cache: cache::Store,
     /// Who carries pushes.

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use shared::{
     channel::{Channel, Class},
     lifecycle::Lifecycle,
-    nats::topology,
+    nats::{connect, topology},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -19,6 +19,12 @@ const BATCH: usize = 256;
 
 /// An idle pull is renewed after this long.
 const EXPIRES: Duration = Duration::from_secs(20);
+
+/// How often a waiting pull looks whether the connection is still the one it was sent on.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Time for every worker of the region to publish what it had done when the connection was lost.
+const SETTLE_DOWN: Duration = Duration::from_secs(2);
 
 /// Two pulls take turns, so that one is always open while the other's messages are handed on.
 const PULLS: usize = 2;
@@ -52,6 +58,16 @@ pub fn lanes(in_flight: usize) -> Vec<Lane> {
         .collect()
 }
 
+/// After the connection was lost. A server that was killed has forgotten what it gave to whom, and gives it out again:
+/// first every worker publishes what it has done and learns what the others did.
+async fn settle_down(pipeline: &Pipeline) {
+    tokio::time::sleep(SETTLE_DOWN).await;
+    let mut current = pipeline.ledger_current.clone();
+    if current.wait_for(|current| *current).await.is_err() {
+        tracing::debug!("the ledger is no longer followed; the process is finishing");
+    }
+}
+
 impl Lane {
     /// Pulls until the process is to finish.
     pub async fn run(self, pipeline: Arc<Pipeline>, returns: Returns, lifecycle: Lifecycle) {
@@ -61,7 +77,13 @@ impl Lane {
 
     async fn pull_for_ever(&self, pipeline: &Arc<Pipeline>, returns: &Returns, lifecycle: &Lifecycle) {
         let mut consumer = None;
+        let client = pipeline.js.client();
+        let mut connected = connect::connects(&client);
         while !lifecycle.is_finishing() {
+            if connected != connect::connects(&client) {
+                connected = connect::connects(&client);
+                settle_down(pipeline).await;
+            }
             let Some(permits) = self.permits(lifecycle).await else { return };
             if let Err(error) = self.pull(&mut consumer, permits, pipeline, returns, lifecycle).await {
                 tracing::warn!(consumer = self.consumer, %error, "cannot pull");
@@ -98,11 +120,16 @@ impl Lane {
         };
         let mut messages =
             consumer.batch().max_messages(permits.num_permits()).expires(EXPIRES).messages().await?;
+        let client = pipeline.js.client();
+        let connected = connect::connects(&client);
+        let mut look = tokio::time::interval(LOOK);
         let mut finishing = false;
         loop {
             let message = tokio::select! {
                 biased;
                 message = messages.next() => message,
+                // A server that was away knows nothing of this pull.
+                _ = look.tick() => if connect::connects(&client) == connected { continue } else { None },
                 // What has arrived is still worked on; what has not stays with the server.
                 () = lifecycle.finishing(), if !finishing => {
                     finishing = true;

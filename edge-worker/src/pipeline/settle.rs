@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::{Pipeline, Settlement, dedupe::Reserved, trace};
 use crate::{
     delivery::Delivery,
-    ledger::{Committed, Committer, Ledger, Settled},
+    ledger::{Committed, Ledger, Settled},
 };
 
 /// What is given back once the receipts of a job are safe: the delivery to acknowledge and the span to end.
@@ -46,8 +46,6 @@ pub struct Announcer {
     pub js: jetstream::Context,
     /// For the writer's name.
     pub ledger: Ledger,
-    /// Told what was published.
-    pub committer: Committer<Ticket>,
     /// Spans and metrics.
     pub telemetry: Telemetry,
     /// Time.
@@ -68,7 +66,6 @@ impl Announcer {
 
     async fn announce(self: Arc<Self>, group: Committed<Ticket>) {
         let begun = self.now();
-        let numbers: Vec<u64> = group.outgoing.iter().map(|outgoing| outgoing.number).collect();
         let writer = self.ledger.writer();
         join_all(group.outgoing.into_iter().map(|outgoing| outgoing.publish(&self.js, writer))).await;
         let published = self.now();
@@ -82,9 +79,6 @@ impl Announcer {
             }
         }
         self.telemetry.metrics.settled(jobs as u64);
-        if !numbers.is_empty() && self.committer.sent(numbers).await.is_err() {
-            tracing::debug!("the ledger has closed; a restart will find these receipts in the stream");
-        }
     }
 
     fn now(&self) -> SystemTime {

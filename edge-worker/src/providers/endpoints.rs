@@ -27,8 +27,17 @@ struct Endpoint<T> {
 
 impl<T> Endpoints<T> {
     pub(super) fn new(values: impl IntoIterator<Item = T>) -> Self {
-        let all = values.into_iter().map(|value| Endpoint { value, avoid_until: AtomicU64::new(0) }).collect();
-        Self { all, start: Instant::now() }
+        let all = values
+            .into_iter()
+            .map(|value| Endpoint {
+                value,
+                avoid_until: AtomicU64::new(0),
+            })
+            .collect();
+        Self {
+            all,
+            start: Instant::now(),
+        }
     }
 
     /// All of them, those first that did not fail lately.
@@ -38,7 +47,9 @@ impl<T> Endpoints<T> {
             let each = self.all.iter().enumerate();
             each.filter(move |(_, endpoint)| (endpoint.avoid_until.load(Ordering::Relaxed) > now) == avoided)
         };
-        at(false).chain(at(true)).map(|(index, endpoint)| (index, &endpoint.value))
+        at(false)
+            .chain(at(true))
+            .map(|(index, endpoint)| (index, &endpoint.value))
     }
 
     /// The endpoint at `index` could not be reached.
@@ -73,7 +84,11 @@ mod tests {
         assert_eq!(order(), ["far", "further", "near"]);
         endpoints.failed(1);
         endpoints.failed(2);
-        assert_eq!(order(), ["near", "far", "further"], "when all failed the order is as configured");
+        assert_eq!(
+            order(),
+            ["near", "far", "further"],
+            "when all failed the order is as configured"
+        );
         endpoints.worked(1);
         assert_eq!(order(), ["far", "near", "further"]);
         tokio::time::advance(AVOIDED).await;

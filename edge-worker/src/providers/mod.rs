@@ -125,20 +125,31 @@ impl Providers {
 
     /// Whether `app` has a credential for the provider of `address`.
     pub fn can_reach(&self, app: &AppId, address: &Address) -> bool {
-        self.accounts.load().get(app).is_some_and(|accounts| match address.provider {
-            Provider::Apns => accounts.apns.is_some(),
-            Provider::Fcm => accounts.fcm.is_some(),
-        })
+        self.accounts
+            .load()
+            .get(app)
+            .is_some_and(|accounts| match address.provider {
+                Provider::Apns => accounts.apns.is_some(),
+                Provider::Fcm => accounts.fcm.is_some(),
+            })
     }
 
     /// Makes one attempt. Takes at most the provider's time-out; dropping the future gives the attempt up.
     pub async fn deliver(&self, attempt: Attempt<'_>) -> Attempted {
         let accounts = self.accounts.load().get(attempt.app).cloned();
         match (attempt.address.provider, accounts) {
-            (Provider::Apns, Some(Accounts { apns: Some(account), .. })) => self.apns.deliver(&account, &attempt).await,
+            (
+                Provider::Apns,
+                Some(Accounts {
+                    apns: Some(account), ..
+                }),
+            ) => self.apns.deliver(&account, &attempt).await,
             (Provider::Fcm, Some(Accounts { fcm: Some(account), .. })) => self.fcm.deliver(&account, &attempt).await,
             _ => Attempted {
-                outcome: Outcome::CredentialTrouble { reason: "no_credential".into(), not_before: None },
+                outcome: Outcome::CredentialTrouble {
+                    reason: "no_credential".into(),
+                    not_before: None,
+                },
                 status: None,
                 endpoint: self.nowhere.clone(),
                 took: Duration::ZERO,

@@ -58,7 +58,10 @@ pub enum Outcome {
 
 impl Outcome {
     pub(super) fn retry_later(reason: impl Into<Reason>, not_before: Option<Duration>) -> Self {
-        Self::RetryLater { reason: reason.into(), not_before }
+        Self::RetryLater {
+            reason: reason.into(),
+            not_before,
+        }
     }
 
     pub(super) fn rejected(reason: impl Into<Reason>) -> Self {
@@ -70,18 +73,28 @@ impl Outcome {
     }
 
     pub(super) fn credential(reason: impl Into<Reason>, not_before: Option<Duration>) -> Self {
-        Self::CredentialTrouble { reason: reason.into(), not_before }
+        Self::CredentialTrouble {
+            reason: reason.into(),
+            not_before,
+        }
     }
 
     pub(super) fn endpoint(reason: impl Into<Reason>, not_before: Option<Duration>) -> Self {
-        Self::EndpointTrouble { reason: reason.into(), not_before }
+        Self::EndpointTrouble {
+            reason: reason.into(),
+            not_before,
+        }
     }
 }
 
 /// A reason that the provider invented after this was written: its own word if that is short and plain, else `other`.
 pub(super) fn foreign_reason(text: &str, other: &'static str) -> Reason {
     let plain = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if plain { Cow::Owned(text.to_owned()) } else { Cow::Borrowed(other) }
+    if plain {
+        Cow::Owned(text.to_owned())
+    } else {
+        Cow::Borrowed(other)
+    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,12 @@ mod tests {
 
     fn asked(value: &'static str) -> Option<Duration> {
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        retry_after(&[(RETRY_AFTER, http::HeaderValue::from_static(value))].into_iter().collect(), now)
+        retry_after(
+            &[(RETRY_AFTER, http::HeaderValue::from_static(value))]
+                .into_iter()
+                .collect(),
+            now,
+        )
     }
 
     #[test]

@@ -50,7 +50,10 @@ pub(super) fn http2_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, 
             }
             builder.with_root_certificates(roots).with_no_client_auth()
         }
-        None => builder.with_platform_verifier().map_err(BadTrust::Platform)?.with_no_client_auth(),
+        None => builder
+            .with_platform_verifier()
+            .map_err(BadTrust::Platform)?
+            .with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Arc::new(config))

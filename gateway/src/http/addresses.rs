@@ -205,7 +205,7 @@ pub(crate) async fn remove_all(
         return Err(recipients::unknown());
     }
     for (address, _) in known.addresses {
-        facts::remove(&parts.js, &parts.here, &home, &key, FactName::Address(address.id)).await?;
+        parts.remove_address(&home, &key, address.id).await?;
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -237,16 +237,11 @@ pub(crate) async fn remove(
         recipient,
     };
     let home = parts.home_or(&key, &caller.app.default_region);
-    if !parts
-        .read(&home, &key)
-        .await?
-        .addresses
-        .iter()
-        .any(|(known, _)| known.id == address)
-    {
+    let known = parts.read(&home, &key).await?;
+    if !known.addresses.iter().any(|(known, _)| known.id == address) {
         return Err(Problem::new(NOT_FOUND, "The recipient has no such address."));
     }
-    facts::remove(&parts.js, &parts.here, &home, &key, FactName::Address(address)).await?;
+    parts.remove_address(&home, &key, address).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -1,8 +1,11 @@
 //! The outermost layer: what happens around every request.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use axum::{
@@ -20,6 +23,9 @@ use super::{
 use crate::parts::Parts;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A handler that can say more about what it was doing gives up by itself before it is given up.
+const BACKSTOP: Duration = Duration::from_secs(1);
 
 /// Admits a request, gives it an id, a span and a time limit, and writes the problem if there was one.
 pub(super) async fn around(State(parts): State<Arc<Parts>>, mut request: Request, next: Next) -> Response {
@@ -52,7 +58,7 @@ async fn admit(parts: &Parts, request: Request, next: Next) -> Response {
     if !parts.is_informed() {
         return Problem::new(STARTING, "Repeat after the time in Retry-After.").into_response();
     }
-    timeout(parts.limits.request_timeout(), next.run(request))
+    timeout(parts.limits.request_timeout() + BACKSTOP, next.run(request))
         .await
         .unwrap_or_else(|_| {
             let detail =

@@ -12,8 +12,7 @@ use serde::{Deserialize, Serialize};
 use shared::{
     id::{RecipientId, Region},
     invalid::Invalid,
-    nats::facts,
-    recipient::{FactName, Profile, RecipientKey},
+    recipient::{Profile, RecipientKey},
 };
 use utoipa::ToSchema;
 
@@ -182,14 +181,11 @@ pub(crate) async fn delete(
     };
     let home = parts.home_or(&key, &caller.app.default_region);
     let known = parts.read(&home, &key).await?;
-    if !known.is_known() {
+    // A directory entry without facts is what a crash in the middle of forgetting leaves.
+    if !known.is_known() && parts.directory.home(&key).is_none() {
         return Err(unknown());
     }
-    // The profile last: as long as it is there, a repetition finds what is left.
-    let addresses = known.addresses.iter().map(|(address, _)| FactName::Address(address.id));
-    for name in addresses.chain([FactName::Preferences, FactName::Profile]) {
-        facts::remove(&parts.js, &parts.here, &home, &key, name).await?;
-    }
+    parts.forget(&home, &key, &known).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -14,13 +14,14 @@ use shared::{
     invalid::Invalid,
     push::Push,
 };
+use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::{
     auth::{Caller, ToSend},
     body::Json,
     named::IdempotencyKey,
-    problem::{CHANNEL_UNAVAILABLE, Document, Problem, REGION_UNAVAILABLE},
+    problem::{CHANNEL_UNAVAILABLE, Document, Problem, REGION_UNAVAILABLE, TIMEOUT},
     trace::Trace,
 };
 use crate::{
@@ -128,9 +129,13 @@ pub(crate) async fn send(
         category: request.category,
         push: request.push,
     };
-    match accept(&parts, order, &trace).await {
-        Ok(outcome) => Ok(stored(&outcome, event, trace.id())),
-        Err(refused) => Err(problem(refused).event(event)),
+    match timeout(parts.limits.request_timeout(), accept(&parts, order, &trace)).await {
+        Ok(Ok(outcome)) => Ok(stored(&outcome, event, trace.id())),
+        Ok(Err(refused)) => Err(problem(refused).event(event)),
+        Err(_) => {
+            let detail = "It is not known what was stored. Repeat with the same event id; no job is sent twice.";
+            Err(Problem::new(TIMEOUT, detail).event(event))
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use axum::{
     extract::{FromRequestParts, MatchedPath, Request},
     response::Response,
 };
-use http::{HeaderMap, Method, request};
+use http::{Method, request};
 use opentelemetry::{
     Context, KeyValue,
     trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Tracer},
@@ -21,8 +21,8 @@ pub(crate) enum Trace {
     /// Nobody traces it.
     #[default]
     None,
-    /// The caller traces without sampling; its word goes on unchanged.
-    Unsampled(String),
+    /// The caller does not sample, or spans of ours would go nowhere: the caller's word goes on unchanged.
+    Forwarded(String),
     /// It is recorded; the context holds the request's span.
     Recorded(Context),
 }
@@ -36,11 +36,20 @@ impl Trace {
         let Some(route) = request.extensions().get::<MatchedPath>() else {
             return Self::None;
         };
-        let caller = request.headers().get(TRACEPARENT);
-        let parent = caller.map_or_else(Context::new, |_| remote_http(request.headers()));
-        let parent_span = parent.span();
-        if parent_span.span_context().is_valid() && !parent_span.span_context().is_sampled() {
-            return Self::Unsampled(own(request.headers()));
+        let exports = parts.telemetry.exports_spans();
+        let mut parent = Context::new();
+        if let Some(caller) = request.headers().get(TRACEPARENT) {
+            parent = remote_http(request.headers());
+            let (is_valid, is_sampled) = {
+                let span = parent.span();
+                (span.span_context().is_valid(), span.span_context().is_sampled())
+            };
+            if is_valid && !(is_sampled && exports) {
+                return Self::Forwarded(caller.to_str().unwrap_or_default().to_owned());
+            }
+        }
+        if !exports {
+            return Self::None;
         }
         let tracer = &parts.telemetry.tracer;
         // The name is written only once the sampler has agreed: most requests are not traced.
@@ -76,17 +85,9 @@ impl Trace {
     pub(crate) fn id(&self) -> Option<String> {
         match self {
             Self::Recorded(context) => trace_id(context),
-            Self::None | Self::Unsampled(_) => None,
+            Self::None | Self::Forwarded(_) => None,
         }
     }
-}
-
-fn own(headers: &HeaderMap) -> String {
-    headers
-        .get(TRACEPARENT)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default()
-        .to_owned()
 }
 
 impl FromRequestParts<Arc<Parts>> for Trace {

@@ -1,6 +1,6 @@
 //! Connecting to a region's servers.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::atomic::Ordering, time::Duration};
 
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use serde::Deserialize;
@@ -115,6 +115,12 @@ pub fn jetstream(client: Client) -> jetstream::Context {
 /// Whether the connection is up at this moment.
 pub fn is_connected(client: &Client) -> bool {
     client.connection_state() == State::Connected
+}
+
+/// How often the connection was made. When it changes, the server may be another one, or have forgotten pulls and
+/// ephemeral consumers.
+pub fn connects(client: &Client) -> u64 {
+    client.statistics().connects.load(Ordering::Relaxed)
 }
 
 /// A denied publish would otherwise look like a time-out, so permission violations are said aloud.

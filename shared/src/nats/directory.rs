@@ -21,10 +21,11 @@ use crate::{
     recipient::RecipientKey,
 };
 
-/// One entry as stored.
+/// One entry as stored. Nothing in it says that what was known is forgotten; the entry stays, because an older one of
+/// another region would otherwise count again.
 #[derive(Debug, Serialize, Deserialize)]
 struct Said<T> {
-    is: T,
+    is: Option<T>,
     at: Timestamp,
 }
 
@@ -37,8 +38,8 @@ pub struct Directory {
 
 #[derive(Debug, Default)]
 struct Known {
-    homes: HashMap<u128, (Region, Timestamp)>,
-    owners: HashMap<u128, (RecipientId, Timestamp)>,
+    homes: HashMap<u128, (Option<Region>, Timestamp)>,
+    owners: HashMap<u128, (Option<RecipientId>, Timestamp)>,
 }
 
 impl Default for Directory {
@@ -50,12 +51,12 @@ impl Default for Directory {
 impl Directory {
     /// The home of a recipient, if anyone registered one.
     pub fn home(&self, key: &RecipientKey) -> Option<Region> {
-        self.read().homes.get(&home_hash(key)).map(|(region, _)| region.clone())
+        self.read().homes.get(&home_hash(key))?.0.clone()
     }
 
     /// Whose an address is.
     pub fn owner(&self, app: &AppId, address: AddressId) -> Option<RecipientId> {
-        self.read().owners.get(&owner_hash(app, address)).map(|(recipient, _)| recipient.clone())
+        self.read().owners.get(&owner_hash(app, address))?.0.clone()
     }
 
     /// Whether everything that was there at start has been read.
@@ -89,7 +90,7 @@ impl Directory {
         home: &Region,
         at: Timestamp,
     ) -> Result<(), publish::NotStored> {
-        self.put(js, subject::directory_home(here, key), &Said { is: home, at }).await
+        self.put(js, subject::directory_home(here, key), &Said { is: Some(home), at }).await
     }
 
     /// Writes that `address` is `owner`'s, and knows it at once.
@@ -104,7 +105,36 @@ impl Directory {
         address: AddressId,
         at: Timestamp,
     ) -> Result<(), publish::NotStored> {
-        self.put(js, subject::directory_owner(here, &owner.app, address), &Said { is: &owner.recipient, at }).await
+        self.put(js, subject::directory_owner(here, &owner.app, address), &Said { is: Some(&owner.recipient), at }).await
+    }
+
+    /// Writes that nobody lives anywhere by the name of `key`.
+    ///
+    /// # Errors
+    /// When the stream did not say that it stored it.
+    pub async fn forget_home(
+        &self,
+        js: &jetstream::Context,
+        here: &Region,
+        key: &RecipientKey,
+        at: Timestamp,
+    ) -> Result<(), publish::NotStored> {
+        self.put(js, subject::directory_home(here, key), &Said::<Region> { is: None, at }).await
+    }
+
+    /// Writes that `address` is nobody's.
+    ///
+    /// # Errors
+    /// When the stream did not say that it stored it.
+    pub async fn forget_owner(
+        &self,
+        js: &jetstream::Context,
+        here: &Region,
+        app: &AppId,
+        address: AddressId,
+        at: Timestamp,
+    ) -> Result<(), publish::NotStored> {
+        self.put(js, subject::directory_owner(here, app, address), &Said::<RecipientId> { is: None, at }).await
     }
 
     async fn put(
@@ -143,7 +173,7 @@ impl Directory {
     }
 }
 
-fn newest<T>(map: &mut HashMap<u128, (T, Timestamp)>, key: u128, said: Said<T>) {
+fn newest<T>(map: &mut HashMap<u128, (Option<T>, Timestamp)>, key: u128, said: Said<T>) {
     match map.get(&key) {
         Some((_, at)) if *at > said.at => {}
         _ => {
@@ -170,7 +200,7 @@ mod tests {
         let key = RecipientKey { app: "shop".parse().unwrap(), recipient: "ann".parse().unwrap() };
         let (eu, us): (Region, Region) = ("eu".parse().unwrap(), "us".parse().unwrap());
         let say = |from: &Region, home: &Region, at: i64| {
-            let said = Said { is: home, at: Timestamp::from_second(at).unwrap() };
+            let said = Said { is: Some(home), at: Timestamp::from_second(at).unwrap() };
             directory.learn(&subject::directory_home(from, &key), &serde_json::to_vec(&said).unwrap());
         };
         assert_eq!(directory.home(&key), None);
@@ -178,5 +208,9 @@ mod tests {
         say(&us, &us, 30);
         say(&eu, &eu, 20);
         assert_eq!(directory.home(&key), Some(us));
+        let forgotten = Said::<Region> { is: None, at: Timestamp::from_second(40).unwrap() };
+        directory.learn(&subject::directory_home(&eu, &key), &serde_json::to_vec(&forgotten).unwrap());
+        say(&us, &eu, 35);
+        assert_eq!(directory.home(&key), None, "what is older than forgetting does not come back");
     }
 }

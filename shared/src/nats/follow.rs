@@ -3,15 +3,20 @@
 use std::time::Duration;
 
 use async_nats::{
-    HeaderMap,
+    Client, HeaderMap,
     jetstream::{
-        self,
+        self, Message,
         consumer::{DeliverPolicy, ReplayPolicy, push},
     },
 };
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
+
+use super::connect;
+
+/// How often an open consumer looks whether the connection is still the one it was made on.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// One message of a followed stream.
 #[derive(Debug)]
@@ -71,7 +76,7 @@ pub async fn standing(js: &jetstream::Context, stream: &str) -> Result<Standing,
 }
 
 /// Every message of `stream` that fits `filter`, from sequence `from` (1 for all), in order and without gaps; then
-/// those to come. The stream of results ends only with the connection.
+/// those to come. Ends with an error when the connection was lost and made anew: follow again from the last sequence.
 ///
 /// # Errors
 /// When the server does not answer or has no such stream.
@@ -93,10 +98,45 @@ pub async fn follow(
         .await
         .map_err(|error| fail(stream, &error))?;
     let messages = consumer.messages().await.map_err(|error| fail(stream, &error))?;
-    let name = stream.to_owned();
-    Ok(messages.map(move |message| {
-        let message = message.map_err(|error| fail(&name, &error))?;
-        let info = message.info().map_err(|error| fail(&name, &error))?;
+    let following = Following {
+        messages,
+        name: stream.to_owned(),
+        connected: connect::connects(&js.client()),
+        client: js.client(),
+        look: tokio::time::interval(LOOK),
+    };
+    Ok(Box::pin(stream::unfold(following, async |mut following| {
+        let next = following.next().await;
+        Some((next?, following))
+    })))
+}
+
+/// An open ordered consumer.
+struct Following {
+    messages: push::Ordered,
+    name: String,
+    client: Client,
+    connected: u64,
+    look: tokio::time::Interval,
+}
+
+impl Following {
+    async fn next(&mut self) -> Option<Result<Entry, FollowError>> {
+        loop {
+            tokio::select! {
+                biased;
+                message = self.messages.next() => return Some(self.entry(message?)),
+                // A server that was away knows nothing of this consumer; it would take missed heartbeats to notice.
+                _ = self.look.tick() => if connect::connects(&self.client) != self.connected {
+                    return Some(Err(fail(&self.name, &"the connection was renewed")));
+                },
+            }
+        }
+    }
+
+    fn entry(&self, message: Result<Message, push::OrderedError>) -> Result<Entry, FollowError> {
+        let message = message.map_err(|error| fail(&self.name, &error))?;
+        let info = message.info().map_err(|error| fail(&self.name, &error))?;
         Ok(Entry {
             sequence: info.stream_sequence,
             stored_at: timestamp(info.published.unix_timestamp_nanos()),
@@ -105,7 +145,7 @@ pub async fn follow(
             headers: message.message.headers.unwrap_or_default(),
             payload: message.message.payload,
         })
-    }))
+    }
 }
 
 /// Follows `stream` from its beginning for ever and hands every message to `learn`, over lost connections too. For
@@ -125,8 +165,8 @@ pub async fn follow_forever(js: &jetstream::Context, stream: &str, filter: &str,
                 }
             }
         }
-        tracing::warn!(stream, next, "following was interrupted");
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tracing::info!(stream, next, "following was interrupted");
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 

@@ -43,6 +43,7 @@ pub struct Telemetry {
     spans: SdkTracerProvider,
     meters: SdkMeterProvider,
     registry: prometheus::Registry,
+    exports: bool,
 }
 
 /// Telemetry that cannot be set up.
@@ -97,7 +98,12 @@ impl Telemetry {
             spans = spans.with_span_processor(BatchSpanProcessor::builder(counting).with_batch_config(batches).build());
         }
         let spans = spans.build();
-        Ok(Self { tracer: spans.tracer("peal"), metrics, spans, meters, registry })
+        Ok(Self { tracer: spans.tracer("peal"), metrics, spans, meters, exports: settings.otlp_endpoint.is_some(), registry })
+    }
+
+    /// Whether spans go anywhere. If not, making one would only break the chain from the caller to the next who does.
+    pub fn exports_spans(&self) -> bool {
+        self.exports
     }
 
     /// The metrics in Prometheus' text format.

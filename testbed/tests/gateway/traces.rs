@@ -27,6 +27,8 @@ async fn a_request_is_a_span_with_one_child_for_each_message() {
     let rig = Rig::with(|settings| settings.telemetry.otlp_endpoint = Some(sink.endpoint())).await;
     let answer = traced(&rig, &["secret-ann", "secret-bob"]).await;
     assert_eq!((answer.status, &answer.body["trace_id"]), (202, &json!(TRACE)));
+    let message = rig.js.get_stream("NOTIFY").await.unwrap().direct_get(1).await.unwrap();
+    let parent = message.headers.get("traceparent").unwrap().to_string();
     let refused = traced(&rig, &[]).await;
     assert_eq!(refused.body["trace_id"], TRACE);
     let path = "/v1/recipients/secret-ann/addresses";
@@ -57,6 +59,14 @@ async fn a_request_is_a_span_with_one_child_for_each_message() {
 
     let sends = named("send notify.{channel}.{region}");
     assert_eq!(sends.len(), 2);
+    let parents: Vec<_> = sends
+        .iter()
+        .map(|seen| format!("00-{TRACE}-{}-01", hex(&seen.span.span_id)))
+        .collect();
+    assert!(
+        parents.contains(&parent),
+        "the message's parent is the span of sending it"
+    );
     for seen in sends {
         assert_eq!(seen.span.kind(), SpanKind::Producer);
         assert_eq!(seen.span.parent_span_id, accepted.span.span_id);
@@ -85,6 +95,29 @@ async fn what_is_not_sampled_makes_no_spans() {
     let sink = Sink::start().await.unwrap();
     let rig = Rig::with(|settings| settings.telemetry.otlp_endpoint = Some(sink.endpoint())).await;
     assert_eq!(rig.notify("e1", &["ann"]).await.status, 202);
+    let body = json!({ "to": { "recipients": ["bob"] }, "push": { "title": "Hi" } });
+    let request = rig
+        .request("POST", "/v1/notifications")
+        .bearer_auth(&rig.key)
+        .json(&body);
+    send(request.header("traceparent", format!("00-{TRACE}-{CALLER}-00"))).await;
+    let stored = async |sequence| {
+        rig.js
+            .get_stream("NOTIFY")
+            .await
+            .unwrap()
+            .direct_get(sequence)
+            .await
+            .unwrap()
+            .headers
+    };
+    assert_eq!(stored(1).await.get("traceparent"), None);
+    let forwarded = stored(2).await;
+    assert_eq!(
+        forwarded.get("traceparent").unwrap().as_str(),
+        format!("00-{TRACE}-{CALLER}-00"),
+        "unchanged"
+    );
     traced(&rig, &["last"]).await;
     let spans = sink
         .trace(TRACE, Duration::from_secs(20), |spans| spans.len() >= 2)

@@ -76,7 +76,9 @@ impl Apns {
         check_id("team_id", &account.team_id)?;
         check_id("key_id", &account.key_id)?;
         let mut teams = self.teams.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = teams.get(&(account.team_id.clone(), account.key_id.clone())).and_then(Weak::upgrade);
+        let known = teams
+            .get(&(account.team_id.clone(), account.key_id.clone()))
+            .and_then(Weak::upgrade);
         let team = match known {
             Some(team) if team.token.is_of(&account.private_key) => team,
             _ => self.team(account)?,
@@ -103,12 +105,21 @@ impl Apns {
     pub(in crate::providers) async fn deliver(&self, account: &Account, attempt: &Attempt<'_>) -> Attempted {
         let started = Instant::now();
         let pool = account.team.pool(attempt.address.environment);
-        let mut progress = Progress { endpoint: self.nowhere.clone(), status: None, sent: false };
+        let mut progress = Progress {
+            endpoint: self.nowhere.clone(),
+            status: None,
+            sent: false,
+        };
         let outcome = match timeout(self.timeout, self.attempt(account, pool, attempt, &mut progress)).await {
             Ok(outcome) => outcome,
             Err(_) => progress.timed_out(),
         };
-        Attempted { outcome, status: progress.status, endpoint: progress.endpoint, took: started.elapsed() }
+        Attempted {
+            outcome,
+            status: progress.status,
+            endpoint: progress.endpoint,
+            took: started.elapsed(),
+        }
     }
 
     async fn attempt(
@@ -141,7 +152,9 @@ impl Apns {
                     let status = answer.status();
                     progress.status = Some(status.as_u16());
                     if status == StatusCode::OK {
-                        return Outcome::Accepted { provider_id: provider_id(answer.headers()) };
+                        return Outcome::Accepted {
+                            provider_id: provider_id(answer.headers()),
+                        };
                     }
                     let verdict = self.judge(account, status, answer).await;
                     if matches!(verdict.remedy, Remedy::Reconnect | Remedy::Leave) {
@@ -217,13 +230,21 @@ fn provider_id(headers: &HeaderMap) -> Option<String> {
 
 fn endpoints(names: &[String]) -> Result<Arc<Endpoints<Arc<Host>>>, BadTrust> {
     let parse = |name: &String| {
-        Host::parse(name).map(Arc::new).ok_or_else(|| BadTrust::Endpoint(name.clone(), "host:port"))
+        Host::parse(name)
+            .map(Arc::new)
+            .ok_or_else(|| BadTrust::Endpoint(name.clone(), "host:port"))
     };
-    Ok(Arc::new(Endpoints::new(names.iter().map(parse).collect::<Result<Vec<_>, _>>()?)))
+    Ok(Arc::new(Endpoints::new(
+        names.iter().map(parse).collect::<Result<Vec<_>, _>>()?,
+    )))
 }
 
 /// Apple's ids of teams and keys are ten letters and digits.
 fn check_id(field: &'static str, id: &str) -> Result<(), BadCredential> {
     let right = id.len() == 10 && id.bytes().all(|b| b.is_ascii_alphanumeric());
-    if right { Ok(()) } else { Err(BadCredential::new(field, "must be 10 letters and digits")) }
+    if right {
+        Ok(())
+    } else {
+        Err(BadCredential::new(field, "must be 10 letters and digits"))
+    }
 }

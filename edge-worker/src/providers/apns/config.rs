@@ -29,7 +29,10 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             production: vec!["api.push.apple.com:443".into(), "api.push.apple.com:2197".into()],
-            sandbox: vec!["api.sandbox.push.apple.com:443".into(), "api.sandbox.push.apple.com:2197".into()],
+            sandbox: vec![
+                "api.sandbox.push.apple.com:443".into(),
+                "api.sandbox.push.apple.com:2197".into(),
+            ],
             ca_file: None,
             connections: 4,
             timeout_ms: 10_000,
@@ -71,12 +74,21 @@ pub(in crate::providers) struct Account {
 
 impl Account {
     pub(super) fn new(team: Arc<Team>, bundle: String) -> Result<Self, BadCredential> {
-        let bad = BadCredential::new("topic", "must be a bundle id: 1 to 200 letters, digits, dots and hyphens");
-        let plain = bundle.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+        let bad = BadCredential::new(
+            "topic",
+            "must be a bundle id: 1 to 200 letters, digits, dots and hyphens",
+        );
+        let plain = bundle
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
         if !(1..=200).contains(&bundle.len()) || !plain {
             return Err(bad);
         }
-        let topics = ApnsPushType::ALL.iter().map(|kind| topic(&bundle, *kind)).collect::<Option<_>>().ok_or(bad)?;
+        let topics = ApnsPushType::ALL
+            .iter()
+            .map(|kind| topic(&bundle, *kind))
+            .collect::<Option<_>>()
+            .ok_or(bad)?;
         Ok(Self { team, bundle, topics })
     }
 

@@ -40,7 +40,10 @@ impl Host {
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let port: u16 = port.parse().ok()?;
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+            .unwrap_or(host);
         let authority = if port == 443 { host.parse() } else { text.parse() };
         Some(Self {
             name: text.into(),
@@ -74,7 +77,10 @@ pub(super) async fn dial(
         Ok(done) => done,
         Err(_) => Err("connect_timeout"),
     }
-    .map_err(|reason| Unreachable { endpoint: host.name.clone(), reason })
+    .map_err(|reason| Unreachable {
+        endpoint: host.name.clone(),
+        reason,
+    })
 }
 
 async fn steps(host: &Host, tls: &Arc<ClientConfig>, nth: usize) -> Result<(SendRequest, Driver), &'static str> {

@@ -89,7 +89,10 @@ pub(super) struct Verdict {
 
 impl From<Outcome> for Verdict {
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, remedy: Remedy::None }
+        Self {
+            outcome,
+            remedy: Remedy::None,
+        }
     }
 }
 
@@ -132,7 +135,10 @@ fn listed(reason: &ErrorReason, since: Option<Timestamp>, at: &Circumstances) ->
         R::BadPath => rejected("BadPath"),
         R::MethodNotAllowed => rejected("MethodNotAllowed"),
         R::PayloadTooLarge => rejected("PayloadTooLarge"),
-        R::IdleTimeout => Verdict { outcome: later_outcome("IdleTimeout", at), remedy: Remedy::Reconnect },
+        R::IdleTimeout => Verdict {
+            outcome: later_outcome("IdleTimeout", at),
+            remedy: Remedy::Reconnect,
+        },
         R::BadCertificate => credential("BadCertificate"),
         R::BadCertificateEnvironment => credential("BadCertificateEnvironment"),
         R::Forbidden => credential("Forbidden"),
@@ -150,7 +156,10 @@ fn listed(reason: &ErrorReason, since: Option<Timestamp>, at: &Circumstances) ->
         R::TooManyRequests => device_pause("TooManyRequests".into(), at).into(),
         R::InternalServerError => later("InternalServerError"),
         R::ServiceUnavailable => later("ServiceUnavailable"),
-        R::Shutdown => Verdict { outcome: later_outcome("Shutdown", at), remedy: Remedy::Leave },
+        R::Shutdown => Verdict {
+            outcome: later_outcome("Shutdown", at),
+            remedy: Remedy::Leave,
+        },
     }
 }
 
@@ -178,7 +187,14 @@ fn unknown(reason: Reason, at: &Circumstances) -> Outcome {
 
 /// An address is removed on a 410 alone, because removing is the one thing that cannot be taken back.
 fn gone(reason: &'static str, since: Option<Timestamp>, at: &Circumstances) -> Outcome {
-    if at.status == 410 { Outcome::AddressGone { reason: reason.into(), since } } else { Outcome::rejected(reason) }
+    if at.status == 410 {
+        Outcome::AddressGone {
+            reason: reason.into(),
+            since,
+        }
+    } else {
+        Outcome::rejected(reason)
+    }
 }
 
 fn device_pause(reason: Reason, at: &Circumstances) -> Outcome {
@@ -193,11 +209,17 @@ fn later_outcome(reason: &'static str, at: &Circumstances) -> Outcome {
 mod tests {
     use super::*;
 
-    const AT: Circumstances =
-        Circumstances { status: 0, retry_after: None, token_wait: Duration::from_mins(19) };
+    const AT: Circumstances = Circumstances {
+        status: 0,
+        retry_after: None,
+        token_wait: Duration::from_mins(19),
+    };
 
     fn judged(status: u16, reason: &str) -> Verdict {
-        judge(format!(r#"{{"reason":"{reason}"}}"#).as_bytes(), &Circumstances { status, ..AT })
+        judge(
+            format!(r#"{{"reason":"{reason}"}}"#).as_bytes(),
+            &Circumstances { status, ..AT },
+        )
     }
 
     #[test]
@@ -221,7 +243,11 @@ mod tests {
             (413, "PayloadTooLarge"),
             (400, "InventedLater"),
         ] {
-            assert_eq!(judged(status, reason), Outcome::rejected(reason.to_owned()).into(), "{reason}");
+            assert_eq!(
+                judged(status, reason),
+                Outcome::rejected(reason.to_owned()).into(),
+                "{reason}"
+            );
         }
     }
 
@@ -236,36 +262,69 @@ mod tests {
             "MissingProviderToken",
             "InventedLater",
         ] {
-            assert_eq!(judged(403, reason), Outcome::credential(reason.to_owned(), None).into(), "{reason}");
+            assert_eq!(
+                judged(403, reason),
+                Outcome::credential(reason.to_owned(), None).into(),
+                "{reason}"
+            );
         }
         let other_spelling = judged(403, "BadEnvironmentKeyInToken");
-        assert_eq!(other_spelling, Outcome::credential("BadEnvironmentKeyIdInToken", None).into());
+        assert_eq!(
+            other_spelling,
+            Outcome::credential("BadEnvironmentKeyIdInToken", None).into()
+        );
         let updates = judged(429, "TooManyProviderTokenUpdates").outcome;
-        assert_eq!(updates, Outcome::credential("TooManyProviderTokenUpdates", Some(AT.token_wait)));
+        assert_eq!(
+            updates,
+            Outcome::credential("TooManyProviderTokenUpdates", Some(AT.token_wait))
+        );
     }
 
     #[test]
     fn some_refusals_have_a_remedy() {
         let expired = judged(403, "ExpiredProviderToken");
         assert_eq!(expired.remedy, Remedy::NewToken);
-        assert_eq!(expired.outcome, Outcome::credential("ExpiredProviderToken", Some(AT.token_wait)));
+        assert_eq!(
+            expired.outcome,
+            Outcome::credential("ExpiredProviderToken", Some(AT.token_wait))
+        );
         let unrelated = judged(403, "UnrelatedKeyIdInToken");
         assert_eq!(unrelated.remedy, Remedy::Reconnect);
         assert_eq!(unrelated.outcome, Outcome::credential("UnrelatedKeyIdInToken", None));
         let idle = judged(400, "IdleTimeout");
-        assert_eq!((idle.remedy, idle.outcome), (Remedy::Reconnect, Outcome::retry_later("IdleTimeout", None)));
+        assert_eq!(
+            (idle.remedy, idle.outcome),
+            (Remedy::Reconnect, Outcome::retry_later("IdleTimeout", None))
+        );
         let shutdown = judged(503, "Shutdown");
-        assert_eq!((shutdown.remedy, shutdown.outcome), (Remedy::Leave, Outcome::retry_later("Shutdown", None)));
+        assert_eq!(
+            (shutdown.remedy, shutdown.outcome),
+            (Remedy::Leave, Outcome::retry_later("Shutdown", None))
+        );
     }
 
     #[test]
     fn server_errors_are_retried_when_the_server_says() {
-        for (status, reason) in [(500, "InternalServerError"), (503, "ServiceUnavailable"), (502, "InventedLater")] {
+        for (status, reason) in [
+            (500, "InternalServerError"),
+            (503, "ServiceUnavailable"),
+            (502, "InventedLater"),
+        ] {
             let asked = Some(Duration::from_secs(7));
-            let at = Circumstances { status, retry_after: asked, ..AT };
+            let at = Circumstances {
+                status,
+                retry_after: asked,
+                ..AT
+            };
             let body = format!(r#"{{"reason":"{reason}"}}"#);
-            assert_eq!(judge(body.as_bytes(), &at), Outcome::retry_later(reason.to_owned(), asked).into());
-            assert_eq!(judged(status, reason), Outcome::retry_later(reason.to_owned(), None).into());
+            assert_eq!(
+                judge(body.as_bytes(), &at),
+                Outcome::retry_later(reason.to_owned(), asked).into()
+            );
+            assert_eq!(
+                judged(status, reason),
+                Outcome::retry_later(reason.to_owned(), None).into()
+            );
         }
     }
 
@@ -273,7 +332,15 @@ mod tests {
     fn a_device_with_too_many_pushes_rests_at_least_half_a_minute() {
         let rest = |asked: Option<u64>| {
             let retry_after = asked.map(Duration::from_secs);
-            judge(br#"{"reason":"TooManyRequests"}"#, &Circumstances { status: 429, retry_after, ..AT }).outcome
+            judge(
+                br#"{"reason":"TooManyRequests"}"#,
+                &Circumstances {
+                    status: 429,
+                    retry_after,
+                    ..AT
+                },
+            )
+            .outcome
         };
         let after = |seconds| Outcome::retry_later("TooManyRequests", Some(Duration::from_secs(seconds)));
         assert_eq!(rest(None), after(30));
@@ -285,8 +352,14 @@ mod tests {
     fn only_a_410_removes_an_address() {
         let body = br#"{"reason":"Unregistered","timestamp":1700000000123}"#;
         let since = Timestamp::from_millisecond(1_700_000_000_123).ok();
-        let gone = |reason: &'static str, since| Outcome::AddressGone { reason: reason.into(), since };
-        assert_eq!(judge(body, &Circumstances { status: 410, ..AT }), gone("Unregistered", since).into());
+        let gone = |reason: &'static str, since| Outcome::AddressGone {
+            reason: reason.into(),
+            since,
+        };
+        assert_eq!(
+            judge(body, &Circumstances { status: 410, ..AT }),
+            gone("Unregistered", since).into()
+        );
         assert_eq!(judged(410, "ExpiredToken"), gone("ExpiredToken", None).into());
         assert_eq!(judged(400, "Unregistered"), Outcome::rejected("Unregistered").into());
         assert_eq!(judged(410, "InventedLater"), Outcome::rejected("InventedLater").into());

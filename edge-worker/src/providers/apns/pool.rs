@@ -30,7 +30,7 @@ const MOST_STREAMS: usize = 1000;
 const NARROW_CHECKED_EVERY: Duration = Duration::from_millis(100);
 
 /// How often a connection that could not be had to a preferred endpoint looks whether it can be now.
-const PREFERRED_TRIED_EVERY: Duration = Duration::from_secs(60);
+const PREFERRED_TRIED_EVERY: Duration = Duration::from_mins(1);
 
 /// For how long the narrowness of a fresh connection is no reason to open another.
 const FRESH: Duration = Duration::from_secs(1);
@@ -124,7 +124,13 @@ impl Pool {
         most: usize,
         patience: Duration,
     ) -> Arc<Self> {
-        Arc::new(Self { endpoints, tls, most: most.max(1), patience, state: Mutex::default() })
+        Arc::new(Self {
+            endpoints,
+            tls,
+            most: most.max(1),
+            patience,
+            state: Mutex::default(),
+        })
     }
 
     /// Waits for room on a connection, if possible another than `avoid`; opens one if need be.
@@ -148,7 +154,12 @@ impl Pool {
             self.grow(&mut state);
             turn
         };
-        turn.await.unwrap_or_else(|_| Err(Unreachable { endpoint: "".into(), reason: "closed" }))
+        turn.await.unwrap_or_else(|_| {
+            Err(Unreachable {
+                endpoint: "".into(),
+                reason: "closed",
+            })
+        })
     }
 
     /// Sends nothing more on the connection `id`. What is under way on it goes on; it closes with the last.
@@ -168,7 +179,12 @@ impl Pool {
         let load = |slot: &&mut Slot| (Some(slot.connection.id) == avoid, slot.under_way);
         let slot = state.open.iter_mut().filter(room).min_by_key(load)?;
         slot.under_way += 1;
-        Some(Lease { connection: slot.connection.clone(), pool: self.clone(), counted: true, due_since: None })
+        Some(Lease {
+            connection: slot.connection.clone(),
+            pool: self.clone(),
+            counted: true,
+            due_since: None,
+        })
     }
 
     fn give_back(self: &Arc<Self>, id: u64) {
@@ -217,7 +233,11 @@ impl Pool {
         state.connecting = false;
         match dialled {
             Ok(connection) => {
-                state.open.push(Slot { connection, under_way: 0, limit: 1 });
+                state.open.push(Slot {
+                    connection,
+                    under_way: 0,
+                    limit: 1,
+                });
                 self.serve(&mut state);
             }
             Err(unreachable) if state.open.is_empty() => {
@@ -243,23 +263,38 @@ impl Pool {
             state.opened += 1;
             state.opened
         };
-        let Ok(connection) = self.dial(id, index).await else { return };
+        let Ok(connection) = self.dial(id, index).await else {
+            return;
+        };
         let mut state = self.lock();
         if let Some(slot) = state.open.iter_mut().find(|slot| slot.connection.id == old) {
-            *slot = Slot { connection, under_way: 0, limit: 1 };
+            *slot = Slot {
+                connection,
+                under_way: 0,
+                limit: 1,
+            };
             self.serve(&mut state);
         }
     }
 
     /// Connects to the first endpoint before `end` that can be reached.
     async fn dial(self: &Arc<Self>, id: u64, end: usize) -> Result<Arc<Connection>, Unreachable> {
-        let mut failure = Unreachable { endpoint: "".into(), reason: "no_endpoint" };
+        let mut failure = Unreachable {
+            endpoint: "".into(),
+            reason: "no_endpoint",
+        };
         for (index, host) in self.endpoints.in_order().filter(|(index, _)| *index < end) {
             match dial(host, &self.tls, usize::try_from(id).unwrap_or(0)).await {
                 Ok((sender, driver)) => {
                     self.endpoints.worked(index);
                     let connection = Arc::new(Connection::new(id, host.clone(), sender));
-                    tokio::spawn(drive(Arc::downgrade(self), id, index, connection.recheck.clone(), driver));
+                    tokio::spawn(drive(
+                        Arc::downgrade(self),
+                        id,
+                        index,
+                        connection.recheck.clone(),
+                        driver,
+                    ));
                     return Ok(connection);
                 }
                 Err(unreachable) => {
@@ -274,7 +309,11 @@ impl Pool {
 
     fn limit(self: &Arc<Self>, id: u64, limit: usize) {
         let mut state = self.lock();
-        if let Some(slot) = state.open.iter_mut().find(|slot| slot.connection.id == id && slot.limit != limit) {
+        if let Some(slot) = state
+            .open
+            .iter_mut()
+            .find(|slot| slot.connection.id == id && slot.limit != limit)
+        {
             slot.limit = limit;
             self.serve(&mut state);
         }

@@ -33,11 +33,18 @@ pub(super) fn request(
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(AUTHORIZATION, authorization.clone());
     headers.insert(&APNS_TOPIC, topic_of(account, attempt).ok_or("BadTopic")?);
-    headers.insert(&APNS_PUSH_TYPE, HeaderValue::from_static(push.apns_push_type().as_str()));
+    headers.insert(
+        &APNS_PUSH_TYPE,
+        HeaderValue::from_static(push.apns_push_type().as_str()),
+    );
     headers.insert(&APNS_PRIORITY, priority(push.apns_priority()));
     headers.insert(&APNS_ID, apns_id(attempt.delivery));
     // 0 means that APNs tries once and stores nothing.
-    let expiration = if push.ttl_s() == 0 { 0 } else { attempt.expires_at.as_second().max(1) };
+    let expiration = if push.ttl_s() == 0 {
+        0
+    } else {
+        attempt.expires_at.as_second().max(1)
+    };
     headers.insert(&APNS_EXPIRATION, HeaderValue::from(expiration));
     let collapse = attempt.message.collapse_header().ok_or("BadCollapseId")?;
     headers.insert(&APNS_COLLAPSE_ID, collapse.clone());
@@ -113,8 +120,11 @@ mod tests {
     const KEY: &str = include_str!("../testdata/p256.pem");
 
     fn job(push: Push) -> Job {
-        let (app, event, recipient): (AppId, EventId, _) =
-            ("shop".parse().unwrap(), "order".parse().unwrap(), "ann".parse().unwrap());
+        let (app, event, recipient): (AppId, EventId, _) = (
+            "shop".parse().unwrap(),
+            "order".parse().unwrap(),
+            "ann".parse().unwrap(),
+        );
         Job {
             id: JobId::of(&app, &event, &recipient, Channel::Push),
             notification: NotificationId::of(&app, &event),
@@ -125,7 +135,12 @@ mod tests {
             accepted_at: Timestamp::from_second(1_800_000_000).unwrap(),
             attempt: 1,
             remaining: None,
-            body: Body { event_id: Some(event), recipient, category: None, push },
+            body: Body {
+                event_id: Some(event),
+                recipient,
+                category: None,
+                push,
+            },
         }
     }
 
@@ -142,7 +157,10 @@ mod tests {
     }
 
     fn requested(push: Push, adjust: impl FnOnce(&mut Address)) -> Result<Request<Full<Bytes>>, &'static str> {
-        let settings = Settings { ca_file: None, ..Settings::default() };
+        let settings = Settings {
+            ca_file: None,
+            ..Settings::default()
+        };
         let apns = Apns::new(&settings, Clock::system()).unwrap();
         let account = apns.account(&ApnsAccount {
             team_id: "TEAM123456".into(),
@@ -162,13 +180,20 @@ mod tests {
             expires_at: job.expires_at(),
         };
         let authority = Authority::from_static("api.push.apple.com");
-        request(&account.unwrap(), &attempt, &authority, &HeaderValue::from_static("bearer x"))
+        request(
+            &account.unwrap(),
+            &attempt,
+            &authority,
+            &HeaderValue::from_static("bearer x"),
+        )
     }
 
     fn shown(push: Push) -> Vec<(String, String)> {
         let request = requested(push, |_| {}).unwrap();
         let headers = request.headers().iter();
-        headers.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect()
+        headers
+            .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
+            .collect()
     }
 
     fn header(push: Push, name: &str) -> String {
@@ -177,11 +202,20 @@ mod tests {
     }
 
     fn alert() -> Push {
-        Push { title: Some("Hello".into()), ..Push::default() }
+        Push {
+            title: Some("Hello".into()),
+            ..Push::default()
+        }
     }
 
     fn of_type(kind: ApnsPushType) -> Push {
-        Push { apns: Some(ApnsOverride { push_type: Some(kind), ..ApnsOverride::default() }), ..alert() }
+        Push {
+            apns: Some(ApnsOverride {
+                push_type: Some(kind),
+                ..ApnsOverride::default()
+            }),
+            ..alert()
+        }
     }
 
     #[test]
@@ -238,19 +272,74 @@ mod tests {
 
     #[test]
     fn priorities_and_lives_are_apples() {
-        let background = Push { silent: true, ..Push::default() };
+        let background = Push {
+            silent: true,
+            ..Push::default()
+        };
         assert_eq!(header(background, "apns-priority"), "5");
-        assert_eq!(header(Push { priority: Priority::Normal, ..alert() }, "apns-priority"), "5");
-        let least = ApnsOverride { priority: Some(1), ..ApnsOverride::default() };
-        assert_eq!(header(Push { apns: Some(least), ..alert() }, "apns-priority"), "1");
-        assert_eq!(header(Push { ttl: Some(0), ..alert() }, "apns-expiration"), "0", "once, and not stored");
-        assert_eq!(header(Push { ttl: Some(60), ..alert() }, "apns-expiration"), "1800000060");
-        assert_eq!(header(Push { collapse_key: Some("score".into()), ..alert() }, "apns-collapse-id"), "score");
+        assert_eq!(
+            header(
+                Push {
+                    priority: Priority::Normal,
+                    ..alert()
+                },
+                "apns-priority"
+            ),
+            "5"
+        );
+        let least = ApnsOverride {
+            priority: Some(1),
+            ..ApnsOverride::default()
+        };
+        assert_eq!(
+            header(
+                Push {
+                    apns: Some(least),
+                    ..alert()
+                },
+                "apns-priority"
+            ),
+            "1"
+        );
+        assert_eq!(
+            header(
+                Push {
+                    ttl: Some(0),
+                    ..alert()
+                },
+                "apns-expiration"
+            ),
+            "0",
+            "once, and not stored"
+        );
+        assert_eq!(
+            header(
+                Push {
+                    ttl: Some(60),
+                    ..alert()
+                },
+                "apns-expiration"
+            ),
+            "1800000060"
+        );
+        assert_eq!(
+            header(
+                Push {
+                    collapse_key: Some("score".into()),
+                    ..alert()
+                },
+                "apns-collapse-id"
+            ),
+            "score"
+        );
     }
 
     #[test]
     fn what_cannot_be_written_is_refused_with_apples_word() {
-        let long = Push { collapse_key: Some("x".repeat(65)), ..alert() };
+        let long = Push {
+            collapse_key: Some("x".repeat(65)),
+            ..alert()
+        };
         assert_eq!(requested(long, |_| {}).err(), Some("BadCollapseId"));
         let broken = |address: &mut Address| address.topic = Some("two\nlines".into());
         assert_eq!(requested(alert(), broken).err(), Some("BadTopic"));

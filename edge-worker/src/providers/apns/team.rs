@@ -17,7 +17,11 @@ pub(super) struct Team {
 
 impl Team {
     pub(super) fn new(token: ProviderToken, production: Arc<Pool>, sandbox: Arc<Pool>) -> Self {
-        Self { token, production, sandbox }
+        Self {
+            token,
+            production,
+            sandbox,
+        }
     }
 
     /// The connections to `environment`.

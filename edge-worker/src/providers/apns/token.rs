@@ -53,7 +53,14 @@ impl ProviderToken {
     pub(super) fn new(team_id: String, key_id: String, pem: &str, clock: Clock) -> Result<Self, BadCredential> {
         let key = EncodingKey::from_ec_pem(pem.as_bytes()).map_err(|_| BAD_KEY)?;
         let first = mint(&team_id, &key_id, &key, clock.now())?;
-        Ok(Self { team_id, key_id, key, clock, current: ArcSwap::from_pointee(first), minting: Mutex::new(()) })
+        Ok(Self {
+            team_id,
+            key_id,
+            key,
+            clock,
+            current: ArcSwap::from_pointee(first),
+            minting: Mutex::new(()),
+        })
     }
 
     /// Whether `pem` holds the key that signs here.
@@ -64,7 +71,11 @@ impl ProviderToken {
     /// The token to use now; a new one when the former is about to become too old.
     pub(super) fn current(&self) -> Arc<Minted> {
         let current = self.current.load_full();
-        if self.age(&current) < LIFE { current } else { self.renew(&current) }
+        if self.age(&current) < LIFE {
+            current
+        } else {
+            self.renew(&current)
+        }
     }
 
     /// What to use after APNs called `refused` expired: another token, if there is one or Apple allows one already,
@@ -97,7 +108,9 @@ impl ProviderToken {
             return current;
         }
         // The key signed once already, so this cannot fail for a reason of the key's.
-        let Ok(new) = mint(&self.team_id, &self.key_id, &self.key, self.clock.now()) else { return current };
+        let Ok(new) = mint(&self.team_id, &self.key_id, &self.key, self.clock.now()) else {
+            return current;
+        };
         let new = Arc::new(new);
         self.current.store(new.clone());
         new
@@ -108,7 +121,10 @@ impl ProviderToken {
 fn mint(team_id: &str, key_id: &str, key: &EncodingKey, now: Timestamp) -> Result<Minted, BadCredential> {
     let mut header = Header::new(Algorithm::ES256);
     header.kid = Some(key_id.to_owned());
-    let claims = Claims { iss: team_id, iat: now.as_second() };
+    let claims = Claims {
+        iss: team_id,
+        iat: now.as_second(),
+    };
     let token = encode(&header, &claims, key).map_err(|_| BAD_KEY)?;
     let mut header = HeaderValue::try_from(format!("bearer {token}")).map_err(|_| BAD_KEY)?;
     header.set_sensitive(true);
@@ -163,7 +179,10 @@ mod tests {
         let second = token.after_expired(&first).ok().unwrap();
         assert!(!Arc::ptr_eq(&first, &second));
         let again = token.after_expired(&first).ok().unwrap();
-        assert!(Arc::ptr_eq(&second, &again), "a late answer to the old token does not replace the new one");
+        assert!(
+            Arc::ptr_eq(&second, &again),
+            "a late answer to the old token does not replace the new one"
+        );
     }
 
     #[test]
@@ -186,7 +205,11 @@ mod tests {
         assert!(!text.contains(['=', '+', '/']));
         assert_eq!(parts[2].len(), 86, "r and s, 64 bytes in base64url");
         assert!(!format!("{token:?}{:?}", minted.header).contains(parts[2]));
-        for pem in ["", "nonsense", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"] {
+        for pem in [
+            "",
+            "nonsense",
+            "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+        ] {
             let clock = Clock::system();
             assert!(ProviderToken::new("TEAM123456".into(), "KEY1234567".into(), pem, clock).is_err());
         }

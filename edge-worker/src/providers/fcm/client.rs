@@ -13,13 +13,13 @@ use http::{
     HeaderValue, Method, StatusCode,
     header::{AUTHORIZATION, CONTENT_TYPE},
 };
+use reqwest::Url;
 use reqwest::{Certificate, Client, ClientBuilder, Request, Response};
 use shared::clock::Clock;
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout},
 };
-use reqwest::Url;
 
 use super::{
     config::{Account, FcmAccount, Settings, path},
@@ -71,7 +71,11 @@ struct Progress {
 
 impl Fcm {
     pub(in crate::providers) fn new(settings: &Settings, clock: Clock) -> Result<Self, BadTrust> {
-        let bases = settings.endpoints.iter().map(|base| parse_base(base)).collect::<Result<Vec<_>, _>>()?;
+        let bases = settings
+            .endpoints
+            .iter()
+            .map(|base| parse_base(base))
+            .collect::<Result<Vec<_>, _>>()?;
         let most = Duration::from_millis(settings.timeout_ms);
         let roots = settings.ca_file.as_deref().map(tls::read_ca).transpose()?;
         let builder = || -> Result<ClientBuilder, BadTrust> {
@@ -81,7 +85,10 @@ impl Fcm {
                 .redirect(reqwest::redirect::Policy::none())
                 .connect_timeout(CONNECT_TIMEOUT.min(most / 2));
             let Some(roots) = &roots else { return Ok(builder) };
-            let roots = roots.iter().map(|root| Certificate::from_der(root)).collect::<Result<Vec<_>, _>>();
+            let roots = roots
+                .iter()
+                .map(|root| Certificate::from_der(root))
+                .collect::<Result<Vec<_>, _>>();
             Ok(builder.tls_certs_only(roots.map_err(BadTrust::Client)?))
         };
         let lane = || -> Result<Lane, BadTrust> {
@@ -93,12 +100,17 @@ impl Fcm {
                 .http2_keep_alive_while_idle(true)
                 .build()
                 .map_err(BadTrust::Client)?;
-            Ok(Lane { http, streams: Semaphore::new(STREAMS) })
+            Ok(Lane {
+                http,
+                streams: Semaphore::new(STREAMS),
+            })
         };
         Ok(Self {
             endpoints: Endpoints::new(bases.iter().map(host_and_port)),
             bases,
-            lanes: (0..settings.connections.max(1)).map(|_| lane()).collect::<Result<_, _>>()?,
+            lanes: (0..settings.connections.max(1))
+                .map(|_| lane())
+                .collect::<Result<_, _>>()?,
             next_lane: AtomicUsize::new(0),
             tokens: builder()?.build().map_err(BadTrust::Client)?,
             google_only: settings.ca_file.is_none(),
@@ -123,17 +135,29 @@ impl Fcm {
             url.set_path(&path);
             url
         };
-        Ok(Arc::new(Account { token, urls: self.bases.iter().map(url).collect() }))
+        Ok(Arc::new(Account {
+            token,
+            urls: self.bases.iter().map(url).collect(),
+        }))
     }
 
     pub(in crate::providers) async fn deliver(&self, account: &Account, attempt: &Attempt<'_>) -> Attempted {
         let started = Instant::now();
-        let mut progress = Progress { endpoint: self.nowhere.clone(), status: None, sent: false };
+        let mut progress = Progress {
+            endpoint: self.nowhere.clone(),
+            status: None,
+            sent: false,
+        };
         let outcome = match timeout(self.timeout, self.attempt(account, attempt, &mut progress)).await {
             Ok(outcome) => outcome,
             Err(_) => progress.timed_out(),
         };
-        Attempted { outcome, status: progress.status, endpoint: progress.endpoint, took: started.elapsed() }
+        Attempted {
+            outcome,
+            status: progress.status,
+            endpoint: progress.endpoint,
+            took: started.elapsed(),
+        }
     }
 
     async fn attempt(&self, account: &Account, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
@@ -168,11 +192,15 @@ impl Fcm {
             progress.endpoint = name.clone();
             progress.status = None;
             progress.sent = false;
-            let Ok(_stream) = lane.streams.acquire().await else { break };
+            let Ok(_stream) = lane.streams.acquire().await else {
+                break;
+            };
             let left = Duration::try_from(attempt.expires_at.duration_since(self.clock.now())).unwrap_or_default();
             let mut request = Request::new(Method::POST, account.urls[index].clone());
             request.headers_mut().insert(AUTHORIZATION, token.header.clone());
-            request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            request
+                .headers_mut()
+                .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             *request.body_mut() = Some(body(attempt, left).into());
             progress.sent = true;
             match lane.http.execute(request).await {
@@ -198,9 +226,10 @@ impl Fcm {
         let status = answer.status();
         let asked = retry_after(answer.headers(), self.clock.now());
         match read_body(&mut answer).await {
-            Some(body) if status == StatusCode::OK => {
-                Outcome::Accepted { provider_id: message_name(&body) }.into()
+            Some(body) if status == StatusCode::OK => Outcome::Accepted {
+                provider_id: message_name(&body),
             }
+            .into(),
             Some(body) => judge(status.as_u16(), &body, asked),
             None if status == StatusCode::OK => Outcome::Accepted { provider_id: None }.into(),
             None => Outcome::retry_later("answer_incomplete", asked).into(),
@@ -240,7 +269,11 @@ pub(super) async fn read_body(answer: &mut Response) -> Option<Vec<u8>> {
 fn parse_base(base: &str) -> Result<Url, BadTrust> {
     let bad = || BadTrust::Endpoint(base.to_owned(), "an https URL without path");
     let url: Url = base.parse().map_err(|_| bad())?;
-    if url.scheme() == "https" && url.has_host() && url.path() == "/" { Ok(url) } else { Err(bad()) }
+    if url.scheme() == "https" && url.has_host() && url.path() == "/" {
+        Ok(url)
+    } else {
+        Err(bad())
+    }
 }
 
 /// Whether the peer said that it did not look at the request (RFC 9113, sections 6.8 and 8.7).

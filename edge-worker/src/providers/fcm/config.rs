@@ -2,8 +2,8 @@
 
 use std::{fmt, path::PathBuf};
 
-use serde::Deserialize;
 use reqwest::Url;
+use serde::Deserialize;
 
 use super::token::AccessToken;
 use crate::providers::BadCredential;
@@ -45,7 +45,9 @@ pub struct FcmAccount {
 
 impl fmt::Debug for FcmAccount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FcmAccount").field("project_id", &self.project_id).finish_non_exhaustive()
+        f.debug_struct("FcmAccount")
+            .field("project_id", &self.project_id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -59,7 +61,9 @@ pub(in crate::providers) struct Account {
 
 /// The path under which messages of `project` are sent.
 pub(super) fn path(project: &str) -> Result<String, BadCredential> {
-    let plain = project.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b':'));
+    let plain = project
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b':'));
     if !(1..=64).contains(&project.len()) || !plain {
         return Err(BadCredential::new("project_id", "must be the id of a Firebase project"));
     }

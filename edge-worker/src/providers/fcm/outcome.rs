@@ -65,13 +65,18 @@ pub(super) struct Verdict {
 
 impl From<Outcome> for Verdict {
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, renew_token: false }
+        Self {
+            outcome,
+            renew_token: false,
+        }
     }
 }
 
 /// What FCM calls a message it took.
 pub(super) fn message_name(body: &[u8]) -> Option<String> {
-    serde_json::from_slice::<Accepted>(body).ok().map(|accepted| accepted.name)
+    serde_json::from_slice::<Accepted>(body)
+        .ok()
+        .map(|accepted| accepted.name)
 }
 
 /// Judges an answer that is not 200.
@@ -84,7 +89,10 @@ pub(super) fn judge(status: u16, body: &[u8], retry_after: Option<Duration>) -> 
         };
     };
     let is_fcm = |kind: &str| kind.ends_with("/google.firebase.fcm.v1.FcmError");
-    let code = error.details.iter().find(|detail| detail.kind.as_deref().is_some_and(is_fcm));
+    let code = error
+        .details
+        .iter()
+        .find(|detail| detail.kind.as_deref().is_some_and(is_fcm));
     match (code.and_then(|detail| detail.code.as_deref()), error.status.as_deref()) {
         (Some(text), _) => match parse(text) {
             Some(code) => by_code(code, status, retry_after),
@@ -118,7 +126,10 @@ fn by_code(code: FcmCode, status: u16, retry_after: Option<Duration>) -> Verdict
 /// For answers without an [`FcmCode`], by the class of the status.
 fn by_status(reason: Reason, status: u16, retry_after: Option<Duration>) -> Verdict {
     match status {
-        401 => Verdict { outcome: Outcome::credential(reason, None), renew_token: true },
+        401 => Verdict {
+            outcome: Outcome::credential(reason, None),
+            renew_token: true,
+        },
         // Without the code these are about the project: the API is off, the account may not send, no such project.
         403 | 404 => Outcome::credential(reason, None).into(),
         429 => quota(reason, retry_after).into(),
@@ -129,7 +140,10 @@ fn by_status(reason: Reason, status: u16, retry_after: Option<Duration>) -> Verd
 }
 
 fn gone(reason: &'static str) -> Outcome {
-    Outcome::AddressGone { reason: reason.into(), since: None }
+    Outcome::AddressGone {
+        reason: reason.into(),
+        since: None,
+    }
 }
 
 fn quota(reason: Reason, retry_after: Option<Duration>) -> Outcome {
@@ -147,9 +161,8 @@ mod tests {
     use super::*;
 
     fn judged(status: u16, code: Option<&str>, rpc: &str) -> Verdict {
-        let detail = code.map(|code| {
-            json!({ "@type": "type.googleapis.com/google.firebase.fcm.v1.FcmError", "errorCode": code })
-        });
+        let detail = code
+            .map(|code| json!({ "@type": "type.googleapis.com/google.firebase.fcm.v1.FcmError", "errorCode": code }));
         let other = json!({ "@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": [] });
         let details: Vec<_> = [Some(other), detail].into_iter().flatten().collect();
         let error = json!({ "code": status, "message": "content", "status": rpc, "details": details });
@@ -160,15 +173,50 @@ mod tests {
     fn every_code_of_google_has_an_outcome() {
         let pause = |seconds| Some(Duration::from_secs(seconds));
         for (status, code, rpc, outcome) in [
-            (400, "INVALID_ARGUMENT", "INVALID_ARGUMENT", Outcome::rejected("INVALID_ARGUMENT")),
+            (
+                400,
+                "INVALID_ARGUMENT",
+                "INVALID_ARGUMENT",
+                Outcome::rejected("INVALID_ARGUMENT"),
+            ),
             (404, "UNREGISTERED", "NOT_FOUND", gone("UNREGISTERED")),
-            (403, "SENDER_ID_MISMATCH", "PERMISSION_DENIED", gone("SENDER_ID_MISMATCH")),
-            (429, "QUOTA_EXCEEDED", "RESOURCE_EXHAUSTED", Outcome::retry_later("QUOTA_EXCEEDED", pause(60))),
-            (503, "UNAVAILABLE", "UNAVAILABLE", Outcome::retry_later("UNAVAILABLE", pause(10))),
+            (
+                403,
+                "SENDER_ID_MISMATCH",
+                "PERMISSION_DENIED",
+                gone("SENDER_ID_MISMATCH"),
+            ),
+            (
+                429,
+                "QUOTA_EXCEEDED",
+                "RESOURCE_EXHAUSTED",
+                Outcome::retry_later("QUOTA_EXCEEDED", pause(60)),
+            ),
+            (
+                503,
+                "UNAVAILABLE",
+                "UNAVAILABLE",
+                Outcome::retry_later("UNAVAILABLE", pause(10)),
+            ),
             (500, "INTERNAL", "INTERNAL", Outcome::retry_later("INTERNAL", pause(10))),
-            (401, "THIRD_PARTY_AUTH_ERROR", "UNAUTHENTICATED", Outcome::credential("THIRD_PARTY_AUTH_ERROR", None)),
-            (500, "UNSPECIFIED_ERROR", "UNKNOWN", Outcome::retry_later("UNSPECIFIED_ERROR", pause(10))),
-            (400, "INVENTED_LATER", "INVALID_ARGUMENT", Outcome::rejected("INVENTED_LATER")),
+            (
+                401,
+                "THIRD_PARTY_AUTH_ERROR",
+                "UNAUTHENTICATED",
+                Outcome::credential("THIRD_PARTY_AUTH_ERROR", None),
+            ),
+            (
+                500,
+                "UNSPECIFIED_ERROR",
+                "UNKNOWN",
+                Outcome::retry_later("UNSPECIFIED_ERROR", pause(10)),
+            ),
+            (
+                400,
+                "INVENTED_LATER",
+                "INVALID_ARGUMENT",
+                Outcome::rejected("INVENTED_LATER"),
+            ),
         ] {
             assert_eq!(judged(status, Some(code), rpc), outcome.into(), "{code}");
         }
@@ -181,9 +229,16 @@ mod tests {
         assert!(refused.renew_token);
         assert!(!judged(401, Some("THIRD_PARTY_AUTH_ERROR"), "UNAUTHENTICATED").renew_token);
         for (status, rpc) in [(403, "PERMISSION_DENIED"), (404, "NOT_FOUND")] {
-            assert_eq!(judged(status, None, rpc), Outcome::credential(rpc, None).into(), "no address is to blame");
+            assert_eq!(
+                judged(status, None, rpc),
+                Outcome::credential(rpc, None).into(),
+                "no address is to blame"
+            );
         }
-        assert_eq!(judged(400, None, "INVALID_ARGUMENT"), Outcome::rejected("INVALID_ARGUMENT").into());
+        assert_eq!(
+            judged(400, None, "INVALID_ARGUMENT"),
+            Outcome::rejected("INVALID_ARGUMENT").into()
+        );
     }
 
     #[test]
@@ -192,21 +247,34 @@ mod tests {
             let body = json!({ "error": { "status": "RESOURCE_EXHAUSTED" } }).to_string();
             judge(429, body.as_bytes(), Some(Duration::from_secs(asked))).outcome
         };
-        assert_eq!(quota(8), Outcome::retry_later("RESOURCE_EXHAUSTED", Some(Duration::from_secs(8))));
+        assert_eq!(
+            quota(8),
+            Outcome::retry_later("RESOURCE_EXHAUSTED", Some(Duration::from_secs(8)))
+        );
         let error = judge(503, b"", Some(Duration::from_secs(2))).outcome;
-        assert_eq!(error, Outcome::retry_later("unknown", Some(ERROR_PAUSE)), "never sooner than ten seconds");
+        assert_eq!(
+            error,
+            Outcome::retry_later("unknown", Some(ERROR_PAUSE)),
+            "never sooner than ten seconds"
+        );
     }
 
     #[test]
     fn what_does_not_speak_like_fcm_refuses_nothing() {
         for status in [301, 400, 403, 404] {
-            assert_eq!(judge(status, b"<html>", None), Outcome::endpoint("not_fcm", None).into());
+            assert_eq!(
+                judge(status, b"<html>", None),
+                Outcome::endpoint("not_fcm", None).into()
+            );
         }
     }
 
     #[test]
     fn an_acceptance_carries_the_name() {
-        assert_eq!(message_name(br#"{"name":"projects/p/messages/1"}"#).as_deref(), Some("projects/p/messages/1"));
+        assert_eq!(
+            message_name(br#"{"name":"projects/p/messages/1"}"#).as_deref(),
+            Some("projects/p/messages/1")
+        );
         assert_eq!(message_name(b""), None);
     }
 }

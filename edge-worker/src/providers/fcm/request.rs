@@ -17,7 +17,11 @@ const SLACK: u64 = 2;
 pub(super) fn body(attempt: &Attempt<'_>, left: Duration) -> Vec<u8> {
     let message = attempt.message;
     let token = attempt.address.token.reveal();
-    let own_life = message.push().fcm.as_ref().is_some_and(|over| over.android.contains_key("ttl"));
+    let own_life = message
+        .push()
+        .fcm
+        .as_ref()
+        .is_some_and(|over| over.android.contains_key("ttl"));
     if own_life || left.as_secs() + SLACK >= u64::from(message.push().ttl_s()) {
         return payload::fcm_request(message.fcm(), token);
     }

@@ -8,17 +8,13 @@ use http::{HeaderValue, StatusCode};
 use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use reqwest::Client;
+use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use shared::clock::Clock;
 use tokio::sync::{Mutex, MutexGuard};
-use reqwest::Url;
 
 use super::client::{host_and_port, read_body};
-use crate::providers::{
-    BadCredential, Outcome,
-    outcome::foreign_reason,
-    retry_after::retry_after,
-};
+use crate::providers::{BadCredential, Outcome, outcome::foreign_reason, retry_after::retry_after};
 
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
@@ -109,7 +105,9 @@ impl AccessToken {
             .map_err(|_| bad("private_key must be an RSA private key in PEM"))?;
         let uri: Url = account.token_uri.parse().map_err(|_| bad("token_uri must be a URL"))?;
         // The worker sends a request to wherever a tenant's file says; this keeps it from our own network.
-        let google = uri.host_str().is_some_and(|host| host == "googleapis.com" || host.ends_with(".googleapis.com"));
+        let google = uri
+            .host_str()
+            .is_some_and(|host| host == "googleapis.com" || host.ends_with(".googleapis.com"));
         if uri.scheme() != "https" || (google_only && !google) {
             return Err(bad("token_uri must be an https URL of Google"));
         }
@@ -126,7 +124,9 @@ impl AccessToken {
             current: ArcSwapOption::empty(),
             fetching: Mutex::default(),
         };
-        token.assertion(token.clock.now()).ok_or_else(|| bad("private_key cannot sign"))?;
+        token
+            .assertion(token.clock.now())
+            .ok_or_else(|| bad("private_key cannot sign"))?;
         Ok(token)
     }
 
@@ -155,10 +155,17 @@ impl AccessToken {
     /// What it means for the push that there is none; `None` if the next would be refused too.
     pub(super) async fn after_refused(&self, refused: &Arc<Granted>) -> Result<Arc<Granted>, Option<Outcome>> {
         let mut past = self.fetching.lock().await;
-        if let Some(current) = self.current.load_full().filter(|current| !Arc::ptr_eq(current, refused)) {
+        if let Some(current) = self
+            .current
+            .load_full()
+            .filter(|current| !Arc::ptr_eq(current, refused))
+        {
             return Ok(current);
         }
-        if past.refused_at.is_some_and(|then| self.clock.since(then) < LEAST_BETWEEN_REFUSED) {
+        if past
+            .refused_at
+            .is_some_and(|then| self.clock.since(then) < LEAST_BETWEEN_REFUSED)
+        {
             return Err(None);
         }
         past.refused_at = Some(self.clock.now());
@@ -194,12 +201,16 @@ impl AccessToken {
     }
 
     async fn ask(&self, now: Timestamp) -> Result<Granted, Outcome> {
-        let assertion = self.assertion(now).ok_or_else(|| Outcome::credential("assertion", None))?;
+        let assertion = self
+            .assertion(now)
+            .ok_or_else(|| Outcome::credential("assertion", None))?;
         let form = [("grant_type", GRANT), ("assertion", &assertion)];
         let answer = self.http.post(self.uri.clone()).form(&form).send().await;
         let mut answer = answer.map_err(|_| Outcome::endpoint("token_unreachable", None))?;
         let asked = retry_after(answer.headers(), now);
-        let body = read_body(&mut answer).await.ok_or_else(|| Outcome::endpoint("token_unreachable", None))?;
+        let body = read_body(&mut answer)
+            .await
+            .ok_or_else(|| Outcome::endpoint("token_unreachable", None))?;
         match answer.status() {
             StatusCode::OK => granted(&body, now).ok_or_else(|| Outcome::endpoint("token_malformed", None)),
             status if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
@@ -219,8 +230,13 @@ impl AccessToken {
         let mut header = Header::new(Algorithm::RS256);
         header.kid.clone_from(&self.key_id);
         let iat = now.as_second();
-        let claims =
-            Claims { iss: &self.email, scope: SCOPE, aud: self.uri.as_str(), iat, exp: iat + LIFE_S };
+        let claims = Claims {
+            iss: &self.email,
+            scope: SCOPE,
+            aud: self.uri.as_str(),
+            iat,
+            exp: iat + LIFE_S,
+        };
         encode(&header, &claims, &self.key).ok()
     }
 }
@@ -229,7 +245,10 @@ fn granted(body: &[u8], now: Timestamp) -> Option<Granted> {
     let grant: Grant = serde_json::from_slice(body).ok()?;
     let mut header = HeaderValue::try_from(format!("Bearer {}", grant.access_token)).ok()?;
     header.set_sensitive(true);
-    Some(Granted { header, expires: now + Duration::from_secs(grant.expires_in.into()) })
+    Some(Granted {
+        header,
+        expires: now + Duration::from_secs(grant.expires_in.into()),
+    })
 }
 
 /// For how long the token can still be used.
@@ -239,7 +258,9 @@ fn left(granted: &Granted, now: Timestamp) -> Duration {
 
 impl fmt::Debug for AccessToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AccessToken").field("endpoint", &self.endpoint).finish_non_exhaustive()
+        f.debug_struct("AccessToken")
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
     }
 }
 
@@ -260,7 +281,13 @@ mod tests {
             "token_uri": token_uri,
         });
         let http = Client::builder().no_proxy().build().unwrap();
-        AccessToken::new(&file.to_string(), google_only, http, Duration::from_secs(1), Clock::system())
+        AccessToken::new(
+            &file.to_string(),
+            google_only,
+            http,
+            Duration::from_secs(1),
+            Clock::system(),
+        )
     }
 
     #[test]
@@ -295,7 +322,11 @@ mod tests {
     #[test]
     fn a_grant_says_how_long_it_serves() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
-        let grant = granted(br#"{"access_token":"ya29.x","expires_in":3599,"token_type":"Bearer"}"#, now).unwrap();
+        let grant = granted(
+            br#"{"access_token":"ya29.x","expires_in":3599,"token_type":"Bearer"}"#,
+            now,
+        )
+        .unwrap();
         assert_eq!(grant.header, "Bearer ya29.x");
         assert!(grant.header.is_sensitive());
         assert_eq!(left(&grant, now), Duration::from_secs(3599));

@@ -152,7 +152,7 @@ fn optional<'a>(headers: &'a HeaderMap, name: &HeaderName, reason: Reason) -> Re
 fn suffix(push_type: &str) -> Option<&'static str> {
     Some(match push_type {
         "alert" | "background" | "mdm" => "",
-        "complication" => ".h.complication",
+        "complication" => ".complication",
         "controls" => ".push-type.controls",
         "fileprovider" => ".pushkit.fileprovider",
         "liveactivity" => ".push-type.liveactivity",
