@@ -34,9 +34,14 @@ impl Admin {
         let app = Router::new()
             .route("/healthz", get(async || "ok"))
             .route("/readyz", get(ready))
-            .route("/metrics", get(async |State(admin): State<Arc<Self>>| admin.telemetry.prometheus()))
+            .route(
+                "/metrics",
+                get(async |State(admin): State<Arc<Self>>| admin.telemetry.prometheus()),
+            )
             .with_state(Arc::new(self));
-        let served = axum::serve(listener, app).with_graceful_shutdown(async move { lifecycle.finishing().await }).await;
+        let served = axum::serve(listener, app)
+            .with_graceful_shutdown(async move { lifecycle.finishing().await })
+            .await;
         if let Err(error) = served {
             tracing::error!(%error, "admin server ended");
         }
@@ -50,5 +55,12 @@ async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<Readiness>)
         ledger: *admin.ledger.borrow(),
     };
     let all = readiness.nats && readiness.cache && readiness.ledger;
-    (if all { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(readiness))
+    (
+        if all {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        },
+        Json(readiness),
+    )
 }

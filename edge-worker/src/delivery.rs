@@ -53,9 +53,20 @@ impl Delivery {
     /// Takes responsibility for `message`. `None` if it did not come from a consumer.
     pub fn new(message: Message, permit: OwnedSemaphorePermit, returns: Returns, now: Timestamp) -> Option<Self> {
         let info = message.info().ok()?;
-        let (stored_at, sequence, delivered) =
-            (follow::timestamp(info.published.unix_timestamp_nanos()), info.stream_sequence, info.delivered);
-        Some(Self { message: Some(message), returns, _permit: permit, stored_at, sequence, delivered, pulled_at: now })
+        let (stored_at, sequence, delivered) = (
+            follow::timestamp(info.published.unix_timestamp_nanos()),
+            info.stream_sequence,
+            info.delivered,
+        );
+        Some(Self {
+            message: Some(message),
+            returns,
+            _permit: permit,
+            stored_at,
+            sequence,
+            delivered,
+            pulled_at: now,
+        })
     }
 
     /// Where the message came.
@@ -91,7 +102,9 @@ impl Delivery {
     }
 
     fn message(&self) -> &Message {
-        self.message.as_ref().expect("only ack and drop take the message, and both end the delivery")
+        self.message
+            .as_ref()
+            .expect("only ack and drop take the message, and both end the delivery")
     }
 
     fn return_after(&mut self, wait: Duration) {

@@ -57,8 +57,16 @@ impl Janitor {
     /// emptied forgets where its sources stand.
     async fn trim(&self) -> Result<(), async_nats::Error> {
         let stream = self.js.get_stream(topology::NOTIFY).await?;
-        let (first, mut done) = (stream.cached_info().state.first_sequence, stream.cached_info().state.last_sequence);
-        for (name, config) in self.mesh.consumers().into_iter().filter(|(stream, _)| *stream == topology::NOTIFY) {
+        let (first, mut done) = (
+            stream.cached_info().state.first_sequence,
+            stream.cached_info().state.last_sequence,
+        );
+        for (name, config) in self
+            .mesh
+            .consumers()
+            .into_iter()
+            .filter(|(stream, _)| *stream == topology::NOTIFY)
+        {
             let durable = config.durable_name.unwrap_or_default();
             let mut consumer: PullConsumer = self.js.get_consumer_from_stream(durable, name).await?;
             let info = consumer.info().await?;

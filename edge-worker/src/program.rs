@@ -39,7 +39,12 @@ pub async fn run(config: Option<&Path>) -> ExitCode {
 
 async fn work(settings: config::Settings) -> Result<End, Box<dyn std::error::Error>> {
     telemetry::start_logs(&settings.telemetry)?;
-    let telemetry = Telemetry::start(&settings.telemetry, "peal-edge-worker", &settings.name, &settings.mesh.region)?;
+    let telemetry = Telemetry::start(
+        &settings.telemetry,
+        "peal-edge-worker",
+        &settings.name,
+        &settings.mesh.region,
+    )?;
     let lifecycle = Lifecycle::default();
     let grace = Duration::from_secs(settings.grace_s);
     let worker = EdgeWorker::start(settings, telemetry.clone(), Clock::system(), &lifecycle).await?;

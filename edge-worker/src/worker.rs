@@ -93,7 +93,7 @@ impl EdgeWorker {
         let ledger_file = settings.data.join("ledger.redb");
         let (ledger_store, _aside) = ledger::Store::open(&ledger_file, &settings.name, rand::random())?;
         let ledger = Ledger::new(Arc::new(ledger_store))?;
-        let (out, committed) = mpsc::channel(64);
+        let (out, safe) = mpsc::channel(64);
         let (committer, writer) = Committer::new(&ledger, region.clone(), clock.clone(), out)?;
         lifecycle.spawn("ledger", writer);
         let ledger_sync = ledger::Sync::new(js.clone(), ledger.clone(), committer.clone(), region.clone());
@@ -106,7 +106,7 @@ impl EdgeWorker {
             telemetry: telemetry.clone(),
             clock: clock.clone(),
         };
-        lifecycle.spawn("announcer", announcer.run(committed));
+        lifecycle.spawn("announcer", announcer.run(safe));
 
         let config = Config::default();
         lifecycle.spawn("config", until_finished(lifecycle, config.clone().follow(js.clone())));
@@ -123,7 +123,9 @@ impl EdgeWorker {
         let listener = TcpListener::bind(settings.admin_listen)
             .await
             .map_err(|error| StartError::Io("admin_listen", error))?;
-        let admin = listener.local_addr().map_err(|error| StartError::Io("admin_listen", error))?;
+        let admin = listener
+            .local_addr()
+            .map_err(|error| StartError::Io("admin_listen", error))?;
         let page = Admin {
             client,
             cache: cache_caught_up.clone(),
@@ -168,9 +170,10 @@ impl EdgeWorker {
 }
 
 fn report(change: &topology::Change) {
-    match change {
-        topology::Change::Drifted(..) => tracing::error!(%change, "topology"),
-        _ => tracing::info!(%change, "topology"),
+    if let topology::Change::Drifted(..) = change {
+        tracing::error!(%change, "topology");
+    } else {
+        tracing::info!(%change, "topology");
     }
 }
 
@@ -209,7 +212,9 @@ async fn pull_when_ready(
     }
     tracing::info!(jobs_remembered = ledger.jobs(), "pulling");
     let returns = Returns::start();
-    let lanes = lanes(in_flight).into_iter().map(|lane| lane.run(pipeline.clone(), returns.clone(), lifecycle.clone()));
+    let lanes = lanes(in_flight)
+        .into_iter()
+        .map(|lane| lane.run(pipeline.clone(), returns.clone(), lifecycle.clone()));
     futures::future::join_all(lanes).await;
 }
 
@@ -219,10 +224,16 @@ async fn keep_configured(pipeline: Arc<Pipeline>, config: Config, mesh_key: Mesh
     let mut former: Vec<Arc<App>> = Vec::new();
     loop {
         let tenants = config.tenants();
-        for app in tenants.apps.values().filter(|app| !former.iter().any(|known| Arc::ptr_eq(known, app))) {
+        for app in tenants
+            .apps
+            .values()
+            .filter(|app| !former.iter().any(|known| Arc::ptr_eq(known, app)))
+        {
             match configure(&pipeline.providers, app, &mesh_key) {
                 Ok(()) => tracing::info!(app = %app.id, "credentials in use"),
-                Err(error) => tracing::error!(app = %app.id, %error, "credentials cannot be used; the former ones stay"),
+                Err(error) => {
+                    tracing::error!(app = %app.id, %error, "credentials cannot be used; the former ones stay")
+                }
             }
         }
         for gone in former.iter().filter(|app| !tenants.apps.contains_key(&app.id)) {
@@ -262,7 +273,10 @@ fn configure(providers: &Providers, app: &App, mesh_key: &MeshKey) -> Result<(),
         let service_account = mesh_key
             .open(&seal_name(&app.id, "fcm"), &credential.service_account)
             .map_err(|error| Unusable::Sealed("fcm.service_account", error))?;
-        Ok::<_, Unusable>(FcmAccount { project_id: credential.project_id.clone(), service_account })
+        Ok::<_, Unusable>(FcmAccount {
+            project_id: credential.project_id.clone(),
+            service_account,
+        })
     });
     providers.configure(&app.id, apns.transpose()?, fcm.transpose()?)?;
     Ok(())

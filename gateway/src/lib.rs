@@ -3,11 +3,13 @@
 mod accept;
 pub mod asyncapi;
 pub mod config;
+mod content;
 mod homes;
 mod http;
 mod parts;
 pub mod program;
 pub mod provision;
+mod publish;
 mod receipts;
 mod record;
 

@@ -56,17 +56,32 @@ impl ApiKey {
     /// If the operating system has no randomness to give.
     pub fn issue(mesh: &MeshKey, app: AppId, scopes: Vec<Scope>) -> (Self, String) {
         let (mut id, mut secret) = ([0; 8], [0; 32]);
-        OsRng.try_fill_bytes(&mut id).expect("the operating system gives randomness");
-        OsRng.try_fill_bytes(&mut secret).expect("the operating system gives randomness");
+        OsRng
+            .try_fill_bytes(&mut id)
+            .expect("the operating system gives randomness");
+        OsRng
+            .try_fill_bytes(&mut secret)
+            .expect("the operating system gives randomness");
         let key_id = format!("{:016x}", u64::from_be_bytes(id));
         let text = format!("peal_{key_id}_{}", URL_SAFE_NO_PAD.encode(secret));
         let hmac = URL_SAFE_NO_PAD.encode(hmac::sign(mesh.hmac(), &secret));
-        (Self { key_id, app, hmac, scopes, expires_at: None }, text)
+        (
+            Self {
+                key_id,
+                app,
+                hmac,
+                scopes,
+                expires_at: None,
+            },
+            text,
+        )
     }
 
     /// Whether `presented` is this key, in constant time, and the key is still good at `now`.
     pub fn admits(&self, mesh: &MeshKey, presented: &Presented, now: Timestamp) -> bool {
-        let Ok(expected) = URL_SAFE_NO_PAD.decode(&self.hmac) else { return false };
+        let Ok(expected) = URL_SAFE_NO_PAD.decode(&self.hmac) else {
+            return false;
+        };
         hmac::verify(mesh.hmac(), &presented.secret, &expected).is_ok() && self.expires_at.is_none_or(|end| now < end)
     }
 }
@@ -79,19 +94,27 @@ pub struct NotAKey;
 impl FromStr for Presented {
     type Err = NotAKey;
     fn from_str(text: &str) -> Result<Self, NotAKey> {
-        let (key_id, secret) = text.strip_prefix("peal_").and_then(|rest| rest.split_once('_')).ok_or(NotAKey)?;
+        let (key_id, secret) = text
+            .strip_prefix("peal_")
+            .and_then(|rest| rest.split_once('_'))
+            .ok_or(NotAKey)?;
         let secret = URL_SAFE_NO_PAD.decode(secret).map_err(|_| NotAKey)?;
         let secret = secret.try_into().map_err(|_| NotAKey)?;
         if key_id.len() != 16 || !key_id.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(NotAKey);
         }
-        Ok(Self { key_id: key_id.to_owned(), secret })
+        Ok(Self {
+            key_id: key_id.to_owned(),
+            secret,
+        })
     }
 }
 
 impl fmt::Debug for Presented {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Presented").field("key_id", &self.key_id).finish_non_exhaustive()
+        f.debug_struct("Presented")
+            .field("key_id", &self.key_id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -109,7 +132,10 @@ mod tests {
         let now = Timestamp::UNIX_EPOCH;
         assert!(key.admits(&mesh, &text.parse().unwrap(), now));
         assert!(!key.admits(&mesh, &other.parse().unwrap(), now));
-        let ended = ApiKey { expires_at: Some(now), ..key };
+        let ended = ApiKey {
+            expires_at: Some(now),
+            ..key
+        };
         assert!(!ended.admits(&mesh, &text.parse().unwrap(), now));
         assert!(!format!("{:?}", text.parse::<Presented>().unwrap()).contains(&text[22..]));
     }

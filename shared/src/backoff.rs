@@ -7,7 +7,7 @@ use rand::Rng;
 use crate::channel::Provider;
 
 /// Longest wait that a provider may impose; beyond it the clock of one of the two is wrong.
-pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+pub const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// An exponential schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +22,14 @@ impl Backoff {
     /// The schedule for `provider`: Apple names none for server errors, Google asks for at least ten seconds.
     pub const fn of(provider: Provider) -> Self {
         match provider {
-            Provider::Apns => Self { first: Duration::from_secs(1), most: Duration::from_secs(900) },
-            Provider::Fcm => Self { first: Duration::from_secs(10), most: Duration::from_secs(900) },
+            Provider::Apns => Self {
+                first: Duration::from_secs(1),
+                most: Duration::from_mins(15),
+            },
+            Provider::Fcm => Self {
+                first: Duration::from_secs(10),
+                most: Duration::from_mins(15),
+            },
         }
     }
 
@@ -32,7 +38,10 @@ impl Backoff {
     /// Doubles each time up to the cap, with a quarter of jitter on top so that a herd spreads out. Never shorter than
     /// what the provider asked for, which itself counts at most [`MAX_RETRY_AFTER`].
     pub fn after(self, attempt: u32, asked: Option<Duration>, random: &mut impl Rng) -> Duration {
-        let doubled = self.first.saturating_mul(1 << attempt.saturating_sub(1).min(20)).min(self.most);
+        let doubled = self
+            .first
+            .saturating_mul(1 << attempt.saturating_sub(1).min(20))
+            .min(self.most);
         let least = doubled.max(asked.unwrap_or_default().min(MAX_RETRY_AFTER));
         least + least.mul_f64(random.random_range(0.0..0.25))
     }

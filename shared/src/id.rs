@@ -60,7 +60,9 @@ pub struct RuleBroken(&'static str);
 
 fn is_token(text: &str, most: usize) -> bool {
     (1..=most).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 name!(
@@ -146,7 +148,10 @@ impl NotificationId {
 impl JobId {
     /// The job that brings `event` of `app` to `recipient` on `channel`.
     pub fn of(app: &AppId, event: &EventId, recipient: &RecipientId, channel: Channel) -> Self {
-        Self(derive("job", &[app.as_str(), event.as_str(), recipient.as_str(), channel.as_str()]))
+        Self(derive(
+            "job",
+            &[app.as_str(), event.as_str(), recipient.as_str(), channel.as_str()],
+        ))
     }
 }
 
@@ -184,8 +189,13 @@ mod tests {
 
     #[test]
     fn a_refused_name_does_not_quote_the_value() {
-        let error = serde_json::from_str::<RecipientId>("\"secret value\"").unwrap_err().to_string();
-        assert!(error.contains("must be 1 to 128 bytes") && !error.contains("secret"), "{error}");
+        let error = serde_json::from_str::<RecipientId>("\"secret value\"")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("must be 1 to 128 bytes") && !error.contains("secret"),
+            "{error}"
+        );
     }
 
     /// The README tells services in other languages how to compute this; it may never change.

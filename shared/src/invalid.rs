@@ -15,7 +15,10 @@ pub struct Invalid {
 impl Invalid {
     /// The field at `field` breaks `rule`.
     pub fn new(field: impl Into<String>, rule: impl fmt::Display) -> Self {
-        Self { field: field.into(), rule: rule.to_string() }
+        Self {
+            field: field.into(),
+            rule: rule.to_string(),
+        }
     }
 
     /// The same complaint seen from one level further out.

@@ -61,7 +61,11 @@ impl Lifecycle {
     pub async fn finish_within(&self, grace: Duration) -> End {
         self.finish.cancel();
         self.tasks.close();
-        if timeout(grace, self.tasks.wait()).await.is_ok() { End::Clean } else { End::CutOff }
+        if timeout(grace, self.tasks.wait()).await.is_ok() {
+            End::Clean
+        } else {
+            End::CutOff
+        }
     }
 
     /// Waits for SIGTERM or SIGINT, or for a task to end early; then finishes within `grace`.

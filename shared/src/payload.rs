@@ -57,16 +57,22 @@ pub fn fcm(push: &Push, tag: &str) -> Map<String, Value> {
         message.insert("notification".into(), Value::Object(notification));
     }
     let mut android = Map::new();
-    android.insert("priority".into(), json!(match push.priority { Priority::High => "HIGH", Priority::Normal => "NORMAL" }));
+    android.insert(
+        "priority".into(),
+        json!(match push.priority {
+            Priority::High => "HIGH",
+            Priority::Normal => "NORMAL",
+        }),
+    );
     android.insert("ttl".into(), json!(format!("{}s", push.ttl_s())));
     put(&mut android, "collapse_key", push.collapse_key.as_deref());
     if shows {
         // The tag makes a second copy replace the first on the device when an attempt had to be repeated.
-        let mut shown = Map::new();
-        shown.insert("tag".into(), json!(push.collapse_key.as_deref().unwrap_or(tag)));
-        put(&mut shown, "sound", push.sound.as_deref());
-        put(&mut shown, "notification_count", push.badge);
-        android.insert("notification".into(), Value::Object(shown));
+        let mut on_screen = Map::new();
+        on_screen.insert("tag".into(), json!(push.collapse_key.as_deref().unwrap_or(tag)));
+        put(&mut on_screen, "sound", push.sound.as_deref());
+        put(&mut on_screen, "notification_count", push.badge);
+        android.insert("notification".into(), Value::Object(on_screen));
     }
     message.insert("android".into(), Value::Object(android));
     if let Some(over) = &push.fcm {
@@ -97,11 +103,17 @@ pub fn check_size(push: &Push) -> Result<(), Invalid> {
     let limit = push.apns_push_type().max_payload();
     let apns = apns(push).len();
     if apns > limit {
-        return Err(Invalid::new("push", format_args!("must render to at most {limit} bytes for APNs, has {apns}")));
+        return Err(Invalid::new(
+            "push",
+            format_args!("must render to at most {limit} bytes for APNs, has {apns}"),
+        ));
     }
     let fcm = serialize(&fcm(push, "")).len();
     if fcm > FCM_MAX {
-        return Err(Invalid::new("push", format_args!("must render to at most {FCM_MAX} bytes for FCM, has {fcm}")));
+        return Err(Invalid::new(
+            "push",
+            format_args!("must render to at most {FCM_MAX} bytes for FCM, has {fcm}"),
+        ));
     }
     Ok(())
 }
@@ -192,9 +204,15 @@ mod tests {
 
     #[test]
     fn a_push_too_large_is_refused_with_both_sizes() {
-        let push = Push { body: Some("x".repeat(5000)), ..Push::default() };
+        let push = Push {
+            body: Some("x".repeat(5000)),
+            ..Push::default()
+        };
         let invalid = check_size(&push).unwrap_err();
         assert_eq!(invalid.field, "push");
-        assert!(invalid.rule.contains("4096") && invalid.rule.contains("50"), "{invalid}");
+        assert!(
+            invalid.rule.contains("4096") && invalid.rule.contains("50"),
+            "{invalid}"
+        );
     }
 }

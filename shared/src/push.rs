@@ -164,7 +164,11 @@ impl Push {
     /// `apns-push-type` of this push.
     pub fn apns_push_type(&self) -> ApnsPushType {
         let chosen = self.apns.as_ref().and_then(|apns| apns.push_type);
-        chosen.unwrap_or(if self.silent { ApnsPushType::Background } else { ApnsPushType::Alert })
+        chosen.unwrap_or(if self.silent {
+            ApnsPushType::Background
+        } else {
+            ApnsPushType::Alert
+        })
     }
 
     /// `apns-priority` of this push. Apple refuses 10 for background pushes.
@@ -187,18 +191,27 @@ impl Push {
     /// The first field that breaks a rule, seen from this struct.
     pub fn check(&self) -> Result<(), Invalid> {
         if self.ttl_s() > MAX_TTL_S {
-            return Err(Invalid::new("ttl", format_args!("must be at most {MAX_TTL_S} seconds (28 days)")));
+            return Err(Invalid::new(
+                "ttl",
+                format_args!("must be at most {MAX_TTL_S} seconds (28 days)"),
+            ));
         }
         let collapse = self.collapse_key.as_deref();
         if collapse.is_some_and(|key| key.is_empty() || key.len() > MAX_COLLAPSE_KEY || !is_header_value(key)) {
-            return Err(Invalid::new("collapse_key", "must be 1 to 64 printable ASCII characters"));
+            return Err(Invalid::new(
+                "collapse_key",
+                "must be 1 to 64 printable ASCII characters",
+            ));
         }
         if self.image.as_ref().is_some_and(|url| !url.starts_with("https://")) {
             return Err(Invalid::new("image", "must be an https URL"));
         }
         for key in self.data.keys() {
             if is_reserved(key) {
-                return Err(Invalid::new("data", "must not use the reserved keys aps, from, message_type, google.* and gcm.*"));
+                return Err(Invalid::new(
+                    "data",
+                    "must not use the reserved keys aps, from, message_type, google.* and gcm.*",
+                ));
             }
         }
         self.check_apns().map_err(|invalid| invalid.within("apns"))?;
@@ -213,7 +226,11 @@ impl Push {
             (Some(10), _) => return Err(Invalid::new("priority", "must be 5 or 1 for a background push")),
             (Some(_), _) => return Err(Invalid::new("priority", "must be 10, 5 or 1")),
         }
-        if apns.topic.as_ref().is_some_and(|topic| topic.is_empty() || topic.len() > 255 || !is_header_value(topic)) {
+        if apns
+            .topic
+            .as_ref()
+            .is_some_and(|topic| topic.is_empty() || topic.len() > 255 || !is_header_value(topic))
+        {
             return Err(Invalid::new("topic", "must be 1 to 255 printable ASCII characters"));
         }
         if apns.payload.get("aps").is_some_and(|aps| !aps.is_object()) {
@@ -230,7 +247,10 @@ impl Push {
             return Err(Invalid::new("silent", "must not be set together with title or body"));
         }
         if !self.silent && !shows && self.badge.is_none() && !overridden {
-            return Err(Invalid::new("title", "must be given, or body, badge, an override, or silent with data"));
+            return Err(Invalid::new(
+                "title",
+                "must be given, or body, badge, an override, or silent with data",
+            ));
         }
         Ok(())
     }

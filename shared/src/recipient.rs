@@ -49,11 +49,15 @@ impl Token {
         let plausible = (1..=4096).contains(&token.len());
         match provider {
             Provider::Apns if !plausible || token.len() % 2 == 1 || !token.bytes().all(|b| b.is_ascii_hexdigit()) => {
-                Err(Invalid::new("token", "must be hexadecimal, an even number of digits, for apns"))
+                Err(Invalid::new(
+                    "token",
+                    "must be hexadecimal, an even number of digits, for apns",
+                ))
             }
-            Provider::Fcm if !plausible || !token.bytes().all(|b| b.is_ascii_graphic()) => {
-                Err(Invalid::new("token", "must be 1 to 4096 printable ASCII characters for fcm"))
-            }
+            Provider::Fcm if !plausible || !token.bytes().all(|b| b.is_ascii_graphic()) => Err(Invalid::new(
+                "token",
+                "must be 1 to 4096 printable ASCII characters for fcm",
+            )),
             Provider::Apns => Ok(Self(token.to_ascii_lowercase())),
             Provider::Fcm => Ok(Self(token)),
         }
@@ -79,7 +83,7 @@ words!(
 words!(
     /// Apple's two worlds; a token of one is unknown in the other.
     Environment, "environment", {
-        /// App Store and TestFlight builds.
+        /// App Store and `TestFlight` builds.
         Production = "production",
         /// Builds from Xcode.
         Sandbox = "sandbox",
@@ -122,7 +126,11 @@ impl Preferences {
         let agreed = |choice: Option<&bool>| choice.copied().unwrap_or(true);
         agreed(self.channels.get(&channel))
             && category.is_none_or(|category| {
-                agreed(self.categories.get(category).and_then(|channels| channels.get(&channel)))
+                agreed(
+                    self.categories
+                        .get(category)
+                        .and_then(|channels| channels.get(&channel)),
+                )
             })
     }
 }
@@ -228,7 +236,11 @@ mod tests {
         let category: Category = "offers".parse().unwrap();
         let mut preferences = Preferences::default();
         assert!(preferences.allows(Channel::Push, Some(&category)));
-        preferences.categories.entry(category.clone()).or_default().insert(Channel::Push, false);
+        preferences
+            .categories
+            .entry(category.clone())
+            .or_default()
+            .insert(Channel::Push, false);
         assert!(!preferences.allows(Channel::Push, Some(&category)));
         assert!(preferences.allows(Channel::Push, None));
         preferences.channels.insert(Channel::Push, false);

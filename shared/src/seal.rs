@@ -46,7 +46,10 @@ impl MeshKey {
         let root = hmac::Key::new(hmac::HMAC_SHA256, &bytes);
         let for_hmac = hmac::sign(&root, b"peal api keys");
         let seal = RandomizedNonceKey::new(&AES_256_GCM, &bytes).map_err(|_| SealError::Key)?;
-        Ok(Self { seal: seal.into(), hmac: hmac::Key::new(hmac::HMAC_SHA256, for_hmac.as_ref()) })
+        Ok(Self {
+            seal: seal.into(),
+            hmac: hmac::Key::new(hmac::HMAC_SHA256, for_hmac.as_ref()),
+        })
     }
 
     /// Seals `secret` for the place called `name`; it opens nowhere else.

@@ -30,9 +30,14 @@ pub fn load<T: DeserializeOwned>(defaults: &str, file: Option<&Path>) -> Result<
     // Only variables whose first part is a key: PEAL_ is also the prefix of variables for other programs.
     let env = Env::prefixed("PEAL_").filter(move |key| {
         let first = key.as_str().to_ascii_lowercase();
-        known.iter().any(|name| first == *name || first.starts_with(&format!("{name}__")))
+        known
+            .iter()
+            .any(|name| first == *name || first.starts_with(&format!("{name}__")))
     });
-    figment.merge(env.split("__")).extract().map_err(|error| BadSettings(error.into()))
+    figment
+        .merge(env.split("__"))
+        .extract()
+        .map_err(|error| BadSettings(error.into()))
 }
 
 /// Reads one TOML file, with nothing laid over it.
@@ -40,5 +45,7 @@ pub fn load<T: DeserializeOwned>(defaults: &str, file: Option<&Path>) -> Result<
 /// # Errors
 /// When the file is missing, a key is unknown, or a value does not fit.
 pub fn read<T: DeserializeOwned>(file: &Path) -> Result<T, BadSettings> {
-    Figment::from(Toml::file_exact(file)).extract().map_err(|error| BadSettings(error.into()))
+    Figment::from(Toml::file_exact(file))
+        .extract()
+        .map_err(|error| BadSettings(error.into()))
 }

@@ -65,7 +65,11 @@ impl Audit {
             for entry in read_all(&js, topology::RECEIPTS, &subject::receipt_filter(&here)).await? {
                 let batch: Batch = serde_json::from_slice(&entry.payload)?;
                 for receipt in batch.receipts {
-                    audit.deliveries.entry((receipt.job, receipt.address)).or_default().push(receipt.state);
+                    audit
+                        .deliveries
+                        .entry((receipt.job, receipt.address))
+                        .or_default()
+                        .push(receipt.state);
                 }
             }
         }
@@ -89,7 +93,10 @@ impl Audit {
 
     /// The equation at the moment of reading.
     pub fn equation(&self) -> Equation {
-        let mut equation = Equation { accepted: self.accepted.len(), ..Equation::default() };
+        let mut equation = Equation {
+            accepted: self.accepted.len(),
+            ..Equation::default()
+        };
         let mut waiting: HashMap<JobId, bool> = HashMap::new();
         for ((job, _), states) in &self.deliveries {
             let last = states.iter().rev().find(|state| state.is_final());
@@ -119,7 +126,11 @@ impl Equation {
 
 impl fmt::Display for Equation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "accepted {} = settled {} + in flight {}", self.accepted, self.settled, self.in_flight)?;
+        write!(
+            f,
+            "accepted {} = settled {} + in flight {}",
+            self.accepted, self.settled, self.in_flight
+        )?;
         write!(f, "; deliveries:")?;
         for (state, count) in &self.by_state {
             write!(f, " {state} {count}")?;

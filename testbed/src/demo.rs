@@ -46,7 +46,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let nats_server = tokio::task::spawn_blocking(move || nats::obtain(args.nats_server)).await??;
     say!("  nats-server  {}", nats_server.display())?;
     let sink = Sink::start().await?;
-    let viewer = report::Viewer::start(&sink).await;
+    let viewer = report::Viewer::start(&sink);
     let plan = Plan {
         otlp_endpoint: Some(sink.endpoint()),
         ..Plan::new(std::env::current_exe()?, nats_server)
@@ -70,8 +70,11 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     failures.extend(report::simulators(&peal, &audit)?);
 
     if let Some(trace) = &played[0].trace {
-        let spans = sink.trace(trace, Duration::from_secs(5), |spans| scenes::is_complete(spans)).await;
-        say!("\nOne trace, {trace}: from the caller in eu to devices in both regions\n{}", sink::tree(&spans))?;
+        let spans = sink.trace(trace, Duration::from_secs(5), scenes::is_complete).await;
+        say!(
+            "\nOne trace, {trace}: from the caller in eu to devices in both regions\n{}",
+            sink::tree(&spans)
+        )?;
         failures.extend((!scenes::is_complete(&spans)).then(|| "the trace is not complete".to_owned()));
     } else {
         failures.push("the first notification has no trace".to_owned());
@@ -89,5 +92,9 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         report::invitation(&peal, viewer.as_ref())?;
         tokio::signal::ctrl_c().await?;
     }
-    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failures.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

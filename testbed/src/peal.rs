@@ -124,7 +124,13 @@ impl Program {
     fn start(program: &Path, kind: &'static str, config: PathBuf, port: u16) -> anyhow::Result<Self> {
         let log = config.with_extension("log");
         let process = launch(program, kind, &config, &log)?;
-        Ok(Self { process, url: format!("http://127.0.0.1:{port}"), kind, config, log })
+        Ok(Self {
+            process,
+            url: format!("http://127.0.0.1:{port}"),
+            kind,
+            config,
+            log,
+        })
     }
 
     /// Starts it again after it was ended.
@@ -153,7 +159,11 @@ impl Program {
 
 fn launch(program: &Path, kind: &str, config: &Path, log: &Path) -> anyhow::Result<Process> {
     let config = config.to_str().context("path is not UTF-8")?;
-    let name = Path::new(config).file_stem().and_then(|stem| stem.to_str()).unwrap_or(kind).to_owned();
+    let name = Path::new(config)
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .unwrap_or(kind)
+        .to_owned();
     Process::start(&name, program, &[kind, "--config", config], log)
 }
 
@@ -168,16 +178,33 @@ impl Peal {
         let nats = nats::Mesh::start(nats::Settings::new(&plan.nats_server), &names).await?;
         nats.linked().await?;
         let authority = Authority::generate()?;
-        let apns = ApnsConfig { authority: Some(authority.clone()), log: plan.log, ..ApnsConfig::default() };
+        let apns = ApnsConfig {
+            authority: Some(authority.clone()),
+            log: plan.log,
+            ..ApnsConfig::default()
+        };
         let apns = Apns::start(apns).await?;
-        let fcm = FcmConfig { authority: Some(authority.clone()), log: plan.log, ..FcmConfig::default() };
+        let fcm = FcmConfig {
+            authority: Some(authority.clone()),
+            log: plan.log,
+            ..FcmConfig::default()
+        };
         let fcm = Fcm::start(fcm).await?;
         std::fs::write(folder.path().join("ca.pem"), authority.pem())?;
         let mesh_key = STANDARD.encode(rand::random::<[u8; 32]>());
         let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
         let key = provision(&nats, &plan, &mesh_key, &apns, &fcm).await?;
-        let mut peal =
-            Self { nats, apns, fcm, regions: Vec::new(), key, http, mesh_key, plan, folder };
+        let mut peal = Self {
+            nats,
+            apns,
+            fcm,
+            regions: Vec::new(),
+            key,
+            http,
+            mesh_key,
+            plan,
+            folder,
+        };
         for name in peal.plan.regions.clone() {
             let region = peal.start_region(&name)?;
             peal.regions.push(region);
@@ -216,7 +243,10 @@ impl Peal {
     /// # Panics
     /// When the mesh has no such region.
     pub fn region(&self, name: &str) -> &Region {
-        self.regions.iter().find(|region| region.name == name).expect("a region of the plan")
+        self.regions
+            .iter()
+            .find(|region| region.name == name)
+            .expect("a region of the plan")
     }
 
     /// A region by name, to end and restart its processes.
@@ -224,7 +254,10 @@ impl Peal {
     /// # Panics
     /// When the mesh has no such region.
     pub fn region_mut(&mut self, name: &str) -> &mut Region {
-        self.regions.iter_mut().find(|region| region.name == name).expect("a region of the plan")
+        self.regions
+            .iter_mut()
+            .find(|region| region.name == name)
+            .expect("a region of the plan")
     }
 
     /// A connection to a region's NATS, as a service of that region would have.
@@ -239,7 +272,13 @@ impl Peal {
     ///
     /// # Errors
     /// When it does not answer.
-    pub async fn ask(&self, method: &str, region: &str, path: &str, body: Option<&Value>) -> anyhow::Result<(u16, Value)> {
+    pub async fn ask(
+        &self,
+        method: &str,
+        region: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(u16, Value)> {
         let url = format!("{}{path}", self.region(region).gateway.url);
         let mut request = self.http.request(method.parse()?, url).bearer_auth(&self.key);
         if let Some(body) = body {
@@ -260,7 +299,8 @@ impl Peal {
         self.expect("PUT", home, &path, Some(&json!({ "home": home }))).await?;
         for (provider, token) in devices {
             let body = json!({ "provider": provider, "token": token });
-            self.expect("POST", home, &format!("{path}/addresses"), Some(&body)).await?;
+            self.expect("POST", home, &format!("{path}/addresses"), Some(&body))
+                .await?;
         }
         Ok(())
     }
@@ -282,8 +322,14 @@ impl Peal {
         let config = format!("listen = \"127.0.0.1:{port}\"\n{}", self.common(name, 5));
         let gateway = self.write_config(&format!("gateway-{name}"), &config)?;
         let gateway = Program::start(&self.plan.program, "gateway", gateway, port)?;
-        let workers = (1..=self.plan.workers).map(|number| self.start_worker(name, number)).collect::<Result<_, _>>()?;
-        Ok(Region { name: name.to_owned(), gateway, workers })
+        let workers = (1..=self.plan.workers)
+            .map(|number| self.start_worker(name, number))
+            .collect::<Result<_, _>>()?;
+        Ok(Region {
+            name: name.to_owned(),
+            gateway,
+            workers,
+        })
     }
 
     fn start_worker(&self, region: &str, number: usize) -> anyhow::Result<Program> {
@@ -301,12 +347,22 @@ impl Peal {
             self.fcm.addr().port(),
             ca = folder.join("ca.pem").display(),
         );
-        Program::start(&self.plan.program, "edge-worker", self.write_config(&name, &config)?, port)
+        Program::start(
+            &self.plan.program,
+            "edge-worker",
+            self.write_config(&name, &config)?,
+            port,
+        )
     }
 
     /// Settings that gateways and workers share.
     fn common(&self, region: &str, grace_s: u64) -> String {
-        let otlp = self.plan.otlp_endpoint.as_ref().map(|url| format!("otlp_endpoint = \"{url}\"\n")).unwrap_or_default();
+        let otlp = self
+            .plan
+            .otlp_endpoint
+            .as_ref()
+            .map(|url| format!("otlp_endpoint = \"{url}\"\n"))
+            .unwrap_or_default();
         format!(
             "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"{}\"\nuser = \"{}\"\npassword = \"{}\"\n[mesh]\nregion = \"{region}\"\nregions = {:?}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
             self.mesh_key,
@@ -326,13 +382,25 @@ impl Peal {
 
     /// The output of every process that has something to say above `INFO`, for a test that failed.
     pub fn complaints(&self) -> String {
-        let programs = self.regions.iter().flat_map(|region| region.workers.iter().chain([&region.gateway]));
+        let programs = self
+            .regions
+            .iter()
+            .flat_map(|region| region.workers.iter().chain([&region.gateway]));
         programs
             .flat_map(|program| {
-                let name = program.log.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                let name = program
+                    .log
+                    .file_stem()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
                 let lines = program.process.output();
                 let bad = |line: &&str| line.contains("WARN") || line.contains("ERROR") || line.contains("panicked");
-                lines.lines().filter(bad).map(|line| format!("{name}: {line}\n")).collect::<Vec<_>>()
+                lines
+                    .lines()
+                    .filter(bad)
+                    .map(|line| format!("{name}: {line}\n"))
+                    .collect::<Vec<_>>()
             })
             .collect()
     }

@@ -24,7 +24,11 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn start(name: &str, program: &Path, arguments: &[&str], log: &Path) -> anyhow::Result<Self> {
-        let file = File::options().create(true).append(true).open(log).context("log file")?;
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .context("log file")?;
         let child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::null())
@@ -33,7 +37,11 @@ impl Process {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("start {name} ({})", program.display()))?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log: log.to_owned(),
+        })
     }
 
     /// Its process id, while it runs.
@@ -74,8 +82,14 @@ impl Process {
     /// # Errors
     /// When it has ended.
     pub async fn signal(&self, name: &str) -> anyhow::Result<()> {
-        let Some(id) = self.id() else { bail!("{} has ended", self.name) };
-        let sent = Command::new("kill").arg(format!("-{name}")).arg(id.to_string()).status().await?;
+        let Some(id) = self.id() else {
+            bail!("{} has ended", self.name)
+        };
+        let sent = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(id.to_string())
+            .status()
+            .await?;
         if !sent.success() {
             bail!("{} could not be signalled", self.name);
         }
@@ -92,11 +106,20 @@ impl Process {
             if let Some(status) = self.child.try_wait()? {
                 bail!("{} ended with {status}:\n{}", self.name, tail(&self.output()));
             }
-            if http.get(url).send().await.is_ok_and(|answer| answer.status().is_success()) {
+            if http
+                .get(url)
+                .send()
+                .await
+                .is_ok_and(|answer| answer.status().is_success())
+            {
                 return Ok(());
             }
             if tokio::time::Instant::now() >= deadline {
-                bail!("{} is not ready after {patience:?}:\n{}", self.name, tail(&self.output()));
+                bail!(
+                    "{} is not ready after {patience:?}:\n{}",
+                    self.name,
+                    tail(&self.output())
+                );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -113,7 +136,13 @@ pub fn cpu_of(id: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
     // The name in parentheses may contain spaces; fields are counted behind it.
     let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
-    let ticks = |at: usize| fields.split(' ').nth(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    let ticks = |at: usize| {
+        fields
+            .split(' ')
+            .nth(at)
+            .and_then(|field| field.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
     Duration::from_millis(10 * (ticks(11) + ticks(12)))
 }
 

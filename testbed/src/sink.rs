@@ -62,7 +62,11 @@ impl Seen {
 
     /// How long it lasted.
     pub fn lasted(&self) -> Duration {
-        Duration::from_nanos(self.span.end_time_unix_nano.saturating_sub(self.span.start_time_unix_nano))
+        Duration::from_nanos(
+            self.span
+                .end_time_unix_nano
+                .saturating_sub(self.span.start_time_unix_nano),
+        )
     }
 }
 
@@ -76,7 +80,10 @@ impl Sink {
         let address = listener.local_addr()?;
         let spans = Arc::new(Mutex::new(Vec::new()));
         let forward = Arc::new(Mutex::new(None));
-        let service = Collector { spans: spans.clone(), forward: forward.clone() };
+        let service = Collector {
+            spans: spans.clone(),
+            forward: forward.clone(),
+        };
         let incoming = stream::unfold(listener, async |listener| {
             let accepted = listener.accept().await.map(|(socket, _)| socket);
             Some((accepted, listener))
@@ -91,7 +98,11 @@ impl Sink {
                 tracing::error!(%error, "collector ended");
             }
         });
-        Ok(Self { address, spans, forward })
+        Ok(Self {
+            address,
+            spans,
+            forward,
+        })
     }
 
     /// For `otlp_endpoint`.
@@ -148,11 +159,18 @@ impl TraceService for Collector {
         }
         let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
         for resource in request.resource_spans {
-            let attributes = resource.resource.map(|resource| resource.attributes).unwrap_or_default();
+            let attributes = resource
+                .resource
+                .map(|resource| resource.attributes)
+                .unwrap_or_default();
             let service = text(&attributes, "service.name").unwrap_or_default();
             let region = text(&attributes, "cloud.region").unwrap_or_default();
             for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-                spans.push(Seen { service: service.clone(), region: region.clone(), span });
+                spans.push(Seen {
+                    service: service.clone(),
+                    region: region.clone(),
+                    span,
+                });
             }
         }
         Ok(Response::new(ExportTraceServiceResponse::default()))
@@ -176,9 +194,17 @@ pub fn tree(trace: &[Seen]) -> String {
     let mut roots = Vec::new();
     for seen in trace {
         let parent = seen.span.parent_span_id.as_slice();
-        if parent.is_empty() || !known(parent) { roots.push(seen) } else { children.entry(parent).or_default().push(seen) }
+        if parent.is_empty() || !known(parent) {
+            roots.push(seen)
+        } else {
+            children.entry(parent).or_default().push(seen)
+        }
     }
-    let begun = trace.iter().map(|seen| seen.span.start_time_unix_nano).min().unwrap_or_default();
+    let begun = trace
+        .iter()
+        .map(|seen| seen.span.start_time_unix_nano)
+        .min()
+        .unwrap_or_default();
     let mut text = String::new();
     roots.sort_by_key(|seen| seen.span.start_time_unix_nano);
     for root in roots {
@@ -197,11 +223,25 @@ fn branch<'a>(
     let name = format!("{}{}", "  ".repeat(depth), seen.span.name);
     let who = format!("{} {}", seen.service.trim_start_matches("peal-"), seen.region);
     let at = Duration::from_nanos(seen.span.start_time_unix_nano.saturating_sub(begun));
-    let status = seen.attribute("http.response.status_code").map(|code| format!(" {code}")).unwrap_or_default();
-    let links = if seen.span.links.is_empty() { String::new() } else { format!(" ({} link)", seen.span.links.len()) };
-    let error = seen.attribute("error.type").map(|error| format!(" !{error}")).unwrap_or_default();
-    writeln!(text, "  {name:<56} {who:<16} +{at:<10.1?} {:<9.1?}{status}{error}{links}", seen.lasted())
-        .expect("a String takes everything");
+    let status = seen
+        .attribute("http.response.status_code")
+        .map(|code| format!(" {code}"))
+        .unwrap_or_default();
+    let links = if seen.span.links.is_empty() {
+        String::new()
+    } else {
+        format!(" ({} link)", seen.span.links.len())
+    };
+    let error = seen
+        .attribute("error.type")
+        .map(|error| format!(" !{error}"))
+        .unwrap_or_default();
+    writeln!(
+        text,
+        "  {name:<56} {who:<16} +{at:<10.1?} {:<9.1?}{status}{error}{links}",
+        seen.lasted()
+    )
+    .expect("a String takes everything");
     let mut below = children.remove(seen.span.span_id.as_slice()).unwrap_or_default();
     below.sort_by_key(|seen| seen.span.start_time_unix_nano);
     for child in below {

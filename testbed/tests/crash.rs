@@ -1,6 +1,8 @@
 //! Processes are killed with SIGKILL in the middle of 20,000 notifications; everything that was accepted must end in
 //! exactly one final receipt an address, and no more may be doubled than was in flight.
 
+#![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -31,7 +33,9 @@ async fn start() -> Peal {
     };
     let peal = Peal::start(plan).await.unwrap();
     for number in 0..RECIPIENTS {
-        peal.register(&format!("r{number}"), "eu", &[("apns", &format!("{number:064x}"))]).await.unwrap();
+        peal.register(&format!("r{number}"), "eu", &[("apns", &format!("{number:064x}"))])
+            .await
+            .unwrap();
     }
     peal
 }
@@ -40,7 +44,11 @@ async fn start() -> Peal {
 async fn send(peal: Arc<Mutex<Peal>>, sent: Arc<std::sync::atomic::AtomicUsize>) {
     let (url, key, http) = {
         let peal = peal.lock().await;
-        (format!("{}/v1/notifications", peal.region("eu").gateway.url), peal.key.clone(), peal.http.clone())
+        (
+            format!("{}/v1/notifications", peal.region("eu").gateway.url),
+            peal.key.clone(),
+            peal.http.clone(),
+        )
     };
     let mut senders = JoinSet::new();
     for lane in 0..8 {
@@ -48,8 +56,9 @@ async fn send(peal: Arc<Mutex<Peal>>, sent: Arc<std::sync::atomic::AtomicUsize>)
         senders.spawn(async move {
             for request in (lane..NOTIFICATIONS / A_REQUEST).step_by(8) {
                 let first = request * A_REQUEST;
-                let recipients: Vec<String> =
-                    (first..first + A_REQUEST).map(|number| format!("r{}", number % RECIPIENTS)).collect();
+                let recipients: Vec<String> = (first..first + A_REQUEST)
+                    .map(|number| format!("r{}", number % RECIPIENTS))
+                    .collect();
                 let body = json!({
                     "event_id": format!("event-{request}"),
                     "to": { "recipients": recipients },
@@ -60,7 +69,9 @@ async fn send(peal: Arc<Mutex<Peal>>, sent: Arc<std::sync::atomic::AtomicUsize>)
                     let answer = http.post(&url).bearer_auth(&key).json(&body).send().await;
                     match answer.map(|answer| answer.status().as_u16()) {
                         Ok(202) => break,
-                        Ok(503) | Err(_) => assert!(begun.elapsed() < Duration::from_secs(60), "not accepted in a minute"),
+                        Ok(503) | Err(_) => {
+                            assert!(begun.elapsed() < Duration::from_secs(60), "not accepted in a minute")
+                        }
                         Ok(other) => panic!("answered with {other}"),
                     }
                     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -79,8 +90,16 @@ async fn check(peal: &Peal, most_doubled: usize) {
     println!("{equation}; repeated {}; doubled {}", audit.repeated, stats.duplicates);
     assert_eq!(equation.accepted, NOTIFICATIONS, "{equation}\n{}", peal.complaints());
     assert!(equation.holds(), "{equation}\n{}", peal.complaints());
-    assert_eq!(stats.delivered - stats.duplicates, NOTIFICATIONS as u64, "distinct pushes at the provider");
-    assert!(stats.duplicates <= most_doubled as u64, "{} doubled, at most {most_doubled} were in flight", stats.duplicates);
+    assert_eq!(
+        stats.delivered - stats.duplicates,
+        NOTIFICATIONS as u64,
+        "distinct pushes at the provider"
+    );
+    assert!(
+        stats.duplicates <= most_doubled as u64,
+        "{} doubled, at most {most_doubled} were in flight",
+        stats.duplicates
+    );
 }
 
 async fn wait_for(sent: &std::sync::atomic::AtomicUsize, count: usize) {

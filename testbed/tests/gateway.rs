@@ -1,4 +1,5 @@
 //! The gateway over real nats-servers: what it promises to callers, and what it does when the servers fail it.
+#![expect(clippy::unwrap_used, reason = "in a test's helpers a surprise fails the test")]
 
 #[path = "gateway/rig.rs"]
 mod rig;

@@ -1,5 +1,7 @@
 //! One trace shows the whole way: asserted on what a collector receives, parents and links included.
 
+#![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
+
 use std::time::Duration;
 
 use serde_json::json;
@@ -35,7 +37,10 @@ async fn post(peal: &Peal, recipient: &str, traceparent: Option<&str>) {
 }
 
 fn named<'a>(trace: &'a [Seen], start: &str) -> &'a Seen {
-    trace.iter().find(|seen| seen.span.name.starts_with(start)).unwrap_or_else(|| panic!("no {start} in\n{}", tree(trace)))
+    trace
+        .iter()
+        .find(|seen| seen.span.name.starts_with(start))
+        .unwrap_or_else(|| panic!("no {start} in\n{}", tree(trace)))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,23 +53,49 @@ async fn a_callers_trace_goes_through_two_regions_to_the_device() {
     let trace = sink.trace(id, PATIENCE, |trace| trace.len() >= 6).await;
 
     let request = named(&trace, "POST /v1/notifications");
-    assert_eq!(hex(&request.span.parent_span_id), caller, "the caller's span is the parent");
-    assert_eq!((request.service.as_str(), request.region.as_str()), ("peal-gateway", "eu"));
+    assert_eq!(
+        hex(&request.span.parent_span_id),
+        caller,
+        "the caller's span is the parent"
+    );
+    assert_eq!(
+        (request.service.as_str(), request.region.as_str()),
+        ("peal-gateway", "eu")
+    );
     let send = named(&trace, "send notify");
     assert_eq!(send.span.parent_span_id, request.span.span_id);
     let process = named(&trace, "process notify");
-    assert_eq!((process.service.as_str(), process.region.as_str()), ("peal-edge-worker", "us"));
+    assert_eq!(
+        (process.service.as_str(), process.region.as_str()),
+        ("peal-edge-worker", "us")
+    );
     assert_eq!(process.span.parent_span_id, send.span.span_id);
-    assert_eq!(process.span.links.len(), 1, "and a link, as the messaging conventions ask");
+    assert_eq!(
+        process.span.links.len(),
+        1,
+        "and a link, as the messaging conventions ask"
+    );
     assert_eq!(process.span.links[0].span_id, send.span.span_id);
     assert_eq!(hex(&process.span.links[0].trace_id), id);
     for below in ["POST /3/device/{token}", "send receipt", "ack notify"] {
-        assert_eq!(named(&trace, below).span.parent_span_id, process.span.span_id, "{below}");
+        assert_eq!(
+            named(&trace, below).span.parent_span_id,
+            process.span.span_id,
+            "{below}"
+        );
     }
-    assert_eq!(named(&trace, "POST /3/device").attribute("http.response.status_code").as_deref(), Some("200"));
+    assert_eq!(
+        named(&trace, "POST /3/device")
+            .attribute("http.response.status_code")
+            .as_deref(),
+        Some("200")
+    );
     assert_eq!(trace.len(), 6, "{}", tree(&trace));
     let told = format!("{trace:?}");
-    assert!(!told.contains("beef") && !told.contains("Hello"), "tokens and content stay out of traces");
+    assert!(
+        !told.contains("beef") && !told.contains("Hello"),
+        "tokens and content stay out of traces"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,25 +103,58 @@ async fn unsampled_is_not_traced_unless_it_fails_and_attempts_share_a_parent() {
     let (sink, peal) = start(0.0).await;
     peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
     peal.register("eve", "eu", &[("apns", "eeee")]).await.unwrap();
-    peal.apns.script().add(Rule::token("eeee").times(1).answer(Answer::reason("ServiceUnavailable"))).unwrap();
+    peal.apns
+        .script()
+        .add(
+            Rule::token("eeee")
+                .times(1)
+                .answer(Answer::reason("ServiceUnavailable")),
+        )
+        .unwrap();
     post(&peal, "ann", None).await;
     let (id, caller) = ("11111111111111111111111111111111", "2222222222222222");
     post(&peal, "eve", Some(&format!("00-{id}-{caller}-00"))).await;
     let trace = sink
-        .trace(id, PATIENCE, |trace| trace.iter().filter(|seen| seen.span.name.starts_with("process")).count() >= 2)
+        .trace(id, PATIENCE, |trace| {
+            trace
+                .iter()
+                .filter(|seen| seen.span.name.starts_with("process"))
+                .count()
+                >= 2
+        })
         .await;
-    let attempts: Vec<&Seen> = trace.iter().filter(|seen| seen.span.name.starts_with("process")).collect();
+    let attempts: Vec<&Seen> = trace
+        .iter()
+        .filter(|seen| seen.span.name.starts_with("process"))
+        .collect();
     assert_eq!(attempts.len(), 2, "both attempts are kept\n{}", tree(&trace));
-    assert_eq!(attempts[0].span.parent_span_id, attempts[1].span.parent_span_id, "below the same parent");
-    let count = |key: &str| attempts.iter().filter_map(|seen| seen.attribute(key)).collect::<Vec<_>>();
+    assert_eq!(
+        attempts[0].span.parent_span_id, attempts[1].span.parent_span_id,
+        "below the same parent"
+    );
+    let count = |key: &str| {
+        attempts
+            .iter()
+            .filter_map(|seen| seen.attribute(key))
+            .collect::<Vec<_>>()
+    };
     assert_eq!(count("peal.attempt"), ["1", "2"]);
     assert_eq!(count("error.type"), ["parked"]);
-    assert!(sink.spans().iter().all(|seen| seen.trace_id() == id), "what went well and was not sampled leaves no span");
+    assert!(
+        sink.spans().iter().all(|seen| seen.trace_id() == id),
+        "what went well and was not sampled leaves no span"
+    );
 }
 
 async fn wait_home(peal: &Peal, recipient: &str) {
     for _ in 0..200 {
-        if peal.ask("GET", "eu", &format!("/v1/recipients/{recipient}"), None).await.unwrap().0 == 200 {
+        if peal
+            .ask("GET", "eu", &format!("/v1/recipients/{recipient}"), None)
+            .await
+            .unwrap()
+            .0
+            == 200
+        {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -77,7 +77,11 @@ impl Store {
                 open(path)?
             }
         };
-        let inner = Inner { database: ArcSwap::from_pointee(database), path: path.to_owned(), damaged: AtomicBool::new(false) };
+        let inner = Inner {
+            database: ArcSwap::from_pointee(database),
+            path: path.to_owned(),
+            damaged: AtomicBool::new(false),
+        };
         Ok(Self { inner: inner.into() })
     }
 
@@ -107,7 +111,9 @@ impl Store {
             Err(error) => return Err(error.into()),
         };
         let (sequence, created) = (meta.get(SEQUENCE)?, meta.get(CREATED_AT)?);
-        Ok(sequence.zip(created).map(|(sequence, created)| (sequence.value().cast_unsigned(), created.value())))
+        Ok(sequence
+            .zip(created)
+            .map(|(sequence, created)| (sequence.value().cast_unsigned(), created.value())))
     }
 
     /// Applies changes in one transaction that reaches `sequence`. Blocks for a disk write.
@@ -171,7 +177,8 @@ impl Store {
         let fresh = self.inner.path.with_extension("fresh");
         remove(&fresh);
         let database = open(&fresh)?;
-        std::fs::rename(&fresh, &self.inner.path).map_err(|error| StoreError::Redb(Box::new(redb::Error::Io(error))))?;
+        std::fs::rename(&fresh, &self.inner.path)
+            .map_err(|error| StoreError::Redb(Box::new(redb::Error::Io(error))))?;
         self.inner.database.store(database.into());
         self.inner.damaged.store(false, Ordering::Relaxed);
         Ok(())
@@ -222,11 +229,17 @@ mod tests {
     use shared::recipient::Preferences;
 
     fn key(recipient: &str) -> RecipientKey {
-        RecipientKey { app: "shop".parse().unwrap(), recipient: recipient.parse().unwrap() }
+        RecipientKey {
+            app: "shop".parse().unwrap(),
+            recipient: recipient.parse().unwrap(),
+        }
     }
 
     fn preferences(recipient: &str) -> (String, Vec<u8>) {
-        let fact = Fact::Preferences(Preferences { channels: [(shared::channel::Channel::Push, false)].into(), ..Preferences::default() });
+        let fact = Fact::Preferences(Preferences {
+            channels: [(shared::channel::Channel::Push, false)].into(),
+            ..Preferences::default()
+        });
         (subject::fact_key(&key(recipient), fact.name()), fact.encode())
     }
 
@@ -254,7 +267,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("cache.redb");
         let (fact, value) = preferences("ann");
-        Store::open(&path).unwrap().apply(vec![(fact, 1, Some(value))], 1, 7).unwrap();
+        Store::open(&path)
+            .unwrap()
+            .apply(vec![(fact, 1, Some(value))], 1, 7)
+            .unwrap();
         std::fs::write(&path, b"not a database").unwrap();
         let store = Store::open(&path).unwrap();
         assert_eq!(store.standing().unwrap(), None);
@@ -270,6 +286,9 @@ mod tests {
         store.begin_anew().unwrap();
         assert_eq!(store.standing().unwrap(), None);
         drop(store);
-        assert_eq!(Store::open(&folder.path().join("cache.redb")).unwrap().facts().unwrap(), 0);
+        assert_eq!(
+            Store::open(&folder.path().join("cache.redb")).unwrap().facts().unwrap(),
+            0
+        );
     }
 }

@@ -44,7 +44,12 @@ pub enum SyncError {
 impl Sync {
     /// Prepares to fill `store`.
     pub fn new(js: jetstream::Context, store: Store, metrics: Metrics) -> Self {
-        Self { js, store, metrics, caught_up: watch::channel(false).0 }
+        Self {
+            js,
+            store,
+            metrics,
+            caught_up: watch::channel(false).0,
+        }
     }
 
     /// Whether the cache has seen everything the bucket held when following began.
@@ -92,7 +97,7 @@ impl Sync {
             for entry in chunk {
                 let entry = entry?;
                 (sequence, pending) = (entry.sequence, entry.pending);
-                waiting.extend(change(entry));
+                waiting.extend(change(&entry));
             }
             if self.store.is_damaged() {
                 return Err(SyncError::Damaged);
@@ -114,7 +119,7 @@ impl Sync {
     }
 }
 
-fn change(entry: Entry) -> Option<Change> {
+fn change(entry: &Entry) -> Option<Change> {
     let key = subject::fact_key_of(&entry.subject)?.to_owned();
     // A fact of a kind that this version does not know is left alone.
     subject::parse_fact_key(&key)?;

@@ -29,7 +29,11 @@ const TRIES: u32 = 10;
 /// Settlements to be committed, and what goes with them.
 enum Work<T> {
     Own(Settled<T>),
-    Followed { records: Vec<Record>, sent: Vec<u64>, followed: Followed },
+    Followed {
+        records: Vec<Record>,
+        sent: Vec<u64>,
+        followed: Followed,
+    },
     Flush(oneshot::Sender<()>),
 }
 
@@ -63,7 +67,9 @@ pub struct Committer<T> {
 
 impl<T> Clone for Committer<T> {
     fn clone(&self) -> Self {
-        Self { work: self.work.clone() }
+        Self {
+            work: self.work.clone(),
+        }
     }
 }
 
@@ -81,7 +87,12 @@ impl<T: Send + 'static> Committer<T> {
         out: mpsc::Sender<Committed<T>>,
     ) -> Result<(Self, impl Future<Output = ()> + Send + use<T>), StoreError> {
         let (work, receiver) = mpsc::channel(2 * MOST);
-        let writer = Writer { ledger: ledger.clone(), region, clock, next: ledger.store.last_entry()? + 1 };
+        let writer = Writer {
+            ledger: ledger.clone(),
+            region,
+            clock,
+            next: ledger.store.last_entry()? + 1,
+        };
         Ok((Self { work }, writer.run(receiver, out)))
     }
 
@@ -95,7 +106,14 @@ impl<T: Send + 'static> Committer<T> {
 
     /// Applies what the stream of receipts says up to `followed`: records of others, and numbers of our own messages.
     pub(super) async fn followed(&self, records: Vec<Record>, sent: Vec<u64>, followed: Followed) -> Result<(), Gone> {
-        self.work.send(Work::Followed { records, sent, followed }).await.map_err(|_| Gone)
+        self.work
+            .send(Work::Followed {
+                records,
+                sent,
+                followed,
+            })
+            .await
+            .map_err(|_| Gone)
     }
 
     /// Waits until everything handed in before is committed.
@@ -124,13 +142,23 @@ struct Group<T> {
 
 impl<T: Send + 'static> Group<T> {
     fn new() -> Self {
-        Self { own: Vec::new(), records: Vec::new(), sent: Vec::new(), followed: None, flushes: Vec::new() }
+        Self {
+            own: Vec::new(),
+            records: Vec::new(),
+            sent: Vec::new(),
+            followed: None,
+            flushes: Vec::new(),
+        }
     }
 
     fn add(&mut self, work: Work<T>) {
         match work {
             Work::Own(settled) => self.own.push(settled),
-            Work::Followed { records, sent, followed } => {
+            Work::Followed {
+                records,
+                sent,
+                followed,
+            } => {
                 self.records.extend(records);
                 self.sent.extend(sent);
                 self.followed = Some(followed);
@@ -165,7 +193,9 @@ impl Writer {
                     }
                 }
             }
-            let Some(committed) = self.commit(std::mem::replace(&mut group, Group::new())).await else { return };
+            let Some(committed) = self.commit(std::mem::replace(&mut group, Group::new())).await else {
+                return;
+            };
             if !committed.tickets.is_empty() && out.send(committed).await.is_err() {
                 return;
             }
@@ -178,7 +208,11 @@ impl Writer {
     /// Writes one group; `None` if the disk refuses for good.
     async fn commit<T: Send + 'static>(&mut self, group: Group<T>) -> Option<Committed<T>> {
         let number = self.next;
-        let mut commit = Commit { sent: group.sent, followed: group.followed, ..Commit::default() };
+        let mut commit = Commit {
+            sent: group.sent,
+            followed: group.followed,
+            ..Commit::default()
+        };
         let mut tickets = Vec::with_capacity(group.own.len());
         let mut batches: Vec<Batch> = Vec::new();
         for settled in group.own {
@@ -188,18 +222,27 @@ impl Writer {
         let others = group.records;
         let nothing = batches.is_empty() && others.is_empty() && commit.followed.is_none();
         if nothing && group.flushes.is_empty() {
-            return Some(Committed { outgoing: Vec::new(), tickets });
+            return Some(Committed {
+                outgoing: Vec::new(),
+                tickets,
+            });
         }
         let (ledger, now) = (self.ledger.clone(), self.clock.now().as_millisecond());
         let written = tokio::task::spawn_blocking(move || {
             for batch in &mut batches {
                 batch.receipts.retain(|receipt| is_news(&ledger, receipt));
-                commit.records.extend(batch.receipts.iter().map(|receipt| (record(receipt), None)));
+                commit
+                    .records
+                    .extend(batch.receipts.iter().map(|receipt| (record(receipt), None)));
             }
             batches.retain(|batch| !batch.receipts.is_empty());
             commit.records.extend(others.into_iter().map(|record| (record, None)));
             chain(&ledger, number, &mut commit);
-            commit.outgoing = batches.iter().enumerate().map(|(at, batch)| outgoing(number, at, batch)).collect();
+            commit.outgoing = batches
+                .iter()
+                .enumerate()
+                .map(|(at, batch)| outgoing(number, at, batch))
+                .collect();
             write(&ledger.store, number, now, &commit).map(|()| {
                 let mut index = ledger.index();
                 for (record, _) in &commit.records {
@@ -222,25 +265,40 @@ impl Writer {
         if receipts.is_empty() {
             return;
         }
-        let fits = |batch: &&mut Batch| batch.app == app && batch.origin == origin && batch.receipts.len() < MOST_RECEIPTS;
+        let fits =
+            |batch: &&mut Batch| batch.app == app && batch.origin == origin && batch.receipts.len() < MOST_RECEIPTS;
         if let Some(batch) = batches.iter_mut().find(fits) {
             batch.receipts.extend(receipts);
             return;
         }
         let writer = self.ledger.store.writer().to_owned();
-        batches.push(Batch { app, region: self.region.clone(), origin, writer, accepted: Vec::new(), receipts });
+        batches.push(Batch {
+            app,
+            region: self.region.clone(),
+            origin,
+            writer,
+            accepted: Vec::new(),
+            receipts,
+        });
     }
 }
 
 fn record(receipt: &Receipt) -> Record {
-    Record { job: receipt.job, address: receipt.address, attempt: receipt.attempt, state: receipt.state }
+    Record {
+        job: receipt.job,
+        address: receipt.address,
+        attempt: receipt.attempt,
+        state: receipt.state,
+    }
 }
 
 /// Whether nobody else has settled this delivery meanwhile. Who comes second keeps silent, so that there is one final
 /// receipt; the provider has then seen two attempts with one `apns-id`.
 fn is_news(ledger: &Ledger, receipt: &Receipt) -> bool {
     let known = ledger.look_up(receipt.job).unwrap_or_default();
-    let news = receipt.address.map_or(known.is_empty(), |address| !known.has(address, receipt.attempt));
+    let news = receipt
+        .address
+        .map_or(known.is_empty(), |address| !known.has(address, receipt.attempt));
     if !news {
         tracing::warn!(job = %receipt.job, attempt = receipt.attempt, "another worker settled this delivery too");
     }

@@ -35,7 +35,10 @@ impl Ledger {
     /// When the file cannot be read.
     pub fn new(store: Arc<Store>) -> Result<Self, StoreError> {
         let index = Index::build(&store)?;
-        Ok(Self { index: Arc::new(RwLock::new(index)), store })
+        Ok(Self {
+            index: Arc::new(RwLock::new(index)),
+            store,
+        })
     }
 
     /// What is known of `job`; empty for a job never seen, which costs one look at memory.
@@ -75,7 +78,9 @@ impl History {
 
     /// Whether the job as a whole was settled without an address, as when its recipient is unknown.
     pub fn is_settled_whole(&self) -> bool {
-        self.0.iter().any(|record| record.address.is_none() && record.state.is_final())
+        self.0
+            .iter()
+            .any(|record| record.address.is_none() && record.state.is_final())
     }
 
     /// Whether attempt number `attempt` to `address` was made already, or is no longer wanted.

@@ -148,7 +148,10 @@ impl Store {
         let text = meta.get(FOLLOWED)?;
         let parsed = text.as_ref().and_then(|text| {
             let (sequence, created_at) = text.value().split_once('@')?;
-            Some(Followed { sequence: sequence.parse().ok()?, created_at: created_at.parse().ok()? })
+            Some(Followed {
+                sequence: sequence.parse().ok()?,
+                created_at: created_at.parse().ok()?,
+            })
         });
         Ok(parsed.unwrap_or_default())
     }
@@ -172,7 +175,11 @@ impl Store {
         for row in outgoing.iter()? {
             let (number, value) = row?;
             let (subject, payload) = value.value();
-            all.push(Outgoing { number: number.value(), subject: subject.to_owned(), payload: payload.to_vec() });
+            all.push(Outgoing {
+                number: number.value(),
+                subject: subject.to_owned(),
+                payload: payload.to_vec(),
+            });
         }
         Ok(all)
     }
@@ -186,7 +193,9 @@ impl Store {
         transaction.set_quick_repair(true);
         {
             if !commit.records.is_empty() {
-                transaction.open_table(ENTRIES)?.insert(number, pack(now, &commit.records).as_slice())?;
+                transaction
+                    .open_table(ENTRIES)?
+                    .insert(number, pack(now, &commit.records).as_slice())?;
             }
             let mut outgoing = transaction.open_table(OUTGOING)?;
             for sent in &commit.sent {
@@ -196,7 +205,9 @@ impl Store {
                 outgoing.insert(message.number, (message.subject.as_str(), message.payload.as_slice()))?;
             }
             if let Some(Followed { sequence, created_at }) = commit.followed {
-                transaction.open_table(META)?.insert(FOLLOWED, format!("{sequence}@{created_at}").as_str())?;
+                transaction
+                    .open_table(META)?
+                    .insert(FOLLOWED, format!("{sequence}@{created_at}").as_str())?;
             }
         }
         transaction.commit()?;
@@ -206,7 +217,9 @@ impl Store {
     /// The records of `job` in entry `number`, and the entry that spoke of it before.
     pub(super) fn records_of(&self, number: u64, job: JobId) -> Result<(Vec<Record>, Option<u64>), StoreError> {
         let entries = self.database.begin_read()?.open_table(ENTRIES)?;
-        let Some(entry) = entries.get(number)? else { return Ok((Vec::new(), None)) };
+        let Some(entry) = entries.get(number)? else {
+            return Ok((Vec::new(), None));
+        };
         let mut earlier = None;
         let mut found = Vec::new();
         let half = job.0.as_u64_pair().1;
@@ -280,7 +293,11 @@ fn pack(now: i64, records: &[(Record, Option<u64>)]) -> Vec<u8> {
 
 fn records(entry: &[u8]) -> Result<std::slice::ChunksExact<'_, u8>, StoreError> {
     let packed = entry.get(HEAD..).ok_or(StoreError::Damaged)?;
-    if packed.len() % RECORD == 0 { Ok(packed.chunks_exact(RECORD)) } else { Err(StoreError::Damaged) }
+    if packed.len() % RECORD == 0 {
+        Ok(packed.chunks_exact(RECORD))
+    } else {
+        Err(StoreError::Damaged)
+    }
 }
 
 fn unpack(packed: &[u8]) -> Result<(Record, Option<u64>), StoreError> {
@@ -310,7 +327,11 @@ const fn code(state: State) -> u8 {
 }
 
 fn state(byte: u8) -> Result<State, StoreError> {
-    State::ALL.iter().copied().find(|state| code(*state) == byte).ok_or(StoreError::Damaged)
+    State::ALL
+        .iter()
+        .copied()
+        .find(|state| code(*state) == byte)
+        .ok_or(StoreError::Damaged)
 }
 
 #[cfg(test)]
@@ -351,13 +372,29 @@ mod tests {
     fn what_is_not_sent_survives_and_what_is_sent_goes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ledger.redb");
-        let outgoing = |number| Outgoing { number, subject: "receipt.x".into(), payload: vec![1, 2] };
+        let outgoing = |number| Outgoing {
+            number,
+            subject: "receipt.x".into(),
+            payload: vec![1, 2],
+        };
         let writer = {
             let (store, aside) = Store::open(&path, "w", 1).unwrap();
             assert_eq!(aside, None);
-            let commit = Commit { outgoing: vec![outgoing(1), outgoing(2)], ..Commit::default() };
+            let commit = Commit {
+                outgoing: vec![outgoing(1), outgoing(2)],
+                ..Commit::default()
+            };
             store.commit(1, 5, &commit).unwrap();
-            store.commit(2, 6, &Commit { sent: vec![1], ..Commit::default() }).unwrap();
+            store
+                .commit(
+                    2,
+                    6,
+                    &Commit {
+                        sent: vec![1],
+                        ..Commit::default()
+                    },
+                )
+                .unwrap();
             store.writer().to_owned()
         };
         let (store, _) = Store::open(&path, "w", 2).unwrap();
@@ -380,7 +417,16 @@ mod tests {
         let (store, _) = Store::open(&folder.path().join("ledger.redb"), "w", 1).unwrap();
         for number in 1..=3u64 {
             let records = vec![(record(number.into(), 9, 1, State::Delivered), None)];
-            store.commit(number, number.cast_signed() * 10, &Commit { records, ..Commit::default() }).unwrap();
+            store
+                .commit(
+                    number,
+                    number.cast_signed() * 10,
+                    &Commit {
+                        records,
+                        ..Commit::default()
+                    },
+                )
+                .unwrap();
         }
         assert_eq!(store.prune(30).unwrap().len(), 2);
         assert_eq!(store.last_entry().unwrap(), 3);

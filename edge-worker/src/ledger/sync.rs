@@ -49,7 +49,13 @@ enum Interrupted {
 impl<T: Send + 'static> Sync<T> {
     /// Prepares to follow.
     pub fn new(js: jetstream::Context, ledger: Ledger, committer: Committer<T>, region: Region) -> Self {
-        Self { js, ledger, committer, region, caught_up: watch::channel(false).0 }
+        Self {
+            js,
+            ledger,
+            committer,
+            region,
+            caught_up: watch::channel(false).0,
+        }
     }
 
     /// Whether the ledger knows everything the stream held when following began.
@@ -92,7 +98,16 @@ impl<T: Send + 'static> Sync<T> {
                     self.take(&entry, &mut records, &mut sent);
                 }
             }
-            self.committer.followed(records, sent, Followed { sequence: last.0, created_at }).await?;
+            self.committer
+                .followed(
+                    records,
+                    sent,
+                    Followed {
+                        sequence: last.0,
+                        created_at,
+                    },
+                )
+                .await?;
             if last.1 == 0 && !*self.caught_up.borrow() {
                 self.committer.flush().await?;
                 self.caught_up.send_replace(true);

@@ -43,10 +43,23 @@ enum Verdict {
 
 impl Pipeline {
     pub(super) async fn conclude(&self, tried: Tried) -> Step<Settlement> {
-        let Tried { delivery, job, reserved, attempts } = tried;
-        let verdicts: Vec<(OneTried, Verdict)> =
-            attempts.into_iter().map(|one| { let verdict = self.judge(&job, &one); (one, verdict) }).collect();
-        let worst = verdicts.iter().map(|(_, verdict)| verdict.state()).find(|state| trace::is_failure(*state));
+        let Tried {
+            delivery,
+            job,
+            reserved,
+            attempts,
+        } = tried;
+        let verdicts: Vec<(OneTried, Verdict)> = attempts
+            .into_iter()
+            .map(|one| {
+                let verdict = self.judge(&job, &one);
+                (one, verdict)
+            })
+            .collect();
+        let worst = verdicts
+            .iter()
+            .map(|(_, verdict)| verdict.state())
+            .find(|state| trace::is_failure(*state));
         let span = self.process_span(&delivery, &job, worst);
         if let Some(span) = &span {
             for (one, verdict) in &verdicts {
@@ -61,18 +74,27 @@ impl Pipeline {
                 tracing::warn!(%error, "outcome could not be stored; job is given back");
                 return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(2)));
             }
-            self.telemetry.metrics.delivery(Some(one.address.provider), verdict.state());
-            receipts.push(self.receipt(&job, &one, verdict, span.as_ref()));
+            self.telemetry
+                .metrics
+                .delivery(Some(one.address.provider), verdict.state());
+            receipts.push(verdict.into_receipt(&job, &one, span.as_ref()));
         }
         let ticket = Ticket::new(delivery, Some(reserved), span);
-        Ok(Settlement { app: job.app, origin: job.origin, receipts, ticket })
+        Ok(Settlement {
+            app: job.app,
+            origin: job.origin,
+            receipts,
+            ticket,
+        })
     }
 
     fn judge(&self, job: &Job, one: &OneTried) -> Verdict {
         let again = |reason: &Reason, asked: Option<Duration>, most: u32| {
             let now = self.clock.now();
             let wait = Backoff::of(one.address.provider).after(job.attempt, asked, &mut rand::rng());
-            let due = now.checked_add(SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX)).unwrap_or(Timestamp::MAX);
+            let due = now
+                .checked_add(SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX))
+                .unwrap_or(Timestamp::MAX);
             if job.is_expired(due) {
                 Verdict::Final(State::Expired, Some(reason.clone()), None)
             } else if job.attempt >= most {
@@ -144,7 +166,13 @@ impl Pipeline {
         if let Some(parent) = context::from_now_on_sampled(delivery.headers()).or_else(|| span.cloned()) {
             context::inject(&parent, &mut headers);
         }
-        publish::store(&self.js, subject::schedule(job.id, address), headers, delivery.payload().clone()).await?;
+        publish::store(
+            &self.js,
+            subject::schedule(job.id, address),
+            headers,
+            delivery.payload().clone(),
+        )
+        .await?;
         Ok(())
     }
 
@@ -157,20 +185,37 @@ impl Pipeline {
             tracing::error!("a provider calls very many addresses gone; removal is stopped for this minute");
             return;
         }
-        let key = RecipientKey { app: job.app.clone(), recipient: job.body.recipient.clone() };
+        let key = RecipientKey {
+            app: job.app.clone(),
+            recipient: job.body.recipient.clone(),
+        };
         match facts::remove_unchanged(&self.js, &key, FactName::Address(one.address.id), one.revision).await {
             Ok(_) => tracing::info!(address = %one.address.id, "address is gone and was removed"),
-            Err(publish::NotStored::Refused) => tracing::info!(address = %one.address.id, "address was registered again and stays"),
-            Err(error) => tracing::warn!(address = %one.address.id, %error, "address that is gone could not be removed"),
+            Err(publish::NotStored::Refused) => {
+                tracing::info!(address = %one.address.id, "address was registered again and stays")
+            }
+            Err(error) => {
+                tracing::warn!(address = %one.address.id, %error, "address that is gone could not be removed")
+            }
+        }
+    }
+}
+
+impl Verdict {
+    const fn state(&self) -> State {
+        match self {
+            Self::Final(state, ..) => *state,
+            Self::Again(..) => State::Parked,
+            Self::Gone(..) => State::Rejected,
         }
     }
 
-    fn receipt(&self, job: &Job, one: &OneTried, verdict: Verdict, span: Option<&Context>) -> Receipt {
-        let state = verdict.state();
-        let (reason, provider_id, next_at) = match verdict {
-            Verdict::Final(_, reason, provider_id) => (reason, provider_id, None),
-            Verdict::Again(reason, due) => (Some(reason), None, Some(due)),
-            Verdict::Gone(reason, _) => (Some(reason), None, None),
+    fn into_receipt(self, job: &Job, one: &OneTried, span: Option<&Context>) -> Receipt {
+        let state = self.state();
+        let (reason, provider_id, next_at) = match self {
+            Self::Final(_, reason, provider_id) => (reason, provider_id, None),
+            Self::Again(reason, due) => (Some(reason), None, Some(due)),
+            Self::Gone(reason, _) => (Some(reason), None, None),
         };
         Receipt {
             address: Some(one.address.id),
@@ -182,16 +227,6 @@ impl Pipeline {
             took_us: u32::try_from(one.attempted.took.as_micros()).ok(),
             trace: span.and_then(trace::id),
             ..receipt(job, one.ended_at)
-        }
-    }
-}
-
-impl Verdict {
-    const fn state(&self) -> State {
-        match self {
-            Self::Final(state, ..) => *state,
-            Self::Again(..) => State::Parked,
-            Self::Gone(..) => State::Rejected,
         }
     }
 }
@@ -248,7 +283,9 @@ impl DeadLetter {
         if let Some(address) = self.address {
             headers.insert(envelope::ADDRESS, address.to_string());
         }
-        publish::store(js, self.subject, headers, delivery.payload().clone()).await.map(|_| ())
+        publish::store(js, self.subject, headers, delivery.payload().clone())
+            .await
+            .map(|_| ())
     }
 }
 
@@ -262,7 +299,10 @@ pub struct Brake {
 impl Brake {
     /// Lets `most_per_minute` removals through.
     pub fn new(most_per_minute: u32) -> Self {
-        Self { most_per_minute, minute: Mutex::new((0, 0)) }
+        Self {
+            most_per_minute,
+            minute: Mutex::new((0, 0)),
+        }
     }
 
     fn allows(&self, now: Timestamp) -> bool {

@@ -7,11 +7,7 @@ use shared::{
     recipient::Address,
 };
 
-use super::{
-    Pipeline, Settlement, Step, Stop, Ticket,
-    dedupe::Reserved,
-    resolve::Addressed,
-};
+use super::{Pipeline, Settlement, Step, Stop, Ticket, dedupe::Reserved, resolve::Addressed};
 use crate::{delivery::Delivery, providers::Message};
 
 /// A job that is to be sent now.
@@ -33,20 +29,37 @@ impl Pipeline {
         if !addressed.preferences.allows(job.channel, job.body.category.as_ref()) {
             return Err(self.end(addressed, State::Suppressed, "opted_out"));
         }
-        let Addressed { delivery, job, reserved, addresses, preferences: _ } = addressed;
-        Ok(Ready { message: Message::render(&job), delivery, job, reserved, addresses })
+        let Addressed {
+            delivery,
+            job,
+            reserved,
+            addresses,
+            preferences: _,
+        } = addressed;
+        Ok(Ready {
+            message: Message::render(&job),
+            delivery,
+            job,
+            reserved,
+            addresses,
+        })
     }
 
     /// Ends the path without sending. A retry ends for its address, a fresh job as a whole.
     pub(super) fn end(&self, addressed: Addressed, state: State, reason: &'static str) -> Stop {
-        let Addressed { delivery, job, reserved, .. } = addressed;
-        let now = self.clock.now();
+        let Addressed {
+            delivery,
+            job,
+            reserved,
+            ..
+        } = addressed;
+        let at = self.clock.now();
         let span = self.process_span(&delivery, &job, Some(state));
-        let addresses = match &job.remaining {
+        let ending = match &job.remaining {
             Some(remaining) => remaining.iter().copied().map(Some).collect(),
             None => vec![None],
         };
-        let receipts = addresses
+        let receipts = ending
             .into_iter()
             .map(|address| {
                 self.telemetry.metrics.delivery(None, state);
@@ -55,12 +68,17 @@ impl Pipeline {
                     state,
                     reason: Some(reason.into()),
                     trace: span.as_ref().and_then(super::trace::id),
-                    ..receipt(&job, now)
+                    ..receipt(&job, at)
                 }
             })
             .collect();
         let ticket = Ticket::new(delivery, Some(reserved), span);
-        Stop::Settle(Box::new(Settlement { app: job.app, origin: job.origin, receipts, ticket }))
+        Stop::Settle(Box::new(Settlement {
+            app: job.app,
+            origin: job.origin,
+            receipts,
+            ticket,
+        }))
     }
 }
 

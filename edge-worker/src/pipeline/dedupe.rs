@@ -55,7 +55,11 @@ impl InFlight {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.all.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.all
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.key);
     }
 }
 
@@ -86,6 +90,10 @@ impl Pipeline {
                 receipts: Vec::new(),
             })));
         }
-        Ok(Fresh { delivery, job, reserved })
+        Ok(Fresh {
+            delivery,
+            job,
+            reserved,
+        })
     }
 }

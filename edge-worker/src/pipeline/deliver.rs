@@ -32,7 +32,13 @@ pub(super) struct OneTried {
 
 impl Pipeline {
     pub(super) async fn deliver(&self, ready: Ready) -> Tried {
-        let Ready { delivery, job, reserved, addresses, message } = ready;
+        let Ready {
+            delivery,
+            job,
+            reserved,
+            addresses,
+            message,
+        } = ready;
         let started_at = self.clock.now();
         let expires_at = job.expires_at();
         let one = async |(address, revision): (Address, u64)| {
@@ -44,7 +50,9 @@ impl Pipeline {
                 expires_at,
             };
             let attempted = self.providers.deliver(attempt).await;
-            self.telemetry.metrics.attempt(address.provider, name(&attempted.outcome), attempted.took);
+            self.telemetry
+                .metrics
+                .attempt(address.provider, name(&attempted.outcome), attempted.took);
             OneTried {
                 revision,
                 address,
@@ -54,7 +62,12 @@ impl Pipeline {
             }
         };
         let attempts = join_all(addresses.into_iter().map(one)).await;
-        Tried { delivery, job, reserved, attempts }
+        Tried {
+            delivery,
+            job,
+            reserved,
+            attempts,
+        }
     }
 }
 

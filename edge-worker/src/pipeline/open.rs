@@ -32,7 +32,9 @@ impl Pipeline {
         );
         match read {
             Ok(job) => {
-                self.telemetry.metrics.pulled(job.class, self.clock.since(job.accepted_at));
+                self.telemetry
+                    .metrics
+                    .pulled(job.class, self.clock.since(job.accepted_at));
                 Ok(Opened { delivery, job })
             }
             Err(invalid) => Err(self.bury(delivery, &invalid).await),
@@ -45,7 +47,9 @@ impl Pipeline {
         let lane = subject::Lane::parse(delivery.subject()).ok();
         let (job, notification) = envelope::unreadable(delivery.sequence, delivery.stored_at, &self.region);
         let letter = DeadLetter {
-            subject: lane.as_ref().map_or_else(|| subject::dead_unreadable(&self.region), subject::Lane::dead),
+            subject: lane
+                .as_ref()
+                .map_or_else(|| subject::dead_unreadable(&self.region), subject::Lane::dead),
             id: job.to_string(),
             reason: Cow::Borrowed("unreadable"),
             detail: Some(invalid.to_string()),

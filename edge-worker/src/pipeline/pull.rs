@@ -45,7 +45,9 @@ pub fn lanes(in_flight: usize) -> Vec<Lane> {
         consumer,
         permits: Arc::new(Semaphore::new(permits.max(1))),
     };
-    let fresh = Channel::CARRIED.iter().flat_map(|channel| Class::ALL.iter().map(|class| (*channel, *class)));
+    let fresh = Channel::CARRIED
+        .iter()
+        .flat_map(|channel| Class::ALL.iter().map(|class| (*channel, *class)));
     fresh
         .map(|(channel, class)| {
             let permits = match class {
@@ -54,7 +56,11 @@ pub fn lanes(in_flight: usize) -> Vec<Lane> {
             };
             lane(topology::NOTIFY, topology::lane_consumer(channel, class), permits)
         })
-        .chain([lane(topology::SCHEDULE, topology::RETRY_CONSUMER.to_owned(), in_flight / 4)])
+        .chain([lane(
+            topology::SCHEDULE,
+            topology::RETRY_CONSUMER.to_owned(),
+            in_flight / 4,
+        )])
         .collect()
 }
 
@@ -84,7 +90,9 @@ impl Lane {
                 connected = connect::connects(&client);
                 settle_down(pipeline).await;
             }
-            let Some(permits) = self.permits(lifecycle).await else { return };
+            let Some(permits) = self.permits(lifecycle).await else {
+                return;
+            };
             if let Err(error) = self.pull(&mut consumer, permits, pipeline, returns, lifecycle).await {
                 tracing::warn!(consumer = self.consumer, %error, "cannot pull");
                 consumer = None;
@@ -100,7 +108,11 @@ impl Lane {
             () = lifecycle.finishing() => return None,
         };
         let more = (self.permits.available_permits() / 2).min(BATCH - 1);
-        if let Ok(more) = self.permits.clone().try_acquire_many_owned(u32::try_from(more).unwrap_or(0)) {
+        if let Ok(more) = self
+            .permits
+            .clone()
+            .try_acquire_many_owned(u32::try_from(more).unwrap_or(0))
+        {
             permits.merge(more);
         }
         Some(permits)
@@ -118,8 +130,12 @@ impl Lane {
             Some(consumer) => consumer,
             None => consumer.insert(self.bind(&pipeline.js).await?),
         };
-        let mut messages =
-            consumer.batch().max_messages(permits.num_permits()).expires(EXPIRES).messages().await?;
+        let mut messages = consumer
+            .batch()
+            .max_messages(permits.num_permits())
+            .expires(EXPIRES)
+            .messages()
+            .await?;
         let client = pipeline.js.client();
         let connected = connect::connects(&client);
         let mut look = tokio::time::interval(LOOK);
@@ -139,8 +155,15 @@ impl Lane {
             };
             let Some(message) = message else { return Ok(()) };
             let Some(permit) = permits.split(1) else { return Ok(()) };
-            if let Some(delivery) = Delivery::new(message?, permit, returns.clone(), pipeline.clock.now()) {
+            let Some(delivery) = Delivery::new(message?, permit, returns.clone(), pipeline.clock.now()) else {
+                continue;
+            };
+            if connect::connects(&client) == connected {
                 lifecycle.spawn_job(pipeline.clone().run(delivery));
+            } else {
+                // Sent before the connection was lost, or asked for while it was: not to be worked on before
+                // everybody has settled down.
+                delivery.give_back(SETTLE_DOWN);
             }
         }
     }

@@ -29,8 +29,15 @@ pub(super) struct Addressed {
 
 impl Pipeline {
     pub(super) async fn resolve(&self, fresh: Fresh) -> Step<Addressed> {
-        let Fresh { delivery, job, reserved } = fresh;
-        let key = RecipientKey { app: job.app.clone(), recipient: job.body.recipient.clone() };
+        let Fresh {
+            delivery,
+            job,
+            reserved,
+        } = fresh;
+        let key = RecipientKey {
+            app: job.app.clone(),
+            recipient: job.body.recipient.clone(),
+        };
         let mut recipient = match self.cache.recipient(&key) {
             Ok(recipient) if recipient.is_known() => recipient,
             // Not there, or not readable: the region's bucket knows for certain. A device that registered a moment ago
@@ -45,8 +52,16 @@ impl Pipeline {
         };
         let known = recipient.is_known();
         recipient.addresses.retain(|(address, _)| takes(address, &job));
-        let Recipient { addresses, preferences, .. } = recipient;
-        let fresh = Addressed { delivery, job, reserved, addresses, preferences };
+        let Recipient {
+            addresses, preferences, ..
+        } = recipient;
+        let fresh = Addressed {
+            delivery,
+            job,
+            reserved,
+            addresses,
+            preferences,
+        };
         match (known, fresh.addresses.is_empty(), fresh.job.remaining.is_some()) {
             (_, false, _) => Ok(fresh),
             (_, true, true) => Err(self.end(fresh, State::Suppressed, "address_removed")),

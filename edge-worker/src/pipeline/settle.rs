@@ -25,15 +25,34 @@ pub struct Ticket {
 
 impl Ticket {
     pub(super) fn new(delivery: Delivery, reserved: Option<Reserved>, span: Option<Context>) -> Self {
-        Self { delivery, _reserved: reserved, span }
+        Self {
+            delivery,
+            _reserved: reserved,
+            span,
+        }
     }
 }
 
 impl Pipeline {
     /// Hands the outcome to the ledger.
     pub(super) async fn settle(&self, settlement: Settlement) {
-        let Settlement { app, origin, receipts, ticket } = settlement;
-        if self.committer.settle(Settled { app, origin, receipts, ticket }).await.is_err() {
+        let Settlement {
+            app,
+            origin,
+            receipts,
+            ticket,
+        } = settlement;
+        if self
+            .committer
+            .settle(Settled {
+                app,
+                origin,
+                receipts,
+                ticket,
+            })
+            .await
+            .is_err()
+        {
             tracing::error!("the ledger takes no more; the job will come again");
         }
     }
@@ -67,7 +86,13 @@ impl Announcer {
     async fn announce(self: Arc<Self>, group: Committed<Ticket>) {
         let begun = self.now();
         let writer = self.ledger.writer();
-        join_all(group.outgoing.into_iter().map(|outgoing| outgoing.publish(&self.js, writer))).await;
+        join_all(
+            group
+                .outgoing
+                .into_iter()
+                .map(|outgoing| outgoing.publish(&self.js, writer)),
+        )
+        .await;
         let published = self.now();
         let jobs = group.tickets.len();
         for ticket in group.tickets {

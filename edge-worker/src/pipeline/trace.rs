@@ -19,7 +19,10 @@ use shared::{
     telemetry::trace::{self as context, KEEP},
 };
 
-use super::{Pipeline, deliver::{OneTried, name}};
+use super::{
+    Pipeline,
+    deliver::{OneTried, name},
+};
 use crate::delivery::Delivery;
 
 /// Whether a delivery in this state is traced although its trace was not sampled.
@@ -41,9 +44,15 @@ impl Pipeline {
         if sampled.is_none() && !kept {
             return None;
         }
-        let parent = sampled.or_else(|| context::remote(delivery.headers())).unwrap_or_default();
+        let parent = sampled
+            .or_else(|| context::remote(delivery.headers()))
+            .unwrap_or_default();
         let tracer = &self.telemetry.tracer;
-        let waited = delivery.pulled_at.duration_since(job.accepted_at).as_secs_f64().max(0.0);
+        let waited = delivery
+            .pulled_at
+            .duration_since(job.accepted_at)
+            .as_secs_f64()
+            .max(0.0);
         let mut attributes = vec![
             KeyValue::new("messaging.system", "nats"),
             KeyValue::new("messaging.operation.name", "process"),
@@ -87,7 +96,11 @@ impl Pipeline {
             Provider::Apns => "POST /3/device/{token}",
             Provider::Fcm => "POST /v1/projects/{project}/messages:send",
         };
-        let (host, port) = one.attempted.endpoint.rsplit_once(':').unwrap_or((&one.attempted.endpoint, ""));
+        let (host, port) = one
+            .attempted
+            .endpoint
+            .rsplit_once(':')
+            .unwrap_or((&one.attempted.endpoint, ""));
         let mut attributes = vec![
             KeyValue::new("http.request.method", "POST"),
             KeyValue::new("url.template", template.trim_start_matches("POST ")),
@@ -115,7 +128,10 @@ impl Pipeline {
             .with_attributes(attributes)
             .start_with_context(tracer, process);
         if state != State::Delivered {
-            let error = one.attempted.status.map_or_else(|| name(&one.attempted.outcome).to_owned(), |status| status.to_string());
+            let error = one
+                .attempted
+                .status
+                .map_or_else(|| name(&one.attempted.outcome).to_owned(), |status| status.to_string());
             span.set_attribute(KeyValue::new("error.type", error));
             span.set_status(Status::error(state.as_str()));
         }
@@ -139,12 +155,21 @@ pub(super) fn settled(
             .with_attributes([
                 KeyValue::new("messaging.system", "nats"),
                 KeyValue::new("messaging.operation.name", operation),
-                KeyValue::new("messaging.operation.type", if operation == "ack" { "settle" } else { "send" }),
+                KeyValue::new(
+                    "messaging.operation.type",
+                    if operation == "ack" { "settle" } else { "send" },
+                ),
             ])
             .start_with_context(tracer, process)
             .end_with_timestamp(to);
     };
     client("send receipt.{region}", SpanKind::Producer, "send", begun, published);
-    client("ack notify.{channel}.{region}", SpanKind::Client, "ack", published, acknowledged);
+    client(
+        "ack notify.{channel}.{region}",
+        SpanKind::Client,
+        "ack",
+        published,
+        acknowledged,
+    );
     process.span().end_with_timestamp(acknowledged);
 }

@@ -28,7 +28,10 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { current: Arc::default(), changed: watch::channel(0).0 }
+        Self {
+            current: Arc::default(),
+            changed: watch::channel(0).0,
+        }
     }
 }
 
@@ -51,7 +54,10 @@ impl Config {
     /// Follows the bucket for ever.
     pub async fn follow(self, js: jetstream::Context) {
         // An empty bucket sends nothing that could say that it is empty.
-        if follow::standing(&js, topology::CONFIG).await.is_ok_and(|standing| standing.messages == 0) {
+        if follow::standing(&js, topology::CONFIG)
+            .await
+            .is_ok_and(|standing| standing.messages == 0)
+        {
             self.changed.send_modify(|version| *version += 1);
         }
         follow::follow_forever(&js, topology::CONFIG, ">", |entry| {
@@ -71,7 +77,9 @@ impl Config {
 impl Tenants {
     fn learn(&mut self, subject: &str, value: Option<&[u8]>) -> Result<(), serde_json::Error> {
         let mut tokens = subject.rsplitn(3, '.');
-        let (Some(name), Some(kind)) = (tokens.next(), tokens.next()) else { return Ok(()) };
+        let (Some(name), Some(kind)) = (tokens.next(), tokens.next()) else {
+            return Ok(());
+        };
         match (kind, value) {
             ("app", Some(value)) => {
                 let app: App = serde_json::from_slice(value)?;
@@ -116,8 +124,14 @@ pub async fn read(js: &jetstream::Context) -> Result<Tenants, NotLoaded> {
     let mut entries = follow::follow(js, topology::CONFIG, ">", 1).await?;
     while let Some(entry) = entries.next().await {
         let entry = entry?;
-        let value = if entry.is_removal() { None } else { Some(&entry.payload[..]) };
-        tenants.learn(&entry.subject, value).map_err(|error| NotLoaded::Entry(entry.subject.clone(), error))?;
+        let value = if entry.is_removal() {
+            None
+        } else {
+            Some(&entry.payload[..])
+        };
+        tenants
+            .learn(&entry.subject, value)
+            .map_err(|error| NotLoaded::Entry(entry.subject.clone(), error))?;
         if entry.pending == 0 {
             break;
         }
@@ -149,6 +163,12 @@ async fn put(
 ) -> Result<(), publish::NotStored> {
     let value = serde_json::to_vec(value).expect("configuration always serializes");
     // Links between domains do not carry `$KV.>`; under the hub's API prefix its server takes it from anywhere.
-    let subject = format!("$JS.{}.API.$KV.{}.{kind}.{name}", topology::HUB, topology::CONFIG_BUCKET);
-    publish::store(hub, subject, HeaderMap::new(), value.into()).await.map(|_| ())
+    let subject = format!(
+        "$JS.{}.API.$KV.{}.{kind}.{name}",
+        topology::HUB,
+        topology::CONFIG_BUCKET
+    );
+    publish::store(hub, subject, HeaderMap::new(), value.into())
+        .await
+        .map(|_| ())
 }

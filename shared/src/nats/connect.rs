@@ -90,15 +90,17 @@ pub async fn connect(nats: &Nats, name: &str) -> Result<Client, ConnectError> {
         options = options.add_root_certificates(file.clone()).require_tls(true);
     }
     let servers: Vec<&str> = nats.url.split(',').map(str::trim).collect();
-    options
-        .connect(servers)
-        .await
-        .map_err(|error| ConnectError::Refused { url: without_password(&nats.url), error })
+    options.connect(servers).await.map_err(|error| ConnectError::Refused {
+        url: without_password(&nats.url),
+        error,
+    })
 }
 
 /// The URLs without what stands before `@`.
 fn without_password(urls: &str) -> String {
-    let hosts = urls.split(',').map(|url| url.trim().rsplit_once('@').map_or(url.trim(), |(_, host)| host));
+    let hosts = urls
+        .split(',')
+        .map(|url| url.trim().rsplit_once('@').map_or(url.trim(), |(_, host)| host));
     hosts.collect::<Vec<_>>().join(",")
 }
 

@@ -44,7 +44,10 @@ struct Known {
 
 impl Default for Directory {
     fn default() -> Self {
-        Self { known: Arc::default(), loaded: watch::channel(false).0 }
+        Self {
+            known: Arc::default(),
+            loaded: watch::channel(false).0,
+        }
     }
 }
 
@@ -67,7 +70,9 @@ impl Directory {
     /// Follows the stream for ever.
     pub async fn follow(self, js: jetstream::Context) {
         // An empty stream sends nothing that could say that it is empty.
-        let nothing_there = follow::standing(&js, topology::DIRECTORY).await.is_ok_and(|standing| standing.messages == 0);
+        let nothing_there = follow::standing(&js, topology::DIRECTORY)
+            .await
+            .is_ok_and(|standing| standing.messages == 0);
         self.loaded.send_replace(nothing_there);
         follow::follow_forever(&js, topology::DIRECTORY, ">", |entry| {
             self.learn(&entry.subject, &entry.payload);
@@ -90,7 +95,8 @@ impl Directory {
         home: &Region,
         at: Timestamp,
     ) -> Result<(), publish::NotStored> {
-        self.put(js, subject::directory_home(here, key), &Said { is: Some(home), at }).await
+        self.put(js, subject::directory_home(here, key), &Said { is: Some(home), at })
+            .await
     }
 
     /// Writes that `address` is `owner`'s, and knows it at once.
@@ -105,7 +111,15 @@ impl Directory {
         address: AddressId,
         at: Timestamp,
     ) -> Result<(), publish::NotStored> {
-        self.put(js, subject::directory_owner(here, &owner.app, address), &Said { is: Some(&owner.recipient), at }).await
+        self.put(
+            js,
+            subject::directory_owner(here, &owner.app, address),
+            &Said {
+                is: Some(&owner.recipient),
+                at,
+            },
+        )
+        .await
     }
 
     /// Writes that nobody lives anywhere by the name of `key`.
@@ -119,7 +133,8 @@ impl Directory {
         key: &RecipientKey,
         at: Timestamp,
     ) -> Result<(), publish::NotStored> {
-        self.put(js, subject::directory_home(here, key), &Said::<Region> { is: None, at }).await
+        self.put(js, subject::directory_home(here, key), &Said::<Region> { is: None, at })
+            .await
     }
 
     /// Writes that `address` is nobody's.
@@ -134,7 +149,12 @@ impl Directory {
         address: AddressId,
         at: Timestamp,
     ) -> Result<(), publish::NotStored> {
-        self.put(js, subject::directory_owner(here, app, address), &Said::<RecipientId> { is: None, at }).await
+        self.put(
+            js,
+            subject::directory_owner(here, app, address),
+            &Said::<RecipientId> { is: None, at },
+        )
+        .await
     }
 
     async fn put(
@@ -197,20 +217,39 @@ mod tests {
     #[test]
     fn the_newest_word_wins_whatever_the_order() {
         let directory = Directory::default();
-        let key = RecipientKey { app: "shop".parse().unwrap(), recipient: "ann".parse().unwrap() };
+        let key = RecipientKey {
+            app: "shop".parse().unwrap(),
+            recipient: "ann".parse().unwrap(),
+        };
         let (eu, us): (Region, Region) = ("eu".parse().unwrap(), "us".parse().unwrap());
         let say = |from: &Region, home: &Region, at: i64| {
-            let said = Said { is: Some(home), at: Timestamp::from_second(at).unwrap() };
-            directory.learn(&subject::directory_home(from, &key), &serde_json::to_vec(&said).unwrap());
+            let said = Said {
+                is: Some(home),
+                at: Timestamp::from_second(at).unwrap(),
+            };
+            directory.learn(
+                &subject::directory_home(from, &key),
+                &serde_json::to_vec(&said).unwrap(),
+            );
         };
         assert_eq!(directory.home(&key), None);
         say(&eu, &eu, 10);
         say(&us, &us, 30);
         say(&eu, &eu, 20);
-        assert_eq!(directory.home(&key), Some(us));
-        let forgotten = Said::<Region> { is: None, at: Timestamp::from_second(40).unwrap() };
-        directory.learn(&subject::directory_home(&eu, &key), &serde_json::to_vec(&forgotten).unwrap());
+        assert_eq!(directory.home(&key), Some(us.clone()));
+        let forgotten = Said::<Region> {
+            is: None,
+            at: Timestamp::from_second(40).unwrap(),
+        };
+        directory.learn(
+            &subject::directory_home(&eu, &key),
+            &serde_json::to_vec(&forgotten).unwrap(),
+        );
         say(&us, &eu, 35);
-        assert_eq!(directory.home(&key), None, "what is older than forgetting does not come back");
+        assert_eq!(
+            directory.home(&key),
+            None,
+            "what is older than forgetting does not come back"
+        );
     }
 }

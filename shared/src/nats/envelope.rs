@@ -78,7 +78,9 @@ pub fn open(
     let lane = Lane::parse(subject)?;
     let mut reader = serde_json::Deserializer::from_slice(payload);
     let body: Body = serde_path_to_error::deserialize(&mut reader).map_err(|error| describe(&error))?;
-    reader.end().map_err(|_| Invalid::new("body", "must be one JSON document"))?;
+    reader
+        .end()
+        .map_err(|_| Invalid::new("body", "must be one JSON document"))?;
     body.check()?;
     let event = event_id(&body, headers)?;
     let accepted_at = match optional::<i64>(headers, ACCEPTED_AT)? {
@@ -110,18 +112,28 @@ pub fn event_id(body: &Body, headers: &HeaderMap) -> Result<EventId, Invalid> {
     }
     let text = header(headers, EVENT_ID).or_else(|| header(headers, "Nats-Msg-Id"));
     let text = text.ok_or_else(|| Invalid::new("event_id", "must be in the body, or a Nats-Msg-Id header be set"))?;
-    text.parse().map_err(|_| Invalid::new("Nats-Msg-Id", "must be 1 to 255 printable ASCII characters without spaces"))
+    text.parse().map_err(|_| {
+        Invalid::new(
+            "Nats-Msg-Id",
+            "must be 1 to 255 printable ASCII characters without spaces",
+        )
+    })
 }
 
 /// The ids under which a message that nobody can read is accounted for. Its sequence alone would not do: a stream that
 /// lost its end counts the same numbers again.
 pub fn unreadable(sequence: u64, stored_at: Timestamp, here: &Region) -> (JobId, NotificationId) {
-    let id = derive("unreadable", &[&sequence.to_string(), &stored_at.to_string(), here.as_str()]);
+    let id = derive(
+        "unreadable",
+        &[&sequence.to_string(), &stored_at.to_string(), here.as_str()],
+    );
     (JobId(id), NotificationId(id))
 }
 
 fn optional<T: FromStr>(headers: &HeaderMap, name: &str) -> Result<Option<T>, Invalid> {
-    let Some(text) = header(headers, name) else { return Ok(None) };
+    let Some(text) = header(headers, name) else {
+        return Ok(None);
+    };
     text.parse().map(Some).map_err(|_| Invalid::new(name, "cannot be read"))
 }
 
@@ -132,13 +144,20 @@ pub fn describe(error: &serde_path_to_error::Error<serde_json::Error>) -> Invali
     let inner = error.inner();
     let rule = match inner.classify() {
         serde_json::error::Category::Syntax | serde_json::error::Category::Eof => {
-            format!("must be JSON; broken at line {} column {}", inner.line(), inner.column())
+            format!(
+                "must be JSON; broken at line {} column {}",
+                inner.line(),
+                inner.column()
+            )
         }
         serde_json::error::Category::Io => "cannot be read".to_owned(),
         serde_json::error::Category::Data => {
             let message = inner.to_string();
             // serde blames the object that lacks the field; the sender looks for the field.
-            if let Some((missing, _)) = message.strip_prefix("missing field `").and_then(|rest| rest.split_once('`')) {
+            if let Some((missing, _)) = message
+                .strip_prefix("missing field `")
+                .and_then(|rest| rest.split_once('`'))
+            {
                 let missing = Invalid::new(missing, "must be given");
                 return if path.is_empty() { missing } else { missing.within(path) };
             }
@@ -168,7 +187,13 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", "e1");
         let now = Timestamp::from_second(1000).unwrap();
-        open("notify.push.eu.normal.shop", &headers, body.as_bytes(), now, &"eu".parse().unwrap())
+        open(
+            "notify.push.eu.normal.shop",
+            &headers,
+            body.as_bytes(),
+            now,
+            &"eu".parse().unwrap(),
+        )
     }
 
     #[test]

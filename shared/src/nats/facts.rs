@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::{
-    HeaderMap,
-    header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-    jetstream,
-};
+use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use futures::StreamExt;
 use serde_json::json;
 
@@ -38,7 +34,13 @@ pub async fn write(
     key: &RecipientKey,
     fact: &Fact,
 ) -> Result<publish::Stored, publish::NotStored> {
-    publish::store(js, subject_for(here, home, key, fact.name()), HeaderMap::new(), fact.encode().into()).await
+    publish::store(
+        js,
+        subject_for(here, home, key, fact.name()),
+        HeaderMap::new(),
+        fact.encode().into(),
+    )
+    .await
 }
 
 /// Removes a fact.
@@ -77,7 +79,11 @@ fn removal() -> HeaderMap {
 }
 
 fn subject_for(here: &Region, home: &Region, key: &RecipientKey, name: FactName) -> String {
-    if here == home { subject::fact(key, name) } else { subject::fact_outbound(home, key, name) }
+    if here == home {
+        subject::fact(key, name)
+    } else {
+        subject::fact_outbound(home, key, name)
+    }
 }
 
 /// Everything that `home` knows of a recipient, with one request (JetStream multi-get, ADR-31).
@@ -90,7 +96,9 @@ pub async fn read(
     home: &Region,
     key: &RecipientKey,
 ) -> Result<Recipient, NotRead> {
-    tokio::time::timeout(Duration::from_secs(2), multi_get(js, here, home, key)).await.unwrap_or(Err(NotRead::NoAnswer))
+    tokio::time::timeout(Duration::from_secs(2), multi_get(js, here, home, key))
+        .await
+        .unwrap_or(Err(NotRead::NoAnswer))
 }
 
 async fn multi_get(
@@ -100,12 +108,20 @@ async fn multi_get(
     key: &RecipientKey,
 ) -> Result<Recipient, NotRead> {
     let client = js.client();
-    let api = if here == home { "$JS.API".to_owned() } else { format!("$JS.{home}.API") };
+    let api = if here == home {
+        "$JS.API".to_owned()
+    } else {
+        format!("$JS.{home}.API")
+    };
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await.map_err(|_| NotRead::NoAnswer)?;
     let request = json!({ "multi_last": [subject::facts_of(key)] }).to_string();
     client
-        .publish_with_reply(format!("{api}.DIRECT.GET.{}", topology::RECIPIENTS), inbox, request.into())
+        .publish_with_reply(
+            format!("{api}.DIRECT.GET.{}", topology::RECIPIENTS),
+            inbox,
+            request.into(),
+        )
         .await
         .map_err(|_| NotRead::NoAnswer)?;
     let mut recipient = Recipient::default();
@@ -121,7 +137,9 @@ async fn multi_get(
             continue;
         }
         let stored = envelope::header(&headers, "Nats-Subject").unwrap_or_default();
-        let Some((_, name)) = subject::fact_key_of(stored).and_then(subject::parse_fact_key) else { continue };
+        let Some((_, name)) = subject::fact_key_of(stored).and_then(subject::parse_fact_key) else {
+            continue;
+        };
         let revision = envelope::header(&headers, "Nats-Sequence").and_then(|text| text.parse().ok());
         let fact = Fact::decode(name, &message.payload).map_err(|_| NotRead::Unreadable)?;
         recipient.learn(fact, revision.ok_or(NotRead::Unreadable)?);

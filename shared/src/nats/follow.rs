@@ -86,12 +86,17 @@ pub async fn follow(
     filter: &str,
     from: u64,
 ) -> Result<impl Stream<Item = Result<Entry, FollowError>> + Unpin + use<>, FollowError> {
-    let found = js.get_stream_no_info(stream).await.map_err(|error| fail(stream, &error))?;
+    let found = js
+        .get_stream_no_info(stream)
+        .await
+        .map_err(|error| fail(stream, &error))?;
     let consumer = found
         .create_consumer(push::OrderedConfig {
             deliver_subject: js.client().new_inbox(),
             filter_subject: filter.to_owned(),
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
+            deliver_policy: DeliverPolicy::ByStartSequence {
+                start_sequence: from.max(1),
+            },
             replay_policy: ReplayPolicy::Instant,
             ..push::OrderedConfig::default()
         })
@@ -176,5 +181,8 @@ pub fn timestamp(nanoseconds: i128) -> Timestamp {
 }
 
 fn fail(stream: &str, error: &dyn std::fmt::Display) -> FollowError {
-    FollowError { stream: stream.to_owned(), error: error.to_string() }
+    FollowError {
+        stream: stream.to_owned(),
+        error: error.to_string(),
+    }
 }

@@ -57,7 +57,11 @@ pub async fn send(
     let acknowledged = js.publish_with_headers(subject, headers, payload).await?;
     Ok(async move {
         let ack = acknowledged.await?;
-        Ok(Stored { stream: ack.stream, sequence: ack.sequence, duplicate: ack.duplicate })
+        Ok(Stored {
+            stream: ack.stream,
+            sequence: ack.sequence,
+            duplicate: ack.duplicate,
+        })
     })
 }
 
@@ -79,7 +83,9 @@ impl From<PublishError> for NotStored {
         match error.kind() {
             PublishErrorKind::StreamNotFound => Self::NoStream,
             PublishErrorKind::MaxPayloadExceeded => Self::TooLarge,
-            PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => Self::NoAnswer,
+            PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
+                Self::NoAnswer
+            }
             PublishErrorKind::WrongLastMessageId | PublishErrorKind::WrongLastSequence => Self::Refused,
             PublishErrorKind::Other => from_server(&error),
         }

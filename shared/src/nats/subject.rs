@@ -11,7 +11,16 @@ use crate::{
 
 /// First tokens of every subject of Peal's own. A leaf link must not carry them: what is published in one region
 /// belongs to that region's streams alone, and only sourcing takes it further.
-pub const LOCAL_PREFIXES: [&str; 8] = ["notify", "due", "schedule", "receipt", "dead", "directory", "fact", "$KV.recipients"];
+pub const LOCAL_PREFIXES: [&str; 8] = [
+    "notify",
+    "due",
+    "schedule",
+    "receipt",
+    "dead",
+    "directory",
+    "fact",
+    "$KV.recipients",
+];
 
 /// Where nats-servers report the hops of traced messages.
 pub const TRACE_HOPS: &str = "peal.trace.hops";
@@ -51,7 +60,10 @@ impl Lane {
     /// Names the token that breaks a rule.
     pub fn parse(subject: &str) -> Result<Self, Invalid> {
         let shape = || Invalid::new("subject", "must be notify.<channel>.<region>.<class>.<app>");
-        let rest = subject.strip_prefix("notify.").or_else(|| subject.strip_prefix("due.")).ok_or_else(shape)?;
+        let rest = subject
+            .strip_prefix("notify.")
+            .or_else(|| subject.strip_prefix("due."))
+            .ok_or_else(shape)?;
         let mut tokens = rest.split('.');
         let mut next = || tokens.next().ok_or_else(shape);
         let lane = Self {
@@ -60,7 +72,11 @@ impl Lane {
             class: next()?.parse().map_err(|invalid: Invalid| invalid.within("subject"))?,
             app: next()?.parse().map_err(|invalid: Invalid| invalid.within("subject"))?,
         };
-        if tokens.next().is_some() { Err(shape()) } else { Ok(lane) }
+        if tokens.next().is_some() {
+            Err(shape())
+        } else {
+            Ok(lane)
+        }
     }
 }
 
@@ -157,7 +173,10 @@ impl DirectoryKey {
         let (app, last) = rest.split_once('.')?;
         let app = app.parse().ok()?;
         match kind {
-            "home" => Some(Self::Home(RecipientKey { app, recipient: unescape(last)? })),
+            "home" => Some(Self::Home(RecipientKey {
+                app,
+                recipient: unescape(last)?,
+            })),
             "owner" => Some(Self::Owner(app, last.parse().ok()?)),
             _ => None,
         }

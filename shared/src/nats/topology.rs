@@ -44,11 +44,11 @@ pub const HUB: &str = "hub";
 /// The durable consumer on [`SCHEDULE`] for work that is due again.
 pub const RETRY_CONSUMER: &str = "retry";
 
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
 
 /// How long a message id is remembered by the streams. The ledgers remember for days.
-const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 
 /// Work is kept longer than the longest time to live, so that expiry is always the worker's decision.
 const WORK_AGE: Duration = Duration::from_secs(MAX_TTL_S as u64 + 2 * 24 * 3600);
@@ -102,10 +102,18 @@ impl Mesh {
             allow_atomic_publish: true,
             // One filter for all channels: the filter is part of the source's identity, and another one would replay all.
             sources: self.sources(|other| source(OUTBOX, other.as_str(), Some(subject::notify_all_filter(here)))),
-            ..base(NOTIFY, Channel::CARRIED.iter().map(|channel| subject::notify_filter(*channel, here)).collect())
+            ..base(
+                NOTIFY,
+                Channel::CARRIED
+                    .iter()
+                    .map(|channel| subject::notify_filter(*channel, here))
+                    .collect(),
+            )
         };
         let outbound = self.others().flat_map(|other| {
-            let work = Channel::CARRIED.iter().map(move |channel| subject::notify_filter(*channel, other));
+            let work = Channel::CARRIED
+                .iter()
+                .map(move |channel| subject::notify_filter(*channel, other));
             work.chain([subject::fact_filter(other)])
         });
         let outbox = Config {
@@ -125,15 +133,28 @@ impl Mesh {
             allow_rollup: true,
             // The server refuses schedules together with `New`; without other limits nothing is discarded but by age.
             discard: DiscardPolicy::Old,
-            ..base(SCHEDULE, vec![subject::SCHEDULE_FILTER.into(), subject::DUE_FILTER.into()])
+            ..base(
+                SCHEDULE,
+                vec![subject::SCHEDULE_FILTER.into(), subject::DUE_FILTER.into()],
+            )
         };
         let receipts = Config {
             max_age: 3 * DAY,
             duplicate_window: HOUR,
-            sources: self.sources(|other| source(RECEIPTS, other.as_str(), Some(subject::receipt_origin_filter(other, here)))),
+            sources: self.sources(|other| {
+                source(
+                    RECEIPTS,
+                    other.as_str(),
+                    Some(subject::receipt_origin_filter(other, here)),
+                )
+            }),
             ..base(RECEIPTS, vec![subject::receipt_filter(here)])
         };
-        let dead = Config { max_age: 28 * DAY, duplicate_window: HOUR, ..base(DEAD, vec![subject::dead_filter(here)]) };
+        let dead = Config {
+            max_age: 28 * DAY,
+            duplicate_window: HOUR,
+            ..base(DEAD, vec![subject::dead_filter(here)])
+        };
         let directory = Config {
             max_messages_per_subject: 1,
             sources: self.sources(|other| source(DIRECTORY, other.as_str(), Some(subject::directory_filter(other)))),
@@ -215,7 +236,10 @@ pub fn hub_streams(replicas: usize) -> Vec<Config> {
 fn source(stream: &str, domain: &str, filter_subject: Option<String>) -> Source {
     Source {
         name: stream.to_owned(),
-        external: Some(External { api_prefix: format!("$JS.{domain}.API"), delivery_prefix: None }),
+        external: Some(External {
+            api_prefix: format!("$JS.{domain}.API"),
+            delivery_prefix: None,
+        }),
         start_sequence: Some(1),
         filter_subject,
         ..Source::default()
@@ -290,7 +314,8 @@ pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Cha
             match js.create_stream(config.clone()).await {
                 Ok(_) => changes.push(Change::Created(name)),
                 // Another process was faster.
-                Err(error) if matches!(error.kind(), CreateStreamErrorKind::JetStream(ref e) if e.error_code() == jetstream::ErrorCode::STREAM_NAME_EXIST) => {}
+                Err(error) if matches!(error.kind(), CreateStreamErrorKind::JetStream(ref e) if e.error_code() == jetstream::ErrorCode::STREAM_NAME_EXIST) =>
+                    {}
                 Err(error) => return Err(ApplyError::Create(name, error)),
             }
             continue;
@@ -356,7 +381,10 @@ fn is_empty(value: &Value) -> bool {
 fn normal(value: &Value) -> Value {
     match value {
         Value::Object(map) => Value::Object(
-            map.iter().map(|(k, v)| (k.clone(), normal(v))).filter(|(_, v)| !is_empty(v)).collect(),
+            map.iter()
+                .map(|(k, v)| (k.clone(), normal(v)))
+                .filter(|(_, v)| !is_empty(v))
+                .collect(),
         ),
         Value::Array(items) => Value::Array(items.iter().map(normal).collect()),
         other => other.clone(),
@@ -369,7 +397,12 @@ mod tests {
 
     fn mesh(region: &str) -> Mesh {
         let parse = |name: &str| name.parse().unwrap();
-        Mesh { region: parse(region), regions: vec![parse("eu"), parse("us")], replicas: 1, max_bytes: -1 }
+        Mesh {
+            region: parse(region),
+            regions: vec![parse("eu"), parse("us")],
+            replicas: 1,
+            max_bytes: -1,
+        }
     }
 
     #[test]
@@ -384,8 +417,15 @@ mod tests {
 
     #[test]
     fn a_changed_setting_is_named() {
-        let wanted = mesh("eu").streams().into_iter().find(|stream| stream.name == NOTIFY).unwrap();
-        let found = Config { max_age: HOUR, ..wanted.clone() };
+        let wanted = mesh("eu")
+            .streams()
+            .into_iter()
+            .find(|stream| stream.name == NOTIFY)
+            .unwrap();
+        let found = Config {
+            max_age: HOUR,
+            ..wanted.clone()
+        };
         assert_eq!(differences(&wanted, &found).len(), 1);
         assert!(differences(&wanted, &found)[0].starts_with("max_age is 3600"));
     }

@@ -13,8 +13,9 @@ use crate::{
 };
 
 /// Bucket boundaries of the messaging conventions, in seconds, with finer ones below 5 ms.
-const SECONDS: [f64; 17] =
-    [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+const SECONDS: [f64; 17] = [
+    0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+];
 
 /// The instruments of a process. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -37,18 +38,38 @@ impl Metrics {
     /// Makes the instruments.
     pub fn new(meter: &Meter) -> Self {
         let seconds = |name: &'static str, what: &'static str| {
-            meter.f64_histogram(name).with_unit("s").with_description(what).with_boundaries(SECONDS.to_vec()).build()
+            meter
+                .f64_histogram(name)
+                .with_unit("s")
+                .with_description(what)
+                .with_boundaries(SECONDS.to_vec())
+                .build()
         };
         let count = |name: &'static str, what: &'static str| meter.u64_counter(name).with_description(what).build();
         Self {
             accepted: count("peal.jobs.accepted", "Jobs stored by JetStream and answered with 202."),
-            refused: count("peal.requests.refused", "Requests answered with an error, by problem code."),
-            published: seconds("messaging.client.operation.duration", "From publish to JetStream's acknowledgement."),
-            deliveries: count("peal.deliveries", "Deliveries that reached a state, by provider and state."),
+            refused: count(
+                "peal.requests.refused",
+                "Requests answered with an error, by problem code.",
+            ),
+            published: seconds(
+                "messaging.client.operation.duration",
+                "From publish to JetStream's acknowledgement.",
+            ),
+            deliveries: count(
+                "peal.deliveries",
+                "Deliveries that reached a state, by provider and state.",
+            ),
             attempts: seconds("peal.attempt.duration", "From a provider request to its answer."),
             waited: seconds("peal.queue.wait", "From acceptance to the start of processing."),
-            duplicates: count("peal.duplicates", "Jobs or deliveries that the ledger had already settled."),
-            unreadable: count("peal.unreadable", "Messages that became dead letters because they cannot be read."),
+            duplicates: count(
+                "peal.duplicates",
+                "Jobs or deliveries that the ledger had already settled.",
+            ),
+            unreadable: count(
+                "peal.unreadable",
+                "Messages that became dead letters because they cannot be read.",
+            ),
             in_flight: meter
                 .i64_up_down_counter("peal.jobs.in_flight")
                 .with_description("Jobs pulled and not yet settled.")
@@ -58,15 +79,22 @@ impl Metrics {
                 .with_description("Jobs settled by one commit.")
                 .with_boundaries(vec![1.0, 4.0, 16.0, 64.0, 256.0, 1024.0])
                 .build(),
-            facts: meter.u64_gauge("peal.cache.sequence").with_description("Last fact applied to the cache.").build(),
-            spans: count("peal.telemetry.spans", "Spans handed to the exporter, by what became of them."),
+            facts: meter
+                .u64_gauge("peal.cache.sequence")
+                .with_description("Last fact applied to the cache.")
+                .build(),
+            spans: count(
+                "peal.telemetry.spans",
+                "Spans handed to the exporter, by what became of them.",
+            ),
         }
     }
 
     /// Jobs of one request were stored; it took `time` from the first publish to the last acknowledgement.
     pub fn accepted(&self, class: Class, jobs: u64, time: Duration) {
         self.accepted.add(jobs, &[KeyValue::new("class", class.as_str())]);
-        self.published.record(time.as_secs_f64(), &[KeyValue::new("messaging.operation.name", "send")]);
+        self.published
+            .record(time.as_secs_f64(), &[KeyValue::new("messaging.operation.name", "send")]);
     }
 
     /// A request was answered with the problem called `code`.
@@ -77,7 +105,8 @@ impl Metrics {
     /// A job came to be processed `wait` after it was accepted.
     pub fn pulled(&self, class: Class, wait: Duration) {
         self.in_flight.add(1, &[]);
-        self.waited.record(wait.as_secs_f64(), &[KeyValue::new("class", class.as_str())]);
+        self.waited
+            .record(wait.as_secs_f64(), &[KeyValue::new("class", class.as_str())]);
     }
 
     /// One group commit settled `jobs`.
@@ -89,12 +118,21 @@ impl Metrics {
     /// A delivery reached `state`.
     pub fn delivery(&self, provider: Option<Provider>, state: State) {
         let provider = provider.map_or("none", Provider::as_str);
-        self.deliveries.add(1, &[KeyValue::new("provider", provider), KeyValue::new("state", state.as_str())]);
+        self.deliveries.add(
+            1,
+            &[
+                KeyValue::new("provider", provider),
+                KeyValue::new("state", state.as_str()),
+            ],
+        );
     }
 
     /// A provider answered, or failed to, after `took`.
     pub fn attempt(&self, provider: Provider, outcome: &'static str, took: Duration) {
-        let labels = [KeyValue::new("provider", provider.as_str()), KeyValue::new("outcome", outcome)];
+        let labels = [
+            KeyValue::new("provider", provider.as_str()),
+            KeyValue::new("outcome", outcome),
+        ];
         self.attempts.record(took.as_secs_f64(), &labels);
     }
 
@@ -115,6 +153,7 @@ impl Metrics {
 
     /// The exporter sent or lost spans.
     pub fn spans(&self, spans: u64, sent: bool) {
-        self.spans.add(spans, &[KeyValue::new("result", if sent { "sent" } else { "lost" })]);
+        self.spans
+            .add(spans, &[KeyValue::new("result", if sent { "sent" } else { "lost" })]);
     }
 }

@@ -72,7 +72,9 @@ impl Telemetry {
             .with_registry(registry.clone())
             .build()
             .map_err(|error| bad(&error))?;
-        let mut meters = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(prometheus);
+        let mut meters = SdkMeterProvider::builder()
+            .with_resource(resource.clone())
+            .with_reader(prometheus);
         let mut spans = SdkTracerProvider::builder()
             .with_resource(resource)
             .with_sampler(trace::KeepFailures::new(settings.sample_ratio));
@@ -82,13 +84,20 @@ impl Telemetry {
                 .with_endpoint(endpoint)
                 .build()
                 .map_err(|error| bad(&error))?;
-            meters = meters.with_reader(PeriodicReader::builder(exporter).with_interval(Duration::from_secs(10)).build());
+            meters = meters.with_reader(
+                PeriodicReader::builder(exporter)
+                    .with_interval(Duration::from_secs(10))
+                    .build(),
+            );
         }
         let meters = meters.build();
         let metrics = Metrics::new(&opentelemetry::metrics::MeterProvider::meter(&meters, "peal"));
         if let Some(endpoint) = &settings.otlp_endpoint {
-            let exporter =
-                SpanExporter::builder().with_tonic().with_endpoint(endpoint).build().map_err(|error| bad(&error))?;
+            let exporter = SpanExporter::builder()
+                .with_tonic()
+                .with_endpoint(endpoint)
+                .build()
+                .map_err(|error| bad(&error))?;
             let counting = trace::Counting::new(exporter, metrics.clone());
             let batches = BatchConfigBuilder::default()
                 .with_max_queue_size(16_384)
@@ -98,7 +107,14 @@ impl Telemetry {
             spans = spans.with_span_processor(BatchSpanProcessor::builder(counting).with_batch_config(batches).build());
         }
         let spans = spans.build();
-        Ok(Self { tracer: spans.tracer("peal"), metrics, spans, meters, exports: settings.otlp_endpoint.is_some(), registry })
+        Ok(Self {
+            tracer: spans.tracer("peal"),
+            metrics,
+            spans,
+            meters,
+            exports: settings.otlp_endpoint.is_some(),
+            registry,
+        })
     }
 
     /// Whether spans go anywhere. If not, making one would only break the chain from the caller to the next who does.
@@ -134,9 +150,13 @@ pub fn start_logs(settings: &Settings) -> Result<(), BadTelemetry> {
     let filter = EnvFilter::try_new(&settings.log).map_err(|error| BadTelemetry(format!("log: {error}")))?;
     let registry = tracing_subscriber::registry().with(filter);
     let started = if settings.log_json {
-        registry.with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)).try_init()
+        registry
+            .with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr))
+            .try_init()
     } else {
-        registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).try_init()
+        registry
+            .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr))
+            .try_init()
     };
     global::set_text_map_propagator(opentelemetry_sdk::propagation::TraceContextPropagator::new());
     started.map_err(|error| BadTelemetry(error.to_string()))

@@ -58,7 +58,12 @@ pub(super) async fn measure(rig: &mut Rig, facts: u64) -> anyhow::Result<Cold> {
     let held = follow::standing(&js, topology::RECIPIENTS).await?.messages;
     let receipts = follow::standing(&js, topology::RECEIPTS).await?.messages;
     let (http, program) = (rig.peal.http.clone(), rig.peal.program());
-    let worker = rig.peal.region_mut(sample::REGION).workers.first_mut().context("the region has a worker")?;
+    let worker = rig
+        .peal
+        .region_mut(sample::REGION)
+        .workers
+        .first_mut()
+        .context("the region has a worker")?;
     let mut start = async |way: Way| {
         match way {
             Way::Killed => worker.process.kill().await?,
@@ -74,7 +79,13 @@ pub(super) async fn measure(rig: &mut Rig, facts: u64) -> anyhow::Result<Cold> {
     let empty = start(Way::Empty).await?;
     let warm = start(Way::Warm).await?;
     let killed = start(Way::Killed).await?;
-    Ok(Cold { facts: held, receipts, empty, warm, killed })
+    Ok(Cold {
+        facts: held,
+        receipts,
+        empty,
+        warm,
+        killed,
+    })
 }
 
 /// How the worker was before it is started.
@@ -105,12 +116,18 @@ async fn ready(worker: &Program, http: &reqwest::Client, begun: Instant) -> anyh
                 cache_s = Some(now);
             }
             if ready {
-                return Ok(Start { cache_s: cache_s.unwrap_or(now), ready_s: now });
+                return Ok(Start {
+                    cache_s: cache_s.unwrap_or(now),
+                    ready_s: now,
+                });
             }
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    bail!("the worker is not ready after {PATIENCE:?}:\n{}", worker.process.output())
+    bail!(
+        "the worker is not ready after {PATIENCE:?}:\n{}",
+        worker.process.output()
+    )
 }
 
 /// Puts facts where the gateway puts them, in the form in which it does: a profile and an address of each recipient.
@@ -142,8 +159,19 @@ fn fact(number: u64, now: Timestamp) -> anyhow::Result<(RecipientKey, Fact)> {
     let app = APP.parse()?;
     let recipient = format!("passive-{}", number / 2);
     if number.is_multiple_of(2) {
-        let profile = Profile { home: sample::region(), locale: None, timezone: None, updated_at: now };
-        return Ok((RecipientKey { app, recipient: recipient.parse()? }, Fact::Profile(profile)));
+        let profile = Profile {
+            home: sample::region(),
+            locale: None,
+            timezone: None,
+            updated_at: now,
+        };
+        return Ok((
+            RecipientKey {
+                app,
+                recipient: recipient.parse()?,
+            },
+            Fact::Profile(profile),
+        ));
     }
     let token = format!("{number:064x}");
     let address = Address {
@@ -155,5 +183,11 @@ fn fact(number: u64, now: Timestamp) -> anyhow::Result<(RecipientKey, Fact)> {
         topic: None,
         registered_at: now,
     };
-    Ok((RecipientKey { app, recipient: recipient.parse()? }, Fact::Address(address)))
+    Ok((
+        RecipientKey {
+            app,
+            recipient: recipient.parse()?,
+        },
+        Fact::Address(address),
+    ))
 }

@@ -19,8 +19,16 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().unwrap_or_default();
         let half = values.len() / 2;
-        let median = if values.len().is_multiple_of(2) { f64::midpoint(at(half.saturating_sub(1)), at(half)) } else { at(half) };
-        Self { median, least: at(0), most: at(values.len().saturating_sub(1)) }
+        let median = if values.len().is_multiple_of(2) {
+            f64::midpoint(at(half.saturating_sub(1)), at(half))
+        } else {
+            at(half)
+        };
+        Self {
+            median,
+            least: at(0),
+            most: at(values.len().saturating_sub(1)),
+        }
     }
 }
 
@@ -35,8 +43,16 @@ impl Latency {
     pub(super) fn of(mut microseconds: Vec<u32>) -> Self {
         microseconds.sort_unstable();
         let last = microseconds.len().saturating_sub(1);
-        let at = |percent: usize| microseconds.get((last * percent).div_ceil(100)).copied().unwrap_or_default();
-        Self { p50_us: at(50), p99_us: at(99) }
+        let at = |percent: usize| {
+            microseconds
+                .get((last * percent).div_ceil(100))
+                .copied()
+                .unwrap_or_default()
+        };
+        Self {
+            p50_us: at(50),
+            p99_us: at(99),
+        }
     }
 }
 
@@ -68,14 +84,41 @@ mod tests {
 
     #[test]
     fn the_median_is_the_middle_or_between_the_middles() {
-        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Spread { median: 2.0, least: 1.0, most: 3.0 });
-        assert_eq!(Spread::of([4.0, 1.0]), Spread { median: 2.5, least: 1.0, most: 4.0 });
-        assert_eq!(Spread::of([]), Spread { median: 0.0, least: 0.0, most: 0.0 });
+        assert_eq!(
+            Spread::of([3.0, 1.0, 2.0]),
+            Spread {
+                median: 2.0,
+                least: 1.0,
+                most: 3.0
+            }
+        );
+        assert_eq!(
+            Spread::of([4.0, 1.0]),
+            Spread {
+                median: 2.5,
+                least: 1.0,
+                most: 4.0
+            }
+        );
+        assert_eq!(
+            Spread::of([]),
+            Spread {
+                median: 0.0,
+                least: 0.0,
+                most: 0.0
+            }
+        );
     }
 
     #[test]
     fn quantiles_are_taken_from_what_was_measured() {
-        assert_eq!(Latency::of((1..=100).rev().collect()), Latency { p50_us: 51, p99_us: 100 });
+        assert_eq!(
+            Latency::of((1..=100).rev().collect()),
+            Latency {
+                p50_us: 51,
+                p99_us: 100
+            }
+        );
         assert_eq!(Latency::of(vec![7]), Latency { p50_us: 7, p99_us: 7 });
         assert_eq!(Latency::of(Vec::new()), Latency::default());
     }

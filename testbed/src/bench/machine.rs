@@ -108,6 +108,14 @@ fn spin() -> Duration {
 fn ticks() -> Ticks {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let line = stat.lines().next().unwrap_or_default();
-    let fields: Vec<u64> = line.split_whitespace().skip(1).take(8).filter_map(|field| field.parse().ok()).collect();
-    Ticks { steal: fields.get(7).copied().unwrap_or_default(), all: fields.iter().sum() }
+    let fields: Vec<u64> = line
+        .split_whitespace()
+        .skip(1)
+        .take(8)
+        .filter_map(|field| field.parse().ok())
+        .collect();
+    Ticks {
+        steal: fields.get(7).copied().unwrap_or_default(),
+        all: fields.iter().sum(),
+    }
 }

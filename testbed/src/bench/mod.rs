@@ -76,10 +76,20 @@ struct Results {
 impl BenchArgs {
     fn scale(&self) -> Scale {
         if self.quick {
-            return Scale { rounds: 1, lasts: Duration::from_secs(1), singles: 40, facts: self.facts.min(20_000) };
+            return Scale {
+                rounds: 1,
+                lasts: Duration::from_secs(1),
+                singles: 40,
+                facts: self.facts.min(20_000),
+            };
         }
         let rounds = self.rounds.max(1);
-        Scale { rounds, lasts: Duration::from_secs(self.seconds.max(1)), singles: 200_usize.div_ceil(rounds), facts: self.facts }
+        Scale {
+            rounds,
+            lasts: Duration::from_secs(self.seconds.max(1)),
+            singles: 200_usize.div_ceil(rounds),
+            facts: self.facts,
+        }
     }
 }
 
@@ -106,7 +116,12 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     }
     let cold = Box::pin(cold::measure(&mut rig, scale.facts)).await?;
     machine.finish();
-    let results = Results { scale, machine, rounds, cold };
+    let results = Results {
+        scale,
+        machine,
+        rounds,
+        cold,
+    };
     if let Some(file) = &args.json {
         std::fs::write(file, serde_json::to_vec_pretty(&results)?).with_context(|| file.display().to_string())?;
     }

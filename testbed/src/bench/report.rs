@@ -47,21 +47,60 @@ fn machine(text: &mut String, results: &Results) -> fmt::Result {
 fn throughput(text: &mut String, rounds: &[Round]) -> fmt::Result {
     let of = |figure: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(figure));
     writeln!(text, "| throughput | notifications/s |\n|---|---|")?;
-    row(text, "a: raw JetStream, publish + pull + ack", of(&|round| round.jetstream.per_second), 0)?;
-    row(text, "b: raw HTTP/2 sender to the simulator", of(&|round| round.sender.per_second), 0)?;
+    row(
+        text,
+        "a: raw JetStream, publish + pull + ack",
+        of(&|round| round.jetstream.per_second),
+        0,
+    )?;
+    row(
+        text,
+        "b: raw HTTP/2 sender to the simulator",
+        of(&|round| round.sender.per_second),
+        0,
+    )?;
     row(text, "S = 1 ÷ (1/a + 1/b)", of(&Round::limit), 0)?;
-    row(text, "c: Peal, one recipient a request", of(&|round| round.one.per_second), 0)?;
-    row(text, "c: Peal, 100 recipients a request", of(&|round| round.hundred.per_second), 0)?;
-    row(text, "**c ÷ S**, one recipient a request", of(&|round| round.one.per_second / round.limit()), 2)?;
-    row(text, "**c ÷ S**, 100 recipients a request", of(&|round| round.hundred.per_second / round.limit()), 2)?;
+    row(
+        text,
+        "c: Peal, one recipient a request",
+        of(&|round| round.one.per_second),
+        0,
+    )?;
+    row(
+        text,
+        "c: Peal, 100 recipients a request",
+        of(&|round| round.hundred.per_second),
+        0,
+    )?;
+    row(
+        text,
+        "**c ÷ S**, one recipient a request",
+        of(&|round| round.one.per_second / round.limit()),
+        2,
+    )?;
+    row(
+        text,
+        "**c ÷ S**, 100 recipients a request",
+        of(&|round| round.hundred.per_second / round.limit()),
+        2,
+    )?;
     let count: u64 = rounds.iter().map(|round| round.one.count + round.hundred.count).sum();
-    let repeated: u64 = rounds.iter().map(|round| round.one.repeated + round.hundred.repeated).sum();
-    writeln!(text, "\nOf {count} notifications none was lost or doubled; {repeated} requests had to be repeated.\n")
+    let repeated: u64 = rounds
+        .iter()
+        .map(|round| round.one.repeated + round.hundred.repeated)
+        .sum();
+    writeln!(
+        text,
+        "\nOf {count} notifications none was lost or doubled; {repeated} requests had to be repeated.\n"
+    )
 }
 
 fn row(text: &mut String, name: &str, spread: Spread, digits: usize) -> fmt::Result {
     let Spread { median, least, most } = spread;
-    writeln!(text, "| {name} | {median:.digits$} ({least:.digits$} – {most:.digits$}) |")
+    writeln!(
+        text,
+        "| {name} | {median:.digits$} ({least:.digits$} – {most:.digits$}) |"
+    )
 }
 
 /// What a line of the table of CPU time shows.
@@ -77,14 +116,25 @@ fn cpu(text: &mut String, rounds: &[Round]) -> fmt::Result {
         ("simulator", |each| each.simulator),
         ("load", |each| each.load),
     ];
-    let columns: [fn(&Round) -> &Measured; 4] =
-        [|round| &round.one, |round| &round.hundred, |round| &round.jetstream, |round| &round.sender];
-    writeln!(text, "| CPU time, µs a notification | one recipient a request | 100 recipients a request | a | b |")?;
+    let columns: [fn(&Round) -> &Measured; 4] = [
+        |round| &round.one,
+        |round| &round.hundred,
+        |round| &round.jetstream,
+        |round| &round.sender,
+    ];
+    writeln!(
+        text,
+        "| CPU time, µs a notification | one recipient a request | 100 recipients a request | a | b |"
+    )?;
     writeln!(text, "|---|---|---|---|---|")?;
     for (name, line) in LINES {
         write!(text, "| {name} |")?;
         for column in columns {
-            write!(text, " {:.1} |", Spread::of(rounds.iter().map(|round| line(&column(round).cpu_us))).median)?;
+            write!(
+                text,
+                " {:.1} |",
+                Spread::of(rounds.iter().map(|round| line(&column(round).cpu_us))).median
+            )?;
         }
         writeln!(text)?;
     }
@@ -94,11 +144,19 @@ fn cpu(text: &mut String, rounds: &[Round]) -> fmt::Result {
 fn latency(text: &mut String, rounds: &[Round]) -> fmt::Result {
     let rate = Spread::of(rounds.iter().map(|round| round.moderate_rate)).median;
     let of = |figure: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(figure)).median;
-    let single = Latency::of(rounds.iter().flat_map(|round| round.singles_us.iter().copied()).collect());
+    let single = Latency::of(
+        rounds
+            .iter()
+            .flat_map(|round| round.singles_us.iter().copied())
+            .collect(),
+    );
     let count: usize = rounds.iter().map(|round| round.singles_us.len()).sum();
     writeln!(text, "| latency, ms | median | p99 |\n|---|---|---|")?;
     for (name, of_round) in [
-        ("accepted by the gateway", (|round| round.accept.latency) as fn(&Round) -> Latency),
+        (
+            "accepted by the gateway",
+            (|round| round.accept.latency) as fn(&Round) -> Latency,
+        ),
         ("raw publish acknowledged", |round| round.pub_ack.latency),
     ] {
         let p50 = of(&|round| f64::from(of_round(round).p50_us)) / 1000.0;
@@ -109,7 +167,10 @@ fn latency(text: &mut String, rounds: &[Round]) -> fmt::Result {
     let p99 = of(&|round| ratio(round.accept.latency.p99_us, round.pub_ack.latency.p99_us));
     writeln!(text, "| accepted ÷ acknowledged | {p50:.1}× | {p99:.1}× |")?;
     let (p50, p99) = (f64::from(single.p50_us) / 1000.0, f64::from(single.p99_us) / 1000.0);
-    writeln!(text, "| one notification, request → provider, {count} in a row | {p50:.2} | {p99:.2} |\n")
+    writeln!(
+        text,
+        "| one notification, request → provider, {count} in a row | {p50:.2} | {p99:.2} |\n"
+    )
 }
 
 fn ratio(a: u32, b: u32) -> f64 {
@@ -126,7 +187,19 @@ fn start(text: &mut String, results: &Results) -> fmt::Result {
         cold.empty.cache_s,
         cold.facts_per_second(),
     )?;
-    writeln!(text, "| ready, with {} batches of receipts read into an empty ledger | {:.2} s |", cold.receipts, cold.empty.ready_s)?;
-    writeln!(text, "| ready again after it was told to end | {:.2} s |", cold.warm.ready_s)?;
-    writeln!(text, "| ready again after it was killed | {:.2} s |", cold.killed.ready_s)
+    writeln!(
+        text,
+        "| ready, with {} batches of receipts read into an empty ledger | {:.2} s |",
+        cold.receipts, cold.empty.ready_s
+    )?;
+    writeln!(
+        text,
+        "| ready again after it was told to end | {:.2} s |",
+        cold.warm.ready_s
+    )?;
+    writeln!(
+        text,
+        "| ready again after it was killed | {:.2} s |",
+        cold.killed.ready_s
+    )
 }

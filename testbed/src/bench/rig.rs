@@ -69,8 +69,13 @@ impl Rig {
         };
         let rig = Self { peal, target, program };
         rig.register().await?;
-        let warm_up = Work::Gateway { connections: 16, recipients: 1 };
-        rig.measure(warm_up, Duration::from_millis(500)).await.context("warming up")?;
+        let warm_up = Work::Gateway {
+            connections: 16,
+            recipients: 1,
+        };
+        rig.measure(warm_up, Duration::from_millis(500))
+            .await
+            .context("warming up")?;
         Ok(rig)
     }
 
@@ -91,7 +96,10 @@ impl Rig {
                         let path = format!("/v1/recipients/{}", sample::recipient(number));
                         let home = json!({ "home": sample::REGION }).to_string();
                         let device = json!({ "provider": "apns", "token": sample::device(number) }).to_string();
-                        let steps = [(Method::PUT, path.clone(), home), (Method::POST, format!("{path}/addresses"), device)];
+                        let steps = [
+                            (Method::PUT, path.clone(), home),
+                            (Method::POST, format!("{path}/addresses"), device),
+                        ];
                         for (method, path, body) in steps {
                             let status = connection.ask(method, &path, Bytes::from(body)).await?;
                             ensure!(status.is_success(), "registering {path}: {status}");
@@ -114,7 +122,11 @@ impl Rig {
             load::prepare(&self.target.nats).await?;
         }
         let before = self.processes().cpu();
-        let order = Order { target: self.target.clone(), work, lasts };
+        let order = Order {
+            target: self.target.clone(),
+            work,
+            lasts,
+        };
         let done = load::start(&self.program, &order).await?;
         let mut took = done.took;
         match work {
@@ -148,14 +160,21 @@ impl Rig {
             if now > arrived {
                 (arrived, since) = (now, Instant::now());
             } else if since.elapsed() > PATIENCE {
-                bail!("LOST: {} of {count} notifications did not arrive\n{}", count - now, self.peal.complaints());
+                bail!(
+                    "LOST: {} of {count} notifications did not arrive\n{}",
+                    count - now,
+                    self.peal.complaints()
+                );
             }
         }
         tokio::time::sleep(AFTERMATH).await;
         let stats = log.stats();
         if stats.delivered != count || stats.duplicates != 0 {
             let (delivered, doubled) = (stats.delivered, stats.duplicates);
-            bail!("DOUBLED: {count} notifications, {delivered} pushes, {doubled} of them repeated\n{}", self.peal.complaints());
+            bail!(
+                "DOUBLED: {count} notifications, {delivered} pushes, {doubled} of them repeated\n{}",
+                self.peal.complaints()
+            );
         }
         Ok(())
     }

@@ -46,13 +46,38 @@ pub(super) async fn measure(rig: &Rig, scale: Scale, number: usize) -> anyhow::R
     let lasts = scale.lasts;
     let jetstream = rig.measure(Work::JetStream, lasts).await?;
     let sender = rig.measure(Work::Sender, lasts).await?;
-    let one = rig.measure(Work::Gateway { connections: 128, recipients: 1 }, lasts).await?;
-    let hundred = rig.measure(Work::Gateway { connections: 16, recipients: 100 }, lasts).await?;
+    let one = rig
+        .measure(
+            Work::Gateway {
+                connections: 128,
+                recipients: 1,
+            },
+            lasts,
+        )
+        .await?;
+    let hundred = rig
+        .measure(
+            Work::Gateway {
+                connections: 16,
+                recipients: 100,
+            },
+            lasts,
+        )
+        .await?;
     let rate = MODERATE * one.per_second;
     let accept = rig.measure(Work::Accept { rate }, lasts / 2).await?;
     let pub_ack = rig.measure(Work::PubAck { rate }, lasts / 2).await?;
     let singles_us = single::measure(rig, scale.singles).await?;
-    let round = Round { jetstream, sender, one, hundred, moderate_rate: rate, accept, pub_ack, singles_us };
+    let round = Round {
+        jetstream,
+        sender,
+        one,
+        hundred,
+        moderate_rate: rate,
+        accept,
+        pub_ack,
+        singles_us,
+    };
     eprintln!(
         "round {number}: JetStream {:.0}/s, sender {:.0}/s, Peal {:.0}/s and {:.0}/s",
         round.jetstream.per_second, round.sender.per_second, round.one.per_second, round.hundred.per_second,

@@ -38,7 +38,11 @@ pub(super) fn recipient(number: usize) -> String {
 /// The device token of a recipient.
 pub(super) fn device(number: usize) -> String {
     let name = recipient(number);
-    format!("{}{}", derive("device", &[&name]).simple(), derive("more of it", &[&name]).simple())
+    format!(
+        "{}{}",
+        derive("device", &[&name]).simple(),
+        derive("more of it", &[&name]).simple()
+    )
 }
 
 /// What the simulator gets.
@@ -49,7 +53,12 @@ pub(super) fn payload() -> Bytes {
 /// What `JetStream` gets: the body of a job, as the gateway writes it.
 pub(super) fn job() -> Bytes {
     let recipient: RecipientId = recipient(0).parse().expect("it obeys the rule of recipients");
-    let body = Body { event_id: Some(EventId::fresh()), recipient, category: None, push: PUSH.clone() };
+    let body = Body {
+        event_id: Some(EventId::fresh()),
+        recipient,
+        category: None,
+        push: PUSH.clone(),
+    };
     serde_json::to_vec(&body).expect("bodies always serialize").into()
 }
 
@@ -62,7 +71,9 @@ pub(super) struct Requests {
 impl Requests {
     pub(super) fn new() -> Self {
         let push = serde_json::to_string(&*PUSH).expect("pushes always serialize");
-        Self { after: format!("]}},\"push\":{push}}}").into() }
+        Self {
+            after: format!("]}},\"push\":{push}}}").into(),
+        }
     }
 
     /// A request for `count` recipients from number `first` on.
@@ -91,7 +102,10 @@ mod tests {
     fn a_request_is_what_the_gateway_takes() {
         let request = Requests::new().write(&"e".parse().unwrap(), 999, 2);
         let request: Value = serde_json::from_slice(&request).unwrap();
-        assert_eq!(request["to"], json!({ "recipients": ["recipient-0999", "recipient-0000"] }));
+        assert_eq!(
+            request["to"],
+            json!({ "recipients": ["recipient-0999", "recipient-0000"] })
+        );
         assert_eq!(request["event_id"], "e");
         assert_eq!(request["push"]["sound"], "default");
     }

@@ -21,7 +21,10 @@ pub(super) async fn measure(rig: &Rig, count: usize) -> anyhow::Result<Vec<u32>>
         let body = requests.write(&EventId::fresh(), number, 1);
         let begun_us = clock.now().as_microsecond();
         connection.insist(body).await?;
-        ensure!(log.wait_delivered(number as u64 + 1, PATIENCE).await, "LOST: a single notification did not arrive");
+        ensure!(
+            log.wait_delivered(number as u64 + 1, PATIENCE).await,
+            "LOST: a single notification did not arrive"
+        );
         latencies.push(u32::try_from(log.last_delivered_us() - begun_us).unwrap_or(u32::MAX));
     }
     rig.expect(count as u64).await?;

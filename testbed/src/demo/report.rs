@@ -24,13 +24,17 @@ pub(super) struct Viewer {
 
 impl Viewer {
     /// Starts otelite if there is one; the demo does without it otherwise.
-    pub(super) async fn start(sink: &Sink) -> Option<Self> {
+    pub(super) fn start(sink: &Sink) -> Option<Self> {
         let folder = tempfile::tempdir().ok()?;
         let store = folder.path().to_str()?;
         let arguments = ["serve", "--addr", "127.0.0.1:13000", "--storage-path", store];
         let process = Process::start("otelite", "otelite".as_ref(), &arguments, &folder.path().join("log")).ok()?;
         sink.forward_to("http://127.0.0.1:4317");
-        Some(Self { url: "http://127.0.0.1:13000".to_owned(), _process: process, _folder: folder })
+        Some(Self {
+            url: "http://127.0.0.1:13000".to_owned(),
+            _process: process,
+            _folder: folder,
+        })
     }
 }
 
@@ -46,8 +50,14 @@ pub(super) fn parts(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result<()> 
             region.workers.len()
         )?;
     }
-    say!("  APNs         https://localhost:{} (simulator)", peal.apns.addr().port())?;
-    say!("  FCM          https://localhost:{} (simulator)", peal.fcm.addr().port())?;
+    say!(
+        "  APNs         https://localhost:{} (simulator)",
+        peal.apns.addr().port()
+    )?;
+    say!(
+        "  FCM          https://localhost:{} (simulator)",
+        peal.fcm.addr().port()
+    )?;
     match viewer {
         Some(viewer) => say!("  traces       {}", viewer.url)?,
         None => say!("  traces       shown below (install otelite to see them in a browser)")?,
@@ -63,7 +73,7 @@ pub(super) async fn scene(peal: &Peal, scene: &Scene) -> anyhow::Result<Vec<Stri
         return Ok(Vec::new());
     };
     let status = wait_done(peal, scene, notification).await?;
-    let mut found: Vec<(String, String, Option<String>, String, Option<String>)> = Vec::new();
+    let mut found: Vec<Found> = Vec::new();
     for delivery in status.get("deliveries").and_then(Value::as_array).into_iter().flatten() {
         let text = |key: &str| delivery.get(key).and_then(Value::as_str).map(str::to_owned);
         let word = |key: &str| text(key).unwrap_or_default();
@@ -80,15 +90,24 @@ pub(super) async fn scene(peal: &Peal, scene: &Scene) -> anyhow::Result<Vec<Stri
                 part("reason"),
             )?;
         }
-        found.push((word("recipient"), word("region"), text("provider"), word("state"), text("reason")));
+        found.push((
+            word("recipient"),
+            word("region"),
+            text("provider"),
+            word("state"),
+            text("reason"),
+        ));
     }
     say!("")?;
     Ok(compare(scene, found))
 }
 
-fn compare(scene: &Scene, mut found: Vec<(String, String, Option<String>, String, Option<String>)>) -> Vec<String> {
+/// Recipient, region, provider, state and reason of a delivery.
+type Found = (String, String, Option<String>, String, Option<String>);
+
+fn compare(scene: &Scene, mut found: Vec<Found>) -> Vec<String> {
     let mut failures = Vec::new();
-    let fits = |found: &(String, String, Option<String>, String, Option<String>), expected: &Expected| {
+    let fits = |found: &Found, expected: &Expected| {
         found.0 == expected.0
             && found.1 == expected.1
             && found.2.as_deref() == expected.2
@@ -103,7 +122,11 @@ fn compare(scene: &Scene, mut found: Vec<(String, String, Option<String>, String
             None => failures.push(format!("{}: expected {expected:?}", scene.title)),
         }
     }
-    failures.extend(found.into_iter().map(|extra| format!("{}: did not expect {extra:?}", scene.title)));
+    failures.extend(
+        found
+            .into_iter()
+            .map(|extra| format!("{}: did not expect {extra:?}", scene.title)),
+    );
     failures
 }
 
@@ -126,11 +149,18 @@ async fn wait_done(peal: &Peal, scene: &Scene, notification: &str) -> anyhow::Re
 /// What the simulators saw, against what the receipts say.
 pub(super) fn simulators(peal: &Peal, audit: &Audit) -> anyhow::Result<Vec<String>> {
     let (apns, fcm) = (peal.apns.stats(), peal.fcm.stats());
-    say!("The simulators: {} pushes reached devices, {} of them twice", apns.delivered + fcm.delivered, apns.duplicates + fcm.duplicates)?;
+    say!(
+        "The simulators: {} pushes reached devices, {} of them twice",
+        apns.delivered + fcm.delivered,
+        apns.duplicates + fcm.duplicates
+    )?;
     let delivered = audit.equation().by_state.get(&State::Delivered).copied().unwrap_or(0) as u64;
     let mut failures = Vec::new();
     if apns.delivered + fcm.delivered != delivered {
-        failures.push(format!("receipts say {delivered} delivered, the simulators {}", apns.delivered + fcm.delivered));
+        failures.push(format!(
+            "receipts say {delivered} delivered, the simulators {}",
+            apns.delivered + fcm.delivered
+        ));
     }
     if apns.duplicates + fcm.duplicates > 0 {
         failures.push("a push was delivered twice".to_owned());
@@ -142,7 +172,9 @@ pub(super) fn simulators(peal: &Peal, audit: &Audit) -> anyhow::Result<Vec<Strin
 pub(super) fn invitation(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result<()> {
     let gateway = &peal.regions[0].gateway.url;
     say!("\nThe mesh stays up until Ctrl-C. Try:\n\n  export KEY={}\n", peal.key)?;
-    say!("  curl -s -H \"Authorization: Bearer $KEY\" -H 'Content-Type: application/json' {gateway}/v1/notifications \\")?;
+    say!(
+        "  curl -s -H \"Authorization: Bearer $KEY\" -H 'Content-Type: application/json' {gateway}/v1/notifications \\"
+    )?;
     say!("    -d '{{\"to\":{{\"recipients\":[\"ann\",\"bob\"]}},\"push\":{{\"title\":\"Hello from curl\"}}}}'\n")?;
     say!("  curl -s -H \"Authorization: Bearer $KEY\" {gateway}/v1/notifications/NOTIFICATION_ID")?;
     say!("  curl -s -H \"Authorization: Bearer $KEY\" {gateway}/v1/recipients/ann/addresses")?;

@@ -44,23 +44,38 @@ pub(super) struct Scene {
 }
 
 /// One delivery that must come of a scene.
-pub(super) type Expected = (&'static str, &'static str, Option<&'static str>, &'static str, Option<&'static str>);
+pub(super) type Expected = (
+    &'static str,
+    &'static str,
+    Option<&'static str>,
+    &'static str,
+    Option<&'static str>,
+);
 
 /// Registers the people of the play.
 pub(super) async fn register(peal: &Peal) -> anyhow::Result<()> {
-    peal.register("ann", "eu", &[("apns", ANN_PHONE), ("fcm", "fcm:ann-tablet")]).await?;
+    peal.register("ann", "eu", &[("apns", ANN_PHONE), ("fcm", "fcm:ann-tablet")])
+        .await?;
     let bob = [("apns", BOB_PHONE), ("apns", BOB_TABLET), ("fcm", "fcm:bob-watch")];
     peal.register("bob", "us", &bob).await?;
     peal.register("carol", "eu", &[("apns", CAROL_PHONE)]).await?;
     let opt_out = json!({ "channels": { "push": false } });
-    peal.expect("PUT", "eu", "/v1/recipients/carol/preferences", Some(&opt_out)).await?;
-    peal.register("dave", "us", &[("apns", DAVE_OLD_PHONE), ("fcm", "fcm:dave-new")]).await?;
+    peal.expect("PUT", "eu", "/v1/recipients/carol/preferences", Some(&opt_out))
+        .await?;
+    peal.register("dave", "us", &[("apns", DAVE_OLD_PHONE), ("fcm", "fcm:dave-new")])
+        .await?;
     peal.register("erin", "us", &[("apns", ERIN_PHONE)]).await?;
     // Gone since after the registration: what was registered again since would stay.
     let gone = Answer::reason("Unregistered").timestamp_ms(1000 * (now_s() + 1));
     peal.apns.script().add(Rule::token(DAVE_OLD_PHONE).answer(gone))?;
-    peal.apns.script().add(Rule::token(ERIN_PHONE).times(1).answer(Answer::reason("ServiceUnavailable")))?;
-    say!("Registered: ann (eu, 2 devices), bob (us, 3), carol (eu, opted out), dave (us, one dead token), erin (us)\n")?;
+    peal.apns.script().add(
+        Rule::token(ERIN_PHONE)
+            .times(1)
+            .answer(Answer::reason("ServiceUnavailable")),
+    )?;
+    say!(
+        "Registered: ann (eu, 2 devices), bob (us, 3), carol (eu, opted out), dave (us, one dead token), erin (us)\n"
+    )?;
     wait_known(peal).await
 }
 
@@ -94,7 +109,14 @@ pub(super) async fn play(peal: &Peal) -> anyhow::Result<Vec<Scene>> {
         ("bob", "us", Some("apns"), "delivered", None),
         ("bob", "us", Some("fcm"), "delivered", None),
     ];
-    let first = post(peal, "HTTP in eu, recipients in both regions", "eu", &order, both.clone()).await?;
+    let first = post(
+        peal,
+        "HTTP in eu, recipients in both regions",
+        "eu",
+        &order,
+        both.clone(),
+    )
+    .await?;
     let again = post(peal, "The same event again: nothing is sent twice", "eu", &order, both).await?;
     let opted_out = post(
         peal,
@@ -133,7 +155,9 @@ pub(super) async fn play(peal: &Peal) -> anyhow::Result<Vec<Scene>> {
     .await?;
     let by_nats = publish_job(peal).await?;
     let nonsense = publish_nonsense(peal).await?;
-    Ok(vec![first, again, opted_out, dead_token, retried, nobody, by_nats, nonsense])
+    Ok(vec![
+        first, again, opted_out, dead_token, retried, nobody, by_nats, nonsense,
+    ])
 }
 
 async fn post(
@@ -170,14 +194,22 @@ async fn publish_job(peal: &Peal) -> anyhow::Result<Scene> {
         title: "NATS publish in us, recipient in eu",
         region: "eu",
         notification: Some(NotificationId::of(&lane.app, &"invoice-7".parse()?).to_string()),
-        expected: vec![("ann", "eu", Some("apns"), "delivered", None), ("ann", "eu", Some("fcm"), "delivered", None)],
+        expected: vec![
+            ("ann", "eu", Some("apns"), "delivered", None),
+            ("ann", "eu", Some("fcm"), "delivered", None),
+        ],
         trace: None,
         answer: format!("acknowledged by {} #{} of us", stored.stream, stored.sequence),
     })
 }
 
 fn lane(region: &str) -> anyhow::Result<Lane> {
-    Ok(Lane { channel: Channel::Push, region: region.parse()?, class: Class::Normal, app: APP.parse()? })
+    Ok(Lane {
+        channel: Channel::Push,
+        region: region.parse()?,
+        class: Class::Normal,
+        app: APP.parse()?,
+    })
 }
 
 /// A service publishes something that is no job.
@@ -185,7 +217,13 @@ async fn publish_nonsense(peal: &Peal) -> anyhow::Result<Scene> {
     let js = connect::jetstream(peal.connect("us").await?);
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Msg-Id", "nonsense-1");
-    let stored = publish::store(&js, lane("us")?.notify(), headers, r#"{"recipient": "bob", "push": {"titel": 1}}"#.into()).await?;
+    let stored = publish::store(
+        &js,
+        lane("us")?.notify(),
+        headers,
+        r#"{"recipient": "bob", "push": {"titel": 1}}"#.into(),
+    )
+    .await?;
     Ok(Scene {
         title: "NATS publish of nonsense: a dead letter, with the reason",
         region: "us",
@@ -200,7 +238,11 @@ async fn publish_nonsense(peal: &Peal) -> anyhow::Result<Scene> {
 pub(super) async fn aftermath(peal: &Peal) -> anyhow::Result<Vec<String>> {
     let mut failures = Vec::new();
     let addresses = peal.expect("GET", "us", "/v1/recipients/dave/addresses", None).await?;
-    let left = addresses.get("addresses").and_then(Value::as_array).context("a list of addresses")?.len();
+    let left = addresses
+        .get("addresses")
+        .and_then(Value::as_array)
+        .context("a list of addresses")?
+        .len();
     if left != 1 {
         failures.push(format!("dave's dead token must be removed, {left} addresses are left"));
     }
@@ -208,7 +250,7 @@ pub(super) async fn aftermath(peal: &Peal) -> anyhow::Result<Vec<String>> {
     let dead = js.get_stream(topology::DEAD).await?;
     match dead.direct_get_last_for_subject(lane("us")?.dead()).await {
         Ok(letter) => {
-            let header = |name: &str| letter.headers.get(name).map(|value| value.to_string()).unwrap_or_default();
+            let header = |name: &str| letter.headers.get(name).map(ToString::to_string).unwrap_or_default();
             say!("Dead letter: {} ({})\n", header("Peal-Reason"), header("Peal-Detail"))?;
             if header("Peal-Reason") != "unreadable" {
                 failures.push("the dead letter must say why it is dead".to_owned());

@@ -115,9 +115,8 @@ async fn repeating_an_event_stores_nothing_twice() {
     assert_eq!(rig.count(topology::NOTIFY).await, 5);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_breaks_a_rule_is_named_and_never_repeated() {
-    let rig = Rig::with(|settings| settings.limits.recipients = 3).await;
+/// Bodies that break a rule: the status, the code and the field of the answer. The value 5551234 must not come back.
+fn broken() -> Vec<(Value, u16, &'static str, &'static str)> {
     let to = |recipients: Value, push: Value| json!({ "to": { "recipients": recipients }, "push": push });
     let with = |member: &str, value: Value| {
         let mut body = to(json!(["ann"]), json!({ "title": "Hi" }));
@@ -129,8 +128,7 @@ async fn what_breaks_a_rule_is_named_and_never_repeated() {
         body["push"][member] = value;
         body
     };
-    // The value 5551234 must not come back in any answer.
-    let cases: Vec<(Value, u16, &str, &str)> = vec![
+    vec![
         (
             with("event_id", json!("has spaces 5551234")),
             422,
@@ -214,8 +212,13 @@ async fn what_breaks_a_rule_is_named_and_never_repeated() {
             "push.apns.push_type",
         ),
         (json!([5_551_234]), 422, "validation_failed", "body"),
-    ];
-    for (body, status, code, field) in cases {
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_breaks_a_rule_is_named_and_never_repeated() {
+    let rig = Rig::with(|settings| settings.limits.recipients = 3).await;
+    for (body, status, code, field) in broken() {
         let answer = rig.ask("POST", "/v1/notifications", body.clone()).await;
         assert_eq!((answer.status, answer.code()), (status, code), "{body}: {answer:?}");
         if !field.is_empty() {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use opentelemetry::trace::SpanId;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use serde_json::json;
 use testbed::sink::{Seen, Sink};
@@ -126,6 +127,6 @@ async fn what_is_not_sampled_makes_no_spans() {
     assert_eq!(sink.spans().len(), 2, "only the sampled request has any");
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+fn hex(id: &[u8]) -> String {
+    SpanId::from_bytes(id.try_into().unwrap()).to_string()
 }

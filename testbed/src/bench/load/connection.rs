@@ -41,7 +41,10 @@ impl Door {
         let (sender, driver) = http1::handshake(TokioIo::new(socket)).await?;
         // It ends with the connection; who waits for an answer is told.
         drop(tokio::spawn(driver));
-        Ok(Connection { door: self.clone(), sender })
+        Ok(Connection {
+            door: self.clone(),
+            sender,
+        })
     }
 }
 

@@ -35,7 +35,9 @@ pub(super) async fn run(
             let (mut sent, mut repeated) = (0_u64, 0_u64);
             while !watch.is_over(lasts) {
                 let first = next.fetch_add(recipients, Ordering::Relaxed);
-                repeated += connection.insist(requests.write(&EventId::fresh(), first, recipients)).await?;
+                repeated += connection
+                    .insist(requests.write(&EventId::fresh(), first, recipients))
+                    .await?;
                 sent += recipients as u64;
             }
             anyhow::Ok((sent, repeated))
@@ -44,12 +46,18 @@ pub(super) async fn run(
     });
     let sent = try_join_all(senders).await?;
     let (count, repeated) = sent.into_iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-    Ok(Done { repeated, ..watch.stop(count) })
+    Ok(Done {
+        repeated,
+        ..watch.stop(count)
+    })
 }
 
 /// Sends `rate` notifications a second, each on a connection that is free.
 pub(super) async fn run_paced(target: &Target, lasts: Duration, rate: f64) -> anyhow::Result<Done> {
-    let pool = Pool { free: Mutex::new(open(target, STANDING_BY).await?), permits: Semaphore::new(STANDING_BY) };
+    let pool = Pool {
+        free: Mutex::new(open(target, STANDING_BY).await?),
+        permits: Semaphore::new(STANDING_BY),
+    };
     let (pool, requests) = (Arc::new(pool), Requests::new());
     let watch = Stopwatch::start();
     let latencies_us = pace::at(rate, lasts, move |number| {
@@ -63,7 +71,11 @@ pub(super) async fn run_paced(target: &Target, lasts: Duration, rate: f64) -> an
         }
     })
     .await?;
-    Ok(Done { latencies_us, ..watch.stop(0) }.counted())
+    Ok(Done {
+        latencies_us,
+        ..watch.stop(0)
+    }
+    .counted())
 }
 
 #[derive(Debug)]
@@ -80,6 +92,9 @@ async fn open(target: &Target, connections: usize) -> anyhow::Result<Vec<Connect
 impl Done {
     /// Counts what was timed.
     pub(super) fn counted(self) -> Self {
-        Self { count: self.latencies_us.len() as u64, ..self }
+        Self {
+            count: self.latencies_us.len() as u64,
+            ..self
+        }
     }
 }

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{Done, Stopwatch, Target, pace};
-use crate::bench::sample;
+use crate::{bench::sample, nats};
 
 const STREAM: &str = "BENCH";
 const SUBJECT: &str = "bench.push.eu.normal.shop";
@@ -40,8 +40,16 @@ const BATCH: usize = 500;
 /// and the consumer that Peal uses.
 pub(in crate::bench) async fn prepare(nats: &str) -> anyhow::Result<()> {
     let js = context(nats).await?;
-    let mesh = Mesh { region: sample::region(), regions: vec![sample::region()], replicas: 1, max_bytes: -1 };
-    let notify = mesh.streams().into_iter().find(|stream| stream.name == topology::NOTIFY);
+    let mesh = Mesh {
+        region: sample::region(),
+        regions: vec![sample::region()],
+        replicas: 1,
+        max_bytes: -1,
+    };
+    let notify = mesh
+        .streams()
+        .into_iter()
+        .find(|stream| stream.name == topology::NOTIFY);
     let config = jetstream::stream::Config {
         name: STREAM.to_owned(),
         subjects: vec![SUBJECT.to_owned()],
@@ -53,7 +61,9 @@ pub(in crate::bench) async fn prepare(nats: &str) -> anyhow::Result<()> {
     drop(stream.delete_consumer(CONSUMER).await);
     let lane = topology::lane_consumer(Channel::Push, Class::Normal);
     let consumers = mesh.consumers();
-    let lane = consumers.into_iter().find(|(_, config)| config.durable_name.as_ref() == Some(&lane));
+    let lane = consumers
+        .into_iter()
+        .find(|(_, config)| config.durable_name.as_ref() == Some(&lane));
     let config = jetstream::consumer::pull::Config {
         durable_name: Some(CONSUMER.to_owned()),
         filter_subject: SUBJECT.to_owned(),
@@ -138,7 +148,11 @@ pub(super) async fn run_paced(target: &Target, lasts: Duration, rate: f64) -> an
         async move { stored(message.publish(&js).await?).await }
     })
     .await?;
-    Ok(Done { latencies_us, ..watch.stop(0) }.counted())
+    Ok(Done {
+        latencies_us,
+        ..watch.stop(0)
+    }
+    .counted())
 }
 
 /// What the gateway would publish, but for the work of writing it.
@@ -151,7 +165,11 @@ struct Message {
 
 impl Message {
     fn new() -> Self {
-        Self { body: sample::job(), at: Clock::system().now(), region: sample::region() }
+        Self {
+            body: sample::job(),
+            at: Clock::system().now(),
+            region: sample::region(),
+        }
     }
 
     fn headers(&self) -> HeaderMap {
@@ -159,11 +177,18 @@ impl Message {
     }
 
     async fn publish(&self, js: &jetstream::Context) -> anyhow::Result<PublishAckFuture> {
-        Ok(js.publish_with_headers(SUBJECT, self.headers(), self.body.clone()).await?)
+        Ok(js
+            .publish_with_headers(SUBJECT, self.headers(), self.body.clone())
+            .await?)
     }
 }
 
 async fn context(url: &str) -> anyhow::Result<jetstream::Context> {
-    let nats = Nats { url: url.to_owned(), user: None, password: None, nkey_file: None, ca_file: None };
+    let nats = Nats {
+        url: url.to_owned(),
+        user: Some(nats::USER.to_owned()), password: Some(nats::PASSWORD.to_owned().into()),
+        nkey_file: None,
+        ca_file: None,
+    };
     Ok(connect::jetstream(connect::connect(&nats, "bench").await?))
 }

@@ -106,7 +106,10 @@ pub(super) async fn make() -> anyhow::Result<()> {
     let done = match work {
         Work::JetStream => Box::pin(jetstream::run(&target, lasts)).await,
         Work::Sender => Box::pin(sender::run(&target, lasts)).await,
-        Work::Gateway { connections, recipients } => gateway::run(&target, lasts, connections, recipients).await,
+        Work::Gateway {
+            connections,
+            recipients,
+        } => gateway::run(&target, lasts, connections, recipients).await,
         Work::Accept { rate } => gateway::run_paced(&target, lasts, rate).await,
         Work::PubAck { rate } => jetstream::run_paced(&target, lasts, rate).await,
     }?;

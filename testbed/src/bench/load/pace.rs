@@ -11,11 +11,7 @@ use crate::bench::figures::micros;
 
 /// Starts `fire` with the numbers from 0 on, `rate` a second, and waits for all. From the moment at which each was due
 /// to its end, microseconds: who starts late, or waits for a free connection, is charged for it.
-pub(super) async fn at<F>(
-    rate: f64,
-    lasts: Duration,
-    fire: impl Fn(usize) -> F,
-) -> anyhow::Result<Vec<u32>>
+pub(super) async fn at<F>(rate: f64, lasts: Duration, fire: impl Fn(usize) -> F) -> anyhow::Result<Vec<u32>>
 where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {

@@ -11,9 +11,7 @@ use std::{
 use anyhow::ensure;
 use bytes::Bytes;
 use futures::future::try_join_all;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header::AUTHORIZATION,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header::AUTHORIZATION};
 use http_body_util::Full;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -73,7 +71,10 @@ impl Pushes {
     fn new(target: &Target) -> anyhow::Result<Self> {
         let expires = Clock::system().now().as_second() + i64::from(MAX_TTL_S);
         let mut headers = HeaderMap::with_capacity(8);
-        headers.insert(AUTHORIZATION, HeaderValue::from_str(&format!("bearer {}", target.provider_token))?);
+        headers.insert(
+            AUTHORIZATION,
+            HeaderValue::from_str(&format!("bearer {}", target.provider_token))?,
+        );
         headers.insert("apns-topic", HeaderValue::from_static(TOPIC));
         headers.insert("apns-push-type", HeaderValue::from_static("alert"));
         headers.insert("apns-priority", HeaderValue::from_static("10"));
@@ -104,7 +105,11 @@ impl Pushes {
 
     async fn send(&self, mut sender: SendRequest<Full<Bytes>>) -> anyhow::Result<()> {
         let answer = sender.send_request(self.request()?).await?;
-        ensure!(answer.status() == StatusCode::OK, "the simulator answered {}", answer.status());
+        ensure!(
+            answer.status() == StatusCode::OK,
+            "the simulator answered {}",
+            answer.status()
+        );
         Ok(())
     }
 }
@@ -119,7 +124,9 @@ async fn connect(target: &Target) -> anyhow::Result<SendRequest<Full<Bytes>>> {
     tls.alpn_protocols = vec![b"h2".to_vec()];
     let socket = TcpStream::connect(("127.0.0.1", target.apns)).await?;
     socket.set_nodelay(true)?;
-    let stream = TlsConnector::from(Arc::new(tls)).connect(ServerName::try_from("localhost")?, socket).await?;
+    let stream = TlsConnector::from(Arc::new(tls))
+        .connect(ServerName::try_from("localhost")?, socket)
+        .await?;
     let (sender, driver) = http2::Builder::new(TokioExecutor::new())
         .initial_max_send_streams(1)
         .handshake(TokioIo::new(stream))
