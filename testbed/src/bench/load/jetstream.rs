@@ -186,7 +186,8 @@ impl Message {
 async fn context(url: &str) -> anyhow::Result<jetstream::Context> {
     let nats = Nats {
         url: url.to_owned(),
-        user: Some(nats::USER.to_owned()), password: Some(nats::PASSWORD.to_owned().into()),
+        user: Some(nats::USER.to_owned()),
+        password: Some(nats::PASSWORD.to_owned().into()),
         nkey_file: None,
         ca_file: None,
     };
