@@ -4,6 +4,9 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Pulls notifications of its region and pushes them to the nearest provider endpoint.
 #[derive(Debug, Parser)]
 #[command(version)]

@@ -9,6 +9,9 @@ use std::{
 use clap::{Parser, Subcommand};
 use gateway::{asyncapi, program};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Takes notifications over HTTP and publishes them to `JetStream`.
 #[derive(Debug, Parser)]
 #[command(version)]

@@ -260,7 +260,8 @@ fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as ids are written: two hexadecimal digits each.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         write!(text, "{byte:02x}").expect("a String takes everything");
         text

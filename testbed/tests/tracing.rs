@@ -9,7 +9,7 @@ use testbed::{
     nats,
     peal::{Peal, Plan},
     providers::{Answer, Rule},
-    sink::{Seen, Sink, tree},
+    sink::{Seen, Sink, hex, tree},
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -160,8 +160,4 @@ async fn wait_home(peal: &Peal, recipient: &str) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("the directory did not learn of {recipient}");
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

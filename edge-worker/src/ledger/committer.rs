@@ -23,6 +23,12 @@ const MOST_RECEIPTS: usize = 1000;
 /// What others did may wait this long to be written, so that an idle worker does not commit for each of their messages.
 const LINGER: Duration = Duration::from_millis(50);
 
+/// Own work waits so long for company: nobody waits for a receipt as for a push.
+const LINGER_OWN: Duration = Duration::from_millis(4);
+
+/// So many jobs are company enough.
+const ENOUGH: usize = 512;
+
 /// A commit that fails is tried again this often, a second apart, before the worker gives up.
 const TRIES: u32 = 10;
 
@@ -167,8 +173,15 @@ impl<T: Send + 'static> Group<T> {
         }
     }
 
-    fn can_wait(&self) -> bool {
-        self.own.is_empty() && self.flushes.is_empty()
+    /// How long this group may wait for company; `None` if not at all.
+    fn patience(&self) -> Option<Duration> {
+        if !self.flushes.is_empty() || self.own.len() >= ENOUGH {
+            None
+        } else if self.own.is_empty() {
+            Some(LINGER)
+        } else {
+            Some(LINGER_OWN)
+        }
     }
 }
 
@@ -179,19 +192,8 @@ impl Writer {
         loop {
             let more = work.recv_many(&mut received, MOST).await > 0;
             received.drain(..).for_each(|work| group.add(work));
-            if more && group.can_wait() {
-                // What only others did waits a little for company.
-                let deadline = tokio::time::sleep(LINGER);
-                tokio::pin!(deadline);
-                while group.can_wait() {
-                    tokio::select! {
-                        count = work.recv_many(&mut received, MOST) => {
-                            received.drain(..).for_each(|work| group.add(work));
-                            if count == 0 { break }
-                        }
-                        () = &mut deadline => break,
-                    }
-                }
+            if more {
+                self.wait_for_company(&mut group, &mut work, &mut received).await;
             }
             let Some(committed) = self.commit(std::mem::replace(&mut group, Group::new())).await else {
                 return;
@@ -201,6 +203,26 @@ impl Writer {
             }
             if !more {
                 return;
+            }
+        }
+    }
+
+    /// A commit costs the same for one job and for a hundred.
+    async fn wait_for_company<T: Send + 'static>(
+        &self,
+        group: &mut Group<T>,
+        work: &mut mpsc::Receiver<Work<T>>,
+        received: &mut Vec<Work<T>>,
+    ) {
+        let begun = tokio::time::Instant::now();
+        while let Some(patience) = group.patience() {
+            let deadline = begun + patience;
+            tokio::select! {
+                count = work.recv_many(received, MOST) => {
+                    received.drain(..).for_each(|work| group.add(work));
+                    if count == 0 { return }
+                }
+                () = tokio::time::sleep_until(deadline) => return,
             }
         }
     }

@@ -1,10 +1,13 @@
 //! The JSON body of a request.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
-use axum::extract::{FromRequest, Request};
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::{
+    body::to_bytes,
+    extract::{FromRequest, Request},
+};
+use http::{HeaderMap, HeaderValue, header};
+use http_body_util::LengthLimitError;
 use serde::de::DeserializeOwned;
 use shared::{invalid::Invalid, nats::envelope};
 use tokio::time::timeout;
@@ -30,11 +33,11 @@ impl<T: DeserializeOwned> FromRequest<Arc<Parts>> for Json<T> {
             ));
         }
         let limit = parts.limits.body_bytes;
-        let bytes = timeout(BODY_TIME, Bytes::from_request(request, parts))
+        let bytes = timeout(BODY_TIME, to_bytes(request.into_body(), limit))
             .await
             .map_err(|_| Problem::new(BODY_TIMEOUT, "The body must arrive within 5 seconds."))?
-            .map_err(|rejection| match rejection.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => {
+            .map_err(|error| match error.source() {
+                Some(error) if error.is::<LengthLimitError>() => {
                     Problem::new(TOO_LARGE, format!("The body may have at most {limit} bytes."))
                 }
                 _ => Problem::new(MALFORMED, "The body could not be read to its end."),

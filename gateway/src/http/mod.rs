@@ -17,7 +17,7 @@ mod trace;
 
 use std::sync::Arc;
 
-use axum::{Router, extract::DefaultBodyLimit, middleware};
+use axum::{Router, middleware};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -57,7 +57,6 @@ pub(crate) fn router(parts: Arc<Parts>) -> Router {
     router
         .fallback(async || Problem::new(NOT_FOUND, "There is no such path; /v1/openapi.json lists them."))
         .method_not_allowed_fallback(async || Problem::new(METHOD, "The header Allow lists the methods of this path."))
-        .layer(DefaultBodyLimit::max(parts.limits.body_bytes))
         .layer(middleware::from_fn_with_state(Arc::clone(&parts), outer::around))
         .with_state(parts)
 }

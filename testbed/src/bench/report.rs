@@ -138,6 +138,16 @@ fn cpu(text: &mut String, rounds: &[Round]) -> fmt::Result {
         }
         writeln!(text)?;
     }
+    // Whatever slows the machine down slows both: this is the line to compare between runs.
+    write!(text, "| gateway + edge worker ÷ load of a + load of b |")?;
+    for column in columns.iter().take(2) {
+        let ratios = rounds.iter().map(|round| {
+            let peal = column(round).cpu_us;
+            (peal.gateway + peal.worker) / (round.jetstream.cpu_us.load + round.sender.cpu_us.load)
+        });
+        write!(text, " {:.1} |", Spread::of(ratios).median)?;
+    }
+    writeln!(text, " | |")?;
     writeln!(text)
 }
 
@@ -154,7 +164,7 @@ fn latency(text: &mut String, rounds: &[Round]) -> fmt::Result {
     writeln!(text, "| latency, ms | median | p99 |\n|---|---|---|")?;
     for (name, of_round) in [
         (
-            "accepted by the gateway",
+            "accepted by the gateway, while pushes go out",
             (|round| round.accept.latency) as fn(&Round) -> Latency,
         ),
         ("raw publish acknowledged", |round| round.pub_ack.latency),
