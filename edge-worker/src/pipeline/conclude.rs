@@ -68,7 +68,11 @@ impl Pipeline {
         }
         let mut receipts = Vec::with_capacity(verdicts.len());
         for (one, verdict) in verdicts {
-            let taken = self.carry_out(&delivery, &job, &one, &verdict, span.as_ref()).await;
+            // Seldom taken and large; every job in flight would carry its size.
+            let taken = match verdict {
+                Verdict::Final(state, ..) if state != State::Dead => Ok(()),
+                _ => Box::pin(self.carry_out(&delivery, &job, &one, &verdict, span.as_ref())).await,
+            };
             if let Err(error) = taken {
                 // The outcome is not recorded, so the attempt will be repeated: rather twice than never.
                 tracing::warn!(%error, "outcome could not be stored; job is given back");

@@ -37,7 +37,7 @@ impl Pipeline {
                     .pulled(job.class, self.clock.since(job.accepted_at));
                 Ok(Opened { delivery, job })
             }
-            Err(invalid) => Err(self.bury(delivery, &invalid).await),
+            Err(invalid) => Err(Box::pin(self.bury(delivery, &invalid)).await),
         }
     }
 

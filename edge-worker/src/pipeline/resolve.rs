@@ -42,7 +42,7 @@ impl Pipeline {
             Ok(recipient) if recipient.is_known() => recipient,
             // Not there, or not readable: the region's bucket knows for certain. A device that registered a moment ago
             // may not have reached the cache yet.
-            _ => match facts::read(&self.js, &self.region, &self.region, &key).await {
+            _ => match Box::pin(facts::read(&self.js, &self.region, &self.region, &key)).await {
                 Ok(recipient) => recipient,
                 Err(error) => {
                     tracing::warn!(%error, "recipient cannot be looked up; job waits");

@@ -144,7 +144,9 @@ impl Providers {
                     apns: Some(account), ..
                 }),
             ) => self.apns.deliver(&account, &attempt).await,
-            (Provider::Fcm, Some(Accounts { fcm: Some(account), .. })) => self.fcm.deliver(&account, &attempt).await,
+            (Provider::Fcm, Some(Accounts { fcm: Some(account), .. })) => {
+                Box::pin(self.fcm.deliver(&account, &attempt)).await
+            }
             _ => Attempted {
                 outcome: Outcome::CredentialTrouble {
                     reason: "no_credential".into(),
