@@ -4,9 +4,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use async_nats::jetstream;
 use shared::{
-    app::App,
+    app::{App, seal_name},
+    channel::Provider,
     clock::Clock,
-    id::AppId,
     lifecycle::Lifecycle,
     nats::{
         config::Config,
@@ -260,7 +260,7 @@ enum Unusable {
 fn configure(providers: &Providers, app: &App, mesh_key: &MeshKey) -> Result<(), Unusable> {
     let apns = app.apns.as_ref().map(|credential| {
         let private_key = mesh_key
-            .open(&seal_name(&app.id, "apns"), &credential.private_key)
+            .open(&seal_name(&app.id, Provider::Apns), &credential.private_key)
             .map_err(|error| Unusable::Sealed("apns.private_key", error))?;
         Ok::<_, Unusable>(ApnsAccount {
             team_id: credential.team_id.clone(),
@@ -271,7 +271,7 @@ fn configure(providers: &Providers, app: &App, mesh_key: &MeshKey) -> Result<(),
     });
     let fcm = app.fcm.as_ref().map(|credential| {
         let service_account = mesh_key
-            .open(&seal_name(&app.id, "fcm"), &credential.service_account)
+            .open(&seal_name(&app.id, Provider::Fcm), &credential.service_account)
             .map_err(|error| Unusable::Sealed("fcm.service_account", error))?;
         Ok::<_, Unusable>(FcmAccount {
             project_id: credential.project_id.clone(),
@@ -280,8 +280,4 @@ fn configure(providers: &Providers, app: &App, mesh_key: &MeshKey) -> Result<(),
     });
     providers.configure(&app.id, apns.transpose()?, fcm.transpose()?)?;
     Ok(())
-}
-
-fn seal_name(app: &AppId, provider: &str) -> String {
-    format!("{app}/{provider}")
 }

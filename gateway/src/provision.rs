@@ -9,7 +9,8 @@ use async_nats::{Client, jetstream};
 use serde::Deserialize;
 use shared::{
     api_key::{ApiKey, Scope},
-    app::{ApnsCredential, App, FcmCredential},
+    app::{ApnsCredential, App, FcmCredential, seal_name},
+    channel::Provider,
     id::{AppId, Region},
     nats::{
         config::{self, Tenants},
@@ -123,11 +124,11 @@ impl NewApp {
                 team_id: apns.team_id.clone(),
                 key_id: apns.key_id.clone(),
                 topic: apns.topic.clone(),
-                private_key: mesh_key.seal(&format!("{}/apns", self.id), &apns.private_key),
+                private_key: mesh_key.seal(&seal_name(&self.id, Provider::Apns), &apns.private_key),
             }),
             fcm: self.fcm.as_ref().map(|fcm| FcmCredential {
                 project_id: fcm.project_id.clone(),
-                service_account: mesh_key.seal(&format!("{}/fcm", self.id), &fcm.service_account),
+                service_account: mesh_key.seal(&seal_name(&self.id, Provider::Fcm), &fcm.service_account),
             }),
         }
     }

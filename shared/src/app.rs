@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    channel::Provider,
     id::{AppId, Region},
     seal::Sealed,
 };
@@ -45,4 +46,9 @@ pub struct FcmCredential {
     pub project_id: String,
     /// The service account's JSON file.
     pub service_account: Sealed,
+}
+
+/// The name under which the credential of `app` for `provider` is sealed; it opens nowhere else.
+pub fn seal_name(app: &AppId, provider: Provider) -> String {
+    format!("{app}/{provider}")
 }

@@ -8,16 +8,11 @@ use std::{
 
 use anyhow::{Context, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use gateway::provision::{self, NewApns, NewApp, NewFcm};
 use serde_json::{Value, json};
 use shared::{
-    api_key::{ApiKey, Scope},
-    app::{ApnsCredential, App, FcmCredential},
-    id::AppId,
-    nats::{
-        config,
-        connect::{self, Nats},
-        topology,
-    },
+    api_key::Scope,
+    nats::connect::{self, Nats},
     seal::MeshKey,
 };
 use tempfile::TempDir;
@@ -407,32 +402,25 @@ impl Peal {
 }
 
 async fn provision(nats: &nats::Mesh, plan: &Plan, mesh_key: &str, apns: &Apns, fcm: &Fcm) -> anyhow::Result<String> {
-    let mesh = MeshKey::from_base64(mesh_key)?;
     let client = connect::connect(&nats_settings(&nats.hub().url()), "testbed").await?;
-    let hub = connect::jetstream(client);
-    topology::apply(&hub, &topology::hub_streams(1)).await?;
-    let app: AppId = APP.parse()?;
-    config::put_app(
-        &hub,
-        &App {
-            default_region: plan.regions.first().context("a mesh has a region")?.parse()?,
-            apns: Some(ApnsCredential {
-                team_id: apns.key().team_id.clone(),
-                key_id: apns.key().key_id.clone(),
-                topic: TOPIC.into(),
-                private_key: mesh.seal(&format!("{app}/apns"), &apns.key().pem),
-            }),
-            fcm: Some(FcmCredential {
-                project_id: fcm.account().project_id.clone(),
-                service_account: mesh.seal(&format!("{app}/fcm"), &fcm.service_account_json()),
-            }),
-            id: app.clone(),
-        },
-    )
-    .await?;
-    let (key, text) = ApiKey::issue(&mesh, app, Scope::ALL.to_vec());
-    config::put_key(&hub, &key).await?;
-    Ok(text)
+    let hub = provision::hub(client);
+    provision::prepare_hub(&hub, 1).await?;
+    let app = NewApp {
+        id: APP.parse()?,
+        default_region: plan.regions.first().context("a mesh has a region")?.parse()?,
+        apns: Some(NewApns {
+            team_id: apns.key().team_id.clone(),
+            key_id: apns.key().key_id.clone(),
+            topic: TOPIC.into(),
+            private_key: apns.key().pem.clone(),
+        }),
+        fcm: Some(NewFcm {
+            project_id: fcm.account().project_id.clone(),
+            service_account: fcm.service_account_json(),
+        }),
+    };
+    let keys = provision::write_app(&hub, &MeshKey::from_base64(mesh_key)?, &app, &[Scope::ALL.to_vec()]).await?;
+    keys.into_iter().next().context("an API key")
 }
 
 fn nats_settings(url: &str) -> Nats {
