@@ -109,6 +109,8 @@ impl Gateway {
             "directory",
             until_finishing(lifecycle, parts.directory.clone().follow(js.clone())),
         );
+        let sources = topology::keep_sources_awake(js.clone(), settings.mesh.clone());
+        lifecycle.spawn("sources", until_finishing(lifecycle, sources));
         lifecycle.spawn("config", until_finishing(lifecycle, parts.config.clone().follow(js)));
         lifecycle.spawn("receipts", until_finishing(lifecycle, parts.receipts.clone().follow()));
         // Records are taken until the last request is answered.

@@ -147,7 +147,7 @@ async fn unsampled_is_not_traced_unless_it_fails_and_attempts_share_a_parent() {
 }
 
 async fn wait_home(peal: &Peal, recipient: &str) {
-    for _ in 0..200 {
+    for _ in 0..600 {
         if peal
             .ask("GET", "eu", &format!("/v1/recipients/{recipient}"), None)
             .await

@@ -346,6 +346,60 @@ pub async fn apply_consumers(js: &jetstream::Context, mesh: &Mesh) -> Result<(),
     Ok(())
 }
 
+/// How often [`keep_sources_awake`] looks.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A source that was silent for this long sleeps: awake, it hears a heartbeat every second.
+const ASLEEP: Duration = Duration::from_secs(5);
+
+/// Wakes sources for ever. A server whose source lost its origin, or was made before the origin was, tries again only
+/// after up to 45 seconds; told anew, it tries at once (0.15 s).
+pub async fn keep_sources_awake(js: jetstream::Context, mesh: Mesh) {
+    let mut ticks = tokio::time::interval(LOOK);
+    loop {
+        ticks.tick().await;
+        for config in mesh.streams() {
+            if let Err(error) = wake(&js, &config).await {
+                tracing::debug!(stream = config.name, %error, "sources could not be looked at");
+            }
+        }
+    }
+}
+
+async fn wake(js: &jetstream::Context, config: &Config) -> Result<(), async_nats::Error> {
+    let Some(wanted) = &config.sources else { return Ok(()) };
+    let stream = js.get_stream(&config.name).await?;
+    let found = &stream.cached_info().sources;
+    let awake = found
+        .iter()
+        .filter(|source| source.active.is_some_and(|silent| silent < ASLEEP))
+        .count();
+    if awake == wanted.len() {
+        return Ok(());
+    }
+    let answers = futures::future::join_all(wanted.iter().map(|source| answers(js, source))).await;
+    // Which of them sleep is not told; but if more are reachable than are awake, one of those sleeps.
+    if answers.into_iter().filter(|answers| *answers).count() > awake {
+        js.update_stream(Config {
+            sources: None,
+            ..config.clone()
+        })
+        .await?;
+        js.update_stream(config).await?;
+        tracing::info!(stream = config.name, awake, "sources woken");
+    }
+    Ok(())
+}
+
+/// Whether the origin of `source` is there.
+async fn answers(js: &jetstream::Context, source: &Source) -> bool {
+    let Some(external) = &source.external else { return true };
+    let subject = format!("{}.STREAM.INFO.{}", external.api_prefix, source.name);
+    let asked = tokio::time::timeout(LOOK, js.client().request(subject, "".into())).await;
+    let Ok(Ok(answer)) = asked else { return false };
+    serde_json::from_slice::<Map<String, Value>>(&answer.payload).is_ok_and(|info| !info.contains_key("error"))
+}
+
 /// Settings in which `found` differs from `wanted`. What `wanted` leaves at its default is the server's to choose.
 fn differences(wanted: &Config, found: &Config) -> Vec<String> {
     let as_map = |config: &Config| match serde_json::to_value(config) {
