@@ -85,7 +85,7 @@ async fn wait_known(peal: &Peal) -> anyhow::Result<()> {
         for region in ["eu", "us"] {
             let path = format!("/v1/recipients/{recipient}");
             let mut tries = 0;
-            while peal.ask("GET", region, &path, None).await?.0 != 200 && tries < 100 {
+            while peal.ask("GET", region, &path, None).await?.0 != 200 && tries < 400 {
                 tries += 1;
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
