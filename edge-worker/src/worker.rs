@@ -80,15 +80,12 @@ impl EdgeWorker {
         std::fs::create_dir_all(&settings.data).map_err(|error| StartError::Io("data", error))?;
         let client = connect::connect(&settings.nats, &format!("peal-edge-worker {}", settings.name)).await?;
         let js = connect::jetstream(client.clone());
-        for change in topology::apply(&js, &settings.mesh.streams()).await? {
-            report(&change);
-        }
-        topology::apply_consumers(&js, &settings.mesh).await?;
+        topology::apply_region(&js, &settings.mesh).await?;
 
         let store = cache::Store::open(&settings.data.join("cache.redb"))?;
         let cache_sync = cache::Sync::new(js.clone(), store.clone(), telemetry.metrics.clone());
         let cache_caught_up = cache_sync.caught_up();
-        lifecycle.spawn("cache", until_finished(lifecycle, cache_sync.run()));
+        lifecycle.spawn_endless("cache", cache_sync.run());
 
         let ledger_file = settings.data.join("ledger.redb");
         let (ledger_store, _aside) = ledger::Store::open(&ledger_file, &settings.name, rand::random())?;
@@ -98,7 +95,7 @@ impl EdgeWorker {
         lifecycle.spawn("ledger", writer);
         let ledger_sync = ledger::Sync::new(js.clone(), ledger.clone(), committer.clone(), region.clone());
         let ledger_caught_up = ledger_sync.caught_up();
-        lifecycle.spawn("receipts", until_finished(lifecycle, ledger_sync.run()));
+        lifecycle.spawn_endless("receipts", ledger_sync.run());
 
         let announcer = Announcer {
             js: js.clone(),
@@ -109,7 +106,7 @@ impl EdgeWorker {
         lifecycle.spawn("announcer", announcer.run(safe));
 
         let config = Config::default();
-        lifecycle.spawn("config", until_finished(lifecycle, config.clone().follow(js.clone())));
+        lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
         let janitor = Janitor {
             js: js.clone(),
             mesh: settings.mesh.clone(),
@@ -118,7 +115,7 @@ impl EdgeWorker {
             keep: Duration::from_secs(settings.keep_s),
             remember: Duration::from_secs(settings.remember_s),
         };
-        lifecycle.spawn("janitor", until_finished(lifecycle, janitor.run()));
+        lifecycle.spawn_endless("janitor", janitor.run());
 
         let listener = TcpListener::bind(settings.admin_listen)
             .await
@@ -150,7 +147,7 @@ impl EdgeWorker {
         });
         let (known, configured) = watch::channel(false);
         let follow = keep_configured(pipeline.clone(), config, mesh_key, known);
-        lifecycle.spawn("credentials", until_finished(lifecycle, follow));
+        lifecycle.spawn_endless("credentials", follow);
         let start = pull_when_ready(
             js,
             pipeline,
@@ -166,28 +163,6 @@ impl EdgeWorker {
     /// Where health, readiness and metrics are served.
     pub fn admin(&self) -> SocketAddr {
         self.admin
-    }
-}
-
-fn report(change: &topology::Change) {
-    if let topology::Change::Drifted(..) = change {
-        tracing::error!(%change, "topology");
-    } else {
-        tracing::info!(%change, "topology");
-    }
-}
-
-/// Runs `task` until the process is to finish; followers have no end of their own.
-fn until_finished(
-    lifecycle: &Lifecycle,
-    task: impl Future<Output = ()> + Send + 'static,
-) -> impl Future<Output = ()> + Send + 'static {
-    let lifecycle = lifecycle.clone();
-    async move {
-        tokio::select! {
-            () = task => {}
-            () = lifecycle.finishing() => {}
-        }
     }
 }
 

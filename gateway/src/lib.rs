@@ -13,9 +13,8 @@ mod publish;
 mod receipts;
 mod record;
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 
-use async_nats::jetstream;
 use shared::{
     clock::Clock,
     lifecycle::Lifecycle,
@@ -23,7 +22,7 @@ use shared::{
         config::Config,
         connect::{self, ConnectError},
         directory::Directory,
-        topology::{self, ApplyError, Change, Mesh},
+        topology::{self, ApplyError},
     },
     telemetry::Telemetry,
 };
@@ -77,7 +76,7 @@ impl Gateway {
         let instance = format!("{:016x}", Uuid::new_v4().as_u64_pair().0);
         let name = format!("gateway-{}-{instance}", settings.mesh.region);
         let js = connect::jetstream(connect::connect(&settings.nats, &name).await?);
-        apply_topology(&js, &settings.mesh).await?;
+        topology::apply_region(&js, &settings.mesh).await?;
 
         let here = settings.mesh.region.clone();
         let (recorder, writer) = record::pair(js.clone(), here.clone(), name);
@@ -105,14 +104,11 @@ impl Gateway {
         let listener = TcpListener::bind(settings.listen).await.map_err(refused)?;
         let addr = listener.local_addr().map_err(refused)?;
 
-        lifecycle.spawn(
-            "directory",
-            until_finishing(lifecycle, parts.directory.clone().follow(js.clone())),
-        );
+        lifecycle.spawn_endless("directory", parts.directory.clone().follow(js.clone()));
         let sources = topology::keep_sources_awake(js.clone(), settings.mesh.clone());
-        lifecycle.spawn("sources", until_finishing(lifecycle, sources));
-        lifecycle.spawn("config", until_finishing(lifecycle, parts.config.clone().follow(js)));
-        lifecycle.spawn("receipts", until_finishing(lifecycle, parts.receipts.clone().follow()));
+        lifecycle.spawn_endless("sources", sources);
+        lifecycle.spawn_endless("config", parts.config.clone().follow(js));
+        lifecycle.spawn_endless("receipts", parts.receipts.clone().follow());
         // Records are taken until the last request is answered.
         let answered = CancellationToken::new();
         lifecycle.spawn_job(writer.run(answered.clone()));
@@ -139,28 +135,4 @@ impl Gateway {
 /// The description of the HTTP API (`OpenAPI` 3.1, JSON), as served at `/v1/openapi.json`.
 pub fn openapi() -> String {
     http::describe()
-}
-
-async fn apply_topology(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
-    for change in topology::apply(js, &mesh.streams()).await? {
-        match change {
-            Change::Created(_) | Change::Updated(..) => tracing::info!(%change, "topology"),
-            Change::Drifted(..) => tracing::error!(%change, "topology drifted; an operator must decide"),
-        }
-    }
-    topology::apply_consumers(js, mesh).await
-}
-
-/// Runs `task`, which never ends by itself, until the process finishes.
-fn until_finishing(
-    lifecycle: &Lifecycle,
-    task: impl Future<Output = ()> + Send + 'static,
-) -> impl Future<Output = ()> + Send + 'static {
-    let lifecycle = lifecycle.clone();
-    async move {
-        tokio::select! {
-            () = task => {}
-            () = lifecycle.finishing() => {}
-        }
-    }
 }

@@ -37,6 +37,14 @@ impl Lifecycle {
         });
     }
 
+    /// Runs `task`, which has no end of its own, until the process is to finish; then drops it.
+    pub fn spawn_endless(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let finish = self.finish.clone();
+        self.spawn(name, async move {
+            finish.run_until_cancelled(task).await;
+        });
+    }
+
     /// Runs `task` to its end; shutdown waits for it, but its end means nothing.
     pub fn spawn_job(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(task);

@@ -374,7 +374,7 @@ mod tests {
         let path = folder.path().join("ledger.redb");
         let outgoing = |number| Outgoing {
             number,
-            subject: "receipt.x".into(),
+            subject: "a.subject".into(),
             payload: vec![1, 2],
         };
         let writer = {

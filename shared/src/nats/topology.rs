@@ -332,11 +332,25 @@ pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Cha
     Ok(changes)
 }
 
+/// Makes a region's streams and consumers match, and says in the log what was done about it.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn apply_region(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
+    for change in apply(js, &mesh.streams()).await? {
+        match change {
+            Change::Created(_) | Change::Updated(..) => tracing::info!(%change, "topology"),
+            Change::Drifted(..) => tracing::error!(%change, "topology drifted; an operator must decide"),
+        }
+    }
+    apply_consumers(js, mesh).await
+}
+
 /// Makes the server's consumers match.
 ///
 /// # Errors
 /// When the server does not answer or refuses.
-pub async fn apply_consumers(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
+async fn apply_consumers(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
     for (stream, config) in mesh.consumers() {
         let name = config.durable_name.clone().unwrap_or_default();
         js.create_consumer_on_stream(config, stream)
