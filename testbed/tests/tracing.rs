@@ -12,7 +12,7 @@ use testbed::{
     sink::{Seen, Sink, hex, tree},
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn start(sample_ratio: f64) -> (Sink, Peal) {
     let sink = Sink::start().await.unwrap();
