@@ -1,8 +1,11 @@
 //! Names and identifiers, valid by construction.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, marker::PhantomData, str::FromStr, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, Visitor},
+};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -12,8 +15,7 @@ use crate::{channel::Channel, channel::Provider, digest::derive, invalid::Invali
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $what:literal, $rule:literal, $check:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
         #[schema(value_type = String)]
         pub struct $name(Arc<str>);
 
@@ -32,16 +34,15 @@ macro_rules! name {
             }
         }
 
-        impl TryFrom<String> for $name {
-            type Error = RuleBroken;
-            fn try_from(text: String) -> Result<Self, RuleBroken> {
-                text.parse().map_err(|_: Invalid| RuleBroken($rule))
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
             }
         }
 
-        impl From<$name> for String {
-            fn from(name: $name) -> String {
-                name.0.as_ref().to_owned()
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_str(Parse::<Self>($rule, PhantomData))
             }
         }
 
@@ -53,10 +54,20 @@ macro_rules! name {
     };
 }
 
-/// The rule a name broke; the reader of the document adds the field.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("{0}")]
-pub struct RuleBroken(&'static str);
+/// Parses a string where it lies; the reader of the document adds the field to the rule that is broken.
+struct Parse<T>(&'static str, PhantomData<T>);
+
+impl<T: FromStr> Visitor<'_> for Parse<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(|_| E::custom(self.0))
+    }
+}
 
 fn is_token(text: &str, most: usize) -> bool {
     (1..=most).contains(&text.len())

@@ -1,5 +1,8 @@
 //! Rendering: a push as the JSON that each provider takes. Depends on the push alone, so it is done once a job.
 
+use std::collections::BTreeMap;
+
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::{invalid::Invalid, push::Priority, push::Push};
@@ -14,32 +17,63 @@ pub const SURELY_FITS: usize = 3500;
 
 /// The body of `POST /3/device/{token}` (Apple: Generating a remote notification).
 pub fn apns(push: &Push) -> Vec<u8> {
-    let mut aps = Map::new();
-    if push.silent {
-        aps.insert("content-available".into(), json!(1));
+    let payload = Apns {
+        aps: Aps {
+            alert: (push.title.is_some() || push.body.is_some()).then_some(Alert {
+                title: push.title.as_deref(),
+                body: push.body.as_deref(),
+            }),
+            badge: push.badge,
+            content_available: push.silent.then_some(1),
+            // A notification service extension fetches the picture; Apple runs it only for mutable content.
+            mutable_content: push.image.is_some().then_some(1),
+            sound: push.sound.as_deref(),
+        },
+        image: push.image.as_deref().filter(|_| !push.data.contains_key("image")),
+        data: &push.data,
+    };
+    match &push.apns {
+        Some(over) if !over.payload.is_empty() => {
+            let Ok(Value::Object(mut members)) = serde_json::to_value(&payload) else {
+                unreachable!("strings and numbers always make an object")
+            };
+            lay_over(&mut members, &over.payload);
+            serialize(&members)
+        }
+        _ => serialize(&payload),
     }
-    if push.title.is_some() || push.body.is_some() {
-        let mut alert = Map::new();
-        put(&mut alert, "title", push.title.as_deref());
-        put(&mut alert, "body", push.body.as_deref());
-        aps.insert("alert".into(), Value::Object(alert));
-    }
-    put(&mut aps, "badge", push.badge);
-    put(&mut aps, "sound", push.sound.as_deref());
-    if push.image.is_some() {
-        // A notification service extension fetches the picture; Apple runs it only for mutable content.
-        aps.insert("mutable-content".into(), json!(1));
-    }
-    let mut payload = Map::new();
-    payload.insert("aps".into(), Value::Object(aps));
-    put(&mut payload, "image", push.image.as_deref());
-    for (key, value) in &push.data {
-        payload.insert(key.clone(), json!(value));
-    }
-    if let Some(over) = &push.apns {
-        lay_over(&mut payload, &over.payload);
-    }
-    serialize(&payload)
+}
+
+#[derive(Serialize)]
+struct Apns<'a> {
+    aps: Aps<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<&'a str>,
+    #[serde(flatten)]
+    data: &'a BTreeMap<String, String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Aps<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alert: Option<Alert<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    badge: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_available: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mutable_content: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sound: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Alert<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    title: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<&'a str>,
 }
 
 /// The `message` of FCM HTTP v1 without its target, for [`fcm_request`].

@@ -9,5 +9,6 @@ pub mod nats;
 pub mod peal;
 pub mod process;
 pub mod providers;
+pub mod push;
 pub mod simulate;
 pub mod sink;

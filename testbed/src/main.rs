@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use testbed::{bench, child, demo, simulate};
+use testbed::{bench, child, demo, push, simulate};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -23,6 +23,9 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Simulates APNs and FCM for any client.
     Simulate(simulate::SimulateArgs),
+    /// Pushes with Peal's own APNs client to any server.
+    #[command(hide = true)]
+    Push(push::PushArgs),
     /// Runs a gateway.
     #[command(hide = true)]
     Gateway(child::ChildArgs),
@@ -38,6 +41,7 @@ async fn main() -> ExitCode {
         Command::EdgeWorker(args) => return child::edge_worker(args).await,
         Command::Demo(args) => demo::run(args).await,
         Command::Bench(args) => bench::run(args).await,
+        Command::Push(args) => push::run(args).await,
         Command::Simulate(args) => simulate::run(args).await.map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {

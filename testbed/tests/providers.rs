@@ -175,7 +175,8 @@ impl Rig {
     ) -> Attempted {
         let job = job(&self.app, event, push, accepted_at);
         let address = address(&self.app, provider, token);
-        let message = Message::render(&job);
+        let job = Arc::new(job);
+        let message = Message::render(job.clone());
         self.providers
             .deliver(Attempt {
                 app: &self.app,
@@ -849,6 +850,8 @@ async fn a_restarted_apns_is_found_again() {
     assert!(accepted(&rig.apple("beef").await));
     let (addr, key) = (apns.addr(), apns.key().clone());
     apns.stop().await;
+    // What is sent before the close has arrived here would be in doubt.
+    tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(rig.apple("beef").await.outcome, endpoint("connect"));
     let _again = Apns::start(ApnsConfig {
         listen: addr,

@@ -24,7 +24,7 @@ const MOST_RECEIPTS: usize = 1000;
 const LINGER: Duration = Duration::from_millis(50);
 
 /// Own work waits so long for company: nobody waits for a receipt as for a push.
-const LINGER_OWN: Duration = Duration::from_millis(4);
+const LINGER_OWN: Duration = Duration::from_millis(8);
 
 /// So many jobs are company enough.
 const ENOUGH: usize = 512;

@@ -85,8 +85,8 @@ impl Pipeline {
         }
         let ticket = Ticket::new(delivery, Some(reserved), span);
         Ok(Settlement {
-            app: job.app,
-            origin: job.origin,
+            app: job.app.clone(),
+            origin: job.origin.clone(),
             receipts,
             ticket,
         })

@@ -1,6 +1,8 @@
 //! Decides whether to send at all: is it still worth it, and does the recipient agree? Asked at the last moment before
 //! sending, so that what was said a second ago counts.
 
+use std::sync::Arc;
+
 use shared::{
     job::Job,
     receipt::{Receipt, State},
@@ -14,7 +16,7 @@ use crate::{delivery::Delivery, providers::Message};
 #[derive(Debug)]
 pub(super) struct Ready {
     pub(super) delivery: Delivery,
-    pub(super) job: Job,
+    pub(super) job: Arc<Job>,
     pub(super) reserved: Reserved,
     pub(super) addresses: Vec<(Address, u64)>,
     pub(super) message: Message,
@@ -37,7 +39,7 @@ impl Pipeline {
             preferences: _,
         } = addressed;
         Ok(Ready {
-            message: Message::render(&job),
+            message: Message::render(job.clone()),
             delivery,
             job,
             reserved,
@@ -74,8 +76,8 @@ impl Pipeline {
             .collect();
         let ticket = Ticket::new(delivery, Some(reserved), span);
         Stop::Settle(Box::new(Settlement {
-            app: job.app,
-            origin: job.origin,
+            app: job.app.clone(),
+            origin: job.origin.clone(),
             receipts,
             ticket,
         }))

@@ -19,7 +19,7 @@ use crate::delivery::Delivery;
 #[derive(Debug)]
 pub(super) struct Fresh {
     pub(super) delivery: Delivery,
-    pub(super) job: Job,
+    pub(super) job: Arc<Job>,
     pub(super) reserved: Reserved,
 }
 
@@ -85,8 +85,8 @@ impl Pipeline {
             self.telemetry.metrics.duplicate();
             return Err(Stop::Settle(Box::new(Settlement {
                 ticket: Ticket::new(delivery, Some(reserved), None),
-                app: job.app,
-                origin: job.origin,
+                app: job.app.clone(),
+                origin: job.origin.clone(),
                 receipts: Vec::new(),
             })));
         }

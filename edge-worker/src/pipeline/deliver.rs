@@ -1,5 +1,7 @@
 //! Hands the message to the providers, all addresses of the recipient at once.
 
+use std::sync::Arc;
+
 use futures::future::join_all;
 use jiff::Timestamp;
 use shared::{job::Job, recipient::Address};
@@ -14,7 +16,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Tried {
     pub(super) delivery: Delivery,
-    pub(super) job: Job,
+    pub(super) job: Arc<Job>,
     pub(super) reserved: Reserved,
     pub(super) attempts: Vec<OneTried>,
 }
@@ -61,7 +63,10 @@ impl Pipeline {
                 attempted,
             }
         };
-        let attempts = join_all(addresses.into_iter().map(one)).await;
+        let attempts = match <[_; 1]>::try_from(addresses) {
+            Ok([only]) => vec![one(only).await],
+            Err(several) => Box::pin(join_all(several.into_iter().map(one))).await,
+        };
         Tried {
             delivery,
             job,

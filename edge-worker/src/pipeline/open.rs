@@ -1,6 +1,6 @@
 //! Reads a message. What cannot be read is kept among the dead letters and never tried again.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use shared::{
     channel::Channel,
@@ -18,7 +18,7 @@ use crate::{delivery::Delivery, pipeline::conclude::DeadLetter};
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) delivery: Delivery,
-    pub(super) job: Job,
+    pub(super) job: Arc<Job>,
 }
 
 impl Pipeline {
@@ -35,7 +35,10 @@ impl Pipeline {
                 self.telemetry
                     .metrics
                     .pulled(job.class, self.clock.since(job.accepted_at));
-                Ok(Opened { delivery, job })
+                Ok(Opened {
+                    delivery,
+                    job: job.into(),
+                })
             }
             Err(invalid) => Err(Box::pin(self.bury(delivery, &invalid)).await),
         }

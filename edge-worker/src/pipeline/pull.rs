@@ -159,7 +159,8 @@ impl Lane {
                 continue;
             };
             if connect::connects(&client) == connected {
-                lifecycle.spawn_job(pipeline.clone().run(delivery));
+                // The runtime moves a task's future several times before it runs; this one has some kilobytes.
+                lifecycle.spawn_job(Box::pin(pipeline.clone().run(delivery)));
             } else {
                 // Sent before the connection was lost, or asked for while it was: not to be worked on before
                 // everybody has settled down.

@@ -1,6 +1,6 @@
 //! Finds the addresses of the recipient.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use shared::{
     channel::{Channel, Provider},
@@ -21,7 +21,7 @@ use crate::delivery::Delivery;
 #[derive(Debug)]
 pub(super) struct Addressed {
     pub(super) delivery: Delivery,
-    pub(super) job: Job,
+    pub(super) job: Arc<Job>,
     pub(super) reserved: Reserved,
     pub(super) addresses: Vec<(Address, u64)>,
     pub(super) preferences: Preferences,

@@ -1,6 +1,10 @@
 //! What is sent, rendered once per job and shared by all of its deliveries.
 
-use std::{fmt, sync::OnceLock};
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use a2::CollapseId;
 use bytes::Bytes;
@@ -12,8 +16,7 @@ use super::apns::unrepeated;
 
 /// What is sent, shared by all deliveries of a job. Each provider's form is rendered when the first address needs it.
 pub struct Message {
-    push: Push,
-    collapse_id: String,
+    job: Arc<Job>,
     collapse_header: OnceLock<Option<HeaderValue>>,
     apns: OnceLock<Bytes>,
     fcm: OnceLock<Map<String, Value>>,
@@ -21,13 +24,9 @@ pub struct Message {
 
 impl Message {
     /// The message of `job`.
-    pub fn render(job: &Job) -> Self {
-        let push = job.body.push.clone();
-        // Without a key of the caller's the job's id makes a repeated attempt replace the first copy on the device.
-        let collapse_id = push.collapse_key.clone().unwrap_or_else(|| job.id.to_string());
+    pub fn render(job: Arc<Job>) -> Self {
         Self {
-            push,
-            collapse_id,
+            job,
             collapse_header: OnceLock::new(),
             apns: OnceLock::new(),
             fcm: OnceLock::new(),
@@ -36,28 +35,33 @@ impl Message {
 
     /// The push itself.
     pub fn push(&self) -> &Push {
-        &self.push
+        &self.job.body.push
     }
 
     /// What makes a later copy replace an earlier one on the device: the collapse key, or the job's id.
-    pub fn collapse_id(&self) -> &str {
-        &self.collapse_id
+    pub fn collapse_id(&self) -> Cow<'_, str> {
+        match &self.push().collapse_key {
+            Some(key) => Cow::Borrowed(key),
+            // A repeated attempt replaces the first copy on the device.
+            None => Cow::Owned(self.job.id.to_string()),
+        }
     }
 
     /// The body for APNs.
     pub fn apns(&self) -> &Bytes {
-        self.apns.get_or_init(|| payload::apns(&self.push).into())
+        self.apns.get_or_init(|| payload::apns(self.push()).into())
     }
 
     /// The message for FCM, without its target.
     pub fn fcm(&self) -> &Map<String, Value> {
-        self.fcm.get_or_init(|| payload::fcm(&self.push, &self.collapse_id))
+        self.fcm.get_or_init(|| payload::fcm(self.push(), &self.collapse_id()))
     }
 
     /// `apns-collapse-id`; `None` if Apple would refuse it.
     pub(super) fn collapse_header(&self) -> Option<&HeaderValue> {
         let header = || {
-            let id = CollapseId::new(&self.collapse_id).ok()?;
+            let id = self.collapse_id();
+            let id = CollapseId::new(&id).ok()?;
             HeaderValue::from_str(id.value).ok().map(unrepeated)
         };
         self.collapse_header.get_or_init(header).as_ref()

@@ -34,13 +34,12 @@ pub const BATCH: &str = "Peal-Batch";
 
 /// The first value of the header called `name`, whatever its case: other clients write `Traceparent`.
 pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name).map(async_nats::HeaderValue::as_str).or_else(|| {
-        headers
-            .iter()
-            .find(|(key, _)| AsRef::<str>::as_ref(*key).eq_ignore_ascii_case(name))
-            .and_then(|(_, values)| values.first())
-            .map(async_nats::HeaderValue::as_str)
-    })
+    // Looking at the handful there are is cheaper than making a key to look up.
+    headers
+        .iter()
+        .find(|(key, _)| AsRef::<str>::as_ref(*key).eq_ignore_ascii_case(name))
+        .and_then(|(_, values)| values.first())
+        .map(async_nats::HeaderValue::as_str)
 }
 
 /// The headers of a fresh job.

@@ -235,16 +235,20 @@ pub fn recipient_path(key: &RecipientKey) -> String {
 
 /// Reads a fact's key; `None` for what this version does not know.
 pub fn parse_fact_key(text: &str) -> Option<(RecipientKey, FactName)> {
-    let mut tokens = text.split('.');
-    let app = tokens.next()?.parse().ok()?;
-    let recipient = unescape(tokens.next()?)?;
-    let name = match (tokens.next()?, tokens.next()) {
-        ("profile", None) => FactName::Profile,
-        ("preferences", None) => FactName::Preferences,
-        ("address", Some(id)) => FactName::Address(id.parse().ok()?),
-        _ => return None,
-    };
-    Some((RecipientKey { app, recipient }, name))
+    let (app, rest) = text.split_once('.')?;
+    let (recipient, name) = rest.split_once('.')?;
+    let (app, recipient) = (app.parse().ok()?, unescape(recipient)?);
+    Some((RecipientKey { app, recipient }, parse_fact_name(name)?))
+}
+
+/// Reads what follows the recipient in a fact's key; `None` for what this version does not know.
+pub fn parse_fact_name(text: &str) -> Option<FactName> {
+    match text.split_once('.') {
+        None if text == "profile" => Some(FactName::Profile),
+        None if text == "preferences" => Some(FactName::Preferences),
+        Some(("address", id)) => id.parse().ok().map(FactName::Address),
+        _ => None,
+    }
 }
 
 /// Writes `=XX` for every byte that a key of a bucket may not contain. The result has no dot.

@@ -107,7 +107,7 @@ async fn without_nats_it_is_not_ready_and_refuses_and_then_recovers() {
 
 /// Stops the nats-server and asks, one request after the other, until one is refused: then those before it hold all places.
 /// Returns the answers to come and the refusal.
-async fn hold_all_places<'a>(rig: &'a Rig) -> (FuturesUnordered<impl Future<Output = Answer> + 'a>, Answer) {
+async fn hold_all_places(rig: &Rig) -> (FuturesUnordered<impl Future<Output = Answer>>, Answer) {
     eu(rig).pause().unwrap();
     let mut held = FuturesUnordered::new();
     for n in 0..20 {

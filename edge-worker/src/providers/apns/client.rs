@@ -6,16 +6,15 @@ use std::{
     time::Duration,
 };
 
+use h2::RecvStream;
 use http::{HeaderMap, HeaderName, StatusCode};
-use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use shared::clock::Clock;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::rustls::ClientConfig;
 
 use super::{
     config::{Account, ApnsAccount, Settings},
-    connection::{Connection, NoAnswer},
+    connection::{Connection, NoAnswer, read},
     dial::Host,
     outcome::{Circumstances, Remedy, Verdict, judge},
     pool::Pool,
@@ -192,15 +191,15 @@ impl Apns {
         }
     }
 
-    async fn judge(&self, account: &Account, status: StatusCode, answer: http::Response<Incoming>) -> Verdict {
+    async fn judge(&self, account: &Account, status: StatusCode, answer: http::Response<RecvStream>) -> Verdict {
         let at = Circumstances {
             status: status.as_u16(),
             retry_after: retry_after(answer.headers(), self.clock.now()),
             token_wait: account.team.token.wait_to_change(),
         };
-        match Limited::new(answer.into_body(), MOST_BODY).collect().await {
-            Ok(body) => judge(&body.to_bytes(), &at),
-            Err(_) => Outcome::retry_later("answer_incomplete", at.retry_after).into(),
+        match read(answer.into_body(), MOST_BODY).await {
+            Some(body) => judge(&body, &at),
+            None => Outcome::retry_later("answer_incomplete", at.retry_after).into(),
         }
     }
 }

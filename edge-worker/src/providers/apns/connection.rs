@@ -1,17 +1,16 @@
 //! One HTTP/2 connection, and what became of a request on it.
 
 use std::{
-    error::Error as _,
+    future::poll_fn,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use h2::RecvStream;
 use http::{Request, Response};
-use http_body_util::Full;
-use hyper::body::Incoming;
 use tokio::{sync::Notify, time::Instant};
 
 use super::dial::{Host, SendRequest};
@@ -26,6 +25,7 @@ pub(super) struct Connection {
     pub(super) host: Arc<Host>,
     pub(super) opened: Instant,
     sender: SendRequest,
+    closed: AtomicBool,
     /// Tells the driver to look at the peer's limit.
     pub(super) recheck: Arc<Notify>,
     answers: AtomicU64,
@@ -52,6 +52,7 @@ impl Connection {
             host,
             opened: Instant::now(),
             sender,
+            closed: AtomicBool::new(false),
             recheck: Arc::default(),
             answers: AtomicU64::new(0),
             last_answer: AtomicU64::new(0),
@@ -59,9 +60,8 @@ impl Connection {
     }
 
     /// Sends `request` and waits for the head of the answer.
-    pub(super) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, NoAnswer> {
-        let sent = self.sender.clone().try_send_request(request);
-        match sent.await {
+    pub(super) async fn send(&self, request: Request<Bytes>) -> Result<Response<RecvStream>, NoAnswer> {
+        match self.exchange(request).await {
             Ok(answer) => {
                 self.last_answer.store(self.age_us(), Ordering::Relaxed);
                 let answers = self.answers.fetch_add(1, Ordering::Relaxed);
@@ -71,9 +71,7 @@ impl Connection {
                 }
                 Ok(answer)
             }
-            Err(failed) if failed.message().is_some() => Err(NoAnswer::Unsent),
-            Err(failed) => {
-                let why = classify(failed.error());
+            Err(why) => {
                 if why == NoAnswer::Refused {
                     self.recheck.notify_one();
                 }
@@ -82,9 +80,31 @@ impl Connection {
         }
     }
 
+    async fn exchange(&self, request: Request<Bytes>) -> Result<Response<RecvStream>, NoAnswer> {
+        let mut sender = self.sender.clone();
+        let (head, body) = request.into_parts();
+        let sent = match poll_fn(|context| sender.poll_ready(context)).await {
+            Ok(()) => sender.send_request(Request::from_parts(head, ()), false),
+            Err(error) => Err(error),
+        };
+        // What h2 does not take, it does not send: the connection has ended, or the peer has said that it will.
+        let (answer, mut stream) = sent.map_err(|_| {
+            self.close();
+            NoAnswer::Unsent
+        })?;
+        // If the stream has ended meanwhile, its answer says why.
+        let (Ok(()) | Err(_)) = stream.send_data(body, true);
+        answer.await.map_err(|error| classify(&error))
+    }
+
+    /// Says that new requests cannot be sent any more.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
     /// Whether new requests cannot be sent any more.
     pub(super) fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// Whether nothing at all was answered since `then`.
@@ -98,14 +118,27 @@ impl Connection {
     }
 }
 
-fn classify(error: &hyper::Error) -> NoAnswer {
-    let h2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
-    match h2 {
+fn classify(error: &h2::Error) -> NoAnswer {
+    if error.is_go_away() && error.is_remote() {
         // h2 gives the peer's GOAWAY as the error of exactly those streams that lie above its last stream.
-        Some(h2) if h2.is_go_away() && h2.is_remote() => NoAnswer::Unsent,
-        Some(h2) if h2.is_reset() && h2.is_remote() && h2.reason() == Some(h2::Reason::REFUSED_STREAM) => {
-            NoAnswer::Refused
-        }
-        _ => NoAnswer::Broken,
+        NoAnswer::Unsent
+    } else if error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM) {
+        NoAnswer::Refused
+    } else {
+        NoAnswer::Broken
     }
+}
+
+/// The body of an answer; `None` if it breaks off or has more than `most` bytes.
+pub(super) async fn read(mut body: RecvStream, most: usize) -> Option<Bytes> {
+    let mut whole = BytesMut::new();
+    while let Some(piece) = body.data().await {
+        let piece = piece.ok()?;
+        body.flow_control().release_capacity(piece.len()).ok()?;
+        if whole.len() + piece.len() > most {
+            return None;
+        }
+        whole.extend_from_slice(&piece);
+    }
+    Some(whole.freeze())
 }

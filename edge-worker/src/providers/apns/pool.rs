@@ -2,18 +2,18 @@
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use bytes::Bytes;
+use h2::{Ping, PingPong, RecvStream};
 use http::{Request, Response};
-use http_body_util::Full;
-use hyper::body::Incoming;
 use tokio::{
     select,
-    sync::{Notify, oneshot},
-    time::{Instant, interval_at, sleep},
+    sync::oneshot,
+    time::{Instant, interval_at, sleep, timeout},
 };
 use tokio_rustls::rustls::ClientConfig;
 
@@ -31,6 +31,11 @@ const NARROW_CHECKED_EVERY: Duration = Duration::from_millis(100);
 
 /// How often a connection that could not be had to a preferred endpoint looks whether it can be now.
 const PREFERRED_TRIED_EVERY: Duration = Duration::from_mins(1);
+
+/// A connection is pinged this often, and given up when no answer comes within [`PING_TIMEOUT`]. Without it a connection
+/// whose peer vanished lives until the kernel gives up, some fifteen minutes.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// For how long the narrowness of a fresh connection is no reason to open another.
 const FRESH: Duration = Duration::from_secs(1);
@@ -93,7 +98,7 @@ impl Lease {
     }
 
     /// Sends `request` and waits for the head of the answer.
-    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, NoAnswer> {
+    pub(super) async fn send(&mut self, request: Request<Bytes>) -> Result<Response<RecvStream>, NoAnswer> {
         self.due_since = Some(Instant::now());
         let answer = self.connection.send(request).await;
         self.due_since = None;
@@ -288,13 +293,7 @@ impl Pool {
                 Ok((sender, driver)) => {
                     self.endpoints.worked(index);
                     let connection = Arc::new(Connection::new(id, host.clone(), sender));
-                    tokio::spawn(drive(
-                        Arc::downgrade(self),
-                        id,
-                        index,
-                        connection.recheck.clone(),
-                        driver,
-                    ));
+                    tokio::spawn(drive(Arc::downgrade(self), index, Arc::downgrade(&connection), driver));
                     return Ok(connection);
                 }
                 Err(unreachable) => {
@@ -322,9 +321,13 @@ impl Pool {
 
 /// Runs a connection, and tells the pool how much it may carry and when it has ended. Holds neither of them, because
 /// the connection closes when the last who may use it is gone.
-async fn drive(pool: Weak<Pool>, id: u64, index: usize, recheck: Arc<Notify>, mut driver: Driver) {
+async fn drive(pool: Weak<Pool>, index: usize, connection: Weak<Connection>, mut driver: Driver) {
+    let Some((id, recheck)) = connection.upgrade().map(|this| (this.id, this.recheck.clone())) else {
+        return;
+    };
     let mut limit = 1;
     let mut preferred = interval_at(Instant::now() + PREFERRED_TRIED_EVERY, PREFERRED_TRIED_EVERY);
+    let mut silence = pin!(until_silent(driver.ping_pong()));
     loop {
         select! {
             biased;
@@ -336,8 +339,9 @@ async fn drive(pool: Weak<Pool>, id: u64, index: usize, recheck: Arc<Notify>, mu
                     pool.look_for_preferred(id, index);
                 }
             }
+            () = &mut silence => break,
         }
-        let allowed = driver.current_max_send_streams().min(MOST_STREAMS);
+        let allowed = driver.max_concurrent_send_streams().min(MOST_STREAMS);
         // A tenth is left, because the peer may lower its limit while requests are on their way.
         let now = (allowed * 9 / 10).max(1);
         if now != limit {
@@ -347,7 +351,23 @@ async fn drive(pool: Weak<Pool>, id: u64, index: usize, recheck: Arc<Notify>, mu
             }
         }
     }
+    if let Some(connection) = connection.upgrade() {
+        connection.close();
+    }
     if let Some(pool) = pool.upgrade() {
         pool.retire(id);
+    }
+}
+
+/// Ends when a ping is not answered.
+async fn until_silent(pings: Option<PingPong>) {
+    let Some(mut pings) = pings else {
+        return std::future::pending().await;
+    };
+    loop {
+        sleep(PING_EVERY).await;
+        if !matches!(timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
+            return;
+        }
     }
 }

@@ -6,7 +6,6 @@ use http::{
     header::AUTHORIZATION,
     uri::{Authority, PathAndQuery, Scheme},
 };
-use http_body_util::Full;
 use shared::id::DeliveryId;
 
 use super::config::{Account, topic};
@@ -28,7 +27,7 @@ pub(super) fn request(
     attempt: &Attempt<'_>,
     authority: &Authority,
     authorization: &HeaderValue,
-) -> Result<Request<Full<Bytes>>, &'static str> {
+) -> Result<Request<Bytes>, &'static str> {
     let push = attempt.message.push();
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(AUTHORIZATION, authorization.clone());
@@ -49,7 +48,7 @@ pub(super) fn request(
     let collapse = attempt.message.collapse_header().ok_or("BadCollapseId")?;
     headers.insert(&APNS_COLLAPSE_ID, collapse.clone());
 
-    let mut request = Request::new(Full::new(attempt.message.apns().clone()));
+    let mut request = Request::new(attempt.message.apns().clone());
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
     *request.uri_mut() = uri(authority, attempt.address.token.reveal()).ok_or("BadDeviceToken")?;
@@ -104,6 +103,8 @@ fn uri(authority: &Authority, token: &str) -> Option<Uri> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use jiff::Timestamp;
     use shared::{
         channel::{Channel, Class, Provider},
@@ -156,7 +157,7 @@ mod tests {
         }
     }
 
-    fn requested(push: Push, adjust: impl FnOnce(&mut Address)) -> Result<Request<Full<Bytes>>, &'static str> {
+    fn requested(push: Push, adjust: impl FnOnce(&mut Address)) -> Result<Request<Bytes>, &'static str> {
         let settings = Settings {
             ca_file: None,
             ..Settings::default()
@@ -171,7 +172,8 @@ mod tests {
         let job = job(push);
         let mut address = address(&job.app);
         adjust(&mut address);
-        let message = Message::render(&job);
+        let job = Arc::new(job);
+        let message = Message::render(job.clone());
         let attempt = Attempt {
             app: &job.app,
             address: &address,

@@ -1,0 +1,144 @@
+//! `testbed push`: Peal's own APNs client against any HTTP/2 server, for servers that nobody here wrote.
+
+use std::{collections::BTreeMap, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use edge_worker::providers::{self, ApnsAccount, Attempt, Attempted, Message, Outcome, Providers, apns};
+use futures::{StreamExt, stream};
+use jiff::Timestamp;
+use serde_json::json;
+use shared::{
+    channel::{Channel, Class, Provider},
+    clock::Clock,
+    id::{AddressId, AppId, EventId, JobId, NotificationId},
+    job::{Body, Job},
+    push::Push,
+    recipient::{Address, AddressKind, Environment, Token},
+};
+
+use crate::providers::ApnsKey;
+
+/// Pushes to the device tokens 00000000, 00000001 and so on, and prints as JSON how often each outcome came.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PushArgs {
+    /// `host:port` of the server.
+    #[arg(long)]
+    pub apns: String,
+    /// A PEM file with the certificate authority to trust.
+    #[arg(long)]
+    pub ca: PathBuf,
+    /// How many pushes.
+    #[arg(long, default_value_t = 1)]
+    pub count: usize,
+    /// How many of them may be under way at once.
+    #[arg(long, default_value_t = 1)]
+    pub together: usize,
+    /// Most connections.
+    #[arg(long, default_value_t = 1)]
+    pub connections: usize,
+    /// Bytes of text in each push.
+    #[arg(long, default_value_t = 4)]
+    pub text: usize,
+    /// Milliseconds until a push that is not answered is given up.
+    #[arg(long, default_value_t = 10_000)]
+    pub timeout_ms: u64,
+}
+
+/// Sends them.
+pub async fn run(args: PushArgs) -> anyhow::Result<ExitCode> {
+    let settings = providers::Settings {
+        apns: apns::Settings {
+            production: vec![args.apns],
+            ca_file: Some(args.ca),
+            connections: args.connections,
+            timeout_ms: args.timeout_ms,
+            ..apns::Settings::default()
+        },
+        ..providers::Settings::default()
+    };
+    let clock = Clock::system();
+    let providers = Providers::new(&settings, clock.clone())?;
+    let app: AppId = "shop".parse()?;
+    let key = ApnsKey::generate("PEALTEAM01", "PEALKEY001")?;
+    let account = ApnsAccount {
+        team_id: key.team_id.clone(),
+        key_id: key.key_id.clone(),
+        topic: "com.example.shop".into(),
+        private_key: key.pem.clone(),
+    };
+    providers.configure(&app, Some(account), None)?;
+    let job = Arc::new(job(&app, "x".repeat(args.text), clock.now())?);
+    let attempts: Vec<Attempted> = stream::iter(0..args.count)
+        .map(|n| push(&providers, &job, n))
+        .buffer_unordered(args.together.max(1))
+        .collect()
+        .await;
+    let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
+    for attempted in &attempts {
+        *outcomes.entry(name(&attempted.outcome)).or_default() += 1;
+    }
+    let slowest = attempts.iter().map(|attempted| attempted.took).max();
+    let told = json!({ "outcomes": outcomes, "slowest_ms": slowest.unwrap_or(Duration::ZERO).as_millis() });
+    writeln!(std::io::stdout(), "{told}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn push(providers: &Providers, job: &Arc<Job>, n: usize) -> Attempted {
+    let token = format!("{n:08x}");
+    let address = Address {
+        id: AddressId::of(&job.app, Provider::Apns, &token),
+        provider: Provider::Apns,
+        token: Token::new(Provider::Apns, token).expect("eight hexadecimal digits are a token"),
+        kind: AddressKind::Device,
+        environment: Environment::Production,
+        topic: None,
+        registered_at: Timestamp::UNIX_EPOCH,
+    };
+    let message = Message::render(job.clone());
+    let attempt = Attempt {
+        app: &job.app,
+        address: &address,
+        delivery: job.delivery(address.id),
+        message: &message,
+        expires_at: job.expires_at(),
+    };
+    providers.deliver(attempt).await
+}
+
+fn job(app: &AppId, text: String, now: Timestamp) -> anyhow::Result<Job> {
+    let (event, recipient): (EventId, _) = ("conformance".parse()?, "ann".parse()?);
+    Ok(Job {
+        id: JobId::of(app, &event, &recipient, Channel::Push),
+        notification: NotificationId::of(app, &event),
+        app: app.clone(),
+        channel: Channel::Push,
+        class: Class::Normal,
+        origin: "eu".parse()?,
+        accepted_at: now,
+        attempt: 1,
+        remaining: None,
+        body: Body {
+            event_id: Some(event),
+            recipient,
+            category: None,
+            push: Push {
+                title: Some(text),
+                ..Push::default()
+            },
+        },
+    })
+}
+
+fn name(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Accepted { .. } => "accepted".into(),
+        Outcome::RetryLater { reason, .. } => format!("retry_later {reason}"),
+        Outcome::AddressGone { reason, since } => {
+            let since = since.map(Timestamp::as_millisecond).unwrap_or_default();
+            format!("address_gone {reason} {since}")
+        }
+        Outcome::Rejected { reason } => format!("rejected {reason}"),
+        Outcome::Ambiguous { reason } => format!("ambiguous {reason}"),
+        Outcome::CredentialTrouble { reason, .. } => format!("credential_trouble {reason}"),
+        Outcome::EndpointTrouble { reason, .. } => format!("endpoint_trouble {reason}"),
+    }
+}
