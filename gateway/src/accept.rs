@@ -40,7 +40,6 @@ pub(crate) struct Order {
 /// What became of it.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    pub(crate) notification: NotificationId,
     pub(crate) jobs: usize,
     pub(crate) duplicates: usize,
 }
@@ -105,7 +104,6 @@ pub(crate) async fn accept(parts: &Parts, order: Order, trace: &Trace) -> Result
         },
     );
     Ok(Outcome {
-        notification,
         jobs: count,
         duplicates,
     })

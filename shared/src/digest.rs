@@ -8,9 +8,19 @@ use uuid::Uuid;
 /// Each part is followed by a zero byte, which no identifier may contain, so that no two lists of parts run
 /// together. A service in any language can compute the same value; the README of this crate shows how.
 pub fn derive(kind: &str, parts: &[&str]) -> Uuid {
+    let bytes = std::iter::once(&kind).chain(parts).map(|part| part.as_bytes());
+    uuid(bytes)
+}
+
+/// The same of content, of which only the digest is to be kept.
+pub fn of_content(content: &[u8]) -> Uuid {
+    uuid([b"content", content].into_iter())
+}
+
+fn uuid<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Uuid {
     let mut hash = Context::new(&SHA256);
-    for part in std::iter::once(&kind).chain(parts) {
-        hash.update(part.as_bytes());
+    for part in parts {
+        hash.update(part);
         hash.update(&[0]);
     }
     let mut first = [0; 16];

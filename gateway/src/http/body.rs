@@ -3,7 +3,7 @@
 use std::{error::Error, sync::Arc, time::Duration};
 
 use axum::{
-    body::to_bytes,
+    body::{Bytes, to_bytes},
     extract::{FromRequest, Request},
 };
 use http::{HeaderMap, HeaderValue, header};
@@ -26,24 +26,40 @@ impl<T: DeserializeOwned> FromRequest<Arc<Parts>> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        if !is_json(request.headers()) {
-            return Err(Problem::new(
-                MEDIA_TYPE,
-                "Send the header Content-Type: application/json.",
-            ));
-        }
-        let limit = parts.limits.body_bytes;
-        let bytes = timeout(BODY_TIME, to_bytes(request.into_body(), limit))
-            .await
-            .map_err(|_| Problem::new(BODY_TIMEOUT, "The body must arrive within 5 seconds."))?
-            .map_err(|error| match error.source() {
-                Some(error) if error.is::<LengthLimitError>() => {
-                    Problem::new(TOO_LARGE, format!("The body may have at most {limit} bytes."))
-                }
-                _ => Problem::new(MALFORMED, "The body could not be read to its end."),
-            })?;
-        parse(&bytes).map(Self)
+        parse(&read(request, parts).await?).map(Self)
     }
+}
+
+/// The body as `T`, and as it came.
+#[derive(Debug)]
+pub(crate) struct Verbatim<T>(pub(crate) T, pub(crate) Bytes);
+
+impl<T: DeserializeOwned> FromRequest<Arc<Parts>> for Verbatim<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, parts: &Arc<Parts>) -> Result<Self, Problem> {
+        let bytes = read(request, parts).await?;
+        Ok(Self(parse(&bytes)?, bytes))
+    }
+}
+
+async fn read(request: Request, parts: &Parts) -> Result<Bytes, Problem> {
+    if !is_json(request.headers()) {
+        return Err(Problem::new(
+            MEDIA_TYPE,
+            "Send the header Content-Type: application/json.",
+        ));
+    }
+    let limit = parts.limits.body_bytes;
+    timeout(BODY_TIME, to_bytes(request.into_body(), limit))
+        .await
+        .map_err(|_| Problem::new(BODY_TIMEOUT, "The body must arrive within 5 seconds."))?
+        .map_err(|error| match error.source() {
+            Some(error) if error.is::<LengthLimitError>() => {
+                Problem::new(TOO_LARGE, format!("The body may have at most {limit} bytes."))
+            }
+            _ => Problem::new(MALFORMED, "The body could not be read to its end."),
+        })
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

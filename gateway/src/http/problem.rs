@@ -75,6 +75,18 @@ pub(crate) const HOME_MOVE: Kind = kind(
     "A recipient's home cannot be changed yet",
     None,
 );
+pub(crate) const KEY_IN_USE: Kind = kind(
+    "idempotency_key_in_use",
+    StatusCode::CONFLICT,
+    "The first request with this key is still in progress",
+    Some(1),
+);
+pub(crate) const KEY_REUSED: Kind = kind(
+    "idempotency_key_reused",
+    StatusCode::UNPROCESSABLE_ENTITY,
+    "This key was used for another request",
+    None,
+);
 pub(crate) const TOO_LARGE: Kind = kind(
     "too_large",
     StatusCode::PAYLOAD_TOO_LARGE,
@@ -138,7 +150,7 @@ pub(crate) const STATUS_UNAVAILABLE: Kind = kind(
 
 /// Every kind, for the documentation.
 #[cfg(test)]
-pub(crate) const KINDS: [Kind; 19] = [
+pub(crate) const KINDS: [Kind; 21] = [
     MALFORMED,
     INVALID,
     CHANNEL_UNAVAILABLE,
@@ -148,6 +160,8 @@ pub(crate) const KINDS: [Kind; 19] = [
     METHOD,
     BODY_TIMEOUT,
     HOME_MOVE,
+    KEY_IN_USE,
+    KEY_REUSED,
     TOO_LARGE,
     MEDIA_TYPE,
     OVERLOADED,

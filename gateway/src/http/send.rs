@@ -6,28 +6,33 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use http::{StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use shared::{
     channel::{Channel, Class},
-    id::{Category, EventId, NotificationId, RecipientId},
+    digest::of_content,
+    id::{AppId, Category, EventId, NotificationId, RecipientId},
     invalid::Invalid,
+    nats::idempotency::{self, Answer, Claim},
     push::Push,
 };
 use tokio::time::timeout;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::{
     auth::{Caller, ToSend},
-    body::Json,
+    body::Verbatim,
     named::IdempotencyKey,
-    problem::{CHANNEL_UNAVAILABLE, Document, Problem, REGION_UNAVAILABLE, TIMEOUT},
+    problem::{CHANNEL_UNAVAILABLE, Document, KEY_IN_USE, KEY_REUSED, Problem, REGION_UNAVAILABLE, TIMEOUT},
     trace::Trace,
 };
 use crate::{
-    accept::{Order, Outcome, Refused, accept},
+    accept::{Order, Refused, accept},
     parts::Parts,
 };
+
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// A notification to send.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -84,20 +89,24 @@ pub(crate) struct SendResponse {
 /// Send a notification
 ///
 /// The answer 202 means that every job is stored and will be worked on whatever fails then. Any other answer may be
-/// repeated with the same event id, without sending anything twice.
+/// repeated with the same event id, without sending anything twice. With the header `Idempotency-Key` any gateway of any
+/// region answers a repetition as the first request was answered.
 #[utoipa::path(
     post,
     path = "/v1/notifications",
     operation_id = "sendNotification",
     tag = "notifications",
     params(
-        ("Idempotency-Key" = Option<String>, Header, description = "The event id; 1 to 255 printable ASCII characters"),
+        ("Idempotency-Key" = Option<String>, Header, description = "The event id; 1 to 255 printable ASCII characters. \
+            For two days the same key with the same body is given the same answer; with another body it is refused"),
         ("traceparent" = Option<String>, Header, description = "W3C trace context of the caller"),
     ),
     request_body = SendRequest,
     responses(
         (status = 202, description = "Stored", body = SendResponse, headers(
             ("Location" = String, description = "Where the status of the notification is"),
+            ("Idempotent-Replayed" = String, description = "`true` if this answers a repetition of the header \
+                Idempotency-Key with what the first request was answered"),
         )),
         (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
         (status = 503, description = "Not stored, or not surely; repeat with the same event id",
@@ -110,9 +119,9 @@ pub(crate) async fn send(
     caller: Caller<ToSend>,
     trace: Trace,
     IdempotencyKey(key): IdempotencyKey,
-    Json(request): Json<SendRequest>,
+    Verbatim(request, text): Verbatim<SendRequest>,
 ) -> Result<Response, Problem> {
-    let event = event(key, request.event_id)?;
+    let event = event(key.clone(), request.event_id)?;
     if !Channel::CARRIED.contains(&request.channel) {
         return Err(Problem::new(
             CHANNEL_UNAVAILABLE,
@@ -121,7 +130,7 @@ pub(crate) async fn send(
     }
     check(&request.to.recipients, parts.limits.recipients)?;
     let order = Order {
-        app: caller.app,
+        app: caller.app.clone(),
         event: event.clone(),
         recipients: request.to.recipients,
         channel: request.channel,
@@ -129,13 +138,58 @@ pub(crate) async fn send(
         category: request.category,
         push: request.push,
     };
-    match timeout(parts.limits.request_timeout(), accept(&parts, order, &trace)).await {
-        Ok(Ok(outcome)) => Ok(stored(&outcome, event, trace.id())),
+    let held = match key {
+        None => None,
+        Some(key) => match claim(&parts, &caller, &key, of_content(&text)).await? {
+            Claim::Held(held) => Some(held),
+            Claim::Answered(answer) => return Ok(replayed(&order.app.id, answer)),
+            Claim::InProgress => return Err(Problem::new(KEY_IN_USE, "Repeat after the time in Retry-After.")),
+            Claim::OtherRequest => {
+                let detail =
+                    "The header Idempotency-Key names a request with another body; a new request needs a new key.";
+                return Err(Problem::new(KEY_REUSED, detail));
+            }
+        },
+    };
+    let accepted = timeout(parts.limits.request_timeout(), accept(&parts, order, &trace)).await;
+    let nothing_stored = matches!(&accepted, Ok(Err(Refused::Invalid(_) | Refused::NoSuchRegion(_))));
+    let answer = match accepted {
+        Ok(Ok(outcome)) => Ok(Answer {
+            event_id: event,
+            jobs: outcome.jobs,
+            duplicates: outcome.duplicates,
+            trace_id: trace.id(),
+        }),
         Ok(Err(refused)) => Err(problem(refused).event(event)),
         Err(_) => {
             let detail = "It is not known what was stored. Repeat with the same event id; no job is sent twice.";
             Err(Problem::new(TIMEOUT, detail).event(event))
         }
+    };
+    if let Some(held) = held {
+        match &answer {
+            Ok(answer) => held.complete(&parts.js, answer.clone()).await,
+            Err(_) => held.release(&parts.js, nothing_stored).await,
+        }
+    }
+    answer.map(|answer| stored(&caller.app.id, answer))
+}
+
+async fn claim(parts: &Parts, caller: &Caller<ToSend>, key: &EventId, request: Uuid) -> Result<Claim, Problem> {
+    let alone = parts.regions.len() == 1;
+    let claimed = idempotency::claim(
+        &parts.js,
+        &parts.here,
+        alone,
+        &caller.app.id,
+        key,
+        request,
+        parts.clock.now(),
+    );
+    match timeout(parts.limits.request_timeout(), claimed).await {
+        Ok(Ok(claim)) => Ok(claim),
+        Ok(Err(error)) => Err(Problem::from(error).event(key.clone())),
+        Err(_) => Err(Problem::new(TIMEOUT, "Nothing was stored; repeating is safe.").event(key.clone())),
     }
 }
 
@@ -169,16 +223,32 @@ fn check(recipients: &[RecipientId], most: usize) -> Result<(), Invalid> {
     }
 }
 
-fn stored(outcome: &Outcome, event_id: EventId, trace_id: Option<String>) -> Response {
-    let answer = SendResponse {
-        notification_id: outcome.notification,
+fn stored(app: &AppId, answer: Answer) -> Response {
+    let notification_id = NotificationId::of(app, &answer.event_id);
+    let location = format!("/v1/notifications/{notification_id}");
+    let Answer {
         event_id,
-        jobs: outcome.jobs,
-        duplicates: outcome.duplicates,
+        jobs,
+        duplicates,
+        trace_id,
+    } = answer;
+    let answer = SendResponse {
+        notification_id,
+        event_id,
+        jobs,
+        duplicates,
         trace_id,
     };
-    let location = format!("/v1/notifications/{}", outcome.notification);
     (StatusCode::ACCEPTED, [(header::LOCATION, location)], axum::Json(answer)).into_response()
+}
+
+/// The answer of the first request, said again.
+fn replayed(app: &AppId, answer: Answer) -> Response {
+    let mut response = stored(app, answer);
+    response
+        .headers_mut()
+        .insert(REPLAYED, HeaderValue::from_static("true"));
+    response
 }
 
 fn problem(refused: Refused) -> Problem {

@@ -1,12 +1,11 @@
 //! Facts about recipients: written from any region, kept in the home region.
 
-use std::time::Duration;
-
 use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
-use futures::StreamExt;
-use serde_json::json;
 
-use super::{envelope, publish, subject, topology};
+use super::{
+    direct, publish, subject,
+    topology::{self, Domain},
+};
 use crate::{
     id::Region,
     recipient::{Fact, FactName, Recipient, RecipientKey},
@@ -86,7 +85,7 @@ fn subject_for(here: &Region, home: &Region, key: &RecipientKey, name: FactName)
     }
 }
 
-/// Everything that `home` knows of a recipient, with one request (JetStream multi-get, ADR-31).
+/// Everything that `home` knows of a recipient.
 ///
 /// # Errors
 /// When `home` does not answer within two seconds, or what it keeps cannot be read.
@@ -96,53 +95,21 @@ pub async fn read(
     home: &Region,
     key: &RecipientKey,
 ) -> Result<Recipient, NotRead> {
-    tokio::time::timeout(Duration::from_secs(2), multi_get(js, here, home, key))
-        .await
-        .unwrap_or(Err(NotRead::NoAnswer))
-}
-
-async fn multi_get(
-    js: &jetstream::Context,
-    here: &Region,
-    home: &Region,
-    key: &RecipientKey,
-) -> Result<Recipient, NotRead> {
-    let client = js.client();
-    let api = if here == home {
-        "$JS.API".to_owned()
+    let domain = if here == home {
+        Domain::Here
     } else {
-        format!("$JS.{home}.API")
+        Domain::Region(home)
     };
-    let inbox = client.new_inbox();
-    let mut answers = client.subscribe(inbox.clone()).await.map_err(|_| NotRead::NoAnswer)?;
-    let request = json!({ "multi_last": [subject::facts_of(key)] }).to_string();
-    client
-        .publish_with_reply(
-            format!("{api}.DIRECT.GET.{}", topology::RECIPIENTS),
-            inbox,
-            request.into(),
-        )
+    let found = direct::last_of(js, &domain, topology::RECIPIENTS, &[subject::facts_of(key)])
         .await
         .map_err(|_| NotRead::NoAnswer)?;
     let mut recipient = Recipient::default();
-    while let Some(message) = answers.next().await {
-        match message.status.map(|status| status.as_u16()) {
-            // End of the batch; nothing found.
-            Some(204 | 404) => return Ok(recipient),
-            Some(_) => return Err(NotRead::NoAnswer),
-            None => {}
-        }
-        let headers = message.headers.unwrap_or_default();
-        if envelope::header(&headers, "KV-Operation").is_some() {
-            continue;
-        }
-        let stored = envelope::header(&headers, "Nats-Subject").unwrap_or_default();
-        let Some((_, name)) = subject::fact_key_of(stored).and_then(subject::parse_fact_key) else {
+    for found in found.into_iter().filter(|found| !found.is_removal()) {
+        let Some((_, name)) = subject::fact_key_of(&found.subject).and_then(subject::parse_fact_key) else {
             continue;
         };
-        let revision = envelope::header(&headers, "Nats-Sequence").and_then(|text| text.parse().ok());
-        let fact = Fact::decode(name, &message.payload).map_err(|_| NotRead::Unreadable)?;
-        recipient.learn(fact, revision.ok_or(NotRead::Unreadable)?);
+        let fact = Fact::decode(name, &found.payload).map_err(|_| NotRead::Unreadable)?;
+        recipient.learn(fact, found.sequence);
     }
-    Err(NotRead::NoAnswer)
+    Ok(recipient)
 }

@@ -2,10 +2,12 @@
 
 pub mod config;
 pub mod connect;
+pub mod direct;
 pub mod directory;
 pub mod envelope;
 pub mod facts;
 pub mod follow;
+pub mod idempotency;
 pub mod publish;
 pub mod subject;
 pub mod topology;

@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Write};
 
+use uuid::Uuid;
+
 use crate::{
     channel::{Channel, Class},
     id::{AddressId, AppId, JobId, RecipientId, Region},
@@ -11,13 +13,14 @@ use crate::{
 
 /// First tokens of every subject of Peal's own. A leaf link must not carry them: what is published in one region
 /// belongs to that region's streams alone, and only sourcing takes it further.
-pub const LOCAL_PREFIXES: [&str; 8] = [
+pub const LOCAL_PREFIXES: [&str; 9] = [
     "notify",
     "due",
     "schedule",
     "receipt",
     "dead",
     "directory",
+    "idempotency",
     "fact",
     "$KV.recipients",
 ];
@@ -153,6 +156,21 @@ pub fn directory_home(region: &Region, key: &RecipientKey) -> String {
 /// Where `region` says whose an address is.
 pub fn directory_owner(region: &Region, app: &AppId, address: AddressId) -> String {
     format!("directory.{region}.owner.{app}.{address}")
+}
+
+/// Records of idempotency keys that `region` wrote.
+pub fn idempotency_filter(region: &Region) -> String {
+    format!("idempotency.{region}.>")
+}
+
+/// What `region` says of an idempotency key, named by its digest.
+pub fn idempotency(region: &Region, app: &AppId, key: Uuid) -> String {
+    format!("idempotency.{region}.{app}.{key}")
+}
+
+/// What all regions say of an idempotency key.
+pub fn idempotency_anywhere(app: &AppId, key: Uuid) -> String {
+    format!("idempotency.*.{app}.{key}")
 }
 
 /// A parsed directory subject.

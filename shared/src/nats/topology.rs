@@ -41,6 +41,28 @@ pub const CONFIG: &str = "KV_config";
 /// The `JetStream` domain of the hub. No region may have this name.
 pub const HUB: &str = "hub";
 
+/// What idempotency keys were used for; every region holds all of it.
+pub const IDEMPOTENCY: &str = "IDEMPOTENCY";
+
+/// Whose JetStream is asked.
+#[derive(Debug, Clone, Copy)]
+pub enum Domain<'a> {
+    /// That of the server one is connected to.
+    Here,
+    /// That of another region.
+    Region(&'a Region),
+}
+
+impl Domain<'_> {
+    /// The prefix of its API's subjects.
+    pub fn api(&self) -> String {
+        match self {
+            Self::Here => "$JS.API".to_owned(),
+            Self::Region(region) => format!("$JS.{region}.API"),
+        }
+    }
+}
+
 /// The durable consumer on [`SCHEDULE`] for work that is due again.
 pub const RETRY_CONSUMER: &str = "retry";
 
@@ -86,15 +108,23 @@ impl Mesh {
 
     /// The streams of this region.
     pub fn streams(&self) -> Vec<Config> {
-        let here = &self.region;
-        let base = |name: &str, subjects: Vec<String>| Config {
+        [self.work(), self.records(), self.knowledge()].concat()
+    }
+
+    fn base(&self, name: &str, subjects: Vec<String>) -> Config {
+        Config {
             name: name.to_owned(),
             subjects,
             discard: DiscardPolicy::New,
             num_replicas: self.replicas,
             allow_direct: true,
             ..Config::default()
-        };
+        }
+    }
+
+    /// What is to be done, here, elsewhere and later.
+    fn work(&self) -> Vec<Config> {
+        let here = &self.region;
         let notify = Config {
             max_age: WORK_AGE,
             max_bytes: self.max_bytes,
@@ -102,7 +132,7 @@ impl Mesh {
             allow_atomic_publish: true,
             // One filter for all channels: the filter is part of the source's identity, and another one would replay all.
             sources: self.sources(|other| source(OUTBOX, other.as_str(), Some(subject::notify_all_filter(here)))),
-            ..base(
+            ..self.base(
                 NOTIFY,
                 Channel::CARRIED
                     .iter()
@@ -121,7 +151,7 @@ impl Mesh {
             max_bytes: self.max_bytes,
             duplicate_window: DUPLICATE_WINDOW,
             allow_atomic_publish: true,
-            ..base(OUTBOX, outbound.collect())
+            ..self.base(OUTBOX, outbound.collect())
         };
         let schedule = Config {
             // A retry is removed when it is done; only what waits is worth keeping.
@@ -133,11 +163,22 @@ impl Mesh {
             allow_rollup: true,
             // The server refuses schedules together with `New`; without other limits nothing is discarded but by age.
             discard: DiscardPolicy::Old,
-            ..base(
+            ..self.base(
                 SCHEDULE,
                 vec![subject::SCHEDULE_FILTER.into(), subject::DUE_FILTER.into()],
             )
         };
+        // A mesh of one region has nothing to send elsewhere, and a stream needs subjects.
+        if outbox.subjects.is_empty() {
+            vec![notify, schedule]
+        } else {
+            vec![outbox, notify, schedule]
+        }
+    }
+
+    /// What happened.
+    fn records(&self) -> Vec<Config> {
+        let here = &self.region;
         let receipts = Config {
             max_age: 3 * DAY,
             duplicate_window: HOUR,
@@ -148,18 +189,32 @@ impl Mesh {
                     Some(subject::receipt_origin_filter(other, here)),
                 )
             }),
-            ..base(RECEIPTS, vec![subject::receipt_filter(here)])
+            ..self.base(RECEIPTS, vec![subject::receipt_filter(here)])
         };
         let dead = Config {
             max_age: 28 * DAY,
             duplicate_window: HOUR,
-            ..base(DEAD, vec![subject::dead_filter(here)])
+            ..self.base(DEAD, vec![subject::dead_filter(here)])
         };
+        let idempotency = Config {
+            max_age: super::idempotency::KEPT,
+            max_messages_per_subject: 1,
+            sources: self
+                .sources(|other| source(IDEMPOTENCY, other.as_str(), Some(subject::idempotency_filter(other)))),
+            discard: DiscardPolicy::Old,
+            ..self.base(IDEMPOTENCY, vec![subject::idempotency_filter(here)])
+        };
+        vec![receipts, dead, idempotency]
+    }
+
+    /// What is known of recipients and apps.
+    fn knowledge(&self) -> Vec<Config> {
+        let here = &self.region;
         let directory = Config {
             max_messages_per_subject: 1,
             sources: self.sources(|other| source(DIRECTORY, other.as_str(), Some(subject::directory_filter(other)))),
             discard: DiscardPolicy::Old,
-            ..base(DIRECTORY, vec![subject::directory_filter(here)])
+            ..self.base(DIRECTORY, vec![subject::directory_filter(here)])
         };
         let recipients = Config {
             max_messages_per_subject: 1,
@@ -172,7 +227,7 @@ impl Mesh {
                 }],
                 ..source(OUTBOX, other.as_str(), None)
             }),
-            ..base(RECIPIENTS, vec![subject::FACTS_FILTER.into()])
+            ..self.base(RECIPIENTS, vec![subject::FACTS_FILTER.into()])
         };
         let config = Config {
             max_messages_per_subject: 1,
@@ -180,14 +235,9 @@ impl Mesh {
             deny_delete: true,
             // Not a mirror: a source can be woken after a cut (0.15 s), a mirror takes up to 39 s.
             sources: Some(vec![source(CONFIG, HUB, None)]),
-            ..base(CONFIG, Vec::new())
+            ..self.base(CONFIG, Vec::new())
         };
-        let mut streams = vec![notify, schedule, receipts, dead, directory, recipients, config];
-        // A mesh of one region has nothing to send elsewhere, and a stream needs subjects.
-        if !outbox.subjects.is_empty() {
-            streams.insert(0, outbox);
-        }
-        streams
+        vec![directory, recipients, config]
     }
 
     fn sources(&self, of: impl Fn(&Region) -> Source) -> Option<Vec<Source>> {

@@ -3,13 +3,23 @@
 use std::collections::HashSet;
 
 use futures::{StreamExt, future::join_all};
+use gateway::provision;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use shared::{
+    api_key::Scope,
+    digest::of_content,
     job::Job,
-    nats::{envelope, follow, topology},
+    nats::{
+        connect::{self, Nats},
+        envelope, follow,
+        idempotency::{self, Answer, Claim},
+        topology,
+    },
 };
+use testbed::nats::{self, Mesh};
 
-use crate::rig::{Rig, region, send};
+use crate::rig::{Rig, app, eventually, region, send};
 
 /// Every job that a stream holds, with its headers.
 async fn jobs(rig: &Rig, stream: &str) -> Vec<(String, async_nats::HeaderMap, Job)> {
@@ -97,7 +107,7 @@ async fn repeating_an_event_stores_nothing_twice() {
     assert_eq!((&again.body["jobs"], &again.body["duplicates"]), (&json!(3), &json!(2)));
     assert_eq!(rig.count(topology::NOTIFY).await, 3);
 
-    // The header says the same as the field, and neither makes every request a new one.
+    // The header names the event too, and neither makes every request a new one.
     let body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
     let request = || {
         rig.request("POST", "/v1/notifications")
@@ -113,6 +123,151 @@ async fn repeating_an_event_stores_nothing_twice() {
         send(request()).await.body["event_id"]
     );
     assert_eq!(rig.count(topology::NOTIFY).await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_answered_once_and_for_all() {
+    let rig = Rig::start().await;
+    let ask = async |key: &str, recipient: &str| {
+        let body = json!({ "to": { "recipients": [recipient] }, "push": { "title": "Hi" } });
+        let request = rig.request("POST", "/v1/notifications").bearer_auth(&rig.key);
+        send(request.header("Idempotency-Key", key).json(&body)).await
+    };
+    let first = ask("k1", "ann").await;
+    assert_eq!((first.status, first.header("idempotent-replayed")), (202, None));
+    for _ in 0..2 {
+        let again = ask("k1", "ann").await;
+        assert_eq!((again.status, again.header("idempotent-replayed")), (202, Some("true")));
+        assert_eq!(
+            (&again.body, again.header("location")),
+            (&first.body, first.header("location"))
+        );
+    }
+    let other = ask("k1", "bob").await;
+    assert_eq!(
+        (other.status, other.code()),
+        (422, "idempotency_key_reused"),
+        "{other:?}"
+    );
+    assert_eq!(rig.count(topology::NOTIFY).await, 1);
+
+    // What stored nothing keeps no key.
+    let silly = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "x".repeat(5000) } });
+    let request = rig.request("POST", "/v1/notifications").bearer_auth(&rig.key);
+    let refused = send(request.header("Idempotency-Key", "k2").json(&silly)).await;
+    assert_eq!(
+        (refused.status, refused.code()),
+        (422, "validation_failed"),
+        "{refused:?}"
+    );
+    assert_eq!(ask("k2", "ann").await.status, 202);
+
+    // Another app's key of the same name is another key.
+    let key = rig.issue("bank", Scope::ALL).await;
+    let body = json!({ "to": { "recipients": ["eve"] }, "push": { "title": "Hi" } });
+    let request = rig.request("POST", "/v1/notifications").bearer_auth(&key);
+    let others = send(request.header("Idempotency-Key", "k1").json(&body)).await;
+    assert_eq!((others.status, others.header("idempotent-replayed")), (202, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_requests_with_one_key_at_once_one_is_worked_on() {
+    let rig = Rig::start().await;
+    let body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
+    for round in 0..5 {
+        let asked = join_all((0..16).map(|_| {
+            let request = rig.request("POST", "/v1/notifications").bearer_auth(&rig.key);
+            send(request.header("Idempotency-Key", format!("k{round}")).json(&body))
+        }));
+        let (mut fresh, mut ids) = (0, HashSet::new());
+        for answer in asked.await {
+            match answer.status {
+                202 => {
+                    fresh += usize::from(answer.header("idempotent-replayed").is_none());
+                    ids.insert(answer.body["notification_id"].to_string());
+                }
+                409 => {
+                    assert_eq!(answer.code(), "idempotency_key_in_use");
+                    assert_eq!(answer.header("retry-after"), Some("1"));
+                }
+                _ => panic!("{answer:?}"),
+            }
+        }
+        assert_eq!((fresh, ids.len()), (1, 1));
+    }
+    assert_eq!(rig.count(topology::NOTIFY).await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_was_used_in_one_region_is_known_in_the_others() {
+    let nats = Mesh::start(nats::from_env().unwrap(), &["eu", "us"]).await.unwrap();
+    let mut regions = Vec::new();
+    for name in ["eu", "us"] {
+        let settings = Nats {
+            url: nats.region(name).url(),
+            user: Some(nats::USER.into()),
+            password: Some(nats::PASSWORD.to_owned().into()),
+            nkey_file: None,
+            ca_file: None,
+        };
+        let client = connect::connect(&settings, "test").await.unwrap();
+        if regions.is_empty() {
+            provision::prepare_hub(&provision::hub(client.clone()), 1)
+                .await
+                .unwrap();
+        }
+        let mesh = topology::Mesh {
+            region: region(name),
+            regions: vec![region("eu"), region("us")],
+            replicas: 1,
+            max_bytes: -1,
+        };
+        let js = connect::jetstream(client);
+        topology::apply_region(&js, &mesh).await.unwrap();
+        tokio::spawn(topology::keep_sources_awake(js.clone(), mesh));
+        regions.push((region(name), js));
+    }
+    let now = Timestamp::from_second(1_800_000_000).unwrap();
+    let claim = async |at: usize, content: &[u8]| {
+        let (here, js) = &regions[at];
+        idempotency::claim(
+            js,
+            here,
+            false,
+            &app(),
+            &"k1".parse().unwrap(),
+            of_content(content),
+            now,
+        )
+        .await
+        .unwrap()
+    };
+    let Claim::Held(held) = claim(0, b"a").await else {
+        panic!("nobody holds it")
+    };
+    eventually("us knows that eu holds it", async || match claim(1, b"a").await {
+        Claim::InProgress => true,
+        Claim::Held(held) => {
+            held.release(&regions[1].1, true).await;
+            false
+        }
+        other => panic!("{other:?}"),
+    })
+    .await;
+    let answer = Answer {
+        event_id: "k1".parse().unwrap(),
+        jobs: 1,
+        duplicates: 0,
+        trace_id: None,
+    };
+    held.complete(&regions[0].1, answer.clone()).await;
+    eventually(
+        "eu has answered",
+        async || matches!(claim(1, b"a").await, Claim::Answered(said) if said == answer),
+    )
+    .await;
+    assert!(matches!(claim(1, b"b").await, Claim::OtherRequest));
+    assert!(matches!(claim(0, b"b").await, Claim::OtherRequest));
 }
 
 /// Bodies that break a rule: the status, the code and the field of the answer. The value 5551234 must not come back.
