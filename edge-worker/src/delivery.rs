@@ -14,7 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 /// A message under way through the pipeline, and the permit under which it was pulled.
 #[derive(Debug)]
 pub struct Delivery {
-    message: Option<Message>,
+    /// Boxed, because a delivery is handed on from stage to stage and a message is large.
+    message: Option<Box<Message>>,
     returns: Returns,
     _permit: OwnedSemaphorePermit,
     /// When the stream stored it.
@@ -29,7 +30,7 @@ pub struct Delivery {
 
 /// Where dropped deliveries are given back from.
 #[derive(Debug, Clone)]
-pub struct Returns(mpsc::UnboundedSender<(Message, Duration)>);
+pub struct Returns(mpsc::UnboundedSender<(Box<Message>, Duration)>);
 
 /// Waits this long before the server gives out a message that was dropped: its cause is rarely gone at once.
 const RETURN_AFTER: Duration = Duration::from_secs(1);
@@ -37,7 +38,7 @@ const RETURN_AFTER: Duration = Duration::from_secs(1);
 impl Returns {
     /// Gives messages back in the background for as long as anyone can return one.
     pub fn start() -> Self {
-        let (sender, mut receiver) = mpsc::unbounded_channel::<(Message, Duration)>();
+        let (sender, mut receiver) = mpsc::unbounded_channel::<(Box<Message>, Duration)>();
         tokio::spawn(async move {
             while let Some((message, after)) = receiver.recv().await {
                 if let Err(error) = message.ack_with(AckKind::Nak(Some(after))).await {
@@ -59,7 +60,7 @@ impl Delivery {
             info.delivered,
         );
         Some(Self {
-            message: Some(message),
+            message: Some(message.into()),
             returns,
             _permit: permit,
             stored_at,

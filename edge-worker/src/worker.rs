@@ -138,6 +138,7 @@ impl EdgeWorker {
             ledger: ledger.clone(),
             ledger_current: ledger_caught_up.clone(),
             cache: store,
+            config: config.clone(),
             providers: Providers::new(&settings.providers, clock)?,
             committer,
             in_flight: InFlight::default(),
@@ -146,6 +147,7 @@ impl EdgeWorker {
             brake: Brake::new(settings.removals_per_minute),
         });
         let (known, configured) = watch::channel(false);
+        lifecycle.spawn_endless("breakers", show_breakers(pipeline.clone()));
         let follow = keep_configured(pipeline.clone(), config, mesh_key, known);
         lifecycle.spawn_endless("credentials", follow);
         let start = pull_when_ready(
@@ -191,6 +193,23 @@ async fn pull_when_ready(
         .into_iter()
         .map(|lane| lane.run(pipeline.clone(), returns.clone(), lifecycle.clone()));
     futures::future::join_all(lanes).await;
+}
+
+/// Keeps the metrics of breakers current.
+async fn show_breakers(pipeline: Arc<Pipeline>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        for breaker in pipeline.providers.breaker_states() {
+            let metrics = &pipeline.telemetry.metrics;
+            metrics.breaker(
+                breaker.provider,
+                &breaker.name,
+                breaker.watched.as_str(),
+                breaker.is_open,
+            );
+        }
+    }
 }
 
 /// Gives the providers the credentials of every app, at start and at every change.

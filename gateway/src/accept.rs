@@ -93,7 +93,7 @@ pub(crate) async fn accept(parts: &Parts, order: Order, trace: &Trace) -> Result
         .telemetry
         .metrics
         .accepted(order.class, count as u64, started.elapsed());
-    parts.recorder.record(
+    parts.recorder.accepted(
         order.app.id.clone(),
         receipt::Accepted {
             notification,

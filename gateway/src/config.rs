@@ -13,6 +13,8 @@ use shared::{
     telemetry,
 };
 
+use crate::alerts;
+
 /// The defaults, with an explanation of every key.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
 
@@ -32,6 +34,8 @@ pub struct Settings {
     pub mesh: Mesh,
     /// What a caller may ask for.
     pub limits: Limits,
+    /// How developers are told of dead letters.
+    pub alerts: alerts::Settings,
     /// Where telemetry goes.
     pub telemetry: telemetry::Settings,
 }

@@ -70,6 +70,8 @@ mod tests {
             let app = App {
                 id: "shop".parse().unwrap(),
                 default_region: "eu".parse().unwrap(),
+                ambiguity: std::collections::BTreeMap::new(),
+                alerts: None,
                 apns: None,
                 fcm: None,
             };

@@ -1,9 +1,11 @@
 #![doc = include_str!("../README.md")]
 
 mod accept;
+pub mod alerts;
 pub mod asyncapi;
 pub mod config;
 mod content;
+mod dead;
 mod homes;
 mod http;
 mod parts;
@@ -13,7 +15,7 @@ mod publish;
 mod receipts;
 mod record;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use shared::{
     clock::Clock,
@@ -31,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    alerts::Alerts,
     config::{Settings, Unusable},
     parts::Parts,
     receipts::Receipts,
@@ -55,6 +58,9 @@ pub enum StartError {
     /// The region's streams could not be made.
     #[error(transparent)]
     Topology(#[from] ApplyError),
+    /// No HTTP client can be made.
+    #[error("http client: {0}")]
+    Http(#[from] reqwest::Error),
     /// The address to listen on is taken or not allowed.
     #[error("cannot listen on {0}: {1}")]
     Listen(SocketAddr, io::Error),
@@ -107,6 +113,16 @@ impl Gateway {
         lifecycle.spawn_endless("directory", parts.directory.clone().follow(js.clone()));
         let sources = topology::keep_sources_awake(js.clone(), settings.mesh.clone());
         lifecycle.spawn_endless("sources", sources);
+        let alerts = Alerts {
+            js: js.clone(),
+            here: parts.here.clone(),
+            config: parts.config.clone(),
+            mesh_key: parts.mesh_key.clone(),
+            clock: parts.clock.clone(),
+            every: Duration::from_secs(settings.alerts.every_s),
+            http: alerts::client()?,
+        };
+        lifecycle.spawn_endless("alerts", alerts.run());
         lifecycle.spawn_endless("config", parts.config.clone().follow(js));
         lifecycle.spawn_endless("receipts", parts.receipts.clone().follow());
         // Records are taken until the last request is answered.

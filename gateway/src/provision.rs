@@ -1,6 +1,7 @@
 //! Making apps known to the mesh: credentials sealed, API keys issued, both written at the hub.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -9,8 +10,8 @@ use async_nats::{Client, jetstream};
 use serde::Deserialize;
 use shared::{
     api_key::{ApiKey, Scope},
-    app::{ApnsCredential, App, FcmCredential, seal_name},
-    channel::Provider,
+    app::{Alerts, Ambiguity, ApnsCredential, App, FcmCredential, alerts_seal_name, seal_name},
+    channel::{Channel, Provider},
     id::{AppId, Region},
     nats::{
         config::{self, Tenants},
@@ -28,10 +29,23 @@ pub struct NewApp {
     pub id: AppId,
     /// Where recipients live that nobody registered a home for.
     pub default_region: Region,
+    /// What is done in doubt, by channel.
+    pub ambiguity: BTreeMap<Channel, Ambiguity>,
+    /// Where its developers are told of dead letters.
+    pub alerts: Option<NewAlerts>,
     /// What Apple knows it by.
     pub apns: Option<NewApns>,
     /// What Google knows it by.
     pub fcm: Option<NewFcm>,
+}
+
+/// A webhook for alerts. `Debug` hides the secret.
+#[derive(Clone)]
+pub struct NewAlerts {
+    /// Where they are posted.
+    pub url: String,
+    /// `whsec_` and 24 to 64 bytes in base64 (Standard Webhooks).
+    pub secret: String,
 }
 
 /// Token-based authentication with APNs. `Debug` hides the key.
@@ -120,6 +134,11 @@ impl NewApp {
         App {
             id: self.id.clone(),
             default_region: self.default_region.clone(),
+            ambiguity: self.ambiguity.clone(),
+            alerts: self.alerts.as_ref().map(|alerts| Alerts {
+                url: alerts.url.clone(),
+                secret: mesh_key.seal(&alerts_seal_name(&self.id), &alerts.secret),
+            }),
             apns: self.apns.as_ref().map(|apns| ApnsCredential {
                 team_id: apns.team_id.clone(),
                 key_id: apns.key_id.clone(),
@@ -131,6 +150,14 @@ impl NewApp {
                 service_account: mesh_key.seal(&seal_name(&self.id, Provider::Fcm), &fcm.service_account),
             }),
         }
+    }
+}
+
+impl std::fmt::Debug for NewAlerts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewAlerts")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
     }
 }
 
@@ -163,10 +190,20 @@ struct File {
 struct AppEntry {
     id: AppId,
     default_region: Region,
+    #[serde(default)]
+    ambiguity: BTreeMap<Channel, Ambiguity>,
+    alerts: Option<AlertsEntry>,
     apns: Option<ApnsEntry>,
     fcm: Option<FcmEntry>,
     #[serde(default)]
     keys: Vec<KeyEntry>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AlertsEntry {
+    url: String,
+    secret_file: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
@@ -270,9 +307,21 @@ impl AppEntry {
                 })
             })
             .transpose()?;
+        let alerts = self
+            .alerts
+            .map(|alerts| {
+                let secret = text(&alerts.secret_file)?.trim().to_owned();
+                Ok::<_, ProvisionError>(NewAlerts {
+                    url: alerts.url,
+                    secret,
+                })
+            })
+            .transpose()?;
         Ok(NewApp {
             id: self.id,
             default_region: self.default_region,
+            ambiguity: self.ambiguity,
+            alerts,
             apns,
             fcm,
         })
@@ -300,6 +349,8 @@ mod tests {
             key_id = "KEY"
             topic = "com.example.shop"
             private_key_file = "key.p8"
+            [app.ambiguity]
+            push = "hold"
             "#,
         )
         .unwrap();
@@ -308,6 +359,7 @@ mod tests {
         assert_eq!(entry.keys[0].scopes, [Scope::Send, Scope::RecipientsWrite]);
         let app = entry.load(&dir).unwrap();
         assert_eq!(app.apns.as_ref().unwrap().private_key, "PEM");
+        assert_eq!(app.ambiguity[&Channel::Push], Ambiguity::Hold);
         assert!(!format!("{app:?}").contains("PEM"));
         fs::remove_dir_all(dir).unwrap();
     }

@@ -1,4 +1,4 @@
-//! Records that notifications were accepted, many to a message, off the path of the requests.
+//! Records of what callers did, many to a message, off the path of the requests.
 
 use std::{
     collections::HashMap,
@@ -15,7 +15,7 @@ use futures::future::join_all;
 use shared::{
     id::{AppId, Region},
     nats::{envelope, publish, subject},
-    receipt::{Accepted, Batch},
+    receipt::{Accepted, Batch, Handled},
 };
 use tokio::{sync::mpsc, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -33,7 +33,7 @@ const TRIES: u32 = 3;
 /// Takes records. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Recorder {
-    records: mpsc::Sender<(AppId, Accepted)>,
+    records: mpsc::Sender<(AppId, Record)>,
     lost: Arc<AtomicU64>,
 }
 
@@ -43,16 +43,31 @@ pub(crate) struct Writer {
     js: jetstream::Context,
     here: Region,
     name: String,
-    records: mpsc::Receiver<(AppId, Accepted)>,
+    records: mpsc::Receiver<(AppId, Record)>,
     lost: Arc<AtomicU64>,
-    waiting: HashMap<AppId, Vec<Accepted>>,
+    waiting: HashMap<AppId, Vec<Record>>,
     number: u64,
 }
 
+#[derive(Debug)]
+enum Record {
+    Accepted(Accepted),
+    Handled(Handled),
+}
+
 impl Recorder {
-    /// Takes a record; never waits.
-    pub(crate) fn record(&self, app: AppId, accepted: Accepted) {
-        if self.records.try_send((app, accepted)).is_err() {
+    /// Records that a notification was accepted; never waits.
+    pub(crate) fn accepted(&self, app: AppId, accepted: Accepted) {
+        self.record(app, Record::Accepted(accepted));
+    }
+
+    /// Records what was done with a dead letter; never waits.
+    pub(crate) fn handled(&self, app: AppId, handled: Handled) {
+        self.record(app, Record::Handled(handled));
+    }
+
+    fn record(&self, app: AppId, record: Record) {
+        if self.records.try_send((app, record)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -99,8 +114,8 @@ impl Writer {
         self.flush().await;
     }
 
-    fn take(&mut self, (app, accepted): (AppId, Accepted)) {
-        self.waiting.entry(app).or_default().push(accepted);
+    fn take(&mut self, (app, record): (AppId, Record)) {
+        self.waiting.entry(app).or_default().push(record);
     }
 
     async fn flush(&mut self) {
@@ -108,11 +123,11 @@ impl Writer {
         for (app, records) in mem::take(&mut self.waiting) {
             let mut records = records.into_iter();
             loop {
-                let accepted: Vec<_> = records.by_ref().take(BATCH).collect();
-                if accepted.is_empty() {
+                let some: Vec<_> = records.by_ref().take(BATCH).collect();
+                if some.is_empty() {
                     break;
                 }
-                messages.push(self.message(app.clone(), accepted));
+                messages.push(self.message(app.clone(), some));
             }
         }
         let js = &self.js;
@@ -121,12 +136,12 @@ impl Writer {
         if lost > 0 {
             tracing::warn!(
                 lost,
-                "records of accepted notifications were lost; the notifications are stored"
+                "records of what was accepted were lost; the notifications are stored"
             );
         }
     }
 
-    fn message(&mut self, app: AppId, accepted: Vec<Accepted>) -> (String, HeaderMap, Batch) {
+    fn message(&mut self, app: AppId, records: Vec<Record>) -> (String, HeaderMap, Batch) {
         self.number += 1;
         let number = format!("{}:{}", self.name, self.number);
         let mut headers = HeaderMap::new();
@@ -134,21 +149,28 @@ impl Writer {
         headers.insert(envelope::BATCH, number);
         let subject = subject::receipt(&self.here, &self.here, &app);
         let region = self.here.clone();
-        let batch = Batch {
+        let mut batch = Batch {
             app,
             origin: region.clone(),
             region,
             writer: self.name.clone(),
-            accepted,
+            accepted: Vec::new(),
             receipts: Vec::new(),
+            handled: Vec::new(),
         };
+        for record in records {
+            match record {
+                Record::Accepted(accepted) => batch.accepted.push(accepted),
+                Record::Handled(handled) => batch.handled.push(handled),
+            }
+        }
         (subject, headers, batch)
     }
 }
 
 /// Stores one message; how many records were lost if it could not be.
 async fn store(js: &jetstream::Context, (subject, headers, batch): (String, HeaderMap, Batch)) -> u64 {
-    let records = batch.accepted.len() as u64;
+    let records = (batch.accepted.len() + batch.handled.len()) as u64;
     let payload = bytes::Bytes::from(serde_json::to_vec(&batch).expect("batches always serialize"));
     for _ in 0..TRIES {
         // The message id makes a repetition harmless.

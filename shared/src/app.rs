@@ -1,9 +1,11 @@
 //! Tenants and their provider credentials.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    channel::Provider,
+    channel::{Channel, Provider, words},
     id::{AppId, Region},
     seal::Sealed,
 };
@@ -16,12 +18,60 @@ pub struct App {
     pub id: AppId,
     /// Where recipients live that nobody registered a home for.
     pub default_region: Region,
+    /// What to do when nobody can know whether a notification was sent, by channel; where nothing is said,
+    /// [`Ambiguity::usual`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ambiguity: BTreeMap<Channel, Ambiguity>,
+    /// Where its developers are told of dead letters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alerts: Option<Alerts>,
     /// What Apple knows it by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apns: Option<ApnsCredential>,
     /// What Google knows it by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fcm: Option<FcmCredential>,
+}
+
+/// A webhook for alerts, signed by the rules of Standard Webhooks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alerts {
+    /// Where they are posted.
+    pub url: String,
+    /// `whsec_` and the key of the signatures in base64.
+    pub secret: Sealed,
+}
+
+words!(
+    /// What to do with a delivery that was sent, or may have been, without an answer.
+    Ambiguity, "ambiguity", {
+        /// Send it again under the same id, so that the device shows it once.
+        Resend = "resend",
+        /// Leave it to a person: it ends as `unknown`.
+        Hold = "hold",
+    }
+);
+
+impl Ambiguity {
+    /// What is done where the app says nothing: a second push replaces the first on the device, a second text message
+    /// costs and annoys.
+    pub const fn usual(channel: Channel) -> Self {
+        match channel {
+            Channel::Sms => Self::Hold,
+            Channel::Push | Channel::Email | Channel::Webhook => Self::Resend,
+        }
+    }
+}
+
+impl App {
+    /// What is done in doubt.
+    pub fn ambiguity(&self, channel: Channel) -> Ambiguity {
+        self.ambiguity
+            .get(&channel)
+            .copied()
+            .unwrap_or(Ambiguity::usual(channel))
+    }
 }
 
 /// Token-based authentication with APNs (Apple: Establishing a token-based connection to APNs).
@@ -46,6 +96,11 @@ pub struct FcmCredential {
     pub project_id: String,
     /// The service account's JSON file.
     pub service_account: Sealed,
+}
+
+/// The name under which the secret of the alerts of `app` is sealed.
+pub fn alerts_seal_name(app: &AppId) -> String {
+    format!("{app}/alerts")
 }
 
 /// The name under which the credential of `app` for `provider` is sealed; it opens nowhere else.

@@ -26,15 +26,25 @@ words!(
         Rejected = "rejected",
         /// Attempts used up, or not understood; kept among the dead letters.
         Dead = "dead",
-        /// Waits for another attempt. The only state that is not final.
+        /// Sent, and whether the provider took it cannot be known; its app asked that it then be left to a person. Kept
+        /// among the dead letters.
+        Unknown = "unknown",
+        /// Waits for another attempt.
         Parked = "parked",
+        /// About to be sent, by an app that must not send twice: if nothing follows, it is unknown what happened.
+        Attempting = "attempting",
     }
 );
 
 impl State {
     /// Whether nothing more will happen to the delivery.
     pub const fn is_final(self) -> bool {
-        !matches!(self, Self::Parked)
+        !matches!(self, Self::Parked | Self::Attempting)
+    }
+
+    /// Whether a person may have the delivery tried again: a replay makes another attempt of it.
+    pub const fn is_replayable(self) -> bool {
+        matches!(self, Self::Dead | Self::Unknown)
     }
 }
 
@@ -99,6 +109,39 @@ pub struct Accepted {
     pub trace: Option<String>,
 }
 
+words!(
+    /// What a person did with a dead letter.
+    HandledAs, "handled_as", {
+        /// Another attempt is made.
+        Replayed = "replayed",
+        /// It was given up for good.
+        Deleted = "deleted",
+    }
+);
+
+/// That a person dealt with a dead letter, which is gone since.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Handled {
+    /// The letter: its region and its place there.
+    pub letter: String,
+    /// What was done.
+    pub handled_as: HandledAs,
+    /// The notification; absent if the message could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notification: Option<NotificationId>,
+    /// The job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobId>,
+    /// The address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<AddressId>,
+    /// The attempt after which it died.
+    pub attempt: u32,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+}
+
 /// One message of the receipts stream: many records at once, because one message each would cost more than the delivery.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Batch {
@@ -116,4 +159,7 @@ pub struct Batch {
     /// Deliveries that changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub receipts: Vec<Receipt>,
+    /// Dead letters that people dealt with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub handled: Vec<Handled>,
 }

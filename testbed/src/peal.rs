@@ -1,6 +1,7 @@
 //! A whole Peal: nats-servers, simulators, gateways and edge workers, each in a process of its own, on this machine.
 
 use std::{
+    collections::BTreeMap,
     net::TcpListener,
     path::{Path, PathBuf},
     time::Duration,
@@ -12,6 +13,8 @@ use gateway::provision::{self, NewApns, NewApp, NewFcm};
 use serde_json::{Value, json};
 use shared::{
     api_key::Scope,
+    app::Ambiguity,
+    channel::Channel,
     nats::connect::{self, Nats},
     seal::MeshKey,
 };
@@ -49,6 +52,8 @@ pub struct Plan {
     pub sample_ratio: f64,
     /// What the simulators remember.
     pub log: LogMode,
+    /// What the app does in doubt.
+    pub ambiguity: BTreeMap<Channel, Ambiguity>,
     /// More settings of the workers, as TOML tables and keys that come first in the file.
     pub worker_settings: String,
 }
@@ -67,6 +72,7 @@ impl Plan {
             otlp_endpoint: None,
             sample_ratio: 1.0,
             log: LogMode::default(),
+            ambiguity: BTreeMap::new(),
             worker_settings: String::new(),
         }
     }
@@ -408,6 +414,8 @@ async fn provision(nats: &nats::Mesh, plan: &Plan, mesh_key: &str, apns: &Apns, 
     let app = NewApp {
         id: APP.parse()?,
         default_region: plan.regions.first().context("a mesh has a region")?.parse()?,
+        ambiguity: plan.ambiguity.clone(),
+        alerts: None,
         apns: Some(NewApns {
             team_id: apns.key().team_id.clone(),
             key_id: apns.key().key_id.clone(),

@@ -301,6 +301,7 @@ impl Writer {
             writer,
             accepted: Vec::new(),
             receipts,
+            handled: Vec::new(),
         });
     }
 }
@@ -320,7 +321,7 @@ fn is_news(ledger: &Ledger, receipt: &Receipt) -> bool {
     let known = ledger.look_up(receipt.job).unwrap_or_default();
     let news = receipt
         .address
-        .map_or(known.is_empty(), |address| !known.has(address, receipt.attempt));
+        .map_or(!known.has_outcome(), |address| !known.has(address, receipt.attempt));
     if !news {
         tracing::warn!(job = %receipt.job, attempt = receipt.attempt, "another worker settled this delivery too");
     }

@@ -19,7 +19,10 @@ pub use self::{
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use shared::id::{AddressId, JobId};
+use shared::{
+    id::{AddressId, JobId},
+    receipt::State,
+};
 
 /// Reading side of the ledger. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -71,23 +74,41 @@ impl Ledger {
 pub struct History(Vec<Record>);
 
 impl History {
-    /// Whether nothing is known.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Whether a pass over the job is complete: all outcomes of one pass are committed together.
+    pub fn has_outcome(&self) -> bool {
+        self.outcomes().next().is_some()
+    }
+
+    /// Addresses that attempt number `attempt` was about to be made to, if nothing tells what came of it.
+    pub fn in_doubt(&self, attempt: u32) -> Vec<AddressId> {
+        let about_to = |record: &&Record| record.state == State::Attempting && record.attempt == attempt;
+        let mut doubtful: Vec<AddressId> = self
+            .0
+            .iter()
+            .filter(about_to)
+            .filter_map(|record| record.address)
+            .collect();
+        doubtful.retain(|address| !self.has(*address, attempt));
+        doubtful.dedup();
+        doubtful
+    }
+
+    fn outcomes(&self) -> impl Iterator<Item = &Record> {
+        self.0.iter().filter(|record| record.state != State::Attempting)
     }
 
     /// Whether the job as a whole was settled without an address, as when its recipient is unknown.
     pub fn is_settled_whole(&self) -> bool {
-        self.0
-            .iter()
+        self.outcomes()
             .any(|record| record.address.is_none() && record.state.is_final())
     }
 
-    /// Whether attempt number `attempt` to `address` was made already, or is no longer wanted.
+    /// Whether attempt number `attempt` to `address` was made already, or is no longer wanted. What a person may replay is
+    /// wanted again when a later attempt comes.
     pub fn has(&self, address: AddressId, attempt: u32) -> bool {
-        self.0
-            .iter()
+        let ends = |state: State| state.is_final() && !state.is_replayable();
+        self.outcomes()
             .filter(|record| record.address == Some(address))
-            .any(|record| record.state.is_final() || record.attempt >= attempt)
+            .any(|record| ends(record.state) || record.attempt >= attempt)
     }
 }

@@ -323,6 +323,8 @@ const fn code(state: State) -> u8 {
         State::Rejected => 5,
         State::Dead => 6,
         State::Parked => 7,
+        State::Unknown => 8,
+        State::Attempting => 9,
     }
 }
 
@@ -350,7 +352,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_are_read_as_they_were_written(job: u128, address: u128, attempt in 0u32..65_536, state in 0usize..7, before: u64) {
+        fn records_are_read_as_they_were_written(job: u128, address: u128, attempt in 0u32..65_536, state in 0usize..State::ALL.len(), before: u64) {
             let written = record(job, address, attempt, State::ALL[state]);
             let before = (before != 0).then_some(before);
             let packed = pack(1, &[(written, before)]);

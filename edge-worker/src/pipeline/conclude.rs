@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{header::NATS_MESSAGE_ID, jetstream};
+use async_nats::header::NATS_MESSAGE_ID;
 use jiff::{SignedDuration, Timestamp};
 use opentelemetry::Context;
 use shared::{
+    app::Ambiguity,
     backoff::Backoff,
     id::AddressId,
     job::Job,
@@ -70,7 +71,7 @@ impl Pipeline {
         for (one, verdict) in verdicts {
             // Seldom taken and large; every job in flight would carry its size.
             let taken = match verdict {
-                Verdict::Final(state, ..) if state != State::Dead => Ok(()),
+                Verdict::Final(state, ..) if !state.is_replayable() => Ok(()),
                 _ => Box::pin(self.carry_out(&delivery, &job, &one, &verdict, span.as_ref())).await,
             };
             if let Err(error) = taken {
@@ -117,7 +118,10 @@ impl Pipeline {
                 again(reason, *not_before, u32::MAX)
             }
             // The same apns-id and collapse id make a second copy replace the first.
-            Outcome::Ambiguous { reason } => again(reason, None, self.max_attempts),
+            Outcome::Ambiguous { reason } if self.ambiguity(job) == Ambiguity::Resend => {
+                again(reason, None, self.max_attempts)
+            }
+            Outcome::Ambiguous { reason } => Verdict::Final(State::Unknown, Some(reason.clone()), None),
         }
     }
 
@@ -131,16 +135,10 @@ impl Pipeline {
     ) -> Result<(), publish::NotStored> {
         match verdict {
             Verdict::Again(_, due) => self.park(delivery, job, one.address.id, *due, span).await,
-            Verdict::Final(State::Dead, reason, _) => {
-                let letter = DeadLetter {
-                    subject: lane(job, self).dead(),
-                    id: format!("{}:{}", job.delivery(one.address.id), job.attempt),
-                    reason: reason.clone().unwrap_or_default(),
-                    detail: None,
-                    address: Some(one.address.id),
-                    attempt: job.attempt,
-                };
-                letter.send(&self.js, delivery).await
+            Verdict::Final(State::Dead | State::Unknown, reason, _) => {
+                let reason = reason.clone().unwrap_or_default();
+                let letter = DeadLetter::of(job, one.address.id, reason, self);
+                letter.send(self, delivery).await
             }
             Verdict::Gone(_, since) => {
                 self.remove_address(job, one, *since).await;
@@ -235,7 +233,7 @@ impl Verdict {
     }
 }
 
-fn lane(job: &Job, pipeline: &Pipeline) -> subject::Lane {
+pub(super) fn lane(job: &Job, pipeline: &Pipeline) -> subject::Lane {
     subject::Lane {
         channel: job.channel,
         region: pipeline.region.clone(),
@@ -259,7 +257,7 @@ pub(super) struct DeadLetter {
 
 impl DeadLetter {
     /// Keeps the message as it came, with why it died.
-    pub(super) async fn send(self, js: &jetstream::Context, delivery: &Delivery) -> Result<(), publish::NotStored> {
+    pub(super) async fn send(self, pipeline: &Pipeline, delivery: &Delivery) -> Result<(), publish::NotStored> {
         let mut headers = async_nats::HeaderMap::new();
         for (name, values) in delivery.headers().iter() {
             // The server's own headers would change how the copy is treated.
@@ -287,9 +285,11 @@ impl DeadLetter {
         if let Some(address) = self.address {
             headers.insert(envelope::ADDRESS, address.to_string());
         }
-        publish::store(js, self.subject, headers, delivery.payload().clone())
-            .await
-            .map(|_| ())
+        let channel = subject::parse_dead(&self.subject).map(|subject| subject.channel);
+        publish::store(&pipeline.js, self.subject, headers, delivery.payload().clone()).await?;
+        let metrics = &pipeline.telemetry.metrics;
+        metrics.dead_letter(&channel.unwrap_or_default(), &self.reason);
+        Ok(())
     }
 }
 

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use shared::{id::JobId, job::Job};
+use shared::{
+    id::{AddressId, JobId},
+    job::Job,
+};
 use uuid::Uuid;
 
 use super::{Pipeline, Settlement, Step, Stop, Ticket, open::Opened};
@@ -21,6 +24,8 @@ pub(super) struct Fresh {
     pub(super) delivery: Delivery,
     pub(super) job: Arc<Job>,
     pub(super) reserved: Reserved,
+    /// Addresses to which a worker was about to send it, if nothing tells what came of that.
+    pub(super) in_doubt: Vec<AddressId>,
 }
 
 /// Jobs under way in this process. A redelivery of one of them must wait for what becomes of it.
@@ -78,7 +83,7 @@ impl Pipeline {
             }
         };
         let done = match address {
-            None => !history.is_empty(),
+            None => history.has_outcome(),
             Some(address) => history.is_settled_whole() || history.has(address, job.attempt),
         };
         if done {
@@ -91,6 +96,7 @@ impl Pipeline {
             })));
         }
         Ok(Fresh {
+            in_doubt: history.in_doubt(job.attempt),
             delivery,
             job,
             reserved,

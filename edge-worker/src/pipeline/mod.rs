@@ -5,6 +5,7 @@ mod conclude;
 mod decide;
 mod dedupe;
 mod deliver;
+mod hold;
 mod open;
 mod pull;
 mod resolve;
@@ -17,6 +18,7 @@ use async_nats::jetstream;
 use shared::{
     clock::Clock,
     id::{AppId, Region},
+    nats::config::Config,
     receipt::Receipt,
     telemetry::Telemetry,
 };
@@ -51,6 +53,8 @@ pub struct Pipeline {
     pub ledger_current: watch::Receiver<bool>,
     /// What is known of recipients.
     pub cache: cache::Store,
+    /// Apps, and what they want.
+    pub config: Config,
     /// Who carries pushes.
     pub providers: Providers,
     /// Where outcomes are made safe.
@@ -98,8 +102,10 @@ impl Pipeline {
     async fn path(&self, delivery: Delivery) -> Step<Settlement> {
         let opened = self.open(delivery).await?;
         let fresh = self.dedupe(opened)?;
+        let fresh = self.end_interrupted(fresh).await?;
         let addressed = self.resolve(fresh).await?;
         let ready = self.decide(addressed)?;
+        let ready = self.write_intent(ready).await?;
         let attempted = self.deliver(ready).await;
         self.conclude(attempted).await
     }

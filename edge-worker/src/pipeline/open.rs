@@ -59,7 +59,7 @@ impl Pipeline {
             address: None,
             attempt: 1,
         };
-        if let Err(error) = letter.send(&self.js, &delivery).await {
+        if let Err(error) = letter.send(self, &delivery).await {
             tracing::warn!(%error, "dead letter could not be kept; the message stays in its lane");
             return Stop::GiveBack(delivery.into(), Duration::from_secs(2));
         }

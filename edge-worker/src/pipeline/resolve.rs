@@ -33,15 +33,17 @@ impl Pipeline {
             delivery,
             job,
             reserved,
+            in_doubt: _,
         } = fresh;
         let key = RecipientKey {
             app: job.app.clone(),
             recipient: job.body.recipient.clone(),
         };
+        let reaches = |recipient: &Recipient| recipient.addresses.iter().any(|(address, _)| takes(address, &job));
         let mut recipient = match self.cache.recipient(&key) {
-            Ok(recipient) if recipient.is_known() => recipient,
-            // Not there, or not readable: the region's bucket knows for certain. A device that registered a moment ago
-            // may not have reached the cache yet.
+            Ok(recipient) if reaches(&recipient) => recipient,
+            // No way to reach them, or not readable: the region's bucket knows for certain. A device that registered a
+            // moment ago may not have reached the cache yet.
             _ => match Box::pin(facts::read(&self.js, &self.region, &self.region, &key)).await {
                 Ok(recipient) => recipient,
                 Err(error) => {

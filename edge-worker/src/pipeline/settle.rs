@@ -5,8 +5,13 @@ use std::{sync::Arc, time::SystemTime};
 use async_nats::jetstream;
 use futures::future::join_all;
 use opentelemetry::Context;
-use shared::{clock::Clock, telemetry::Telemetry};
-use tokio::sync::mpsc;
+use shared::{
+    clock::Clock,
+    id::{AppId, Region},
+    receipt::Receipt,
+    telemetry::Telemetry,
+};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{Pipeline, Settlement, dedupe::Reserved, trace};
 use crate::{
@@ -14,26 +19,46 @@ use crate::{
     ledger::{Committed, Ledger, Settled},
 };
 
-/// What is given back once the receipts of a job are safe: the delivery to acknowledge and the span to end.
+/// What is given back once the receipts of a job are safe.
 #[derive(Debug)]
-pub struct Ticket {
-    delivery: Delivery,
-    /// Held to the end: until the ledger knows the outcome only this keeps a redelivery away.
-    _reserved: Option<Reserved>,
-    span: Option<Context>,
+pub struct Ticket(Waiting);
+
+#[derive(Debug)]
+enum Waiting {
+    /// A job that is done: the delivery to acknowledge and the span to end.
+    Done {
+        delivery: Delivery,
+        /// Held to the end: until the ledger knows the outcome only this keeps a redelivery away.
+        _reserved: Option<Reserved>,
+        span: Option<Context>,
+    },
+    /// A job that may be sent once everybody can know that it was about to be.
+    Intent(oneshot::Sender<()>),
 }
 
 impl Ticket {
     pub(super) fn new(delivery: Delivery, reserved: Option<Reserved>, span: Option<Context>) -> Self {
-        Self {
+        Self(Waiting::Done {
             delivery,
             _reserved: reserved,
             span,
-        }
+        })
     }
 }
 
 impl Pipeline {
+    /// Makes it known to every worker that `receipts` are about to become outcomes; `false` if that failed.
+    pub(super) async fn announce_intent(&self, app: AppId, origin: Region, receipts: Vec<Receipt>) -> bool {
+        let (told, published) = oneshot::channel();
+        let settled = Settled {
+            app,
+            origin,
+            receipts,
+            ticket: Ticket(Waiting::Intent(told)),
+        };
+        self.committer.settle(settled).await.is_ok() && published.await.is_ok()
+    }
+
     /// Hands the outcome to the ledger.
     pub(super) async fn settle(&self, settlement: Settlement) {
         let Settlement {
@@ -94,16 +119,25 @@ impl Announcer {
         )
         .await;
         let published = self.now();
-        let jobs = group.tickets.len();
-        for ticket in group.tickets {
-            if let Err(error) = ticket.delivery.ack().await {
+        let mut jobs = 0;
+        for Ticket(waiting) in group.tickets {
+            let (delivery, span) = match waiting {
+                Waiting::Done { delivery, span, .. } => (delivery, span),
+                Waiting::Intent(told) => {
+                    // Whoever waited may have been dropped with the process's last tasks.
+                    let (Ok(()) | Err(())) = told.send(());
+                    continue;
+                }
+            };
+            jobs += 1;
+            if let Err(error) = delivery.ack().await {
                 tracing::warn!(%error, "acknowledgement could not be sent; the ledger will drop the redelivery");
             }
-            if let Some(span) = ticket.span {
+            if let Some(span) = span {
                 trace::settled(&self.telemetry.tracer, &span, begun, published, self.now());
             }
         }
-        self.telemetry.metrics.settled(jobs as u64);
+        self.telemetry.metrics.settled(jobs);
     }
 
     fn now(&self) -> SystemTime {

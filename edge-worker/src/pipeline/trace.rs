@@ -27,7 +27,7 @@ use crate::delivery::Delivery;
 
 /// Whether a delivery in this state is traced although its trace was not sampled.
 pub(super) const fn is_failure(state: State) -> bool {
-    matches!(state, State::Parked | State::Dead | State::Rejected)
+    matches!(state, State::Parked | State::Dead | State::Unknown | State::Rejected)
 }
 
 /// The trace of a span, for receipts.

@@ -5,6 +5,7 @@
 //! [`Settings`] and one line in [`Providers::deliver`].
 
 mod attempt;
+mod breaker;
 mod endpoints;
 mod message;
 mod outcome;
@@ -15,18 +16,25 @@ pub mod apns;
 pub mod fcm;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use serde::Deserialize;
-use shared::{channel::Provider, clock::Clock, id::AppId, recipient::Address};
+use shared::{
+    channel::Provider,
+    clock::Clock,
+    id::AppId,
+    recipient::{Address, Environment},
+};
 
+use self::breaker::Breakers;
 pub use self::{
     apns::ApnsAccount,
     attempt::{Attempt, Attempted},
+    breaker::{BreakerState, Watched},
     fcm::FcmAccount,
     message::Message,
     outcome::{Outcome, Reason},
@@ -67,14 +75,29 @@ pub struct Providers {
     accounts: ArcSwap<HashMap<AppId, Accounts>>,
     /// Serializes writers of `accounts`; readers never wait.
     configuring: Mutex<()>,
+    /// By provider and name. Kept when a credential is forgotten, so that giving it again does not make a bad one good.
+    breakers: Mutex<BTreeMap<(Provider, String), Arc<Breakers>>>,
     nowhere: Arc<str>,
 }
 
 /// What one app may use.
 #[derive(Debug, Clone)]
 struct Accounts {
-    apns: Option<Arc<apns::Account>>,
-    fcm: Option<Arc<fcm::Account>>,
+    apns: Option<Apple>,
+    fcm: Option<Google>,
+}
+
+#[derive(Debug, Clone)]
+struct Apple {
+    account: Arc<apns::Account>,
+    production: Arc<Breakers>,
+    sandbox: Arc<Breakers>,
+}
+
+#[derive(Debug, Clone)]
+struct Google {
+    account: Arc<fcm::Account>,
+    breakers: Arc<Breakers>,
 }
 
 impl Providers {
@@ -88,6 +111,7 @@ impl Providers {
             fcm: fcm::Fcm::new(&settings.fcm, clock)?,
             accounts: ArcSwap::default(),
             configuring: Mutex::new(()),
+            breakers: Mutex::default(),
             nowhere: "".into(),
         })
     }
@@ -106,9 +130,26 @@ impl Providers {
         apns: Option<ApnsAccount>,
         fcm: Option<FcmAccount>,
     ) -> Result<(), BadCredential> {
+        let apple = |account: ApnsAccount| {
+            let breakers = |environment| {
+                let name = format!("{}/{}/{environment}", account.team_id, account.key_id);
+                self.breakers(Provider::Apns, &name)
+            };
+            Ok::<_, BadCredential>(Apple {
+                account: self.apns.account(&account)?,
+                production: breakers("production"),
+                sandbox: breakers("sandbox"),
+            })
+        };
+        let google = |account: FcmAccount| {
+            Ok::<_, BadCredential>(Google {
+                account: self.fcm.account(&account)?,
+                breakers: self.breakers(Provider::Fcm, &account.project_id),
+            })
+        };
         let accounts = Accounts {
-            apns: apns.map(|account| self.apns.account(&account)).transpose()?,
-            fcm: fcm.map(|account| self.fcm.account(&account)).transpose()?,
+            apns: apns.map(apple).transpose()?,
+            fcm: fcm.map(google).transpose()?,
         };
         self.change(|all| {
             all.insert(app.clone(), accounts);
@@ -136,26 +177,57 @@ impl Providers {
 
     /// Makes one attempt. Takes at most the provider's time-out; dropping the future gives the attempt up.
     pub async fn deliver(&self, attempt: Attempt<'_>) -> Attempted {
-        let accounts = self.accounts.load().get(attempt.app).cloned();
-        match (attempt.address.provider, accounts) {
-            (
-                Provider::Apns,
-                Some(Accounts {
-                    apns: Some(account), ..
-                }),
-            ) => self.apns.deliver(&account, &attempt).await,
-            (Provider::Fcm, Some(Accounts { fcm: Some(account), .. })) => {
-                Box::pin(self.fcm.deliver(&account, &attempt)).await
-            }
-            _ => Attempted {
-                outcome: Outcome::CredentialTrouble {
-                    reason: "no_credential".into(),
-                    not_before: None,
-                },
-                status: None,
-                endpoint: self.nowhere.clone(),
-                took: Duration::ZERO,
+        let accounts = self.accounts.load();
+        let accounts = accounts.get(attempt.app);
+        match attempt.address.provider {
+            Provider::Apns => match accounts.and_then(|accounts| accounts.apns.clone()) {
+                Some(apple) => {
+                    let breakers = match attempt.address.environment {
+                        Environment::Production => &apple.production,
+                        Environment::Sandbox => &apple.sandbox,
+                    };
+                    let attempt = self.apns.deliver(&apple.account, &attempt);
+                    self.guarded(breakers, attempt).await
+                }
+                None => self.untried(Outcome::credential("no_credential", None)),
             },
+            Provider::Fcm => match accounts.and_then(|accounts| accounts.fcm.clone()) {
+                Some(google) => {
+                    let attempt = Box::pin(self.fcm.deliver(&google.account, &attempt));
+                    self.guarded(&google.breakers, attempt).await
+                }
+                None => self.untried(Outcome::credential("no_credential", None)),
+            },
+        }
+    }
+
+    /// Every breaker and whether it is open.
+    pub fn breaker_states(&self) -> Vec<BreakerState> {
+        let breakers = self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
+        breakers.values().flat_map(|breakers| breakers.states()).collect()
+    }
+
+    fn breakers(&self, provider: Provider, name: &str) -> Arc<Breakers> {
+        let mut breakers = self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(Breakers::new(provider, name.to_owned()));
+        breakers.entry((provider, name.to_owned())).or_insert_with(new).clone()
+    }
+
+    async fn guarded(&self, breakers: &Breakers, attempt: impl Future<Output = Attempted>) -> Attempted {
+        if let Err(outcome) = breakers.admit() {
+            return self.untried(outcome);
+        }
+        let attempted = attempt.await;
+        breakers.learn(&attempted);
+        attempted
+    }
+
+    fn untried(&self, outcome: Outcome) -> Attempted {
+        Attempted {
+            outcome,
+            status: None,
+            endpoint: self.nowhere.clone(),
+            took: Duration::ZERO,
         }
     }
 

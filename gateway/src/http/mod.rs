@@ -3,6 +3,7 @@
 mod addresses;
 mod auth;
 mod body;
+mod dead_letters;
 mod health;
 mod named;
 mod notifications;
@@ -33,6 +34,10 @@ fn routes() -> OpenApiRouter<Arc<Parts>> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(send::send))
         .routes(routes!(notifications::get))
+        .routes(routes!(dead_letters::list))
+        .routes(routes!(dead_letters::replay_many))
+        .routes(routes!(dead_letters::get, dead_letters::delete))
+        .routes(routes!(dead_letters::replay))
         .routes(routes!(recipients::put, recipients::get, recipients::delete))
         .routes(routes!(addresses::register, addresses::list, addresses::remove_all))
         .routes(routes!(addresses::remove))
@@ -101,7 +106,7 @@ mod tests {
             operations += 1;
             ids.insert(id.as_str().unwrap());
         });
-        assert_eq!((ids.len(), operations), (15, 15), "operation ids are distinct");
+        assert_eq!((ids.len(), operations), (20, 20), "operation ids are distinct");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use shared::{
 };
 
 use super::problem::{NOT_FOUND, Problem};
-use crate::parts::Parts;
+use crate::{dead::LetterId, parts::Parts};
 
 /// The things that the path names, in order.
 #[derive(Debug)]
@@ -51,6 +51,19 @@ impl FromRequestParts<Arc<Parts>> for Named<NotificationId> {
         text.parse()
             .map(Self)
             .map_err(|_| Problem::new(NOT_FOUND, "Notification ids are UUIDs."))
+    }
+}
+
+impl FromRequestParts<Arc<Parts>> for Named<LetterId> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
+        let Path(text) = Path::<String>::from_request_parts(request, parts)
+            .await
+            .map_err(|_| not_utf8())?;
+        text.parse()
+            .map(Self)
+            .map_err(|()| Problem::new(NOT_FOUND, "Ids of dead letters are a region and a number, as eu-42."))
     }
 }
 

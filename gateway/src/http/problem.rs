@@ -87,6 +87,18 @@ pub(crate) const KEY_REUSED: Kind = kind(
     "This key was used for another request",
     None,
 );
+pub(crate) const LETTER_UNREADABLE: Kind = kind(
+    "letter_unreadable",
+    StatusCode::CONFLICT,
+    "This dead letter cannot be replayed",
+    None,
+);
+pub(crate) const REGION_UNREACHABLE: Kind = kind(
+    "region_unreachable",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The region of this does not answer",
+    Some(5),
+);
 pub(crate) const TOO_LARGE: Kind = kind(
     "too_large",
     StatusCode::PAYLOAD_TOO_LARGE,
@@ -150,7 +162,7 @@ pub(crate) const STATUS_UNAVAILABLE: Kind = kind(
 
 /// Every kind, for the documentation.
 #[cfg(test)]
-pub(crate) const KINDS: [Kind; 21] = [
+pub(crate) const KINDS: [Kind; 23] = [
     MALFORMED,
     INVALID,
     CHANNEL_UNAVAILABLE,
@@ -162,6 +174,8 @@ pub(crate) const KINDS: [Kind; 21] = [
     HOME_MOVE,
     KEY_IN_USE,
     KEY_REUSED,
+    LETTER_UNREADABLE,
+    REGION_UNREACHABLE,
     TOO_LARGE,
     MEDIA_TYPE,
     OVERLOADED,

@@ -138,9 +138,33 @@ pub fn dead_filter(region: &Region) -> String {
     format!("dead.*.{region}.>")
 }
 
+/// All dead letters of `app` in `region`.
+pub fn dead_of(region: &Region, app: &AppId) -> String {
+    format!("dead.*.{region}.{app}")
+}
+
 /// Dead letters whose subject could not be read; the app is unknown.
 pub fn dead_unreadable(region: &Region) -> String {
     format!("dead.unreadable.{region}.unknown")
+}
+
+/// A parsed `dead.<channel>.<region>.<app>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadSubject {
+    /// The channel, or `unreadable`.
+    pub channel: String,
+    /// The app, or `unknown`.
+    pub app: AppId,
+}
+
+/// Reads the subject of a dead letter; `None` if it is none.
+pub fn parse_dead(subject: &str) -> Option<DeadSubject> {
+    let mut tokens = subject.strip_prefix("dead.")?.split('.');
+    let (channel, _region, app) = (tokens.next()?, tokens.next()?, tokens.next()?);
+    Some(DeadSubject {
+        channel: channel.to_owned(),
+        app: app.parse().ok()?,
+    })
 }
 
 /// Entries that `region` wrote into the directory.

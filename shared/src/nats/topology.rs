@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use async_nats::jetstream::{
     self,
-    consumer::{AckPolicy, pull},
+    consumer::{AckPolicy, DeliverPolicy, pull},
     context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind},
     stream::{Config, DiscardPolicy, External, RetentionPolicy, Source, SubjectTransform},
 };
@@ -65,6 +65,9 @@ impl Domain<'_> {
 
 /// The durable consumer on [`SCHEDULE`] for work that is due again.
 pub const RETRY_CONSUMER: &str = "retry";
+
+/// The durable consumer on [`DEAD`] from which gateways tell developers of dead letters.
+pub const ALERTS_CONSUMER: &str = "alerts";
 
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
@@ -256,6 +259,13 @@ impl Mesh {
             })
             .collect();
         all.push((SCHEDULE, consumer(RETRY_CONSUMER, subject::DUE_FILTER.into())));
+        let alerts = pull::Config {
+            // What is old was told of, or was there before anybody wanted to be told.
+            deliver_policy: DeliverPolicy::New,
+            ack_wait: Duration::from_mins(2),
+            ..consumer(ALERTS_CONSUMER, subject::dead_filter(&self.region))
+        };
+        all.push((DEAD, alerts));
         all
     }
 }

@@ -31,6 +31,8 @@ pub struct Metrics {
     in_flight: UpDownCounter<i64>,
     settled: Histogram<u64>,
     facts: Gauge<u64>,
+    breakers: Gauge<u64>,
+    dead_letters: Counter<u64>,
     spans: Counter<u64>,
 }
 
@@ -82,6 +84,13 @@ impl Metrics {
             facts: meter
                 .u64_gauge("peal.cache.sequence")
                 .with_description("Last fact applied to the cache.")
+                .build(),
+            dead_letters: count("peal.dead_letters", "Dead letters kept, by channel and reason."),
+            breakers: meter
+                .u64_gauge("peal.breaker.open")
+                .with_description(
+                    "Whether nothing is sent because of failures in a row, by provider, credential and what failed.",
+                )
                 .build(),
             spans: count(
                 "peal.telemetry.spans",
@@ -149,6 +158,25 @@ impl Metrics {
     /// The cache has applied the facts up to `sequence`.
     pub fn cached(&self, sequence: u64) {
         self.facts.record(sequence, &[]);
+    }
+
+    /// A dead letter was kept.
+    pub fn dead_letter(&self, channel: &str, reason: &str) {
+        let labels = [
+            KeyValue::new("channel", channel.to_owned()),
+            KeyValue::new("reason", reason.to_owned()),
+        ];
+        self.dead_letters.add(1, &labels);
+    }
+
+    /// Whether the breaker of the credential `name` that watches `watched` is open.
+    pub fn breaker(&self, provider: Provider, name: &str, watched: &'static str, is_open: bool) {
+        let labels = [
+            KeyValue::new("provider", provider.as_str()),
+            KeyValue::new("credential", name.to_owned()),
+            KeyValue::new("watched", watched),
+        ];
+        self.breakers.record(is_open.into(), &labels);
     }
 
     /// The exporter sent or lost spans.

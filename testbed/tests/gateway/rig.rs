@@ -1,6 +1,6 @@
 //! A gateway in this process, in a mesh of a hub and the region `eu`; the region `us` is known and never there.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::jetstream;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -93,6 +93,8 @@ impl Rig {
         let app = NewApp {
             id: app.parse().unwrap(),
             default_region: region("eu"),
+            ambiguity: BTreeMap::new(),
+            alerts: None,
             apns: None,
             fcm: None,
         };

@@ -45,6 +45,7 @@ async fn write(rig: &Rig, number: u32, of: AppId, origin: Region, receipts: Vec<
         writer: "worker".into(),
         accepted: Vec::new(),
         receipts,
+        handled: Vec::new(),
     };
     publish::store(&rig.js, subject, headers, serde_json::to_vec(&batch).unwrap().into())
         .await

@@ -1,0 +1,265 @@
+//! Stops knocking at a door that does not open: after several failures in a row nothing is sent for a while, then one
+//! attempt finds out whether it works again.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use shared::channel::Provider;
+use tokio::time::Instant;
+
+use super::{Attempted, Outcome};
+
+/// How long others wait for the answer of the one attempt that finds out.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// What a breaker watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watched {
+    /// Whether the credential is taken.
+    Credential,
+    /// Whether the endpoints are reached and answer.
+    Endpoint,
+}
+
+impl Watched {
+    /// Its name in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Credential => "credential",
+            Self::Endpoint => "endpoint",
+        }
+    }
+
+    /// Failures in a row that open it. A credential that was refused a few times will be refused again; a server may
+    /// well fail ten times and serve the eleventh.
+    const fn most(self) -> u32 {
+        match self {
+            Self::Credential => 3,
+            Self::Endpoint => 10,
+        }
+    }
+
+    /// How long it stays open at first, and at most; each failed attempt to close it doubles the time.
+    const fn open(self) -> (Duration, Duration) {
+        match self {
+            Self::Credential => (Duration::from_secs(5), Duration::from_mins(5)),
+            Self::Endpoint => (Duration::from_secs(1), Duration::from_mins(1)),
+        }
+    }
+}
+
+/// One breaker.
+#[derive(Debug)]
+struct Breaker {
+    watched: Watched,
+    start: Instant,
+    failures: AtomicU32,
+    /// How often it opened since it last worked.
+    opened: AtomicU32,
+    /// Milliseconds after `start`; zero while it is closed.
+    until: AtomicU64,
+    probing: AtomicBool,
+}
+
+impl Breaker {
+    fn new(watched: Watched) -> Self {
+        Self {
+            watched,
+            start: Instant::now(),
+            failures: AtomicU32::new(0),
+            opened: AtomicU32::new(0),
+            until: AtomicU64::new(0),
+            probing: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether to try.
+    ///
+    /// # Errors
+    /// How long to wait, if not.
+    fn admit(&self) -> Result<(), Duration> {
+        let until = self.until.load(Ordering::Relaxed);
+        if until == 0 {
+            return Ok(());
+        }
+        let now = self.now();
+        if now < until {
+            return Err(Duration::from_millis(until - now));
+        }
+        let next = now + millis(PROBE);
+        match self
+            .until
+            .compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed)
+        {
+            Ok(_) => {
+                self.probing.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(_) => Err(PROBE),
+        }
+    }
+
+    /// Returns whether this closed it.
+    fn worked(&self) -> bool {
+        // Looked at first: all cores read these, and a store would take the cache line from them at every push.
+        if self.failures.load(Ordering::Relaxed) == 0 && self.until.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        self.failures.store(0, Ordering::Relaxed);
+        self.opened.store(0, Ordering::Relaxed);
+        self.probing.store(false, Ordering::Relaxed);
+        self.until.swap(0, Ordering::Relaxed) != 0
+    }
+
+    /// Returns for how long this opened it.
+    fn failed(&self) -> Option<Duration> {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        let open = self.until.load(Ordering::Relaxed) != 0;
+        // What was under way when it opened says nothing new.
+        if !self.probing.swap(false, Ordering::Relaxed) && (open || failures < self.watched.most()) {
+            return None;
+        }
+        let doublings = self.opened.fetch_add(1, Ordering::Relaxed).min(16);
+        let (first, most) = self.watched.open();
+        let wait = first.saturating_mul(1 << doublings).min(most);
+        self.until.store(self.now() + millis(wait), Ordering::Relaxed);
+        Some(wait)
+    }
+
+    fn is_open(&self) -> bool {
+        self.until.load(Ordering::Relaxed) != 0
+    }
+
+    fn now(&self) -> u64 {
+        millis(self.start.elapsed())
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The two breakers of one credential at one set of endpoints.
+#[derive(Debug)]
+pub(super) struct Breakers {
+    provider: Provider,
+    /// Names the credential and the environment; no secret.
+    name: String,
+    credential: Breaker,
+    endpoint: Breaker,
+}
+
+/// Whether a breaker is open, for metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BreakerState {
+    /// Whose.
+    pub provider: Provider,
+    /// Names the credential and the environment; no secret.
+    pub name: String,
+    /// What it watches.
+    pub watched: Watched,
+    /// Whether nothing is sent.
+    pub is_open: bool,
+}
+
+impl Breakers {
+    pub(super) fn new(provider: Provider, name: String) -> Self {
+        Self {
+            provider,
+            name,
+            credential: Breaker::new(Watched::Credential),
+            endpoint: Breaker::new(Watched::Endpoint),
+        }
+    }
+
+    /// Whether to try; else the outcome of not trying.
+    pub(super) fn admit(&self) -> Result<(), Outcome> {
+        if let Err(wait) = self.credential.admit() {
+            return Err(Outcome::credential("breaker_open", Some(wait)));
+        }
+        if let Err(wait) = self.endpoint.admit() {
+            return Err(Outcome::endpoint("breaker_open", Some(wait)));
+        }
+        Ok(())
+    }
+
+    /// Learns from an attempt.
+    pub(super) fn learn(&self, attempted: &Attempted) {
+        let failing = attempted.status.is_some_and(|status| status >= 500);
+        match &attempted.outcome {
+            Outcome::CredentialTrouble { .. } => {
+                self.failed(&self.credential);
+                self.worked(&self.endpoint);
+            }
+            Outcome::EndpointTrouble { .. } | Outcome::Ambiguous { .. } => self.failed(&self.endpoint),
+            Outcome::RetryLater { .. } if failing => self.failed(&self.endpoint),
+            Outcome::Accepted { .. }
+            | Outcome::Rejected { .. }
+            | Outcome::AddressGone { .. }
+            | Outcome::RetryLater { .. } => {
+                self.worked(&self.credential);
+                self.worked(&self.endpoint);
+            }
+        }
+    }
+
+    pub(super) fn states(&self) -> [BreakerState; 2] {
+        [&self.credential, &self.endpoint].map(|breaker| BreakerState {
+            provider: self.provider,
+            name: self.name.clone(),
+            watched: breaker.watched,
+            is_open: breaker.is_open(),
+        })
+    }
+
+    fn worked(&self, breaker: &Breaker) {
+        if breaker.worked() {
+            tracing::info!(provider = %self.provider, name = self.name, watched = breaker.watched.as_str(), "breaker closed");
+        }
+    }
+
+    fn failed(&self, breaker: &Breaker) {
+        if let Some(wait) = breaker.failed() {
+            let seconds = wait.as_secs();
+            tracing::warn!(provider = %self.provider, name = self.name, watched = breaker.watched.as_str(), seconds, "breaker open");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_opens_after_failures_in_a_row_and_one_finds_out() {
+        let breaker = Breaker::new(Watched::Endpoint);
+        for _ in 0..3 {
+            for _ in 0..9 {
+                assert_eq!((breaker.admit(), breaker.failed()), (Ok(()), None));
+            }
+            assert!(!breaker.worked(), "a success in between starts the count anew");
+        }
+        for _ in 0..9 {
+            assert_eq!(breaker.failed(), None);
+        }
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(breaker.failed(), Some(Duration::from_secs(1)));
+        assert_eq!(breaker.failed(), None, "what was under way says nothing new");
+        assert_eq!(breaker.admit(), Err(Duration::from_secs(1)));
+        for wait in [2, 4, 8, 16, 32, 60, 60] {
+            tokio::time::advance(Duration::from_mins(1)).await;
+            assert_eq!(breaker.admit(), Ok(()));
+            assert_eq!(breaker.admit(), Err(PROBE), "one at a time");
+            assert_eq!(breaker.failed(), Some(Duration::from_secs(wait)));
+        }
+        tokio::time::advance(Duration::from_mins(1)).await;
+        assert_eq!(breaker.admit(), Ok(()));
+        // Nobody answers; another may try.
+        tokio::time::advance(PROBE).await;
+        assert_eq!(breaker.admit(), Ok(()));
+        assert!(breaker.worked());
+        assert_eq!((breaker.admit(), breaker.is_open()), (Ok(()), false));
+    }
+}

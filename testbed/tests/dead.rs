@@ -1,0 +1,178 @@
+//! What was given up, and what nobody can know: kept, shown, replayed, deleted.
+
+#![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use shared::{app::Ambiguity, channel::Channel};
+use testbed::{
+    nats,
+    peal::{Peal, Plan},
+    providers::script::{Answer, Rule},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn plan() -> Plan {
+    Plan {
+        workers: 1,
+        sample_ratio: 0.0,
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    }
+}
+
+async fn send(peal: &Peal, event: &str, recipient: &str) -> String {
+    let body = json!({ "event_id": event, "to": { "recipients": [recipient] }, "push": { "title": "Hello" } });
+    let sent = peal.expect("POST", "eu", "/v1/notifications", Some(&body)).await;
+    sent.unwrap()["notification_id"].as_str().unwrap().to_owned()
+}
+
+/// Waits until the only delivery of a notification is in `state`; the delivery.
+async fn settled(peal: &Peal, notification: &str, state: &str) -> Value {
+    let begun = Instant::now();
+    loop {
+        let path = format!("/v1/notifications/{notification}");
+        let (_, status) = peal.ask("GET", "eu", &path, None).await.unwrap();
+        if status["deliveries"][0]["state"] == state {
+            return status["deliveries"][0].clone();
+        }
+        assert!(begun.elapsed() < PATIENCE, "{status}\n{}", peal.complaints());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn letters(peal: &Peal, region: &str, query: &str) -> Vec<Value> {
+    let path = format!("/v1/dead-letters{query}");
+    let listed = peal.expect("GET", region, &path, None).await.unwrap();
+    listed["dead_letters"].as_array().unwrap().clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_is_listed_replayed_and_deleted_from_any_region() {
+    let plan = Plan {
+        worker_settings: "max_attempts = 1".into(),
+        ..plan()
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    peal.register("ann", "us", &[("apns", "aaaa")]).await.unwrap();
+    peal.apns
+        .script()
+        .add(Rule::always().answer(Answer::reason("InternalServerError")))
+        .unwrap();
+    let mut sent = Vec::new();
+    for event in ["e0", "e1", "e2"] {
+        let notification = send(&peal, event, "ann").await;
+        settled(&peal, &notification, "dead").await;
+        sent.push(notification);
+    }
+    peal.apns.script().clear();
+
+    let all = letters(&peal, "eu", "").await;
+    assert_eq!(all.len(), 3, "{all:?}");
+    let first = &all[0];
+    assert_eq!(
+        (
+            &first["region"],
+            &first["reason"],
+            &first["attempt"],
+            &first["recipient"]
+        ),
+        (&json!("us"), &json!("InternalServerError"), &json!(1), &json!("ann"))
+    );
+    assert_eq!(first["notification_id"], sent[0].as_str());
+    assert!(
+        first.get("payload").is_none(),
+        "content only when one letter is asked for"
+    );
+    assert!(letters(&peal, "eu", "?reason=Other").await.is_empty());
+    assert!(letters(&peal, "eu", "?since=2100-01-01T00:00:00Z").await.is_empty());
+    let (status, problem) = peal.ask("GET", "eu", "/v1/dead-letters?limit=0", None).await.unwrap();
+    assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!("limit")));
+
+    // Page by page, the same three.
+    let page = peal
+        .expect("GET", "us", "/v1/dead-letters?limit=2", None)
+        .await
+        .unwrap();
+    assert_eq!(page["dead_letters"].as_array().unwrap().len(), 2);
+    let rest = format!("?limit=2&cursor={}", page["next"].as_str().unwrap());
+    assert_eq!(letters(&peal, "us", &rest).await[0]["id"], all[2]["id"]);
+
+    let path = |letter: &Value| format!("/v1/dead-letters/{}", letter["id"].as_str().unwrap());
+    let whole = peal.expect("GET", "eu", &path(first), None).await.unwrap();
+    assert_eq!(whole["payload"]["push"]["title"], "Hello");
+
+    // Replayed from the other region; the same delivery, one attempt more.
+    let replayed = peal
+        .expect("POST", "eu", &format!("{}/replay", path(first)), None)
+        .await;
+    assert_eq!(replayed.unwrap(), json!({ "replayed": 1 }));
+    let delivery = settled(&peal, &sent[0], "delivered").await;
+    assert_eq!(delivery["attempts"].as_array().unwrap().len(), 2, "{delivery}");
+    let pushes = peal.apns.log().requests_for("aaaa");
+    assert_eq!(pushes[0].id, pushes.last().unwrap().id, "the same delivery");
+    assert_eq!(peal.ask("GET", "eu", &path(first), None).await.unwrap().0, 404);
+
+    let (status, _) = peal.ask("DELETE", "eu", &path(&all[1]), None).await.unwrap();
+    assert_eq!(status, 204);
+    let filter = json!({ "reason": "InternalServerError" });
+    let replayed = peal
+        .expect("POST", "us", "/v1/dead-letters/replay", Some(&filter))
+        .await;
+    assert_eq!(replayed.unwrap(), json!({ "replayed": 1, "more": false }));
+    settled(&peal, &sent[2], "delivered").await;
+    assert!(letters(&peal, "eu", "").await.is_empty());
+    assert_eq!((peal.apns.stats().delivered, peal.apns.stats().duplicates), (2, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_holds_is_never_sent_twice() {
+    let plan = Plan {
+        ambiguity: [(Channel::Push, Ambiguity::Hold)].into(),
+        ..plan()
+    };
+    let mut peal = Peal::start(plan).await.unwrap();
+    let devices = [("ann", "aaaa"), ("bob", "bbbb"), ("eve", "eeee")];
+    for (name, token) in devices {
+        peal.register(name, "eu", &[("apns", token)]).await.unwrap();
+    }
+    let fine = send(&peal, "fine", "ann").await;
+    settled(&peal, &fine, "delivered").await;
+
+    // Taken, but the answer is lost.
+    let lost = Rule::token("bbbb").answer(Answer::close().delivered(true));
+    peal.apns.script().add(lost).unwrap();
+    let doubtful = send(&peal, "doubtful", "bob").await;
+    let delivery = settled(&peal, &doubtful, "unknown").await;
+    assert_eq!(delivery["reason"], "connection_lost", "{delivery}");
+
+    // Taken, and the worker dies before the answer comes.
+    let slow = Rule::token("eeee").answer(Answer::black_hole().delivered(true));
+    peal.apns.script().add(slow).unwrap();
+    let interrupted = send(&peal, "interrupted", "eve").await;
+    while peal.apns.log().requests_for("eeee").is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let program = peal.program();
+    let worker = &mut peal.region_mut("eu").workers[0];
+    worker.process.kill().await.unwrap();
+    worker.restart(&program).unwrap();
+    // Nobody else will settle it: the server gives it out again after 30 s, and once more when an answer was due.
+    let delivery = settled(&peal, &interrupted, "unknown").await;
+    assert_eq!(delivery["reason"], "interrupted", "{delivery}");
+
+    for (_, token) in devices {
+        assert_eq!(peal.apns.log().requests_for(token).len(), 1, "{token}");
+    }
+    let mut listed = letters(&peal, "us", "").await;
+    listed.sort_by_key(|letter| letter["event_id"].to_string());
+    let events: Vec<_> = listed.iter().map(|letter| letter["event_id"].clone()).collect();
+    assert_eq!(events, ["doubtful", "interrupted"]);
+
+    // A person decides.
+    peal.apns.script().clear();
+    let path = format!("/v1/dead-letters/{}/replay", listed[0]["id"].as_str().unwrap());
+    peal.expect("POST", "us", &path, None).await.unwrap();
+    settled(&peal, &doubtful, "delivered").await;
+}
