@@ -9,6 +9,8 @@ mod committer;
 mod index;
 mod store;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 pub use self::{
     committer::{Committed, Committer, Gone, Settled},
@@ -81,6 +83,19 @@ impl History {
         self.0
             .iter()
             .any(|record| record.address.is_none() && record.state.is_final())
+    }
+
+    /// Whether a pass over the whole job is complete that began with attempt number `attempt`. What a retry came to may be
+    /// known while the pass that parked it is not: its worker crashed, and the job comes again for the other addresses.
+    pub fn has_pass(&self, attempt: u32) -> bool {
+        self.is_settled_whole() || self.0.iter().any(|record| record.attempt <= attempt)
+    }
+
+    /// How often the delivery to `address`, or the job as a whole, is said to have ended. More than once if two workers
+    /// had it at one time.
+    pub fn endings(&self, address: Option<AddressId>) -> usize {
+        let ended = |record: &&Record| record.address == address && record.state.is_final();
+        self.0.iter().filter(ended).count()
     }
 
     /// Whether attempt number `attempt` to `address` was made already, or is no longer wanted.
