@@ -316,12 +316,15 @@ fn record(receipt: &Receipt) -> Record {
 }
 
 /// Whether nobody else has settled this delivery meanwhile. Who comes second keeps silent, so that there is one final
-/// receipt; the provider has then seen two attempts with one `apns-id`.
+/// receipt; the provider has then seen two attempts with one `apns-id`. That it has ended is news even where another
+/// attempt was parked, and spares that attempt.
 fn is_news(ledger: &Ledger, receipt: &Receipt) -> bool {
     let known = ledger.look_up(receipt.job).unwrap_or_default();
-    let news = receipt
-        .address
-        .map_or(!known.has_outcome(), |address| !known.has(address, receipt.attempt));
+    let news = match receipt.address {
+        None => !known.has_outcome(),
+        Some(_) if receipt.state.is_final() => known.endings(receipt.address, receipt.attempt) == 0,
+        Some(address) => !known.has(address, receipt.attempt),
+    };
     if !news {
         tracing::warn!(job = %receipt.job, attempt = receipt.attempt, "another worker settled this delivery too");
     }

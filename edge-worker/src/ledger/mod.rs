@@ -9,6 +9,8 @@ mod committer;
 mod index;
 mod store;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 pub use self::{
     committer::{Committed, Committer, Gone, Settled},
@@ -103,12 +105,30 @@ impl History {
             .any(|record| record.address.is_none() && record.state.is_final())
     }
 
-    /// Whether attempt number `attempt` to `address` was made already, or is no longer wanted. What a person may replay is
-    /// wanted again when a later attempt comes.
+    /// Whether a pass over the whole job is complete that began with attempt number `attempt`. What a retry came to may be
+    /// known while the pass that parked it is not: its worker crashed, and the job comes again for the other addresses.
+    pub fn has_pass(&self, attempt: u32) -> bool {
+        self.is_settled_whole() || self.outcomes().any(|record| record.attempt <= attempt)
+    }
+
+    /// How often the delivery to `address`, or the job as a whole, is said to have ended, as attempt number `attempt` sees
+    /// it. More than once if two workers had it at one time.
+    pub fn endings(&self, address: Option<AddressId>, attempt: u32) -> usize {
+        let ended = |record: &&Record| record.address == address && record.ends(attempt);
+        self.0.iter().filter(ended).count()
+    }
+
+    /// Whether attempt number `attempt` to `address` was made already, or is no longer wanted.
     pub fn has(&self, address: AddressId, attempt: u32) -> bool {
-        let ends = |state: State| state.is_final() && !state.is_replayable();
         self.outcomes()
             .filter(|record| record.address == Some(address))
-            .any(|record| ends(record.state) || record.attempt >= attempt)
+            .any(|record| record.ends(attempt) || record.attempt >= attempt)
+    }
+}
+
+impl Record {
+    /// Whether attempt number `attempt` is no longer wanted. What a person may replay is wanted again by a later one.
+    fn ends(&self, attempt: u32) -> bool {
+        self.state.is_final() && (!self.state.is_replayable() || self.attempt >= attempt)
     }
 }

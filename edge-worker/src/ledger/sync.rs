@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use super::{
     Ledger, Outgoing, Record, StoreError,
     committer::{Committer, Gone},
-    store::Followed,
+    store::{Commit, Followed},
 };
 
 /// The stream is asked again so soon: the other workers hold back after a lost connection only for a while, and the
@@ -137,10 +137,11 @@ impl<T: Send + 'static> Sync<T> {
 }
 
 /// Publishes what a former run committed and the stream does not have. To be called when following has caught up: what
-/// the stream has by then is no longer among the outgoing.
+/// the stream has by then is no longer among the outgoing. Deliveries that another worker has ended meanwhile are left
+/// out, so that there is one final receipt.
 ///
 /// # Errors
-/// When the file cannot be read.
+/// When the file cannot be read or written.
 pub async fn publish_left_over(js: &jetstream::Context, ledger: &Ledger) -> Result<(), StoreError> {
     let left = ledger.store.outgoing()?;
     if left.is_empty() {
@@ -148,9 +149,37 @@ pub async fn publish_left_over(js: &jetstream::Context, ledger: &Ledger) -> Resu
     }
     tracing::info!(messages = left.len(), "publishing receipts that a former run left");
     for outgoing in left {
-        outgoing.publish(js, ledger.store.writer()).await;
+        let number = outgoing.number;
+        match still_news(ledger, outgoing)? {
+            Some(outgoing) => outgoing.publish(js, ledger.store.writer()).await,
+            None => ledger.forget_outgoing(number)?,
+        }
     }
     Ok(())
+}
+
+/// `outgoing` without the deliveries that somebody else has ended; `None` if nothing is left.
+pub(super) fn still_news(ledger: &Ledger, mut outgoing: Outgoing) -> Result<Option<Outgoing>, StoreError> {
+    let Ok(mut batch) = serde_json::from_slice::<Batch>(&outgoing.payload) else {
+        return Ok(Some(outgoing));
+    };
+    let all = batch.receipts.len();
+    let mut news = Vec::with_capacity(all);
+    for receipt in batch.receipts {
+        // The ledger also has what this receipt itself says.
+        let own = usize::from(receipt.state.is_final());
+        if ledger.look_up(receipt.job)?.endings(receipt.address, receipt.attempt) <= own {
+            news.push(receipt);
+        }
+    }
+    batch.receipts = news;
+    if batch.receipts.is_empty() {
+        return Ok(None);
+    }
+    if batch.receipts.len() < all {
+        outgoing.payload = serde_json::to_vec(&batch).expect("receipts always serialize");
+    }
+    Ok(Some(outgoing))
 }
 
 impl Outgoing {
@@ -177,6 +206,18 @@ impl Ledger {
     /// The name under which this ledger's receipts are published.
     pub fn writer(&self) -> &str {
         self.store.writer()
+    }
+
+    fn forget_outgoing(&self, number: u64) -> Result<(), StoreError> {
+        let sent = vec![number];
+        self.store.commit(
+            0,
+            0,
+            &Commit {
+                sent,
+                ..Commit::default()
+            },
+        )
     }
 
     /// Forgets what happened before `cutoff` (milliseconds since 1970). Blocks for disk writes.

@@ -1,7 +1,8 @@
 //! Drops what was done before.
 //!
-//! All outcomes of one pass over a job are committed together, so any record of a fresh job means that its pass is
-//! complete. A retry is for one address and one attempt, and is looked up as such.
+//! All outcomes of one pass over a job are committed together, so any record of a first attempt means that the pass is
+//! complete. The record of a retry does not: it may have overtaken a pass that crashed after parking it. A retry is for
+//! one address and one attempt, and is looked up as such.
 
 use std::{
     collections::HashSet,
@@ -9,14 +10,11 @@ use std::{
     time::Duration,
 };
 
-use shared::{
-    id::{AddressId, JobId},
-    job::Job,
-};
+use shared::{id::JobId, job::Job};
 use uuid::Uuid;
 
 use super::{Pipeline, Settlement, Step, Stop, Ticket, open::Opened};
-use crate::delivery::Delivery;
+use crate::{delivery::Delivery, ledger::History};
 
 /// A job that was not done before, reserved for this process.
 #[derive(Debug)]
@@ -24,8 +22,8 @@ pub(super) struct Fresh {
     pub(super) delivery: Delivery,
     pub(super) job: Arc<Job>,
     pub(super) reserved: Reserved,
-    /// Addresses to which a worker was about to send it, if nothing tells what came of that.
-    pub(super) in_doubt: Vec<AddressId>,
+    /// What is known of it all the same.
+    pub(super) history: History,
 }
 
 /// Jobs under way in this process. A redelivery of one of them must wait for what becomes of it.
@@ -83,23 +81,28 @@ impl Pipeline {
             }
         };
         let done = match address {
-            None => history.has_outcome(),
+            None => history.has_pass(job.attempt),
             Some(address) => history.is_settled_whole() || history.has(address, job.attempt),
         };
         if done {
-            self.telemetry.metrics.duplicate();
-            return Err(Stop::Settle(Box::new(Settlement {
-                ticket: Ticket::new(delivery, Some(reserved), None),
-                app: job.app.clone(),
-                origin: job.origin.clone(),
-                receipts: Vec::new(),
-            })));
+            return Err(self.repeated(delivery, &job, reserved));
         }
         Ok(Fresh {
-            in_doubt: history.in_doubt(job.attempt),
             delivery,
             job,
             reserved,
+            history,
         })
+    }
+
+    /// Ends the path of a job that was done before.
+    pub(super) fn repeated(&self, delivery: Delivery, job: &Job, reserved: Reserved) -> Stop {
+        self.telemetry.metrics.duplicate();
+        Stop::Settle(Box::new(Settlement {
+            ticket: Ticket::new(delivery, Some(reserved), None),
+            app: job.app.clone(),
+            origin: job.origin.clone(),
+            receipts: Vec::new(),
+        }))
     }
 }

@@ -32,14 +32,15 @@ impl Pipeline {
 
     /// Ends a job that was about to be sent when its worker was interrupted.
     pub(super) async fn end_interrupted(&self, fresh: Fresh) -> Step<Fresh> {
-        if fresh.in_doubt.is_empty() {
+        let in_doubt = fresh.history.in_doubt(fresh.job.attempt);
+        if in_doubt.is_empty() {
             return Ok(fresh);
         }
         let Fresh {
             delivery,
             job,
             reserved,
-            in_doubt,
+            history: _,
         } = fresh;
         if delivery.delivered < 2 {
             return Err(Stop::GiveBack(delivery.into(), ANSWER_DUE));

@@ -33,7 +33,7 @@ impl Pipeline {
             delivery,
             job,
             reserved,
-            in_doubt: _,
+            history,
         } = fresh;
         let key = RecipientKey {
             app: job.app.clone(),
@@ -54,6 +54,13 @@ impl Pipeline {
         };
         let known = recipient.is_known();
         recipient.addresses.retain(|(address, _)| takes(address, &job));
+        let reachable = !recipient.addresses.is_empty();
+        recipient
+            .addresses
+            .retain(|(address, _)| !history.has(address.id, job.attempt));
+        if reachable && recipient.addresses.is_empty() {
+            return Err(self.repeated(delivery, &job, reserved));
+        }
         let Recipient {
             addresses, preferences, ..
         } = recipient;

@@ -1,0 +1,301 @@
+//! The whole ledger, file and index and writer, against a list in memory.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use jiff::Timestamp;
+use proptest::{collection::vec, prelude::*};
+use shared::{
+    channel::Channel,
+    clock::Clock,
+    id::{AddressId, JobId, NotificationId},
+    receipt::{Batch, Receipt, State},
+};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::{
+    Committed, Committer, Ledger, Outgoing, Record, Settled, Store, store::Commit, store::Followed, sync::still_news,
+};
+
+/// Two of them share the half of the id that the index knows.
+const JOBS: [JobId; 4] = [job(1, 1), job(2, 1), job(1, 2), job(3, 3)];
+
+const fn job(first: u64, second: u64) -> JobId {
+    JobId(Uuid::from_u64_pair(first, second))
+}
+
+fn record() -> impl Strategy<Value = Record> {
+    let address = prop::option::weighted(0.8, (1u128..3).prop_map(|id| AddressId(Uuid::from_u128(id))));
+    let parts = (
+        prop::sample::select(&JOBS[..]),
+        address,
+        1u32..4,
+        prop::sample::select(State::ALL),
+    );
+    parts.prop_map(|(job, address, attempt, state)| Record {
+        job,
+        address,
+        attempt,
+        state,
+    })
+}
+
+fn receipt(record: Record) -> Receipt {
+    Receipt {
+        notification: NotificationId(record.job.0),
+        job: record.job,
+        recipient: None,
+        channel: Channel::Push,
+        address: record.address,
+        provider: None,
+        attempt: record.attempt,
+        state: record.state,
+        reason: None,
+        provider_id: None,
+        at: Timestamp::UNIX_EPOCH,
+        took_us: None,
+        next_at: None,
+        trace: None,
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Settle(Record),
+    Follow(Vec<Record>),
+    Restart,
+    /// Forgets all but so many of the newest steps.
+    Prune(i64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => record().prop_map(Step::Settle),
+        3 => vec(record(), 1..4).prop_map(Step::Follow),
+        2 => Just(Step::Restart),
+        1 => (0i64..8).prop_map(Step::Prune),
+    ]
+}
+
+/// A ledger with its writer.
+struct Running {
+    ledger: Ledger,
+    committer: Committer<()>,
+    writer: tokio::task::JoinHandle<()>,
+    _out: mpsc::Receiver<Committed<()>>,
+}
+
+impl Running {
+    fn open(path: &Path, time: &Arc<AtomicI64>) -> Self {
+        let (store, aside) = Store::open(path, "w", 1).unwrap();
+        assert_eq!(aside, None);
+        let ledger = Ledger::new(store.into()).unwrap();
+        let time = time.clone();
+        let clock = Clock::from_fn(move || Timestamp::from_millisecond(time.load(Ordering::Relaxed)).unwrap());
+        let (out, safe) = mpsc::channel(1000);
+        let (committer, writer) = Committer::new(&ledger, "eu".parse().unwrap(), clock, out).unwrap();
+        Self {
+            ledger,
+            committer,
+            writer: tokio::spawn(writer),
+            _out: safe,
+        }
+    }
+
+    async fn close(self) {
+        drop(self.committer);
+        self.writer.await.unwrap();
+    }
+}
+
+/// What the ledger should know: when, what, and whether it is this worker's to publish.
+#[derive(Default)]
+struct Memory(Vec<(i64, Record, bool)>);
+
+impl Memory {
+    fn of(&self, job: JobId) -> impl Iterator<Item = &Record> {
+        self.0
+            .iter()
+            .map(|(_, record, _)| record)
+            .filter(move |record| record.job == job)
+    }
+
+    fn settle(&mut self, at: i64, new: Record) {
+        let same: Vec<Record> = self
+            .of(new.job)
+            .filter(|known| known.address == new.address)
+            .copied()
+            .collect();
+        // A dead or unknown delivery may be replayed by a later attempt; an intent is no outcome.
+        let over = |known: &Record| match known.state {
+            State::Parked | State::Attempting => false,
+            State::Dead | State::Unknown => known.attempt >= new.attempt,
+            _ => true,
+        };
+        let outcome = |known: &Record| known.state != State::Attempting;
+        let known = match new.address {
+            None => self.of(new.job).any(outcome),
+            Some(_) if new.state.is_final() => same.iter().any(over),
+            Some(_) => same
+                .iter()
+                .any(|known| outcome(known) && (over(known) || known.attempt >= new.attempt)),
+        };
+        if !known {
+            self.0.push((at, new, true));
+        }
+    }
+}
+
+fn sorted<'a>(records: impl IntoIterator<Item = &'a Record>) -> Vec<String> {
+    let mut all: Vec<String> = records.into_iter().map(|record| format!("{record:?}")).collect();
+    all.sort();
+    all
+}
+
+async fn run(steps: Vec<Step>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    let time = Arc::new(AtomicI64::new(0));
+    let mut running = Running::open(&path, &time);
+    let (mut memory, mut published) = (Memory::default(), Vec::new());
+    for (at, step) in (1..).zip(steps) {
+        time.store(at, Ordering::Relaxed);
+        match step {
+            Step::Settle(record) => {
+                memory.settle(at, record);
+                published.extend(memory.0.last().filter(|last| last.0 == at).map(|last| last.1));
+                let (app, origin) = ("shop".parse().unwrap(), "eu".parse().unwrap());
+                let settled = Settled {
+                    app,
+                    origin,
+                    receipts: vec![receipt(record)],
+                    ticket: (),
+                };
+                running.committer.settle(settled).await.unwrap();
+                running.committer.flush().await.unwrap();
+            }
+            Step::Follow(records) => {
+                memory.0.extend(records.iter().map(|record| (at, *record, false)));
+                let followed = Followed {
+                    sequence: at.cast_unsigned(),
+                    created_at: 1,
+                };
+                running.committer.followed(records, Vec::new(), followed).await.unwrap();
+                running.committer.flush().await.unwrap();
+                assert_eq!(running.ledger.store.followed().unwrap(), followed);
+            }
+            Step::Restart => {
+                running.close().await;
+                running = Running::open(&path, &time);
+            }
+            Step::Prune(keep) => {
+                let before = memory.0.len();
+                memory.0.retain(|(stored, ..)| *stored >= at - keep);
+                assert_eq!(running.ledger.prune(at - keep).unwrap(), before - memory.0.len());
+            }
+        }
+        for job in JOBS {
+            let history = running.ledger.look_up(job).unwrap();
+            assert_eq!(sorted(&history.0), sorted(memory.of(job)), "{job:?} after step {at}");
+        }
+    }
+    let outgoing = running.ledger.store.outgoing().unwrap();
+    let batches = outgoing
+        .iter()
+        .map(|it| serde_json::from_slice::<Batch>(&it.payload).unwrap());
+    let said: Vec<Receipt> = batches.flat_map(|batch| batch.receipts).collect();
+    assert_eq!(said, published.into_iter().map(receipt).collect::<Vec<_>>());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn it_knows_what_a_list_would(steps in vec(step(), 1..40)) {
+        tokio::runtime::Runtime::new().unwrap().block_on(run(steps));
+    }
+}
+
+#[test]
+fn a_retry_does_not_stand_for_the_pass_that_parked_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(&folder.path().join("ledger.redb"), "w", 1).unwrap();
+    let ledger = Ledger::new(store.into()).unwrap();
+    let address = AddressId(Uuid::from_u128(1));
+    let know = |number, attempt| {
+        let record = Record {
+            job: JOBS[0],
+            address: Some(address),
+            attempt,
+            state: State::Delivered,
+        };
+        let commit = Commit {
+            records: vec![(record, None)],
+            ..Commit::default()
+        };
+        ledger.store.commit(number, 0, &commit).unwrap();
+        ledger.index().replace(JOBS[0], number);
+        ledger.look_up(JOBS[0]).unwrap()
+    };
+    let overtaken = know(1, 2);
+    assert!(
+        !overtaken.has_pass(1),
+        "the other addresses were not tried for all anybody knows"
+    );
+    assert!(overtaken.has(address, 1), "this one needs no more");
+    assert!(know(2, 1).has_pass(1));
+}
+
+#[test]
+fn what_another_worker_ended_is_not_said_again_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(&folder.path().join("ledger.redb"), "w", 1).unwrap();
+    let ledger = Ledger::new(store.into()).unwrap();
+    let record = |job, state| Record {
+        job,
+        address: Some(AddressId(Uuid::from_u128(1))),
+        attempt: 1,
+        state,
+    };
+    let (ended, parked, own) = (
+        record(JOBS[0], State::Delivered),
+        record(JOBS[2], State::Parked),
+        record(JOBS[3], State::Delivered),
+    );
+    let outgoing = |records: &[Record]| {
+        let batch = Batch {
+            app: "shop".parse().unwrap(),
+            region: "eu".parse().unwrap(),
+            origin: "eu".parse().unwrap(),
+            writer: "w".into(),
+            accepted: Vec::new(),
+            receipts: records.iter().copied().map(receipt).collect(),
+            handled: Vec::new(),
+        };
+        Outgoing {
+            number: 1,
+            subject: "a.subject".into(),
+            payload: serde_json::to_vec(&batch).unwrap(),
+        }
+    };
+    let commit = |number, records: &[Record]| {
+        let index = |record: &Record| (*record, ledger.index().replace(record.job, number));
+        let commit = Commit {
+            records: records.iter().map(index).collect(),
+            ..Commit::default()
+        };
+        ledger.store.commit(number, 0, &commit).unwrap();
+    };
+    commit(1, &[ended, parked, own]);
+    let untouched = outgoing(&[ended, parked, own]);
+    assert_eq!(still_news(&ledger, untouched.clone()).unwrap(), Some(untouched.clone()));
+    commit(2, &[record(JOBS[0], State::Dead), record(JOBS[2], State::Delivered)]);
+    assert_eq!(still_news(&ledger, untouched).unwrap(), Some(outgoing(&[own])));
+    assert_eq!(still_news(&ledger, outgoing(&[ended, parked])).unwrap(), None);
+}
