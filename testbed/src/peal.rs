@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use gateway::provision::{self, NewApns, NewApp, NewFcm};
+use gateway::provision::{self, NewAlerts, NewApns, NewApp, NewFcm};
 use serde_json::{Value, json};
 use shared::{
     api_key::Scope,
@@ -54,6 +54,8 @@ pub struct Plan {
     pub log: LogMode,
     /// What the app does in doubt.
     pub ambiguity: BTreeMap<Channel, Ambiguity>,
+    /// Where the app's developers are told of dead letters.
+    pub alerts: Option<NewAlerts>,
     /// More settings of the workers, as TOML tables and keys that come first in the file.
     pub worker_settings: String,
 }
@@ -73,6 +75,7 @@ impl Plan {
             sample_ratio: 1.0,
             log: LogMode::default(),
             ambiguity: BTreeMap::new(),
+            alerts: None,
             worker_settings: String::new(),
         }
     }
@@ -415,7 +418,7 @@ async fn provision(nats: &nats::Mesh, plan: &Plan, mesh_key: &str, apns: &Apns, 
         id: APP.parse()?,
         default_region: plan.regions.first().context("a mesh has a region")?.parse()?,
         ambiguity: plan.ambiguity.clone(),
-        alerts: None,
+        alerts: plan.alerts.clone(),
         apns: Some(NewApns {
             team_id: apns.key().team_id.clone(),
             key_id: apns.key().key_id.clone(),

@@ -2,8 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
+use aws_lc_rs::hmac;
+use axum::{Router, http::HeaderMap, http::StatusCode, routing::post};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use gateway::provision::NewAlerts;
 use serde_json::{Value, json};
 use shared::{app::Ambiguity, channel::Channel};
 use testbed::{
@@ -12,7 +19,7 @@ use testbed::{
     providers::script::{Answer, Rule},
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn plan() -> Plan {
     Plan {
@@ -26,6 +33,95 @@ async fn send(peal: &Peal, event: &str, recipient: &str) -> String {
     let body = json!({ "event_id": event, "to": { "recipients": [recipient] }, "push": { "title": "Hello" } });
     let sent = peal.expect("POST", "eu", "/v1/notifications", Some(&body)).await;
     sent.unwrap()["notification_id"].as_str().unwrap().to_owned()
+}
+
+/// A receiver of webhooks: where it is, and what came, with its headers.
+async fn receiver() -> (String, Arc<Mutex<Vec<(HeaderMap, String)>>>) {
+    let came: Arc<Mutex<Vec<_>>> = Arc::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let told = came.clone();
+    let take = async move |headers: HeaderMap, body: String| {
+        let mut came = told.lock().unwrap();
+        came.push((headers, body));
+        // The first is refused, and must come again.
+        if came.len() == 1 {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::NO_CONTENT
+        }
+    };
+    let app = Router::new().route("/hook", post(take));
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    (url, came)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn developers_are_told_of_dead_letters_until_they_take_it() {
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let (url, came) = receiver().await;
+    let plan = Plan {
+        regions: vec!["eu".into()],
+        worker_settings: "max_attempts = 1".into(),
+        gateway_settings: "[alerts]\nevery_s = 1".into(),
+        alerts: Some(NewAlerts {
+            url,
+            secret: SECRET.into(),
+        }),
+        ..plan()
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
+    let refuse = Rule::always().answer(Answer::reason("InternalServerError"));
+    peal.apns.script().add(refuse).unwrap();
+    for event in ["e0", "e1", "e2"] {
+        let notification = send(&peal, event, "ann").await;
+        settled(&peal, &notification, "dead").await;
+    }
+    let told = |came: &[(HeaderMap, String)]| -> u64 {
+        let alerts = came
+            .iter()
+            .skip(1)
+            .map(|(_, body)| serde_json::from_str::<Value>(body).unwrap());
+        alerts
+            .map(|alert| alert["data"]["dead_letters"].as_u64().unwrap())
+            .sum()
+    };
+    let begun = Instant::now();
+    while told(&came.lock().unwrap()) < 3 {
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "{:?}\n{}",
+            came.lock().unwrap(),
+            peal.complaints()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let came = came.lock().unwrap().clone();
+    assert_eq!(told(&came), 3, "each once, but for the refused one");
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &STANDARD.decode(&SECRET[6..]).unwrap());
+    for (headers, body) in &came {
+        let header = |name: &str| headers[name].to_str().unwrap();
+        let signed = format!("{}.{}.{body}", header("webhook-id"), header("webhook-timestamp"));
+        let signature = STANDARD
+            .decode(header("webhook-signature").strip_prefix("v1,").unwrap())
+            .unwrap();
+        hmac::verify(&key, signed.as_bytes(), &signature).unwrap();
+        let alert: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(
+            (&alert["type"], &alert["data"]["app"]),
+            (&json!("dead_letters.created"), &json!("shop"))
+        );
+        let group = &alert["data"]["groups"][0];
+        assert_eq!(
+            (&group["channel"], &group["reason"]),
+            (&json!("push"), &json!("InternalServerError"))
+        );
+        assert!(
+            !body.contains("Hello") && !body.contains("aaaa"),
+            "no content, no address"
+        );
+    }
 }
 
 /// Waits until the only delivery of a notification is in `state`; the delivery.
