@@ -14,6 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use opentelemetry::Context;
 use shared::{
     backoff::Backoff,
+    failpoint::failpoint,
     id::AddressId,
     job::Job,
     nats::{envelope, facts, publish, subject},
@@ -177,6 +178,7 @@ impl Pipeline {
             delivery.payload().clone(),
         )
         .await?;
+        failpoint("worker.after-park");
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use async_nats::jetstream;
 use futures::future::join_all;
 use opentelemetry::Context;
-use shared::{clock::Clock, telemetry::Telemetry};
+use shared::{clock::Clock, failpoint::failpoint, telemetry::Telemetry};
 use tokio::sync::mpsc;
 
 use super::{Pipeline, Settlement, dedupe::Reserved, trace};
@@ -93,12 +93,15 @@ impl Announcer {
                 .map(|outgoing| outgoing.publish(&self.js, writer)),
         )
         .await;
+        failpoint("worker.after-receipt");
         let published = self.now();
         let jobs = group.tickets.len();
         for ticket in group.tickets {
+            failpoint("worker.before-ack");
             if let Err(error) = ticket.delivery.ack().await {
                 tracing::warn!(%error, "acknowledgement could not be sent; the ledger will drop the redelivery");
             }
+            failpoint("worker.after-ack");
             if let Some(span) = ticket.span {
                 trace::settled(&self.telemetry.tracer, &span, begun, published, self.now());
             }

@@ -10,6 +10,7 @@ use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
 use shared::{
     channel::{Channel, Class},
+    failpoint::failpoint,
     id::{Category, EventId, NotificationId, RecipientId},
     invalid::Invalid,
     push::Push,
@@ -130,7 +131,10 @@ pub(crate) async fn send(
         push: request.push,
     };
     match timeout(parts.limits.request_timeout(), accept(&parts, order, &trace)).await {
-        Ok(Ok(outcome)) => Ok(stored(&outcome, event, trace.id())),
+        Ok(Ok(outcome)) => {
+            failpoint("gateway.before-answer");
+            Ok(stored(&outcome, event, trace.id()))
+        }
         Ok(Err(refused)) => Err(problem(refused).event(event)),
         Err(_) => {
             let detail = "It is not known what was stored. Repeat with the same event id; no job is sent twice.";
