@@ -7,6 +7,7 @@ use opentelemetry::{
     trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Tracer},
 };
 use shared::{
+    failpoint::failpoint,
     id::JobId,
     nats::{
         publish::{self, NotStored, Stored},
@@ -35,7 +36,9 @@ pub(crate) async fn store(parts: &Parts, mut job: Outgoing, trace: &Trace) -> Re
         }
         Trace::Recorded(context) => Some(start_span(parts, &mut job, context)),
     };
+    failpoint("gateway.before-publish");
     let stored = publish::store(&parts.js, job.subject, job.headers, job.payload).await;
+    failpoint("gateway.after-publish");
     if let Some(span) = span {
         end_span(&span, &stored);
     }

@@ -6,6 +6,7 @@ pub mod backoff;
 pub mod channel;
 pub mod clock;
 pub mod digest;
+pub mod failpoint;
 pub mod id;
 pub mod invalid;
 pub mod job;

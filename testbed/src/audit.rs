@@ -76,6 +76,61 @@ impl Audit {
         Ok(audit)
     }
 
+    /// How often each kind of attempt is in the receipts of all regions: what it came to and why, by whom, and which
+    /// attempt it was.
+    ///
+    /// # Errors
+    /// When a region does not answer.
+    pub async fn attempts(peal: &Peal) -> anyhow::Result<BTreeMap<String, usize>> {
+        let mut kinds = BTreeMap::new();
+        for region in &peal.regions {
+            let js = connect::jetstream(peal.connect(&region.name).await?);
+            for entry in read_all(&js, topology::RECEIPTS, &subject::receipt_filter(&region.name.parse()?)).await? {
+                for receipt in serde_json::from_slice::<Batch>(&entry.payload)?.receipts {
+                    let provider = receipt.provider.map_or("nobody", |provider| provider.as_str());
+                    let reason = receipt.reason.unwrap_or_default();
+                    let kind = format!("{} by {provider}, attempt {} {reason}", receipt.state, receipt.attempt);
+                    *kinds.entry(kind).or_default() += 1;
+                }
+            }
+        }
+        Ok(kinds)
+    }
+
+    /// What the streams know of some jobs, a line for each time they are mentioned.
+    ///
+    /// # Errors
+    /// When a region does not answer.
+    pub async fn history(peal: &Peal, jobs: &[JobId]) -> anyhow::Result<Vec<String>> {
+        let mut lines = Vec::new();
+        for region in &peal.regions {
+            let js = connect::jetstream(peal.connect(&region.name).await?);
+            let here: Region = region.name.parse()?;
+            for entry in read_all(&js, topology::NOTIFY, ">").await? {
+                let job = envelope::open(&entry.subject, &entry.headers, &entry.payload, entry.stored_at, &here);
+                if let Some(job) = job.ok().filter(|job| jobs.contains(&job.id)) {
+                    let (at, class) = (entry.stored_at, job.class);
+                    lines.push(format!(
+                        "{} {at} stored in {here} as #{}, {class}",
+                        job.id, entry.sequence
+                    ));
+                }
+            }
+            for entry in read_all(&js, topology::RECEIPTS, &subject::receipt_filter(&here)).await? {
+                let batch: Batch = serde_json::from_slice(&entry.payload)?;
+                for receipt in batch.receipts.iter().filter(|receipt| jobs.contains(&receipt.job)) {
+                    let (job, state, attempt) = (receipt.job, receipt.state, receipt.attempt);
+                    lines.push(format!(
+                        "{job} {} {state} by {}, attempt {attempt}",
+                        receipt.at, batch.writer
+                    ));
+                }
+            }
+        }
+        lines.sort();
+        Ok(lines)
+    }
+
     /// Reads until nothing is in flight, or `patience` has passed.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod bench;
 pub mod child;
 pub mod demo;
+pub mod faults;
 pub mod nats;
 pub mod peal;
 pub mod process;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use testbed::{bench, child, demo, push, simulate};
+use testbed::{bench, child, demo, faults, push, simulate};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -21,6 +21,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measures Peal against what its parts can do.
     Bench(bench::BenchArgs),
+    /// Breaks a mesh in every way there is, and checks that nothing is lost.
+    Faults(faults::FaultsArgs),
     /// Simulates APNs and FCM for any client.
     Simulate(simulate::SimulateArgs),
     /// Pushes with Peal's own APNs client to any server.
@@ -41,6 +43,7 @@ async fn main() -> ExitCode {
         Command::EdgeWorker(args) => return child::edge_worker(args).await,
         Command::Demo(args) => demo::run(args).await,
         Command::Bench(args) => bench::run(args).await,
+        Command::Faults(args) => faults::run(args).await,
         Command::Push(args) => push::run(args).await,
         Command::Simulate(args) => simulate::run(args).await.map(|()| ExitCode::SUCCESS),
     };

@@ -21,6 +21,7 @@ use shared::{
 use tempfile::TempDir;
 
 use crate::{
+    faults::{Between, Proxy},
     nats,
     process::Process,
     providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode},
@@ -58,6 +59,14 @@ pub struct Plan {
     pub alerts: Option<NewAlerts>,
     /// More settings of the workers, as TOML tables and keys that come first in the file.
     pub worker_settings: String,
+    /// More settings of the gateways, as TOML tables that come last in the file.
+    pub gateway_settings: String,
+    /// Settings of every provider.
+    pub provider_settings: String,
+    /// Most bytes of the streams of work.
+    pub max_bytes: i64,
+    /// Whether the parts reach each other through proxies that can make trouble, and the seed of those.
+    pub proxies: Option<u64>,
 }
 
 impl Plan {
@@ -77,6 +86,10 @@ impl Plan {
             ambiguity: BTreeMap::new(),
             alerts: None,
             worker_settings: String::new(),
+            gateway_settings: String::new(),
+            provider_settings: String::new(),
+            max_bytes: -1,
+            proxies: None,
         }
     }
 }
@@ -96,9 +109,22 @@ pub struct Peal {
     pub key: String,
     /// For asking the mesh.
     pub http: reqwest::Client,
+    /// The proxies, if there are any.
+    pub links: Vec<Link>,
     mesh_key: String,
     plan: Plan,
     folder: TempDir,
+}
+
+/// A proxy between two parts.
+#[derive(Debug)]
+pub struct Link {
+    /// Which parts.
+    pub between: Between,
+    /// The region it belongs to.
+    pub region: String,
+    /// The proxy.
+    pub proxy: Proxy,
 }
 
 /// The processes of one region.
@@ -127,7 +153,7 @@ pub struct Program {
 impl Program {
     fn start(program: &Path, kind: &'static str, config: PathBuf, port: u16) -> anyhow::Result<Self> {
         let log = config.with_extension("log");
-        let process = launch(program, kind, &config, &log)?;
+        let process = launch(program, kind, &config, &log, &[])?;
         Ok(Self {
             process,
             url: format!("http://127.0.0.1:{port}"),
@@ -142,7 +168,15 @@ impl Program {
     /// # Errors
     /// When it cannot be started.
     pub fn restart(&mut self, program: &Path) -> anyhow::Result<()> {
-        self.process = launch(program, self.kind, &self.config, &self.log)?;
+        self.restart_with(program, &[])
+    }
+
+    /// Starts it again with more arguments.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart_with(&mut self, program: &Path, arguments: &[&str]) -> anyhow::Result<()> {
+        self.process = launch(program, self.kind, &self.config, &self.log, arguments)?;
         Ok(())
     }
 
@@ -161,14 +195,14 @@ impl Program {
     }
 }
 
-fn launch(program: &Path, kind: &str, config: &Path, log: &Path) -> anyhow::Result<Process> {
+fn launch(program: &Path, kind: &str, config: &Path, log: &Path, more: &[&str]) -> anyhow::Result<Process> {
     let config = config.to_str().context("path is not UTF-8")?;
     let name = Path::new(config)
         .file_stem()
         .and_then(|stem| stem.to_str())
         .unwrap_or(kind)
         .to_owned();
-    Process::start(&name, program, &[kind, "--config", config], log)
+    Process::start(&name, program, &[&[kind, "--config", config], more].concat(), log)
 }
 
 impl Peal {
@@ -179,8 +213,17 @@ impl Peal {
     pub async fn start(plan: Plan) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let names: Vec<&str> = plan.regions.iter().map(String::as_str).collect();
-        let nats = nats::Mesh::start(nats::Settings::new(&plan.nats_server), &names).await?;
-        nats.linked().await?;
+        let mut links = Vec::new();
+        let settings = nats::Settings::new(&plan.nats_server);
+        let nats = nats::Mesh::start_linked(settings, &names, |region, hub| {
+            let port = via(&plan, &mut links, Between::Regions, region, hub.leaf_port())?;
+            Ok(format!(
+                "nats-leaf://{}:{}@127.0.0.1:{port}",
+                nats::USER,
+                nats::PASSWORD
+            ))
+        })
+        .await?;
         let authority = Authority::generate()?;
         let apns = ApnsConfig {
             authority: Some(authority.clone()),
@@ -205,6 +248,7 @@ impl Peal {
             regions: Vec::new(),
             key,
             http,
+            links,
             mesh_key,
             plan,
             folder,
@@ -321,9 +365,13 @@ impl Peal {
         Ok(answer)
     }
 
-    fn start_region(&self, name: &str) -> anyhow::Result<Region> {
+    fn start_region(&mut self, name: &str) -> anyhow::Result<Region> {
         let port = free_port()?;
-        let config = format!("listen = \"127.0.0.1:{port}\"\n{}", self.common(name, 5));
+        let config = format!(
+            "listen = \"127.0.0.1:{port}\"\n{}\n{}",
+            self.common(name, 5)?,
+            self.plan.gateway_settings
+        );
         let gateway = self.write_config(&format!("gateway-{name}"), &config)?;
         let gateway = Program::start(&self.plan.program, "gateway", gateway, port)?;
         let workers = (1..=self.plan.workers)
@@ -336,19 +384,24 @@ impl Peal {
         })
     }
 
-    fn start_worker(&self, region: &str, number: usize) -> anyhow::Result<Program> {
+    fn start_worker(&mut self, region: &str, number: usize) -> anyhow::Result<Program> {
         let port = free_port()?;
+        let (apns, fcm) = (self.apns.addr().port(), self.fcm.addr().port());
+        let apns = via(&self.plan, &mut self.links, Between::Provider, region, apns)?;
+        let fcm = via(&self.plan, &mut self.links, Between::Provider, region, fcm)?;
+        let common = self.common(region, 10)?;
         let name = format!("worker-{region}-{number}");
         let folder = self.folder.path();
         let config = format!(
             "name = \"{name}\"\nadmin_listen = \"127.0.0.1:{port}\"\ndata = \"{}\"\n{}\n{}\n\
-             [providers.apns]\nproduction = [\"localhost:{}\"]\nca_file = \"{ca}\"\n\
-             [providers.fcm]\nendpoints = [\"https://localhost:{}\"]\nca_file = \"{ca}\"\n",
+             [providers.apns]\nproduction = [\"localhost:{}\"]\nca_file = \"{ca}\"\n{more}\n\
+             [providers.fcm]\nendpoints = [\"https://localhost:{}\"]\nca_file = \"{ca}\"\n{more}\n",
             folder.join(&name).display(),
             self.plan.worker_settings,
-            self.common(region, 10),
-            self.apns.addr().port(),
-            self.fcm.addr().port(),
+            common,
+            apns,
+            fcm,
+            more = self.plan.provider_settings,
             ca = folder.join("ca.pem").display(),
         );
         Program::start(
@@ -360,22 +413,24 @@ impl Peal {
     }
 
     /// Settings that gateways and workers share.
-    fn common(&self, region: &str, grace_s: u64) -> String {
+    fn common(&mut self, region: &str, grace_s: u64) -> anyhow::Result<String> {
+        let port = self.nats.region(region).port();
+        let port = via(&self.plan, &mut self.links, Between::Nats, region, port)?;
         let otlp = self
             .plan
             .otlp_endpoint
             .as_ref()
             .map(|url| format!("otlp_endpoint = \"{url}\"\n"))
             .unwrap_or_default();
-        format!(
-            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"{}\"\nuser = \"{}\"\npassword = \"{}\"\n[mesh]\nregion = \"{region}\"\nregions = {:?}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
+        Ok(format!(
+            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\nuser = \"{}\"\npassword = \"{}\"\n[mesh]\nregion = \"{region}\"\nregions = {:?}\nmax_bytes = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
             self.mesh_key,
-            self.nats.region(region).url(),
             nats::USER,
             nats::PASSWORD,
             self.plan.regions,
+            self.plan.max_bytes,
             self.plan.sample_ratio,
-        )
+        ))
     }
 
     fn write_config(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
@@ -408,6 +463,19 @@ impl Peal {
             })
             .collect()
     }
+}
+
+/// The port by which `region` reaches what listens on `port`: a proxy's, if there are to be proxies.
+fn via(plan: &Plan, links: &mut Vec<Link>, between: Between, region: &str, port: u16) -> anyhow::Result<u16> {
+    let Some(seed) = plan.proxies else { return Ok(port) };
+    let proxy = Proxy::start(port, seed ^ links.len() as u64)?;
+    let port = proxy.port();
+    links.push(Link {
+        between,
+        region: region.to_owned(),
+        proxy,
+    });
+    Ok(port)
 }
 
 async fn provision(nats: &nats::Mesh, plan: &Plan, mesh_key: &str, apns: &Apns, fcm: &Fcm) -> anyhow::Result<String> {

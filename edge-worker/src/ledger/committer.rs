@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use shared::{
     clock::Clock,
+    failpoint::failpoint,
     id::{AppId, Region},
     receipt::{Batch, Receipt},
 };
@@ -275,6 +276,7 @@ impl Writer {
         })
         .await;
         let (outgoing, used) = written.ok()??;
+        failpoint("worker.after-commit");
         self.next += u64::from(used);
         for done in group.flushes {
             // Whoever asked may have stopped waiting.

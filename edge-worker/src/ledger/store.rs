@@ -118,7 +118,11 @@ impl Store {
     }
 
     fn open_file(path: &Path, worker: &str, random: u32) -> Result<Self, StoreError> {
-        let database = Database::builder().set_cache_size(64 << 20).create(path)?;
+        let mut database = Database::builder().set_cache_size(64 << 20).create(path)?;
+        // Reads do not look at checksums; a record with a wrong bit would only be one that is not found.
+        if !database.check_integrity()? {
+            return Err(StoreError::Damaged);
+        }
         let mut transaction = database.begin_write()?;
         transaction.set_quick_repair(true);
         let writer = {

@@ -15,6 +15,7 @@ use opentelemetry::Context;
 use shared::{
     app::Ambiguity,
     backoff::Backoff,
+    failpoint::failpoint,
     id::AddressId,
     job::Job,
     nats::{envelope, facts, publish, subject},
@@ -175,6 +176,7 @@ impl Pipeline {
             delivery.payload().clone(),
         )
         .await?;
+        failpoint("worker.after-park");
         Ok(())
     }
 

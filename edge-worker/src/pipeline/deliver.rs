@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use shared::{job::Job, recipient::Address};
+use shared::{failpoint::failpoint, job::Job, recipient::Address};
 
 use super::{Pipeline, decide::Ready, dedupe::Reserved};
 use crate::{
@@ -51,7 +51,9 @@ impl Pipeline {
                 message: &message,
                 expires_at,
             };
+            failpoint("worker.before-send");
             let attempted = self.providers.deliver(attempt).await;
+            failpoint("worker.after-send");
             self.telemetry
                 .metrics
                 .attempt(address.provider, name(&attempted.outcome), attempted.took);

@@ -6,6 +6,7 @@ use async_nats::jetstream::{self, consumer::PullConsumer};
 use futures::StreamExt;
 use shared::{
     channel::{Channel, Class},
+    failpoint::failpoint,
     lifecycle::Lifecycle,
     nats::{connect, topology},
 };
@@ -158,6 +159,7 @@ impl Lane {
             let Some(delivery) = Delivery::new(message?, permit, returns.clone(), pipeline.clock.now()) else {
                 continue;
             };
+            failpoint("worker.after-pull");
             if connect::connects(&client) == connected {
                 // The runtime moves a task's future several times before it runs; this one has some kilobytes.
                 lifecycle.spawn_job(Box::pin(pipeline.clone().run(delivery)));

@@ -7,6 +7,7 @@ use futures::future::join_all;
 use opentelemetry::Context;
 use shared::{
     clock::Clock,
+    failpoint::failpoint,
     id::{AppId, Region},
     receipt::Receipt,
     telemetry::Telemetry,
@@ -118,6 +119,7 @@ impl Announcer {
                 .map(|outgoing| outgoing.publish(&self.js, writer)),
         )
         .await;
+        failpoint("worker.after-receipt");
         let published = self.now();
         let mut jobs = 0;
         for Ticket(waiting) in group.tickets {
@@ -130,9 +132,11 @@ impl Announcer {
                 }
             };
             jobs += 1;
+            failpoint("worker.before-ack");
             if let Err(error) = delivery.ack().await {
                 tracing::warn!(%error, "acknowledgement could not be sent; the ledger will drop the redelivery");
             }
+            failpoint("worker.after-ack");
             if let Some(span) = span {
                 trace::settled(&self.telemetry.tracer, &span, begun, published, self.now());
             }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use shared::{
     channel::{Channel, Class},
     digest::of_content,
+    failpoint::failpoint,
     id::{AppId, Category, EventId, NotificationId, RecipientId},
     invalid::Invalid,
     nats::idempotency::{self, Answer, Claim},
@@ -172,6 +173,7 @@ pub(crate) async fn send(
             Err(_) => held.release(&parts.js, nothing_stored).await,
         }
     }
+    failpoint("gateway.before-answer");
     answer.map(|answer| stored(&caller.app.id, answer))
 }
 

@@ -160,6 +160,16 @@ impl Server {
         format!("nats-leaf://{USER}:{PASSWORD}@127.0.0.1:{}", self.ports.leaf)
     }
 
+    /// The port of [`Self::leaf_url`].
+    pub fn leaf_port(&self) -> u16 {
+        self.ports.leaf
+    }
+
+    /// Where its streams are kept.
+    pub fn store(&self) -> PathBuf {
+        self.folder().join("store")
+    }
+
     /// The port of [`Self::url`].
     pub fn port(&self) -> u16 {
         self.ports.client
@@ -259,7 +269,7 @@ impl Server {
             ("PEAL_PORT", self.ports.client.to_string()),
             ("PEAL_LEAF_PORT", self.ports.leaf.to_string()),
             ("PEAL_MONITOR_PORT", 0.to_string()),
-            ("PEAL_STORE_DIR", quoted(&self.folder().join("store").to_string_lossy())),
+            ("PEAL_STORE_DIR", quoted(&self.store().to_string_lossy())),
             ("PEAL_MAX_FILE_STORE", self.settings.max_file_store.to_string()),
             ("PEAL_SYNC_INTERVAL", self.settings.sync_interval.value()),
             ("PEAL_NATS_USER", quoted(USER)),

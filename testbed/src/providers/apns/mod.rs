@@ -99,6 +99,7 @@ pub struct Apns {
     listener: Listener,
     authority: Authority,
     site: Arc<ApnsSite>,
+    limits: StreamLimits,
     key: ApnsKey,
 }
 
@@ -130,6 +131,7 @@ impl Apns {
             listener,
             authority,
             site,
+            limits,
             key: config.keys.swap_remove(0).key,
         })
     }
@@ -188,6 +190,13 @@ impl Apns {
     /// Closes every connection without a word; new ones are accepted.
     pub fn cut(&self) {
         self.listener.cut();
+    }
+
+    /// Listens again where it listened before it was stopped, and remembers everything.
+    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+        let site = Arc::clone(&self.site);
+        self.listener = Listener::start(self.addr(), &self.authority, self.limits, site).await?;
+        Ok(())
     }
 
     /// Closes the port and every connection. Another simulator with the same authority, keys and `listen` can take its

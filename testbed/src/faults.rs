@@ -1,0 +1,195 @@
+//! `cargo faults`: breaks a real mesh in every way there is, while notifications are handed in, and holds what came of
+//! them against what the callers were told. The scenarios are files in `testbed/faults`.
+
+mod damage;
+mod disk;
+mod inject;
+mod load;
+mod nonsense;
+mod proxy;
+mod report;
+mod scenario;
+mod verdict;
+
+use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::{bail, ensure};
+use rand::{SeedableRng, rngs::StdRng};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, timeout},
+};
+
+use self::{
+    inject::Injector,
+    load::{Callers, Recipient},
+    report::Line,
+    scenario::Scenario,
+    verdict::Verdict,
+};
+pub use self::{
+    proxy::{Proxy, Trouble, Ways},
+    scenario::Between,
+};
+use crate::{
+    audit::Audit,
+    nats,
+    peal::{Peal, Plan},
+    providers::LogMode,
+};
+
+/// A scenario that takes longer hangs.
+const LONGEST: Duration = Duration::from_mins(4);
+
+/// How the suite runs.
+#[derive(Debug, Clone, clap::Args)]
+pub struct FaultsArgs {
+    /// The scenarios to run; all if none is named.
+    names: Vec<String>,
+    /// Only those that are run before every change.
+    #[arg(long, conflicts_with = "names")]
+    short: bool,
+    /// Names the scenarios and ends.
+    #[arg(long)]
+    list: bool,
+    /// Decides when and whom faults hit; a random one if absent.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// The nats-server to run; otherwise one on the PATH that is new enough, or the Python package.
+    #[arg(long, env = "NATS_SERVER", value_name = "FILE")]
+    nats_server: Option<PathBuf>,
+}
+
+/// Prints to standard output; the report is the suite's purpose.
+macro_rules! say {
+    ($($part:tt)*) => {
+        writeln!(std::io::stdout(), $($part)*)
+    };
+}
+
+/// Runs the suite.
+///
+/// # Errors
+/// When a scenario file cannot be understood, or a scenario of that name is not there.
+pub async fn run(args: FaultsArgs) -> anyhow::Result<ExitCode> {
+    let mut scenarios = scenario::all()?;
+    for name in &args.names {
+        ensure!(
+            scenarios.iter().any(|scenario| scenario.name == *name),
+            "there is no scenario {name}"
+        );
+    }
+    scenarios.retain(|scenario| {
+        (args.names.is_empty() || args.names.contains(&scenario.name)) && (scenario.short || !args.short)
+    });
+    if args.list {
+        for scenario in &scenarios {
+            let short = if scenario.short { "short" } else { "" };
+            say!(
+                "{:<22} {:<12} {short:<6} {}",
+                scenario.name,
+                format!("{:?}", scenario.rows),
+                scenario.about
+            )?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let given = args.nats_server.clone();
+    let nats_server = tokio::task::spawn_blocking(move || nats::obtain(given)).await??;
+    let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    say!("{} scenarios, --seed {seed}", scenarios.len())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut lines = Vec::new();
+    for scenario in &scenarios {
+        let begun = Instant::now();
+        let outcome = tokio::select! {
+            outcome = timeout(LONGEST, play(scenario, seed, &nats_server)) => outcome,
+            // Leaving by the usual way ends the children too.
+            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+            _ = terminated.recv() => bail!("terminated"),
+        };
+        let outcome = match outcome {
+            Ok(Ok(verdict)) => verdict.ok_or("skipped"),
+            Ok(Err(error)) => {
+                say!("  {}: {error:#}", scenario.name)?;
+                Err("FAILED")
+            }
+            Err(_) => Err("HANGS"),
+        };
+        let line = Line::new(scenario, outcome, begun.elapsed());
+        say!("{line}")?;
+        lines.push(line);
+    }
+    report::table(&lines)?;
+    let bad = lines.iter().filter(|line| !line.is_good()).count();
+    say!(
+        "\n{} of {} scenarios hold, --seed {seed}",
+        lines.len() - bad,
+        lines.len()
+    )?;
+    Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One scenario, from the start of its mesh to its verdict; `None` if this machine cannot play it.
+async fn play(scenario: &Scenario, seed: u64, nats_server: &std::path::Path) -> anyhow::Result<Option<Verdict>> {
+    if scenario.needs_root() && !disk::may_mount() {
+        return Ok(None);
+    }
+    let mut load = scenario.load.clone();
+    let regions = scenario.mesh.regions.clone();
+    for list in [&mut load.from, &mut load.homes] {
+        if list.is_empty() {
+            list.clone_from(&regions);
+        }
+    }
+    let plan = Plan {
+        regions,
+        workers: scenario.mesh.workers,
+        sample_ratio: 0.01,
+        log: LogMode::Full(1_000_000),
+        worker_settings: format!("in_flight = {}\n{}", scenario.mesh.in_flight, scenario.mesh.worker),
+        provider_settings: scenario.mesh.provider.clone(),
+        gateway_settings: scenario.mesh.gateway.clone(),
+        max_bytes: scenario.mesh.max_bytes,
+        proxies: Some(seed),
+        ..Plan::new(std::env::current_exe()?, nats_server.to_owned())
+    };
+    let peal = Peal::start(plan).await?;
+    let recipients: Vec<Recipient> = (0..load.recipients)
+        .map(|number| {
+            let home = &load.homes[number % load.homes.len()];
+            Recipient::new("r", number, home, &load.devices, load.copies)
+        })
+        .collect::<anyhow::Result<_>>()?;
+    load::register(&peal, &recipients).await?;
+    let callers = Arc::new(Callers::new(&peal, &load, recipients).await?);
+    let notifications = load.notifications;
+    let sending = tokio::spawn(callers.clone().run(load, seed));
+    let mut injector = Injector::new(peal, callers.clone(), StdRng::seed_from_u64(seed), seed);
+    let injected = injector.run(scenario, notifications).await;
+    injector.heal().await?;
+    callers.enough();
+    sending.await?;
+    let mut verdict = verdict::reach(&injector.peal, &callers, scenario, injector.buried).await?;
+    match injected {
+        Ok(failures) => verdict.complaints.extend(failures),
+        Err(error) => verdict.complaints.push(format!("{error:#}")),
+    }
+    if !verdict.holds() {
+        for complaint in &verdict.complaints {
+            say!("  - {complaint}")?;
+        }
+        for (kind, count) in Audit::attempts(&injector.peal).await? {
+            say!("    {count:>6} {kind}")?;
+        }
+        for line in Audit::history(&injector.peal, &verdict.suspects).await? {
+            say!("    {line}")?;
+        }
+        let said = injector.peal.complaints();
+        let lines: Vec<&str> = said.lines().collect();
+        for line in &lines[lines.len().saturating_sub(30)..] {
+            say!("    {line}")?;
+        }
+    }
+    Ok(Some(verdict))
+}

@@ -1,0 +1,566 @@
+//! Does to a running mesh what a scenario says.
+
+use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context, bail, ensure};
+use rand::{Rng, rngs::StdRng, seq::SliceRandom};
+use serde_json::json;
+use shared::{
+    channel::{Channel, Class, Provider},
+    id::JobId,
+    nats::{connect, topology},
+};
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    damage::{self, File, How},
+    disk::Disk,
+    load::{Callers, Recipient},
+    nonsense,
+    proxy::Trouble,
+    scenario::{Between, Fault, Inject, Range, Rules, Scenario, Simulator, Whom},
+};
+use crate::{
+    peal::{APP, Peal, Program},
+    providers::{ApnsKey, Rule, Script},
+};
+
+/// A process that is asked to end has this long.
+const GRACE: Duration = Duration::from_secs(25);
+
+/// A crash point is passed within this time, or the scenario is wrong.
+const PASSED_WITHIN: Duration = Duration::from_secs(40);
+
+/// Megabytes of a disk that is to be filled.
+const DISK: u64 = 96;
+
+/// The mesh, and what was done to it. Disks are given back before the folders under them are removed.
+#[derive(Debug)]
+pub(super) struct Injector {
+    disks: Vec<Disk>,
+    pub(super) peal: Peal,
+    callers: Arc<Callers>,
+    random: StdRng,
+    seed: u64,
+    program: PathBuf,
+    lasting: Vec<Rules>,
+    /// Messages sent that nobody can read.
+    pub(super) buried: usize,
+}
+
+/// One process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Gateway(usize),
+    Worker(usize, usize),
+    Nats(usize),
+    Hub,
+}
+
+impl Injector {
+    pub(super) fn new(peal: Peal, callers: Arc<Callers>, random: StdRng, seed: u64) -> Self {
+        Self {
+            disks: Vec::new(),
+            program: peal.program(),
+            peal,
+            callers,
+            random,
+            seed,
+            lasting: Vec::new(),
+            buried: 0,
+        }
+    }
+
+    /// Injects everything, each at its share of `notifications`; says what is wrong by itself.
+    ///
+    /// # Errors
+    /// When a fault could not be made or healed.
+    pub(super) async fn run(&mut self, scenario: &Scenario, notifications: usize) -> anyhow::Result<Vec<String>> {
+        self.lasting.clone_from(&scenario.scripts);
+        self.follow_lasting()?;
+        let (buried, mut failures) = nonsense::send(&self.peal, &self.callers, scenario).await?;
+        self.buried = buried;
+        let mut schedule = Vec::new();
+        for fault in &scenario.faults {
+            for _ in 0..fault.times {
+                schedule.push((self.within(fault.at), fault));
+            }
+        }
+        schedule.sort_by(|a, b| a.0.total_cmp(&b.0));
+        for (at, fault) in schedule {
+            while self.callers.progress(notifications) < at {
+                sleep(Duration::from_millis(5)).await;
+            }
+            let injected = self.inject(fault).await;
+            failures.extend(injected.with_context(|| format!("{:?}", fault.inject))?);
+        }
+        Ok(failures)
+    }
+
+    /// Undoes what a fault that failed may have left, and waits until every part works again.
+    ///
+    /// # Errors
+    /// When a part does not come back.
+    pub(super) async fn heal(&mut self) -> anyhow::Result<()> {
+        self.follow_lasting()?;
+        for link in &self.peal.links {
+            link.proxy.set(Trouble::None);
+        }
+        for target in self.everyone() {
+            if self.has_ended(target)? {
+                self.start(target).await?;
+            }
+        }
+        self.peal.nats.linked().await
+    }
+
+    async fn inject(&mut self, fault: &Fault) -> anyhow::Result<Vec<String>> {
+        let hold = Duration::from_secs_f64(self.within(fault.for_s));
+        let region = fault.region.as_deref();
+        match &fault.inject {
+            Inject::Kill(whom) => {
+                for target in self.pick(*whom, region) {
+                    self.kill(target).await?;
+                    sleep(hold).await;
+                    self.start(target).await?;
+                }
+            }
+            Inject::Pause(whom) => {
+                for target in self.pick(*whom, region) {
+                    self.signal(target, "STOP").await?;
+                    sleep(hold).await;
+                    self.signal(target, "CONT").await?;
+                }
+            }
+            Inject::Restart(whom) => {
+                for target in self.pick(*whom, region) {
+                    self.stop(target).await?;
+                    self.start(target).await?;
+                }
+            }
+            Inject::Squeeze(whom) => self.squeeze(*whom, region, hold).await?,
+            Inject::Crash { points, passing } => {
+                for point in points {
+                    self.crash(point, *passing, hold, region).await?;
+                }
+            }
+            Inject::Links { between, trouble } => self.trouble(*between, trouble, hold, region).await,
+            Inject::Swizzle => self.swizzle(hold).await,
+            Inject::Script(rules) => {
+                self.follow(rules)?;
+                sleep(hold).await;
+                self.follow_lasting()?;
+            }
+            Inject::Simulator(what) => self.simulator(*what, hold).await?,
+            Inject::Damage { file, how } => self.damage(*file, *how, region).await?,
+            Inject::DiskFull(whom) => self.fill_disk(*whom, hold, region).await?,
+            Inject::ConsumerDeleted => self.delete_consumer(hold, region).await?,
+            Inject::Replay => {
+                let refused = self.callers.replay(&self.peal.regions[0].name).await;
+                ensure!(refused == 0, "{refused} notifications were not taken a second time");
+            }
+            Inject::IdleSockets(count) => self.idle_sockets(*count, hold).await?,
+            Inject::Withdrawal => self.withdraw().await?,
+            Inject::Stampede(count) => return self.stampede(*count).await,
+        }
+        Ok(Vec::new())
+    }
+
+    fn within(&mut self, (least, most): Range) -> f64 {
+        self.random.random_range(least..=most)
+    }
+
+    fn everyone(&self) -> Vec<Target> {
+        let each = self.peal.regions.iter().enumerate();
+        let regions = each.flat_map(|(region, parts)| {
+            let workers = (0..parts.workers.len()).map(move |worker| Target::Worker(region, worker));
+            [Target::Nats(region)]
+                .into_iter()
+                .chain(workers)
+                .chain([Target::Gateway(region)])
+        });
+        [Target::Hub].into_iter().chain(regions).collect()
+    }
+
+    /// Everyone for [`Whom::All`] and [`Whom::Programs`], else one of those who are meant.
+    fn pick(&mut self, whom: Whom, region: Option<&str>) -> Vec<Target> {
+        let meant = |target: &Target| match (whom, target) {
+            (Whom::All, _) | (Whom::Hub, Target::Hub) | (Whom::Programs, Target::Gateway(_) | Target::Worker(..)) => {
+                true
+            }
+            (Whom::Gateway, Target::Gateway(at))
+            | (Whom::Worker, Target::Worker(at, _))
+            | (Whom::Nats, Target::Nats(at)) => region.is_none_or(|region| self.peal.regions[*at].name == region),
+            _ => false,
+        };
+        let mut targets = self.everyone();
+        targets.retain(meant);
+        if !matches!(whom, Whom::All | Whom::Programs) && !targets.is_empty() {
+            let one = self.random.random_range(0..targets.len());
+            targets = vec![targets[one]];
+        }
+        targets
+    }
+
+    fn program(&mut self, target: Target) -> Option<&mut Program> {
+        match target {
+            Target::Gateway(region) => Some(&mut self.peal.regions[region].gateway),
+            Target::Worker(region, worker) => Some(&mut self.peal.regions[region].workers[worker]),
+            Target::Nats(_) | Target::Hub => None,
+        }
+    }
+
+    fn server(&self, target: Target) -> &crate::nats::Server {
+        match target {
+            Target::Nats(region) => self.peal.nats.region(&self.peal.regions[region].name),
+            _ => self.peal.nats.hub(),
+        }
+    }
+
+    async fn kill(&mut self, target: Target) -> anyhow::Result<()> {
+        match self.program(target) {
+            Some(program) => program.process.kill().await,
+            None => self.server(target).kill(),
+        }
+    }
+
+    async fn stop(&mut self, target: Target) -> anyhow::Result<()> {
+        match self.program(target) {
+            Some(program) => program.process.terminate(GRACE).await,
+            None => self.server(target).stop().await,
+        }
+    }
+
+    /// Starts it after it has ended, and waits until it works.
+    async fn start(&mut self, target: Target) -> anyhow::Result<()> {
+        let (path, http) = (self.program.clone(), self.peal.http.clone());
+        match self.program(target) {
+            Some(program) => {
+                program.restart(&path)?;
+                program.wait_ready(&http).await
+            }
+            None => self.server(target).restart().await,
+        }
+    }
+
+    async fn signal(&mut self, target: Target, name: &str) -> anyhow::Result<()> {
+        match self.program(target) {
+            Some(program) => program.process.signal(name).await,
+            None if name == "STOP" => self.server(target).pause(),
+            None => self.server(target).resume(),
+        }
+    }
+
+    fn has_ended(&mut self, target: Target) -> anyhow::Result<bool> {
+        match self.program(target) {
+            Some(program) => program.process.has_ended(),
+            None => Ok(self.server(target).pid().is_none()),
+        }
+    }
+
+    /// Lets it run a fifth of the time.
+    async fn squeeze(&mut self, whom: Whom, region: Option<&str>, hold: Duration) -> anyhow::Result<()> {
+        for target in self.pick(whom, region) {
+            let end = Instant::now() + hold;
+            while Instant::now() < end {
+                self.signal(target, "STOP").await?;
+                sleep(Duration::from_millis(80)).await;
+                self.signal(target, "CONT").await?;
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn crash(
+        &mut self,
+        point: &str,
+        passing: (u64, u64),
+        hold: Duration,
+        region: Option<&str>,
+    ) -> anyhow::Result<()> {
+        let whom = if point.starts_with("gateway.") {
+            Whom::Gateway
+        } else {
+            Whom::Worker
+        };
+        let at = format!("{point}={}", self.random.random_range(passing.0..=passing.1));
+        for target in self.pick(whom, region) {
+            self.stop(target).await?;
+            let path = self.program.clone();
+            let program = self.program(target).context("a program")?;
+            program.restart_with(&path, &["--crash-at", &at])?;
+            let deadline = Instant::now() + PASSED_WITHIN;
+            while !program.process.has_ended()? {
+                ensure!(Instant::now() < deadline, "{at} was never passed");
+                sleep(Duration::from_millis(10)).await;
+            }
+            sleep(hold).await;
+            self.start(target).await?;
+        }
+        Ok(())
+    }
+
+    /// Trouble on all links of a kind in `region`, or on one of all if none is given.
+    async fn trouble(&mut self, between: Between, trouble: &Trouble, hold: Duration, region: Option<&str>) {
+        let mut meant: Vec<usize> = (0..self.peal.links.len())
+            .filter(|at| {
+                let link = &self.peal.links[*at];
+                link.between == between && region.is_none_or(|region| link.region == region)
+            })
+            .collect();
+        if region.is_none() && !meant.is_empty() {
+            meant = vec![meant[self.random.random_range(0..meant.len())]];
+        }
+        for at in &meant {
+            self.peal.links[*at].proxy.set(trouble.clone());
+        }
+        sleep(hold).await;
+        for at in &meant {
+            self.peal.links[*at].proxy.set(Trouble::None);
+        }
+    }
+
+    async fn swizzle(&mut self, hold: Duration) {
+        let mut order: Vec<usize> = (0..self.peal.links.len()).collect();
+        let pause = hold / u32::try_from(2 * order.len().max(1)).unwrap_or(1);
+        for trouble in [Trouble::Cut, Trouble::None] {
+            order.shuffle(&mut self.random);
+            for at in &order {
+                self.peal.links[*at].proxy.set(trouble.clone());
+                sleep(pause).await;
+            }
+        }
+    }
+
+    fn follow(&self, rules: &Rules) -> anyhow::Result<()> {
+        self.set_script(rules.provider, rules.rules.clone())
+    }
+
+    fn set_script(&self, provider: Provider, rules: Vec<Rule>) -> anyhow::Result<()> {
+        let script = Script { seed: self.seed, rules };
+        match provider {
+            Provider::Apns => self.peal.apns.script().set(script),
+            Provider::Fcm => self.peal.fcm.script().set(script),
+        }
+    }
+
+    /// Only the rules that are in force all the time.
+    fn follow_lasting(&self) -> anyhow::Result<()> {
+        for provider in Provider::ALL {
+            let of = self.lasting.iter().filter(|rules| rules.provider == *provider);
+            self.set_script(*provider, of.flat_map(|rules| rules.rules.clone()).collect())?;
+        }
+        Ok(())
+    }
+
+    async fn simulator(&mut self, what: Simulator, hold: Duration) -> anyhow::Result<()> {
+        let end = Instant::now() + hold;
+        let again = Duration::from_millis(200);
+        match what {
+            Simulator::GoAway => {
+                while Instant::now() < end {
+                    self.peal.apns.go_away();
+                    self.peal.fcm.go_away();
+                    sleep(again).await;
+                }
+            }
+            Simulator::Close => {
+                while Instant::now() < end {
+                    self.peal.apns.cut();
+                    self.peal.fcm.cut();
+                    sleep(again).await;
+                }
+            }
+            Simulator::RevokeTokens => self.peal.fcm.revoke_access_tokens(),
+            Simulator::Restart => {
+                self.peal.apns.stop().await;
+                sleep(hold).await;
+                self.peal.apns.start_again().await?;
+            }
+            Simulator::RevokeKey => {
+                let key: ApnsKey = self.peal.apns.key().clone();
+                self.peal.apns.revoke_key(&key.team_id, &key.key_id);
+                sleep(hold).await;
+                self.peal.apns.register_key(&key.into())?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn damage(&mut self, file: File, how: How, region: Option<&str>) -> anyhow::Result<()> {
+        for target in self.pick(Whom::Worker, region) {
+            self.stop(target).await?;
+            let data = self.program(target).context("a worker")?.data();
+            damage::damage(&data, file, how, &mut self.random)?;
+            self.start(target).await?;
+        }
+        Ok(())
+    }
+
+    /// Fills the disk for a while. Whoever ended over it is started again, as a supervisor would.
+    async fn fill_disk(&mut self, whom: Whom, hold: Duration, region: Option<&str>) -> anyhow::Result<()> {
+        for target in self.pick(whom, region) {
+            self.stop(target).await?;
+            let folder = match self.program(target) {
+                Some(worker) => worker.data(),
+                None => self.server(target).store(),
+            };
+            let disk = Disk::over(&folder, DISK).await?;
+            self.start(target).await?;
+            disk.fill()?;
+            sleep(hold).await;
+            disk.free()?;
+            self.disks.push(disk);
+            // A server that met a full disk refuses writes until it is started again.
+            if self.program(target).is_none() {
+                self.stop(target).await?;
+            }
+            if self.has_ended(target)? {
+                self.start(target).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete_consumer(&mut self, hold: Duration, region: Option<&str>) -> anyhow::Result<()> {
+        for target in self.pick(Whom::Worker, region) {
+            let Target::Worker(at, _) = target else {
+                bail!("a worker")
+            };
+            let js = connect::jetstream(self.peal.connect(&self.peal.regions[at].name).await?);
+            let lane = topology::lane_consumer(Channel::Push, Class::Normal);
+            js.get_stream(topology::NOTIFY).await?.delete_consumer(&lane).await?;
+            sleep(hold).await;
+            self.stop(target).await?;
+            self.start(target).await?;
+        }
+        Ok(())
+    }
+
+    /// Half of the connections say nothing, the other half begin a request and go on with it very slowly; others come
+    /// and go.
+    async fn idle_sockets(&mut self, count: usize, hold: Duration) -> anyhow::Result<()> {
+        let url = &self.peal.regions[0].gateway.url;
+        let address = url.trim_start_matches("http://").to_owned();
+        let mut sockets = Vec::with_capacity(count);
+        for _ in 0..count {
+            sockets.push(TcpStream::connect(&address).await?);
+        }
+        for socket in sockets.iter_mut().step_by(2) {
+            socket
+                .write_all(b"POST /v1/notifications HTTP/1.1\r\nhost: x\r\nx-slow: ")
+                .await?;
+        }
+        let end = Instant::now() + hold;
+        while Instant::now() < end {
+            for socket in sockets.iter_mut().step_by(2) {
+                // The gateway may have had enough of it.
+                let (Ok(()) | Err(_)) = socket.write_all(b"x").await;
+            }
+            for _ in 0..20 {
+                drop(TcpStream::connect(&address).await?);
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+        Ok(())
+    }
+
+    /// While no worker runs: some remove their devices, others do not want to be notified any more, then all are
+    /// notified. Whatever arrives is a push that nobody asked for.
+    async fn withdraw(&mut self) -> anyhow::Result<()> {
+        let region = self.peal.regions[0].name.clone();
+        let gone: Vec<Recipient> = (0..16)
+            .map(|number| Recipient::new("w", number, &region, &[Provider::Apns], 1))
+            .collect::<anyhow::Result<_>>()?;
+        super::load::register(&self.peal, &gone).await?;
+        let workers: Vec<Target> = self
+            .everyone()
+            .into_iter()
+            .filter(|target| matches!(target, Target::Worker(0, _)))
+            .collect();
+        for worker in &workers {
+            self.stop(*worker).await?;
+        }
+        for (number, recipient) in gone.iter().enumerate() {
+            let path = format!("/v1/recipients/{}", recipient.id);
+            if number % 2 == 0 {
+                self.peal
+                    .expect("DELETE", &region, &format!("{path}/addresses"), None)
+                    .await?;
+            } else {
+                let opted_out = json!({ "channels": { "push": false } });
+                self.peal
+                    .expect("PUT", &region, &format!("{path}/preferences"), Some(&opted_out))
+                    .await?;
+            }
+            self.notify(&recipient.id, "withdrawn").await?;
+        }
+        for worker in workers {
+            self.start(worker).await?;
+        }
+        Ok(())
+    }
+
+    async fn notify(&self, recipient: &str, event: &str) -> anyhow::Result<()> {
+        let body = json!({
+            "event_id": format!("{event}-{recipient}"),
+            "to": { "recipients": [recipient] },
+            "push": { "title": "Hello" },
+        });
+        let region = &self.peal.regions[0].name;
+        self.peal
+            .expect("POST", region, "/v1/notifications", Some(&body))
+            .await?;
+        Ok(())
+    }
+
+    /// Many devices are registered at once, then all of them by somebody else; both are notified. A device must hear
+    /// of the second only.
+    async fn stampede(&mut self, count: usize) -> anyhow::Result<Vec<String>> {
+        let region = self.peal.regions[0].name.clone();
+        let people = |name: &'static str| {
+            let region = region.clone();
+            move |number| {
+                let mut person = Recipient::new("s", number, &region, &[Provider::Apns], 1)?;
+                person.id = format!("{name}{number}");
+                anyhow::Ok(person)
+            }
+        };
+        let first: Vec<Recipient> = (0..count).map(people("first")).collect::<Result<_, _>>()?;
+        let second: Vec<Recipient> = (0..count).map(people("second")).collect::<Result<_, _>>()?;
+        super::load::register(&self.peal, &first).await?;
+        super::load::register(&self.peal, &second).await?;
+        for (first, second) in first.iter().zip(&second) {
+            let job = JobId::of(
+                &APP.parse()?,
+                &format!("moved-{}", second.id).parse()?,
+                &second.id.parse()?,
+                Channel::Push,
+            );
+            self.callers.ask_also(job);
+            self.notify(&first.id, "moved").await?;
+            self.notify(&second.id, "moved").await?;
+        }
+        let tokens: HashSet<&str> = second.iter().map(|person| &*person.devices[0].token).collect();
+        let arrived = || {
+            let pushes = self.peal.apns.log().delivered();
+            pushes.iter().filter(|push| tokens.contains(&*push.token)).count()
+        };
+        let all = async {
+            while arrived() < count {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let in_time = timeout(Duration::from_secs(20), all).await.is_ok();
+        Ok(if in_time {
+            Vec::new()
+        } else {
+            vec![format!("{} of {count} devices heard of their new owner", arrived())]
+        })
+    }
+}

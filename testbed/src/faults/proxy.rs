@@ -1,0 +1,277 @@
+//! A small TCP proxy that makes trouble: what stands between two parts of the mesh when their network is the subject.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde::Deserialize;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+    sync::watch,
+    time::sleep,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Most bytes that are passed on at once.
+const CHUNK: usize = 64 << 10;
+
+/// What is wrong with a link.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Trouble {
+    /// Nothing.
+    #[default]
+    None,
+    /// Connections are reset, and new ones too.
+    Cut,
+    /// Nothing gets through, and nothing is lost: as with packets that TCP sends again and again.
+    Hold(Ways),
+    /// Everything comes later.
+    Delay {
+        /// At least this much later, milliseconds.
+        ms: u64,
+        /// And at most this much more.
+        jitter_ms: u64,
+    },
+    /// At most so many bytes a second, each way.
+    Rate(u64),
+    /// Connections are reset after so many bytes on average, at random.
+    Resets(u64),
+    /// What was written at once arrives in pieces of so many bytes.
+    Slices(usize),
+}
+
+/// Which ways of a link are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ways {
+    /// From the one who connected.
+    Up,
+    /// To the one who connected.
+    Down,
+    /// Both ways.
+    Both,
+}
+
+impl Trouble {
+    fn holds(&self, way: Ways) -> bool {
+        matches!(self, Self::Hold(held) if *held == Ways::Both || *held == way)
+    }
+}
+
+/// A running proxy; it ends, with its connections, when it is dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    port: u16,
+    trouble: watch::Sender<Trouble>,
+    _end: DropGuard,
+}
+
+impl Proxy {
+    /// Passes on to `target`, a port of this machine, what comes on a free port.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn start(target: u16, seed: u64) -> anyhow::Result<Self> {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        let port = listener.local_addr()?.port();
+        let (trouble, end) = (watch::Sender::default(), CancellationToken::new());
+        let serving = accept(
+            TcpListener::from_std(listener)?,
+            SocketAddr::from((Ipv4Addr::LOCALHOST, target)),
+            trouble.subscribe(),
+            seed,
+            end.clone(),
+        );
+        tokio::spawn(end.clone().run_until_cancelled_owned(serving));
+        Ok(Self {
+            port,
+            trouble,
+            _end: end.drop_guard(),
+        })
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Makes this trouble from now on, and no other.
+    pub fn set(&self, trouble: Trouble) {
+        self.trouble.send_replace(trouble);
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    target: SocketAddr,
+    trouble: watch::Receiver<Trouble>,
+    seed: u64,
+    end: CancellationToken,
+) {
+    let trouble = Arc::new(trouble);
+    for number in 0.. {
+        let Ok((client, _)) = listener.accept().await else {
+            sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        let carrying = carry(client, target, trouble.clone(), StdRng::seed_from_u64(seed ^ number));
+        tokio::spawn(end.clone().run_until_cancelled_owned(carrying));
+    }
+}
+
+/// Carries one connection to its end. Whoever is to be reset gets a real reset, not a polite end.
+async fn carry(mut client: TcpStream, target: SocketAddr, trouble: Arc<watch::Receiver<Trouble>>, random: StdRng) {
+    let mut looking = (*trouble).clone();
+    let held = |trouble: &Trouble| !matches!(trouble, Trouble::Hold(_));
+    let cut = looking.wait_for(held).await.is_ok_and(|now| *now == Trouble::Cut);
+    let server = if cut {
+        None
+    } else {
+        TcpStream::connect(target).await.ok()
+    };
+    let Some(mut server) = server else {
+        let (Ok(()) | Err(_)) = client.set_zero_linger();
+        return;
+    };
+    let (Ok(()) | Err(_)) = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
+    let done = {
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        let up = pump(from_client, to_server, Ways::Up, (*trouble).clone(), random.clone());
+        let down = pump(from_server, to_client, Ways::Down, (*trouble).clone(), random);
+        tokio::select! {
+            done = async { tokio::try_join!(up, down) } => done.is_ok(),
+            _ = looking.wait_for(|now| *now == Trouble::Cut) => false,
+        }
+    };
+    if !done {
+        let (Ok(()) | Err(_)) = client.set_zero_linger().and_then(|()| server.set_zero_linger());
+    }
+}
+
+async fn pump(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    way: Ways,
+    mut trouble: watch::Receiver<Trouble>,
+    mut random: StdRng,
+) -> io::Result<()> {
+    let gone = |_| io::Error::from(io::ErrorKind::ConnectionReset);
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let now = trouble.wait_for(|now| !now.holds(way)).await.map_err(gone)?.clone();
+        let most = match now {
+            Trouble::Slices(bytes) => bytes.clamp(1, CHUNK),
+            // Small enough that the rate is even.
+            Trouble::Rate(a_second) => usize::try_from(a_second / 20).unwrap_or(CHUNK).clamp(1, CHUNK),
+            _ => CHUNK,
+        };
+        let count = tokio::select! {
+            count = from.read(&mut buffer[..most]) => count?,
+            changed = trouble.changed() => {
+                changed.map_err(gone)?;
+                continue;
+            }
+        };
+        if count == 0 {
+            return to.shutdown().await;
+        }
+        match now {
+            Trouble::Delay { ms, jitter_ms } => {
+                sleep(Duration::from_millis(ms + random.random_range(0..=jitter_ms))).await;
+            }
+            Trouble::Rate(a_second) => sleep(Duration::from_micros(1_000_000 * count as u64 / a_second.max(1))).await,
+            Trouble::Resets(mean) if random.random_range(0..mean.max(1)) < count as u64 => {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            _ => {}
+        }
+        // What was on its way when the hold began does not arrive either.
+        trouble.wait_for(|now| !now.holds(way)).await.map_err(gone)?;
+        to.write_all(&buffer[..count]).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An echo, and a proxy before it.
+    async fn echo() -> Proxy {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut from, mut to) = socket.split();
+                    tokio::io::copy(&mut from, &mut to).await
+                });
+            }
+        });
+        Proxy::start(port, 1).unwrap()
+    }
+
+    async fn connect(proxy: &Proxy) -> TcpStream {
+        TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).await.unwrap()
+    }
+
+    async fn echoes(socket: &mut TcpStream) -> io::Result<bool> {
+        socket.write_all(b"ping").await?;
+        let mut answer = [0; 4];
+        match tokio::time::timeout(Duration::from_millis(300), socket.read_exact(&mut answer)).await {
+            Ok(read) => read.map(|_| answer == *b"ping"),
+            Err(_) => Ok(false),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_held_arrives_after_the_hold() {
+        for ways in [Ways::Up, Ways::Down, Ways::Both] {
+            let proxy = echo().await;
+            let mut socket = connect(&proxy).await;
+            assert!(echoes(&mut socket).await.unwrap());
+            proxy.set(Trouble::Hold(ways));
+            assert!(!echoes(&mut socket).await.unwrap(), "{ways:?}");
+            proxy.set(Trouble::None);
+            let mut answer = [0; 4];
+            socket.read_exact(&mut answer).await.unwrap();
+            assert_eq!(answer, *b"ping");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cut_resets_what_is_open_and_what_comes() {
+        let proxy = echo().await;
+        let mut open = connect(&proxy).await;
+        assert!(echoes(&mut open).await.unwrap());
+        proxy.set(Trouble::Cut);
+        let ended = open.read(&mut [0; 1]).await;
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        assert!(echoes(&mut connect(&proxy).await).await.is_err());
+        proxy.set(Trouble::None);
+        assert!(echoes(&mut connect(&proxy).await).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn slices_and_delays_change_no_byte() {
+        for trouble in [
+            Trouble::Slices(1),
+            Trouble::Delay { ms: 5, jitter_ms: 5 },
+            Trouble::Rate(1000),
+        ] {
+            let proxy = echo().await;
+            proxy.set(trouble);
+            assert!(echoes(&mut connect(&proxy).await).await.unwrap());
+        }
+    }
+}
