@@ -27,7 +27,9 @@ pub async fn run(config: Option<&Path>) -> ExitCode {
         Ok(End::Clean) => ExitCode::SUCCESS,
         Ok(end) => {
             tracing::error!(?end, "left unfinished");
-            ExitCode::FAILURE
+            // A disk that refuses would hold a thread, and the end of the program, for ever.
+            #[expect(clippy::exit, reason = "all that could be finished has been")]
+            std::process::exit(1)
         }
         Err(error) => {
             tracing::error!(%error, "cannot work");

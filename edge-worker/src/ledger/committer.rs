@@ -30,8 +30,8 @@ const LINGER_OWN: Duration = Duration::from_millis(8);
 /// So many jobs are company enough.
 const ENOUGH: usize = 512;
 
-/// A commit that fails is tried again this often, a second apart, before the worker gives up.
-const TRIES: u32 = 10;
+/// After a commit that failed, until it is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Settlements to be committed, and what goes with them.
 enum Work<T> {
@@ -80,7 +80,7 @@ impl<T> Clone for Committer<T> {
     }
 }
 
-/// The writer has ended: the process is leaving, or the disk refuses for good.
+/// The writer has ended: the process is leaving.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("the ledger takes no more")]
 pub struct Gone;
@@ -228,7 +228,7 @@ impl Writer {
         }
     }
 
-    /// Writes one group; `None` if the disk refuses for good.
+    /// Writes one group, however long the disk refuses; `None` if the process is leaving.
     async fn commit<T: Send + 'static>(&mut self, group: Group<T>) -> Option<Committed<T>> {
         let number = self.next;
         let mut commit = Commit {
@@ -266,16 +266,15 @@ impl Writer {
                 .enumerate()
                 .map(|(at, batch)| outgoing(number, at, batch))
                 .collect();
-            write(&ledger.store, number, now, &commit).map(|()| {
-                let mut index = ledger.index();
-                for (record, _) in &commit.records {
-                    index.replace(record.job, number);
-                }
-                (commit.outgoing, !commit.records.is_empty())
-            })
+            write(&ledger.store, number, now, &commit);
+            let mut index = ledger.index();
+            for (record, _) in &commit.records {
+                index.replace(record.job, number);
+            }
+            (commit.outgoing, !commit.records.is_empty())
         })
         .await;
-        let (outgoing, used) = written.ok()??;
+        let (outgoing, used) = written.ok()?;
         failpoint("worker.after-commit");
         self.next += u64::from(used);
         for done in group.flushes {
@@ -350,14 +349,14 @@ fn outgoing(entry: u64, at: usize, batch: &Batch) -> Outgoing {
     }
 }
 
-fn write(store: &Arc<Store>, number: u64, now: i64, commit: &Commit) -> Option<()> {
-    for tried in 1..=TRIES {
-        match store.commit(number, now, commit) {
-            Ok(()) => return Some(()),
-            Err(error) => tracing::error!(%error, tried, "ledger cannot be written; nothing is acknowledged meanwhile"),
-        }
+/// Writes until it succeeds: a full disk has room again some day, and until then nothing is acknowledged.
+fn write(store: &Arc<Store>, number: u64, now: i64, commit: &Commit) {
+    while let Err(error) = store.commit(number, now, commit) {
+        tracing::error!(%error, "ledger cannot be written; nothing is acknowledged meanwhile");
         #[expect(clippy::disallowed_methods, reason = "runs on a thread for blocking work")]
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(PAUSE);
+        if let Err(error) = store.reopen() {
+            tracing::error!(%error, "ledger cannot be opened again");
+        }
     }
-    None
 }

@@ -11,9 +11,10 @@
 use std::{
     panic::catch_unwind,
     path::{Path, PathBuf},
+    sync::{PoisonError, RwLock},
 };
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
 use shared::{
     id::{AddressId, JobId},
     receipt::State,
@@ -68,6 +69,9 @@ pub enum StoreError {
     /// The file cannot be opened, read or written.
     #[error("ledger: {0}")]
     Redb(Box<redb::Error>),
+    /// The file could not be opened again after a failed write.
+    #[error("ledger: closed")]
+    Closed,
     /// The file holds something that is no record.
     #[error("ledger: damaged")]
     Damaged,
@@ -82,7 +86,9 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
 /// The file.
 #[derive(Debug)]
 pub struct Store {
-    database: Database,
+    /// Absent while it could not be opened again.
+    database: RwLock<Option<Database>>,
+    path: PathBuf,
     writer: String,
 }
 
@@ -108,6 +114,8 @@ impl Store {
     pub fn open(path: &Path, worker: &str, random: u32) -> Result<(Self, Option<PathBuf>), StoreError> {
         match catch_unwind(|| Self::open_file(path, worker, random)).unwrap_or(Err(StoreError::Damaged)) {
             Ok(store) => Ok((store, None)),
+            // A disk that is full or not writable says nothing about the file.
+            Err(StoreError::Redb(error)) if is_of_the_disk(&error) => Err(StoreError::Redb(error)),
             Err(error) => {
                 let aside = path.with_extension(format!("damaged-{random:08x}"));
                 tracing::error!(%error, aside = %aside.display(), "ledger is damaged; held aside, rebuilding from receipts");
@@ -118,7 +126,7 @@ impl Store {
     }
 
     fn open_file(path: &Path, worker: &str, random: u32) -> Result<Self, StoreError> {
-        let mut database = Database::builder().set_cache_size(64 << 20).create(path)?;
+        let mut database = create(path)?;
         // Reads do not look at checksums; a record with a wrong bit would only be one that is not found.
         if !database.check_integrity()? {
             return Err(StoreError::Damaged);
@@ -135,7 +143,36 @@ impl Store {
             writer
         };
         transaction.commit()?;
-        Ok(Self { database, writer })
+        Ok(Self {
+            database: RwLock::new(Some(database)),
+            path: path.to_owned(),
+            writer,
+        })
+    }
+
+    /// Closes the file and opens it again: after a failed write redb refuses all others.
+    ///
+    /// # Errors
+    /// When it still cannot be written. Then nothing can be read either, and jobs wait.
+    pub fn reopen(&self) -> Result<(), StoreError> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        // Two at a time are refused.
+        *database = None;
+        *database = Some(create(&self.path)?);
+        Ok(())
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        work(database.as_ref().ok_or(StoreError::Closed)?)
+    }
+
+    fn read<T>(
+        &self,
+        table: TableDefinition<u64, &'static [u8]>,
+        work: impl FnOnce(ReadOnlyTable<u64, &'static [u8]>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.with(|database| work(database.begin_read()?.open_table(table)?))
     }
 
     /// The name under which this file's receipts are published. A new file has a new name.
@@ -148,16 +185,18 @@ impl Store {
     /// # Errors
     /// When the file cannot be read.
     pub fn followed(&self) -> Result<Followed, StoreError> {
-        let meta = self.database.begin_read()?.open_table(META)?;
-        let text = meta.get(FOLLOWED)?;
-        let parsed = text.as_ref().and_then(|text| {
-            let (sequence, created_at) = text.value().split_once('@')?;
-            Some(Followed {
-                sequence: sequence.parse().ok()?,
-                created_at: created_at.parse().ok()?,
-            })
-        });
-        Ok(parsed.unwrap_or_default())
+        self.with(|database| {
+            let meta = database.begin_read()?.open_table(META)?;
+            let text = meta.get(FOLLOWED)?;
+            let parsed = text.as_ref().and_then(|text| {
+                let (sequence, created_at) = text.value().split_once('@')?;
+                Some(Followed {
+                    sequence: sequence.parse().ok()?,
+                    created_at: created_at.parse().ok()?,
+                })
+            });
+            Ok(parsed.unwrap_or_default())
+        })
     }
 
     /// The number of the last entry; 0 if there is none.
@@ -165,8 +204,9 @@ impl Store {
     /// # Errors
     /// When the file cannot be read.
     pub fn last_entry(&self) -> Result<u64, StoreError> {
-        let entries = self.database.begin_read()?.open_table(ENTRIES)?;
-        Ok(entries.last()?.map_or(0, |(number, _)| number.value()))
+        self.read(ENTRIES, |entries| {
+            Ok(entries.last()?.map_or(0, |(number, _)| number.value()))
+        })
     }
 
     /// Receipts not yet known to be in the stream, oldest first.
@@ -174,18 +214,20 @@ impl Store {
     /// # Errors
     /// When the file cannot be read.
     pub fn outgoing(&self) -> Result<Vec<Outgoing>, StoreError> {
-        let outgoing = self.database.begin_read()?.open_table(OUTGOING)?;
-        let mut all = Vec::new();
-        for row in outgoing.iter()? {
-            let (number, value) = row?;
-            let (subject, payload) = value.value();
-            all.push(Outgoing {
-                number: number.value(),
-                subject: subject.to_owned(),
-                payload: payload.to_vec(),
-            });
-        }
-        Ok(all)
+        self.with(|database| {
+            let outgoing = database.begin_read()?.open_table(OUTGOING)?;
+            let mut all = Vec::new();
+            for row in outgoing.iter()? {
+                let (number, value) = row?;
+                let (subject, payload) = value.value();
+                all.push(Outgoing {
+                    number: number.value(),
+                    subject: subject.to_owned(),
+                    payload: payload.to_vec(),
+                });
+            }
+            Ok(all)
+        })
     }
 
     /// Writes one group commit as entry `number`, at `now` (milliseconds since 1970). Blocks for a disk write.
@@ -193,35 +235,13 @@ impl Store {
     /// # Errors
     /// When the file cannot be written; nothing was.
     pub fn commit(&self, number: u64, now: i64, commit: &Commit) -> Result<(), StoreError> {
-        let mut transaction = self.database.begin_write()?;
-        transaction.set_quick_repair(true);
-        {
-            if !commit.records.is_empty() {
-                transaction
-                    .open_table(ENTRIES)?
-                    .insert(number, pack(now, &commit.records).as_slice())?;
-            }
-            let mut outgoing = transaction.open_table(OUTGOING)?;
-            for sent in &commit.sent {
-                outgoing.remove(sent)?;
-            }
-            for message in &commit.outgoing {
-                outgoing.insert(message.number, (message.subject.as_str(), message.payload.as_slice()))?;
-            }
-            if let Some(Followed { sequence, created_at }) = commit.followed {
-                transaction
-                    .open_table(META)?
-                    .insert(FOLLOWED, format!("{sequence}@{created_at}").as_str())?;
-            }
-        }
-        transaction.commit()?;
-        Ok(())
+        self.with(|database| write(database, number, now, commit))
     }
 
     /// The records of `job` in entry `number`, and the entry that spoke of it before.
     pub(super) fn records_of(&self, number: u64, job: JobId) -> Result<(Vec<Record>, Option<u64>), StoreError> {
-        let entries = self.database.begin_read()?.open_table(ENTRIES)?;
-        let Some(entry) = entries.get(number)? else {
+        let entry = self.read(ENTRIES, |entries| Ok(entries.get(number)?))?;
+        let Some(entry) = entry else {
             return Ok((Vec::new(), None));
         };
         let mut earlier = None;
@@ -241,14 +261,15 @@ impl Store {
     }
 
     pub(super) fn for_each_job(&self, mut each: impl FnMut(JobId, u64)) -> Result<(), StoreError> {
-        let entries = self.database.begin_read()?.open_table(ENTRIES)?;
-        for row in entries.iter()? {
-            let (number, entry) = row?;
-            for packed in records(entry.value())? {
-                each(unpack(packed)?.0.job, number.value());
+        self.read(ENTRIES, |entries| {
+            for row in entries.iter()? {
+                let (number, entry) = row?;
+                for packed in records(entry.value())? {
+                    each(unpack(packed)?.0.job, number.value());
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Removes entries from before `cutoff` (milliseconds since 1970), at most a thousand; returns the jobs they spoke of.
@@ -256,30 +277,78 @@ impl Store {
     /// # Errors
     /// When the file cannot be read or written.
     pub fn prune(&self, cutoff: i64) -> Result<Vec<(JobId, u64)>, StoreError> {
-        let mut forgotten = Vec::new();
-        let mut transaction = self.database.begin_write()?;
-        transaction.set_quick_repair(true);
-        {
-            let mut entries = transaction.open_table(ENTRIES)?;
-            let mut old = Vec::new();
-            for row in entries.iter()?.take(1000) {
-                let (number, entry) = row?;
-                let (time, _) = entry.value().split_first_chunk().ok_or(StoreError::Damaged)?;
-                if i64::from_be_bytes(*time) >= cutoff {
-                    break;
+        self.with(|database| {
+            let mut forgotten = Vec::new();
+            let mut transaction = database.begin_write()?;
+            transaction.set_quick_repair(true);
+            {
+                let mut entries = transaction.open_table(ENTRIES)?;
+                let mut old = Vec::new();
+                for row in entries.iter()?.take(1000) {
+                    let (number, entry) = row?;
+                    let (time, _) = entry.value().split_first_chunk().ok_or(StoreError::Damaged)?;
+                    if i64::from_be_bytes(*time) >= cutoff {
+                        break;
+                    }
+                    for packed in records(entry.value())? {
+                        forgotten.push((unpack(packed)?.0.job, number.value()));
+                    }
+                    old.push(number.value());
                 }
-                for packed in records(entry.value())? {
-                    forgotten.push((unpack(packed)?.0.job, number.value()));
+                for number in old {
+                    entries.remove(number)?;
                 }
-                old.push(number.value());
             }
-            for number in old {
-                entries.remove(number)?;
-            }
-        }
-        transaction.commit()?;
-        Ok(forgotten)
+            transaction.commit()?;
+            Ok(forgotten)
+        })
     }
+}
+
+fn create(path: &Path) -> Result<Database, StoreError> {
+    Ok(Database::builder().set_cache_size(64 << 20).create(path)?)
+}
+
+/// Whether an error is of the disk and not of what the file holds.
+fn is_of_the_disk(error: &redb::Error) -> bool {
+    use std::io::ErrorKind as Kind;
+    let disk = [
+        Kind::StorageFull,
+        Kind::QuotaExceeded,
+        Kind::PermissionDenied,
+        Kind::ReadOnlyFilesystem,
+    ];
+    match error {
+        redb::Error::Io(error) => disk.contains(&error.kind()),
+        redb::Error::DatabaseAlreadyOpen => true,
+        _ => false,
+    }
+}
+
+fn write(database: &Database, number: u64, now: i64, commit: &Commit) -> Result<(), StoreError> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_quick_repair(true);
+    {
+        if !commit.records.is_empty() {
+            transaction
+                .open_table(ENTRIES)?
+                .insert(number, pack(now, &commit.records).as_slice())?;
+        }
+        let mut outgoing = transaction.open_table(OUTGOING)?;
+        for sent in &commit.sent {
+            outgoing.remove(sent)?;
+        }
+        for message in &commit.outgoing {
+            outgoing.insert(message.number, (message.subject.as_str(), message.payload.as_slice()))?;
+        }
+        if let Some(Followed { sequence, created_at }) = commit.followed {
+            transaction
+                .open_table(META)?
+                .insert(FOLLOWED, format!("{sequence}@{created_at}").as_str())?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
 }
 
 fn pack(now: i64, records: &[(Record, Option<u64>)]) -> Vec<u8> {
