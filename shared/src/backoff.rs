@@ -63,5 +63,26 @@ mod tests {
             prop_assert!(wait >= schedule.first);
             prop_assert!(wait <= MAX_RETRY_AFTER.mul_f64(1.25));
         }
+
+        #[test]
+        fn it_doubles_up_to_the_cap_and_adds_at_most_a_quarter(attempt: u32, seed: u64) {
+            for provider in [Provider::Apns, Provider::Fcm] {
+                let schedule = Backoff::of(provider);
+                let doublings = attempt.saturating_sub(1).min(40).cast_signed();
+                let plain = schedule.first.as_secs_f64() * 2f64.powi(doublings);
+                let least = plain.min(schedule.most.as_secs_f64());
+                let wait = schedule.after(attempt, None, &mut StdRng::seed_from_u64(seed)).as_secs_f64();
+                prop_assert!((least..=least * 1.25).contains(&wait), "{wait} after attempt {attempt}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_herd_spreads_out() {
+        let mut random = StdRng::seed_from_u64(1);
+        let waits: std::collections::HashSet<_> = (0..100)
+            .map(|_| Backoff::of(Provider::Apns).after(3, None, &mut random))
+            .collect();
+        assert!(waits.len() > 90, "{} different waits", waits.len());
     }
 }

@@ -18,15 +18,33 @@ pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duratio
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
+    use proptest::prelude::*;
 
-    fn asked(value: &'static str) -> Option<Duration> {
+    fn asked(value: impl AsRef<[u8]>) -> Option<Duration> {
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        retry_after(
-            &[(RETRY_AFTER, http::HeaderValue::from_static(value))]
-                .into_iter()
-                .collect(),
-            now,
-        )
+        let value = HeaderValue::from_bytes(value.as_ref()).unwrap();
+        retry_after(&[(RETRY_AFTER, value)].into_iter().collect(), now)
+    }
+
+    proptest! {
+        #[test]
+        fn any_number_of_seconds_is_understood(seconds: u64) {
+            prop_assert_eq!(asked(seconds.to_string()), Some(Duration::from_secs(seconds)));
+        }
+
+        #[test]
+        fn any_date_is_a_distance_from_now(distance in -1_000_000_000i64..1_000_000_000) {
+            let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+            let date = SystemTime::from(now + jiff::SignedDuration::from_secs(distance));
+            let expected = Duration::from_secs(distance.try_into().unwrap_or(0));
+            prop_assert_eq!(asked(httpdate::fmt_http_date(date)), Some(expected));
+        }
+
+        #[test]
+        fn nothing_else_is(value in "-[0-9]{1,30}|[0-9]{21,40}|[a-zA-Z ,:-]{1,30}|[\\x80-\\xff]{1,10}") {
+            prop_assert_eq!(asked(value), None);
+        }
     }
 
     #[test]

@@ -231,7 +231,54 @@ mod tests {
         }
     }
 
+    fn body() -> impl Strategy<Value = Body> {
+        let text = || proptest::option::of("\\PC{1,20}");
+        let push = (
+            text(),
+            "\\PC{1,20}",
+            proptest::option::of(0u32..100),
+            proptest::option::of(1u32..1000),
+        );
+        let parts = ("[!-~]{1,20}", proptest::option::of("[!-~]{1,20}"), push);
+        parts.prop_map(|(recipient, event, (title, body, badge, ttl))| Body {
+            event_id: event.map(|event| event.parse().unwrap()),
+            recipient: recipient.parse().unwrap(),
+            category: None,
+            push: crate::push::Push {
+                title,
+                body: Some(body),
+                badge,
+                ttl,
+                ..crate::push::Push::default()
+            },
+        })
+    }
+
     proptest! {
+        #[test]
+        fn a_job_is_read_as_it_was_written_and_parked(body in body(), ms in 0i64..1_000_000, retry in 2u32..20, id: u128) {
+            let lane = Lane::parse("notify.push.eu.urgent.shop").unwrap();
+            let (us, here) = ("us".parse().unwrap(), "eu".parse().unwrap());
+            let event = body.event_id.clone().unwrap_or_else(|| "e1".parse().unwrap());
+            let job = JobId::of(&lane.app, &event, &body.recipient, lane.channel);
+            let mut fresh = headers(job, Timestamp::from_millisecond(ms).unwrap(), &us);
+            fresh.insert("Nats-Msg-Id", event.as_str());
+            let payload = serde_json::to_vec(&body).unwrap();
+            let stored = Timestamp::from_millisecond(1_000_000).unwrap();
+
+            let read = open(&lane.notify(), &fresh, &payload, stored, &here).unwrap();
+            prop_assert_eq!(&read.body, &body);
+            prop_assert_eq!((read.id, read.notification), (job, NotificationId::of(&lane.app, &event)));
+            prop_assert_eq!((&read.origin, read.accepted_at.as_millisecond()), (&us, ms));
+            prop_assert_eq!((read.attempt, &read.remaining), (1, &None));
+
+            let address = AddressId(uuid::Uuid::from_u128(id));
+            let parked = retry_headers(&read, &event, retry, address);
+            let back = open(&lane.due(), &parked, &payload, stored, &here).unwrap();
+            let expected = Job { attempt: retry, remaining: Some(vec![address]), ..read };
+            prop_assert_eq!(back, expected);
+        }
+
         #[test]
         fn no_message_makes_it_panic(subject in ".{0,40}", payload in proptest::collection::vec(any::<u8>(), 0..200)) {
             let now = Timestamp::UNIX_EPOCH;

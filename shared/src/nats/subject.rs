@@ -352,6 +352,25 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn no_subject_makes_it_panic(text in "(notify|due|directory|\\$KV\\.recipients)?[.a-z=0-9%é-]{0,60}") {
+            // What can be read is written as it was.
+            if let Ok(lane) = Lane::parse(&text) {
+                prop_assert!(text == lane.notify() || text == lane.due());
+            }
+            drop(DirectoryKey::parse(&text));
+            drop(parse_fact_key(&text));
+        }
+
+        #[test]
+        fn an_owner_is_read_as_it_was_written(app in "[a-z0-9-]{1,32}", id: u128) {
+            let (app, address): (AppId, _) = (app.parse().unwrap(), AddressId(Uuid::from_u128(id)));
+            let subject = directory_owner(&"eu".parse().unwrap(), &app, address);
+            prop_assert_eq!(DirectoryKey::parse(&subject), Some(DirectoryKey::Owner(app, address)));
+        }
+    }
+
     #[test]
     fn a_bad_subject_names_the_token() {
         let field = |subject| Lane::parse(subject).unwrap_err().field;
