@@ -179,6 +179,9 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &std::path::Path) -> 
         for complaint in &verdict.complaints {
             say!("  - {complaint}")?;
         }
+        for lane in &verdict.lanes {
+            say!("    {lane}")?;
+        }
         for (kind, count) in Audit::attempts(&injector.peal).await? {
             say!("    {count:>6} {kind}")?;
         }

@@ -12,8 +12,9 @@ use crate::{
 };
 
 /// First tokens of every subject of Peal's own. A leaf link must not carry them: what is published in one region
-/// belongs to that region's streams alone, and only sourcing takes it further.
-pub const LOCAL_PREFIXES: [&str; 9] = [
+/// belongs to that region's streams alone, and only sourcing takes it further. Acknowledgements neither: they name a
+/// stream, a consumer and a number, not a region, and would settle another region's message of the same number.
+pub const LOCAL_PREFIXES: [&str; 12] = [
     "notify",
     "due",
     "schedule",
@@ -23,6 +24,9 @@ pub const LOCAL_PREFIXES: [&str; 9] = [
     "idempotency",
     "fact",
     "$KV.recipients",
+    "$JS.ACK.NOTIFY",
+    "$JS.ACK.SCHEDULE",
+    "$JS.ACK.DEAD",
 ];
 
 /// Where nats-servers report the hops of traced messages.

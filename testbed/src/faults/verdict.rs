@@ -38,6 +38,8 @@ pub(super) struct Verdict {
     pub(super) complaints: Vec<String>,
     /// Some of the jobs with which something is wrong.
     pub(super) suspects: Vec<JobId>,
+    /// Where the lanes' consumers stand.
+    pub(super) lanes: Vec<String>,
 }
 
 /// Deliveries of which nothing final is known.
@@ -67,10 +69,11 @@ pub(super) async fn reach(
         }
         sleep(Duration::from_millis(300)).await;
     };
-    let quiet = wait_quiet(peal).await?;
+    let (quiet, lanes) = wait_quiet(peal).await?;
     let audit = Audit::read(peal).await?;
     let mut verdict = count(peal, callers, &audit, (buried, scenario.expect.trims))?.verdict;
     verdict.drained_in = drained_in;
+    verdict.lanes = lanes;
     let equation = audit.equation();
     if !equation.holds() && !scenario.expect.trims {
         verdict
@@ -86,9 +89,10 @@ pub(super) async fn reach(
     Ok(verdict)
 }
 
-/// Waits until no lane has anything left, or that took too long.
-async fn wait_quiet(peal: &Peal) -> anyhow::Result<bool> {
+/// Waits until no lane has anything left, or that took too long; and where each then stands.
+async fn wait_quiet(peal: &Peal) -> anyhow::Result<(bool, Vec<String>)> {
     let deadline = Instant::now() + QUIET_WITHIN;
+    let (mut quiet, mut lanes) = (true, Vec::new());
     for region in &peal.regions {
         let js = connect::jetstream(peal.connect(&region.name).await?);
         let mesh = topology::Mesh {
@@ -99,22 +103,32 @@ async fn wait_quiet(peal: &Peal) -> anyhow::Result<bool> {
         };
         for (stream, config) in mesh.consumers() {
             let name = config.durable_name.unwrap_or_default();
-            let mut consumer: PullConsumer = js.get_consumer_from_stream(name, stream).await?;
+            let mut consumer: PullConsumer = js.get_consumer_from_stream(&name, stream).await?;
             loop {
                 let info = consumer.info().await?;
-                if info.num_pending == 0 && info.num_ack_pending == 0 {
-                    break;
+                let left = info.num_pending > 0 || info.num_ack_pending > 0;
+                if left && Instant::now() < deadline {
+                    sleep(Duration::from_millis(200)).await;
+                    continue;
                 }
-                if Instant::now() >= deadline {
-                    return Ok(false);
-                }
-                sleep(Duration::from_millis(200)).await;
+                quiet &= !left;
+                lanes.push(format!(
+                    "{name} of {}: delivered to #{} ({} messages), acknowledged to #{} ({}), {} wait, {} unacknowledged",
+                    region.name,
+                    info.delivered.stream_sequence,
+                    info.delivered.consumer_sequence,
+                    info.ack_floor.stream_sequence,
+                    info.ack_floor.consumer_sequence,
+                    info.num_pending,
+                    info.num_ack_pending
+                ));
+                break;
             }
         }
     }
     // The last of them may still be on its way to a provider.
     sleep(Duration::from_millis(300)).await;
-    Ok(true)
+    Ok((quiet, lanes))
 }
 
 fn count(peal: &Peal, callers: &Callers, audit: &Audit, (buried, trims): (usize, bool)) -> anyhow::Result<Count> {
