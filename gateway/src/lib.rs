@@ -2,6 +2,7 @@
 
 mod accept;
 pub mod asyncapi;
+pub mod cli;
 pub mod config;
 mod content;
 mod homes;

@@ -1,4 +1,4 @@
-//! The gateway and the edge worker as subcommands of this crate's program, so that one build starts a whole mesh. They
+//! The gateway, the edge worker and `peal` as subcommands of this crate's program, so that one build starts a whole mesh. They
 //! run the very code of the programs that are deployed.
 
 use std::{path::PathBuf, process::ExitCode};
@@ -19,4 +19,9 @@ pub async fn gateway(args: ChildArgs) -> ExitCode {
 /// Runs an edge worker.
 pub async fn edge_worker(args: ChildArgs) -> ExitCode {
     edge_worker::program::run(Some(&args.config)).await
+}
+
+/// Runs `peal`.
+pub async fn peal(args: gateway::cli::Arguments) -> ExitCode {
+    gateway::cli::run(args).await
 }

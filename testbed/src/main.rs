@@ -32,6 +32,9 @@ enum Command {
     /// Runs an edge worker.
     #[command(hide = true)]
     EdgeWorker(child::ChildArgs),
+    /// Runs `peal`.
+    #[command(hide = true)]
+    Peal(gateway::cli::Arguments),
 }
 
 #[tokio::main]
@@ -39,6 +42,7 @@ async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Gateway(args) => return child::gateway(args).await,
         Command::EdgeWorker(args) => return child::edge_worker(args).await,
+        Command::Peal(args) => return child::peal(args).await,
         Command::Demo(args) => demo::run(args).await,
         Command::Bench(args) => bench::run(args).await,
         Command::Push(args) => push::run(args).await,
