@@ -249,12 +249,10 @@ impl Letter {
     fn read(region: &Region, found: Found) -> Self {
         let header = |name| envelope::header(&found.headers, name);
         let lane = header(envelope::SUBJECT).and_then(|subject| Lane::parse(subject).ok());
-        let died_at = header("Nats-Time-Stamp").and_then(|text| text.parse().ok());
-        let stored_at = died_at.unwrap_or(Timestamp::UNIX_EPOCH);
         // A letter that nobody can read has only what its headers say.
         let job = lane.as_ref().and_then(|lane| {
             let subject = lane.notify();
-            envelope::open(&subject, &found.headers, &found.payload, stored_at, region).ok()
+            envelope::open(&subject, &found.headers, &found.payload, found.stored_at, region).ok()
         });
         let body: Option<Body> = serde_json::from_slice(&found.payload).ok();
         Self {
@@ -276,7 +274,7 @@ impl Letter {
             attempt: header(envelope::ATTEMPT)
                 .and_then(|text| text.parse().ok())
                 .unwrap_or(1),
-            died_at: stored_at,
+            died_at: found.stored_at,
             lane,
             headers: found.headers,
             payload: found.payload,

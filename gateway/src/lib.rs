@@ -3,6 +3,7 @@
 mod accept;
 pub mod alerts;
 pub mod asyncapi;
+pub mod cli;
 pub mod config;
 mod content;
 mod dead;

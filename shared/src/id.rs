@@ -101,6 +101,13 @@ name!(
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
 );
 
+impl AppId {
+    /// Stands for the app of a message that does not name one.
+    pub fn unknown() -> Self {
+        Self("unknown".into())
+    }
+}
+
 impl EventId {
     /// A fresh event id for a caller who named none: a version 7 UUID, so ordered by time.
     pub fn fresh() -> Self {

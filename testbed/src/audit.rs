@@ -1,47 +1,33 @@
-//! The ledger equation, computed from the streams: accepted = delivered + suppressed + expired + cancelled + rejected +
-//! dead + in flight.
+//! The ledger equation of a running mesh.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    fmt,
+    collections::{BTreeMap, HashMap},
     time::Duration,
 };
 
-use futures::StreamExt;
+use async_nats::jetstream;
 use shared::{
     id::{AddressId, JobId, Region},
-    nats::{connect, envelope, follow, subject, topology},
+    nats::{
+        audit::{self, Equation, Report, Scope},
+        connect, envelope,
+        follow::{self, Entry, Start},
+        subject, topology,
+    },
     receipt::{Batch, State},
 };
+use tokio::time::Instant;
 
 use crate::peal::Peal;
 
-/// What the streams say.
-#[derive(Debug, Default)]
-pub struct Audit {
-    /// Jobs in the streams of work. A job that a stream stored twice counts once.
-    pub accepted: HashSet<JobId>,
-    /// Messages in the streams of work that repeat a job.
-    pub repeated: u64,
-    /// What every delivery came to, in the order in which it was said.
-    pub deliveries: HashMap<(JobId, Option<AddressId>), Vec<State>>,
-}
+/// The states of each delivery, in the order of its receipts.
+pub type Deliveries = HashMap<(JobId, Option<AddressId>), Vec<State>>;
 
-/// The equation.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Equation {
-    /// Jobs accepted.
-    pub accepted: usize,
-    /// Jobs of which every known delivery is final.
-    pub settled: usize,
-    /// Jobs without a receipt, or with a delivery that waits for another attempt.
-    pub in_flight: usize,
-    /// Jobs with receipts that no stream of work holds.
-    pub invented: usize,
-    /// Deliveries with more than one final state.
-    pub contradicted: usize,
-    /// Deliveries by final state.
-    pub by_state: BTreeMap<State, usize>,
+/// What the streams of every region say.
+#[derive(Debug)]
+pub struct Audit {
+    /// All of it.
+    pub report: Report,
 }
 
 impl Audit {
@@ -50,30 +36,29 @@ impl Audit {
     /// # Errors
     /// When a region does not answer.
     pub async fn read(peal: &Peal) -> anyhow::Result<Self> {
-        let mut audit = Self::default();
+        let names = peal.regions.iter().map(|region| region.name.parse());
+        let regions: Vec<Region> = names.collect::<Result<_, _>>()?;
+        let client = peal.connect(&peal.regions[0].name).await?;
+        let report = audit::read(&client, &regions, &Scope::default()).await?;
+        Ok(Self { report })
+    }
+
+    /// The states that the receipts of all regions say of each delivery, in order.
+    ///
+    /// # Errors
+    /// When a region does not answer.
+    pub async fn deliveries(peal: &Peal) -> anyhow::Result<Deliveries> {
+        let mut deliveries = Deliveries::new();
         for region in &peal.regions {
             let js = connect::jetstream(peal.connect(&region.name).await?);
-            let here: Region = region.name.parse()?;
-            for entry in read_all(&js, topology::NOTIFY, ">").await? {
-                let job = match envelope::open(&entry.subject, &entry.headers, &entry.payload, entry.stored_at, &here) {
-                    Ok(job) => job.id,
-                    // What nobody can read is still accepted: it must end among the dead letters.
-                    Err(_) => envelope::unreadable(entry.sequence, entry.stored_at, &here).0,
-                };
-                audit.repeated += u64::from(!audit.accepted.insert(job));
-            }
-            for entry in read_all(&js, topology::RECEIPTS, &subject::receipt_filter(&here)).await? {
-                let batch: Batch = serde_json::from_slice(&entry.payload)?;
-                for receipt in batch.receipts {
-                    audit
-                        .deliveries
-                        .entry((receipt.job, receipt.address))
-                        .or_default()
-                        .push(receipt.state);
+            for entry in read_all(&js, topology::RECEIPTS, &subject::receipt_filter(&region.name.parse()?)).await? {
+                for receipt in serde_json::from_slice::<Batch>(&entry.payload)?.receipts {
+                    let states = deliveries.entry((receipt.job, receipt.address)).or_default();
+                    states.push(receipt.state);
                 }
             }
         }
-        Ok(audit)
+        Ok(deliveries)
     }
 
     /// How often each kind of attempt is in the receipts of all regions: what it came to and why, by whom, and which
@@ -131,15 +116,15 @@ impl Audit {
         Ok(lines)
     }
 
-    /// Reads until nothing is in flight, or `patience` has passed.
+    /// Reads until everything is settled, or `patience` has passed.
     ///
     /// # Errors
     /// When a region does not answer.
     pub async fn read_settled(peal: &Peal, patience: Duration) -> anyhow::Result<Self> {
-        let deadline = tokio::time::Instant::now() + patience;
+        let deadline = Instant::now() + patience;
         loop {
             let audit = Self::read(peal).await?;
-            if audit.equation().in_flight == 0 || tokio::time::Instant::now() >= deadline {
+            if audit.equation().is_settled() || Instant::now() >= deadline {
                 return Ok(audit);
             }
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -148,77 +133,15 @@ impl Audit {
 
     /// The equation at the moment of reading.
     pub fn equation(&self) -> Equation {
-        let mut equation = Equation {
-            accepted: self.accepted.len(),
-            ..Equation::default()
-        };
-        let mut waiting: HashMap<JobId, bool> = HashMap::new();
-        for ((job, _), states) in &self.deliveries {
-            let last = states.iter().rev().find(|state| state.is_final());
-            *waiting.entry(*job).or_default() |= last.is_none();
-            if let Some(state) = last {
-                *equation.by_state.entry(*state).or_default() += 1;
-            }
-            equation.contradicted += usize::from(states.iter().filter(|state| state.is_final()).count() > 1);
-        }
-        for job in &self.accepted {
-            match waiting.remove(job) {
-                Some(false) => equation.settled += 1,
-                Some(true) | None => equation.in_flight += 1,
-            }
-        }
-        equation.invented = waiting.len();
-        equation
+        self.report.total()
     }
 }
 
-impl Equation {
-    /// Whether every accepted job is settled, nothing was invented and nothing contradicts itself.
-    pub fn holds(&self) -> bool {
-        self.in_flight == 0 && self.invented == 0 && self.contradicted == 0 && self.settled == self.accepted
-    }
-}
-
-impl fmt::Display for Equation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "accepted {} = settled {} + in flight {}",
-            self.accepted, self.settled, self.in_flight
-        )?;
-        write!(f, "; deliveries:")?;
-        for (state, count) in &self.by_state {
-            write!(f, " {state} {count}")?;
-        }
-        write!(f, "; invented {}, contradicted {}", self.invented, self.contradicted)
-    }
-}
-
-/// Everything that a stream holds now.
-async fn read_all(
-    js: &async_nats::jetstream::Context,
-    stream: &str,
-    filter: &str,
-) -> anyhow::Result<Vec<follow::Entry>> {
-    let found = js.get_stream(stream).await?;
-    let matching = found.info_with_subjects(filter).await?;
-    let mut expected = 0;
-    let mut matching = matching;
-    while let Some(subject) = matching.next().await {
-        expected += subject?.1;
-    }
-    let mut entries = Vec::with_capacity(expected);
-    if expected == 0 {
-        return Ok(entries);
-    }
-    let mut followed = follow::follow(js, stream, filter, 1).await?;
-    while let Some(entry) = followed.next().await {
-        let entry = entry?;
-        let last = entry.pending == 0;
-        entries.push(entry);
-        if last {
-            break;
-        }
-    }
+async fn read_all(js: &jetstream::Context, stream: &str, filter: &str) -> anyhow::Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    follow::read(js, stream, filter, Start::Sequence(1), |entry| {
+        entries.push(entry.clone())
+    })
+    .await?;
     Ok(entries)
 }

@@ -1,4 +1,4 @@
-//! The gateway and the edge worker as subcommands of this crate's program, so that one build starts a whole mesh. They
+//! The gateway, the edge worker and `peal` as subcommands of this crate's program, so that one build starts a whole mesh. They
 //! run the very code of the programs that are deployed.
 
 use std::{
@@ -47,4 +47,9 @@ fn arm(crash_at: Option<(String, u64)>) {
         }
     };
     fail::cfg_callback(point, pass).expect("a callback has no syntax that could be wrong");
+}
+
+/// Runs `peal`.
+pub async fn peal(args: gateway::cli::Arguments) -> ExitCode {
+    gateway::cli::run(args).await
 }

@@ -34,6 +34,9 @@ enum Command {
     /// Runs an edge worker.
     #[command(hide = true)]
     EdgeWorker(child::ChildArgs),
+    /// Runs `peal`.
+    #[command(hide = true)]
+    Peal(gateway::cli::Arguments),
 }
 
 #[tokio::main]
@@ -41,6 +44,7 @@ async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Gateway(args) => return child::gateway(args).await,
         Command::EdgeWorker(args) => return child::edge_worker(args).await,
+        Command::Peal(args) => return child::peal(args).await,
         Command::Demo(args) => demo::run(args).await,
         Command::Bench(args) => bench::run(args).await,
         Command::Faults(args) => faults::run(args).await,

@@ -180,6 +180,11 @@ impl Program {
         Ok(())
     }
 
+    /// Its settings file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// Where it keeps its files, if it is a worker.
     pub fn data(&self) -> PathBuf {
         self.config.with_extension("")

@@ -82,15 +82,10 @@ impl Pipeline {
         };
         self.telemetry.metrics.delivery(None, State::Dead);
         Stop::Settle(Box::new(Settlement {
-            app: lane.map_or_else(nobody, |lane| lane.app),
+            app: lane.map_or_else(AppId::unknown, |lane| lane.app),
             origin: self.region.clone(),
             receipts: vec![receipt],
             ticket: Ticket::new(delivery, None, None),
         }))
     }
-}
-
-/// Stands for the app of a message that does not name one.
-fn nobody() -> AppId {
-    "unknown".parse().expect("is a valid name")
 }

@@ -5,6 +5,8 @@ use std::{path::PathBuf, sync::atomic::Ordering, time::Duration};
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use serde::Deserialize;
 
+use crate::id::Region;
+
 /// Where NATS is and how to log in.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -111,6 +113,14 @@ pub fn jetstream(client: Client) -> jetstream::Context {
         .ack_timeout(Duration::from_secs(5))
         .max_ack_inflight(8192)
         .backpressure_on_inflight(true)
+        .build(client)
+}
+
+/// JetStream of `region`, reached over `client` wherever that is connected.
+pub fn jetstream_of(client: Client, region: &Region) -> jetstream::Context {
+    jetstream::context::ContextBuilder::new()
+        .domain(region.as_str())
+        .timeout(Duration::from_secs(5))
         .build(client)
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
 use futures::StreamExt;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{envelope, topology::Domain};
@@ -21,6 +22,8 @@ pub struct Found {
     pub subject: String,
     /// Its place in the stream.
     pub sequence: u64,
+    /// When the stream stored it.
+    pub stored_at: Timestamp,
     /// Its headers, with the server's own among them.
     pub headers: HeaderMap,
     /// Its body.
@@ -101,9 +104,11 @@ async fn answers(
             .unwrap_or_default()
             .to_owned();
         let sequence = envelope::header(&headers, "Nats-Sequence").and_then(|text| text.parse().ok());
+        let stored_at = envelope::header(&headers, "Nats-Time-Stamp").and_then(|text| text.parse().ok());
         found.push(Found {
             subject,
             sequence: sequence.ok_or(NoAnswer)?,
+            stored_at: stored_at.ok_or(NoAnswer)?,
             headers,
             payload: message.payload,
         });

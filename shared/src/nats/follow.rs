@@ -18,8 +18,11 @@ use super::connect;
 /// How often an open consumer looks whether the connection is still the one it was made on.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// A stream that is being read and says nothing for this long is given up.
+const SILENCE: Duration = Duration::from_secs(15);
+
 /// One message of a followed stream.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Entry {
     /// Where it was published.
     pub subject: String,
@@ -86,6 +89,71 @@ pub async fn follow(
     filter: &str,
     from: u64,
 ) -> Result<impl Stream<Item = Result<Entry, FollowError>> + Unpin + use<>, FollowError> {
+    let (following, _) = open(
+        js,
+        stream,
+        filter,
+        DeliverPolicy::ByStartSequence {
+            start_sequence: from.max(1),
+        },
+    )
+    .await?;
+    Ok(Box::pin(stream::unfold(following, async |mut following| {
+        let next = following.next().await;
+        Some((next?, following))
+    })))
+}
+
+/// Where [`read`] begins.
+#[derive(Debug, Clone, Copy)]
+pub enum Start {
+    /// At this sequence; 1 for all.
+    Sequence(u64),
+    /// At what was stored then.
+    Time(Timestamp),
+}
+
+/// Hands every message of `stream` that fits `filter` and is there now to `each`, in order; returns the last sequence.
+///
+/// # Errors
+/// When the server does not answer, has no such stream, falls silent, or the connection was made anew.
+pub async fn read(
+    js: &jetstream::Context,
+    stream: &str,
+    filter: &str,
+    start: Start,
+    mut each: impl FnMut(&Entry),
+) -> Result<Option<u64>, FollowError> {
+    let policy = match start {
+        Start::Sequence(sequence) => DeliverPolicy::ByStartSequence {
+            start_sequence: sequence.max(1),
+        },
+        Start::Time(time) => DeliverPolicy::ByStartTime {
+            start_time: async_nats::datetime::from_nanos(time.as_nanosecond()).map_err(|error| fail(stream, &error))?,
+        },
+    };
+    let (mut following, mut left) = open(js, stream, filter, policy).await?;
+    let mut last = None;
+    while left > 0 {
+        let next = tokio::time::timeout(SILENCE, following.next()).await;
+        let Ok(Some(entry)) = next.map_err(|_| fail(stream, &"it fell silent"))?.transpose() else {
+            return Err(fail(stream, &"it ended"));
+        };
+        // What others store or remove meanwhile must not make this endless.
+        left = (left - 1).min(entry.pending);
+        last = Some(entry.sequence);
+        each(&entry);
+    }
+    Ok(last)
+}
+
+/// An ordered consumer, and how many messages wait for it.
+async fn open(
+    js: &jetstream::Context,
+    stream: &str,
+    filter: &str,
+    deliver_policy: DeliverPolicy,
+) -> Result<(Following, u64), FollowError> {
     let found = js
         .get_stream_no_info(stream)
         .await
@@ -94,14 +162,13 @@ pub async fn follow(
         .create_consumer(push::OrderedConfig {
             deliver_subject: js.client().new_inbox(),
             filter_subject: filter.to_owned(),
-            deliver_policy: DeliverPolicy::ByStartSequence {
-                start_sequence: from.max(1),
-            },
+            deliver_policy,
             replay_policy: ReplayPolicy::Instant,
             ..push::OrderedConfig::default()
         })
         .await
         .map_err(|error| fail(stream, &error))?;
+    let waiting = consumer.cached_info().num_pending;
     let messages = consumer.messages().await.map_err(|error| fail(stream, &error))?;
     let following = Following {
         messages,
@@ -110,10 +177,7 @@ pub async fn follow(
         client: js.client(),
         look: tokio::time::interval(LOOK),
     };
-    Ok(Box::pin(stream::unfold(following, async |mut following| {
-        let next = following.next().await;
-        Some((next?, following))
-    })))
+    Ok((following, waiting))
 }
 
 /// An open ordered consumer.

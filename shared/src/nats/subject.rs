@@ -111,6 +111,9 @@ pub fn notify_class_filter(channel: Channel, region: &Region, class: Class) -> S
     format!("notify.{channel}.{region}.{class}.>")
 }
 
+/// All fresh work of every region.
+pub const NOTIFY_FILTER: &str = "notify.>";
+
 /// All work that comes back.
 pub const DUE_FILTER: &str = "due.>";
 
@@ -135,6 +138,11 @@ pub fn receipt_filter(region: &Region) -> String {
 /// Receipts of what happened in `region` to what `origin` accepted.
 pub fn receipt_origin_filter(region: &Region, origin: &Region) -> String {
     format!("receipt.{region}.{origin}.>")
+}
+
+/// The app of a subject of receipts or of dead letters.
+pub fn app_of(subject: &str) -> Option<&str> {
+    subject.rsplit('.').next()
 }
 
 /// All dead letters of `region`.

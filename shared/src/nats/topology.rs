@@ -2,11 +2,14 @@
 
 use std::{fmt, time::Duration};
 
-use async_nats::jetstream::{
-    self,
-    consumer::{AckPolicy, DeliverPolicy, pull},
-    context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind},
-    stream::{Config, DiscardPolicy, External, RetentionPolicy, Source, SubjectTransform},
+use async_nats::{
+    Client,
+    jetstream::{
+        self,
+        consumer::{AckPolicy, DeliverPolicy, pull},
+        context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind},
+        stream::{Config, DiscardPolicy, External, RetentionPolicy, Source, SubjectTransform},
+    },
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -248,11 +251,16 @@ impl Mesh {
         (!sources.is_empty()).then_some(sources)
     }
 
-    /// The durable consumers that this region's workers share: the stream and the consumer.
-    pub fn consumers(&self) -> Vec<(&'static str, pull::Config)> {
-        let mut all: Vec<_> = Channel::CARRIED
+    /// The lanes of fresh work that every region has.
+    pub fn lanes() -> impl Iterator<Item = (Channel, Class)> {
+        Channel::CARRIED
             .iter()
             .flat_map(|channel| Class::ALL.iter().map(|class| (*channel, *class)))
+    }
+
+    /// The durable consumers that this region's workers share: the stream and the consumer.
+    pub fn consumers(&self) -> Vec<(&'static str, pull::Config)> {
+        let mut all: Vec<_> = Self::lanes()
             .map(|(channel, class)| {
                 let filter = subject::notify_class_filter(channel, &self.region, class);
                 (NOTIFY, consumer(&lane_consumer(channel, class), filter))
@@ -297,7 +305,7 @@ fn source(stream: &str, domain: &str, filter_subject: Option<String>) -> Source 
     Source {
         name: stream.to_owned(),
         external: Some(External {
-            api_prefix: format!("$JS.{domain}.API"),
+            api_prefix: api(domain),
             delivery_prefix: None,
         }),
         start_sequence: Some(1),
@@ -418,6 +426,69 @@ async fn apply_consumers(js: &jetstream::Context, mesh: &Mesh) -> Result<(), App
             .map_err(|error| ApplyError::Consumer(name, error.to_string()))?;
     }
     Ok(())
+}
+
+/// How a stream stands with one of its sources.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sourced {
+    /// The stream that is sourced.
+    pub stream: String,
+    /// The region whose stream it is.
+    pub from: String,
+    /// Messages that are not taken yet, when it was last heard of.
+    pub lag: u64,
+    /// For how long it was silent, if it was ever heard of. Awake, it is heard of every second.
+    pub silent: Option<Duration>,
+}
+
+impl Sourced {
+    /// Whether what it says is current.
+    pub fn is_awake(&self) -> bool {
+        self.silent.is_some_and(|silent| silent < ASLEEP)
+    }
+}
+
+/// How the sources of `stream` in `region` stand. The client's own call does not say whose they are.
+///
+/// # Errors
+/// When the server does not answer or has no such stream.
+pub async fn sources(client: &Client, region: &Region, stream: &str) -> Result<Vec<Sourced>, async_nats::Error> {
+    #[derive(Deserialize)]
+    struct Info {
+        #[serde(default)]
+        sources: Vec<Named>,
+    }
+    #[derive(Deserialize)]
+    struct Named {
+        name: String,
+        external: Option<Api>,
+        #[serde(default)]
+        lag: u64,
+        #[serde(default)]
+        active: i64,
+    }
+    #[derive(Deserialize)]
+    struct Api {
+        api: String,
+    }
+    let subject = format!("{}.STREAM.INFO.{stream}", api(region.as_str()));
+    let answer = client.request(subject, "".into()).await?;
+    let info: Info = serde_json::from_slice(&answer.payload)?;
+    let sourced = info.sources.into_iter().filter_map(|source| {
+        let prefix = source.external?.api;
+        Some(Sourced {
+            stream: source.name,
+            from: prefix.split('.').nth(1)?.to_owned(),
+            lag: source.lag,
+            silent: u64::try_from(source.active).ok().map(Duration::from_nanos),
+        })
+    });
+    Ok(sourced.collect())
+}
+
+/// The prefix of the API of a domain's `JetStream`.
+fn api(domain: &str) -> String {
+    format!("$JS.{domain}.API")
 }
 
 /// How often [`keep_sources_awake`] looks.

@@ -18,7 +18,11 @@ use super::{
     load::Callers,
     scenario::{Expect, Scenario},
 };
-use crate::{audit::Audit, peal::Peal, providers::Push};
+use crate::{
+    audit::{Audit, Deliveries},
+    peal::Peal,
+    providers::Push,
+};
 
 /// A redelivery that doubles is only seen after it came, and the server waits half a minute for an acknowledgement.
 const QUIET_WITHIN: Duration = Duration::from_secs(40);
@@ -62,16 +66,18 @@ pub(super) async fn reach(
     let patience = Duration::from_secs_f64(2.0 * scenario.expect.drain_s);
     let drained_in = loop {
         let audit = Audit::read(peal).await?;
-        let count = count(peal, callers, &audit, (buried, scenario.expect.trims))?;
+        let count = count(peal, callers, &audit, (buried, scenario.expect.trims)).await?;
         let drained_in = begun.elapsed();
-        if count.pending == 0 && audit.equation().in_flight == 0 || drained_in >= patience {
+        if count.pending == 0 && audit.equation().is_settled() || drained_in >= patience {
             break drained_in;
         }
         sleep(Duration::from_millis(300)).await;
     };
     let (quiet, lanes) = wait_quiet(peal).await?;
     let audit = Audit::read(peal).await?;
-    let mut verdict = count(peal, callers, &audit, (buried, scenario.expect.trims))?.verdict;
+    let mut verdict = count(peal, callers, &audit, (buried, scenario.expect.trims))
+        .await?
+        .verdict;
     verdict.drained_in = drained_in;
     verdict.lanes = lanes;
     let equation = audit.equation();
@@ -131,7 +137,8 @@ async fn wait_quiet(peal: &Peal) -> anyhow::Result<(bool, Vec<String>)> {
     Ok((quiet, lanes))
 }
 
-fn count(peal: &Peal, callers: &Callers, audit: &Audit, (buried, trims): (usize, bool)) -> anyhow::Result<Count> {
+async fn count(peal: &Peal, callers: &Callers, audit: &Audit, (buried, trims): (usize, bool)) -> anyhow::Result<Count> {
+    let deliveries = Audit::deliveries(peal).await?;
     let mut seen: HashMap<(String, String), usize> = HashMap::new();
     let pushes = peal
         .apns
@@ -158,7 +165,7 @@ fn count(peal: &Peal, callers: &Callers, audit: &Audit, (buried, trims): (usize,
         if !sent.accepted || !counted.insert(job) {
             continue;
         }
-        let last = |key| final_state(audit, &key);
+        let last = |key| final_state(&deliveries, &key);
         let whole = last((job, None));
         for device in &callers.recipients[sent.recipient].devices {
             let state = whole.or_else(|| last((job, Some(device.address))));
@@ -199,8 +206,8 @@ fn count(peal: &Peal, callers: &Callers, audit: &Audit, (buried, trims): (usize,
             .complaints
             .push(format!("{dead} unreadable messages among the dead, of {buried} sent"));
     }
-    let without_job = if trims { 0 } else { equation.invented };
-    verdict.unexplained += invented + without_job + equation.contradicted + dead.abs_diff(buried);
+    let wrong = if trims { 0 } else { equation.wrong };
+    verdict.unexplained += invented + wrong + dead.abs_diff(buried);
     Ok(count)
 }
 
@@ -213,8 +220,8 @@ fn job_of(push: &Push) -> String {
     push.collapse_id.clone().or_else(tag).unwrap_or_default()
 }
 
-fn final_state(audit: &Audit, key: &(JobId, Option<shared::id::AddressId>)) -> Option<State> {
-    let states = audit.deliveries.get(key)?;
+fn final_state(deliveries: &Deliveries, key: &(JobId, Option<shared::id::AddressId>)) -> Option<State> {
+    let states = deliveries.get(key)?;
     states.iter().rev().copied().find(|state| state.is_final())
 }
 

@@ -1,0 +1,77 @@
+//! How commands reach the streams: by the gateway's settings, or by flags.
+
+use std::path::PathBuf;
+
+use async_nats::Client;
+use clap::Args;
+use shared::{
+    id::Region,
+    nats::{connect, topology::Mesh},
+};
+
+use super::Failure;
+use crate::config::Settings;
+
+/// Where the streams are.
+#[derive(Debug, Args)]
+pub(super) struct MeshArgs {
+    /// The gateway's settings file; variables `PEAL_…` replace what it says.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The NATS servers of any region, instead of those of the settings.
+    #[arg(long, value_name = "URL")]
+    nats: Option<String>,
+    /// A region to look at; may be repeated. Default: those of the settings.
+    #[arg(long = "region", value_name = "REGION")]
+    regions: Vec<Region>,
+}
+
+/// A connection to one region, by which all are reached.
+pub(super) struct Reach {
+    pub(super) client: Client,
+    /// The regions to look at.
+    pub(super) regions: Vec<Region>,
+    mesh: Mesh,
+}
+
+impl MeshArgs {
+    pub(super) async fn connect(&self) -> Result<Reach, Failure> {
+        let mut settings = Settings::load(self.config.as_deref())?;
+        if let Some(url) = &self.nats {
+            settings.nats.url.clone_from(url);
+        }
+        let mut regions = self.regions.clone();
+        if regions.is_empty() {
+            regions.clone_from(&settings.mesh.regions);
+            if !regions.contains(&settings.mesh.region) {
+                regions.push(settings.mesh.region.clone());
+            }
+        }
+        let client = connect::connect(&settings.nats, "peal").await?;
+        Ok(Reach {
+            client,
+            regions,
+            mesh: settings.mesh,
+        })
+    }
+
+    /// Whether a region was named.
+    pub(super) fn names_region(&self) -> bool {
+        !self.regions.is_empty()
+    }
+}
+
+impl Reach {
+    /// The mesh as `region` sees it.
+    pub(super) fn mesh(&self, region: &Region) -> Mesh {
+        Mesh {
+            region: region.clone(),
+            ..self.mesh.clone()
+        }
+    }
+
+    /// The region of the settings.
+    pub(super) fn home(&self) -> &Region {
+        &self.mesh.region
+    }
+}

@@ -1,0 +1,379 @@
+//! What follows from what the streams said.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Audit, Named, Parked, Place, Scope};
+use crate::{
+    channel::words,
+    id::{AppId, Region},
+    receipt::State,
+};
+
+words!(
+    /// How the equation is broken.
+    Break, "break", {
+        /// A gateway recorded that it accepted them, and neither receipts nor any stream of work speak of them.
+        Vanished = "vanished",
+        /// A lane acknowledged the job without a receipt, or no lane takes it.
+        Unanswered = "unanswered",
+        /// The job left the outbox and is not in its region.
+        Strayed = "strayed",
+        /// The delivery waits for another attempt, and nothing will bring it back.
+        Abandoned = "abandoned",
+        /// A delivery has two final receipts.
+        Contradicted = "contradicted",
+        /// Receipts speak of jobs that were never accepted.
+        NeverAccepted = "never_accepted",
+        /// A dead letter has no receipt.
+        LetterAlone = "letter_alone",
+        /// A receipt says `dead`, and there is no dead letter.
+        LetterMissing = "letter_missing",
+    }
+);
+
+impl Break {
+    /// What it means, for people.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Vanished => "accepted, and neither receipts nor any stream speak of them (notification)",
+            Self::Unanswered => "acknowledged without a receipt, or in no lane (job)",
+            Self::Strayed => "left the outbox and did not arrive (job)",
+            Self::Abandoned => "waits for another attempt that nothing will bring (job)",
+            Self::Contradicted => "two final receipts for one delivery (job)",
+            Self::NeverAccepted => "receipts of jobs that were never accepted (notification)",
+            Self::LetterAlone => "dead letter without a receipt (delivery)",
+            Self::LetterMissing => "receipt says dead, no dead letter (job)",
+        }
+    }
+
+    /// Whether those that it names are lost, rather than told wrong.
+    pub const fn is_loss(self) -> bool {
+        match self {
+            Self::Vanished | Self::Unanswered | Self::Strayed | Self::Abandoned => true,
+            Self::Contradicted | Self::NeverAccepted | Self::LetterAlone | Self::LetterMissing => false,
+        }
+    }
+}
+
+/// One way in which the equation is broken.
+#[derive(Debug, Clone, Serialize)]
+pub struct Broken {
+    /// How.
+    pub how: Break,
+    /// How many.
+    pub count: usize,
+    /// The first of them; [`Break::meaning`] says what the ids name.
+    pub named: Vec<Culprit>,
+}
+
+/// One that breaks the equation.
+#[derive(Debug, Clone, Serialize)]
+pub struct Culprit {
+    /// The notification, job or delivery.
+    pub id: Uuid,
+    /// Whose.
+    pub app: AppId,
+    /// Where it was accepted.
+    pub origin: Region,
+}
+
+/// accepted = what deliveries came to + in flight, if nothing is lost. A job without receipts counts as one delivery.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Equation {
+    /// Jobs accepted.
+    pub accepted: usize,
+    /// Deliveries they became: a recipient with two addresses is two.
+    pub deliveries: usize,
+    /// Deliveries that ended, by how.
+    #[serde(flatten)]
+    pub by_state: BTreeMap<State, usize>,
+    /// Deliveries that a stream or a schedule still holds.
+    pub in_flight: usize,
+    /// Deliveries that are in no final state and that nothing holds.
+    pub lost: usize,
+    /// What else is wrong: contradictions, receipts of what was never accepted, dead letters or receipts of them alone.
+    pub wrong: usize,
+}
+
+impl Equation {
+    /// Whether nothing is lost and nothing contradicts itself.
+    pub fn holds(&self) -> bool {
+        self.lost == 0 && self.wrong == 0
+    }
+
+    /// Whether it holds and nothing is in flight.
+    pub fn is_settled(&self) -> bool {
+        self.holds() && self.in_flight == 0
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.accepted += other.accepted;
+        self.deliveries += other.deliveries;
+        for (state, count) in &other.by_state {
+            *self.by_state.entry(*state).or_default() += count;
+        }
+        self.in_flight += other.in_flight;
+        self.lost += other.lost;
+        self.wrong += other.wrong;
+    }
+}
+
+impl fmt::Display for Equation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "accepted {}, deliveries {} =", self.accepted, self.deliveries)?;
+        for (state, count) in &self.by_state {
+            write!(f, " {state} {count} +")?;
+        }
+        write!(f, " in flight {}", self.in_flight)?;
+        if !self.holds() {
+            write!(f, "; lost {}, wrong {}", self.lost, self.wrong)?;
+        }
+        Ok(())
+    }
+}
+
+/// The equation of what one app had accepted in one region.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// Whose.
+    pub app: AppId,
+    /// Where it was accepted.
+    pub origin: Region,
+    /// How it stands.
+    #[serde(flatten)]
+    pub equation: Equation,
+}
+
+/// Where that is what is in flight.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct InFlight {
+    /// In a lane.
+    pub lanes: usize,
+    /// Scheduled for another attempt, or due again.
+    pub scheduled: usize,
+    /// In an outbox, on the way to another region.
+    pub outboxes: usize,
+    /// In a region whose streams were not read.
+    pub elsewhere: usize,
+}
+
+/// What the streams say.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// By app and region of acceptance.
+    pub rows: Vec<Row>,
+    /// Where that is what is in flight.
+    pub in_flight: InFlight,
+    /// What breaks it, if anything.
+    pub broken: Vec<Broken>,
+    /// Messages of work that repeat a job; harmless.
+    pub repeated: u64,
+}
+
+impl Report {
+    /// All rows together.
+    pub fn total(&self) -> Equation {
+        let mut total = Equation::default();
+        self.rows.iter().for_each(|row| total.add(&row.equation));
+        total
+    }
+
+    /// Whether nothing breaks the equation.
+    pub fn holds(&self) -> bool {
+        self.broken.is_empty()
+    }
+}
+
+/// Gathers a report.
+struct Writer<'a> {
+    audit: &'a Audit,
+    equations: Vec<Equation>,
+    in_flight: InFlight,
+    broken: BTreeMap<Break, Named>,
+}
+
+impl Audit {
+    /// What follows, for what is in `scope`.
+    pub(super) fn report(&self, scope: &Scope) -> Report {
+        let mut writer = Writer {
+            audit: self,
+            equations: vec![Equation::default(); self.groups.len()],
+            in_flight: InFlight::default(),
+            broken: BTreeMap::new(),
+        };
+        writer.jobs();
+        writer.notifications();
+        writer.parked();
+        writer.letters();
+        writer.named_before(Break::Contradicted, &self.contradicted);
+        if scope.since.is_none() {
+            writer.never_accepted();
+        }
+        writer.finish()
+    }
+
+    fn was_read(&self, group: u32) -> bool {
+        self.read.contains_key(&self.groups[group as usize].region)
+    }
+}
+
+impl Writer<'_> {
+    fn jobs(&mut self) {
+        for (id, job) in &self.audit.jobs {
+            let equation = &mut self.equations[job.group as usize];
+            if job.worked_on {
+                equation.accepted += 1;
+                continue;
+            }
+            let (held, lost) = match job.place {
+                // Its receipts, if there were any, are too old to be left. Nowhere at all is not possible here.
+                Place::Forgotten | Place::Gone => continue,
+                Place::Lane => (Some(&mut self.in_flight.lanes), None),
+                Place::Scheduled => (Some(&mut self.in_flight.scheduled), None),
+                Place::Outbox if self.audit.was_read(job.group) => (Some(&mut self.in_flight.outboxes), None),
+                Place::Outbox => (Some(&mut self.in_flight.elsewhere), None),
+                Place::Acknowledged => (None, Some(Break::Unanswered)),
+                Place::Lost => (None, Some(Break::Strayed)),
+            };
+            equation.accepted += 1;
+            if let Some(held) = held {
+                *held += 1;
+                equation.in_flight += 1;
+            }
+            if let Some(how) = lost {
+                self.breaks(how, Uuid::from_bytes(*id), job.group, 1);
+            }
+        }
+    }
+
+    fn notifications(&mut self) {
+        for (id, notification) in &self.audit.notifications {
+            let missing = notification.promised.saturating_sub(notification.known) as usize;
+            if missing > 0 {
+                self.equations[notification.group as usize].accepted += missing;
+                self.breaks(Break::Vanished, Uuid::from_bytes(*id), notification.group, missing);
+            }
+        }
+    }
+
+    fn parked(&mut self) {
+        for (key, &Parked { job, group }) in &self.audit.parked {
+            let scheduled = self.audit.scheduled.contains(key);
+            if scheduled || !self.audit.was_read(group) {
+                let held = if scheduled {
+                    &mut self.in_flight.scheduled
+                } else {
+                    &mut self.in_flight.elsewhere
+                };
+                *held += 1;
+                self.equations[group as usize].in_flight += 1;
+            } else {
+                self.breaks(Break::Abandoned, job.0, group, 1);
+            }
+        }
+    }
+
+    fn letters(&mut self) {
+        for (id, group) in &self.audit.letters {
+            if !self.audit.dead.contains_key(id) {
+                self.breaks(Break::LetterAlone, *id, *group, 1);
+            }
+        }
+        let without = |id| !self.audit.letters.contains_key(id);
+        let missing = self.audit.dead.iter().filter(|(id, _)| without(id));
+        let missing: Vec<_> = missing.map(|(_, (job, group))| (job.0, *group, 1)).collect();
+        // Letters that were replayed or deleted by hand are no loss.
+        self.unless_removed(Break::LetterMissing, missing, |removed| removed.letters);
+    }
+
+    fn never_accepted(&mut self) {
+        let beyond = self.audit.notifications.iter().filter_map(|(id, one)| {
+            let count = one.known.saturating_sub(one.promised.max(one.stored)) as usize;
+            (count > 0).then_some((Uuid::from_bytes(*id), one.group, count))
+        });
+        let beyond: Vec<_> = beyond.collect();
+        // What services published themselves is recorded by no gateway, and the janitor trims what is done.
+        self.unless_removed(Break::NeverAccepted, beyond, |removed| removed.work);
+    }
+
+    /// Those in regions that were read, if they are more than were removed there.
+    fn unless_removed(
+        &mut self,
+        how: Break,
+        mut found: Vec<(Uuid, u32, usize)>,
+        removed: impl Fn(&super::Removed) -> u64,
+    ) {
+        found.retain(|(_, group, _)| self.audit.was_read(*group));
+        let count: usize = found.iter().map(|(_, _, count)| count).sum();
+        if count as u64 > self.audit.read.values().map(removed).sum() {
+            for (id, group, count) in found {
+                self.breaks(how, id, group, count);
+            }
+        }
+    }
+
+    fn named_before(&mut self, how: Break, named: &Named) {
+        for &(_, group) in &named.names {
+            // Those beyond the named are counted where the last of them is.
+            self.equations[group as usize].wrong += 1;
+        }
+        if let Some(&(_, group)) = named.names.last() {
+            self.equations[group as usize].wrong += named.count - named.names.len();
+            self.broken.insert(how, named.clone());
+        }
+    }
+
+    fn breaks(&mut self, how: Break, id: Uuid, group: u32, count: usize) {
+        self.broken.entry(how).or_default().add(id, group, count);
+        let equation = &mut self.equations[group as usize];
+        if how.is_loss() {
+            equation.lost += count;
+        } else {
+            equation.wrong += count;
+        }
+    }
+
+    fn finish(self) -> Report {
+        let mut rows: BTreeMap<(&AppId, &Region), Equation> = BTreeMap::new();
+        for (group, mut equation) in self.audit.groups.iter().zip(self.equations) {
+            for (state, count) in group.by_state.iter().filter(|(_, count)| **count > 0) {
+                equation.by_state.insert(*state, *count);
+            }
+            equation.deliveries = equation.by_state.values().sum::<usize>() + equation.in_flight + equation.lost;
+            rows.entry((&group.app, &group.origin)).or_default().add(&equation);
+        }
+        let culprit = |&(id, group): &(Uuid, u32)| {
+            let group = &self.audit.groups[group as usize];
+            Culprit {
+                id,
+                app: group.app.clone(),
+                origin: group.origin.clone(),
+            }
+        };
+        Report {
+            rows: rows
+                .into_iter()
+                .filter(|(_, equation)| *equation != Equation::default())
+                .map(|((app, origin), equation)| Row {
+                    app: app.clone(),
+                    origin: origin.clone(),
+                    equation,
+                })
+                .collect(),
+            in_flight: self.in_flight,
+            broken: self
+                .broken
+                .iter()
+                .map(|(how, named)| Broken {
+                    how: *how,
+                    count: named.count,
+                    named: named.names.iter().map(culprit).collect(),
+                })
+                .collect(),
+            repeated: self.audit.repeated,
+        }
+    }
+}
