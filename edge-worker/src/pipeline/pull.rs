@@ -27,6 +27,9 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Time for every worker of the region to publish what it had done when the connection was lost.
 const SETTLE_DOWN: Duration = Duration::from_secs(2);
 
+/// A worker that is to finish leaves a pull when nothing came for this long.
+const QUIET: Duration = Duration::from_millis(200);
+
 /// Two pulls take turns, so that one is always open while the other's messages are handed on.
 const PULLS: usize = 2;
 
@@ -147,12 +150,14 @@ impl Lane {
                 message = messages.next() => message,
                 // A server that was away knows nothing of this pull.
                 _ = look.tick() => if connect::connects(&client) == connected { continue } else { None },
-                // What has arrived is still worked on; what has not stays with the server.
+                // What arrives is still worked on; what does not stays with the server.
                 () = lifecycle.finishing(), if !finishing => {
                     finishing = true;
                     continue;
                 }
-                () = std::future::ready(()), if finishing => None,
+                // The server knows only that the pull is over when its subscription is: what it sends meanwhile would wait
+                // out the time for acknowledgement. So the pull is left when it is full or nothing comes.
+                () = tokio::time::sleep(QUIET), if finishing => None,
             };
             let Some(message) = message else { return Ok(()) };
             let Some(permit) = permits.split(1) else { return Ok(()) };
