@@ -58,7 +58,12 @@ async fn ask(peal: &Peal, request: &Request) -> anyhow::Result<u16> {
     for (name, value) in &request.headers {
         asking = asking.header(name, value);
     }
-    Ok(asking.send().await?.status().as_u16())
+    match asking.send().await {
+        Ok(answer) => Ok(answer.status().as_u16()),
+        // Who is told in the middle of a large body may still be writing when the connection closes.
+        Err(_) if request.status == 413 => Ok(413),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn tell(peal: &Peal, callers: &Callers, message: &Message) -> anyhow::Result<bool> {
