@@ -258,8 +258,21 @@ impl Mesh {
             .flat_map(|channel| Class::ALL.iter().map(|class| (*channel, *class)))
     }
 
-    /// The durable consumers that this region's workers share: the stream and the consumer.
+    /// The durable consumers of this region: the stream and the consumer.
     pub fn consumers(&self) -> Vec<(&'static str, pull::Config)> {
+        let alerts = pull::Config {
+            // What is old was told of, or was there before anybody wanted to be told.
+            deliver_policy: DeliverPolicy::New,
+            ack_wait: Duration::from_mins(2),
+            ..consumer(ALERTS_CONSUMER, subject::dead_filter(&self.region))
+        };
+        let mut all = self.lanes();
+        all.push((DEAD, alerts));
+        all
+    }
+
+    /// Those that this region's workers share.
+    pub fn lanes(&self) -> Vec<(&'static str, pull::Config)> {
         let mut all: Vec<_> = Self::lanes()
             .map(|(channel, class)| {
                 let filter = subject::notify_class_filter(channel, &self.region, class);
@@ -267,13 +280,6 @@ impl Mesh {
             })
             .collect();
         all.push((SCHEDULE, consumer(RETRY_CONSUMER, subject::DUE_FILTER.into())));
-        let alerts = pull::Config {
-            // What is old was told of, or was there before anybody wanted to be told.
-            deliver_policy: DeliverPolicy::New,
-            ack_wait: Duration::from_mins(2),
-            ..consumer(ALERTS_CONSUMER, subject::dead_filter(&self.region))
-        };
-        all.push((DEAD, alerts));
         all
     }
 }
