@@ -266,13 +266,13 @@ impl Mesh {
             ack_wait: Duration::from_mins(2),
             ..consumer(ALERTS_CONSUMER, subject::dead_filter(&self.region))
         };
-        let mut all = self.lanes();
+        let mut all = self.workers_consumers();
         all.push((DEAD, alerts));
         all
     }
 
     /// Those that this region's workers share.
-    pub fn lanes(&self) -> Vec<(&'static str, pull::Config)> {
+    pub fn workers_consumers(&self) -> Vec<(&'static str, pull::Config)> {
         let mut all: Vec<_> = Self::lanes()
             .map(|(channel, class)| {
                 let filter = subject::notify_class_filter(channel, &self.region, class);

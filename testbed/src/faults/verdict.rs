@@ -107,7 +107,7 @@ async fn wait_quiet(peal: &Peal) -> anyhow::Result<(bool, Vec<String>)> {
             replicas: 1,
             max_bytes: -1,
         };
-        for (stream, config) in mesh.lanes() {
+        for (stream, config) in mesh.workers_consumers() {
             let name = config.durable_name.unwrap_or_default();
             let mut consumer: PullConsumer = js.get_consumer_from_stream(&name, stream).await?;
             loop {
