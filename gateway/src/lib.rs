@@ -153,3 +153,10 @@ impl Gateway {
 pub fn openapi() -> String {
     http::describe()
 }
+
+/// The jobs, as recipient and body, that a request to send with this body would become; `None` if it is refused.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub fn jobs(body: &[u8]) -> Option<Vec<(shared::id::RecipientId, bytes::Bytes)>> {
+    http::jobs(body).ok()
+}

@@ -75,7 +75,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 /// Reads a document. Keeping track of the path costs time, so a document is read without it first, and once more with
 /// it only if something is wrong.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     // serde would read a list as the members of an object in the order in which the code declares them.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
         return Err(Invalid::new("body", "must be an object").into());

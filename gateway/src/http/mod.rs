@@ -22,6 +22,8 @@ use axum::{Router, middleware};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+#[cfg(fuzzing)]
+pub(crate) use self::send::jobs;
 use self::{
     openapi::Description,
     problem::{METHOD, NOT_FOUND, Problem},

@@ -266,6 +266,31 @@ fn problem(refused: Refused) -> Problem {
     }
 }
 
+/// The jobs that a request with this body would become, for the fuzz tests.
+#[cfg(fuzzing)]
+pub(crate) fn jobs(body: &[u8]) -> Result<Vec<(RecipientId, bytes::Bytes)>, Problem> {
+    let request: SendRequest = super::body::parse(body)?;
+    check(&request.to.recipients, 1000)?;
+    let app = shared::app::App {
+        id: "shop".parse()?,
+        default_region: "eu".parse()?,
+        apns: None,
+        fcm: None,
+    };
+    let order = Order {
+        app: app.into(),
+        event: event(None, request.event_id)?,
+        recipients: request.to.recipients,
+        channel: request.channel,
+        class: request.class,
+        category: request.category,
+        push: request.push,
+    };
+    let content = crate::content::Content::render(&order)?;
+    let job = |recipient: RecipientId| (recipient.clone(), content.to(&recipient));
+    Ok(order.recipients.iter().cloned().map(job).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,4 +16,7 @@ mod team;
 mod token;
 
 pub use self::config::{ApnsAccount, Settings};
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use self::outcome::judged;
 pub(super) use self::{client::Apns, config::Account, request::unrepeated};

@@ -205,6 +205,17 @@ fn later_outcome(reason: &'static str, at: &Circumstances) -> Outcome {
     Outcome::retry_later(reason, at.retry_after)
 }
 
+/// What an answer means, for the fuzz tests.
+#[cfg(fuzzing)]
+pub fn judged(status: u16, headers: &http::HeaderMap, now: Timestamp, body: &[u8]) -> Outcome {
+    let at = Circumstances {
+        status,
+        retry_after: crate::providers::retry_after::retry_after(headers, now),
+        token_wait: Duration::ZERO,
+    };
+    judge(body, &at).outcome
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

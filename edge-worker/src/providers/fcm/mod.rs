@@ -10,4 +10,7 @@ mod request;
 mod token;
 
 pub use self::config::{FcmAccount, Settings};
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use self::outcome::judged;
 pub(super) use self::{client::Fcm, config::Account};

@@ -154,6 +154,13 @@ fn server_error(reason: Reason, retry_after: Option<Duration>) -> Outcome {
     Outcome::retry_later(reason, Some(retry_after.unwrap_or_default().max(ERROR_PAUSE)))
 }
 
+/// What an answer means, for the fuzz tests.
+#[cfg(fuzzing)]
+pub fn judged(status: u16, headers: &http::HeaderMap, now: jiff::Timestamp, body: &[u8]) -> Outcome {
+    let retry_after = crate::providers::retry_after::retry_after(headers, now);
+    judge(status, body, retry_after).outcome
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
