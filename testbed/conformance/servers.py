@@ -241,7 +241,8 @@ async def hyper_h2():
     mood = await against(Leaving, {"accepted": 500}, count=500, together=30, connections=2)
     expect("new connections after GOAWAY", mood.connections > 2, True)
     await against(Refusing, {"accepted": 30}, count=30)
-    await against(Failing, {"ambiguous connection_lost": 20}, count=20, together=5)
+    # Fewer than open the breaker.
+    await against(Failing, {"ambiguous connection_lost": 8}, count=8, together=5)
     await against(Hanging, {"ambiguous connection_lost": 5}, count=5)
     await against(Silent, {"ambiguous timeout": 3}, count=3, together=3, timeout_ms=500)
     await against(Gone, {"address_gone Unregistered 1700000000123": 20}, once=False, count=20, together=5)

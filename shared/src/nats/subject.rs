@@ -96,11 +96,6 @@ impl fmt::Display for Lane {
 /// The span-name form of a lane's subject (semantic conventions: `messaging.destination.template`).
 pub const NOTIFY_TEMPLATE: &str = "notify.{channel}.{region}";
 
-/// All fresh work of `channel` and `region`.
-pub fn notify_filter(channel: Channel, region: &Region) -> String {
-    format!("notify.{channel}.{region}.>")
-}
-
 /// All fresh work of `region`.
 pub fn notify_all_filter(region: &Region) -> String {
     format!("notify.*.{region}.>")

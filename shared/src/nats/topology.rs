@@ -138,20 +138,11 @@ impl Mesh {
             allow_atomic_publish: true,
             // One filter for all channels: the filter is part of the source's identity, and another one would replay all.
             sources: self.sources(|other| source(OUTBOX, other.as_str(), Some(subject::notify_all_filter(here)))),
-            ..self.base(
-                NOTIFY,
-                Channel::CARRIED
-                    .iter()
-                    .map(|channel| subject::notify_filter(*channel, here))
-                    .collect(),
-            )
+            ..self.base(NOTIFY, work_for(here).collect())
         };
-        let outbound = self.others().flat_map(|other| {
-            let work = Channel::CARRIED
-                .iter()
-                .map(move |channel| subject::notify_filter(*channel, other));
-            work.chain([subject::fact_filter(other)])
-        });
+        let outbound = self
+            .others()
+            .flat_map(|other| work_for(other).chain([subject::fact_filter(other)]));
         let outbox = Config {
             max_age: WORK_AGE,
             max_bytes: self.max_bytes,
@@ -282,6 +273,11 @@ impl Mesh {
         all.push((SCHEDULE, consumer(RETRY_CONSUMER, subject::DUE_FILTER.into())));
         all
     }
+}
+
+/// The subjects of every lane of `region`. No stream takes others, so whoever misspells a class is told by the server.
+fn work_for(region: &Region) -> impl Iterator<Item = String> {
+    Mesh::lanes().map(move |(channel, class)| subject::notify_class_filter(channel, region, class))
 }
 
 /// The durable consumer of one lane.
