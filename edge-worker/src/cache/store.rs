@@ -1,7 +1,8 @@
 //! Facts in redb.
 //!
-//! Layout: `facts` maps `<app>.<recipient>.<name>`, the key of the region's bucket, to 8 bytes of revision (the
-//! sequence in the bucket's stream, big endian) and the fact as JSON. All facts of a recipient lie side by side, so one
+//! Layout: `facts` maps `<app>.<recipient>.<name>`, the key of the region's bucket, to 4 bytes of checksum over all that
+//! follows and the key, 8 bytes of revision (the sequence in the bucket's stream, big endian) and the fact as JSON. redb does
+//! not look at its own checksums when it reads, and one wrong bit is another device's token. All facts of a recipient lie side by side, so one
 //! short range answers a job. `meta` holds the last applied sequence and when the bucket was created.
 //!
 //! A batch of facts and the sequence it reaches are one transaction: after a crash the file is at some earlier
@@ -24,8 +25,8 @@ use shared::{
     recipient::{Fact, Recipient, RecipientKey},
 };
 
-const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts");
-const META: TableDefinition<&str, i64> = TableDefinition::new("meta");
+const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts.2");
+const META: TableDefinition<&str, i64> = TableDefinition::new("meta.2");
 const SEQUENCE: &str = "sequence";
 const CREATED_AT: &str = "created_at_ms";
 
@@ -139,8 +140,11 @@ impl Store {
                 match change {
                     Some(fact) => {
                         value.clear();
+                        value.extend_from_slice(&[0; 4]);
                         value.extend_from_slice(&revision.to_be_bytes());
                         value.extend_from_slice(&fact);
+                        let sum = checksum(&key, &value[4..]);
+                        value[..4].copy_from_slice(&sum);
                         facts.insert(key.as_str(), value.as_slice())?;
                     }
                     None => {
@@ -199,6 +203,13 @@ fn open(path: &Path) -> Result<Database, StoreError> {
     Ok(database)
 }
 
+fn checksum(key: &str, value: &[u8]) -> [u8; 4] {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(key.as_bytes());
+    sum.update(value);
+    sum.finalize().to_be_bytes()
+}
+
 fn facts(database: &Database) -> Result<Facts, StoreError> {
     Ok(database.begin_read()?.open_table(FACTS)?)
 }
@@ -221,12 +232,16 @@ fn read(facts: &Facts, key: &RecipientKey) -> Result<Recipient, StoreError> {
     let mut recipient = Recipient::default();
     for fact in facts.range(from.as_str()..to.as_str())? {
         let (name, value) = fact?;
+        let (sum, value) = value.value().split_first_chunk().ok_or(StoreError::Damaged)?;
+        if *sum != checksum(name.value(), value) {
+            return Err(StoreError::Damaged);
+        }
         let name = name
             .value()
             .strip_prefix(from.as_str())
             .and_then(subject::parse_fact_name);
         let name = name.ok_or(StoreError::Damaged)?;
-        let (revision, json) = value.value().split_first_chunk().ok_or(StoreError::Damaged)?;
+        let (revision, json) = value.split_first_chunk().ok_or(StoreError::Damaged)?;
         let fact = Fact::decode(name, json).map_err(|_| StoreError::Damaged)?;
         recipient.learn(fact, u64::from_be_bytes(*revision));
     }
@@ -235,6 +250,8 @@ fn read(facts: &Facts, key: &RecipientKey) -> Result<Recipient, StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use redb::ReadableTable;
+
     use super::*;
     use shared::recipient::Preferences;
 
@@ -285,6 +302,26 @@ mod tests {
         let store = Store::open(&path).unwrap();
         assert_eq!(store.standing().unwrap(), None);
         assert_eq!(store.recipient(&key("ann")).unwrap(), Recipient::default());
+    }
+
+    #[test]
+    fn a_wrong_bit_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("cache.redb")).unwrap();
+        let (fact, value) = preferences("ann");
+        store.apply(vec![(fact.clone(), 1, Some(value))], 1, 7).unwrap();
+        let database = store.inner.database.load();
+        let transaction = database.begin_write().unwrap();
+        {
+            let mut facts = transaction.open_table(FACTS).unwrap();
+            let mut value = facts.get(fact.as_str()).unwrap().unwrap().value().to_vec();
+            *value.last_mut().unwrap() ^= 1;
+            facts.insert(fact.as_str(), value.as_slice()).unwrap();
+        }
+        transaction.commit().unwrap();
+        store.inner.facts.store(super::facts(&database).unwrap().into());
+        assert!(matches!(store.recipient(&key("ann")), Err(StoreError::Damaged)));
+        assert!(store.is_damaged());
     }
 
     #[test]
