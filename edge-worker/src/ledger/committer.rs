@@ -98,7 +98,7 @@ impl<T: Send + 'static> Committer<T> {
             ledger: ledger.clone(),
             region,
             clock,
-            next: ledger.store.last_entry()? + 1,
+            next: ledger.store.last_number()? + 1,
         };
         Ok((Self { work }, writer.run(receiver, out)))
     }

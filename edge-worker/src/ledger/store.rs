@@ -3,7 +3,7 @@
 //! Layout: `entries` is a log: a number to the packed records of one group commit, 43 bytes each, behind 8 bytes of
 //! time. Appending in order is the cheapest thing a B-tree can do (3 µs for a random row, 0.1 µs for a packed record).
 //! `outgoing` holds the receipts of this worker that are not yet known to be in the stream. `meta` holds the name this
-//! file writes under, the last number used, and the last sequence applied of the stream it follows.
+//! file writes under, the number of the last entry that was pruned, and the last sequence applied of the stream it follows.
 //!
 //! A group commit is one durable transaction. A file that cannot be opened is held aside and reported: it is evidence,
 //! and what it knew comes back from the stream of receipts.
@@ -26,6 +26,7 @@ const OUTGOING: TableDefinition<u64, (&str, &[u8])> = TableDefinition::new("outg
 const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
 const WRITER: &str = "writer";
 const FOLLOWED: &str = "followed";
+const PRUNED: &str = "pruned";
 
 const HEAD: usize = 8;
 const RECORD: usize = 43;
@@ -167,12 +168,11 @@ impl Store {
         work(database.as_ref().ok_or(StoreError::Closed)?)
     }
 
-    fn read<T>(
+    fn entries<T>(
         &self,
-        table: TableDefinition<u64, &'static [u8]>,
         work: impl FnOnce(ReadOnlyTable<u64, &'static [u8]>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.with(|database| work(database.begin_read()?.open_table(table)?))
+        self.with(|database| work(database.begin_read()?.open_table(ENTRIES)?))
     }
 
     /// The name under which this file's receipts are published. A new file has a new name.
@@ -199,13 +199,18 @@ impl Store {
         })
     }
 
-    /// The number of the last entry; 0 if there is none.
+    /// The highest number that an entry ever had, pruned ones included: ids of messages are made of it. 0 if there was none.
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn last_entry(&self) -> Result<u64, StoreError> {
-        self.read(ENTRIES, |entries| {
-            Ok(entries.last()?.map_or(0, |(number, _)| number.value()))
+    pub fn last_number(&self) -> Result<u64, StoreError> {
+        self.with(|database| {
+            let transaction = database.begin_read()?;
+            if let Some((number, _)) = transaction.open_table(ENTRIES)?.last()? {
+                return Ok(number.value());
+            }
+            let pruned = transaction.open_table(META)?.get(PRUNED)?;
+            pruned.map_or(Ok(0), |text| text.value().parse().map_err(|_| StoreError::Damaged))
         })
     }
 
@@ -240,7 +245,7 @@ impl Store {
 
     /// The records of `job` in entry `number`, and the entry that spoke of it before.
     pub(super) fn records_of(&self, number: u64, job: JobId) -> Result<(Vec<Record>, Option<u64>), StoreError> {
-        let entry = self.read(ENTRIES, |entries| Ok(entries.get(number)?))?;
+        let entry = self.entries(|entries| Ok(entries.get(number)?))?;
         let Some(entry) = entry else {
             return Ok((Vec::new(), None));
         };
@@ -261,7 +266,7 @@ impl Store {
     }
 
     pub(super) fn for_each_job(&self, mut each: impl FnMut(JobId, u64)) -> Result<(), StoreError> {
-        self.read(ENTRIES, |entries| {
+        self.entries(|entries| {
             for row in entries.iter()? {
                 let (number, entry) = row?;
                 for packed in records(entry.value())? {
@@ -295,8 +300,13 @@ impl Store {
                     }
                     old.push(number.value());
                 }
-                for number in old {
+                for number in &old {
                     entries.remove(number)?;
+                }
+                if let Some(last) = old.last() {
+                    transaction
+                        .open_table(META)?
+                        .insert(PRUNED, last.to_string().as_str())?;
                 }
             }
             transaction.commit()?;
@@ -504,7 +514,7 @@ mod tests {
                 .unwrap();
         }
         assert_eq!(store.prune(30).unwrap().len(), 2);
-        assert_eq!(store.last_entry().unwrap(), 3);
+        assert_eq!(store.last_number().unwrap(), 3);
         assert!(store.records_of(1, JobId(Uuid::from_u128(1))).unwrap().0.is_empty());
     }
 }

@@ -299,3 +299,24 @@ fn what_another_worker_ended_is_not_said_again_after_a_restart() {
     assert_eq!(still_news(&ledger, untouched).unwrap(), Some(outgoing(&[own])));
     assert_eq!(still_news(&ledger, outgoing(&[ended, parked])).unwrap(), None);
 }
+
+#[test]
+fn a_number_is_not_used_again_when_everything_was_pruned() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    let (store, _) = Store::open(&path, "w", 1).unwrap();
+    let record = Record {
+        job: JOBS[0],
+        address: None,
+        attempt: 1,
+        state: State::Expired,
+    };
+    let commit = Commit {
+        records: vec![(record, None)],
+        ..Commit::default()
+    };
+    store.commit(7, 0, &commit).unwrap();
+    assert_eq!(store.prune(1).unwrap().len(), 1);
+    drop(store);
+    assert_eq!(Store::open(&path, "w", 1).unwrap().0.last_number().unwrap(), 7);
+}
