@@ -3,14 +3,14 @@
 //! The gateways of a region share a durable consumer on the dead letters, so each letter is told of once, and again
 //! later if the receiver did not take it. The webhook is signed as Standard Webhooks 1.0 says.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt::Display, time::Duration};
 
 use async_nats::jetstream::{self, AckKind, Message, consumer::PullConsumer};
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::StreamExt;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use shared::{
     app::{App, alerts_seal_name},
     clock::Clock,
@@ -23,6 +23,8 @@ use shared::{
     },
     seal::MeshKey,
 };
+
+use crate::dead::LetterId;
 
 /// Letters that one alert tells of at most; the rest is told of by the next.
 const MOST: usize = 5000;
@@ -79,7 +81,8 @@ struct Group<'a> {
     reason: &'a str,
     dead_letters: usize,
     /// The newest of them, to look at.
-    letter: String,
+    #[serde(serialize_with = "as_text")]
+    letter: LetterId,
 }
 
 /// One letter to tell of.
@@ -228,10 +231,17 @@ impl Alerts {
                 channel,
                 reason,
                 dead_letters: count,
-                letter: format!("{}-{newest}", self.here),
+                letter: LetterId {
+                    region: self.here.clone(),
+                    sequence: newest,
+                },
             })
             .collect()
     }
+}
+
+fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 impl Letter {

@@ -67,14 +67,7 @@ mod tests {
             ..Push::default()
         };
         for category in [None, Some("offers".parse().unwrap())] {
-            let app = App {
-                id: "shop".parse().unwrap(),
-                default_region: "eu".parse().unwrap(),
-                ambiguity: std::collections::BTreeMap::new(),
-                alerts: None,
-                apns: None,
-                fcm: None,
-            };
+            let app = App::new("shop".parse().unwrap(), "eu".parse().unwrap());
             let order = Order {
                 app: app.into(),
                 event: "order\"42\\".parse().unwrap(),

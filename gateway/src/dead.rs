@@ -5,7 +5,7 @@
 
 use std::{fmt, str::FromStr};
 
-use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
+use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use bytes::Bytes;
 use jiff::Timestamp;
 use shared::{
@@ -13,6 +13,7 @@ use shared::{
     id::{AddressId, AppId, JobId, NotificationId, RecipientId, Region},
     job::Body,
     nats::{
+        connect,
         direct::{self, Found},
         envelope,
         publish::{self, NotStored},
@@ -132,7 +133,7 @@ pub(crate) async fn list(parts: &Parts, app: &AppId, filter: &Filter, from: Opti
     for region in regions {
         loop {
             let filter_subject = subject::dead_of(region, app);
-            let domain = domain(parts, region);
+            let domain = Domain::of(region, &parts.here);
             let found = direct::from(&parts.js, &domain, topology::DEAD, &filter_subject, sequence, PAGE).await;
             let Ok(found) = found else {
                 page.unreachable.push(region.clone());
@@ -166,7 +167,7 @@ pub(crate) async fn get(parts: &Parts, app: &AppId, id: &LetterId) -> Result<Let
         return Err(Unhandled::NotFound);
     }
     let filter = subject::dead_of(&id.region, app);
-    let domain = domain(parts, &id.region);
+    let domain = Domain::of(&id.region, &parts.here);
     let found = direct::from(&parts.js, &domain, topology::DEAD, &filter, id.sequence, 1).await?;
     found
         .into_iter()
@@ -221,7 +222,7 @@ async fn take_away(parts: &Parts, app: &AppId, letter: &Letter, handled_as: Hand
     let js = if letter.id.region == parts.here {
         parts.js.clone()
     } else {
-        jetstream::with_domain(parts.js.client(), letter.id.region.as_str())
+        connect::jetstream_of(parts.js.client(), &letter.id.region)
     };
     let stream = js
         .get_stream_no_info(topology::DEAD)
@@ -234,14 +235,6 @@ async fn take_away(parts: &Parts, app: &AppId, letter: &Letter, handled_as: Hand
             tracing::warn!(letter = %letter.id, %error, "dead letter could not be removed");
             Err(Unhandled::Unreachable)
         }
-    }
-}
-
-fn domain<'a>(parts: &Parts, region: &'a Region) -> Domain<'a> {
-    if *region == parts.here {
-        Domain::Here
-    } else {
-        Domain::Region(region)
     }
 }
 

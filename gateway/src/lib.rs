@@ -155,7 +155,7 @@ pub fn openapi() -> String {
 }
 
 /// The jobs, as recipient and body, that a request to send with this body would become; `None` if it is refused.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub fn jobs(body: &[u8]) -> Option<Vec<(shared::id::RecipientId, bytes::Bytes)>> {
     http::jobs(body).ok()

@@ -65,6 +65,18 @@ impl Ambiguity {
 }
 
 impl App {
+    /// An app with neither credentials nor wishes.
+    pub const fn new(id: AppId, default_region: Region) -> Self {
+        Self {
+            id,
+            default_region,
+            ambiguity: BTreeMap::new(),
+            alerts: None,
+            apns: None,
+            fcm: None,
+        }
+    }
+
     /// What is done in doubt.
     pub fn ambiguity(&self, channel: Channel) -> Ambiguity {
         self.ambiguity

@@ -49,14 +49,9 @@ impl Audit {
     /// When a region does not answer.
     pub async fn deliveries(peal: &Peal) -> anyhow::Result<Deliveries> {
         let mut deliveries = Deliveries::new();
-        for region in &peal.regions {
-            let js = connect::jetstream(peal.connect(&region.name).await?);
-            for entry in read_all(&js, topology::RECEIPTS, &subject::receipt_filter(&region.name.parse()?)).await? {
-                for receipt in serde_json::from_slice::<Batch>(&entry.payload)?.receipts {
-                    let states = deliveries.entry((receipt.job, receipt.address)).or_default();
-                    states.push(receipt.state);
-                }
-            }
+        for receipt in receipts(peal).await?.into_iter().flat_map(|batch| batch.receipts) {
+            let states = deliveries.entry((receipt.job, receipt.address)).or_default();
+            states.push(receipt.state);
         }
         Ok(deliveries)
     }
@@ -68,16 +63,11 @@ impl Audit {
     /// When a region does not answer.
     pub async fn attempts(peal: &Peal) -> anyhow::Result<BTreeMap<String, usize>> {
         let mut kinds = BTreeMap::new();
-        for region in &peal.regions {
-            let js = connect::jetstream(peal.connect(&region.name).await?);
-            for entry in read_all(&js, topology::RECEIPTS, &subject::receipt_filter(&region.name.parse()?)).await? {
-                for receipt in serde_json::from_slice::<Batch>(&entry.payload)?.receipts {
-                    let provider = receipt.provider.map_or("nobody", |provider| provider.as_str());
-                    let reason = receipt.reason.unwrap_or_default();
-                    let kind = format!("{} by {provider}, attempt {} {reason}", receipt.state, receipt.attempt);
-                    *kinds.entry(kind).or_default() += 1;
-                }
-            }
+        for receipt in receipts(peal).await?.into_iter().flat_map(|batch| batch.receipts) {
+            let provider = receipt.provider.map_or("nobody", |provider| provider.as_str());
+            let reason = receipt.reason.unwrap_or_default();
+            let kind = format!("{} by {provider}, attempt {} {reason}", receipt.state, receipt.attempt);
+            *kinds.entry(kind).or_default() += 1;
         }
         Ok(kinds)
     }
@@ -101,15 +91,14 @@ impl Audit {
                     ));
                 }
             }
-            for entry in read_all(&js, topology::RECEIPTS, &subject::receipt_filter(&here)).await? {
-                let batch: Batch = serde_json::from_slice(&entry.payload)?;
-                for receipt in batch.receipts.iter().filter(|receipt| jobs.contains(&receipt.job)) {
-                    let (job, state, attempt) = (receipt.job, receipt.state, receipt.attempt);
-                    lines.push(format!(
-                        "{job} {} {state} by {}, attempt {attempt}",
-                        receipt.at, batch.writer
-                    ));
-                }
+        }
+        for batch in receipts(peal).await? {
+            for receipt in batch.receipts.iter().filter(|receipt| jobs.contains(&receipt.job)) {
+                let (job, state, attempt) = (receipt.job, receipt.state, receipt.attempt);
+                lines.push(format!(
+                    "{job} {} {state} by {}, attempt {attempt}",
+                    receipt.at, batch.writer
+                ));
             }
         }
         lines.sort();
@@ -135,6 +124,18 @@ impl Audit {
     pub fn equation(&self) -> Equation {
         self.report.total()
     }
+}
+
+/// What the regions' streams of receipts hold, a region after the other.
+async fn receipts(peal: &Peal) -> anyhow::Result<Vec<Batch>> {
+    let mut batches = Vec::new();
+    for region in &peal.regions {
+        let js = connect::jetstream(peal.connect(&region.name).await?);
+        for entry in read_all(&js, topology::RECEIPTS, &subject::receipt_filter(&region.name.parse()?)).await? {
+            batches.push(serde_json::from_slice(&entry.payload)?);
+        }
+    }
+    Ok(batches)
 }
 
 async fn read_all(js: &jetstream::Context, stream: &str, filter: &str) -> anyhow::Result<Vec<Entry>> {

@@ -1,9 +1,10 @@
 //! Facts in redb.
 //!
 //! Layout: `facts` maps `<app>.<recipient>.<name>`, the key of the region's bucket, to 4 bytes of checksum over all that
-//! follows and the key, 8 bytes of revision (the sequence in the bucket's stream, big endian) and the fact as JSON. redb does
-//! not look at its own checksums when it reads, and one wrong bit is another device's token. All facts of a recipient lie side by side, so one
-//! short range answers a job. `meta` holds the last applied sequence and when the bucket was created.
+//! follows and the key, 8 bytes of revision (the sequence in the bucket's stream, big endian) and the fact as JSON. redb
+//! does not look at its own checksums when it reads, and one wrong bit is another device's token. All facts of a
+//! recipient lie side by side, so one short range answers a job. `meta` holds the last applied sequence and when the
+//! bucket was created.
 //!
 //! A batch of facts and the sequence it reaches are one transaction: after a crash the file is at some earlier
 //! sequence, and following resumes there. What cannot be read is no longer a copy of anything: the store moves to a new

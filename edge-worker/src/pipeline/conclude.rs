@@ -235,7 +235,7 @@ impl Verdict {
     }
 }
 
-pub(super) fn lane(job: &Job, pipeline: &Pipeline) -> subject::Lane {
+fn lane(job: &Job, pipeline: &Pipeline) -> subject::Lane {
     subject::Lane {
         channel: job.channel,
         region: pipeline.region.clone(),
@@ -258,6 +258,18 @@ pub(super) struct DeadLetter {
 }
 
 impl DeadLetter {
+    /// The letter of a delivery that will not be tried again.
+    pub(super) fn of(job: &Job, address: AddressId, reason: Reason, pipeline: &Pipeline) -> Self {
+        Self {
+            subject: lane(job, pipeline).dead(),
+            id: format!("{}:{}", job.delivery(address), job.attempt),
+            reason,
+            detail: None,
+            address: Some(address),
+            attempt: job.attempt,
+        }
+    }
+
     /// Keeps the message as it came, with why it died.
     pub(super) async fn send(self, pipeline: &Pipeline, delivery: &Delivery) -> Result<(), publish::NotStored> {
         let mut headers = async_nats::HeaderMap::new();

@@ -14,7 +14,7 @@ use shared::{
 
 use super::{
     Pipeline, Settlement, Step, Stop, Ticket,
-    conclude::{DeadLetter, lane},
+    conclude::DeadLetter,
     decide::{Ready, receipt},
     dedupe::Fresh,
 };
@@ -94,20 +94,6 @@ impl Pipeline {
         Receipt {
             address: Some(address),
             ..receipt(job, self.clock.now())
-        }
-    }
-}
-
-impl DeadLetter {
-    /// The letter of a delivery that will not be tried again.
-    pub(super) fn of(job: &Job, address: AddressId, reason: crate::providers::Reason, pipeline: &Pipeline) -> Self {
-        Self {
-            subject: lane(job, pipeline).dead(),
-            id: format!("{}:{}", job.delivery(address), job.attempt),
-            reason,
-            detail: None,
-            address: Some(address),
-            attempt: job.attempt,
         }
     }
 }

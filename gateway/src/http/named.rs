@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Path};
 use http::{HeaderName, request};
+use serde::de::DeserializeOwned;
 use shared::{
     id::{AddressId, EventId, NotificationId, RecipientId},
     invalid::Invalid,
@@ -20,9 +21,7 @@ impl FromRequestParts<Arc<Parts>> for Named<RecipientId> {
     type Rejection = Problem;
 
     async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        let Path(text) = Path::<String>::from_request_parts(request, parts)
-            .await
-            .map_err(|_| not_utf8())?;
+        let text: String = segments(request, parts).await?;
         Ok(Self(text.parse()?))
     }
 }
@@ -31,9 +30,7 @@ impl FromRequestParts<Arc<Parts>> for Named<(RecipientId, AddressId)> {
     type Rejection = Problem;
 
     async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        let Path((recipient, address)) = Path::<(String, String)>::from_request_parts(request, parts)
-            .await
-            .map_err(|_| not_utf8())?;
+        let (recipient, address): (String, String) = segments(request, parts).await?;
         let address = address
             .parse()
             .map_err(|_| Problem::new(NOT_FOUND, "Address ids are UUIDs."))?;
@@ -45,9 +42,7 @@ impl FromRequestParts<Arc<Parts>> for Named<NotificationId> {
     type Rejection = Problem;
 
     async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        let Path(text) = Path::<String>::from_request_parts(request, parts)
-            .await
-            .map_err(|_| not_utf8())?;
+        let text: String = segments(request, parts).await?;
         text.parse()
             .map(Self)
             .map_err(|_| Problem::new(NOT_FOUND, "Notification ids are UUIDs."))
@@ -58,17 +53,18 @@ impl FromRequestParts<Arc<Parts>> for Named<LetterId> {
     type Rejection = Problem;
 
     async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        let Path(text) = Path::<String>::from_request_parts(request, parts)
-            .await
-            .map_err(|_| not_utf8())?;
+        let text: String = segments(request, parts).await?;
         text.parse()
             .map(Self)
             .map_err(|()| Problem::new(NOT_FOUND, "Ids of dead letters are a region and a number, as eu-42."))
     }
 }
 
-fn not_utf8() -> Problem {
-    Invalid::new("path", "must be percent-encoded UTF-8").into()
+async fn segments<T: DeserializeOwned + Send>(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<T, Problem> {
+    match Path::from_request_parts(request, parts).await {
+        Ok(Path(segments)) => Ok(segments),
+        Err(_) => Err(Invalid::new("path", "must be percent-encoded UTF-8").into()),
+    }
 }
 
 /// The header in which a caller names what happened.

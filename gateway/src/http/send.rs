@@ -9,6 +9,7 @@ use axum::{
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use shared::{
+    app::App,
     channel::{Channel, Class},
     digest::of_content,
     failpoint::failpoint,
@@ -122,23 +123,8 @@ pub(crate) async fn send(
     IdempotencyKey(key): IdempotencyKey,
     Verbatim(request, text): Verbatim<SendRequest>,
 ) -> Result<Response, Problem> {
-    let event = event(key.clone(), request.event_id)?;
-    if !Channel::CARRIED.contains(&request.channel) {
-        return Err(Problem::new(
-            CHANNEL_UNAVAILABLE,
-            format!("No provider carries {} yet.", request.channel),
-        ));
-    }
-    check(&request.to.recipients, parts.limits.recipients)?;
-    let order = Order {
-        app: caller.app.clone(),
-        event: event.clone(),
-        recipients: request.to.recipients,
-        channel: request.channel,
-        class: request.class,
-        category: request.category,
-        push: request.push,
-    };
+    let order = request.into_order(caller.app.clone(), key.clone(), parts.limits.recipients)?;
+    let event = order.event.clone();
     let held = match key {
         None => None,
         Some(key) => match claim(&parts, &caller, &key, of_content(&text)).await? {
@@ -175,6 +161,28 @@ pub(crate) async fn send(
     }
     failpoint("gateway.before-answer");
     answer.map(|answer| stored(&caller.app.id, answer))
+}
+
+impl SendRequest {
+    fn into_order(self, app: Arc<App>, key: Option<EventId>, most_recipients: usize) -> Result<Order, Problem> {
+        let event = event(key, self.event_id)?;
+        if !Channel::CARRIED.contains(&self.channel) {
+            return Err(Problem::new(
+                CHANNEL_UNAVAILABLE,
+                format!("No provider carries {} yet.", self.channel),
+            ));
+        }
+        check(&self.to.recipients, most_recipients)?;
+        Ok(Order {
+            app,
+            event,
+            recipients: self.to.recipients,
+            channel: self.channel,
+            class: self.class,
+            category: self.category,
+            push: self.push,
+        })
+    }
 }
 
 async fn claim(parts: &Parts, caller: &Caller<ToSend>, key: &EventId, request: Uuid) -> Result<Claim, Problem> {
@@ -267,25 +275,11 @@ fn problem(refused: Refused) -> Problem {
 }
 
 /// The jobs that a request with this body would become, for the fuzz tests.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub(crate) fn jobs(body: &[u8]) -> Result<Vec<(RecipientId, bytes::Bytes)>, Problem> {
     let request: SendRequest = super::body::parse(body)?;
-    check(&request.to.recipients, 1000)?;
-    let app = shared::app::App {
-        id: "shop".parse()?,
-        default_region: "eu".parse()?,
-        apns: None,
-        fcm: None,
-    };
-    let order = Order {
-        app: app.into(),
-        event: event(None, request.event_id)?,
-        recipients: request.to.recipients,
-        channel: request.channel,
-        class: request.class,
-        category: request.category,
-        push: request.push,
-    };
+    let app = App::new("shop".parse()?, "eu".parse()?);
+    let order = request.into_order(app.into(), None, 1000)?;
     let content = crate::content::Content::render(&order)?;
     let job = |recipient: RecipientId| (recipient.clone(), content.to(&recipient));
     Ok(order.recipients.iter().cloned().map(job).collect())

@@ -95,14 +95,14 @@ pub async fn read(
     home: &Region,
     key: &RecipientKey,
 ) -> Result<Recipient, NotRead> {
-    let domain = if here == home {
-        Domain::Here
-    } else {
-        Domain::Region(home)
-    };
-    let found = direct::last_of(js, &domain, topology::RECIPIENTS, &[subject::facts_of(key)])
-        .await
-        .map_err(|_| NotRead::NoAnswer)?;
+    let found = direct::last_of(
+        js,
+        &Domain::of(home, here),
+        topology::RECIPIENTS,
+        &[subject::facts_of(key)],
+    )
+    .await
+    .map_err(|_| NotRead::NoAnswer)?;
     let mut recipient = Recipient::default();
     for found in found.into_iter().filter(|found| !found.is_removal()) {
         let Some((_, name)) = subject::fact_key_of(&found.subject).and_then(subject::parse_fact_key) else {

@@ -56,12 +56,21 @@ pub enum Domain<'a> {
     Region(&'a Region),
 }
 
-impl Domain<'_> {
+impl<'a> Domain<'a> {
+    /// That of `region`, seen from `here`.
+    pub fn of(region: &'a Region, here: &Region) -> Self {
+        if region == here {
+            Self::Here
+        } else {
+            Self::Region(region)
+        }
+    }
+
     /// The prefix of its API's subjects.
     pub fn api(&self) -> String {
         match self {
             Self::Here => "$JS.API".to_owned(),
-            Self::Region(region) => format!("$JS.{region}.API"),
+            Self::Region(region) => api(region.as_str()),
         }
     }
 }

@@ -16,7 +16,7 @@ mod team;
 mod token;
 
 pub use self::config::{ApnsAccount, Settings};
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub use self::outcome::judged;
 pub(super) use self::{client::Apns, config::Account, request::unrepeated};

@@ -206,7 +206,7 @@ fn later_outcome(reason: &'static str, at: &Circumstances) -> Outcome {
 }
 
 /// What an answer means, for the fuzz tests.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub fn judged(status: u16, headers: &http::HeaderMap, now: Timestamp, body: &[u8]) -> Outcome {
     let at = Circumstances {
         status,

@@ -10,7 +10,7 @@ mod request;
 mod token;
 
 pub use self::config::{FcmAccount, Settings};
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub use self::outcome::judged;
 pub(super) use self::{client::Fcm, config::Account};
