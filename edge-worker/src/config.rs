@@ -6,7 +6,7 @@ use serde::Deserialize;
 use shared::{
     nats::{
         connect::{Nats, Secret},
-        topology::Mesh,
+        topology::Here,
     },
     telemetry,
 };
@@ -43,7 +43,7 @@ pub struct Settings {
     /// Where NATS is.
     pub nats: Nats,
     /// The mesh as this region sees it.
-    pub mesh: Mesh,
+    pub mesh: Here,
     /// Where telemetry goes.
     pub telemetry: telemetry::Settings,
     /// How the providers are reached.

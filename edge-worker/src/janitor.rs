@@ -6,10 +6,8 @@ use async_nats::jetstream::{self, consumer::PullConsumer, stream::Stream};
 use jiff::{SignedDuration, Timestamp};
 use shared::{
     clock::Clock,
-    nats::{
-        follow,
-        topology::{self, Mesh},
-    },
+    id::Region,
+    nats::{follow, topology},
 };
 
 use crate::ledger::Ledger;
@@ -23,7 +21,7 @@ pub struct Janitor {
     /// The region's `JetStream`.
     pub js: jetstream::Context,
     /// This region.
-    pub mesh: Mesh,
+    pub region: Region,
     /// Time.
     pub clock: Clock,
     /// The ledger to prune.
@@ -61,9 +59,7 @@ impl Janitor {
             stream.cached_info().state.first_sequence,
             stream.cached_info().state.last_sequence,
         );
-        for (name, config) in self
-            .mesh
-            .consumers()
+        for (name, config) in topology::workers_consumers(&self.region)
             .into_iter()
             .filter(|(stream, _)| *stream == topology::NOTIFY)
         {

@@ -11,7 +11,7 @@ use shared::{
     nats::{
         config::Config,
         connect::{self, ConnectError},
-        topology::{self, ApplyError},
+        topology,
     },
     seal::{MeshKey, SealError},
     telemetry::Telemetry,
@@ -53,9 +53,6 @@ pub enum StartError {
     /// NATS cannot be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The streams are not there and cannot be made.
-    #[error(transparent)]
-    Apply(#[from] ApplyError),
     /// The cache cannot be opened.
     #[error(transparent)]
     Cache(#[from] cache::StoreError),
@@ -80,7 +77,7 @@ impl EdgeWorker {
         std::fs::create_dir_all(&settings.data).map_err(|error| StartError::Io("data", error))?;
         let client = connect::connect(&settings.nats, &format!("peal-edge-worker {}", settings.name)).await?;
         let js = connect::jetstream(client.clone());
-        topology::apply_region(&js, &settings.mesh).await?;
+        topology::made(&js, &region).await;
 
         let store = cache::Store::open(&settings.data.join("cache.redb"))?;
         let cache_sync = cache::Sync::new(js.clone(), store.clone(), telemetry.metrics.clone());
@@ -109,7 +106,7 @@ impl EdgeWorker {
         lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
         let janitor = Janitor {
             js: js.clone(),
-            mesh: settings.mesh.clone(),
+            region: region.clone(),
             clock: clock.clone(),
             ledger: ledger.clone(),
             keep: Duration::from_secs(settings.keep_s),

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use shared::{
     nats::{
         connect::{Nats, Secret},
-        topology::{HUB, Mesh},
+        topology::{HUB, Here},
     },
     seal::{MeshKey, SealError},
     settings::{self, BadSettings},
@@ -31,7 +31,7 @@ pub struct Settings {
     /// The region's servers.
     pub nats: Nats,
     /// The mesh as this region sees it.
-    pub mesh: Mesh,
+    pub mesh: Here,
     /// What a caller may ask for.
     pub limits: Limits,
     /// How developers are told of dead letters.
@@ -66,7 +66,7 @@ pub enum Unusable {
     #[error("limits.{0} must be at least 1")]
     Zero(&'static str),
     /// A region has the hub's name.
-    #[error("mesh.region and mesh.regions must not contain {HUB:?}, which is the hub's own name")]
+    #[error("mesh.region must not be {HUB:?}, which is the hub's own name")]
     Hub,
     /// The share of traced notifications is no share.
     #[error("telemetry.sample_ratio must be between 0 and 1")]
@@ -94,7 +94,7 @@ impl Settings {
         if let Some((name, _)) = limits.into_iter().find(|(_, limit)| *limit == 0) {
             return Err(Unusable::Zero(name));
         }
-        if self.mesh.region.as_str() == HUB || self.mesh.regions.iter().any(|region| region.as_str() == HUB) {
+        if self.mesh.region.as_str() == HUB {
             return Err(Unusable::Hub);
         }
         if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
@@ -142,7 +142,7 @@ mod tests {
         settings.mesh_key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".to_owned().into();
         assert!(settings.check().is_ok());
         assert!(!format!("{settings:?}").contains("AQEB"));
-        settings.mesh.regions = vec!["hub".parse().unwrap()];
+        settings.mesh.region = "hub".parse().unwrap();
         assert!(matches!(settings.check(), Err(Unusable::Hub)));
     }
 }

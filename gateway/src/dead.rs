@@ -126,8 +126,8 @@ pub(crate) async fn list(parts: &Parts, app: &AppId, filter: &Filter, from: Opti
         Some(from) => (Some(from.region), from.sequence),
         None => (None, 1),
     };
-    let regions = parts
-        .regions
+    let regions = parts.regions();
+    let regions = regions
         .iter()
         .skip_while(|region| first.as_ref().is_some_and(|first| *region != first));
     for region in regions {

@@ -15,6 +15,7 @@ pub mod provision;
 mod publish;
 mod receipts;
 mod record;
+mod upkeep;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -25,7 +26,7 @@ use shared::{
         config::Config,
         connect::{self, ConnectError},
         directory::Directory,
-        topology::{self, ApplyError},
+        topology::ApplyError,
     },
     telemetry::Telemetry,
 };
@@ -38,6 +39,7 @@ use crate::{
     config::{Settings, Unusable},
     parts::Parts,
     receipts::Receipts,
+    upkeep::Upkeep,
 };
 
 /// A running gateway. It ends with the [`Lifecycle`] it was started under.
@@ -59,6 +61,9 @@ pub enum StartError {
     /// The region's streams could not be made.
     #[error(transparent)]
     Topology(#[from] ApplyError),
+    /// It was told to end while it waited for the mesh.
+    #[error("ended before this region was in the mesh")]
+    Finishing,
     /// No HTTP client can be made.
     #[error("http client: {0}")]
     Http(#[from] reqwest::Error),
@@ -68,7 +73,7 @@ pub enum StartError {
 }
 
 impl Gateway {
-    /// Connects, makes the region's streams match, and serves. Requests are answered with 503 until the directory and
+    /// Connects, waits until the hub has said which regions there are, makes this region's streams match, and serves. Requests are answered with 503 until the directory and
     /// the configuration have been read; [`Gateway::is_ready`] tells.
     ///
     /// # Errors
@@ -83,20 +88,17 @@ impl Gateway {
         let instance = format!("{:016x}", Uuid::new_v4().as_u64_pair().0);
         let name = format!("gateway-{}-{instance}", settings.mesh.region);
         let js = connect::jetstream(connect::connect(&settings.nats, &name).await?);
-        topology::apply_region(&js, &settings.mesh).await?;
+        let config = Config::default();
+        let upkeep = Upkeep::begin(js.clone(), settings.mesh.clone(), config.clone(), lifecycle).await?;
+        let upkeep = upkeep.ok_or(StartError::Finishing)?;
 
         let here = settings.mesh.region.clone();
         let (recorder, writer) = record::pair(js.clone(), here.clone(), name);
-        let mut regions = settings.mesh.regions.clone();
-        if !regions.contains(&here) {
-            regions.push(here.clone());
-        }
         let parts = Arc::new(Parts {
             instance,
             here,
-            regions,
             directory: Directory::default(),
-            config: Config::default(),
+            config,
             receipts: Receipts::new(js.clone(), settings.limits.status_notifications),
             js: js.clone(),
             mesh_key,
@@ -112,8 +114,7 @@ impl Gateway {
         let addr = listener.local_addr().map_err(refused)?;
 
         lifecycle.spawn_endless("directory", parts.directory.clone().follow(js.clone()));
-        let sources = topology::keep_sources_awake(js.clone(), settings.mesh.clone());
-        lifecycle.spawn_endless("sources", sources);
+        lifecycle.spawn_endless("upkeep", upkeep.run());
         let alerts = Alerts {
             js: js.clone(),
             here: parts.here.clone(),
@@ -124,7 +125,6 @@ impl Gateway {
             http: alerts::client()?,
         };
         lifecycle.spawn_endless("alerts", alerts.run());
-        lifecycle.spawn_endless("config", parts.config.clone().follow(js));
         lifecycle.spawn_endless("receipts", parts.receipts.clone().follow());
         // Records are taken until the last request is answered.
         let answered = CancellationToken::new();

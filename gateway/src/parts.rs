@@ -18,8 +18,6 @@ pub(crate) struct Parts {
     /// Names this process among all gateways; 16 hexadecimal digits.
     pub(crate) instance: String,
     pub(crate) here: Region,
-    /// Every region of the mesh, this one too.
-    pub(crate) regions: Vec<Region>,
     pub(crate) js: async_nats::jetstream::Context,
     pub(crate) directory: Directory,
     pub(crate) config: Config,
@@ -57,6 +55,11 @@ impl Parts {
     }
 
     pub(crate) fn is_region(&self, region: &Region) -> bool {
-        self.regions.contains(region)
+        self.config.tenants().regions.contains_key(region)
+    }
+
+    /// Every region of the mesh, this one too, in the order of their names.
+    pub(crate) fn regions(&self) -> Vec<Region> {
+        self.config.tenants().regions.keys().cloned().collect()
     }
 }

@@ -20,6 +20,7 @@ use shared::{
     },
     seal::MeshKey,
     settings::{self, BadSettings},
+    site::Site,
 };
 
 /// An app with its credentials in the clear.
@@ -73,9 +74,12 @@ pub struct NewFcm {
 /// Why an app could not be made known.
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionError {
-    /// The file of apps cannot be used.
+    /// The file of regions and apps cannot be used.
     #[error(transparent)]
     File(#[from] BadSettings),
+    /// A region has the hub's name.
+    #[error("region: must not be {HUB:?}, which is the hub's own name")]
+    Hub,
     /// A file that it names cannot be read.
     #[error("cannot read {0}: {1}")]
     Read(PathBuf, io::Error),
@@ -104,6 +108,18 @@ pub async fn prepare_hub(hub: &jetstream::Context, replicas: usize) -> Result<()
         tracing::info!(%change, "hub topology");
     }
     Ok(())
+}
+
+/// Makes a region known to the mesh, or changes what is known of it. The others make room for it as soon as they hear.
+///
+/// # Errors
+/// When the hub did not say that it stored it, or the name is the hub's own.
+pub async fn write_region(hub: &jetstream::Context, region: &Region, site: &Site) -> Result<(), ProvisionError> {
+    if region.as_str() == HUB {
+        return Err(ProvisionError::Hub);
+    }
+    let unwritten = |error| ProvisionError::Write(format!("region {region}"), error);
+    config::put_region(hub, region, site).await.map_err(unwritten)
 }
 
 /// Seals the credentials of `app` and writes it at the hub, then issues one API key for each list of scopes. Keys that
@@ -178,10 +194,13 @@ impl std::fmt::Debug for NewFcm {
     }
 }
 
-/// A file of apps.
+/// A file of regions and apps.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    #[serde(default)]
+    region: BTreeMap<Region, Site>,
+    #[serde(default)]
     app: Vec<AppEntry>,
 }
 
@@ -239,7 +258,7 @@ pub struct Issued {
     pub text: String,
 }
 
-/// Makes every app of `file` known. Files that it names are looked for beside it. A key is issued for each of its
+/// Makes every region and every app of `file` known. Files that it names are looked for beside it. A key is issued for each of its
 /// lists of scopes for which the app has no key yet, so that repeating changes nothing.
 ///
 /// # Errors
@@ -255,6 +274,9 @@ pub async fn run(
     let hub = hub(client);
     prepare_hub(&hub, replicas).await?;
     let known = config::read(&hub).await?;
+    for (region, site) in &read.region {
+        write_region(&hub, region, site).await?;
+    }
     let mut issued = Vec::new();
     for entry in read.app {
         let missing: Vec<Vec<Scope>> = entry

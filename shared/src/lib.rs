@@ -18,4 +18,5 @@ pub mod receipt;
 pub mod recipient;
 pub mod seal;
 pub mod settings;
+pub mod site;
 pub mod telemetry;

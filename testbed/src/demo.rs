@@ -26,6 +26,9 @@ pub struct DemoArgs {
     /// The nats-server to run; otherwise one on the PATH that is new enough, or the Python package.
     #[arg(long, env = "NATS_SERVER", value_name = "FILE")]
     pub nats_server: Option<PathBuf>,
+    /// The regions, between commas: eu and us, where the play is set, and others, each of which has a guest.
+    #[arg(long, value_delimiter = ',', default_values = scenes::STAGE, value_name = "NAMES")]
+    pub regions: Vec<String>,
 }
 
 /// Prints to standard output; the demo's output is its purpose.
@@ -42,12 +45,23 @@ use say;
 /// When a part of the mesh does not come up.
 pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
-    say!("Peal demo: two regions and a hub on this machine (streams have one copy and are flushed every 2 minutes)\n")?;
+    anyhow::ensure!(
+        scenes::STAGE
+            .iter()
+            .all(|name| args.regions.iter().any(|region| region == name)),
+        "--regions: must name {}, where the play is set",
+        scenes::STAGE.join(" and ")
+    );
+    say!(
+        "Peal demo: {} regions and a hub on this machine (streams have one copy and are flushed every 2 minutes)\n",
+        args.regions.len()
+    )?;
     let nats_server = tokio::task::spawn_blocking(move || nats::obtain(args.nats_server)).await??;
     say!("  nats-server  {}", nats_server.display())?;
     let sink = Sink::start().await?;
     let viewer = report::Viewer::start(&sink);
     let plan = Plan {
+        regions: args.regions,
         otlp_endpoint: Some(sink.endpoint()),
         ..Plan::new(std::env::current_exe()?, nats_server)
     };
@@ -65,7 +79,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
 
     let audit = Audit::read_settled(&peal, Duration::from_secs(10)).await?;
     let equation = audit.equation();
-    say!("The ledger equation, from the streams of both regions:\n  {equation}")?;
+    say!("The ledger equation, from the streams of every region:\n  {equation}")?;
     failures.extend((!equation.is_settled()).then(|| "the ledger equation does not hold".to_owned()));
     failures.extend(report::simulators(&peal, &audit)?);
 

@@ -17,6 +17,7 @@ use shared::{
     channel::Channel,
     nats::connect::{self, Nats},
     seal::MeshKey,
+    site::Site,
 };
 use tempfile::TempDir;
 
@@ -150,6 +151,15 @@ pub struct Program {
     log: PathBuf,
 }
 
+impl Region {
+    async fn wait_ready(&mut self, http: &reqwest::Client) -> anyhow::Result<()> {
+        for program in self.workers.iter_mut().chain([&mut self.gateway]) {
+            program.wait_ready(http).await?;
+        }
+        Ok(())
+    }
+}
+
 impl Program {
     fn start(program: &Path, kind: &'static str, config: PathBuf, port: u16) -> anyhow::Result<Self> {
         let log = config.with_extension("log");
@@ -221,12 +231,7 @@ impl Peal {
         let mut links = Vec::new();
         let settings = nats::Settings::new(&plan.nats_server);
         let nats = nats::Mesh::start_linked(settings, &names, |region, hub| {
-            let port = via(&plan, &mut links, Between::Regions, region, hub.leaf_port())?;
-            Ok(format!(
-                "nats-leaf://{}:{}@127.0.0.1:{port}",
-                nats::USER,
-                nats::PASSWORD
-            ))
+            leaf_url(&plan, &mut links, region, hub.leaf_port())
         })
         .await?;
         let authority = Authority::generate()?;
@@ -263,13 +268,25 @@ impl Peal {
             peal.regions.push(region);
         }
         for region in &mut peal.regions {
-            region.gateway.wait_ready(&peal.http).await?;
-            for worker in &mut region.workers {
-                worker.wait_ready(&peal.http).await?;
-            }
+            region.wait_ready(&peal.http).await?;
         }
         peal.wait_configured().await?;
         Ok(peal)
+    }
+
+    /// Adds a region to the running mesh, and waits until it is ready. Nothing else is told or started again.
+    ///
+    /// # Errors
+    /// When any part does not come up.
+    pub async fn add_region(&mut self, name: &str) -> anyhow::Result<()> {
+        let hub = leaf_url(&self.plan, &mut self.links, name, self.nats.hub().leaf_port())?;
+        self.nats.add(name, hub).await?;
+        let client = connect::connect(&nats_settings(&self.nats.hub().url()), "testbed").await?;
+        provision::write_region(&provision::hub(client), &name.parse()?, &Site::default()).await?;
+        let mut region = self.start_region(name)?;
+        region.wait_ready(&self.http).await?;
+        self.regions.push(region);
+        self.wait_configured().await
     }
 
     /// Waits until the API key, written at the hub, is known in every region.
@@ -428,11 +445,10 @@ impl Peal {
             .map(|url| format!("otlp_endpoint = \"{url}\"\n"))
             .unwrap_or_default();
         Ok(format!(
-            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\nuser = \"{}\"\npassword = \"{}\"\n[mesh]\nregion = \"{region}\"\nregions = {:?}\nmax_bytes = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
+            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\nuser = \"{}\"\npassword = \"{}\"\n[mesh]\nregion = \"{region}\"\nmax_bytes = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
             self.mesh_key,
             nats::USER,
             nats::PASSWORD,
-            self.plan.regions,
             self.plan.max_bytes,
             self.plan.sample_ratio,
         ))
@@ -483,10 +499,23 @@ fn via(plan: &Plan, links: &mut Vec<Link>, between: Between, region: &str, port:
     Ok(port)
 }
 
+/// Where `region` reaches the hub.
+fn leaf_url(plan: &Plan, links: &mut Vec<Link>, region: &str, port: u16) -> anyhow::Result<String> {
+    let port = via(plan, links, Between::Regions, region, port)?;
+    Ok(format!(
+        "nats-leaf://{}:{}@127.0.0.1:{port}",
+        nats::USER,
+        nats::PASSWORD
+    ))
+}
+
 async fn provision(nats: &nats::Mesh, plan: &Plan, mesh_key: &str, apns: &Apns, fcm: &Fcm) -> anyhow::Result<String> {
     let client = connect::connect(&nats_settings(&nats.hub().url()), "testbed").await?;
     let hub = provision::hub(client);
     provision::prepare_hub(&hub, 1).await?;
+    for region in &plan.regions {
+        provision::write_region(&hub, &region.parse()?, &Site::default()).await?;
+    }
     let app = NewApp {
         id: APP.parse()?,
         default_region: plan.regions.first().context("a mesh has a region")?.parse()?,

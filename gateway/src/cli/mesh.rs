@@ -6,7 +6,7 @@ use async_nats::Client;
 use clap::Args;
 use shared::{
     id::Region,
-    nats::{connect, topology::Mesh},
+    nats::{config, connect},
 };
 
 use super::Failure;
@@ -21,7 +21,7 @@ pub(super) struct MeshArgs {
     /// The NATS servers of any region, instead of those of the settings.
     #[arg(long, value_name = "URL")]
     nats: Option<String>,
-    /// A region to look at; may be repeated. Default: those of the settings.
+    /// A region to look at; may be repeated. Default: every region of the mesh.
     #[arg(long = "region", value_name = "REGION")]
     regions: Vec<Region>,
 }
@@ -31,7 +31,7 @@ pub(super) struct Reach {
     pub(super) client: Client,
     /// The regions to look at.
     pub(super) regions: Vec<Region>,
-    mesh: Mesh,
+    home: Region,
 }
 
 impl MeshArgs {
@@ -40,18 +40,17 @@ impl MeshArgs {
         if let Some(url) = &self.nats {
             settings.nats.url.clone_from(url);
         }
+        let client = connect::connect(&settings.nats, "peal").await?;
         let mut regions = self.regions.clone();
         if regions.is_empty() {
-            regions.clone_from(&settings.mesh.regions);
-            if !regions.contains(&settings.mesh.region) {
-                regions.push(settings.mesh.region.clone());
-            }
+            let tenants = config::read(&connect::jetstream(client.clone())).await;
+            let tenants = tenants.map_err(|error| Failure::Streams(error.to_string()))?;
+            regions.extend(tenants.regions.into_keys());
         }
-        let client = connect::connect(&settings.nats, "peal").await?;
         Ok(Reach {
             client,
             regions,
-            mesh: settings.mesh,
+            home: settings.mesh.region,
         })
     }
 
@@ -62,16 +61,8 @@ impl MeshArgs {
 }
 
 impl Reach {
-    /// The mesh as `region` sees it.
-    pub(super) fn mesh(&self, region: &Region) -> Mesh {
-        Mesh {
-            region: region.clone(),
-            ..self.mesh.clone()
-        }
-    }
-
     /// The region of the settings.
     pub(super) fn home(&self) -> &Region {
-        &self.mesh.region
+        &self.home
     }
 }

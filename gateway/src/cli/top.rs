@@ -96,7 +96,7 @@ async fn show(
     let js = connect::jetstream_of(reach.client.clone(), region);
     let mut table = Table::new(["lane", " pending", " ack pending", " redelivered", " oldest", " done/s"]);
     let mut due = 0;
-    for (stream, config) in reach.mesh(region).workers_consumers() {
+    for (stream, config) in topology::workers_consumers(region) {
         let name = config.durable_name.unwrap_or_default();
         let lane = js.get_stream(stream).await?;
         let consumer: PullConsumer = lane.get_consumer(&name).await?;

@@ -186,7 +186,7 @@ impl SendRequest {
 }
 
 async fn claim(parts: &Parts, caller: &Caller<ToSend>, key: &EventId, request: Uuid) -> Result<Claim, Problem> {
-    let alone = parts.regions.len() == 1;
+    let alone = parts.config.tenants().regions.len() == 1;
     let claimed = idempotency::claim(
         &parts.js,
         &parts.here,

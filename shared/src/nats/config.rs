@@ -1,6 +1,9 @@
-//! Apps and API keys: written at the hub, read from this region's copy.
+//! Apps, API keys and the regions of the mesh: written at the hub, read from this region's copy.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 use async_nats::{HeaderMap, jetstream};
@@ -8,15 +11,22 @@ use futures::StreamExt;
 use tokio::sync::watch;
 
 use super::{follow, publish, topology};
-use crate::{api_key::ApiKey, app::App, id::AppId};
+use crate::{
+    api_key::ApiKey,
+    app::App,
+    id::{AppId, Region},
+    site::Site,
+};
 
-/// All tenants at one moment.
+/// All tenants at one moment, and the regions that serve them.
 #[derive(Debug, Clone, Default)]
 pub struct Tenants {
     /// By name.
     pub apps: HashMap<AppId, Arc<App>>,
     /// By key id.
     pub keys: HashMap<String, Arc<ApiKey>>,
+    /// Every region of the mesh.
+    pub regions: BTreeMap<Region, Site>,
 }
 
 /// The tenants, kept current. Cheap to clone.
@@ -95,6 +105,15 @@ impl Tenants {
             ("key", None) => {
                 self.keys.remove(name);
             }
+            ("region", Some(value)) => {
+                let site: Site = serde_json::from_slice(value)?;
+                if let Ok(region) = name.parse() {
+                    self.regions.insert(region, site);
+                }
+            }
+            ("region", None) => {
+                self.regions.retain(|region, _| region.as_str() != name);
+            }
             _ => {}
         }
         Ok(())
@@ -153,6 +172,14 @@ pub async fn put_app(hub: &jetstream::Context, app: &App) -> Result<(), publish:
 /// When the hub did not say that it stored it.
 pub async fn put_key(hub: &jetstream::Context, key: &ApiKey) -> Result<(), publish::NotStored> {
     put(hub, "key", &key.key_id, key).await
+}
+
+/// Writes a region at the hub.
+///
+/// # Errors
+/// When the hub did not say that it stored it.
+pub async fn put_region(hub: &jetstream::Context, region: &Region, site: &Site) -> Result<(), publish::NotStored> {
+    put(hub, "region", region.as_str(), site).await
 }
 
 async fn put(

@@ -90,15 +90,12 @@ const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 /// Work is kept longer than the longest time to live, so that expiry is always the worker's decision.
 const WORK_AGE: Duration = Duration::from_secs(MAX_TTL_S as u64 + 2 * 24 * 3600);
 
-/// The mesh as one region sees it.
+/// This region, as its processes are told.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Mesh {
-    /// This region.
+pub struct Here {
+    /// Its name.
     pub region: Region,
-    /// Every region of the mesh; this one may be among them.
-    #[serde(default)]
-    pub regions: Vec<Region>,
     /// Copies of every stream: 1, or 3 with three servers a region.
     #[serde(default = "one")]
     pub replicas: usize,
@@ -115,15 +112,26 @@ fn unlimited() -> i64 {
     -1
 }
 
-impl Mesh {
-    /// The other regions.
-    pub fn others(&self) -> impl Iterator<Item = &Region> {
-        self.regions.iter().filter(|region| **region != self.region)
-    }
+/// The mesh as one region sees it.
+#[derive(Debug, Clone)]
+pub struct Mesh {
+    /// This region.
+    pub here: Here,
+    /// Every region of the mesh; this one may be among them.
+    pub regions: Vec<Region>,
+}
 
-    /// The streams of this region.
-    pub fn streams(&self) -> Vec<Config> {
-        [self.work(), self.records(), self.knowledge()].concat()
+impl Here {
+    /// The copy of the hub's configuration. All else can be made once it is known which regions there are.
+    pub fn config_stream(&self) -> Config {
+        Config {
+            max_messages_per_subject: 1,
+            allow_rollup: true,
+            deny_delete: true,
+            // Not a mirror: a source can be woken after a cut (0.15 s), a mirror takes up to 39 s.
+            sources: Some(vec![source(CONFIG, HUB, None)]),
+            ..self.base(CONFIG, Vec::new())
+        }
     }
 
     fn base(&self, name: &str, subjects: Vec<String>) -> Config {
@@ -136,13 +144,29 @@ impl Mesh {
             ..Config::default()
         }
     }
+}
+
+impl Mesh {
+    /// The other regions.
+    pub fn others(&self) -> impl Iterator<Item = &Region> {
+        self.regions.iter().filter(|region| **region != self.here.region)
+    }
+
+    /// The streams of this region.
+    pub fn streams(&self) -> Vec<Config> {
+        [self.work(), self.records(), self.knowledge()].concat()
+    }
+
+    fn base(&self, name: &str, subjects: Vec<String>) -> Config {
+        self.here.base(name, subjects)
+    }
 
     /// What is to be done, here, elsewhere and later.
     fn work(&self) -> Vec<Config> {
-        let here = &self.region;
+        let here = &self.here.region;
         let notify = Config {
             max_age: WORK_AGE,
-            max_bytes: self.max_bytes,
+            max_bytes: self.here.max_bytes,
             duplicate_window: DUPLICATE_WINDOW,
             allow_atomic_publish: true,
             // One filter for all channels: the filter is part of the source's identity, and another one would replay all.
@@ -154,7 +178,7 @@ impl Mesh {
             .flat_map(|other| work_for(other).chain([subject::fact_filter(other)]));
         let outbox = Config {
             max_age: WORK_AGE,
-            max_bytes: self.max_bytes,
+            max_bytes: self.here.max_bytes,
             duplicate_window: DUPLICATE_WINDOW,
             allow_atomic_publish: true,
             ..self.base(OUTBOX, outbound.collect())
@@ -184,7 +208,7 @@ impl Mesh {
 
     /// What happened.
     fn records(&self) -> Vec<Config> {
-        let here = &self.region;
+        let here = &self.here.region;
         let receipts = Config {
             max_age: 3 * DAY,
             duplicate_window: HOUR,
@@ -215,7 +239,7 @@ impl Mesh {
 
     /// What is known of recipients and apps.
     fn knowledge(&self) -> Vec<Config> {
-        let here = &self.region;
+        let here = &self.here.region;
         let directory = Config {
             max_messages_per_subject: 1,
             sources: self.sources(|other| source(DIRECTORY, other.as_str(), Some(subject::directory_filter(other)))),
@@ -235,15 +259,7 @@ impl Mesh {
             }),
             ..self.base(RECIPIENTS, vec![subject::FACTS_FILTER.into()])
         };
-        let config = Config {
-            max_messages_per_subject: 1,
-            allow_rollup: true,
-            deny_delete: true,
-            // Not a mirror: a source can be woken after a cut (0.15 s), a mirror takes up to 39 s.
-            sources: Some(vec![source(CONFIG, HUB, None)]),
-            ..self.base(CONFIG, Vec::new())
-        };
-        vec![directory, recipients, config]
+        vec![directory, recipients, self.here.config_stream()]
     }
 
     fn sources(&self, of: impl Fn(&Region) -> Source) -> Option<Vec<Source>> {
@@ -257,31 +273,31 @@ impl Mesh {
             .iter()
             .flat_map(|channel| Class::ALL.iter().map(|class| (*channel, *class)))
     }
+}
 
-    /// The durable consumers of this region: the stream and the consumer.
-    pub fn consumers(&self) -> Vec<(&'static str, pull::Config)> {
-        let alerts = pull::Config {
-            // What is old was told of, or was there before anybody wanted to be told.
-            deliver_policy: DeliverPolicy::New,
-            ack_wait: Duration::from_mins(2),
-            ..consumer(ALERTS_CONSUMER, subject::dead_filter(&self.region))
-        };
-        let mut all = self.workers_consumers();
-        all.push((DEAD, alerts));
-        all
-    }
+/// The durable consumers of a region: the stream and the consumer.
+pub fn consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
+    let alerts = pull::Config {
+        // What is old was told of, or was there before anybody wanted to be told.
+        deliver_policy: DeliverPolicy::New,
+        ack_wait: Duration::from_mins(2),
+        ..consumer(ALERTS_CONSUMER, subject::dead_filter(region))
+    };
+    let mut all = workers_consumers(region);
+    all.push((DEAD, alerts));
+    all
+}
 
-    /// Those that this region's workers share.
-    pub fn workers_consumers(&self) -> Vec<(&'static str, pull::Config)> {
-        let mut all: Vec<_> = Self::lanes()
-            .map(|(channel, class)| {
-                let filter = subject::notify_class_filter(channel, &self.region, class);
-                (NOTIFY, consumer(&lane_consumer(channel, class), filter))
-            })
-            .collect();
-        all.push((SCHEDULE, consumer(RETRY_CONSUMER, subject::DUE_FILTER.into())));
-        all
-    }
+/// Those that a region's workers share.
+pub fn workers_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
+    let mut all: Vec<_> = Mesh::lanes()
+        .map(|(channel, class)| {
+            let filter = subject::notify_class_filter(channel, region, class);
+            (NOTIFY, consumer(&lane_consumer(channel, class), filter))
+        })
+        .collect();
+    all.push((SCHEDULE, consumer(RETRY_CONSUMER, subject::DUE_FILTER.into())));
+    all
 }
 
 /// The subjects of every lane of `region`. No stream takes others, so whoever misspells a class is told by the server.
@@ -422,15 +438,15 @@ pub async fn apply_region(js: &jetstream::Context, mesh: &Mesh) -> Result<(), Ap
             Change::Drifted(..) => tracing::error!(%change, "topology drifted; an operator must decide"),
         }
     }
-    apply_consumers(js, mesh).await
+    apply_consumers(js, &mesh.here.region).await
 }
 
 /// Makes the server's consumers match.
 ///
 /// # Errors
 /// When the server does not answer or refuses.
-async fn apply_consumers(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
-    for (stream, config) in mesh.consumers() {
+pub async fn apply_consumers(js: &jetstream::Context, region: &Region) -> Result<(), ApplyError> {
+    for (stream, config) in consumers(region) {
         let name = config.durable_name.clone().unwrap_or_default();
         js.create_consumer_on_stream(config, stream)
             .await
@@ -438,6 +454,24 @@ async fn apply_consumers(js: &jetstream::Context, mesh: &Mesh) -> Result<(), App
     }
     Ok(())
 }
+
+/// Waits until a gateway has made the streams and consumers that `region`'s workers use.
+pub async fn made(js: &jetstream::Context, region: &Region) {
+    let mut said = tokio::time::Instant::now();
+    for (stream, config) in workers_consumers(region) {
+        let name = config.durable_name.unwrap_or_default();
+        while let Err(error) = js.get_consumer_from_stream::<pull::Config, _, _>(&name, stream).await {
+            if said.elapsed() >= REMIND {
+                said = tokio::time::Instant::now();
+                tracing::warn!(%region, stream, consumer = name, %error, "no gateway of this region has made this yet");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// How often it is said what is waited for.
+const REMIND: Duration = Duration::from_secs(10);
 
 /// How a stream stands with one of its sources.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -502,22 +536,18 @@ fn api(domain: &str) -> String {
     format!("$JS.{domain}.API")
 }
 
-/// How often [`keep_sources_awake`] looks.
+/// How long an origin may take to answer whether it is there.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A source that was silent for this long sleeps: awake, it hears a heartbeat every second.
 const ASLEEP: Duration = Duration::from_secs(5);
 
-/// Wakes sources for ever. A server whose source lost its origin, or was made before the origin was, tries again only
-/// after up to 45 seconds; told anew, it tries at once (0.15 s).
-pub async fn keep_sources_awake(js: jetstream::Context, mesh: Mesh) {
-    let mut ticks = tokio::time::interval(LOOK);
-    loop {
-        ticks.tick().await;
-        for config in mesh.streams() {
-            if let Err(error) = wake(&js, &config).await {
-                tracing::debug!(stream = config.name, %error, "sources could not be looked at");
-            }
+/// Wakes the sources of `streams`. A server whose source lost its origin, or was made before the origin was, tries again
+/// only after up to 45 seconds; told anew, it tries at once (0.15 s).
+pub async fn wake_sources(js: &jetstream::Context, streams: &[Config]) {
+    for config in streams {
+        if let Err(error) = wake(js, config).await {
+            tracing::debug!(stream = config.name, %error, "sources could not be looked at");
         }
     }
 }
@@ -608,10 +638,12 @@ mod tests {
     fn mesh(region: &str) -> Mesh {
         let parse = |name: &str| name.parse().unwrap();
         Mesh {
-            region: parse(region),
+            here: Here {
+                region: parse(region),
+                replicas: 1,
+                max_bytes: -1,
+            },
             regions: vec![parse("eu"), parse("us")],
-            replicas: 1,
-            max_bytes: -1,
         }
     }
 

@@ -134,7 +134,7 @@ async fn wait_done(peal: &Peal, scene: &Scene, notification: &str) -> anyhow::Re
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let path = format!("/v1/notifications/{notification}");
-        let (code, status) = peal.ask("GET", scene.region, &path, None).await?;
+        let (code, status) = peal.ask("GET", &scene.region, &path, None).await?;
         let deliveries = status.get("deliveries").and_then(Value::as_array).map_or(0, Vec::len);
         let done = code == 200
             && status.get("state").and_then(Value::as_str) == Some("done")

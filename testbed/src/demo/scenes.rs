@@ -32,7 +32,7 @@ pub(super) struct Scene {
     /// What it shows.
     pub(super) title: &'static str,
     /// Where it was handed in.
-    pub(super) region: &'static str,
+    pub(super) region: String,
     /// The notification, if it can be asked for.
     pub(super) notification: Option<String>,
     /// `(recipient, region, provider, state)` of every delivery that must come of it.
@@ -44,13 +44,28 @@ pub(super) struct Scene {
 }
 
 /// One delivery that must come of a scene.
-pub(super) type Expected = (
-    &'static str,
-    &'static str,
-    Option<&'static str>,
-    &'static str,
-    Option<&'static str>,
-);
+pub(super) type Expected = (String, String, Option<&'static str>, &'static str, Option<&'static str>);
+
+fn want(
+    recipient: &str,
+    region: &str,
+    provider: Option<&'static str>,
+    state: &'static str,
+    reason: Option<&'static str>,
+) -> Expected {
+    (recipient.to_owned(), region.to_owned(), provider, state, reason)
+}
+
+/// The regions that the play is set in. Each further one has a guest.
+pub(super) const STAGE: [&str; 2] = ["eu", "us"];
+
+fn guests(peal: &Peal) -> Vec<(String, String)> {
+    let names = peal.regions.iter().map(|region| region.name.clone());
+    names
+        .filter(|name| !STAGE.contains(&name.as_str()))
+        .map(|name| (format!("guest-{name}"), name))
+        .collect()
+}
 
 /// Registers the people of the play.
 pub(super) async fn register(peal: &Peal) -> anyhow::Result<()> {
@@ -73,16 +88,22 @@ pub(super) async fn register(peal: &Peal) -> anyhow::Result<()> {
             .times(1)
             .answer(Answer::reason("ServiceUnavailable")),
     )?;
-    say!(
-        "Registered: ann (eu, 2 devices), bob (us, 3), carol (eu, opted out), dave (us, one dead token), erin (us)\n"
-    )?;
+    say!("Registered: ann (eu, 2 devices), bob (us, 3), carol (eu, opted out), dave (us, one dead token), erin (us)")?;
+    for (guest, region) in guests(peal) {
+        let token = format!("fcm:{guest}");
+        peal.register(&guest, &region, &[("fcm", &token)]).await?;
+        say!("            {guest} ({region}, 1)")?;
+    }
+    say!("")?;
     wait_known(peal).await
 }
 
 /// The directory of each region learns the homes that the other registered a moment later.
 async fn wait_known(peal: &Peal) -> anyhow::Result<()> {
-    for recipient in ["ann", "bob", "carol", "dave", "erin"] {
-        for region in ["eu", "us"] {
+    let guests = guests(peal);
+    let people = ["ann", "bob", "carol", "dave", "erin"].into_iter();
+    for recipient in people.chain(guests.iter().map(|(guest, _)| guest.as_str())) {
+        for region in STAGE {
             let path = format!("/v1/recipients/{recipient}");
             let mut tries = 0;
             while peal.ask("GET", region, &path, None).await?.0 != 200 && tries < 400 {
@@ -103,11 +124,11 @@ pub(super) async fn play(peal: &Peal) -> anyhow::Result<Vec<Scene>> {
         "push": { "title": "Your order is on its way", "body": "Order 42", "data": { "order": "42" }, "badge": 1 },
     });
     let both = vec![
-        ("ann", "eu", Some("apns"), "delivered", None),
-        ("ann", "eu", Some("fcm"), "delivered", None),
-        ("bob", "us", Some("apns"), "delivered", None),
-        ("bob", "us", Some("apns"), "delivered", None),
-        ("bob", "us", Some("fcm"), "delivered", None),
+        want("ann", "eu", Some("apns"), "delivered", None),
+        want("ann", "eu", Some("fcm"), "delivered", None),
+        want("bob", "us", Some("apns"), "delivered", None),
+        want("bob", "us", Some("apns"), "delivered", None),
+        want("bob", "us", Some("fcm"), "delivered", None),
     ];
     let first = post(
         peal,
@@ -123,7 +144,7 @@ pub(super) async fn play(peal: &Peal) -> anyhow::Result<Vec<Scene>> {
         "A recipient who opted out",
         "eu",
         &json!({ "to": { "recipients": ["carol"] }, "push": { "title": "Sale" }, "class": "bulk" }),
-        vec![("carol", "eu", None, "suppressed", Some("opted_out"))],
+        vec![want("carol", "eu", None, "suppressed", Some("opted_out"))],
     )
     .await?;
     let dead_token = post(
@@ -132,8 +153,8 @@ pub(super) async fn play(peal: &Peal) -> anyhow::Result<Vec<Scene>> {
         "eu",
         &json!({ "to": { "recipients": ["dave"] }, "push": { "title": "Your code is 1234" }, "class": "urgent" }),
         vec![
-            ("dave", "us", Some("apns"), "rejected", Some("Unregistered")),
-            ("dave", "us", Some("fcm"), "delivered", None),
+            want("dave", "us", Some("apns"), "rejected", Some("Unregistered")),
+            want("dave", "us", Some("fcm"), "delivered", None),
         ],
     )
     .await?;
@@ -142,7 +163,7 @@ pub(super) async fn play(peal: &Peal) -> anyhow::Result<Vec<Scene>> {
         "Apple has a bad second: parked, tried again",
         "us",
         &json!({ "to": { "recipients": ["erin"] }, "push": { "title": "Hello" } }),
-        vec![("erin", "us", Some("apns"), "delivered", None)],
+        vec![want("erin", "us", Some("apns"), "delivered", None)],
     )
     .await?;
     let nobody = post(
@@ -150,20 +171,24 @@ pub(super) async fn play(peal: &Peal) -> anyhow::Result<Vec<Scene>> {
         "Nobody knows the recipient",
         "us",
         &json!({ "to": { "recipients": ["zoe"] }, "push": { "title": "Hello" } }),
-        vec![("zoe", "eu", None, "suppressed", Some("unknown_recipient"))],
+        vec![want("zoe", "eu", None, "suppressed", Some("unknown_recipient"))],
     )
     .await?;
     let by_nats = publish_job(peal).await?;
     let nonsense = publish_nonsense(peal).await?;
-    Ok(vec![
-        first, again, opted_out, dead_token, retried, nobody, by_nats, nonsense,
-    ])
+    let mut played = vec![first, again, opted_out, dead_token, retried, nobody, by_nats, nonsense];
+    for (guest, region) in guests(peal) {
+        let body = json!({ "to": { "recipients": [guest] }, "push": { "title": "Welcome" } });
+        let expected = vec![want(&guest, &region, Some("fcm"), "delivered", None)];
+        played.push(post(peal, "A guest in a further region", "eu", &body, expected).await?);
+    }
+    Ok(played)
 }
 
 async fn post(
     peal: &Peal,
     title: &'static str,
-    region: &'static str,
+    region: &str,
     body: &Value,
     expected: Vec<Expected>,
 ) -> anyhow::Result<Scene> {
@@ -173,7 +198,7 @@ async fn post(
     let jobs = answer.get("jobs").and_then(Value::as_u64).unwrap_or(0);
     Ok(Scene {
         title,
-        region,
+        region: region.to_owned(),
         notification: text("notification_id"),
         expected,
         trace: text("trace_id"),
@@ -192,11 +217,11 @@ async fn publish_job(peal: &Peal) -> anyhow::Result<Scene> {
     let stored = publish::store(&js, lane.notify(), headers, body.into()).await?;
     Ok(Scene {
         title: "NATS publish in us, recipient in eu",
-        region: "eu",
+        region: "eu".to_owned(),
         notification: Some(NotificationId::of(&lane.app, &"invoice-7".parse()?).to_string()),
         expected: vec![
-            ("ann", "eu", Some("apns"), "delivered", None),
-            ("ann", "eu", Some("fcm"), "delivered", None),
+            want("ann", "eu", Some("apns"), "delivered", None),
+            want("ann", "eu", Some("fcm"), "delivered", None),
         ],
         trace: None,
         answer: format!("acknowledged by {} #{} of us", stored.stream, stored.sequence),
@@ -226,7 +251,7 @@ async fn publish_nonsense(peal: &Peal) -> anyhow::Result<Scene> {
     .await?;
     Ok(Scene {
         title: "NATS publish of nonsense: a dead letter, with the reason",
-        region: "us",
+        region: "us".to_owned(),
         notification: None,
         expected: Vec::new(),
         trace: None,

@@ -101,13 +101,7 @@ async fn wait_quiet(peal: &Peal) -> anyhow::Result<(bool, Vec<String>)> {
     let (mut quiet, mut lanes) = (true, Vec::new());
     for region in &peal.regions {
         let js = connect::jetstream(peal.connect(&region.name).await?);
-        let mesh = topology::Mesh {
-            region: region.name.parse()?,
-            regions: Vec::new(),
-            replicas: 1,
-            max_bytes: -1,
-        };
-        for (stream, config) in mesh.workers_consumers() {
+        for (stream, config) in topology::workers_consumers(&region.name.parse()?) {
             let name = config.durable_name.unwrap_or_default();
             let mut consumer: PullConsumer = js.get_consumer_from_stream(&name, stream).await?;
             loop {

@@ -18,6 +18,7 @@ const LINKED_WITHIN: Duration = Duration::from_secs(30);
 pub struct Mesh {
     hub: Server,
     regions: Vec<Server>,
+    settings: Settings,
 }
 
 impl Mesh {
@@ -40,9 +41,16 @@ impl Mesh {
             .collect::<anyhow::Result<_>>()?;
         let starting = regions.iter().zip(roles);
         let regions = try_join_all(starting.map(|(name, role)| Server::start(settings.clone(), name, role))).await?;
-        let mesh = Self { hub, regions };
+        let mesh = Self { hub, regions, settings };
         mesh.linked().await?;
         Ok(mesh)
+    }
+
+    /// Starts one more region that reaches the hub at `hub`, and waits until it reaches the others.
+    pub async fn add(&mut self, region: &str, hub: String) -> anyhow::Result<()> {
+        let server = Server::start(self.settings.clone(), region, Role::Region { hub }).await?;
+        self.regions.push(server);
+        self.linked().await
     }
 
     /// The hub.

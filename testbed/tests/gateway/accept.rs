@@ -217,14 +217,22 @@ async fn a_key_that_was_used_in_one_region_is_known_in_the_others() {
                 .unwrap();
         }
         let mesh = topology::Mesh {
-            region: region(name),
+            here: topology::Here {
+                region: region(name),
+                replicas: 1,
+                max_bytes: -1,
+            },
             regions: vec![region("eu"), region("us")],
-            replicas: 1,
-            max_bytes: -1,
         };
         let js = connect::jetstream(client);
         topology::apply_region(&js, &mesh).await.unwrap();
-        tokio::spawn(topology::keep_sources_awake(js.clone(), mesh));
+        let (kept, streams) = (js.clone(), mesh.streams());
+        tokio::spawn(async move {
+            loop {
+                topology::wake_sources(&kept, &streams).await;
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            }
+        });
         regions.push((region(name), js));
     }
     let now = Timestamp::from_second(1_800_000_000).unwrap();

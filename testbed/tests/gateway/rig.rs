@@ -19,6 +19,7 @@ use shared::{
     nats::connect,
     recipient::RecipientKey,
     seal::MeshKey,
+    site::Site,
     telemetry::Telemetry,
 };
 use testbed::nats::{self, Mesh};
@@ -63,12 +64,16 @@ impl Rig {
         settings.nats.user = Some(nats::USER.into());
         settings.nats.password = Some(nats::PASSWORD.to_owned().into());
         settings.mesh.region = region("eu");
-        settings.mesh.regions = vec![region("eu"), region("us")];
         settings.telemetry.sample_ratio = 0.0;
         adjust(&mut settings);
         let client = connect::connect(&settings.nats, "test").await.unwrap();
         let hub = provision::hub(client.clone());
         provision::prepare_hub(&hub, 1).await.unwrap();
+        for name in ["eu", "us"] {
+            provision::write_region(&hub, &region(name), &Site::default())
+                .await
+                .unwrap();
+        }
         let lifecycle = Lifecycle::default();
         let telemetry = Telemetry::start(&settings.telemetry, "peal-gateway", "test", &settings.mesh.region).unwrap();
         let gateway = Gateway::start(settings, telemetry, Clock::system(), &lifecycle)

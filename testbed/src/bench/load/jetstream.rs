@@ -17,7 +17,7 @@ use shared::{
     nats::{
         connect::{self, Nats},
         envelope,
-        topology::{self, Mesh},
+        topology::{self, Here, Mesh},
     },
 };
 use tokio::sync::watch;
@@ -41,10 +41,12 @@ const BATCH: usize = 500;
 pub(in crate::bench) async fn prepare(nats: &str) -> anyhow::Result<()> {
     let js = context(nats).await?;
     let mesh = Mesh {
-        region: sample::region(),
+        here: Here {
+            region: sample::region(),
+            replicas: 1,
+            max_bytes: -1,
+        },
         regions: vec![sample::region()],
-        replicas: 1,
-        max_bytes: -1,
     };
     let notify = mesh
         .streams()
@@ -60,7 +62,7 @@ pub(in crate::bench) async fn prepare(nats: &str) -> anyhow::Result<()> {
     // A consumer that is not there is as good as one that was removed.
     drop(stream.delete_consumer(CONSUMER).await);
     let lane = topology::lane_consumer(Channel::Push, Class::Normal);
-    let consumers = mesh.consumers();
+    let consumers = topology::workers_consumers(&sample::region());
     let lane = consumers
         .into_iter()
         .find(|(_, config)| config.durable_name.as_ref() == Some(&lane));

@@ -1,0 +1,103 @@
+//! Keeps the region's streams, sources and consumers as the mesh wants them, while regions come and go.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use shared::{
+    lifecycle::Lifecycle,
+    nats::{
+        config::Config,
+        topology::{self, ApplyError, Here, Mesh},
+    },
+};
+use tokio::time::{Instant, interval};
+
+/// How often sources and consumers are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often a gateway says what it waits for.
+const REMIND: Duration = Duration::from_secs(10);
+
+/// What is kept.
+#[derive(Debug)]
+pub(crate) struct Upkeep {
+    js: jetstream::Context,
+    here: Here,
+    config: Config,
+    mesh: Mesh,
+}
+
+impl Upkeep {
+    /// Waits until it is known which regions there are, and makes this one's streams match. `None` if the process is to
+    /// end before that.
+    ///
+    /// # Errors
+    /// When the server does not answer or refuses.
+    pub(crate) async fn begin(
+        js: jetstream::Context,
+        here: Here,
+        config: Config,
+        lifecycle: &Lifecycle,
+    ) -> Result<Option<Self>, ApplyError> {
+        let copy = [here.config_stream()];
+        topology::apply(&js, &copy).await?;
+        lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
+        let (mut changes, mut look, mut said) = (config.changes(), interval(LOOK), Instant::now());
+        while !config.tenants().regions.contains_key(&here.region) {
+            tokio::select! {
+                heard = changes.changed() => if heard.is_err() { return Ok(None) },
+                _ = look.tick() => topology::wake_sources(&js, &copy).await,
+                () = lifecycle.finishing() => return Ok(None),
+            }
+            if said.elapsed() >= REMIND {
+                said = Instant::now();
+                tracing::warn!(region = %here.region, "the hub has not said yet that this region is in the mesh");
+            }
+        }
+        let mut upkeep = Self {
+            mesh: mesh(&here, &config),
+            js,
+            here,
+            config,
+        };
+        upkeep.apply().await?;
+        Ok(Some(upkeep))
+    }
+
+    /// Keeps for ever.
+    pub(crate) async fn run(mut self) {
+        let mut look = interval(LOOK);
+        loop {
+            look.tick().await;
+            // One that somebody deleted would otherwise be missing until the next start.
+            let consumers = topology::apply_consumers(&self.js, &self.here.region).await;
+            let streams = if self.mesh.regions == mesh(&self.here, &self.config).regions {
+                Ok(())
+            } else {
+                self.apply().await
+            };
+            if let Err(error) = streams.and(consumers) {
+                tracing::warn!(%error, "streams and consumers could not be kept");
+            }
+            topology::wake_sources(&self.js, &self.mesh.streams()).await;
+        }
+    }
+
+    async fn apply(&mut self) -> Result<(), ApplyError> {
+        let mesh = mesh(&self.here, &self.config);
+        topology::apply_region(&self.js, &mesh).await?;
+        tracing::info!(
+            regions = mesh.regions.len(),
+            "the streams of this region are as the mesh wants them"
+        );
+        self.mesh = mesh;
+        Ok(())
+    }
+}
+
+fn mesh(here: &Here, config: &Config) -> Mesh {
+    Mesh {
+        here: here.clone(),
+        regions: config.tenants().regions.keys().cloned().collect(),
+    }
+}

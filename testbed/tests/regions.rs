@@ -1,0 +1,85 @@
+//! Regions that come while the others run, and that help each other.
+
+#![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testbed::{
+    audit::Audit,
+    nats,
+    peal::{Peal, Plan},
+};
+use tokio::time::{Instant, sleep};
+
+/// Longer than anything takes that goes well, on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+async fn start(adjust: impl FnOnce(&mut Plan)) -> Peal {
+    let mut plan = Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap());
+    adjust(&mut plan);
+    Peal::start(plan).await.unwrap()
+}
+
+/// Sends from `region` and returns the notification's id.
+async fn send(peal: &Peal, region: &str, event: &str, recipients: &[&str]) -> String {
+    let body = json!({ "event_id": event, "to": { "recipients": recipients }, "push": { "title": "Hi" } });
+    let answer = peal
+        .expect("POST", region, "/v1/notifications", Some(&body))
+        .await
+        .unwrap();
+    answer["notification_id"].as_str().unwrap().to_owned()
+}
+
+/// The deliveries of a notification once all have ended.
+async fn ended(peal: &Peal, region: &str, id: &str, deliveries: usize) -> Vec<Value> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let path = format!("/v1/notifications/{id}");
+        let (_, answer) = peal.ask("GET", region, &path, None).await.unwrap();
+        let found: Vec<Value> = answer["deliveries"].as_array().cloned().unwrap_or_default();
+        let ended =
+            |delivery: &&Value| !["parked", "attempting"].contains(&delivery["state"].as_str().unwrap_or_default());
+        if found.iter().filter(ended).count() >= deliveries {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{answer}\n{}", peal.complaints());
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Process ids of everything that runs in `regions`.
+fn processes(peal: &Peal, regions: &[&str]) -> Vec<Option<u32>> {
+    let programs = regions.iter().map(|name| peal.region(name)).flat_map(|region| {
+        let programs = region.workers.iter().chain([&region.gateway]);
+        programs.map(|program| program.process.id())
+    });
+    programs.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_is_added_while_the_others_run() {
+    let mut peal = start(|plan| plan.workers = 1).await;
+    let before = processes(&peal, &["eu", "us"]);
+    peal.add_region("ap").await.unwrap();
+    peal.register("kim", "ap", &[("apns", &format!("{:064x}", 1))])
+        .await
+        .unwrap();
+    peal.register("ann", "eu", &[("apns", &format!("{:064x}", 2))])
+        .await
+        .unwrap();
+    // Both ways, each accepted where the recipient does not live.
+    let path = "/v1/recipients/kim";
+    let deadline = Instant::now() + PATIENCE;
+    while peal.ask("GET", "eu", path, None).await.unwrap().0 != 200 {
+        assert!(Instant::now() < deadline, "eu does not hear where kim lives");
+        sleep(Duration::from_millis(50)).await;
+    }
+    let to_ap = send(&peal, "eu", "to-ap", &["kim"]).await;
+    let to_eu = send(&peal, "ap", "to-eu", &["ann"]).await;
+    assert_eq!(ended(&peal, "eu", &to_ap, 1).await[0]["state"], "delivered");
+    assert_eq!(ended(&peal, "ap", &to_eu, 1).await[0]["state"], "delivered");
+    assert_eq!(processes(&peal, &["eu", "us"]), before, "nothing was started again");
+    let audit = Audit::read_settled(&peal, PATIENCE).await.unwrap();
+    assert!(audit.equation().is_settled(), "{}", audit.equation());
+}
