@@ -7,8 +7,10 @@ pub mod delivery;
 pub mod janitor;
 pub mod ledger;
 pub mod pipeline;
+pub mod presence;
 pub mod program;
 pub mod providers;
+mod station;
 mod worker;
 
 pub use worker::{EdgeWorker, StartError};

@@ -1,35 +1,30 @@
 //! Puts the parts together and starts them in the order in which they need each other.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
-use async_nats::jetstream;
 use shared::{
     app::{App, seal_name},
     channel::Provider,
     clock::Clock,
+    id::Region,
     lifecycle::Lifecycle,
     nats::{
         config::Config,
-        connect::{self, ConnectError},
-        topology,
+        connect::{self, ConnectError, Nats},
     },
     seal::{MeshKey, SealError},
     telemetry::Telemetry,
 };
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, watch},
-};
+use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     admin::Admin,
     cache,
     config::Settings,
-    delivery::Returns,
-    janitor::Janitor,
-    ledger::{self, Committer, Ledger},
-    pipeline::{Announcer, Brake, InFlight, Pipeline, lanes},
+    ledger,
+    presence::Rank,
     providers::{ApnsAccount, BadCredential, BadTrust, FcmAccount, Providers},
+    station::Station,
 };
 
 /// A running edge worker.
@@ -74,45 +69,38 @@ impl EdgeWorker {
     ) -> Result<Self, StartError> {
         let mesh_key = MeshKey::from_base64(settings.mesh_key.reveal())?;
         let region = settings.mesh.region.clone();
-        std::fs::create_dir_all(&settings.data).map_err(|error| StartError::Io("data", error))?;
-        let client = connect::connect(&settings.nats, &format!("peal-edge-worker {}", settings.name)).await?;
-        let js = connect::jetstream(client.clone());
-        topology::made(&js, &region).await;
-
-        let store = cache::Store::open(&settings.data.join("cache.redb"))?;
-        let cache_sync = cache::Sync::new(js.clone(), store.clone(), telemetry.metrics.clone());
-        let cache_caught_up = cache_sync.caught_up();
-        lifecycle.spawn_endless("cache", cache_sync.run());
-
-        let ledger_file = settings.data.join("ledger.redb");
-        let (ledger_store, _aside) = ledger::Store::open(&ledger_file, &settings.name, rand::random())?;
-        let ledger = Ledger::new(Arc::new(ledger_store))?;
-        let (out, safe) = mpsc::channel(64);
-        let (committer, writer) = Committer::new(&ledger, region.clone(), clock.clone(), out)?;
-        lifecycle.spawn("ledger", writer);
-        let ledger_sync = ledger::Sync::new(js.clone(), ledger.clone(), committer.clone(), region.clone());
-        let ledger_caught_up = ledger_sync.caught_up();
-        lifecycle.spawn_endless("receipts", ledger_sync.run());
-
-        let announcer = Announcer {
-            js: js.clone(),
-            ledger: ledger.clone(),
-            telemetry: telemetry.clone(),
-            clock: clock.clone(),
-        };
-        lifecycle.spawn("announcer", announcer.run(safe));
-
+        let client = connect::connect(&settings.nats, &client_name(&settings)).await?;
         let config = Config::default();
-        lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
-        let janitor = Janitor {
-            js: js.clone(),
-            region: region.clone(),
-            clock: clock.clone(),
-            ledger: ledger.clone(),
-            keep: Duration::from_secs(settings.keep_s),
-            remember: Duration::from_secs(settings.remember_s),
+        lifecycle.spawn_endless("config", config.clone().follow(connect::jetstream(client.clone())));
+        let providers = Arc::new(Providers::new(&settings.providers, clock.clone())?);
+        let (known, configured) = watch::channel(false);
+        lifecycle.spawn_endless("breakers", show_breakers(providers.clone(), telemetry.clone()));
+        let follow = keep_configured(providers.clone(), config.clone(), mesh_key, known);
+        lifecycle.spawn_endless("credentials", follow);
+
+        let own = Station {
+            client: client.clone(),
+            region,
+            by: None,
+            rank: 0,
+            data: settings.data.clone(),
+            config: config.clone(),
+            providers,
+            configured,
+            telemetry: telemetry.clone(),
+            clock,
         };
-        lifecycle.spawn_endless("janitor", janitor.run());
+        let help = Help {
+            settings: settings.clone(),
+            config,
+            providers: own.providers.clone(),
+            configured: own.configured.clone(),
+            telemetry: telemetry.clone(),
+            clock: own.clock.clone(),
+            lifecycle: lifecycle.clone(),
+        };
+        let standing = own.start(&settings, lifecycle).await?;
+        lifecycle.spawn_endless("help", Arc::new(help).run());
 
         let listener = TcpListener::bind(settings.admin_listen)
             .await
@@ -122,40 +110,11 @@ impl EdgeWorker {
             .map_err(|error| StartError::Io("admin_listen", error))?;
         let page = Admin {
             client,
-            cache: cache_caught_up.clone(),
-            ledger: ledger_caught_up.clone(),
-            telemetry: telemetry.clone(),
+            cache: standing.cache,
+            ledger: standing.ledger,
+            telemetry,
         };
         lifecycle.spawn("admin", page.serve(listener, lifecycle.clone()));
-
-        let pipeline = Arc::new(Pipeline {
-            region,
-            clock: clock.clone(),
-            js: js.clone(),
-            ledger: ledger.clone(),
-            ledger_current: ledger_caught_up.clone(),
-            cache: store,
-            config: config.clone(),
-            providers: Providers::new(&settings.providers, clock)?,
-            committer,
-            in_flight: InFlight::default(),
-            telemetry,
-            max_attempts: settings.max_attempts,
-            brake: Brake::new(settings.removals_per_minute),
-        });
-        let (known, configured) = watch::channel(false);
-        lifecycle.spawn_endless("breakers", show_breakers(pipeline.clone()));
-        let follow = keep_configured(pipeline.clone(), config, mesh_key, known);
-        lifecycle.spawn_endless("credentials", follow);
-        let start = pull_when_ready(
-            js,
-            pipeline,
-            ledger,
-            vec![cache_caught_up, ledger_caught_up, configured],
-            settings.in_flight,
-            lifecycle.clone(),
-        );
-        lifecycle.spawn("pull", start);
         Ok(Self { admin })
     }
 
@@ -165,41 +124,85 @@ impl EdgeWorker {
     }
 }
 
-/// Pulls from every lane once everything it needs is there.
-async fn pull_when_ready(
-    js: jetstream::Context,
-    pipeline: Arc<Pipeline>,
-    ledger: Ledger,
-    needed: Vec<watch::Receiver<bool>>,
-    in_flight: usize,
-    lifecycle: Lifecycle,
-) {
-    for mut needed in needed {
-        tokio::select! {
-            ready = needed.wait_for(|ready| *ready) => if ready.is_err() { return },
-            () = lifecycle.finishing() => return,
-        }
-    }
-    if let Err(error) = ledger::publish_left_over(&js, &ledger).await {
-        tracing::error!(%error, "receipts of a former run cannot be read");
-        return;
-    }
-    tracing::info!(jobs_remembered = ledger.jobs(), "pulling");
-    let returns = Returns::start();
-    let lanes = lanes(in_flight)
-        .into_iter()
-        .map(|lane| lane.run(pipeline.clone(), returns.clone(), lifecycle.clone()));
-    futures::future::join_all(lanes).await;
+fn client_name(settings: &Settings) -> String {
+    format!("peal-edge-worker {}", settings.name)
 }
 
+/// Stands by for the regions whose first choices of help this one is among.
+struct Help {
+    settings: Settings,
+    config: Config,
+    providers: Arc<Providers>,
+    configured: watch::Receiver<bool>,
+    telemetry: Telemetry,
+    clock: Clock,
+    lifecycle: Lifecycle,
+}
+
+impl Help {
+    /// Begins with every region that is to be helped as soon as the mesh says so. Help that is no longer wanted ends with
+    /// the process.
+    async fn run(self: Arc<Self>) {
+        let here = &self.settings.mesh.region;
+        let mut changes = self.config.changes();
+        let mut helped = BTreeSet::new();
+        loop {
+            for (region, site) in &self.config.tenants().regions {
+                let rank = site.helpers.iter().position(|helper| helper == here);
+                let (Some(rank), Some(nats)) = (rank, &site.nats) else {
+                    continue;
+                };
+                if region != here && helped.insert(region.clone()) {
+                    let nats = Nats {
+                        url: nats.clone(),
+                        ..self.settings.nats.clone()
+                    };
+                    let standing_by = self.clone().stand_by(region.clone(), rank + 1, nats);
+                    self.lifecycle.spawn_endless("standing by", standing_by);
+                }
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn stand_by(self: Arc<Self>, region: Region, rank: Rank, nats: Nats) {
+        while let Err(error) = self.begin(&region, rank, &nats).await {
+            tracing::warn!(%region, %error, "cannot stand by to help; tried again");
+            tokio::time::sleep(AGAIN).await;
+        }
+        tracing::info!(%region, "standing by to help");
+        std::future::pending().await
+    }
+
+    async fn begin(&self, region: &Region, rank: Rank, nats: &Nats) -> Result<(), StartError> {
+        let station = Station {
+            client: connect::connect(nats, &client_name(&self.settings)).await?,
+            region: region.clone(),
+            by: Some(self.settings.mesh.region.clone()),
+            rank,
+            data: self.settings.data.join(region.as_str()),
+            config: self.config.clone(),
+            providers: self.providers.clone(),
+            configured: self.configured.clone(),
+            telemetry: self.telemetry.clone(),
+            clock: self.clock.clone(),
+        };
+        station.start(&self.settings, &self.lifecycle).await.map(drop)
+    }
+}
+
+/// How long a region that cannot be helped is left alone.
+const AGAIN: Duration = Duration::from_secs(5);
+
 /// Keeps the metrics of breakers current.
-async fn show_breakers(pipeline: Arc<Pipeline>) {
+async fn show_breakers(providers: Arc<Providers>, telemetry: Telemetry) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     loop {
         ticks.tick().await;
-        for breaker in pipeline.providers.breaker_states() {
-            let metrics = &pipeline.telemetry.metrics;
-            metrics.breaker(
+        for breaker in providers.breaker_states() {
+            telemetry.metrics.breaker(
                 breaker.provider,
                 &breaker.name,
                 breaker.watched.as_str(),
@@ -210,7 +213,7 @@ async fn show_breakers(pipeline: Arc<Pipeline>) {
 }
 
 /// Gives the providers the credentials of every app, at start and at every change.
-async fn keep_configured(pipeline: Arc<Pipeline>, config: Config, mesh_key: MeshKey, known: watch::Sender<bool>) {
+async fn keep_configured(providers: Arc<Providers>, config: Config, mesh_key: MeshKey, known: watch::Sender<bool>) {
     let mut changes = config.changes();
     let mut former: Vec<Arc<App>> = Vec::new();
     loop {
@@ -220,7 +223,7 @@ async fn keep_configured(pipeline: Arc<Pipeline>, config: Config, mesh_key: Mesh
             .values()
             .filter(|app| !former.iter().any(|known| Arc::ptr_eq(known, app)))
         {
-            match configure(&pipeline.providers, app, &mesh_key) {
+            match configure(&providers, app, &mesh_key) {
                 Ok(()) => tracing::info!(app = %app.id, "credentials in use"),
                 Err(error) => {
                     tracing::error!(app = %app.id, %error, "credentials cannot be used; the former ones stay")
@@ -228,7 +231,7 @@ async fn keep_configured(pipeline: Arc<Pipeline>, config: Config, mesh_key: Mesh
             }
         }
         for gone in former.iter().filter(|app| !tenants.apps.contains_key(&app.id)) {
-            pipeline.providers.forget(&gone.id);
+            providers.forget(&gone.id);
         }
         former = tenants.apps.values().cloned().collect();
         if !former.is_empty() {

@@ -66,6 +66,10 @@ pub struct Receipt {
     /// Who carried it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<Provider>,
+    /// The region whose worker did it, if that helped the recipient's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub by: Option<Region>,
     /// Which attempt this was, from 1.
     pub attempt: u32,
     /// What it came to.

@@ -62,10 +62,11 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let viewer = report::Viewer::start(&sink);
     let plan = Plan {
         regions: args.regions,
+        helpers: true,
         otlp_endpoint: Some(sink.endpoint()),
         ..Plan::new(std::env::current_exe()?, nats_server)
     };
-    let peal = Peal::start(plan).await?;
+    let mut peal = Peal::start(plan).await?;
     report::parts(&peal, viewer.as_ref())?;
     say!("  ready after {:.1?}\n", begun.elapsed())?;
 
@@ -75,6 +76,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     for scene in &played {
         failures.extend(report::scene(&peal, scene).await?);
     }
+    failures.extend(scenes::takeover(&mut peal).await?);
     failures.extend(scenes::aftermath(&peal).await?);
 
     let audit = Audit::read_settled(&peal, Duration::from_secs(10)).await?;

@@ -48,6 +48,8 @@ pub struct Plan {
     pub regions: Vec<String>,
     /// Edge workers in each region.
     pub workers: usize,
+    /// Whether the workers of each region stand by to help the others.
+    pub helpers: bool,
     /// Where spans go.
     pub otlp_endpoint: Option<String>,
     /// Share of notifications that are traced.
@@ -81,6 +83,7 @@ impl Plan {
             nats_server,
             regions: vec!["eu".into(), "us".into()],
             workers: 2,
+            helpers: false,
             otlp_endpoint: None,
             sample_ratio: 1.0,
             log: LogMode::default(),
@@ -282,7 +285,8 @@ impl Peal {
         let hub = leaf_url(&self.plan, &mut self.links, name, self.nats.hub().leaf_port())?;
         self.nats.add(name, hub).await?;
         let client = connect::connect(&nats_settings(&self.nats.hub().url()), "testbed").await?;
-        provision::write_region(&provision::hub(client), &name.parse()?, &Site::default()).await?;
+        let site = site(&self.nats, &self.plan, name)?;
+        provision::write_region(&provision::hub(client), &name.parse()?, &site).await?;
         let mut region = self.start_region(name)?;
         region.wait_ready(&self.http).await?;
         self.regions.push(region);
@@ -509,12 +513,24 @@ fn leaf_url(plan: &Plan, links: &mut Vec<Link>, region: &str, port: u16) -> anyh
     ))
 }
 
+/// What the mesh is told of a region.
+fn site(nats: &nats::Mesh, plan: &Plan, region: &str) -> anyhow::Result<Site> {
+    if !plan.helpers {
+        return Ok(Site::default());
+    }
+    let others = plan.regions.iter().filter(|other| *other != region);
+    Ok(Site {
+        nats: Some(nats.region(region).url()),
+        helpers: others.map(|other| other.parse()).collect::<Result<_, _>>()?,
+    })
+}
+
 async fn provision(nats: &nats::Mesh, plan: &Plan, mesh_key: &str, apns: &Apns, fcm: &Fcm) -> anyhow::Result<String> {
     let client = connect::connect(&nats_settings(&nats.hub().url()), "testbed").await?;
     let hub = provision::hub(client);
     provision::prepare_hub(&hub, 1).await?;
     for region in &plan.regions {
-        provision::write_region(&hub, &region.parse()?, &Site::default()).await?;
+        provision::write_region(&hub, &region.parse()?, &site(nats, plan, region)?).await?;
     }
     let app = NewApp {
         id: APP.parse()?,

@@ -54,6 +54,7 @@ fn receipt(record: Record) -> Receipt {
         channel: Channel::Push,
         address: record.address,
         provider: None,
+        by: None,
         attempt: record.attempt,
         state: record.state,
         reason: None,

@@ -39,8 +39,17 @@ use crate::{
 #[derive(Debug)]
 enum Verdict {
     Final(State, Option<Reason>, Option<String>),
-    Again(Reason, Timestamp),
+    Again(Reason, Timestamp, Whose),
     Gone(Reason, Option<Timestamp>),
+}
+
+/// Who is to make the next attempt.
+#[derive(Debug, Clone, Copy)]
+enum Whose {
+    /// The region's own workers.
+    Ours,
+    /// Helpers first: from here no endpoint answers.
+    Anyones,
 }
 
 impl Pipeline {
@@ -106,7 +115,7 @@ impl Pipeline {
             } else if job.attempt >= most {
                 Verdict::Final(State::Dead, Some(reason.clone()), None)
             } else {
-                Verdict::Again(reason.clone(), due)
+                Verdict::Again(reason.clone(), due, Whose::Ours)
             }
         };
         match &one.attempted.outcome {
@@ -114,6 +123,9 @@ impl Pipeline {
             Outcome::Rejected { reason } => Verdict::Final(State::Rejected, Some(reason.clone()), None),
             Outcome::AddressGone { reason, since } => Verdict::Gone(reason.clone(), *since),
             Outcome::RetryLater { reason, not_before } => again(reason, *not_before, self.max_attempts),
+            Outcome::EndpointTrouble { reason, .. } if *self.helped.borrow() => {
+                Verdict::Again(reason.clone(), self.clock.now(), Whose::Anyones)
+            }
             // Nothing was sent, and the notification is not to blame: it waits for as long as it is worth delivering.
             Outcome::CredentialTrouble { reason, not_before } | Outcome::EndpointTrouble { reason, not_before } => {
                 again(reason, *not_before, u32::MAX)
@@ -135,7 +147,7 @@ impl Pipeline {
         span: Option<&Context>,
     ) -> Result<(), publish::NotStored> {
         match verdict {
-            Verdict::Again(_, due) => self.park(delivery, job, one.address.id, *due, span).await,
+            Verdict::Again(_, due, whose) => self.park(delivery, job, one.address.id, *due, *whose, span).await,
             Verdict::Final(State::Dead | State::Unknown, reason, _) => {
                 let reason = reason.clone().unwrap_or_default();
                 let letter = DeadLetter::of(job, one.address.id, reason, self);
@@ -156,13 +168,21 @@ impl Pipeline {
         job: &Job,
         address: AddressId,
         due: Timestamp,
+        whose: Whose,
         span: Option<&Context>,
     ) -> Result<(), publish::NotStored> {
         let event = envelope::event_id(&job.body, delivery.headers()).map_err(|_| publish::NotStored::Refused)?;
         let attempt = job.attempt + 1;
         let mut headers = envelope::retry_headers(job, &event, attempt, address);
         headers.insert("Nats-Schedule", format!("@at {due}"));
-        headers.insert("Nats-Schedule-Target", lane(job, self).due());
+        let lane = lane(job, self);
+        headers.insert(
+            "Nats-Schedule-Target",
+            match whose {
+                Whose::Anyones => lane.spill(),
+                Whose::Ours => lane.due(),
+            },
+        );
         // The attempt is part of the id: the stream would take a second parking of the same delivery for a repetition.
         headers.insert(NATS_MESSAGE_ID, format!("{}:{attempt}", job.delivery(address)));
         // All attempts hang under the first send; what failed is traced from here on even if it was not before.
@@ -218,7 +238,7 @@ impl Verdict {
         let state = self.state();
         let (reason, provider_id, next_at) = match self {
             Self::Final(_, reason, provider_id) => (reason, provider_id, None),
-            Self::Again(reason, due) => (Some(reason), None, Some(due)),
+            Self::Again(reason, due, _) => (Some(reason), None, Some(due)),
             Self::Gone(reason, _) => (Some(reason), None, None),
         };
         Receipt {

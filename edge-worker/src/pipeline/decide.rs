@@ -93,6 +93,7 @@ pub(super) fn receipt(job: &Job, at: jiff::Timestamp) -> Receipt {
         channel: job.channel,
         address: None,
         provider: None,
+        by: None,
         attempt: job.attempt,
         state: State::Delivered,
         reason: None,

@@ -41,8 +41,12 @@ use crate::{
 /// Everything a job meets on its way.
 #[derive(Debug)]
 pub struct Pipeline {
-    /// This worker's region.
+    /// The region whose work it is.
     pub region: Region,
+    /// This worker's own region, if it helps another.
+    pub by: Option<Region>,
+    /// Whether workers of other regions stand by to help this one.
+    pub helped: watch::Receiver<bool>,
     /// Time.
     pub clock: Clock,
     /// The region's `JetStream`.
@@ -56,7 +60,7 @@ pub struct Pipeline {
     /// Apps, and what they want.
     pub config: Config,
     /// Who carries pushes.
-    pub providers: Providers,
+    pub providers: Arc<Providers>,
     /// Where outcomes are made safe.
     pub committer: Committer<Ticket>,
     /// Jobs under way in this process.

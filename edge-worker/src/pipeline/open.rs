@@ -71,6 +71,7 @@ impl Pipeline {
             channel: lane.as_ref().map_or(Channel::Push, |lane| lane.channel),
             address: None,
             provider: None,
+            by: None,
             attempt: 1,
             state: State::Dead,
             reason: Some(Cow::Borrowed("unreadable")),

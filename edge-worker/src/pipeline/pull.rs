@@ -10,10 +10,13 @@ use shared::{
     lifecycle::Lifecycle,
     nats::{connect, topology},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Pipeline;
-use crate::delivery::{Delivery, Returns};
+use crate::{
+    delivery::{Delivery, Returns},
+    presence::Presence,
+};
 
 /// Most messages in one pull.
 const BATCH: usize = 256;
@@ -39,15 +42,18 @@ pub struct Lane {
     stream: &'static str,
     consumer: String,
     permits: Arc<Semaphore>,
+    /// Whether it is this worker's turn.
+    turn: watch::Receiver<bool>,
 }
 
-/// Every lane of this region. `in_flight` jobs may be under way in the normal one; urgent and bulk have half of that
+/// Every lane of a region. `in_flight` jobs may be under way in the normal one; urgent and bulk have half of that
 /// each, retries a quarter.
-pub fn lanes(in_flight: usize) -> Vec<Lane> {
+pub fn lanes(in_flight: usize, presence: &Presence) -> Vec<Lane> {
     let lane = |stream, consumer, permits: usize| Lane {
         stream,
         consumer,
         permits: Arc::new(Semaphore::new(permits.max(1))),
+        turn: presence.work.clone(),
     };
     let fresh = Channel::CARRIED
         .iter()
@@ -60,11 +66,13 @@ pub fn lanes(in_flight: usize) -> Vec<Lane> {
             };
             lane(topology::NOTIFY, topology::lane_consumer(channel, class), permits)
         })
-        .chain([lane(
-            topology::SCHEDULE,
-            topology::RETRY_CONSUMER.to_owned(),
-            in_flight / 4,
-        )])
+        .chain([
+            lane(topology::SCHEDULE, topology::RETRY_CONSUMER.to_owned(), in_flight / 4),
+            Lane {
+                turn: presence.spill.clone(),
+                ..lane(topology::SCHEDULE, topology::SPILL_CONSUMER.to_owned(), in_flight / 4)
+            },
+        ])
         .collect()
 }
 
@@ -89,7 +97,12 @@ impl Lane {
         let mut consumer = None;
         let client = pipeline.js.client();
         let mut connected = connect::connects(&client);
+        let mut turn = self.turn.clone();
         while !lifecycle.is_finishing() {
+            tokio::select! {
+                turn = turn.wait_for(|turn| *turn) => if turn.is_err() { return },
+                () = lifecycle.finishing() => return,
+            }
             if connected != connect::connects(&client) {
                 connected = connect::connects(&client);
                 settle_down(pipeline).await;
@@ -144,6 +157,7 @@ impl Lane {
         let connected = connect::connects(&client);
         let mut look = tokio::time::interval(LOOK);
         let mut finishing = false;
+        let mut turn = self.turn.clone();
         loop {
             let message = tokio::select! {
                 biased;
@@ -151,7 +165,12 @@ impl Lane {
                 // A server that was away knows nothing of this pull.
                 _ = look.tick() => if connect::connects(&client) == connected { continue } else { None },
                 // What arrives is still worked on; what does not stays with the server.
-                () = lifecycle.finishing(), if !finishing => {
+                () = async {
+                    tokio::select! {
+                        () = lifecycle.finishing() => (),
+                        _ = turn.wait_for(|turn| !*turn) => (),
+                    }
+                }, if !finishing => {
                     finishing = true;
                     continue;
                 }

@@ -49,7 +49,8 @@ impl Ticket {
 
 impl Pipeline {
     /// Makes it known to every worker that `receipts` are about to become outcomes; `false` if that failed.
-    pub(super) async fn announce_intent(&self, app: AppId, origin: Region, receipts: Vec<Receipt>) -> bool {
+    pub(super) async fn announce_intent(&self, app: AppId, origin: Region, mut receipts: Vec<Receipt>) -> bool {
+        self.sign(&mut receipts);
         let (told, published) = oneshot::channel();
         let settled = Settled {
             app,
@@ -60,14 +61,24 @@ impl Pipeline {
         self.committer.settle(settled).await.is_ok() && published.await.is_ok()
     }
 
+    /// A helper says from where it helped.
+    fn sign(&self, receipts: &mut [Receipt]) {
+        if self.by.is_some() {
+            for receipt in receipts {
+                receipt.by.clone_from(&self.by);
+            }
+        }
+    }
+
     /// Hands the outcome to the ledger.
     pub(super) async fn settle(&self, settlement: Settlement) {
         let Settlement {
             app,
             origin,
-            receipts,
+            mut receipts,
             ticket,
         } = settlement;
+        self.sign(&mut receipts);
         if self
             .committer
             .settle(Settled {

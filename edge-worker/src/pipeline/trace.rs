@@ -70,6 +70,10 @@ impl Pipeline {
         if kept {
             attributes.push(KeyValue::new(KEEP, true));
         }
+        if let Some(by) = &self.by {
+            attributes.push(KeyValue::new("peal.helped.region", self.region.to_string()));
+            attributes.push(KeyValue::new("peal.helper.region", by.to_string()));
+        }
         if let Some(state) = state {
             attributes.push(KeyValue::new("peal.state", state.as_str()));
         }

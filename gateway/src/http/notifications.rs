@@ -110,6 +110,10 @@ pub(crate) struct Attempt {
     /// The provider's name for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     provider_id: Option<String>,
+    /// The region whose worker did it, if that helped the recipient's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    by: Option<Region>,
 }
 
 /// Ask what became of a notification
@@ -239,6 +243,7 @@ impl From<Receipt> for Attempt {
             took_ms: receipt.took_us.map(|us| f64::from(us) / 1000.0),
             next_at: receipt.next_at,
             provider_id: receipt.provider_id,
+            by: receipt.by,
         }
     }
 }
@@ -258,6 +263,7 @@ mod tests {
             channel: Channel::Push,
             address: Some(AddressId(Uuid::from_u128(address))),
             provider: Some(Provider::Apns),
+            by: None,
             attempt,
             state,
             reason: None,

@@ -14,9 +14,11 @@ use crate::{
 /// First tokens of every subject of Peal's own. A leaf link must not carry them: what is published in one region
 /// belongs to that region's streams alone, and only sourcing takes it further. Acknowledgements neither: they name a
 /// stream, a consumer and a number, not a region, and would settle another region's message of the same number.
-pub const LOCAL_PREFIXES: [&str; 12] = [
+pub const LOCAL_PREFIXES: [&str; 14] = [
     "notify",
     "due",
+    "spill",
+    "alive",
     "schedule",
     "receipt",
     "dead",
@@ -32,7 +34,8 @@ pub const LOCAL_PREFIXES: [&str; 12] = [
 /// Where nats-servers report the hops of traced messages.
 pub const TRACE_HOPS: &str = "peal.trace.hops";
 
-/// `notify.<channel>.<region>.<class>.<app>`: work to do. The same four tokens behind `due.` are work that is due again.
+/// `notify.<channel>.<region>.<class>.<app>`: work to do. The same four tokens behind `due.` or `spill.` are work that is
+/// due again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lane {
     /// The way it takes.
@@ -56,12 +59,17 @@ impl Lane {
         format!("due.{self}")
     }
 
+    /// The subject of work that comes back, for helpers of the region first.
+    pub fn spill(&self) -> String {
+        format!("spill.{self}")
+    }
+
     /// The subject of dead letters of this lane.
     pub fn dead(&self) -> String {
         format!("dead.{}.{}.{}", self.channel, self.region, self.app)
     }
 
-    /// Reads `notify.…` or `due.…`.
+    /// Reads `notify.…`, `due.…` or `spill.…`.
     ///
     /// # Errors
     /// Names the token that breaks a rule.
@@ -70,6 +78,7 @@ impl Lane {
         let rest = subject
             .strip_prefix("notify.")
             .or_else(|| subject.strip_prefix("due."))
+            .or_else(|| subject.strip_prefix("spill."))
             .ok_or_else(shape)?;
         let mut tokens = rest.split('.');
         let mut next = || tokens.next().ok_or_else(shape);
@@ -111,6 +120,24 @@ pub const NOTIFY_FILTER: &str = "notify.>";
 
 /// All work that comes back.
 pub const DUE_FILTER: &str = "due.>";
+
+/// All work that comes back for helpers first.
+pub const SPILL_FILTER: &str = "spill.>";
+
+/// Where a worker of `region` says that it is there; 0 are its own, then its helpers in their order.
+pub fn alive(region: &Region, rank: usize) -> String {
+    format!("alive.{region}.{rank}")
+}
+
+/// All workers of `region`.
+pub fn alive_filter(region: &Region) -> String {
+    format!("alive.{region}.*")
+}
+
+/// The rank that an `alive.<region>.<rank>` says.
+pub fn rank_of(subject: &str) -> Option<usize> {
+    subject.rsplit('.').next()?.parse().ok()
+}
 
 /// Everything that waits for its time.
 pub const SCHEDULE_FILTER: &str = "schedule.>";

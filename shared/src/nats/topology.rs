@@ -78,6 +78,9 @@ impl<'a> Domain<'a> {
 /// The durable consumer on [`SCHEDULE`] for work that is due again.
 pub const RETRY_CONSUMER: &str = "retry";
 
+/// The durable consumer on [`SCHEDULE`] for what a region's own workers could not send and others may.
+pub const SPILL_CONSUMER: &str = "spill";
+
 /// The durable consumer on [`DEAD`] from which gateways tell developers of dead letters.
 pub const ALERTS_CONSUMER: &str = "alerts";
 
@@ -195,7 +198,9 @@ impl Mesh {
             discard: DiscardPolicy::Old,
             ..self.base(
                 SCHEDULE,
-                vec![subject::SCHEDULE_FILTER.into(), subject::DUE_FILTER.into()],
+                [subject::SCHEDULE_FILTER, subject::DUE_FILTER, subject::SPILL_FILTER]
+                    .map(str::to_owned)
+                    .to_vec(),
             )
         };
         // A mesh of one region has nothing to send elsewhere, and a stream needs subjects.
@@ -297,6 +302,7 @@ pub fn workers_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
         })
         .collect();
     all.push((SCHEDULE, consumer(RETRY_CONSUMER, subject::DUE_FILTER.into())));
+    all.push((SCHEDULE, consumer(SPILL_CONSUMER, subject::SPILL_FILTER.into())));
     all
 }
 

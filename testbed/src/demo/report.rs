@@ -80,7 +80,7 @@ pub(super) async fn scene(peal: &Peal, scene: &Scene) -> anyhow::Result<Vec<Stri
         for attempt in delivery.get("attempts").and_then(Value::as_array).into_iter().flatten() {
             let part = |key: &str| attempt.get(key).and_then(Value::as_str).unwrap_or_default();
             say!(
-                "  {:<14} {:<6} {:<3} {:<5} attempt {}  {:<10} {}",
+                "  {:<14} {:<6} {:<3} {:<5} attempt {}  {:<10} {}{}",
                 part("at").get(11..23).unwrap_or_default(),
                 word("recipient"),
                 word("region"),
@@ -88,6 +88,11 @@ pub(super) async fn scene(peal: &Peal, scene: &Scene) -> anyhow::Result<Vec<Stri
                 attempt.get("attempt").unwrap_or(&Value::Null),
                 part("state"),
                 part("reason"),
+                attempt
+                    .get("by")
+                    .and_then(Value::as_str)
+                    .map(|by| format!("by {by}"))
+                    .unwrap_or_default(),
             )?;
         }
         found.push((

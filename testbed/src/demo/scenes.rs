@@ -1,6 +1,6 @@
 //! What the demo sends, and what must become of it.
 
-use std::io::Write;
+use std::{io::Write, time::Instant};
 
 use anyhow::Context;
 use async_nats::HeaderMap;
@@ -11,7 +11,7 @@ use shared::{
     nats::{connect, publish, subject::Lane, topology},
 };
 
-use super::say;
+use super::{report, say};
 use crate::{
     peal::{APP, Peal},
     providers::{Answer, Rule, now_s},
@@ -257,6 +257,33 @@ async fn publish_nonsense(peal: &Peal) -> anyhow::Result<Scene> {
         trace: None,
         answer: format!("acknowledged by {} #{} of us", stored.stream, stored.sequence),
     })
+}
+
+/// All workers of eu are killed; those of us take over until they are back.
+pub(super) async fn takeover(peal: &mut Peal) -> anyhow::Result<Vec<String>> {
+    let program = peal.program();
+    for worker in &mut peal.region_mut("eu").workers {
+        worker.process.kill().await?;
+    }
+    let killed = Instant::now();
+    let body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Still there" } });
+    let expected = vec![
+        want("ann", "eu", Some("apns"), "delivered", None),
+        want("ann", "eu", Some("fcm"), "delivered", None),
+    ];
+    let title = "Every worker of eu is killed: those of us work for it";
+    let scene = post(peal, title, "eu", &body, expected).await?;
+    let failures = report::scene(peal, &scene).await?;
+    say!(
+        "  (asked for and delivered within {:.1?} of the kill)\n",
+        killed.elapsed()
+    )?;
+    let http = peal.http.clone();
+    for worker in &mut peal.region_mut("eu").workers {
+        worker.restart(&program)?;
+        worker.wait_ready(&http).await?;
+    }
+    Ok(failures)
 }
 
 /// What must be so after everything has been delivered.

@@ -21,6 +21,7 @@ fn receipt(event: &str, attempt: u32, state: State) -> Receipt {
         channel: Channel::Push,
         address: Some(AddressId::of(&app(), Provider::Fcm, "phone")),
         provider: Some(Provider::Fcm),
+        by: None,
         attempt,
         state,
         reason: (state == State::Parked).then_some("unavailable".into()),

@@ -290,6 +290,7 @@ mod tests {
             channel: Channel::Push,
             address: Some(AddressId(id(address + 2000))),
             provider: None,
+            by: None,
             attempt,
             state,
             reason: None,
