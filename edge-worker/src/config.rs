@@ -11,7 +11,7 @@ use shared::{
     telemetry,
 };
 
-use crate::providers;
+use crate::{freshness::StaleAfter, providers};
 
 /// The defaults.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
@@ -38,6 +38,8 @@ pub struct Settings {
     pub keep_s: u64,
     /// Seconds that the ledger remembers.
     pub remember_s: u64,
+    /// How old what is known of consent may be, by class, in seconds.
+    pub stale_after_s: StaleAfter,
     /// The mesh's secret in base64.
     pub mesh_key: Secret,
     /// Where NATS is.

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod cache;
 pub mod config;
 pub mod delivery;
+pub mod freshness;
 pub mod janitor;
 pub mod ledger;
 pub mod pipeline;

@@ -16,6 +16,7 @@ use crate::{
     cache,
     config::Settings,
     delivery::Returns,
+    freshness::Freshness,
     janitor::Janitor,
     ledger::{self, Committer, Ledger},
     pipeline::{Announcer, Brake, InFlight, Pipeline, lanes},
@@ -94,6 +95,8 @@ impl Station {
         };
         lifecycle.spawn_endless("janitor", janitor.run());
 
+        let freshness = Freshness::new(settings.stale_after_s);
+        lifecycle.spawn_endless("freshness", freshness.clone().keep(self.client.clone(), region.clone()));
         let (presence, watch) = Presence::new(self.client, region.clone(), self.rank);
         let pipeline = Arc::new(Pipeline {
             region: region.clone(),
@@ -104,6 +107,7 @@ impl Station {
             ledger: ledger.clone(),
             ledger_current: ledger_caught_up.clone(),
             cache: store,
+            freshness,
             config: self.config,
             providers: self.providers,
             committer,

@@ -91,6 +91,9 @@ pub struct Receipt {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub next_at: Option<Timestamp>,
+    /// How old what was known of consent was, in seconds, if older than the class may bear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale_s: Option<u32>,
     /// The trace it is part of, if that was sampled: 32 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,

@@ -156,3 +156,50 @@ async fn neighbours_send_what_a_region_cannot() {
     assert!(audit.equation().is_settled(), "{}", audit.equation());
     assert_eq!(peal.apns.stats().duplicates, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_that_is_cut_off_says_how_old_its_knowledge_is() {
+    let peal = start(|plan| {
+        plan.workers = 1;
+        plan.proxies = Some(1);
+        plan.worker_settings = "stale_after_s = { urgent = 2, normal = 2, bulk = 2 }".into();
+    })
+    .await;
+    peal.register("ann", "eu", &[("apns", &format!("{:064x}", 1))])
+        .await
+        .unwrap();
+    // The class of what is sent, until what becomes of it is as it should be.
+    let until = async |class: &str, state: &str, stale: bool| {
+        let deadline = Instant::now() + PATIENCE;
+        for number in 0.. {
+            let event = format!("{class}-{state}-{stale}-{number}");
+            let body = json!({ "event_id": event, "class": class, "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
+            let answer = peal
+                .expect("POST", "eu", "/v1/notifications", Some(&body))
+                .await
+                .unwrap();
+            let deliveries = ended(&peal, "eu", answer["notification_id"].as_str().unwrap(), 1).await;
+            let attempt = &deliveries[0]["attempts"][0];
+            if deliveries[0]["state"] == state && attempt["stale_s"].is_u64() == stale {
+                return deliveries[0]["reason"].as_str().map(str::to_owned);
+            }
+            assert!(Instant::now() < deadline, "{deliveries:?}\n{}", peal.complaints());
+            sleep(Duration::from_millis(200)).await;
+        }
+        unreachable!("the numbers do not end")
+    };
+    assert_eq!(until("bulk", "delivered", false).await, None);
+    let ways = |trouble: &Trouble| {
+        let links = peal.links.iter().filter(|link| link.between == Between::Regions);
+        links.for_each(|link| link.proxy.set(trouble.clone()));
+    };
+    ways(&Trouble::Cut);
+    assert_eq!(
+        until("bulk", "suppressed", true).await.as_deref(),
+        Some("stale_consent")
+    );
+    assert_eq!(until("urgent", "delivered", true).await, None);
+    assert_eq!(until("normal", "delivered", true).await, None);
+    ways(&Trouble::None);
+    assert_eq!(until("bulk", "delivered", false).await, None);
+}

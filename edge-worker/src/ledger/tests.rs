@@ -63,6 +63,7 @@ fn receipt(record: Record) -> Receipt {
         took_us: None,
         next_at: None,
         trace: None,
+        stale_s: None,
     }
 }
 

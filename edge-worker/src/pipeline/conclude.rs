@@ -92,7 +92,10 @@ impl Pipeline {
             self.telemetry
                 .metrics
                 .delivery(Some(one.address.provider), verdict.state());
-            receipts.push(verdict.into_receipt(&job, &one, span.as_ref()));
+            receipts.push(Receipt {
+                stale_s: self.freshness.stale(job.class),
+                ..verdict.into_receipt(&job, &one, span.as_ref())
+            });
         }
         let ticket = Ticket::new(delivery, Some(reserved), span);
         Ok(Settlement {

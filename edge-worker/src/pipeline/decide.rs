@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use shared::{
+    channel::Class,
     job::Job,
     receipt::{Receipt, State},
     recipient::Address,
@@ -30,6 +31,9 @@ impl Pipeline {
         let job = &addressed.job;
         if !addressed.preferences.allows(job.channel, job.body.category.as_ref()) {
             return Err(self.end(addressed, State::Suppressed, "opted_out"));
+        }
+        if job.class == Class::Bulk && self.freshness.stale(Class::Bulk).is_some() {
+            return Err(self.end(addressed, State::Suppressed, "stale_consent"));
         }
         let Addressed {
             delivery,
@@ -69,6 +73,7 @@ impl Pipeline {
                     address,
                     state,
                     reason: Some(reason.into()),
+                    stale_s: self.freshness.stale(job.class),
                     trace: span.as_ref().and_then(super::trace::id),
                     ..receipt(&job, at)
                 }
@@ -102,5 +107,6 @@ pub(super) fn receipt(job: &Job, at: jiff::Timestamp) -> Receipt {
         took_us: None,
         next_at: None,
         trace: None,
+        stale_s: None,
     }
 }

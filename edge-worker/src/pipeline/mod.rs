@@ -34,6 +34,7 @@ pub use self::{
 use crate::{
     cache,
     delivery::Delivery,
+    freshness::Freshness,
     ledger::{Committer, Ledger},
     providers::Providers,
 };
@@ -57,6 +58,8 @@ pub struct Pipeline {
     pub ledger_current: watch::Receiver<bool>,
     /// What is known of recipients.
     pub cache: cache::Store,
+    /// How old that is.
+    pub freshness: Freshness,
     /// Apps, and what they want.
     pub config: Config,
     /// Who carries pushes.

@@ -80,6 +80,7 @@ impl Pipeline {
             took_us: None,
             next_at: None,
             trace: None,
+            stale_s: None,
         };
         self.telemetry.metrics.delivery(None, State::Dead);
         Stop::Settle(Box::new(Settlement {

@@ -114,6 +114,9 @@ pub(crate) struct Attempt {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     by: Option<Region>,
+    /// How old what was known of the recipient's consent was, in seconds, if older than the class may bear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stale_s: Option<u32>,
 }
 
 /// Ask what became of a notification
@@ -244,6 +247,7 @@ impl From<Receipt> for Attempt {
             next_at: receipt.next_at,
             provider_id: receipt.provider_id,
             by: receipt.by,
+            stale_s: receipt.stale_s,
         }
     }
 }
@@ -272,6 +276,7 @@ mod tests {
             took_us: Some(1500),
             next_at: None,
             trace: None,
+            stale_s: None,
         };
         ("eu".parse().unwrap(), receipt)
     }

@@ -30,6 +30,7 @@ fn receipt(event: &str, attempt: u32, state: State) -> Receipt {
         took_us: Some(2500),
         next_at: None,
         trace: None,
+        stale_s: None,
     }
 }
 

@@ -299,6 +299,7 @@ mod tests {
             took_us: None,
             next_at: None,
             trace: None,
+            stale_s: None,
         }
     }
 
