@@ -30,6 +30,8 @@ pub struct NewApp {
     pub id: AppId,
     /// Where recipients live that nobody registered a home for.
     pub default_region: Region,
+    /// The one region that its data must not leave.
+    pub residency: Option<Region>,
     /// What is done in doubt, by channel.
     pub ambiguity: BTreeMap<Channel, Ambiguity>,
     /// Where its developers are told of dead letters.
@@ -80,6 +82,9 @@ pub enum ProvisionError {
     /// A region has the hub's name.
     #[error("region: must not be {HUB:?}, which is the hub's own name")]
     Hub,
+    /// An app's data would leave the region that it must not leave.
+    #[error("residency of {0}: {1}")]
+    Residency(AppId, &'static str),
     /// A file that it names cannot be read.
     #[error("cannot read {0}: {1}")]
     Read(PathBuf, io::Error),
@@ -150,6 +155,7 @@ impl NewApp {
         App {
             id: self.id.clone(),
             default_region: self.default_region.clone(),
+            residency: self.residency.clone(),
             ambiguity: self.ambiguity.clone(),
             alerts: self.alerts.as_ref().map(|alerts| Alerts {
                 url: alerts.url.clone(),
@@ -209,6 +215,7 @@ struct File {
 struct AppEntry {
     id: AppId,
     default_region: Region,
+    residency: Option<Region>,
     #[serde(default)]
     ambiguity: BTreeMap<Channel, Ambiguity>,
     alerts: Option<AlertsEntry>,
@@ -274,6 +281,7 @@ pub async fn run(
     let hub = hub(client);
     prepare_hub(&hub, replicas).await?;
     let known = config::read(&hub).await?;
+    check_residency(&read, &known)?;
     for (region, site) in &read.region {
         write_region(&hub, region, site).await?;
     }
@@ -294,6 +302,36 @@ pub async fn run(
         }));
     }
     Ok(issued)
+}
+
+/// The workers of a region that helps hold the facts and the work of the one it helps.
+fn check_residency(read: &File, known: &Tenants) -> Result<(), ProvisionError> {
+    let resident = read
+        .app
+        .iter()
+        .filter_map(|app| Some((&app.id, app.residency.as_ref()?)));
+    for app in read.app.iter().filter(|app| app.residency.is_some()) {
+        if app.residency.as_ref() != Some(&app.default_region) {
+            return Err(ProvisionError::Residency(
+                app.id.clone(),
+                "must be the default_region too",
+            ));
+        }
+    }
+    let before = known
+        .apps
+        .values()
+        .filter_map(|app| Some((&app.id, app.residency.as_ref()?)));
+    for (app, region) in resident.chain(before) {
+        let site = read.region.get(region).or_else(|| known.regions.get(region));
+        if site.is_some_and(|site| !site.helpers.is_empty()) {
+            return Err(ProvisionError::Residency(
+                app.clone(),
+                "must not be a region that has helpers",
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn has_key(known: &Tenants, app: &AppId, scopes: &[Scope]) -> bool {
@@ -342,6 +380,7 @@ impl AppEntry {
         Ok(NewApp {
             id: self.id,
             default_region: self.default_region,
+            residency: self.residency,
             ambiguity: self.ambiguity,
             alerts,
             apns,
@@ -353,6 +392,30 @@ impl AppEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn data_that_must_stay_is_not_given_to_helpers() {
+        let app = "[[app]]\nid = \"shop\"\ndefault_region = \"eu\"\nresidency = \"eu\"\n";
+        let file = |text: &str| settings::load::<File>(text, None).unwrap();
+        let refused = |text: &str, known: &Tenants| check_residency(&file(text), known).unwrap_err().to_string();
+        let mut known = Tenants::default();
+        check_residency(&file(app), &known).unwrap();
+        let helped = "[region.eu]\nhelpers = [\"us\"]\n";
+        assert!(refused(&format!("{helped}{app}"), &known).contains("helpers"));
+        assert!(
+            refused(
+                &app.replace("default_region = \"eu\"", "default_region = \"us\""),
+                &known
+            )
+            .contains("default")
+        );
+        let resident = App {
+            residency: Some("eu".parse().unwrap()),
+            ..App::new("shop".parse().unwrap(), "eu".parse().unwrap())
+        };
+        known.apps.insert(resident.id.clone(), resident.into());
+        assert!(refused(helped, &known).contains("shop"));
+    }
 
     #[test]
     fn a_file_of_apps_is_read_with_the_files_it_names() {

@@ -18,6 +18,9 @@ pub struct App {
     pub id: AppId,
     /// Where recipients live that nobody registered a home for.
     pub default_region: Region,
+    /// The one region in which its recipients, facts and content are kept; other regions refuse its requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residency: Option<Region>,
     /// What to do when nobody can know whether a notification was sent, by channel; where nothing is said,
     /// [`Ambiguity::usual`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -70,6 +73,7 @@ impl App {
         Self {
             id,
             default_region,
+            residency: None,
             ambiguity: BTreeMap::new(),
             alerts: None,
             apns: None,

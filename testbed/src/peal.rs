@@ -56,6 +56,8 @@ pub struct Plan {
     pub sample_ratio: f64,
     /// What the simulators remember.
     pub log: LogMode,
+    /// The region that the app's data must not leave.
+    pub residency: Option<String>,
     /// What the app does in doubt.
     pub ambiguity: BTreeMap<Channel, Ambiguity>,
     /// Where the app's developers are told of dead letters.
@@ -87,6 +89,7 @@ impl Plan {
             otlp_endpoint: None,
             sample_ratio: 1.0,
             log: LogMode::default(),
+            residency: None,
             ambiguity: BTreeMap::new(),
             alerts: None,
             worker_settings: String::new(),
@@ -535,6 +538,7 @@ async fn provision(nats: &nats::Mesh, plan: &Plan, mesh_key: &str, apns: &Apns, 
     let app = NewApp {
         id: APP.parse()?,
         default_region: plan.regions.first().context("a mesh has a region")?.parse()?,
+        residency: plan.residency.as_deref().map(str::parse).transpose()?,
         ambiguity: plan.ambiguity.clone(),
         alerts: plan.alerts.clone(),
         apns: Some(NewApns {

@@ -9,7 +9,7 @@ use shared::{
     app::App,
 };
 
-use super::problem::{FORBIDDEN, Problem, UNAUTHENTICATED};
+use super::problem::{FORBIDDEN, Problem, RESIDES_ELSEWHERE, UNAUTHENTICATED};
 use crate::parts::Parts;
 
 /// What a route needs a key to allow.
@@ -57,6 +57,10 @@ impl<N: Needs> FromRequestParts<Arc<Parts>> for Caller<N> {
         let app = tenants.apps.get(&key.app).ok_or_else(unknown)?;
         if !key.scopes.contains(&N::SCOPE) {
             return Err(lacking(N::SCOPE));
+        }
+        if let Some(residency) = app.residency.as_ref().filter(|region| **region != parts.here) {
+            let detail = format!("What concerns this app stays in {residency}. Ask a gateway there.");
+            return Err(Problem::new(RESIDES_ELSEWHERE, detail));
         }
         Ok(Self {
             app: Arc::clone(app),

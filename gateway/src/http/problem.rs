@@ -111,6 +111,12 @@ pub(crate) const MEDIA_TYPE: Kind = kind(
     "The body must be application/json",
     None,
 );
+pub(crate) const RESIDES_ELSEWHERE: Kind = kind(
+    "resides_elsewhere",
+    StatusCode::MISDIRECTED_REQUEST,
+    "This app's data does not leave its region",
+    None,
+);
 pub(crate) const OVERLOADED: Kind = kind(
     "overloaded",
     StatusCode::SERVICE_UNAVAILABLE,
@@ -162,7 +168,7 @@ pub(crate) const STATUS_UNAVAILABLE: Kind = kind(
 
 /// Every kind, for the documentation.
 #[cfg(test)]
-pub(crate) const KINDS: [Kind; 23] = [
+pub(crate) const KINDS: [Kind; 24] = [
     MALFORMED,
     INVALID,
     CHANNEL_UNAVAILABLE,
@@ -172,6 +178,7 @@ pub(crate) const KINDS: [Kind; 23] = [
     METHOD,
     BODY_TIMEOUT,
     HOME_MOVE,
+    RESIDES_ELSEWHERE,
     KEY_IN_USE,
     KEY_REUSED,
     LETTER_UNREADABLE,

@@ -89,6 +89,11 @@ pub(crate) async fn put(
     if wanted.home.as_ref().is_some_and(|home| !parts.is_region(home)) {
         return Err(Invalid::new("home", "must be a region of this mesh").into());
     }
+    if let (Some(home), Some(residency)) = (&wanted.home, &caller.app.residency)
+        && home != residency
+    {
+        return Err(Invalid::new("home", format!("must be {residency}, where this app's data stays")).into());
+    }
     let key = RecipientKey {
         app: caller.app.id.clone(),
         recipient,

@@ -98,6 +98,7 @@ impl Rig {
         let app = NewApp {
             id: app.parse().unwrap(),
             default_region: region("eu"),
+            residency: None,
             ambiguity: BTreeMap::new(),
             alerts: None,
             apns: None,
