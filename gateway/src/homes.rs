@@ -1,12 +1,47 @@
 //! Where a recipient's facts are, and making a home for one who has none.
 
+use std::time::Duration;
+
 use shared::{
     id::{AddressId, Region},
     nats::{facts, publish::NotStored},
-    recipient::{Fact, FactName, Profile, Recipient, RecipientKey},
+    recipient::{Address, Fact, FactName, Preferences, Profile, Recipient, RecipientKey},
 };
 
 use crate::parts::Parts;
+
+/// How often it is looked whether something has arrived.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Why a recipient was not moved, or not wholly.
+#[derive(Debug)]
+pub(crate) enum NotMoved {
+    /// One of the two homes does not answer.
+    Read(facts::NotRead),
+    /// The stream did not say that it stored something.
+    Write(NotStored),
+}
+
+impl From<facts::NotRead> for NotMoved {
+    fn from(error: facts::NotRead) -> Self {
+        Self::Read(error)
+    }
+}
+
+impl From<NotStored> for NotMoved {
+    fn from(error: NotStored) -> Self {
+        Self::Write(error)
+    }
+}
+
+fn facts_of(recipient: &Recipient) -> Vec<Fact> {
+    let addresses = recipient.addresses.iter();
+    let mut facts: Vec<Fact> = addresses.map(|(address, _)| Fact::Address(address.clone())).collect();
+    if recipient.preferences != Preferences::default() {
+        facts.push(Fact::Preferences(recipient.preferences.clone()));
+    }
+    facts
+}
 
 impl Parts {
     /// The home of `key`, registered or not: nobody's facts are elsewhere.
@@ -31,6 +66,51 @@ impl Parts {
         if self.directory.home(key).as_ref() != Some(&home) {
             self.directory.put_home(&self.js, &self.here, key, &home, at).await?;
         }
+        Ok(())
+    }
+
+    /// Moves a recipient from `from` to the home that `profile` names, with all that is known of it. Both regions must
+    /// answer. Safe to repeat after any interruption. From the moment at which the former home knows, its workers send on
+    /// what comes there.
+    pub(crate) async fn relocate(&self, from: &Region, key: &RecipientKey, profile: Profile) -> Result<(), NotMoved> {
+        let to = profile.home.clone();
+        let before = self.read(from, key).await?;
+        for fact in facts_of(&before) {
+            self.write(&to, key, fact).await?;
+        }
+        self.write(&to, key, Fact::Profile(profile.clone())).await?;
+        // What travels there arrives in order, so the profile comes last.
+        while self.read(&to, key).await?.profile.as_ref() != Some(&profile) {
+            tokio::time::sleep(LOOK).await;
+        }
+        // What stays behind says where to and nothing else.
+        let sign = Profile {
+            locale: None,
+            timezone: None,
+            ..profile.clone()
+        };
+        self.write(from, key, Fact::Profile(sign.clone())).await?;
+        // The profile there comes last too: what else was written before it is known now.
+        let after = loop {
+            let after = self.read(from, key).await?;
+            if after.profile.as_ref() == Some(&sign) {
+                break after;
+            }
+            tokio::time::sleep(LOOK).await;
+        };
+        let is_new = |(_, revision): &&(Address, u64)| !before.addresses.iter().any(|(_, known)| known == revision);
+        for (address, _) in after.addresses.iter().filter(is_new) {
+            self.write(&to, key, Fact::Address(address.clone())).await?;
+        }
+        if after.preferences != before.preferences {
+            self.write(&to, key, Fact::Preferences(after.preferences)).await?;
+        }
+        let at = profile.updated_at;
+        self.directory.put_home(&self.js, &self.here, key, &to, at).await?;
+        for (address, _) in &after.addresses {
+            facts::remove(&self.js, &self.here, from, key, FactName::Address(address.id)).await?;
+        }
+        facts::remove(&self.js, &self.here, from, key, FactName::Preferences).await?;
         Ok(())
     }
 

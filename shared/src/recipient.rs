@@ -212,6 +212,12 @@ impl Recipient {
         }
     }
 
+    /// Where the recipient lives now, if it lived in `here` and moved: the profile stays and says so.
+    pub fn moved_to(&self, here: &Region) -> Option<&Region> {
+        let home = &self.profile.as_ref()?.home;
+        (home != here).then_some(home)
+    }
+
     /// Whether any fact is known.
     pub fn is_known(&self) -> bool {
         self.profile.is_some() || !self.addresses.is_empty()

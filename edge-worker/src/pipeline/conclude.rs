@@ -178,7 +178,7 @@ impl Pipeline {
         let attempt = job.attempt + 1;
         let mut headers = envelope::retry_headers(job, &event, attempt, address);
         headers.insert("Nats-Schedule", format!("@at {due}"));
-        let lane = lane(job, self);
+        let lane = self.lane(job);
         headers.insert(
             "Nats-Schedule-Target",
             match whose {
@@ -258,15 +258,6 @@ impl Verdict {
     }
 }
 
-fn lane(job: &Job, pipeline: &Pipeline) -> subject::Lane {
-    subject::Lane {
-        channel: job.channel,
-        region: pipeline.region.clone(),
-        class: job.class,
-        app: job.app.clone(),
-    }
-}
-
 /// A message that will not be tried again.
 #[derive(Debug)]
 pub(super) struct DeadLetter {
@@ -284,7 +275,7 @@ impl DeadLetter {
     /// The letter of a delivery that will not be tried again.
     pub(super) fn of(job: &Job, address: AddressId, reason: Reason, pipeline: &Pipeline) -> Self {
         Self {
-            subject: lane(job, pipeline).dead(),
+            subject: pipeline.lane(job).dead(),
             id: format!("{}:{}", job.delivery(address), job.attempt),
             reason,
             detail: None,
@@ -295,23 +286,7 @@ impl DeadLetter {
 
     /// Keeps the message as it came, with why it died.
     pub(super) async fn send(self, pipeline: &Pipeline, delivery: &Delivery) -> Result<(), publish::NotStored> {
-        let mut headers = async_nats::HeaderMap::new();
-        for (name, values) in delivery.headers().iter() {
-            // The server's own headers would change how the copy is treated.
-            let name: &str = name.as_ref();
-            if name.to_ascii_lowercase().starts_with("nats-") {
-                continue;
-            }
-            for value in values {
-                headers.append(name, value.as_str());
-            }
-        }
-        // Whoever published without an event id in the body gave it as the message id; a replay needs it.
-        if envelope::header(&headers, envelope::EVENT_ID).is_none()
-            && let Some(id) = envelope::header(delivery.headers(), "Nats-Msg-Id")
-        {
-            headers.insert(envelope::EVENT_ID, id);
-        }
+        let mut headers = envelope::kept(delivery.headers());
         headers.insert(NATS_MESSAGE_ID, self.id);
         headers.insert(envelope::SUBJECT, delivery.subject().as_str());
         headers.insert(envelope::REASON, &*self.reason);

@@ -98,7 +98,14 @@ impl Pipeline {
     /// Ends the path of a job that was done before.
     pub(super) fn repeated(&self, delivery: Delivery, job: &Job, reserved: Reserved) -> Stop {
         self.telemetry.metrics.duplicate();
-        Stop::Settle(Box::new(Settlement {
+        Stop::silently(delivery, job, reserved)
+    }
+}
+
+impl Stop {
+    /// Ends the path of a job of which there is nothing more to be said here.
+    pub(super) fn silently(delivery: Delivery, job: &Job, reserved: Reserved) -> Self {
+        Self::Settle(Box::new(Settlement {
             ticket: Ticket::new(delivery, Some(reserved), None),
             app: job.app.clone(),
             origin: job.origin.clone(),

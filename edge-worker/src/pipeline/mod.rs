@@ -5,6 +5,7 @@ mod conclude;
 mod decide;
 mod dedupe;
 mod deliver;
+mod forward;
 mod hold;
 mod open;
 mod pull;

@@ -52,6 +52,9 @@ impl Pipeline {
                 }
             },
         };
+        if let Some(home) = recipient.moved_to(&self.region).cloned() {
+            return Err(Box::pin(self.forward(delivery, &job, reserved, &home)).await);
+        }
         let known = recipient.is_known();
         recipient.addresses.retain(|(address, _)| takes(address, &job));
         let reachable = !recipient.addresses.is_empty();

@@ -12,6 +12,8 @@ use shared::{
 };
 use utoipa::ToSchema;
 
+use crate::homes::NotMoved;
+
 /// A kind of problem: its stable code, its status, and a title for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kind {
@@ -67,12 +69,6 @@ pub(crate) const BODY_TIMEOUT: Kind = kind(
     "body_timeout",
     StatusCode::REQUEST_TIMEOUT,
     "The body did not arrive in time",
-    None,
-);
-pub(crate) const HOME_MOVE: Kind = kind(
-    "home_move_unsupported",
-    StatusCode::CONFLICT,
-    "A recipient's home cannot be changed yet",
     None,
 );
 pub(crate) const KEY_IN_USE: Kind = kind(
@@ -168,7 +164,7 @@ pub(crate) const STATUS_UNAVAILABLE: Kind = kind(
 
 /// Every kind, for the documentation.
 #[cfg(test)]
-pub(crate) const KINDS: [Kind; 24] = [
+pub(crate) const KINDS: [Kind; 23] = [
     MALFORMED,
     INVALID,
     CHANNEL_UNAVAILABLE,
@@ -177,7 +173,6 @@ pub(crate) const KINDS: [Kind; 24] = [
     NOT_FOUND,
     METHOD,
     BODY_TIMEOUT,
-    HOME_MOVE,
     RESIDES_ELSEWHERE,
     KEY_IN_USE,
     KEY_REUSED,
@@ -314,6 +309,15 @@ impl From<NotStored> for Problem {
 impl From<NotRead> for Problem {
     fn from(error: NotRead) -> Self {
         Self::new(HOME_UNREACHABLE, error.to_string())
+    }
+}
+
+impl From<NotMoved> for Problem {
+    fn from(error: NotMoved) -> Self {
+        match error {
+            NotMoved::Read(error) => error.into(),
+            NotMoved::Write(error) => error.into(),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     auth::{Caller, ToRead, ToWrite},
     body::Json,
     named::Named,
-    problem::{Document, HOME_MOVE, NOT_FOUND, Problem},
+    problem::{Document, NOT_FOUND, Problem, TIMEOUT},
 };
 use crate::parts::Parts;
 
@@ -61,7 +61,8 @@ pub(crate) struct RecipientResponse {
 
 /// Register or replace a recipient
 ///
-/// The whole state is replaced; addresses and preferences stay as they are.
+/// The whole state is replaced; addresses and preferences stay as they are. Another home than before moves the recipient
+/// with all that is known of it; both regions must answer. What is under way to the former home is sent on.
 #[utoipa::path(
     put,
     path = "/v1/recipients/{recipient_id}",
@@ -72,8 +73,6 @@ pub(crate) struct RecipientResponse {
     responses(
         (status = 200, description = "Replaced", body = RecipientResponse),
         (status = 201, description = "Registered", body = RecipientResponse),
-        (status = 409, description = "Another home than the one it has", body = Document,
-            content_type = "application/problem+json"),
         (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
         (status = 503, description = "Not stored; repeat", body = Document, content_type = "application/problem+json"),
     ),
@@ -99,27 +98,26 @@ pub(crate) async fn put(
         recipient,
     };
     let known = parts.directory.home(&key);
-    if let (Some(known), Some(home)) = (&known, &wanted.home)
-        && known != home
-    {
-        let detail = format!("The recipient lives in {known}. Moving it to another region is not supported yet.");
-        return Err(Problem::new(HOME_MOVE, detail));
-    }
     let status = if known.is_some() {
         StatusCode::OK
     } else {
         StatusCode::CREATED
     };
-    let home = known
-        .or(wanted.home)
-        .unwrap_or_else(|| caller.app.default_region.clone());
+    let home = (wanted.home.or(known.clone())).unwrap_or_else(|| caller.app.default_region.clone());
     let profile = Profile {
         home,
         locale: wanted.locale,
         timezone: wanted.timezone,
         updated_at: parts.clock.now(),
     };
-    parts.settle(&key, profile.clone()).await?;
+    match known.filter(|known| *known != profile.home) {
+        Some(from) => {
+            let moving = parts.relocate(&from, &key, profile.clone());
+            let moved = tokio::time::timeout(parts.limits.request_timeout(), moving).await;
+            moved.map_err(|_| Problem::new(TIMEOUT, "Repeat; what was done of the move stays."))??;
+        }
+        None => parts.settle(&key, profile.clone()).await?,
+    }
     Ok((status, axum::Json(RecipientResponse::of(key.recipient, profile, None))).into_response())
 }
 

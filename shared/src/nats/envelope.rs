@@ -23,6 +23,8 @@ pub const EVENT_ID: &str = "Peal-Event-Id";
 pub const ATTEMPT: &str = "Peal-Attempt";
 /// The address this message is for, on retries.
 pub const ADDRESS: &str = "Peal-Address";
+/// How often a message was sent on because its recipient moved.
+pub const FORWARDED: &str = "Peal-Forwarded";
 /// Why a message is a dead letter: a stable word.
 pub const REASON: &str = "Peal-Reason";
 /// What is wrong with it, for people.
@@ -48,6 +50,26 @@ pub fn headers(id: JobId, accepted_at: Timestamp, origin: &Region) -> HeaderMap 
     headers.insert(NATS_MESSAGE_ID, id.to_string());
     headers.insert(ACCEPTED_AT, accepted_at.as_millisecond().to_string());
     headers.insert(ORIGIN, origin.as_str());
+    headers
+}
+
+/// What a copy of a message keeps of its headers: all but the server's own, which would change how the copy is treated.
+/// Whoever published without an event id in the body gave it as the message id; the copy has it as the event id.
+pub fn kept(of: &HeaderMap) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, values) in of.iter() {
+        let name: &str = name.as_ref();
+        if !name.to_ascii_lowercase().starts_with("nats-") {
+            for value in values {
+                headers.append(name, value.as_str());
+            }
+        }
+    }
+    if header(&headers, EVENT_ID).is_none()
+        && let Some(id) = header(of, "Nats-Msg-Id")
+    {
+        headers.insert(EVENT_ID, id);
+    }
     headers
 }
 
