@@ -37,6 +37,7 @@ use crate::{
     alerts::Alerts,
     config::{Settings, Unusable},
     parts::Parts,
+    publish::Publisher,
     receipts::Receipts,
 };
 
@@ -95,6 +96,7 @@ impl Gateway {
             instance,
             here,
             regions,
+            publisher: Publisher::new(settings.mesh.durability, &js),
             directory: Directory::default(),
             config: Config::default(),
             receipts: Receipts::new(js.clone(), settings.limits.status_notifications),

@@ -104,7 +104,7 @@ async fn wait_quiet(peal: &Peal) -> anyhow::Result<(bool, Vec<String>)> {
         let mesh = topology::Mesh {
             region: region.name.parse()?,
             regions: Vec::new(),
-            replicas: 1,
+            durability: topology::Durability::default(),
             max_bytes: -1,
         };
         for (stream, config) in mesh.workers_consumers() {
