@@ -136,7 +136,7 @@ impl Gateway {
             serving.await;
             answered.cancel();
         });
-        tracing::info!(%addr, region = %parts.here, "serving");
+        tracing::info!(%addr, region = %parts.here, durability = ?settings.mesh.durability, "serving");
         Ok(Self { addr, parts })
     }
 

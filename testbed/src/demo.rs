@@ -42,7 +42,10 @@ use say;
 /// When a part of the mesh does not come up.
 pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
-    say!("Peal demo: two regions and a hub on this machine (streams have one copy and are flushed every 2 minutes)\n")?;
+    say!("Peal demo: two regions and a hub on this machine")?;
+    say!(
+        "Durability \"demo\": one copy, flushed every 2 minutes; a kill loses nothing, a power cut up to that much\n"
+    )?;
     let nats_server = tokio::task::spawn_blocking(move || nats::obtain(args.nats_server)).await??;
     say!("  nats-server  {}", nats_server.display())?;
     let sink = Sink::start().await?;

@@ -10,7 +10,7 @@
 //! process is the simulator and measures; the load comes from a process of its own, so that each can be charged for the
 //! CPU time it used.
 //!
-//! `bench durable` measures what it costs that an acknowledgement survives a power cut; see [`durable`].
+//! `bench durable` measures what it costs that an acknowledgement survives a power cut.
 
 mod cold;
 mod cpu;
