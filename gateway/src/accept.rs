@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures::{StreamExt, stream};
+use futures::{StreamExt, pin_mut};
 use shared::{
     app::App,
     channel::{Channel, Class},
@@ -21,9 +21,6 @@ use crate::{
     parts::Parts,
     publish::{Outgoing, store},
 };
-
-/// Messages of one request that are unacknowledged at one time.
-const PIPELINE: usize = 1024;
 
 /// What a caller asks for.
 #[derive(Debug)]
@@ -81,7 +78,7 @@ pub(crate) async fn accept(parts: &Parts, order: Order, trace: &Trace) -> Result
             app: key.app,
         };
         jobs.push(Outgoing {
-            subject: lane.notify(),
+            lane,
             headers: envelope::headers(id, at, &parts.here),
             payload: content.to(&key.recipient),
             id,
@@ -109,24 +106,11 @@ pub(crate) async fn accept(parts: &Parts, order: Order, trace: &Trace) -> Result
     })
 }
 
-/// Publishes all and then waits for all: how many there are, and how many the streams had already.
-async fn store_all(parts: &Parts, mut jobs: Vec<Outgoing>, trace: &Trace) -> Result<(usize, usize), Refused> {
+/// Publishes all and waits for all: how many there are, and how many the streams had already.
+async fn store_all(parts: &Parts, jobs: Vec<Outgoing>, trace: &Trace) -> Result<(usize, usize), Refused> {
     let count = jobs.len();
-    if count == 1
-        && let Some(job) = jobs.pop()
-    {
-        let stored = store(parts, job, trace).await.map_err(|why| Refused::NotStored {
-            why,
-            stored: 0,
-            jobs: 1,
-        })?;
-        return Ok((1, usize::from(stored.duplicate)));
-    }
-    // Acknowledgements are taken while messages are still being sent: requests that only sent until all places for
-    // unacknowledged messages were taken would wait for each other for ever.
-    let mut acks = stream::iter(jobs)
-        .map(|job| store(parts, job, trace))
-        .buffer_unordered(PIPELINE);
+    let acks = store(parts, jobs, trace);
+    pin_mut!(acks);
     let (mut stored, mut duplicates, mut refused) = (0, 0, None);
     while let Some(ack) = acks.next().await {
         match ack {

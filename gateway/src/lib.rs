@@ -38,6 +38,7 @@ use crate::{
     alerts::Alerts,
     config::{Settings, Unusable},
     parts::Parts,
+    publish::Publisher,
     receipts::Receipts,
     upkeep::Upkeep,
 };
@@ -97,6 +98,7 @@ impl Gateway {
         let parts = Arc::new(Parts {
             instance,
             here,
+            publisher: Publisher::new(settings.mesh.durability, &js),
             directory: Directory::default(),
             config,
             receipts: Receipts::new(js.clone(), settings.limits.status_notifications),
@@ -134,7 +136,7 @@ impl Gateway {
             serving.await;
             answered.cancel();
         });
-        tracing::info!(%addr, region = %parts.here, "serving");
+        tracing::info!(%addr, region = %parts.here, durability = ?settings.mesh.durability, "serving");
         Ok(Self { addr, parts })
     }
 

@@ -10,7 +10,7 @@ use shared::{
 };
 use tokio::sync::Semaphore;
 
-use crate::{config::Limits, receipts::Receipts, record::Recorder};
+use crate::{config::Limits, publish::Publisher, receipts::Receipts, record::Recorder};
 
 /// The parts of a running gateway.
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub(crate) struct Parts {
     pub(crate) instance: String,
     pub(crate) here: Region,
     pub(crate) js: async_nats::jetstream::Context,
+    pub(crate) publisher: Publisher,
     pub(crate) directory: Directory,
     pub(crate) config: Config,
     pub(crate) mesh_key: MeshKey,

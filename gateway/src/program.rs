@@ -86,7 +86,7 @@ async fn issue(settings: &Settings, file: &Path) -> Result<(), Box<dyn Error>> {
     telemetry::start_logs(&settings.telemetry)?;
     let mesh_key = settings.check()?;
     let client = connect::connect(&settings.nats, "provision").await?;
-    let issued = provision::run(client, &mesh_key, settings.mesh.replicas, file).await?;
+    let issued = provision::run(client, &mesh_key, settings.mesh.durability.replicas(), file).await?;
     let mut out = io::stdout().lock();
     for key in issued {
         let scopes: Vec<&str> = key.scopes.iter().map(|scope| scope.as_str()).collect();

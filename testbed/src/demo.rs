@@ -52,9 +52,9 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         "--regions: must name {}, where the play is set",
         scenes::STAGE.join(" and ")
     );
+    say!("Peal demo: {} regions and a hub on this machine", args.regions.len())?;
     say!(
-        "Peal demo: {} regions and a hub on this machine (streams have one copy and are flushed every 2 minutes)\n",
-        args.regions.len()
+        "Durability \"demo\": one copy, flushed every 2 minutes; a kill loses nothing, a power cut up to that much\n"
     )?;
     let nats_server = tokio::task::spawn_blocking(move || nats::obtain(args.nats_server)).await??;
     say!("  nats-server  {}", nats_server.display())?;

@@ -15,7 +15,10 @@ use shared::{
     api_key::Scope,
     app::Ambiguity,
     channel::Channel,
-    nats::connect::{self, Nats},
+    nats::{
+        connect::{self, Nats},
+        topology::Durability,
+    },
     seal::MeshKey,
     site::Site,
 };
@@ -70,6 +73,10 @@ pub struct Plan {
     pub provider_settings: String,
     /// Most bytes of the streams of work.
     pub max_bytes: i64,
+    /// When the nats-servers flush to the disk.
+    pub sync_interval: nats::SyncInterval,
+    /// What gateways and workers are told of that.
+    pub durability: Durability,
     /// Whether the parts reach each other through proxies that can make trouble, and the seed of those.
     pub proxies: Option<u64>,
 }
@@ -96,6 +103,8 @@ impl Plan {
             gateway_settings: String::new(),
             provider_settings: String::new(),
             max_bytes: -1,
+            sync_interval: nats::SyncInterval::default(),
+            durability: Durability::default(),
             proxies: None,
         }
     }
@@ -235,7 +244,10 @@ impl Peal {
         let folder = tempfile::tempdir()?;
         let names: Vec<&str> = plan.regions.iter().map(String::as_str).collect();
         let mut links = Vec::new();
-        let settings = nats::Settings::new(&plan.nats_server);
+        let settings = nats::Settings {
+            sync_interval: plan.sync_interval,
+            ..nats::Settings::new(&plan.nats_server)
+        };
         let nats = nats::Mesh::start_linked(settings, &names, |region, hub| {
             leaf_url(&plan, &mut links, region, hub.leaf_port())
         })
@@ -452,11 +464,12 @@ impl Peal {
             .map(|url| format!("otlp_endpoint = \"{url}\"\n"))
             .unwrap_or_default();
         Ok(format!(
-            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\nuser = \"{}\"\npassword = \"{}\"\n[mesh]\nregion = \"{region}\"\nmax_bytes = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
+            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\nuser = \"{}\"\npassword = \"{}\"\n[mesh]\nregion = \"{region}\"\nmax_bytes = {}\ndurability = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
             self.mesh_key,
             nats::USER,
             nats::PASSWORD,
             self.plan.max_bytes,
+            serde_json::to_string(&self.plan.durability)?,
             self.plan.sample_ratio,
         ))
     }

@@ -9,39 +9,67 @@ use std::{
 };
 
 use serde_json::json;
+use shared::nats::{
+    connect, direct,
+    topology::{self, Domain, Durability},
+};
 use testbed::{
     audit::Audit,
-    nats,
+    nats::{self, SyncInterval},
     peal::{Peal, Plan},
     providers::LogMode,
 };
 use tokio::{sync::Mutex, task::JoinSet};
 
 const NOTIFICATIONS: usize = 20_000;
-const A_REQUEST: usize = 20;
+/// Recipients of a request.
+const FEW: usize = 20;
+/// So many that the jobs of a request for one region are worth a batch.
+const MANY: usize = 200;
 const RECIPIENTS: usize = 400;
 const IN_FLIGHT: usize = 128;
 
-async fn start() -> Peal {
-    let server = nats::from_env().unwrap();
-    let plan = Plan {
+fn plan() -> Plan {
+    Plan {
         regions: vec!["eu".into()],
         sample_ratio: 0.0,
         log: LogMode::Counting,
         worker_settings: format!("in_flight = {IN_FLIGHT}"),
-        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), server)
-    };
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    }
+}
+
+/// Two regions whose servers flush before they acknowledge, and gateways that share flushes.
+fn single() -> Plan {
+    Plan {
+        regions: vec!["eu".into(), "us".into()],
+        workers: 1,
+        sync_interval: SyncInterval::Always,
+        durability: Durability::Single,
+        ..plan()
+    }
+}
+
+async fn start(plan: Plan) -> Peal {
     let peal = Peal::start(plan).await.unwrap();
+    let mut last = String::new();
     for number in 0..RECIPIENTS {
-        peal.register(&format!("r{number}"), "eu", &[("apns", &format!("{number:064x}"))])
+        let home = &peal.regions[number % peal.regions.len()].name;
+        last = format!("r{number}");
+        peal.register(&last, home, &[("apns", &format!("{number:064x}"))])
             .await
             .unwrap();
+    }
+    // Homes are learned in their order.
+    let path = format!("/v1/recipients/{last}");
+    while peal.ask("GET", "eu", &path, None).await.unwrap().0 != 200 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     peal
 }
 
 /// Sends everything, repeating with the same event id whatever was not answered with 202, as a caller should.
-async fn send(peal: Arc<Mutex<Peal>>, sent: Arc<std::sync::atomic::AtomicUsize>) {
+async fn send(peal: Arc<Mutex<Peal>>, a_request: usize, sent: Arc<std::sync::atomic::AtomicUsize>) {
     let (url, key, http) = {
         let peal = peal.lock().await;
         (
@@ -54,9 +82,9 @@ async fn send(peal: Arc<Mutex<Peal>>, sent: Arc<std::sync::atomic::AtomicUsize>)
     for lane in 0..8 {
         let (url, key, http, sent) = (url.clone(), key.clone(), http.clone(), sent.clone());
         senders.spawn(async move {
-            for request in (lane..NOTIFICATIONS / A_REQUEST).step_by(8) {
-                let first = request * A_REQUEST;
-                let recipients: Vec<String> = (first..first + A_REQUEST)
+            for request in (lane..NOTIFICATIONS / a_request).step_by(8) {
+                let first = request * a_request;
+                let recipients: Vec<String> = (first..first + a_request)
                     .map(|number| format!("r{}", number % RECIPIENTS))
                     .collect();
                 let body = json!({
@@ -76,7 +104,7 @@ async fn send(peal: Arc<Mutex<Peal>>, sent: Arc<std::sync::atomic::AtomicUsize>)
                     }
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
-                sent.fetch_add(A_REQUEST, std::sync::atomic::Ordering::Relaxed);
+                sent.fetch_add(a_request, std::sync::atomic::Ordering::Relaxed);
             }
         });
     }
@@ -105,6 +133,16 @@ async fn check(peal: &Peal, most_doubled: usize) {
     );
 }
 
+/// Whether any of the first jobs for the other region was stored in a batch.
+async fn has_batches(peal: &Peal) -> bool {
+    let js = connect::jetstream(peal.connect("eu").await.unwrap());
+    let found = direct::from(&js, &Domain::Here, topology::OUTBOX, "notify.>", 1, 1000).await;
+    found
+        .unwrap()
+        .iter()
+        .any(|job| job.headers.get("Nats-Batch-Id").is_some())
+}
+
 async fn wait_for(sent: &std::sync::atomic::AtomicUsize, count: usize) {
     while sent.load(std::sync::atomic::Ordering::Relaxed) < count {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -113,9 +151,9 @@ async fn wait_for(sent: &std::sync::atomic::AtomicUsize, count: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edge_worker_is_killed() {
-    let peal = Arc::new(Mutex::new(start().await));
+    let peal = Arc::new(Mutex::new(start(plan()).await));
     let sent = Arc::default();
-    let sending = tokio::spawn(send(peal.clone(), Arc::clone(&sent)));
+    let sending = tokio::spawn(send(peal.clone(), FEW, Arc::clone(&sent)));
     wait_for(&sent, NOTIFICATIONS / 3).await;
     {
         let mut peal = peal.lock().await;
@@ -131,9 +169,18 @@ async fn an_edge_worker_is_killed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_nats_server_is_killed() {
-    let peal = Arc::new(Mutex::new(start().await));
+    the_nats_server_is_killed_in(plan(), FEW).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nats_server_is_killed_in_a_batch() {
+    the_nats_server_is_killed_in(single(), MANY).await;
+}
+
+async fn the_nats_server_is_killed_in(plan: Plan, a_request: usize) {
+    let peal = Arc::new(Mutex::new(start(plan).await));
     let sent = Arc::default();
-    let sending = tokio::spawn(send(peal.clone(), Arc::clone(&sent)));
+    let sending = tokio::spawn(send(peal.clone(), a_request, Arc::clone(&sent)));
     wait_for(&sent, NOTIFICATIONS / 3).await;
     {
         let peal = peal.lock().await;
@@ -142,14 +189,27 @@ async fn the_nats_server_is_killed() {
         peal.nats.region("eu").restart().await.unwrap();
     }
     sending.await.unwrap();
-    check(&*peal.lock().await, 2 * IN_FLIGHT).await;
+    let peal = peal.lock().await;
+    check(&peal, 2 * IN_FLIGHT).await;
+    if a_request == MANY {
+        assert!(has_batches(&peal).await);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_gateway_is_killed() {
-    let peal = Arc::new(Mutex::new(start().await));
+    the_gateway_is_killed_in(plan(), FEW).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateway_is_killed_in_a_batch() {
+    the_gateway_is_killed_in(single(), MANY).await;
+}
+
+async fn the_gateway_is_killed_in(plan: Plan, a_request: usize) {
+    let peal = Arc::new(Mutex::new(start(plan).await));
     let sent = Arc::default();
-    let sending = tokio::spawn(send(peal.clone(), Arc::clone(&sent)));
+    let sending = tokio::spawn(send(peal.clone(), a_request, Arc::clone(&sent)));
     wait_for(&sent, NOTIFICATIONS / 3).await;
     {
         let mut peal = peal.lock().await;
@@ -160,14 +220,18 @@ async fn the_gateway_is_killed() {
         gateway.restart(&program).unwrap();
     }
     sending.await.unwrap();
-    check(&*peal.lock().await, 0).await;
+    let peal = peal.lock().await;
+    check(&peal, 0).await;
+    if a_request == MANY {
+        assert!(has_batches(&peal).await);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_process_is_restarted_in_turn_and_nothing_is_doubled() {
-    let peal = Arc::new(Mutex::new(start().await));
+    let peal = Arc::new(Mutex::new(start(plan()).await));
     let sent = Arc::default();
-    let sending = tokio::spawn(send(peal.clone(), Arc::clone(&sent)));
+    let sending = tokio::spawn(send(peal.clone(), FEW, Arc::clone(&sent)));
     wait_for(&sent, NOTIFICATIONS / 4).await;
     {
         let mut peal = peal.lock().await;

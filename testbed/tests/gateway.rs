@@ -8,6 +8,8 @@ mod rig;
 mod accept;
 #[path = "gateway/access.rs"]
 mod access;
+#[path = "gateway/durable.rs"]
+mod durable;
 #[path = "gateway/faults.rs"]
 mod faults;
 #[path = "gateway/recipients.rs"]

@@ -106,11 +106,14 @@ fn without_password(urls: &str) -> String {
     hosts.collect::<Vec<_>>().join(",")
 }
 
+/// How long a stream has to say that it stored something.
+pub(super) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// JetStream over `client`, with many publishes in flight.
 pub fn jetstream(client: Client) -> jetstream::Context {
     jetstream::context::ContextBuilder::new()
         .timeout(Duration::from_secs(5))
-        .ack_timeout(Duration::from_secs(5))
+        .ack_timeout(ACK_TIMEOUT)
         .max_ack_inflight(8192)
         .backpressure_on_inflight(true)
         .build(client)

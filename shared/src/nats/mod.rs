@@ -1,6 +1,7 @@
 //! Everything that knows NATS: subjects, streams, and how Peal's nouns travel on them.
 
 pub mod audit;
+pub mod batch;
 pub mod config;
 pub mod connect;
 pub mod direct;

@@ -11,7 +11,7 @@ use async_nats::{
         stream::{Config, DiscardPolicy, External, RetentionPolicy, Source, SubjectTransform},
     },
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::subject;
@@ -99,16 +99,12 @@ const WORK_AGE: Duration = Duration::from_secs(MAX_TTL_S as u64 + 2 * 24 * 3600)
 pub struct Here {
     /// Its name.
     pub region: Region,
-    /// Copies of every stream: 1, or 3 with three servers a region.
-    #[serde(default = "one")]
-    pub replicas: usize,
+    /// What is stored survives what; the same in every process of the region.
+    #[serde(default)]
+    pub durability: Durability,
     /// Most bytes of [`NOTIFY`] and [`OUTBOX`] each; a full stream refuses. -1 for no limit but the disk.
     #[serde(default = "unlimited")]
     pub max_bytes: i64,
-}
-
-fn one() -> usize {
-    1
 }
 
 fn unlimited() -> i64 {
@@ -122,6 +118,38 @@ pub struct Mesh {
     pub here: Here,
     /// Every region of the mesh; this one may be among them.
     pub regions: Vec<Region>,
+}
+
+/// What a region's servers are trusted with. A process that is killed loses nothing with any of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// One copy. A power cut loses what was not yet flushed to the disk: of a server's own default, two minutes.
+    #[default]
+    Demo,
+    /// One copy, on the disk before it is acknowledged (`sync_interval: always`). A power cut loses nothing.
+    Single,
+    /// Three copies, each on its disk before it counts. The loss of a whole server loses nothing either.
+    Production,
+}
+
+impl Durability {
+    /// Copies of every stream, each on a server of its own.
+    pub fn replicas(self) -> usize {
+        match self {
+            Self::Demo | Self::Single => 1,
+            Self::Production => 3,
+        }
+    }
+
+    /// Whether a flush to the disk is waited for that only an atomic batch shares. Where none is waited for, and where
+    /// three copies agree, which they do in groups, single publishes are faster.
+    pub fn wants_batches(self) -> bool {
+        match self {
+            Self::Single => true,
+            Self::Demo | Self::Production => false,
+        }
+    }
 }
 
 impl Here {
@@ -142,7 +170,7 @@ impl Here {
             name: name.to_owned(),
             subjects,
             discard: DiscardPolicy::New,
-            num_replicas: self.replicas,
+            num_replicas: self.durability.replicas(),
             allow_direct: true,
             ..Config::default()
         }
@@ -646,7 +674,7 @@ mod tests {
         Mesh {
             here: Here {
                 region: parse(region),
-                replicas: 1,
+                durability: Durability::default(),
                 max_bytes: -1,
             },
             regions: vec![parse("eu"), parse("us")],

@@ -9,9 +9,12 @@
 //! Everything shares the machine, so what a and b leave for a system that does both is S = 1 ÷ (1/a + 1/b). This
 //! process is the simulator and measures; the load comes from a process of its own, so that each can be charged for the
 //! CPU time it used.
+//!
+//! `bench durable` measures what it costs that an acknowledgement survives a power cut.
 
 mod cold;
 mod cpu;
+mod durable;
 mod figures;
 mod load;
 mod machine;
@@ -32,6 +35,9 @@ use crate::nats;
 /// How the benchmark runs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct BenchArgs {
+    /// What is measured.
+    #[arg(value_enum, default_value_t)]
+    pub what: What,
     /// How often everything is measured.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
@@ -53,6 +59,16 @@ pub struct BenchArgs {
     /// Makes load as told on standard input: how the benchmark starts its other process.
     #[arg(long, hide = true)]
     pub load: bool,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+pub enum What {
+    /// Peal against what its parts can do.
+    #[default]
+    Mesh,
+    /// Publishing to a server that flushes to the disk before it acknowledges.
+    Durable,
 }
 
 /// How much is measured.
@@ -105,7 +121,25 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let scale = args.scale();
     let given = args.nats_server.clone();
     let nats_server = tokio::task::spawn_blocking(move || nats::obtain(given)).await??;
-    let mut machine = Machine::watch(&nats_server).await?;
+    let machine = Machine::watch(&nats_server).await?;
+    let (text, json) = match args.what {
+        What::Mesh => mesh(scale, machine, nats_server).await?,
+        What::Durable => {
+            let results = durable::measure(scale, machine, nats_server).await?;
+            (results.markdown()?, serde_json::to_vec_pretty(&results)?)
+        }
+    };
+    if let Some(file) = &args.json {
+        std::fs::write(file, json).with_context(|| file.display().to_string())?;
+    }
+    let mut out = std::io::stdout();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The tables and the figures behind them.
+async fn mesh(scale: Scale, mut machine: Machine, nats_server: PathBuf) -> anyhow::Result<(String, Vec<u8>)> {
     eprintln!("starting a region, a gateway and an edge worker");
     let mut rig = Rig::start(nats_server).await?;
     let mut rounds = Vec::new();
@@ -122,11 +156,5 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         rounds,
         cold,
     };
-    if let Some(file) = &args.json {
-        std::fs::write(file, serde_json::to_vec_pretty(&results)?).with_context(|| file.display().to_string())?;
-    }
-    let mut out = std::io::stdout();
-    out.write_all(report::markdown(&results)?.as_bytes())?;
-    out.flush()?;
-    Ok(ExitCode::SUCCESS)
+    Ok((report::markdown(&results)?, serde_json::to_vec_pretty(&results)?))
 }

@@ -3,9 +3,10 @@
 use std::fmt::{self, Write};
 
 use super::{
-    Results,
+    Results, Scale,
     cpu::Each,
     figures::{Latency, Spread},
+    machine::Machine,
     rig::Measured,
     round::Round,
 };
@@ -13,7 +14,7 @@ use super::{
 /// All tables, as they can stand in a README.
 pub(super) fn markdown(results: &Results) -> Result<String, fmt::Error> {
     let mut text = String::new();
-    machine(&mut text, results)?;
+    machine(&mut text, results.scale, &results.machine)?;
     throughput(&mut text, &results.rounds)?;
     cpu(&mut text, &results.rounds)?;
     latency(&mut text, &results.rounds)?;
@@ -21,8 +22,8 @@ pub(super) fn markdown(results: &Results) -> Result<String, fmt::Error> {
     Ok(text)
 }
 
-fn machine(text: &mut String, results: &Results) -> fmt::Result {
-    let (scale, machine) = (results.scale, &results.machine);
+/// What it ran on, and whether that was at rest.
+pub(super) fn machine(text: &mut String, scale: Scale, machine: &Machine) -> fmt::Result {
     writeln!(
         text,
         "{} cores with everything on them; {}; {} rounds, {} s a measurement; median (least – most). Load average at the \
@@ -95,7 +96,8 @@ fn throughput(text: &mut String, rounds: &[Round]) -> fmt::Result {
     )
 }
 
-fn row(text: &mut String, name: &str, spread: Spread, digits: usize) -> fmt::Result {
+/// A line of a table with one figure.
+pub(super) fn row(text: &mut String, name: &str, spread: Spread, digits: usize) -> fmt::Result {
     let Spread { median, least, most } = spread;
     writeln!(
         text,

@@ -47,6 +47,19 @@ pub(super) struct Measured {
     pub(super) latency: Latency,
 }
 
+/// Where everything of a mesh is.
+pub(super) fn target(peal: &Peal) -> anyhow::Result<Target> {
+    let gateway = &peal.region(sample::REGION).gateway.url;
+    Ok(Target {
+        nats: peal.nats.region(sample::REGION).url(),
+        gateway: gateway.trim_start_matches("http://").parse()?,
+        key: peal.key.clone(),
+        apns: peal.apns.addr().port(),
+        ca_pem: peal.apns.ca_pem().to_owned(),
+        provider_token: peal.apns.key().provider_token(now_s())?,
+    })
+}
+
 impl Rig {
     pub(super) async fn start(nats_server: PathBuf) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?;
@@ -58,15 +71,7 @@ impl Rig {
             ..Plan::new(program.clone(), nats_server)
         };
         let peal = Peal::start(plan).await?;
-        let gateway = &peal.region(sample::REGION).gateway.url;
-        let target = Target {
-            nats: peal.nats.region(sample::REGION).url(),
-            gateway: gateway.trim_start_matches("http://").parse()?,
-            key: peal.key.clone(),
-            apns: peal.apns.addr().port(),
-            ca_pem: peal.apns.ca_pem().to_owned(),
-            provider_token: peal.apns.key().provider_token(now_s())?,
-        };
+        let target = target(&peal)?;
         let rig = Self { peal, target, program };
         rig.register().await?;
         let warm_up = Work::Gateway {
@@ -130,7 +135,7 @@ impl Rig {
         let done = load::start(&self.program, &order).await?;
         let mut took = done.took;
         match work {
-            Work::JetStream | Work::PubAck { .. } => {}
+            Work::JetStream | Work::Singly { .. } | Work::Together { .. } | Work::PubAck { .. } => {}
             // Four pushes come before the clock is started.
             Work::Sender => self.expect(done.count + 4).await?,
             Work::Gateway { .. } | Work::Accept { .. } => {

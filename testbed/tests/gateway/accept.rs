@@ -219,7 +219,7 @@ async fn a_key_that_was_used_in_one_region_is_known_in_the_others() {
         let mesh = topology::Mesh {
             here: topology::Here {
                 region: region(name),
-                replicas: 1,
+                durability: topology::Durability::default(),
                 max_bytes: -1,
             },
             regions: vec![region("eu"), region("us")],

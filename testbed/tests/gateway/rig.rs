@@ -16,13 +16,13 @@ use shared::{
     clock::Clock,
     id::{AppId, Region},
     lifecycle::Lifecycle,
-    nats::connect,
+    nats::{connect, topology::Durability},
     recipient::RecipientKey,
     seal::MeshKey,
     site::Site,
     telemetry::Telemetry,
 };
-use testbed::nats::{self, Mesh};
+use testbed::nats::{self, Mesh, SyncInterval};
 use tokio::time::{sleep, timeout};
 
 /// Longer than anything takes on a busy machine.
@@ -55,7 +55,24 @@ impl Rig {
 
     /// Starts with settings that `adjust` made from those of a test.
     pub(crate) async fn with(adjust: impl FnOnce(&mut Settings)) -> Self {
-        let nats = Mesh::start(nats::from_env().unwrap(), &["eu"]).await.unwrap();
+        Self::over(nats::from_env().unwrap().into(), adjust).await
+    }
+
+    /// As [`Self::with`], on servers that flush before they acknowledge.
+    pub(crate) async fn single(adjust: impl FnOnce(&mut Settings)) -> Self {
+        let servers = nats::Settings {
+            sync_interval: SyncInterval::Always,
+            ..nats::from_env().unwrap().into()
+        };
+        Self::over(servers, |settings| {
+            settings.mesh.durability = Durability::Single;
+            adjust(settings);
+        })
+        .await
+    }
+
+    async fn over(servers: nats::Settings, adjust: impl FnOnce(&mut Settings)) -> Self {
+        let nats = Mesh::start(servers, &["eu"]).await.unwrap();
         let mesh_key = STANDARD.encode([7; 32]);
         let mut settings = Settings::load(None).unwrap();
         settings.listen = "127.0.0.1:0".parse().unwrap();

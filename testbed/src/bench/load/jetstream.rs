@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 use async_nats::{
     HeaderMap,
     jetstream::{self, consumer::PullConsumer, context::PublishAckFuture},
@@ -15,6 +15,7 @@ use shared::{
     clock::Clock,
     id::{JobId, Region},
     nats::{
+        batch::{self, Batcher},
         connect::{self, Nats},
         envelope,
         topology::{self, Here, Mesh},
@@ -43,7 +44,7 @@ pub(in crate::bench) async fn prepare(nats: &str) -> anyhow::Result<()> {
     let mesh = Mesh {
         here: Here {
             region: sample::region(),
-            replicas: 1,
+            durability: topology::Durability::default(),
             max_bytes: -1,
         },
         regions: vec![sample::region()],
@@ -83,35 +84,70 @@ pub(super) async fn run(target: &Target, lasts: Duration) -> anyhow::Result<Done
     let (published, total) = watch::channel(None);
     let watch = Stopwatch::start();
     let rest = tokio::spawn(consume(consuming, consumer, total));
-    let count = publish(&js, &watch, lasts).await?;
+    let message = Message::new();
+    let next = async || Ok(stored(message.publish(&js).await?));
+    let count = keep_under_way(WINDOW, &watch, lasts, next).await?;
     published.send_replace(Some(count));
     rest.await??;
     Ok(watch.stop(count))
 }
 
-async fn publish(js: &jetstream::Context, watch: &Stopwatch, lasts: Duration) -> anyhow::Result<u64> {
-    let message = Message::new();
-    let mut waiting: VecDeque<PublishAckFuture> = VecDeque::with_capacity(WINDOW);
+/// Starts what `next` starts until `lasts` is over, with `window` of them under way, and waits for all: how many they were.
+async fn keep_under_way<W>(
+    window: usize,
+    watch: &Stopwatch,
+    lasts: Duration,
+    mut next: impl AsyncFnMut() -> anyhow::Result<W>,
+) -> anyhow::Result<u64>
+where
+    W: Future<Output = anyhow::Result<()>>,
+{
+    let mut waiting = VecDeque::with_capacity(window);
     let mut count = 0;
     while !watch.is_over(lasts) {
-        if waiting.len() == WINDOW
+        if waiting.len() == window
             && let Some(oldest) = waiting.pop_front()
         {
-            stored(oldest).await?;
+            oldest.await?;
         }
-        waiting.push_back(message.publish(js).await?);
+        waiting.push_back(next().await?);
         count += 1;
     }
     for rest in waiting {
-        stored(rest).await?;
+        rest.await?;
     }
     Ok(count)
 }
 
+/// Publishes each message by itself, `window` of them unacknowledged at one time.
+pub(super) async fn run_singly(target: &Target, lasts: Duration, window: usize) -> anyhow::Result<Done> {
+    let js = context(&target.nats).await?;
+    let message = Message::new();
+    let watch = Stopwatch::start();
+    let next = async || Ok(stored(message.publish(&js).await?));
+    let count = keep_under_way(window, &watch, lasts, next).await?;
+    Ok(watch.stop(count))
+}
+
+/// Publishes as a gateway does that shares flushes, `window` messages unacknowledged at one time.
+pub(super) async fn run_together(target: &Target, lasts: Duration, window: usize) -> anyhow::Result<Done> {
+    let batcher = Batcher::new(context(&target.nats).await?);
+    let message = Message::new();
+    let watch = Stopwatch::start();
+    let next = async || {
+        let stored = batcher.store(message.outgoing());
+        Ok(async move { fresh(stored.await?.duplicate) })
+    };
+    let count = keep_under_way(window, &watch, lasts, next).await?;
+    Ok(watch.stop(count))
+}
+
 async fn stored(ack: PublishAckFuture) -> anyhow::Result<()> {
-    if ack.await?.duplicate {
-        bail!("a message was taken for a duplicate");
-    }
+    fresh(ack.await?.duplicate)
+}
+
+fn fresh(duplicate: bool) -> anyhow::Result<()> {
+    ensure!(!duplicate, "a message was taken for a duplicate");
     Ok(())
 }
 
@@ -176,6 +212,14 @@ impl Message {
 
     fn headers(&self) -> HeaderMap {
         envelope::headers(JobId(Uuid::new_v4()), self.at, &self.region)
+    }
+
+    fn outgoing(&self) -> batch::Message {
+        batch::Message {
+            subject: SUBJECT.to_owned(),
+            headers: self.headers(),
+            payload: self.body.clone(),
+        }
     }
 
     async fn publish(&self, js: &jetstream::Context) -> anyhow::Result<PublishAckFuture> {

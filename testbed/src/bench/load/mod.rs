@@ -52,6 +52,10 @@ pub(super) struct Target {
 pub(super) enum Work {
     /// Publish, pull and acknowledge without Peal.
     JetStream,
+    /// Publish without Peal, each message by itself, so many at a time.
+    Singly { window: usize },
+    /// Publish as a gateway that shares flushes to the disk, so many messages at a time.
+    Together { window: usize },
     /// Push without Peal.
     Sender,
     /// Hand notifications in, so many requests at a time, each for so many recipients.
@@ -105,6 +109,8 @@ pub(super) async fn make() -> anyhow::Result<()> {
     let Order { target, work, lasts } = serde_json::from_slice(&text)?;
     let done = match work {
         Work::JetStream => Box::pin(jetstream::run(&target, lasts)).await,
+        Work::Singly { window } => Box::pin(jetstream::run_singly(&target, lasts, window)).await,
+        Work::Together { window } => Box::pin(jetstream::run_together(&target, lasts, window)).await,
         Work::Sender => Box::pin(sender::run(&target, lasts)).await,
         Work::Gateway {
             connections,

@@ -1,0 +1,214 @@
+//! A gateway whose servers flush before they acknowledge: jobs share flushes in batches.
+
+use std::collections::{BTreeMap, HashSet};
+
+use futures::{StreamExt, future::join_all};
+use serde_json::json;
+use shared::nats::{
+    batch::{Batcher, Message},
+    follow, topology,
+};
+
+use crate::rig::{Answer, Rig, send};
+
+/// How many jobs of a stream came in which batch; those that came by themselves are under `None`. No message id is
+/// there twice.
+async fn batches(rig: &Rig, stream: &str) -> BTreeMap<Option<String>, usize> {
+    let mut entries = follow::follow(&rig.js, stream, "notify.>", 1).await.unwrap();
+    let (mut batches, mut ids) = (BTreeMap::new(), HashSet::new());
+    loop {
+        let entry = entries.next().await.unwrap().unwrap();
+        let header = |name: &str| entry.headers.get(name).map(ToString::to_string);
+        *batches.entry(header("Nats-Batch-Id")).or_default() += 1;
+        assert!(ids.insert(header("Nats-Msg-Id").unwrap()), "stored twice");
+        if entry.pending == 0 {
+            return batches;
+        }
+    }
+}
+
+fn names(range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|number| format!("r{number}")).collect()
+}
+
+async fn notify(rig: &Rig, event: &str, recipients: &[String]) -> Answer {
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    rig.notify(event, &recipients).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_jobs_of_a_request_are_one_batch_and_a_lone_job_is_none() {
+    let rig = Rig::single(|_| ()).await;
+    assert_eq!(rig.notify("lone", &["ann"]).await.status, 202);
+    assert_eq!(batches(&rig, topology::NOTIFY).await, BTreeMap::from([(None, 1)]));
+
+    let answer = notify(&rig, "many", &names(0..1000)).await;
+    assert_eq!((answer.status, &answer.body["jobs"]), (202, &json!(1000)), "{answer:?}");
+    let found = batches(&rig, topology::NOTIFY).await;
+    assert_eq!(found.values().copied().collect::<Vec<_>>(), [1, 1000]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_come_at_once_share_batches_and_are_stored_once() {
+    const REQUESTS: usize = 400;
+    let rig = Rig::single(|_| ()).await;
+    for number in (0..10).map(|number| format!("r{number}")) {
+        let path = format!("/v1/recipients/{number}");
+        assert_eq!(rig.ask("PUT", &path, json!({ "home": "us" })).await.status, 201);
+    }
+    // Every tenth is for elsewhere, and everybody's servers report the hops of what is sampled.
+    let asked = (0..REQUESTS).map(|number| {
+        let body = json!({
+            "event_id": format!("e{number}"),
+            "to": { "recipients": [format!("r{}", number % 100)] },
+            "push": { "title": "Hi" },
+        });
+        let request = rig
+            .request("POST", "/v1/notifications")
+            .bearer_auth(&rig.key)
+            .json(&body);
+        send(request.header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"))
+    });
+    for answer in join_all(asked).await {
+        assert_eq!(
+            (answer.status, &answer.body["duplicates"]),
+            (202, &json!(0)),
+            "{answer:?}"
+        );
+    }
+    let here = batches(&rig, topology::NOTIFY).await;
+    assert_eq!(here.values().sum::<usize>(), REQUESTS - REQUESTS / 10);
+    assert!(here.keys().any(Option::is_some), "{here:?}");
+    // A stream that gets a few at a time needs no batches; what a request is told depends on neither.
+    assert_eq!(rig.count(topology::OUTBOX).await, (REQUESTS / 10) as u64 + 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_for_elsewhere_is_a_batch_of_its_own() {
+    let rig = Rig::single(|_| ()).await;
+    let far = names(0..100);
+    let registered = far.iter().map(|name| {
+        let path = format!("/v1/recipients/{name}");
+        async { rig.ask("PUT", &{ path }, json!({ "home": "us" })).await.status }
+    });
+    assert!(join_all(registered).await.iter().all(|status| *status == 201));
+    let answer = notify(&rig, "e1", &names(0..300)).await;
+    assert_eq!((answer.status, &answer.body["jobs"]), (202, &json!(300)), "{answer:?}");
+    let sizes = async |stream| {
+        batches(&rig, stream)
+            .await
+            .into_iter()
+            .filter(|(id, _)| id.is_some())
+            .map(|(_, size)| size)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(sizes(topology::NOTIFY).await, [200]);
+    assert_eq!(sizes(topology::OUTBOX).await, [100]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_stored_already_does_not_spoil_the_batch_of_the_others() {
+    let rig = Rig::single(|_| ()).await;
+    assert_eq!(rig.notify("e1", &["r700"]).await.status, 202);
+    let answer = notify(&rig, "e1", &names(0..1000)).await;
+    assert_eq!(
+        (answer.status, &answer.body["jobs"], &answer.body["duplicates"]),
+        (202, &json!(1000), &json!(1)),
+        "{answer:?}"
+    );
+    let found = batches(&rig, topology::NOTIFY).await;
+    assert_eq!(found.values().sum::<usize>(), 1000);
+    assert!(found[&None] < 200, "most are in batches: {found:?}");
+
+    let again = notify(&rig, "e1", &names(0..1000)).await;
+    assert_eq!(
+        (again.status, &again.body["duplicates"]),
+        (202, &json!(1000)),
+        "{again:?}"
+    );
+    assert_eq!(rig.count(topology::NOTIFY).await, 1000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_event_at_once_is_stored_once() {
+    let rig = Rig::single(|_| ()).await;
+    let everybody = names(0..200);
+    let answers = join_all((0..8).map(|_| notify(&rig, "e1", &everybody))).await;
+    let mut duplicates = 0;
+    for answer in answers {
+        assert_eq!(answer.status, 202, "{answer:?}");
+        duplicates += answer.body["duplicates"].as_u64().unwrap();
+    }
+    assert_eq!(duplicates, 7 * 200);
+    assert_eq!(batches(&rig, topology::NOTIFY).await.values().sum::<usize>(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_fills_up_in_a_batch_refuses_and_is_mended_by_repeating() {
+    let rig = Rig::single(|settings| settings.mesh.max_bytes = 100_000).await;
+    let everybody = names(0..1000);
+    let refused = notify(&rig, "e1", &everybody).await;
+    assert_eq!((refused.status, refused.code()), (503, "stream_full"), "{refused:?}");
+    let stored = rig.count(topology::NOTIFY).await;
+    assert!((1..1000).contains(&stored), "{stored}");
+    assert!(
+        refused.body["detail"]
+            .as_str()
+            .unwrap()
+            .starts_with(&format!("{stored} of 1000 jobs are stored")),
+        "{refused:?}"
+    );
+    let mut stream = rig.js.get_stream(topology::NOTIFY).await.unwrap();
+    let mut config = stream.info().await.unwrap().config.clone();
+    config.max_bytes = -1;
+    rig.js.update_stream(config).await.unwrap();
+    let again = notify(&rig, "e1", &everybody).await;
+    assert_eq!(
+        (again.status, &again.body["duplicates"]),
+        (202, &json!(stored)),
+        "{again:?}"
+    );
+    assert_eq!(rig.count(topology::NOTIFY).await, 1000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_answer_it_refuses_and_stores_once_when_repeated() {
+    let rig = Rig::single(|settings| settings.limits.request_timeout_s = 7).await;
+    let everybody = names(0..500);
+    rig.nats.region("eu").pause().unwrap();
+    let refused = notify(&rig, "e1", &everybody).await;
+    assert_eq!(
+        (refused.status, refused.code()),
+        (503, "stream_unavailable"),
+        "{refused:?}"
+    );
+    rig.nats.region("eu").resume().unwrap();
+    let again = notify(&rig, "e1", &everybody).await;
+    assert_eq!((again.status, &again.body["jobs"]), (202, &json!(500)), "{again:?}");
+    assert_eq!(batches(&rig, topology::NOTIFY).await.values().sum::<usize>(), 500);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_is_told_the_place_of_their_own_message() {
+    let rig = Rig::single(|_| ()).await;
+    let batcher = Batcher::new(rig.js.clone());
+    let store = |id: usize| {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-Msg-Id", id.to_string());
+        batcher.store(Message {
+            subject: "notify.push.eu.normal.shop".into(),
+            headers,
+            payload: "x".into(),
+        })
+    };
+    let first = store(70).await.unwrap();
+    let stored = join_all((0..150).map(store)).await;
+    let stream = rig.js.get_stream(topology::NOTIFY).await.unwrap();
+    for (id, stored) in stored.into_iter().map(Result::unwrap).enumerate() {
+        let message = stream.direct_get(stored.sequence).await.unwrap();
+        assert_eq!(message.headers.get("Nats-Msg-Id").unwrap().as_str(), id.to_string());
+        assert_eq!(stored.duplicate, id == 70);
+        assert_eq!(stored.stream, topology::NOTIFY);
+    }
+    assert_eq!((first.sequence, first.duplicate), (1, false));
+}
