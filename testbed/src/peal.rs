@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,12 +20,14 @@ use shared::{
     seal::MeshKey,
 };
 use tempfile::TempDir;
+use tokio::runtime::Handle;
 
 use crate::{
-    faults::{Between, Proxy},
+    faults::{Between, Proxy, Trouble, Wire},
     nats,
+    network::{self, Network, Place},
     process::Process,
-    providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode},
+    providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, reachable},
 };
 
 /// The app that every test mesh has.
@@ -65,8 +68,20 @@ pub struct Plan {
     pub provider_settings: String,
     /// Most bytes of the streams of work.
     pub max_bytes: i64,
-    /// Whether the parts reach each other through proxies that can make trouble, and the seed of those.
-    pub proxies: Option<u64>,
+    /// What the parts reach each other through.
+    pub links: Links,
+}
+
+/// What the parts of a mesh reach each other through.
+#[derive(Debug, Clone, Default)]
+pub enum Links {
+    /// Nothing but this machine's loopback.
+    #[default]
+    Direct,
+    /// Proxies that can make trouble, and their seed.
+    Proxies(u64),
+    /// A network in which each party is alone.
+    Network(Arc<Network>),
 }
 
 impl Plan {
@@ -89,7 +104,17 @@ impl Plan {
             gateway_settings: String::new(),
             provider_settings: String::new(),
             max_bytes: -1,
-            proxies: None,
+            links: Links::Direct,
+        }
+    }
+}
+
+impl Plan {
+    /// Where a party is.
+    fn place(&self, party: &str) -> Place {
+        match &self.links {
+            Links::Network(network) => network.place(party).clone(),
+            Links::Direct | Links::Proxies(_) => Place::default(),
         }
     }
 }
@@ -109,22 +134,40 @@ pub struct Peal {
     pub key: String,
     /// For asking the mesh.
     pub http: reqwest::Client,
-    /// The proxies, if there are any.
+    /// What can make trouble between the parts, if anything can.
     pub links: Vec<Link>,
     mesh_key: String,
     plan: Plan,
     folder: TempDir,
 }
 
-/// A proxy between two parts.
+/// What stands between two parts.
 #[derive(Debug)]
 pub struct Link {
     /// Which parts.
     pub between: Between,
     /// The region it belongs to.
     pub region: String,
-    /// The proxy.
-    pub proxy: Proxy,
+    carrier: Carrier,
+}
+
+#[derive(Debug)]
+enum Carrier {
+    Proxy(Proxy),
+    Wire(Wire),
+}
+
+impl Link {
+    /// Makes this trouble from now on, and no other.
+    ///
+    /// # Errors
+    /// When such a link cannot make it.
+    pub fn set(&self, trouble: &Trouble) -> anyhow::Result<()> {
+        match &self.carrier {
+            Carrier::Proxy(proxy) => proxy.set(trouble),
+            Carrier::Wire(wire) => wire.set(trouble),
+        }
+    }
 }
 
 /// The processes of one region.
@@ -148,18 +191,20 @@ pub struct Program {
     kind: &'static str,
     config: PathBuf,
     log: PathBuf,
+    place: Place,
 }
 
 impl Program {
-    fn start(program: &Path, kind: &'static str, config: PathBuf, port: u16) -> anyhow::Result<Self> {
+    fn start(program: &Path, kind: &'static str, config: PathBuf, port: u16, place: Place) -> anyhow::Result<Self> {
         let log = config.with_extension("log");
-        let process = launch(program, kind, &config, &log, &[])?;
+        let process = launch(program, kind, &config, &log, &[], &place)?;
         Ok(Self {
             process,
-            url: format!("http://127.0.0.1:{port}"),
+            url: format!("http://{}:{port}", place.address()),
             kind,
             config,
             log,
+            place,
         })
     }
 
@@ -176,7 +221,7 @@ impl Program {
     /// # Errors
     /// When it cannot be started.
     pub fn restart_with(&mut self, program: &Path, arguments: &[&str]) -> anyhow::Result<()> {
-        self.process = launch(program, self.kind, &self.config, &self.log, arguments)?;
+        self.process = launch(program, self.kind, &self.config, &self.log, arguments, &self.place)?;
         Ok(())
     }
 
@@ -200,14 +245,27 @@ impl Program {
     }
 }
 
-fn launch(program: &Path, kind: &str, config: &Path, log: &Path, more: &[&str]) -> anyhow::Result<Process> {
+fn launch(
+    program: &Path,
+    kind: &str,
+    config: &Path,
+    log: &Path,
+    more: &[&str],
+    place: &Place,
+) -> anyhow::Result<Process> {
     let config = config.to_str().context("path is not UTF-8")?;
     let name = Path::new(config)
         .file_stem()
         .and_then(|stem| stem.to_str())
         .unwrap_or(kind)
         .to_owned();
-    Process::start(&name, program, &[&[kind, "--config", config], more].concat(), log)
+    Process::start(
+        &name,
+        program,
+        &[&[kind, "--config", config], more].concat(),
+        log,
+        place,
+    )
 }
 
 impl Peal {
@@ -219,29 +277,37 @@ impl Peal {
         let folder = tempfile::tempdir()?;
         let names: Vec<&str> = plan.regions.iter().map(String::as_str).collect();
         let mut links = Vec::new();
-        let settings = nats::Settings::new(&plan.nats_server);
+        let settings = |domain: &str| nats::Settings {
+            place: plan.place(&match domain {
+                "hub" => domain.to_owned(),
+                region => network::nats(region),
+            }),
+            ..nats::Settings::new(&plan.nats_server)
+        };
         let nats = nats::Mesh::start_linked(settings, &names, |region, hub| {
-            let port = via(&plan, &mut links, Between::Regions, region, hub.leaf_port())?;
-            Ok(format!(
-                "nats-leaf://{}:{}@127.0.0.1:{port}",
-                nats::USER,
-                nats::PASSWORD
-            ))
+            let address = (hub.address(), hub.leaf_port()).into();
+            let address = via(&plan, &mut links, Between::Regions, region, address)?;
+            Ok(format!("nats-leaf://{}:{}@{address}", nats::USER, nats::PASSWORD))
         })
         .await?;
         let authority = Authority::generate()?;
+        let provider = plan.place("provider");
+        let listen = SocketAddr::from((provider.address(), 0));
         let apns = ApnsConfig {
+            listen,
             authority: Some(authority.clone()),
             log: plan.log,
             ..ApnsConfig::default()
         };
-        let apns = Apns::start(apns).await?;
+        let here = Handle::current();
+        let apns = provider.run(|| here.block_on(Apns::start(apns)))??;
         let fcm = FcmConfig {
+            listen,
             authority: Some(authority.clone()),
             log: plan.log,
             ..FcmConfig::default()
         };
-        let fcm = Fcm::start(fcm).await?;
+        let fcm = provider.run(|| here.block_on(Fcm::start(fcm)))??;
         std::fs::write(folder.path().join("ca.pem"), authority.pem())?;
         let mesh_key = STANDARD.encode(rand::random::<[u8; 32]>());
         let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
@@ -371,14 +437,16 @@ impl Peal {
     }
 
     fn start_region(&mut self, name: &str) -> anyhow::Result<Region> {
+        let place = self.plan.place(&network::edge(name));
         let port = free_port()?;
         let config = format!(
-            "listen = \"127.0.0.1:{port}\"\n{}\n{}",
+            "listen = \"{}:{port}\"\n{}\n{}",
+            place.address(),
             self.common(name, 5)?,
             self.plan.gateway_settings
         );
         let gateway = self.write_config(&format!("gateway-{name}"), &config)?;
-        let gateway = Program::start(&self.plan.program, "gateway", gateway, port)?;
+        let gateway = Program::start(&self.plan.program, "gateway", gateway, port, place)?;
         let workers = (1..=self.plan.workers)
             .map(|number| self.start_worker(name, number))
             .collect::<Result<_, _>>()?;
@@ -391,21 +459,23 @@ impl Peal {
 
     fn start_worker(&mut self, region: &str, number: usize) -> anyhow::Result<Program> {
         let port = free_port()?;
-        let (apns, fcm) = (self.apns.addr().port(), self.fcm.addr().port());
+        let place = self.plan.place(&network::edge(region));
+        let (apns, fcm) = (self.apns.addr(), self.fcm.addr());
         let apns = via(&self.plan, &mut self.links, Between::Provider, region, apns)?;
         let fcm = via(&self.plan, &mut self.links, Between::Provider, region, fcm)?;
         let common = self.common(region, 10)?;
         let name = format!("worker-{region}-{number}");
         let folder = self.folder.path();
         let config = format!(
-            "name = \"{name}\"\nadmin_listen = \"127.0.0.1:{port}\"\ndata = \"{}\"\n{}\n{}\n\
-             [providers.apns]\nproduction = [\"localhost:{}\"]\nca_file = \"{ca}\"\n{more}\n\
-             [providers.fcm]\nendpoints = [\"https://localhost:{}\"]\nca_file = \"{ca}\"\n{more}\n",
+            "name = \"{name}\"\nadmin_listen = \"{}:{port}\"\ndata = \"{}\"\n{}\n{}\n\
+             [providers.apns]\nproduction = [\"{}\"]\nca_file = \"{ca}\"\n{more}\n\
+             [providers.fcm]\nendpoints = [\"https://{}\"]\nca_file = \"{ca}\"\n{more}\n",
+            place.address(),
             folder.join(&name).display(),
             self.plan.worker_settings,
             common,
-            apns,
-            fcm,
+            reachable(apns),
+            reachable(fcm),
             more = self.plan.provider_settings,
             ca = folder.join("ca.pem").display(),
         );
@@ -414,13 +484,15 @@ impl Peal {
             "edge-worker",
             self.write_config(&name, &config)?,
             port,
+            place,
         )
     }
 
     /// Settings that gateways and workers share.
     fn common(&mut self, region: &str, grace_s: u64) -> anyhow::Result<String> {
-        let port = self.nats.region(region).port();
-        let port = via(&self.plan, &mut self.links, Between::Nats, region, port)?;
+        let server = self.nats.region(region);
+        let address = (server.address(), server.port()).into();
+        let address = via(&self.plan, &mut self.links, Between::Nats, region, address)?;
         let otlp = self
             .plan
             .otlp_endpoint
@@ -428,7 +500,7 @@ impl Peal {
             .map(|url| format!("otlp_endpoint = \"{url}\"\n"))
             .unwrap_or_default();
         Ok(format!(
-            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\nuser = \"{}\"\npassword = \"{}\"\n[mesh]\nregion = \"{region}\"\nregions = {:?}\nmax_bytes = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
+            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"nats://{address}\"\nuser = \"{}\"\npassword = \"{}\"\n[mesh]\nregion = \"{region}\"\nregions = {:?}\nmax_bytes = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
             self.mesh_key,
             nats::USER,
             nats::PASSWORD,
@@ -470,17 +542,44 @@ impl Peal {
     }
 }
 
-/// The port by which `region` reaches what listens on `port`: a proxy's, if there are to be proxies.
-fn via(plan: &Plan, links: &mut Vec<Link>, between: Between, region: &str, port: u16) -> anyhow::Result<u16> {
-    let Some(seed) = plan.proxies else { return Ok(port) };
-    let proxy = Proxy::start(port, seed ^ links.len() as u64)?;
-    let port = proxy.port();
+/// The address by which `region` reaches what listens on `address`: a proxy's, if there are to be proxies.
+fn via(
+    plan: &Plan,
+    links: &mut Vec<Link>,
+    between: Between,
+    region: &str,
+    address: SocketAddr,
+) -> anyhow::Result<SocketAddr> {
+    let (carrier, address) = match &plan.links {
+        Links::Direct => return Ok(address),
+        Links::Proxies(seed) => {
+            let proxy = Proxy::start(address, seed ^ links.len() as u64)?;
+            let address = proxy.address();
+            (Carrier::Proxy(proxy), address)
+        }
+        // All programs of a region have one cable.
+        Links::Network(_)
+            if links
+                .iter()
+                .any(|link| link.between == between && link.region == region) =>
+        {
+            return Ok(address);
+        }
+        Links::Network(network) => {
+            let (from, to) = match between {
+                Between::Regions => (network::nats(region), "hub".to_owned()),
+                Between::Nats => (network::edge(region), network::nats(region)),
+                Between::Provider => (network::edge(region), "provider".to_owned()),
+            };
+            (Carrier::Wire(network.wire(&from, &to)), address)
+        }
+    };
     links.push(Link {
         between,
         region: region.to_owned(),
-        proxy,
+        carrier,
     });
-    Ok(port)
+    Ok(address)
 }
 
 async fn provision(nats: &nats::Mesh, plan: &Plan, mesh_key: &str, apns: &Apns, fcm: &Fcm) -> anyhow::Result<String> {

@@ -108,7 +108,7 @@ impl Injector {
     pub(super) async fn heal(&mut self) -> anyhow::Result<()> {
         self.follow_lasting()?;
         for link in &self.peal.links {
-            link.proxy.set(Trouble::None);
+            link.set(&Trouble::None)?;
         }
         for target in self.everyone() {
             if self.has_ended(target)? {
@@ -148,8 +148,8 @@ impl Injector {
                     self.crash(point, *passing, hold, region).await?;
                 }
             }
-            Inject::Links { between, trouble } => self.trouble(*between, trouble, hold, region).await,
-            Inject::Swizzle => self.swizzle(hold).await,
+            Inject::Links { between, trouble } => self.trouble(*between, trouble, hold, region).await?,
+            Inject::Swizzle => self.swizzle(hold).await?,
             Inject::Script(rules) => {
                 self.follow(rules)?;
                 sleep(hold).await;
@@ -306,7 +306,13 @@ impl Injector {
     }
 
     /// Trouble on all links of a kind in `region`, or on one of all if none is given.
-    async fn trouble(&mut self, between: Between, trouble: &Trouble, hold: Duration, region: Option<&str>) {
+    async fn trouble(
+        &mut self,
+        between: Between,
+        trouble: &Trouble,
+        hold: Duration,
+        region: Option<&str>,
+    ) -> anyhow::Result<()> {
         let mut meant: Vec<usize> = (0..self.peal.links.len())
             .filter(|at| {
                 let link = &self.peal.links[*at];
@@ -317,24 +323,26 @@ impl Injector {
             meant = vec![meant[self.random.random_range(0..meant.len())]];
         }
         for at in &meant {
-            self.peal.links[*at].proxy.set(trouble.clone());
+            self.peal.links[*at].set(trouble)?;
         }
         sleep(hold).await;
         for at in &meant {
-            self.peal.links[*at].proxy.set(Trouble::None);
+            self.peal.links[*at].set(&Trouble::None)?;
         }
+        Ok(())
     }
 
-    async fn swizzle(&mut self, hold: Duration) {
+    async fn swizzle(&mut self, hold: Duration) -> anyhow::Result<()> {
         let mut order: Vec<usize> = (0..self.peal.links.len()).collect();
         let pause = hold / u32::try_from(2 * order.len().max(1)).unwrap_or(1);
         for trouble in [Trouble::Cut, Trouble::None] {
             order.shuffle(&mut self.random);
             for at in &order {
-                self.peal.links[*at].proxy.set(trouble.clone());
+                self.peal.links[*at].set(&trouble)?;
                 sleep(pause).await;
             }
         }
+        Ok(())
     }
 
     fn follow(&self, rules: &Rules) -> anyhow::Result<()> {

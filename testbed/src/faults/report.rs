@@ -35,6 +35,11 @@ impl Line {
         }
     }
 
+    /// Whether this machine could not play it.
+    pub(super) fn is_skipped(&self) -> bool {
+        self.word == "skipped"
+    }
+
     /// Whether the run may go on to be called good.
     pub(super) fn is_good(&self) -> bool {
         matches!(self.word, "holds" | "known" | "skipped")

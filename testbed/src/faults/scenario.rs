@@ -35,6 +35,9 @@ pub(super) struct Scenario {
     /// Whether it is run before every change.
     #[serde(default)]
     pub(super) short: bool,
+    /// What the parts reach each other through.
+    #[serde(default)]
+    pub(super) network: Medium,
     #[serde(default)]
     pub(super) mesh: MeshPlan,
     #[serde(default)]
@@ -51,6 +54,17 @@ pub(super) struct Scenario {
     #[serde(default, rename = "message")]
     pub(super) messages: Vec<Message>,
     pub(super) expect: Expect,
+}
+
+/// What the parts reach each other through.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Medium {
+    /// Proxies, which can delay, cut and reset connections.
+    #[default]
+    Proxies,
+    /// A bridge between network namespaces, one for each party, none with a way out. Packets are lost, rates are real.
+    Namespaces,
 }
 
 /// The mesh, where it is not as usual.
@@ -349,7 +363,7 @@ pub(super) struct Expect {
 
 impl Scenario {
     /// Whether it mounts file systems.
-    pub(super) fn needs_root(&self) -> bool {
+    pub(super) fn needs_mounts(&self) -> bool {
         self.faults
             .iter()
             .any(|fault| matches!(fault.inject, Inject::DiskFull(_)))

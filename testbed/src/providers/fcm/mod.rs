@@ -33,6 +33,7 @@ use super::devices::{Devices, Known};
 use super::keys::ServiceAccount;
 use super::listener::Listener;
 use super::log::{Log, LogMode, Push, Stats};
+use super::reachable;
 use super::reply::{Reply, Site, text, typed};
 use super::script::{Script, ScriptHandle};
 use super::tls::Authority;
@@ -109,10 +110,10 @@ impl Fcm {
             full: config.streams,
         };
         let listener = Listener::start(config.listen, &authority, limits, Arc::clone(&site)).await?;
-        let port = listener.addr().port();
+        let addr = listener.addr();
         site.oauth.set_audiences([
-            format!("https://localhost:{port}/token"),
-            format!("https://127.0.0.1:{port}/token"),
+            format!("https://localhost:{}/token", addr.port()),
+            format!("https://{addr}/token"),
         ]);
         Ok(Self {
             listener,
@@ -139,7 +140,7 @@ impl Fcm {
 
     /// Where access tokens are to be had.
     pub fn token_uri(&self) -> String {
-        format!("https://localhost:{}/token", self.addr().port())
+        format!("https://{}/token", reachable(self.addr()))
     }
 
     /// The first account's JSON file, whose `token_uri` points here.
