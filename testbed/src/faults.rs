@@ -3,6 +3,7 @@
 
 mod damage;
 mod disk;
+mod figures;
 mod inject;
 mod load;
 mod nonsense;
@@ -42,23 +43,26 @@ pub use self::{
 };
 use crate::{
     audit::Audit,
-    nats,
+    nats::{self, SyncInterval},
     network::{self, Network},
     peal::{Links, Peal, Plan},
     providers::LogMode,
 };
 
-/// A scenario that takes longer hangs.
+/// A scenario that takes longer than this and three times its load hangs.
 const LONGEST: Duration = Duration::from_mins(4);
 
 /// How the suite runs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct FaultsArgs {
-    /// The scenarios to run; all if none is named.
+    /// The scenarios to run; if none is named, all but those that take very long.
     names: Vec<String>,
     /// Only those that are run before every change.
     #[arg(long, conflicts_with = "names")]
     short: bool,
+    /// Hands in so many notifications, not as many as the scenarios say.
+    #[arg(long, value_name = "COUNT")]
+    notifications: Option<usize>,
     /// Names the scenarios and ends.
     #[arg(long)]
     list: bool,
@@ -90,11 +94,22 @@ pub fn run(args: FaultsArgs) -> anyhow::Result<ExitCode> {
         );
     }
     scenarios.retain(|scenario| {
-        (args.names.is_empty() || args.names.contains(&scenario.name)) && (scenario.short || !args.short)
+        if args.names.is_empty() {
+            !scenario.long && (scenario.short || !args.short)
+        } else {
+            args.names.contains(&scenario.name)
+        }
     });
+    for scenario in &mut scenarios {
+        scenario.load.notifications = args.notifications.unwrap_or(scenario.load.notifications);
+    }
     if args.list {
         for scenario in &scenarios {
-            let short = if scenario.short { "short" } else { "" };
+            let short = match (scenario.short, scenario.long) {
+                (true, _) => "short",
+                (_, true) => "long",
+                _ => "",
+            };
             say!(
                 "{:<22} {:<12} {short:<6} {}",
                 scenario.name,
@@ -125,7 +140,7 @@ async fn play_all(scenarios: &[Scenario], seed: u64, nats_server: &Path) -> anyh
         }
         let begun = Instant::now();
         let outcome = tokio::select! {
-            outcome = timeout(LONGEST, play(scenario, seed, nats_server)) => outcome,
+            outcome = timeout(LONGEST + scenario.load.length(), play(scenario, seed, nats_server)) => outcome,
             // Leaving by the usual way ends the children too.
             _ = tokio::signal::ctrl_c() => bail!("interrupted"),
             _ = terminated.recv() => bail!("terminated"),
@@ -158,6 +173,12 @@ fn obstacle(scenario: &Scenario) -> Option<String> {
     if scenario.needs_mounts() && !disk::may_mount() {
         return Some("only root may mount file systems".to_owned());
     }
+    if scenario.needs_faketime() && inject::faketime().is_none() {
+        return Some("libfaketime is not installed".to_owned());
+    }
+    if scenario.needs_strace() && !inject::may_trace() {
+        return Some("strace is not installed, or may not trace".to_owned());
+    }
     (scenario.network == Medium::Namespaces)
         .then(network::obstacle)
         .flatten()
@@ -180,11 +201,16 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
         regions,
         workers: scenario.mesh.workers,
         sample_ratio: 0.01,
-        log: LogMode::Full(1_000_000),
+        log: LogMode::Full(usize::MAX),
         worker_settings: format!("in_flight = {}\n{}", scenario.mesh.in_flight, scenario.mesh.worker),
         provider_settings: scenario.mesh.provider.clone(),
         gateway_settings: scenario.mesh.gateway.clone(),
         max_bytes: scenario.mesh.max_bytes,
+        sync_interval: if scenario.mesh.flush_always {
+            SyncInterval::Always
+        } else {
+            SyncInterval::default()
+        },
         links,
         ..Plan::new(std::env::current_exe()?, nats_server.to_owned())
     };
@@ -204,7 +230,11 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
     injector.heal().await?;
     callers.enough();
     sending.await?;
-    let mut verdict = verdict::reach(&injector.peal, &callers, scenario, injector.buried).await?;
+    let mut verdict = verdict::reach(&injector.peal, &callers, scenario, (injector.buried, injector.kills)).await?;
+    if let Some(figure) = scenario.figure {
+        let figure = figures::figure(figure, &injector.peal, &callers, &injector.phases)?;
+        verdict.figure = Some(figure);
+    }
     match injected {
         Ok(failures) => verdict.complaints.extend(failures),
         Err(error) => verdict.complaints.push(format!("{error:#}")),

@@ -68,6 +68,8 @@ pub struct Plan {
     pub provider_settings: String,
     /// Most bytes of the streams of work.
     pub max_bytes: i64,
+    /// When nats-servers flush.
+    pub sync_interval: nats::SyncInterval,
     /// What the parts reach each other through.
     pub links: Links,
 }
@@ -104,6 +106,7 @@ impl Plan {
             gateway_settings: String::new(),
             provider_settings: String::new(),
             max_bytes: -1,
+            sync_interval: nats::SyncInterval::default(),
             links: Links::Direct,
         }
     }
@@ -197,7 +200,7 @@ pub struct Program {
 impl Program {
     fn start(program: &Path, kind: &'static str, config: PathBuf, port: u16, place: Place) -> anyhow::Result<Self> {
         let log = config.with_extension("log");
-        let process = launch(program, kind, &config, &log, &[], &place)?;
+        let process = launch(program, kind, &config, &log, (&[], &[]), &place)?;
         Ok(Self {
             process,
             url: format!("http://{}:{port}", place.address()),
@@ -213,15 +216,21 @@ impl Program {
     /// # Errors
     /// When it cannot be started.
     pub fn restart(&mut self, program: &Path) -> anyhow::Result<()> {
-        self.restart_with(program, &[])
+        self.restart_with(program, &[], &[])
     }
 
-    /// Starts it again with more arguments.
+    /// Starts it again with more arguments, and more in its environment.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn restart_with(&mut self, program: &Path, arguments: &[&str]) -> anyhow::Result<()> {
-        self.process = launch(program, self.kind, &self.config, &self.log, arguments, &self.place)?;
+    pub fn restart_with(
+        &mut self,
+        program: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let more = (arguments, environment);
+        self.process = launch(program, self.kind, &self.config, &self.log, more, &self.place)?;
         Ok(())
     }
 
@@ -250,7 +259,7 @@ fn launch(
     kind: &str,
     config: &Path,
     log: &Path,
-    more: &[&str],
+    (arguments, environment): (&[&str], &[(&str, &str)]),
     place: &Place,
 ) -> anyhow::Result<Process> {
     let config = config.to_str().context("path is not UTF-8")?;
@@ -262,7 +271,8 @@ fn launch(
     Process::start(
         &name,
         program,
-        &[&[kind, "--config", config], more].concat(),
+        &[&[kind, "--config", config], arguments].concat(),
+        environment,
         log,
         place,
     )
@@ -282,6 +292,7 @@ impl Peal {
                 "hub" => domain.to_owned(),
                 region => network::nats(region),
             }),
+            sync_interval: plan.sync_interval,
             ..nats::Settings::new(&plan.nats_server)
         };
         let nats = nats::Mesh::start_linked(settings, &names, |region, hub| {

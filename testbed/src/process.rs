@@ -21,11 +21,18 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program` at a place; what it prints is appended to `log`.
+    /// Starts `program` at a place, with more in its environment; what it prints is appended to `log`.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(name: &str, program: &Path, arguments: &[&str], log: &Path, place: &Place) -> anyhow::Result<Self> {
+    pub fn start(
+        name: &str,
+        program: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        log: &Path,
+        place: &Place,
+    ) -> anyhow::Result<Self> {
         let file = File::options()
             .create(true)
             .append(true)
@@ -34,6 +41,7 @@ impl Process {
         let mut command = Command::new(program);
         command
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)

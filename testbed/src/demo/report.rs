@@ -32,6 +32,7 @@ impl Viewer {
             "otelite",
             "otelite".as_ref(),
             &arguments,
+            &[],
             &folder.path().join("log"),
             &Place::default(),
         )

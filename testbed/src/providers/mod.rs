@@ -38,6 +38,7 @@ mod wire;
 
 pub use admin::{Admin, Scripts};
 pub use apns::{Apns, ApnsConfig};
+pub(crate) use clock::now_ms;
 pub use clock::now_s;
 pub use devices::Devices;
 pub use fcm::{Fcm, FcmConfig};

@@ -15,6 +15,7 @@ mod schema;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -100,6 +101,7 @@ impl Fcm {
         let site = Arc::new(FcmSite {
             oauth: OAuth::new(&config.accounts, life_ms)?,
             authenticate: config.authenticate,
+            refuses_tokens: AtomicBool::new(false),
             token_life: config.token_life,
             devices: Devices::default(),
             script: ScriptHandle::new(config.script, |reason| ErrorCode::parse(reason).is_some())?,
@@ -153,6 +155,11 @@ impl Fcm {
         self.site.oauth.revoke_all();
     }
 
+    /// Whether the token endpoint answers 503 from now on.
+    pub fn refuse_tokens(&self, refuse: bool) {
+        self.site.refuses_tokens.store(refuse, Ordering::Relaxed);
+    }
+
     /// The devices it knows.
     pub fn devices(&self) -> &Devices {
         &self.site.devices
@@ -194,6 +201,7 @@ impl Fcm {
 pub(crate) struct FcmSite {
     oauth: OAuth,
     authenticate: bool,
+    refuses_tokens: AtomicBool,
     token_life: Duration,
     devices: Devices,
     script: ScriptHandle,
@@ -242,6 +250,10 @@ impl Site for FcmSite {
 
 impl FcmSite {
     fn token(&self, form: &[u8]) -> Reply {
+        if self.refuses_tokens.load(Ordering::Relaxed) {
+            let body = json!({ "error": "temporarily_unavailable" });
+            return json_reply(StatusCode::SERVICE_UNAVAILABLE, &body);
+        }
         match self.oauth.grant(form, now_ms()) {
             Ok(token) => {
                 self.log.access_token();
