@@ -3,6 +3,7 @@
 mod accept;
 pub mod alerts;
 pub mod asyncapi;
+mod canary;
 pub mod cli;
 pub mod config;
 mod content;
@@ -97,6 +98,7 @@ impl Gateway {
             regions,
             directory: Directory::default(),
             config: Config::default(),
+            stores: Arc::default(),
             receipts: Receipts::new(js.clone(), settings.limits.status_notifications),
             js: js.clone(),
             mesh_key,
@@ -124,6 +126,8 @@ impl Gateway {
             http: alerts::client()?,
         };
         lifecycle.spawn_endless("alerts", alerts.run());
+        let canary = canary::run(js.clone(), parts.here.clone(), Arc::clone(&parts.stores));
+        lifecycle.spawn_endless("canary", canary);
         lifecycle.spawn_endless("config", parts.config.clone().follow(js));
         lifecycle.spawn_endless("receipts", parts.receipts.clone().follow());
         // Records are taken until the last request is answered.

@@ -37,6 +37,12 @@ const GRACE: Duration = Duration::from_secs(25);
 /// A crash point is passed within this time, or the scenario is wrong.
 const PASSED_WITHIN: Duration = Duration::from_secs(40);
 
+/// A gateway says that nothing is stored within this time, or it never will.
+const NOTICED_WITHIN: Duration = Duration::from_mins(1);
+
+/// A supervisor starts a server again that does not store for so long.
+const RECOVERED_WITHIN: Duration = Duration::from_secs(5);
+
 /// Megabytes of a disk that is to be filled.
 const DISK: u64 = 96;
 
@@ -464,11 +470,21 @@ impl Injector {
             let disk = Disk::over(&self.files(target), DISK).await?;
             self.start(target).await?;
             disk.fill()?;
+            let region = match target {
+                Target::Nats(region) => Some(region),
+                _ => None,
+            };
+            if let Some(region) = region {
+                let noticed = self.is_ready(region, false, NOTICED_WITHIN).await;
+                ensure!(noticed, "a gateway does not notice that nothing is stored");
+            }
             sleep(hold).await;
             disk.free()?;
             self.disks.push(disk);
-            // A server that met a full disk refuses writes until it is started again.
-            if self.program(target).is_none() {
+            // A server that met a full disk may refuse writes until it is started again, as its gateway says.
+            if let Some(region) = region
+                && !self.is_ready(region, true, RECOVERED_WITHIN).await
+            {
                 self.stop(target).await?;
             }
             if self.has_ended(target)? {
@@ -476,6 +492,21 @@ impl Injector {
             }
         }
         Ok(())
+    }
+
+    /// Whether a region's gateway comes to say that it is ready, or that it is not.
+    async fn is_ready(&self, region: usize, ready: bool, within: Duration) -> bool {
+        let url = format!("{}/readyz", self.peal.regions[region].gateway.url);
+        let says = async || {
+            let answer = self.peal.http.get(&url).send().await;
+            answer.is_ok_and(|answer| answer.status().is_success() == ready)
+        };
+        let saying = async {
+            while !says().await {
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        timeout(within, saying).await.is_ok()
     }
 
     /// Where it keeps its files.
