@@ -3,6 +3,7 @@
 mod accept;
 pub mod alerts;
 pub mod asyncapi;
+mod canary;
 pub mod cli;
 pub mod config;
 mod content;
@@ -101,6 +102,7 @@ impl Gateway {
             publisher: Publisher::new(settings.mesh.durability, &js),
             directory: Directory::default(),
             config,
+            stores: Arc::default(),
             receipts: Receipts::new(js.clone(), settings.limits.status_notifications),
             js: js.clone(),
             mesh_key,
@@ -127,6 +129,8 @@ impl Gateway {
             http: alerts::client()?,
         };
         lifecycle.spawn_endless("alerts", alerts.run());
+        let canary = canary::run(js.clone(), parts.here.clone(), Arc::clone(&parts.stores));
+        lifecycle.spawn_endless("canary", canary);
         lifecycle.spawn_endless("receipts", parts.receipts.clone().follow());
         // Records are taken until the last request is answered.
         let answered = CancellationToken::new();

@@ -1,5 +1,10 @@
 //! What every handler works with.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use shared::{
     clock::Clock,
     id::Region,
@@ -22,6 +27,8 @@ pub(crate) struct Parts {
     pub(crate) publisher: Publisher,
     pub(crate) directory: Directory,
     pub(crate) config: Config,
+    /// Whether JetStream stored what was last tried.
+    pub(crate) stores: Arc<AtomicBool>,
     pub(crate) mesh_key: MeshKey,
     pub(crate) clock: Clock,
     pub(crate) telemetry: Telemetry,
@@ -36,10 +43,13 @@ pub(crate) struct Parts {
 impl Parts {
     /// What is missing for the gateway to be ready; nothing if it is.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
+        let is_connected = connect::is_connected(&self.js.client());
         let needs = [
-            ("nats", connect::is_connected(&self.js.client())),
+            ("nats", is_connected),
             ("directory", self.directory.is_loaded()),
             ("config", self.config.is_loaded()),
+            // Without a connection nothing is stored either; the connection is what is missing then.
+            ("storage", !is_connected || self.stores.load(Ordering::Relaxed)),
             ("not finishing", !self.lifecycle.is_finishing()),
         ];
         needs

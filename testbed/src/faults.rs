@@ -3,6 +3,7 @@
 
 mod damage;
 mod disk;
+mod figures;
 mod inject;
 mod load;
 mod nonsense;
@@ -10,12 +11,20 @@ mod proxy;
 mod report;
 mod scenario;
 mod verdict;
+mod wire;
 
-use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{bail, ensure};
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::{
+    runtime::Runtime,
     signal::unix::{SignalKind, signal},
     time::{Instant, timeout},
 };
@@ -24,31 +33,36 @@ use self::{
     inject::Injector,
     load::{Callers, Recipient},
     report::Line,
-    scenario::Scenario,
+    scenario::{Medium, Scenario},
     verdict::Verdict,
 };
 pub use self::{
     proxy::{Proxy, Trouble, Ways},
     scenario::Between,
+    wire::Wire,
 };
 use crate::{
     audit::Audit,
-    nats,
-    peal::{Peal, Plan},
+    nats::{self, SyncInterval},
+    network::{self, Network},
+    peal::{Links, Peal, Plan},
     providers::LogMode,
 };
 
-/// A scenario that takes longer hangs.
+/// A scenario that takes longer than this and three times its load hangs.
 const LONGEST: Duration = Duration::from_mins(4);
 
 /// How the suite runs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct FaultsArgs {
-    /// The scenarios to run; all if none is named.
+    /// The scenarios to run; if none is named, all but those that take very long.
     names: Vec<String>,
     /// Only those that are run before every change.
     #[arg(long, conflicts_with = "names")]
     short: bool,
+    /// Hands in so many notifications, not as many as the scenarios say.
+    #[arg(long, value_name = "COUNT")]
+    notifications: Option<usize>,
     /// Names the scenarios and ends.
     #[arg(long)]
     list: bool,
@@ -67,11 +81,11 @@ macro_rules! say {
     };
 }
 
-/// Runs the suite.
+/// Runs the suite. Not on a runtime, because threads stay in the network in which they began.
 ///
 /// # Errors
 /// When a scenario file cannot be understood, or a scenario of that name is not there.
-pub async fn run(args: FaultsArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: FaultsArgs) -> anyhow::Result<ExitCode> {
     let mut scenarios = scenario::all()?;
     for name in &args.names {
         ensure!(
@@ -80,11 +94,22 @@ pub async fn run(args: FaultsArgs) -> anyhow::Result<ExitCode> {
         );
     }
     scenarios.retain(|scenario| {
-        (args.names.is_empty() || args.names.contains(&scenario.name)) && (scenario.short || !args.short)
+        if args.names.is_empty() {
+            !scenario.long && (scenario.short || !args.short)
+        } else {
+            args.names.contains(&scenario.name)
+        }
     });
+    for scenario in &mut scenarios {
+        scenario.load.notifications = args.notifications.unwrap_or(scenario.load.notifications);
+    }
     if args.list {
         for scenario in &scenarios {
-            let short = if scenario.short { "short" } else { "" };
+            let short = match (scenario.short, scenario.long) {
+                (true, _) => "short",
+                (_, true) => "long",
+                _ => "",
+            };
             say!(
                 "{:<22} {:<12} {short:<6} {}",
                 scenario.name,
@@ -94,22 +119,34 @@ pub async fn run(args: FaultsArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let given = args.nats_server.clone();
-    let nats_server = tokio::task::spawn_blocking(move || nats::obtain(given)).await??;
+    let nats_server = nats::obtain(args.nats_server)?;
     let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let networked = |scenario: &Scenario| scenario.network == Medium::Namespaces;
+    if scenarios.iter().any(networked) && network::obstacle().is_none() {
+        network::isolate()?;
+    }
+    Runtime::new()?.block_on(play_all(&scenarios, seed, &nats_server))
+}
+
+async fn play_all(scenarios: &[Scenario], seed: u64, nats_server: &Path) -> anyhow::Result<ExitCode> {
     say!("{} scenarios, --seed {seed}", scenarios.len())?;
     let mut terminated = signal(SignalKind::terminate())?;
     let mut lines = Vec::new();
-    for scenario in &scenarios {
+    for scenario in scenarios {
+        if let Some(obstacle) = obstacle(scenario) {
+            say!("{:<22} skipped: {obstacle}", scenario.name)?;
+            lines.push(Line::new(scenario, Err("skipped"), Duration::ZERO));
+            continue;
+        }
         let begun = Instant::now();
         let outcome = tokio::select! {
-            outcome = timeout(LONGEST, play(scenario, seed, &nats_server)) => outcome,
+            outcome = timeout(LONGEST + scenario.load.length(), play(scenario, seed, nats_server)) => outcome,
             // Leaving by the usual way ends the children too.
             _ = tokio::signal::ctrl_c() => bail!("interrupted"),
             _ = terminated.recv() => bail!("terminated"),
         };
         let outcome = match outcome {
-            Ok(Ok(verdict)) => verdict.ok_or("skipped"),
+            Ok(Ok(verdict)) => Ok(verdict),
             Ok(Err(error)) => {
                 say!("  {}: {error:#}", scenario.name)?;
                 Err("FAILED")
@@ -122,19 +159,33 @@ pub async fn run(args: FaultsArgs) -> anyhow::Result<ExitCode> {
     }
     report::table(&lines)?;
     let bad = lines.iter().filter(|line| !line.is_good()).count();
+    let skipped = lines.iter().filter(|line| line.is_skipped()).count();
     say!(
-        "\n{} of {} scenarios hold, --seed {seed}",
-        lines.len() - bad,
+        "\n{} of {} scenarios hold, {skipped} skipped, --seed {seed}",
+        lines.len() - bad - skipped,
         lines.len()
     )?;
     Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// One scenario, from the start of its mesh to its verdict; `None` if this machine cannot play it.
-async fn play(scenario: &Scenario, seed: u64, nats_server: &std::path::Path) -> anyhow::Result<Option<Verdict>> {
-    if scenario.needs_root() && !disk::may_mount() {
-        return Ok(None);
+/// Why this machine cannot play a scenario; `None` if it can.
+fn obstacle(scenario: &Scenario) -> Option<String> {
+    if scenario.needs_mounts() && !disk::may_mount() {
+        return Some("only root may mount file systems".to_owned());
     }
+    if scenario.needs_faketime() && inject::faketime().is_none() {
+        return Some("libfaketime is not installed".to_owned());
+    }
+    if scenario.needs_strace() && !inject::may_trace() {
+        return Some("strace is not installed, or may not trace".to_owned());
+    }
+    (scenario.network == Medium::Namespaces)
+        .then(network::obstacle)
+        .flatten()
+}
+
+/// One scenario, from the start of its mesh to its verdict.
+async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Result<Verdict> {
     let mut load = scenario.load.clone();
     let regions = scenario.mesh.regions.clone();
     for list in [&mut load.from, &mut load.homes] {
@@ -142,16 +193,25 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &std::path::Path) -> 
             list.clone_from(&regions);
         }
     }
+    let links = match scenario.network {
+        Medium::Proxies => Links::Proxies(seed),
+        Medium::Namespaces => Links::Network(Arc::new(Network::new(&regions)?)),
+    };
     let plan = Plan {
         regions,
         workers: scenario.mesh.workers,
         sample_ratio: 0.01,
-        log: LogMode::Full(1_000_000),
+        log: LogMode::Full(usize::MAX),
         worker_settings: format!("in_flight = {}\n{}", scenario.mesh.in_flight, scenario.mesh.worker),
         provider_settings: scenario.mesh.provider.clone(),
         gateway_settings: scenario.mesh.gateway.clone(),
         max_bytes: scenario.mesh.max_bytes,
-        proxies: Some(seed),
+        sync_interval: if scenario.mesh.flush_always {
+            SyncInterval::Always
+        } else {
+            SyncInterval::default()
+        },
+        links,
         ..Plan::new(std::env::current_exe()?, nats_server.to_owned())
     };
     let peal = Peal::start(plan).await?;
@@ -170,7 +230,11 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &std::path::Path) -> 
     injector.heal().await?;
     callers.enough();
     sending.await?;
-    let mut verdict = verdict::reach(&injector.peal, &callers, scenario, injector.buried).await?;
+    let mut verdict = verdict::reach(&injector.peal, &callers, scenario, (injector.buried, injector.kills)).await?;
+    if let Some(figure) = scenario.figure {
+        let figure = figures::figure(figure, &injector.peal, &callers, &injector.phases)?;
+        verdict.figure = Some(figure);
+    }
     match injected {
         Ok(failures) => verdict.complaints.extend(failures),
         Err(error) => verdict.complaints.push(format!("{error:#}")),
@@ -189,10 +253,10 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &std::path::Path) -> 
             say!("    {line}")?;
         }
         let said = injector.peal.complaints();
-        let lines: Vec<&str> = said.lines().collect();
-        for line in &lines[lines.len().saturating_sub(30)..] {
+        let said: Vec<&str> = said.lines().collect();
+        for line in &said[said.len().saturating_sub(30)..] {
             say!("    {line}")?;
         }
     }
-    Ok(Some(verdict))
+    Ok(verdict)
 }

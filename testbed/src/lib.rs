@@ -7,6 +7,7 @@ pub mod child;
 pub mod demo;
 pub mod faults;
 pub mod nats;
+pub mod network;
 pub mod peal;
 pub mod process;
 pub mod providers;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use testbed::{bench, child, demo, faults, push, simulate};
+use tokio::runtime::Runtime;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -39,20 +40,23 @@ enum Command {
     Peal(gateway::cli::Arguments),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let done = match Arguments::parse().command {
-        Command::Gateway(args) => return child::gateway(args).await,
-        Command::EdgeWorker(args) => return child::edge_worker(args).await,
-        Command::Peal(args) => return child::peal(args).await,
-        Command::Demo(args) => demo::run(args).await,
-        Command::Bench(args) => bench::run(args).await,
-        Command::Faults(args) => faults::run(args).await,
-        Command::Push(args) => push::run(args).await,
-        Command::Simulate(args) => simulate::run(args).await.map(|()| ExitCode::SUCCESS),
+        Command::Gateway(args) => on_runtime(async { Ok(child::gateway(args).await) }),
+        Command::EdgeWorker(args) => on_runtime(async { Ok(child::edge_worker(args).await) }),
+        Command::Peal(args) => on_runtime(async { Ok(child::peal(args).await) }),
+        Command::Demo(args) => on_runtime(demo::run(args)),
+        Command::Bench(args) => on_runtime(bench::run(args)),
+        Command::Faults(args) => faults::run(args),
+        Command::Push(args) => on_runtime(push::run(args)),
+        Command::Simulate(args) => on_runtime(async { simulate::run(args).await.map(|()| ExitCode::SUCCESS) }),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn on_runtime(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    Runtime::new()?.block_on(command)
 }

@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,12 +24,14 @@ use shared::{
     site::Site,
 };
 use tempfile::TempDir;
+use tokio::runtime::Handle;
 
 use crate::{
-    faults::{Between, Proxy},
+    faults::{Between, Proxy, Trouble, Wire},
     nats,
+    network::{self, Network, Place},
     process::Process,
-    providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode},
+    providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, reachable},
 };
 
 /// The app that every test mesh has.
@@ -77,8 +80,20 @@ pub struct Plan {
     pub sync_interval: nats::SyncInterval,
     /// What gateways and workers are told of that.
     pub durability: Durability,
-    /// Whether the parts reach each other through proxies that can make trouble, and the seed of those.
-    pub proxies: Option<u64>,
+    /// What the parts reach each other through.
+    pub links: Links,
+}
+
+/// What the parts of a mesh reach each other through.
+#[derive(Debug, Clone, Default)]
+pub enum Links {
+    /// Nothing but this machine's loopback.
+    #[default]
+    Direct,
+    /// Proxies that can make trouble, and their seed.
+    Proxies(u64),
+    /// A network in which each party is alone.
+    Network(Arc<Network>),
 }
 
 impl Plan {
@@ -105,7 +120,28 @@ impl Plan {
             max_bytes: -1,
             sync_interval: nats::SyncInterval::default(),
             durability: Durability::default(),
-            proxies: None,
+            links: Links::Direct,
+        }
+    }
+}
+
+impl Plan {
+    fn nats_settings(&self, domain: &str) -> nats::Settings {
+        nats::Settings {
+            place: self.place(&match domain {
+                "hub" => domain.to_owned(),
+                region => network::nats(region),
+            }),
+            sync_interval: self.sync_interval,
+            ..nats::Settings::new(&self.nats_server)
+        }
+    }
+
+    /// Where a party is.
+    fn place(&self, party: &str) -> Place {
+        match &self.links {
+            Links::Network(network) => network.place(party).clone(),
+            Links::Direct | Links::Proxies(_) => Place::default(),
         }
     }
 }
@@ -125,22 +161,40 @@ pub struct Peal {
     pub key: String,
     /// For asking the mesh.
     pub http: reqwest::Client,
-    /// The proxies, if there are any.
+    /// What can make trouble between the parts, if anything can.
     pub links: Vec<Link>,
     mesh_key: String,
     plan: Plan,
     folder: TempDir,
 }
 
-/// A proxy between two parts.
+/// What stands between two parts.
 #[derive(Debug)]
 pub struct Link {
     /// Which parts.
     pub between: Between,
     /// The region it belongs to.
     pub region: String,
-    /// The proxy.
-    pub proxy: Proxy,
+    carrier: Carrier,
+}
+
+#[derive(Debug)]
+enum Carrier {
+    Proxy(Proxy),
+    Wire(Wire),
+}
+
+impl Link {
+    /// Makes this trouble from now on, and no other.
+    ///
+    /// # Errors
+    /// When such a link cannot make it.
+    pub fn set(&self, trouble: &Trouble) -> anyhow::Result<()> {
+        match &self.carrier {
+            Carrier::Proxy(proxy) => proxy.set(trouble),
+            Carrier::Wire(wire) => wire.set(trouble),
+        }
+    }
 }
 
 /// The processes of one region.
@@ -164,6 +218,7 @@ pub struct Program {
     kind: &'static str,
     config: PathBuf,
     log: PathBuf,
+    place: Place,
 }
 
 impl Region {
@@ -176,15 +231,16 @@ impl Region {
 }
 
 impl Program {
-    fn start(program: &Path, kind: &'static str, config: PathBuf, port: u16) -> anyhow::Result<Self> {
+    fn start(program: &Path, kind: &'static str, config: PathBuf, port: u16, place: Place) -> anyhow::Result<Self> {
         let log = config.with_extension("log");
-        let process = launch(program, kind, &config, &log, &[])?;
+        let process = launch(program, kind, &config, &log, (&[], &[]), &place)?;
         Ok(Self {
             process,
-            url: format!("http://127.0.0.1:{port}"),
+            url: format!("http://{}:{port}", place.address()),
             kind,
             config,
             log,
+            place,
         })
     }
 
@@ -193,15 +249,21 @@ impl Program {
     /// # Errors
     /// When it cannot be started.
     pub fn restart(&mut self, program: &Path) -> anyhow::Result<()> {
-        self.restart_with(program, &[])
+        self.restart_with(program, &[], &[])
     }
 
-    /// Starts it again with more arguments.
+    /// Starts it again with more arguments, and more in its environment.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn restart_with(&mut self, program: &Path, arguments: &[&str]) -> anyhow::Result<()> {
-        self.process = launch(program, self.kind, &self.config, &self.log, arguments)?;
+    pub fn restart_with(
+        &mut self,
+        program: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let more = (arguments, environment);
+        self.process = launch(program, self.kind, &self.config, &self.log, more, &self.place)?;
         Ok(())
     }
 
@@ -225,14 +287,28 @@ impl Program {
     }
 }
 
-fn launch(program: &Path, kind: &str, config: &Path, log: &Path, more: &[&str]) -> anyhow::Result<Process> {
+fn launch(
+    program: &Path,
+    kind: &str,
+    config: &Path,
+    log: &Path,
+    (arguments, environment): (&[&str], &[(&str, &str)]),
+    place: &Place,
+) -> anyhow::Result<Process> {
     let config = config.to_str().context("path is not UTF-8")?;
     let name = Path::new(config)
         .file_stem()
         .and_then(|stem| stem.to_str())
         .unwrap_or(kind)
         .to_owned();
-    Process::start(&name, program, &[&[kind, "--config", config], more].concat(), log)
+    Process::start(
+        &name,
+        program,
+        &[&[kind, "--config", config], arguments].concat(),
+        environment,
+        log,
+        place,
+    )
 }
 
 impl Peal {
@@ -244,27 +320,27 @@ impl Peal {
         let folder = tempfile::tempdir()?;
         let names: Vec<&str> = plan.regions.iter().map(String::as_str).collect();
         let mut links = Vec::new();
-        let settings = nats::Settings {
-            sync_interval: plan.sync_interval,
-            ..nats::Settings::new(&plan.nats_server)
-        };
-        let nats = nats::Mesh::start_linked(settings, &names, |region, hub| {
-            leaf_url(&plan, &mut links, region, hub.leaf_port())
-        })
-        .await?;
+        let settings = |domain: &str| plan.nats_settings(domain);
+        let nats =
+            nats::Mesh::start_linked(settings, &names, |region, hub| leaf_url(&plan, &mut links, region, hub)).await?;
         let authority = Authority::generate()?;
+        let provider = plan.place("provider");
+        let listen = SocketAddr::from((provider.address(), 0));
         let apns = ApnsConfig {
+            listen,
             authority: Some(authority.clone()),
             log: plan.log,
             ..ApnsConfig::default()
         };
-        let apns = Apns::start(apns).await?;
+        let here = Handle::current();
+        let apns = provider.run(|| here.block_on(Apns::start(apns)))??;
         let fcm = FcmConfig {
+            listen,
             authority: Some(authority.clone()),
             log: plan.log,
             ..FcmConfig::default()
         };
-        let fcm = Fcm::start(fcm).await?;
+        let fcm = provider.run(|| here.block_on(Fcm::start(fcm)))??;
         std::fs::write(folder.path().join("ca.pem"), authority.pem())?;
         let mesh_key = STANDARD.encode(rand::random::<[u8; 32]>());
         let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
@@ -297,8 +373,8 @@ impl Peal {
     /// # Errors
     /// When any part does not come up.
     pub async fn add_region(&mut self, name: &str) -> anyhow::Result<()> {
-        let hub = leaf_url(&self.plan, &mut self.links, name, self.nats.hub().leaf_port())?;
-        self.nats.add(name, hub).await?;
+        let hub = leaf_url(&self.plan, &mut self.links, name, self.nats.hub())?;
+        self.nats.add(self.plan.nats_settings(name), name, hub).await?;
         let client = connect::connect(&nats_settings(&self.nats.hub().url()), "testbed").await?;
         let site = site(&self.nats, &self.plan, name)?;
         provision::write_region(&provision::hub(client), &name.parse()?, &site).await?;
@@ -407,14 +483,16 @@ impl Peal {
     }
 
     fn start_region(&mut self, name: &str) -> anyhow::Result<Region> {
+        let place = self.plan.place(&network::edge(name));
         let port = free_port()?;
         let config = format!(
-            "listen = \"127.0.0.1:{port}\"\n{}\n{}",
+            "listen = \"{}:{port}\"\n{}\n{}",
+            place.address(),
             self.common(name, 5)?,
             self.plan.gateway_settings
         );
         let gateway = self.write_config(&format!("gateway-{name}"), &config)?;
-        let gateway = Program::start(&self.plan.program, "gateway", gateway, port)?;
+        let gateway = Program::start(&self.plan.program, "gateway", gateway, port, place)?;
         let workers = (1..=self.plan.workers)
             .map(|number| self.start_worker(name, number))
             .collect::<Result<_, _>>()?;
@@ -427,21 +505,23 @@ impl Peal {
 
     fn start_worker(&mut self, region: &str, number: usize) -> anyhow::Result<Program> {
         let port = free_port()?;
-        let (apns, fcm) = (self.apns.addr().port(), self.fcm.addr().port());
+        let place = self.plan.place(&network::edge(region));
+        let (apns, fcm) = (self.apns.addr(), self.fcm.addr());
         let apns = via(&self.plan, &mut self.links, Between::Provider, region, apns)?;
         let fcm = via(&self.plan, &mut self.links, Between::Provider, region, fcm)?;
         let common = self.common(region, 10)?;
         let name = format!("worker-{region}-{number}");
         let folder = self.folder.path();
         let config = format!(
-            "name = \"{name}\"\nadmin_listen = \"127.0.0.1:{port}\"\ndata = \"{}\"\n{}\n{}\n\
-             [providers.apns]\nproduction = [\"localhost:{}\"]\nca_file = \"{ca}\"\n{more}\n\
-             [providers.fcm]\nendpoints = [\"https://localhost:{}\"]\nca_file = \"{ca}\"\n{more}\n",
+            "name = \"{name}\"\nadmin_listen = \"{}:{port}\"\ndata = \"{}\"\n{}\n{}\n\
+             [providers.apns]\nproduction = [\"{}\"]\nca_file = \"{ca}\"\n{more}\n\
+             [providers.fcm]\nendpoints = [\"https://{}\"]\nca_file = \"{ca}\"\n{more}\n",
+            place.address(),
             folder.join(&name).display(),
             self.plan.worker_settings,
             common,
-            apns,
-            fcm,
+            reachable(apns),
+            reachable(fcm),
             more = self.plan.provider_settings,
             ca = folder.join("ca.pem").display(),
         );
@@ -450,13 +530,15 @@ impl Peal {
             "edge-worker",
             self.write_config(&name, &config)?,
             port,
+            place,
         )
     }
 
     /// Settings that gateways and workers share.
     fn common(&mut self, region: &str, grace_s: u64) -> anyhow::Result<String> {
-        let port = self.nats.region(region).port();
-        let port = via(&self.plan, &mut self.links, Between::Nats, region, port)?;
+        let server = self.nats.region(region);
+        let address = (server.address(), server.port()).into();
+        let address = via(&self.plan, &mut self.links, Between::Nats, region, address)?;
         let otlp = self
             .plan
             .otlp_endpoint
@@ -464,7 +546,7 @@ impl Peal {
             .map(|url| format!("otlp_endpoint = \"{url}\"\n"))
             .unwrap_or_default();
         Ok(format!(
-            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\nuser = \"{}\"\npassword = \"{}\"\n[mesh]\nregion = \"{region}\"\nmax_bytes = {}\ndurability = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
+            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"nats://{address}\"\nuser = \"{}\"\npassword = \"{}\"\n[mesh]\nregion = \"{region}\"\nmax_bytes = {}\ndurability = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
             self.mesh_key,
             nats::USER,
             nats::PASSWORD,
@@ -506,27 +588,56 @@ impl Peal {
     }
 }
 
-/// The port by which `region` reaches what listens on `port`: a proxy's, if there are to be proxies.
-fn via(plan: &Plan, links: &mut Vec<Link>, between: Between, region: &str, port: u16) -> anyhow::Result<u16> {
-    let Some(seed) = plan.proxies else { return Ok(port) };
-    let proxy = Proxy::start(port, seed ^ links.len() as u64)?;
-    let port = proxy.port();
+/// The address by which `region` reaches what listens on `address`: a proxy's, if there are to be proxies.
+fn via(
+    plan: &Plan,
+    links: &mut Vec<Link>,
+    between: Between,
+    region: &str,
+    address: SocketAddr,
+) -> anyhow::Result<SocketAddr> {
+    let (carrier, address) = match &plan.links {
+        Links::Direct => return Ok(address),
+        Links::Proxies(seed) => {
+            let proxy = Proxy::start(address, seed ^ links.len() as u64)?;
+            let address = proxy.address();
+            (Carrier::Proxy(proxy), address)
+        }
+        // All programs of a region have one cable.
+        Links::Network(_)
+            if links
+                .iter()
+                .any(|link| link.between == between && link.region == region) =>
+        {
+            return Ok(address);
+        }
+        Links::Network(network) => {
+            let (from, to) = match between {
+                Between::Regions => (network::nats(region), "hub".to_owned()),
+                Between::Nats => (network::edge(region), network::nats(region)),
+                Between::Provider => (network::edge(region), "provider".to_owned()),
+            };
+            (Carrier::Wire(network.wire(&from, &to)), address)
+        }
+    };
     links.push(Link {
         between,
         region: region.to_owned(),
-        proxy,
+        carrier,
     });
-    Ok(port)
+    Ok(address)
 }
 
 /// Where `region` reaches the hub.
-fn leaf_url(plan: &Plan, links: &mut Vec<Link>, region: &str, port: u16) -> anyhow::Result<String> {
-    let port = via(plan, links, Between::Regions, region, port)?;
-    Ok(format!(
-        "nats-leaf://{}:{}@127.0.0.1:{port}",
-        nats::USER,
-        nats::PASSWORD
-    ))
+fn leaf_url(plan: &Plan, links: &mut Vec<Link>, region: &str, hub: &nats::Server) -> anyhow::Result<String> {
+    let address = via(
+        plan,
+        links,
+        Between::Regions,
+        region,
+        (hub.address(), hub.leaf_port()).into(),
+    )?;
+    Ok(format!("nats-leaf://{}:{}@{address}", nats::USER, nats::PASSWORD))
 }
 
 /// What the mesh is told of a region.

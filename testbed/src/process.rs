@@ -10,6 +10,8 @@ use std::{
 use anyhow::{Context, bail};
 use tokio::process::{Child, Command};
 
+use crate::network::Place;
+
 /// A program that runs until it is told to end; killed when dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -19,23 +21,33 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program`; what it prints is appended to `log`.
+    /// Starts `program` at a place, with more in its environment; what it prints is appended to `log`.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(name: &str, program: &Path, arguments: &[&str], log: &Path) -> anyhow::Result<Self> {
+    pub fn start(
+        name: &str,
+        program: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        log: &Path,
+        place: &Place,
+    ) -> anyhow::Result<Self> {
         let file = File::options()
             .create(true)
             .append(true)
             .open(log)
             .context("log file")?;
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
-            .kill_on_drop(true)
-            .spawn()
+            .kill_on_drop(true);
+        let child = place
+            .run(|| command.spawn())?
             .with_context(|| format!("start {name} ({})", program.display()))?;
         Ok(Self {
             name: name.to_owned(),

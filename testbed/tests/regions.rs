@@ -9,7 +9,7 @@ use testbed::{
     audit::Audit,
     faults::{Between, Trouble},
     nats,
-    peal::{Peal, Plan},
+    peal::{Links, Peal, Plan},
     providers::{Answer, Rule},
 };
 use tokio::time::{Instant, sleep};
@@ -138,7 +138,7 @@ async fn neighbours_send_what_a_region_cannot() {
     let peal = start(|plan| {
         plan.workers = 1;
         plan.helpers = true;
-        plan.proxies = Some(1);
+        plan.links = Links::Proxies(1);
     })
     .await;
     peal.register("ann", "eu", &[("apns", &format!("{:064x}", 1))])
@@ -149,9 +149,9 @@ async fn neighbours_send_what_a_region_cannot() {
         let links = peal.links.iter();
         links.filter(|link| link.between == Between::Provider && link.region == "eu")
     };
-    ways_out().for_each(|link| link.proxy.set(Trouble::Cut));
+    ways_out().for_each(|link| link.set(&Trouble::Cut).unwrap());
     send_until_by(&peal, "no-way-out", Some("us")).await;
-    ways_out().for_each(|link| link.proxy.set(Trouble::None));
+    ways_out().for_each(|link| link.set(&Trouble::None).unwrap());
     send_until_by(&peal, "a-way-out", None).await;
     let audit = Audit::read_settled(&peal, PATIENCE).await.unwrap();
     assert!(audit.equation().is_settled(), "{}", audit.equation());
@@ -162,7 +162,7 @@ async fn neighbours_send_what_a_region_cannot() {
 async fn a_region_that_is_cut_off_says_how_old_its_knowledge_is() {
     let peal = start(|plan| {
         plan.workers = 1;
-        plan.proxies = Some(1);
+        plan.links = Links::Proxies(1);
         plan.worker_settings = "stale_after_s = { urgent = 2, normal = 2, bulk = 2 }".into();
     })
     .await;
@@ -192,7 +192,7 @@ async fn a_region_that_is_cut_off_says_how_old_its_knowledge_is() {
     assert_eq!(until("bulk", "delivered", false).await, None);
     let ways = |trouble: &Trouble| {
         let links = peal.links.iter().filter(|link| link.between == Between::Regions);
-        links.for_each(|link| link.proxy.set(trouble.clone()));
+        links.for_each(|link| link.set(trouble).unwrap());
     };
     ways(&Trouble::Cut);
     assert_eq!(

@@ -96,7 +96,8 @@ impl Lane {
     async fn pull_for_ever(&self, pipeline: &Arc<Pipeline>, returns: &Returns, lifecycle: &Lifecycle) {
         let mut consumer = None;
         let client = pipeline.js.client();
-        let mut connected = connect::connects(&client);
+        // The first connection, after which the worker has just learned what the others did.
+        let mut connected = 1;
         let mut turn = self.turn.clone();
         while !lifecycle.is_finishing() {
             tokio::select! {
@@ -110,7 +111,8 @@ impl Lane {
             let Some(permits) = self.permits(lifecycle).await else {
                 return;
             };
-            if let Err(error) = self.pull(&mut consumer, permits, pipeline, returns, lifecycle).await {
+            let pulled = self.pull(&mut consumer, (permits, connected), pipeline, returns, lifecycle);
+            if let Err(error) = pulled.await {
                 tracing::warn!(consumer = self.consumer, %error, "cannot pull");
                 consumer = None;
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -135,10 +137,12 @@ impl Lane {
         Some(permits)
     }
 
+    /// Only over the connection after which everybody has settled down: what is asked of a server that is away is asked
+    /// of the one that comes back.
     async fn pull(
         &self,
         consumer: &mut Option<PullConsumer>,
-        mut permits: OwnedSemaphorePermit,
+        (mut permits, connected): (OwnedSemaphorePermit, u64),
         pipeline: &Arc<Pipeline>,
         returns: &Returns,
         lifecycle: &Lifecycle,
@@ -147,14 +151,16 @@ impl Lane {
             Some(consumer) => consumer,
             None => consumer.insert(self.bind(&pipeline.js).await?),
         };
+        let client = pipeline.js.client();
+        if connect::connects(&client) != connected {
+            return Ok(());
+        }
         let mut messages = consumer
             .batch()
             .max_messages(permits.num_permits())
             .expires(EXPIRES)
             .messages()
             .await?;
-        let client = pipeline.js.client();
-        let connected = connect::connects(&client);
         let mut look = tokio::time::interval(LOOK);
         let mut finishing = false;
         let mut turn = self.turn.clone();

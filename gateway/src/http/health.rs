@@ -17,8 +17,8 @@ use crate::parts::Parts;
 pub(crate) struct ReadyResponse {
     /// Whether requests are served.
     ready: bool,
-    /// What is missing: `nats`, the connection; `directory`, homes and owners; `config`, apps and keys; `not finishing`,
-    /// when the process is about to end.
+    /// What is missing: `nats`, the connection; `directory`, homes and owners; `config`, apps and keys; `storage`, when
+    /// JetStream does not store what is written; `not finishing`, when the process is about to end.
     #[schema(value_type = Vec<String>)]
     missing: Vec<&'static str>,
 }

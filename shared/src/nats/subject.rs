@@ -221,6 +221,12 @@ pub fn idempotency_filter(region: &Region) -> String {
     format!("idempotency.{region}.>")
 }
 
+/// Where the gateways of `region` try whether its server stores; a subject of which only the newest message is kept, and
+/// which is no key's.
+pub fn canary(region: &Region) -> String {
+    format!("idempotency.{region}.canary")
+}
+
 /// What `region` says of an idempotency key, named by its digest.
 pub fn idempotency(region: &Region, app: &AppId, key: Uuid) -> String {
     format!("idempotency.{region}.{app}.{key}")

@@ -12,7 +12,7 @@ use super::{
     say,
     scenes::{Expected, Scene},
 };
-use crate::{audit::Audit, peal::Peal, process::Process, sink::Sink};
+use crate::{audit::Audit, network::Place, peal::Peal, process::Process, sink::Sink};
 
 /// A web page for traces, if `otelite` is installed.
 #[derive(Debug)]
@@ -28,7 +28,15 @@ impl Viewer {
         let folder = tempfile::tempdir().ok()?;
         let store = folder.path().to_str()?;
         let arguments = ["serve", "--addr", "127.0.0.1:13000", "--storage-path", store];
-        let process = Process::start("otelite", "otelite".as_ref(), &arguments, &folder.path().join("log")).ok()?;
+        let process = Process::start(
+            "otelite",
+            "otelite".as_ref(),
+            &arguments,
+            &[],
+            &folder.path().join("log"),
+            &Place::default(),
+        )
+        .ok()?;
         sink.forward_to("http://127.0.0.1:4317");
         Some(Self {
             url: "http://127.0.0.1:13000".to_owned(),

@@ -9,10 +9,12 @@ use std::{
 use anyhow::{Context, ensure};
 use tokio::process::Command;
 
-/// A tmpfs over a folder; taken away when it is dropped.
+/// A file system over a folder; taken away when it is dropped.
 #[derive(Debug)]
 pub(super) struct Disk {
     folder: PathBuf,
+    /// Its blocks, if they are in a file.
+    image: Option<PathBuf>,
 }
 
 impl Disk {
@@ -21,15 +23,53 @@ impl Disk {
     /// # Errors
     /// When this process may not mount.
     pub(super) async fn over(folder: &Path, megabytes: u64) -> anyhow::Result<Self> {
+        let size = format!("size={megabytes}m");
+        Self::mounted(folder, None, &["-t", "tmpfs", "-o", &size, "tmpfs"]).await
+    }
+
+    /// The same with the blocks in a file, in which is what was flushed, and what the system wrote by itself.
+    ///
+    /// # Errors
+    /// When this process may not mount.
+    pub(super) async fn of_blocks(folder: &Path, megabytes: u64) -> anyhow::Result<Self> {
+        let image = folder.with_extension("image");
+        fs::File::create(&image)?.set_len(megabytes << 20)?;
+        run("mkfs.ext4", &["-q", path(&image)?]).await?;
+        Self::mounted(folder, Some(image.clone()), &["-o", "loop", path(&image)?]).await
+    }
+
+    async fn mounted(folder: &Path, image: Option<PathBuf>, what: &[&str]) -> anyhow::Result<Self> {
         let aside = folder.with_extension("aside");
         run("cp", &["-a", path(folder)?, path(&aside)?]).await?;
-        let size = format!("size={megabytes}m");
-        run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", path(folder)?]).await?;
+        run("mount", &[what, &[path(folder)?]].concat()).await?;
         let disk = Self {
             folder: folder.to_owned(),
+            image,
         };
         run("cp", &["-a", &format!("{}/.", path(&aside)?), path(folder)?]).await?;
+        // What was there before is no part of what a power loss takes.
+        run("sync", &["--file-system", path(folder)?]).await?;
         Ok(disk)
+    }
+
+    /// Keeps the blocks as they are now.
+    ///
+    /// # Errors
+    /// When they are not in a file.
+    pub(super) async fn remember(&self) -> anyhow::Result<()> {
+        let image = self.image.as_deref().context("a file of blocks")?;
+        run("cp", &["--sparse=always", path(image)?, path(&kept(image))?]).await
+    }
+
+    /// Has the blocks that were kept and no others, as after a power loss. Nobody may use its files.
+    ///
+    /// # Errors
+    /// When none were kept.
+    pub(super) async fn go_back(&self) -> anyhow::Result<()> {
+        let image = self.image.as_deref().context("a file of blocks")?;
+        run("umount", &[path(&self.folder)?]).await?;
+        fs::rename(kept(image), image)?;
+        run("mount", &["-o", "loop", path(image)?, path(&self.folder)?]).await
     }
 
     /// Takes all that is free.
@@ -74,6 +114,10 @@ impl Drop for Disk {
 pub(super) fn may_mount() -> bool {
     let id = std::process::Command::new("id").arg("-u").output();
     id.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
+
+fn kept(image: &Path) -> PathBuf {
+    image.with_extension("kept")
 }
 
 fn path(path: &Path) -> anyhow::Result<&str> {

@@ -13,12 +13,14 @@ use shared::{
 use tokio::{
     io::AsyncWriteExt,
     net::TcpStream,
-    time::{Instant, sleep, timeout},
+    process::Command,
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
     damage::{self, File, How},
     disk::Disk,
+    figures::Phases,
     load::{Callers, Recipient},
     nonsense,
     proxy::Trouble,
@@ -26,7 +28,7 @@ use super::{
 };
 use crate::{
     peal::{APP, Peal, Program},
-    providers::{ApnsKey, Rule, Script},
+    providers::{ApnsKey, Rule, Script, now_ms},
 };
 
 /// A process that is asked to end has this long.
@@ -34,6 +36,12 @@ const GRACE: Duration = Duration::from_secs(25);
 
 /// A crash point is passed within this time, or the scenario is wrong.
 const PASSED_WITHIN: Duration = Duration::from_secs(40);
+
+/// A gateway says that nothing is stored within this time, or it never will.
+const NOTICED_WITHIN: Duration = Duration::from_mins(1);
+
+/// A supervisor starts a server again that does not store for so long.
+const RECOVERED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Megabytes of a disk that is to be filled.
 const DISK: u64 = 96;
@@ -48,6 +56,9 @@ pub(super) struct Injector {
     seed: u64,
     program: PathBuf,
     lasting: Vec<Rules>,
+    /// How often a worker was killed.
+    pub(super) kills: usize,
+    pub(super) phases: Phases,
     /// Messages sent that nobody can read.
     pub(super) buried: usize,
 }
@@ -71,6 +82,8 @@ impl Injector {
             random,
             seed,
             lasting: Vec::new(),
+            kills: 0,
+            phases: Phases::default(),
             buried: 0,
         }
     }
@@ -85,7 +98,7 @@ impl Injector {
         let (buried, mut failures) = nonsense::send(&self.peal, &self.callers, scenario).await?;
         self.buried = buried;
         let mut schedule = Vec::new();
-        for fault in &scenario.faults {
+        for fault in scenario.faults.iter().filter(|fault| fault.every_s.is_none()) {
             for _ in 0..fault.times {
                 schedule.push((self.within(fault.at), fault));
             }
@@ -98,6 +111,20 @@ impl Injector {
             let injected = self.inject(fault).await;
             failures.extend(injected.with_context(|| format!("{:?}", fault.inject))?);
         }
+        for fault in &scenario.faults {
+            let Some(period) = fault.every_s else { continue };
+            let mut next = Instant::now();
+            loop {
+                next += Duration::from_secs_f64(period);
+                sleep_until(next).await;
+                if self.callers.progress(notifications) >= 1.0 {
+                    break;
+                }
+                let injected = self.inject(fault).await;
+                failures.extend(injected.with_context(|| format!("{:?}", fault.inject))?);
+            }
+        }
+        self.phases.healed = now_ms();
         Ok(failures)
     }
 
@@ -108,7 +135,7 @@ impl Injector {
     pub(super) async fn heal(&mut self) -> anyhow::Result<()> {
         self.follow_lasting()?;
         for link in &self.peal.links {
-            link.proxy.set(Trouble::None);
+            link.set(&Trouble::None)?;
         }
         for target in self.everyone() {
             if self.has_ended(target)? {
@@ -121,6 +148,9 @@ impl Injector {
     async fn inject(&mut self, fault: &Fault) -> anyhow::Result<Vec<String>> {
         let hold = Duration::from_secs_f64(self.within(fault.for_s));
         let region = fault.region.as_deref();
+        if self.phases.struck == 0 {
+            self.phases.struck = now_ms();
+        }
         match &fault.inject {
             Inject::Kill(whom) => {
                 for target in self.pick(*whom, region) {
@@ -148,8 +178,8 @@ impl Injector {
                     self.crash(point, *passing, hold, region).await?;
                 }
             }
-            Inject::Links { between, trouble } => self.trouble(*between, trouble, hold, region).await,
-            Inject::Swizzle => self.swizzle(hold).await,
+            Inject::Links { between, trouble } => self.trouble(*between, trouble, hold, region).await?,
+            Inject::Swizzle => self.swizzle(hold).await?,
             Inject::Script(rules) => {
                 self.follow(rules)?;
                 sleep(hold).await;
@@ -158,12 +188,27 @@ impl Injector {
             Inject::Simulator(what) => self.simulator(*what, hold).await?,
             Inject::Damage { file, how } => self.damage(*file, *how, region).await?,
             Inject::DiskFull(whom) => self.fill_disk(*whom, hold, region).await?,
+            Inject::PowerLoss(whom) => self.lose_power(*whom, hold, region).await?,
+            Inject::FlushErrors(whom) => self.fail_flushes(*whom, hold, region).await?,
+            Inject::Clock { whom, by_s } => self.set_clock(*whom, *by_s, hold, region).await?,
             Inject::ConsumerDeleted => self.delete_consumer(hold, region).await?,
             Inject::Replay => {
                 let refused = self.callers.replay(&self.peal.regions[0].name).await;
                 ensure!(refused == 0, "{refused} notifications were not taken a second time");
             }
             Inject::IdleSockets(count) => self.idle_sockets(*count, hold).await?,
+            Inject::Storm { count, answer } => {
+                let rule = Rule {
+                    prefix: Some("f".to_owned()),
+                    answer: answer.clone(),
+                    ..Rule::default()
+                };
+                self.set_script(Provider::Apns, vec![rule])?;
+                self.callers.storm(&self.peal.regions[0].name, *count).await;
+                self.phases.whole = now_ms();
+                sleep(hold).await;
+                self.follow_lasting()?;
+            }
             Inject::Withdrawal => self.withdraw().await?,
             Inject::Stampede(count) => return self.stampede(*count).await,
         }
@@ -189,9 +234,10 @@ impl Injector {
     /// Everyone for [`Whom::All`] and [`Whom::Programs`], else one of those who are meant.
     fn pick(&mut self, whom: Whom, region: Option<&str>) -> Vec<Target> {
         let meant = |target: &Target| match (whom, target) {
-            (Whom::All, _) | (Whom::Hub, Target::Hub) | (Whom::Programs, Target::Gateway(_) | Target::Worker(..)) => {
-                true
-            }
+            (Whom::All, _)
+            | (Whom::Hub, Target::Hub)
+            | (Whom::Programs, Target::Gateway(_) | Target::Worker(..))
+            | (Whom::Any, Target::Gateway(_) | Target::Worker(..) | Target::Nats(_)) => true,
             (Whom::Gateway, Target::Gateway(at))
             | (Whom::Worker, Target::Worker(at, _))
             | (Whom::Nats, Target::Nats(at)) => region.is_none_or(|region| self.peal.regions[*at].name == region),
@@ -222,6 +268,7 @@ impl Injector {
     }
 
     async fn kill(&mut self, target: Target) -> anyhow::Result<()> {
+        self.kills += usize::from(matches!(target, Target::Worker(..)));
         match self.program(target) {
             Some(program) => program.process.kill().await,
             None => self.server(target).kill(),
@@ -293,7 +340,7 @@ impl Injector {
             self.stop(target).await?;
             let path = self.program.clone();
             let program = self.program(target).context("a program")?;
-            program.restart_with(&path, &["--crash-at", &at])?;
+            program.restart_with(&path, &["--crash-at", &at], &[])?;
             let deadline = Instant::now() + PASSED_WITHIN;
             while !program.process.has_ended()? {
                 ensure!(Instant::now() < deadline, "{at} was never passed");
@@ -306,7 +353,13 @@ impl Injector {
     }
 
     /// Trouble on all links of a kind in `region`, or on one of all if none is given.
-    async fn trouble(&mut self, between: Between, trouble: &Trouble, hold: Duration, region: Option<&str>) {
+    async fn trouble(
+        &mut self,
+        between: Between,
+        trouble: &Trouble,
+        hold: Duration,
+        region: Option<&str>,
+    ) -> anyhow::Result<()> {
         let mut meant: Vec<usize> = (0..self.peal.links.len())
             .filter(|at| {
                 let link = &self.peal.links[*at];
@@ -317,24 +370,26 @@ impl Injector {
             meant = vec![meant[self.random.random_range(0..meant.len())]];
         }
         for at in &meant {
-            self.peal.links[*at].proxy.set(trouble.clone());
+            self.peal.links[*at].set(trouble)?;
         }
         sleep(hold).await;
         for at in &meant {
-            self.peal.links[*at].proxy.set(Trouble::None);
+            self.peal.links[*at].set(&Trouble::None)?;
         }
+        Ok(())
     }
 
-    async fn swizzle(&mut self, hold: Duration) {
+    async fn swizzle(&mut self, hold: Duration) -> anyhow::Result<()> {
         let mut order: Vec<usize> = (0..self.peal.links.len()).collect();
         let pause = hold / u32::try_from(2 * order.len().max(1)).unwrap_or(1);
         for trouble in [Trouble::Cut, Trouble::None] {
             order.shuffle(&mut self.random);
             for at in &order {
-                self.peal.links[*at].proxy.set(trouble.clone());
+                self.peal.links[*at].set(&trouble)?;
                 sleep(pause).await;
             }
         }
+        Ok(())
     }
 
     fn follow(&self, rules: &Rules) -> anyhow::Result<()> {
@@ -377,6 +432,12 @@ impl Injector {
                 }
             }
             Simulator::RevokeTokens => self.peal.fcm.revoke_access_tokens(),
+            Simulator::TokensDown => {
+                self.peal.fcm.refuse_tokens(true);
+                self.peal.fcm.revoke_access_tokens();
+                sleep(hold).await;
+                self.peal.fcm.refuse_tokens(false);
+            }
             Simulator::Restart => {
                 self.peal.apns.stop().await;
                 sleep(hold).await;
@@ -406,23 +467,123 @@ impl Injector {
     async fn fill_disk(&mut self, whom: Whom, hold: Duration, region: Option<&str>) -> anyhow::Result<()> {
         for target in self.pick(whom, region) {
             self.stop(target).await?;
-            let folder = match self.program(target) {
-                Some(worker) => worker.data(),
-                None => self.server(target).store(),
-            };
-            let disk = Disk::over(&folder, DISK).await?;
+            let disk = Disk::over(&self.files(target), DISK).await?;
             self.start(target).await?;
             disk.fill()?;
+            let region = match target {
+                Target::Nats(region) => Some(region),
+                _ => None,
+            };
+            if let Some(region) = region {
+                let noticed = self.is_ready(region, false, NOTICED_WITHIN).await;
+                ensure!(noticed, "a gateway does not notice that nothing is stored");
+            }
             sleep(hold).await;
             disk.free()?;
             self.disks.push(disk);
-            // A server that met a full disk refuses writes until it is started again.
-            if self.program(target).is_none() {
+            // A server that met a full disk may refuse writes until it is started again, as its gateway says.
+            if let Some(region) = region
+                && !self.is_ready(region, true, RECOVERED_WITHIN).await
+            {
                 self.stop(target).await?;
             }
             if self.has_ended(target)? {
                 self.start(target).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Whether a region's gateway comes to say that it is ready, or that it is not.
+    async fn is_ready(&self, region: usize, ready: bool, within: Duration) -> bool {
+        let url = format!("{}/readyz", self.peal.regions[region].gateway.url);
+        let says = async || {
+            let answer = self.peal.http.get(&url).send().await;
+            answer.is_ok_and(|answer| answer.status().is_success() == ready)
+        };
+        let saying = async {
+            while !says().await {
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        timeout(within, saying).await.is_ok()
+    }
+
+    /// Where it keeps its files.
+    fn files(&mut self, target: Target) -> PathBuf {
+        match self.program(target) {
+            Some(worker) => worker.data(),
+            None => self.server(target).store(),
+        }
+    }
+
+    /// It works on a disk of its own for a while; then what has reached that disk is all there is.
+    async fn lose_power(&mut self, whom: Whom, hold: Duration, region: Option<&str>) -> anyhow::Result<()> {
+        for target in self.pick(whom, region) {
+            self.stop(target).await?;
+            let disk = Disk::of_blocks(&self.files(target), DISK).await?;
+            self.start(target).await?;
+            sleep(hold).await;
+            self.signal(target, "STOP").await?;
+            disk.remember().await?;
+            self.kill(target).await?;
+            disk.go_back().await?;
+            self.disks.push(disk);
+            self.start(target).await?;
+        }
+        Ok(())
+    }
+
+    /// Whoever ended over it is started again, as a supervisor would.
+    async fn fail_flushes(&mut self, whom: Whom, hold: Duration, region: Option<&str>) -> anyhow::Result<()> {
+        for target in self.pick(whom, region) {
+            let pid = match self.program(target) {
+                Some(program) => program.process.id(),
+                None => self.server(target).pid(),
+            };
+            let pid = pid.context("a running process")?.to_string();
+            let mut tracer = Command::new("strace")
+                .args([
+                    "--quiet=all",
+                    "--follow-forks",
+                    "--attach",
+                    &pid,
+                    "--output",
+                    "/dev/null",
+                ])
+                .args(["--inject=fsync,fdatasync:error=EIO", "--trace=fsync,fdatasync"])
+                .kill_on_drop(true)
+                .spawn()?;
+            sleep(hold).await;
+            let id = tracer.id().context("strace ended by itself")?;
+            // Told to end, it lets go of the process.
+            Command::new("kill").args(["-TERM", &id.to_string()]).status().await?;
+            tracer.wait().await?;
+            if self.has_ended(target)? {
+                self.start(target).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn set_clock(&mut self, whom: Whom, by_s: i64, hold: Duration, region: Option<&str>) -> anyhow::Result<()> {
+        let library = faketime().context("libfaketime is not installed")?;
+        let by = format!("{by_s:+}s");
+        // Only the time of day; what measures durations is right on a machine whose clock is wrong, too.
+        let environment = [
+            ("LD_PRELOAD", &*library),
+            ("FAKETIME", &*by),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ];
+        for target in self.pick(whom, region) {
+            let (path, http) = (self.program.clone(), self.peal.http.clone());
+            self.stop(target).await?;
+            let program = self.program(target).context("a program")?;
+            program.restart_with(&path, &[], &environment)?;
+            program.wait_ready(&http).await?;
+            sleep(hold).await;
+            self.stop(target).await?;
+            self.start(target).await?;
         }
         Ok(())
     }
@@ -563,4 +724,24 @@ impl Injector {
             vec![format!("{} of {count} devices heard of their new owner", arrived())]
         })
     }
+}
+
+/// The library that makes clocks wrong, if it is installed.
+pub(super) fn faketime() -> Option<String> {
+    let folders = ["/usr/lib64", "/usr/local/lib"].map(PathBuf::from).into_iter();
+    let below = std::fs::read_dir("/usr/lib")
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()));
+    let mut paths = folders
+        .chain(below)
+        .map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
+    paths.find(|path| path.exists())?.to_str().map(str::to_owned)
+}
+
+/// Whether strace is there and works.
+pub(super) fn may_trace() -> bool {
+    let tried = std::process::Command::new("strace")
+        .args(["--output", "/dev/null", "true"])
+        .output();
+    tried.is_ok_and(|output| output.status.success())
 }

@@ -25,7 +25,10 @@ use tokio::{
 };
 
 use super::scenario::{Load, Way};
-use crate::peal::{APP, Peal};
+use crate::{
+    peal::{APP, Peal},
+    providers::now_ms,
+};
 
 /// Requests that wait for an answer at one time; those on top come later.
 const WAITING: usize = 512;
@@ -117,12 +120,19 @@ pub(super) async fn register(peal: &Peal, recipients: &[Recipient]) -> anyhow::R
     Ok(())
 }
 
+/// Whether storms are for this recipient.
+pub(super) fn is_stormy(recipient: usize) -> bool {
+    recipient % 16 == 15
+}
+
 /// One notification that was handed in.
 #[derive(Debug, Clone)]
 pub(super) struct Sent {
     pub(super) event: String,
     pub(super) recipient: usize,
     pub(super) class: Class,
+    /// When it was first handed in, milliseconds since 1970.
+    pub(super) at_ms: i64,
     /// Whether the caller was told that it is stored.
     pub(super) accepted: bool,
 }
@@ -194,6 +204,7 @@ impl Callers {
                 event: format!("e{run:x}-{number}"),
                 recipient: number % self.recipients.len(),
                 class: load.classes[number / 2 % load.classes.len()],
+                at_ms: now_ms(),
                 accepted: false,
             };
             asking.spawn(async move {
@@ -275,7 +286,10 @@ impl Callers {
         match request.send().await.ok()?.status().as_u16() {
             202 => Some(true),
             429 | 500.. => None,
-            _ => Some(false),
+            status => {
+                eprintln!("{} was refused with {status}", sent.event);
+                Some(false)
+            }
         }
     }
 
@@ -294,6 +308,25 @@ impl Callers {
         let js = &self.doors[from].js;
         let stored = publish::store(js, lane.notify(), headers, body.to_string().into()).await;
         stored.is_ok().then_some(true)
+    }
+
+    /// Hands in `count` on top of the load, as fast as they are taken, to every sixteenth recipient: those whose tokens
+    /// begin with f.
+    pub(super) async fn storm(&self, from: &str, count: usize) {
+        let chosen: Vec<usize> = (0..self.recipients.len()).filter(|number| is_stormy(*number)).collect();
+        let chosen = &chosen;
+        let storm = stream::iter(0..count).map(|number| async move {
+            let sent = Sent {
+                event: format!("storm-{number}"),
+                recipient: chosen[number % chosen.len()],
+                class: Class::Normal,
+                at_ms: now_ms(),
+                accepted: false,
+            };
+            let accepted = self.hand_in(from, Way::Http, &sent).await;
+            self.keep(Sent { accepted, ..sent });
+        });
+        storm.buffer_unordered(WAITING).collect::<()>().await;
     }
 
     /// Hands in everything again that was accepted, by both ways; how many were not taken.

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::ensure;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::Deserialize;
 use tokio::{
@@ -32,7 +33,7 @@ pub enum Trouble {
     None,
     /// Connections are reset, and new ones too.
     Cut,
-    /// Nothing gets through, and nothing is lost: as with packets that TCP sends again and again.
+    /// No packet gets through.
     Hold(Ways),
     /// Everything comes later.
     Delay {
@@ -41,12 +42,14 @@ pub enum Trouble {
         /// And at most this much more.
         jitter_ms: u64,
     },
-    /// At most so many bytes a second, each way.
+    /// At most so many bytes a second, each way, of the whole cable.
     Rate(u64),
     /// Connections are reset after so many bytes on average, at random.
     Resets(u64),
     /// What was written at once arrives in pieces of so many bytes.
     Slices(usize),
+    /// So many of a hundred packets are lost, each way.
+    Loss(u8),
 }
 
 /// Which ways of a link are held.
@@ -61,53 +64,55 @@ pub enum Ways {
     Both,
 }
 
-impl Trouble {
-    fn holds(&self, way: Ways) -> bool {
-        matches!(self, Self::Hold(held) if *held == Ways::Both || *held == way)
-    }
-}
-
 /// A running proxy; it ends, with its connections, when it is dropped.
 #[derive(Debug)]
 pub struct Proxy {
-    port: u16,
+    address: SocketAddr,
     trouble: watch::Sender<Trouble>,
     _end: DropGuard,
 }
 
 impl Proxy {
-    /// Passes on to `target`, a port of this machine, what comes on a free port.
+    /// Passes on to `target` what comes on a free port of this machine.
     ///
     /// # Errors
     /// When no port is free.
-    pub fn start(target: u16, seed: u64) -> anyhow::Result<Self> {
+    pub fn start(target: SocketAddr, seed: u64) -> anyhow::Result<Self> {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         listener.set_nonblocking(true)?;
-        let port = listener.local_addr()?.port();
+        let address = listener.local_addr()?;
         let (trouble, end) = (watch::Sender::default(), CancellationToken::new());
         let serving = accept(
             TcpListener::from_std(listener)?,
-            SocketAddr::from((Ipv4Addr::LOCALHOST, target)),
+            target,
             trouble.subscribe(),
             seed,
             end.clone(),
         );
         tokio::spawn(end.clone().run_until_cancelled_owned(serving));
         Ok(Self {
-            port,
+            address,
             trouble,
             _end: end.drop_guard(),
         })
     }
 
     /// Where it listens.
-    pub fn port(&self) -> u16 {
-        self.port
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Makes this trouble from now on, and no other.
-    pub fn set(&self, trouble: Trouble) {
-        self.trouble.send_replace(trouble);
+    ///
+    /// # Errors
+    /// When it is trouble with packets, of which a proxy knows nothing.
+    pub fn set(&self, trouble: &Trouble) -> anyhow::Result<()> {
+        ensure!(
+            !matches!(trouble, Trouble::Hold(_) | Trouble::Rate(_) | Trouble::Loss(_)),
+            "only a wire can make {trouble:?}"
+        );
+        self.trouble.send_replace(trouble.clone());
+        Ok(())
     }
 }
 
@@ -132,8 +137,7 @@ async fn accept(
 /// Carries one connection to its end. Whoever is to be reset gets a real reset, not a polite end.
 async fn carry(mut client: TcpStream, target: SocketAddr, trouble: Arc<watch::Receiver<Trouble>>, random: StdRng) {
     let mut looking = (*trouble).clone();
-    let held = |trouble: &Trouble| !matches!(trouble, Trouble::Hold(_));
-    let cut = looking.wait_for(held).await.is_ok_and(|now| *now == Trouble::Cut);
+    let cut = *looking.borrow() == Trouble::Cut;
     let server = if cut {
         None
     } else {
@@ -147,8 +151,8 @@ async fn carry(mut client: TcpStream, target: SocketAddr, trouble: Arc<watch::Re
     let done = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        let up = pump(from_client, to_server, Ways::Up, (*trouble).clone(), random.clone());
-        let down = pump(from_server, to_client, Ways::Down, (*trouble).clone(), random);
+        let up = pump(from_client, to_server, (*trouble).clone(), random.clone());
+        let down = pump(from_server, to_client, (*trouble).clone(), random);
         tokio::select! {
             done = async { tokio::try_join!(up, down) } => done.is_ok(),
             _ = looking.wait_for(|now| *now == Trouble::Cut) => false,
@@ -162,18 +166,15 @@ async fn carry(mut client: TcpStream, target: SocketAddr, trouble: Arc<watch::Re
 async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
-    way: Ways,
     mut trouble: watch::Receiver<Trouble>,
     mut random: StdRng,
 ) -> io::Result<()> {
     let gone = |_| io::Error::from(io::ErrorKind::ConnectionReset);
     let mut buffer = vec![0; CHUNK];
     loop {
-        let now = trouble.wait_for(|now| !now.holds(way)).await.map_err(gone)?.clone();
+        let now = trouble.borrow_and_update().clone();
         let most = match now {
             Trouble::Slices(bytes) => bytes.clamp(1, CHUNK),
-            // Small enough that the rate is even.
-            Trouble::Rate(a_second) => usize::try_from(a_second / 20).unwrap_or(CHUNK).clamp(1, CHUNK),
             _ => CHUNK,
         };
         let count = tokio::select! {
@@ -190,14 +191,11 @@ async fn pump(
             Trouble::Delay { ms, jitter_ms } => {
                 sleep(Duration::from_millis(ms + random.random_range(0..=jitter_ms))).await;
             }
-            Trouble::Rate(a_second) => sleep(Duration::from_micros(1_000_000 * count as u64 / a_second.max(1))).await,
             Trouble::Resets(mean) if random.random_range(0..mean.max(1)) < count as u64 => {
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
             _ => {}
         }
-        // What was on its way when the hold began does not arrive either.
-        trouble.wait_for(|now| !now.holds(way)).await.map_err(gone)?;
         to.write_all(&buffer[..count]).await?;
     }
 }
@@ -209,7 +207,7 @@ mod tests {
     /// An echo, and a proxy before it.
     async fn echo() -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
             while let Ok((mut socket, _)) = listener.accept().await {
                 tokio::spawn(async move {
@@ -218,11 +216,11 @@ mod tests {
                 });
             }
         });
-        Proxy::start(port, 1).unwrap()
+        Proxy::start(address, 1).unwrap()
     }
 
     async fn connect(proxy: &Proxy) -> TcpStream {
-        TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).await.unwrap()
+        TcpStream::connect(proxy.address()).await.unwrap()
     }
 
     async fn echoes(socket: &mut TcpStream) -> io::Result<bool> {
@@ -235,42 +233,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_held_arrives_after_the_hold() {
-        for ways in [Ways::Up, Ways::Down, Ways::Both] {
-            let proxy = echo().await;
-            let mut socket = connect(&proxy).await;
-            assert!(echoes(&mut socket).await.unwrap());
-            proxy.set(Trouble::Hold(ways));
-            assert!(!echoes(&mut socket).await.unwrap(), "{ways:?}");
-            proxy.set(Trouble::None);
-            let mut answer = [0; 4];
-            socket.read_exact(&mut answer).await.unwrap();
-            assert_eq!(answer, *b"ping");
-        }
-    }
-
-    #[tokio::test]
     async fn a_cut_resets_what_is_open_and_what_comes() {
         let proxy = echo().await;
         let mut open = connect(&proxy).await;
         assert!(echoes(&mut open).await.unwrap());
-        proxy.set(Trouble::Cut);
+        proxy.set(&Trouble::Cut).unwrap();
         let ended = open.read(&mut [0; 1]).await;
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         assert!(echoes(&mut connect(&proxy).await).await.is_err());
-        proxy.set(Trouble::None);
+        proxy.set(&Trouble::None).unwrap();
         assert!(echoes(&mut connect(&proxy).await).await.unwrap());
     }
 
     #[tokio::test]
     async fn slices_and_delays_change_no_byte() {
-        for trouble in [
-            Trouble::Slices(1),
-            Trouble::Delay { ms: 5, jitter_ms: 5 },
-            Trouble::Rate(1000),
-        ] {
+        for trouble in [Trouble::Slices(1), Trouble::Delay { ms: 5, jitter_ms: 5 }] {
             let proxy = echo().await;
-            proxy.set(trouble);
+            proxy.set(&trouble).unwrap();
             assert!(echoes(&mut connect(&proxy).await).await.unwrap());
         }
     }

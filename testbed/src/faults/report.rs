@@ -10,7 +10,6 @@ pub(super) struct Line {
     name: String,
     rows: String,
     verdict: Option<Verdict>,
-    doubled_at_most: usize,
     took: Duration,
     /// Why there is no verdict, or what it is.
     word: &'static str,
@@ -29,10 +28,14 @@ impl Line {
             name: scenario.name.clone(),
             rows: rows.join(" "),
             verdict,
-            doubled_at_most: scenario.expect.doubled,
             took,
             word,
         }
+    }
+
+    /// Whether this machine could not play it.
+    pub(super) fn is_skipped(&self) -> bool {
+        self.word == "skipped"
     }
 
     /// Whether the run may go on to be called good.
@@ -61,30 +64,36 @@ pub(super) fn table(lines: &[Line]) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
-        "\n{:<22} {:<12} {:>6} {:>5} {:>12} {:>11} {:>8} {:>7} {:>6}  verdict",
-        "scenario", "rows", "sent", "lost", "doubled (≤)", "unexplained", "refused", "drain", "took"
+        "\n{:<22} {:<12} {:>7} {:>5} {:>12} {:>11} {:>8} {:>7} {:>7} {:>6}  verdict",
+        "scenario", "rows", "sent", "lost", "doubled (≤)", "unexplained", "refused", "drain", "verify", "took"
     )?;
     for line in lines {
         let took = format!("{:.0} s", line.took.as_secs_f64());
         match &line.verdict {
             Some(verdict) => writeln!(
                 out,
-                "{:<22} {:<12} {:>6} {:>5} {:>12} {:>11} {:>8} {:>7} {took:>6}  {}",
+                "{:<22} {:<12} {:>7} {:>5} {:>12} {:>11} {:>8} {:>7} {:>7} {took:>6}  {}",
                 line.name,
                 line.rows,
                 verdict.notifications,
                 verdict.lost,
-                format!("{} ({})", verdict.doubled, line.doubled_at_most),
+                format!("{} ({})", verdict.doubled, verdict.doubled_at_most),
                 verdict.unexplained,
                 verdict.refused,
                 format!("{:.1} s", verdict.drained_in.as_secs_f64()),
+                format!("{:.1} s", verdict.verified_in.as_secs_f64()),
                 line.word
             )?,
             None => writeln!(
                 out,
-                "{:<22} {:<12} {:>64} {took:>6}  {}",
+                "{:<22} {:<12} {:>73} {took:>6}  {}",
                 line.name, line.rows, "", line.word
             )?,
+        }
+    }
+    for line in lines {
+        if let Some(figure) = line.verdict.as_ref().and_then(|verdict| verdict.figure.as_ref()) {
+            writeln!(out, "{:<22} {figure}", line.name)?;
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! Scenario files: a load, the faults in it, and what must come of it. Unknown keys are errors.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
@@ -13,7 +13,7 @@ use super::{
     damage::{File, How},
     proxy::Trouble,
 };
-use crate::providers::Rule;
+use crate::providers::{Answer, Rule};
 
 /// Where the files are.
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/faults");
@@ -35,6 +35,14 @@ pub(super) struct Scenario {
     /// Whether it is run before every change.
     #[serde(default)]
     pub(super) short: bool,
+    /// Whether it takes so long that it is only run when it is named.
+    #[serde(default)]
+    pub(super) long: bool,
+    /// What is measured.
+    pub(super) figure: Option<Figure>,
+    /// What the parts reach each other through.
+    #[serde(default)]
+    pub(super) network: Medium,
     #[serde(default)]
     pub(super) mesh: MeshPlan,
     #[serde(default)]
@@ -53,6 +61,27 @@ pub(super) struct Scenario {
     pub(super) expect: Expect,
 }
 
+/// What is measured, and told beside the verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Figure {
+    /// Pushes a second before the first fault, and after the last.
+    DrainRate,
+    /// How long fresh notifications take before the first fault, and during it.
+    FreshLatency,
+}
+
+/// What the parts reach each other through.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Medium {
+    /// Proxies, which can delay, cut and reset connections.
+    #[default]
+    Proxies,
+    /// A bridge between network namespaces, one for each party, none with a way out. Packets are lost, rates are real.
+    Namespaces,
+}
+
 /// The mesh, where it is not as usual.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -69,6 +98,8 @@ pub(super) struct MeshPlan {
     pub(super) gateway: String,
     /// Most bytes of the streams of work.
     pub(super) max_bytes: i64,
+    /// Whether nats-servers flush before they acknowledge.
+    pub(super) flush_always: bool,
 }
 
 impl Default for MeshPlan {
@@ -81,6 +112,7 @@ impl Default for MeshPlan {
             provider: String::new(),
             gateway: String::new(),
             max_bytes: -1,
+            flush_always: false,
         }
     }
 }
@@ -129,6 +161,15 @@ impl Default for Load {
     }
 }
 
+impl Load {
+    /// Three times as long as it takes at its rate.
+    pub(super) fn length(&self) -> Duration {
+        #[expect(clippy::cast_precision_loss, reason = "no load has 2^52 notifications")]
+        let seconds = self.notifications as f64 / self.rate;
+        Duration::from_secs_f64(3.0 * seconds)
+    }
+}
+
 /// How a notification is handed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -151,6 +192,8 @@ pub(super) struct Fault {
     /// How often.
     #[serde(default = "once")]
     pub(super) times: usize,
+    /// Again after so many seconds until the load is handed in, instead of `at`.
+    pub(super) every_s: Option<f64>,
     /// Where; any region if absent.
     pub(super) region: Option<String>,
 }
@@ -193,6 +236,12 @@ pub(super) enum Inject {
     Damage { file: File, how: How },
     /// The disk under the files of a worker or a nats-server is full.
     DiskFull(Whom),
+    /// A worker or a nats-server ends, and of its files only what it had flushed is left.
+    PowerLoss(Whom),
+    /// The disk of a worker or a nats-server fails to flush.
+    FlushErrors(Whom),
+    /// Its clock is wrong by so many seconds; it is started for that, and again.
+    Clock { whom: Whom, by_s: i64 },
     /// The lane's consumer is deleted, and made again by a worker that starts.
     ConsumerDeleted,
     /// Everything accepted so far is sent again, by HTTP and by NATS.
@@ -201,6 +250,8 @@ pub(super) enum Inject {
     IdleSockets(usize),
     /// Devices are withdrawn while no worker looks.
     Withdrawal,
+    /// So many more, handed in as fast as they are taken, to every sixteenth recipient; Apple answers them like this.
+    Storm { count: usize, answer: Answer },
     /// Devices are registered in a hurry, and every token ends with another recipient.
     Stampede(usize),
 }
@@ -221,6 +272,8 @@ pub(super) enum Whom {
     Worker,
     Nats,
     Hub,
+    /// A gateway, a worker or a region's nats-server.
+    Any,
     /// Gateways and workers in turn.
     Programs,
     /// Everyone in turn.
@@ -253,6 +306,8 @@ pub(super) enum Simulator {
     RevokeKey,
     /// FCM forgets its access tokens.
     RevokeTokens,
+    /// FCM forgets its access tokens, and gives out no new ones for a while.
+    TokensDown,
 }
 
 /// A request to a gateway.
@@ -329,6 +384,9 @@ pub(super) struct Expect {
     /// Pushes that reached a device more than once.
     #[serde(default)]
     pub(super) doubled: usize,
+    /// So many more for each time that a worker was killed.
+    #[serde(default)]
+    pub(super) doubled_a_kill: usize,
     /// Notifications that no gateway or stream would take.
     #[serde(default)]
     pub(super) refused: usize,
@@ -349,10 +407,22 @@ pub(super) struct Expect {
 
 impl Scenario {
     /// Whether it mounts file systems.
-    pub(super) fn needs_root(&self) -> bool {
-        self.faults
-            .iter()
-            .any(|fault| matches!(fault.inject, Inject::DiskFull(_)))
+    pub(super) fn needs_mounts(&self) -> bool {
+        self.has(|inject| matches!(inject, Inject::DiskFull(_) | Inject::PowerLoss(_)))
+    }
+
+    /// Whether it makes system calls fail.
+    pub(super) fn needs_strace(&self) -> bool {
+        self.has(|inject| matches!(inject, Inject::FlushErrors(_)))
+    }
+
+    /// Whether it makes clocks wrong.
+    pub(super) fn needs_faketime(&self) -> bool {
+        self.has(|inject| matches!(inject, Inject::Clock { .. }))
+    }
+
+    fn has(&self, kind: fn(&Inject) -> bool) -> bool {
+        self.faults.iter().any(|fault| kind(&fault.inject))
     }
 }
 

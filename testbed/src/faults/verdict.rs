@@ -37,6 +37,11 @@ pub(super) struct Verdict {
     pub(super) doubled: usize,
     pub(super) unexplained: usize,
     pub(super) drained_in: Duration,
+    /// How many may be doubled.
+    pub(super) doubled_at_most: usize,
+    /// How long the audit took that `peal verify` makes.
+    pub(super) verified_in: Duration,
+    pub(super) figure: Option<String>,
     pub(super) states: BTreeMap<State, usize>,
     /// What is wrong, in words.
     pub(super) complaints: Vec<String>,
@@ -60,31 +65,49 @@ pub(super) async fn reach(
     peal: &Peal,
     callers: &Callers,
     scenario: &Scenario,
-    buried: usize,
+    (buried, kills): (usize, usize),
 ) -> anyhow::Result<Verdict> {
     let begun = Instant::now();
     let patience = Duration::from_secs_f64(2.0 * scenario.expect.drain_s);
     let drained_in = loop {
         let audit = Audit::read(peal).await?;
-        let count = count(peal, callers, &audit, (buried, scenario.expect.trims)).await?;
+        // Everything is only counted when the streams say that nothing is missing.
+        let settled = audit.equation().is_settled()
+            && count(peal, callers, &audit, (buried, scenario.expect.trims))
+                .await?
+                .pending
+                == 0;
         let drained_in = begun.elapsed();
-        if count.pending == 0 && audit.equation().is_settled() || drained_in >= patience {
+        if settled || drained_in >= patience {
             break drained_in;
         }
         sleep(Duration::from_millis(300)).await;
     };
     let (quiet, lanes) = wait_quiet(peal).await?;
+    let verifying = Instant::now();
     let audit = Audit::read(peal).await?;
+    let verified_in = verifying.elapsed();
     let mut verdict = count(peal, callers, &audit, (buried, scenario.expect.trims))
         .await?
         .verdict;
     verdict.drained_in = drained_in;
+    verdict.verified_in = verified_in;
+    verdict.doubled_at_most = scenario.expect.doubled + kills * scenario.expect.doubled_a_kill;
     verdict.lanes = lanes;
     let equation = audit.equation();
     if !equation.holds() && !scenario.expect.trims {
         verdict
             .complaints
             .push(format!("the ledger equation does not hold: {equation}"));
+        for broken in &audit.report.broken {
+            verdict
+                .complaints
+                .push(format!("{} {}", broken.count, broken.how.meaning()));
+            let named = broken.named.iter().take(3);
+            verdict
+                .suspects
+                .splice(0..0, named.filter_map(|culprit| culprit.id.to_string().parse().ok()));
+        }
     }
     if !quiet {
         verdict
@@ -254,7 +277,7 @@ impl Verdict {
         }
         for (what, found, most) in [
             ("lost", self.lost, expect.lost),
-            ("doubled", self.doubled, expect.doubled),
+            ("doubled", self.doubled, self.doubled_at_most),
             ("refused", self.refused, expect.refused),
         ] {
             if found > most {

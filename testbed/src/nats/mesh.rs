@@ -18,37 +18,37 @@ const LINKED_WITHIN: Duration = Duration::from_secs(30);
 pub struct Mesh {
     hub: Server,
     regions: Vec<Server>,
-    settings: Settings,
 }
 
 impl Mesh {
     /// Starts the hub and the regions, and waits until each reaches the others.
     pub async fn start(settings: impl Into<Settings>, regions: &[&str]) -> anyhow::Result<Self> {
-        Self::start_linked(settings, regions, |_, hub| Ok(hub.leaf_url())).await
+        let settings = settings.into();
+        Self::start_linked(|_| settings.clone(), regions, |_, hub| Ok(hub.leaf_url())).await
     }
 
-    /// As [`Self::start`]; `link` says by which URL a region reaches the hub.
+    /// As [`Self::start`]; `settings` are those of the server of a domain, `link` says by which URL a region reaches the
+    /// hub.
     pub async fn start_linked(
-        settings: impl Into<Settings>,
+        settings: impl Fn(&str) -> Settings,
         regions: &[&str],
         mut link: impl FnMut(&str, &Server) -> anyhow::Result<String>,
     ) -> anyhow::Result<Self> {
-        let settings = settings.into();
-        let hub = Server::start(settings.clone(), "hub", Role::Hub).await?;
+        let hub = Server::start(settings("hub"), "hub", Role::Hub).await?;
         let roles: Vec<Role> = regions
             .iter()
             .map(|name| link(name, &hub).map(|hub| Role::Region { hub }))
             .collect::<anyhow::Result<_>>()?;
         let starting = regions.iter().zip(roles);
-        let regions = try_join_all(starting.map(|(name, role)| Server::start(settings.clone(), name, role))).await?;
-        let mesh = Self { hub, regions, settings };
+        let regions = try_join_all(starting.map(|(name, role)| Server::start(settings(name), name, role))).await?;
+        let mesh = Self { hub, regions };
         mesh.linked().await?;
         Ok(mesh)
     }
 
     /// Starts one more region that reaches the hub at `hub`, and waits until it reaches the others.
-    pub async fn add(&mut self, region: &str, hub: String) -> anyhow::Result<()> {
-        let server = Server::start(self.settings.clone(), region, Role::Region { hub }).await?;
+    pub async fn add(&mut self, settings: Settings, region: &str, hub: String) -> anyhow::Result<()> {
+        let server = Server::start(settings, region, Role::Region { hub }).await?;
         self.regions.push(server);
         self.linked().await
     }

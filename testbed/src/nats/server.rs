@@ -18,6 +18,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+use crate::network::Place;
+
 const HUB_CONF: &str = include_str!("../../../deploy/nats/hub.conf");
 const REGION_CONF: &str = include_str!("../../../deploy/nats/region.conf");
 
@@ -42,6 +44,8 @@ pub struct Settings {
     pub sync_interval: SyncInterval,
     /// Most bytes of all streams of a server together; beyond them it refuses.
     pub max_file_store: u64,
+    /// Where it runs.
+    pub place: Place,
 }
 
 impl Settings {
@@ -51,6 +55,7 @@ impl Settings {
             program: program.into(),
             sync_interval: SyncInterval::default(),
             max_file_store: 8 << 30,
+            place: Place::default(),
         }
     }
 }
@@ -152,12 +157,17 @@ impl Server {
     /// Where clients connect, with user and password. `async-nats` does not read those two from a URL; it needs
     /// [`USER`] and [`PASSWORD`] beside it.
     pub fn url(&self) -> String {
-        format!("nats://{USER}:{PASSWORD}@127.0.0.1:{}", self.ports.client)
+        format!("nats://{USER}:{PASSWORD}@{}:{}", self.address(), self.ports.client)
     }
 
     /// Where regions link themselves, if this is a hub.
     pub fn leaf_url(&self) -> String {
-        format!("nats-leaf://{USER}:{PASSWORD}@127.0.0.1:{}", self.ports.leaf)
+        format!("nats-leaf://{USER}:{PASSWORD}@{}:{}", self.address(), self.ports.leaf)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> Ipv4Addr {
+        self.settings.place.address()
     }
 
     /// The port of [`Self::leaf_url`].
@@ -246,15 +256,16 @@ impl Server {
 
     fn spawn(&self) -> anyhow::Result<()> {
         let log = fs::File::options().create(true).append(true).open(self.log_path())?;
-        let child = Command::new(&self.settings.program)
+        let mut command = Command::new(&self.settings.program);
+        command
             .arg("--config")
             .arg(self.config_path())
             .envs(self.variables())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("starting {}", self.settings.program.display()))?;
+            .stderr(log);
+        let spawned = self.settings.place.run(|| command.spawn())?;
+        let child = spawned.with_context(|| format!("starting {}", self.settings.program.display()))?;
         *self.process() = Some(child);
         Ok(())
     }
@@ -265,7 +276,7 @@ impl Server {
             ("PEAL_SERVER_NAME", self.name.clone()),
             ("PEAL_DOMAIN", self.domain.clone()),
             ("PEAL_SERVER_TAG", format!("region:{}", self.domain)),
-            ("PEAL_HOST", Ipv4Addr::LOCALHOST.to_string()),
+            ("PEAL_HOST", self.address().to_string()),
             ("PEAL_PORT", self.ports.client.to_string()),
             ("PEAL_LEAF_PORT", self.ports.leaf.to_string()),
             ("PEAL_MONITOR_PORT", 0.to_string()),
@@ -295,7 +306,7 @@ impl Server {
     /// Whether this server, and no other on its port, greets a client. It listens only once `JetStream` is restored.
     async fn answers(&self) -> bool {
         let greeting = async {
-            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.ports.client)).await?;
+            let stream = TcpStream::connect((self.address(), self.ports.client)).await?;
             let mut line = String::new();
             BufReader::new(stream).read_line(&mut line).await?;
             std::io::Result::Ok(line)

@@ -19,6 +19,8 @@
 //!
 //! What is not faithful is said where it is decided; the list is in `testbed/conformance/README.md`.
 
+use std::net::SocketAddr;
+
 mod admin;
 pub mod apns;
 mod clock;
@@ -36,6 +38,7 @@ mod wire;
 
 pub use admin::{Admin, Scripts};
 pub use apns::{Apns, ApnsConfig};
+pub(crate) use clock::now_ms;
 pub use clock::now_s;
 pub use devices::Devices;
 pub use fcm::{Fcm, FcmConfig};
@@ -43,3 +46,12 @@ pub use keys::{ApnsKey, ServiceAccount};
 pub use log::{Log, LogMode, Push, Stats};
 pub use script::{Answer, RetryAfter, Rule, Script};
 pub use tls::Authority;
+
+/// Where clients reach what listens on `addr`, by a name or address that the certificate has.
+pub fn reachable(addr: SocketAddr) -> String {
+    if addr.ip().is_loopback() {
+        format!("localhost:{}", addr.port())
+    } else {
+        addr.to_string()
+    }
+}

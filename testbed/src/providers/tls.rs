@@ -11,6 +11,8 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
+use crate::network::PROVIDER;
+
 /// The names the leaf certificate is valid for: loopback, and the providers' own, so that a client which cannot be
 /// given another host can be sent here by its resolver.
 const NAMES: [&str; 6] = [
@@ -34,7 +36,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes an authority and a leaf for `localhost`, `127.0.0.1` and the providers' host names.
+    /// Makes an authority and a leaf for `localhost`, `127.0.0.1`, [`PROVIDER`] and the providers' host names.
     pub fn generate() -> anyhow::Result<Self> {
         let mut ca = CertificateParams::default();
         ca.distinguished_name.push(DnType::CommonName, "Peal simulators");
@@ -43,7 +45,7 @@ impl Authority {
         let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate()?)
             .context("making the simulators' certificate authority")?;
 
-        let mut leaf = CertificateParams::new(NAMES.map(String::from))?;
+        let mut leaf = CertificateParams::new([&NAMES.map(String::from)[..], &[PROVIDER.to_string()]].concat())?;
         leaf.distinguished_name.push(DnType::CommonName, "localhost");
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         leaf.use_authority_key_identifier_extension = true;

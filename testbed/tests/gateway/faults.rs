@@ -83,7 +83,10 @@ async fn a_request_stored_in_part_is_refused_whole_and_mended_by_repeating() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_nats_it_is_not_ready_and_refuses_and_then_recovers() {
     let rig = Rig::with(|settings| settings.limits.request_timeout_s = 3).await;
-    assert_eq!(readiness(&rig).await, (200, json!({ "ready": true, "missing": [] })));
+    eventually("the gateway is ready", async || {
+        readiness(&rig).await == (200, json!({ "ready": true, "missing": [] }))
+    })
+    .await;
     assert_eq!(rig.call("GET", "/healthz", None, None).await.status, 200);
     eu(&rig).kill().unwrap();
     eventually("the gateway is not ready", async || {
@@ -103,6 +106,23 @@ async fn without_nats_it_is_not_ready_and_refuses_and_then_recovers() {
     // The refused one may have been stored when the connection came back; repeating is safe either way.
     assert_eq!(rig.notify("e1", &["ann"]).await.status, 202);
     assert_eq!(rig.count(topology::NOTIFY).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connected_to_a_server_that_does_not_store_it_is_not_ready() {
+    let rig = Rig::start().await;
+    eventually("the gateway is ready", async || readiness(&rig).await.0 == 200).await;
+    let stream = rig.js.get_stream(topology::IDEMPOTENCY).await.unwrap();
+    let config = stream.cached_info().config.clone();
+    rig.js.delete_stream(topology::IDEMPOTENCY).await.unwrap();
+    eventually("the gateway notices that nothing is stored", async || {
+        readiness(&rig).await == (503, json!({ "ready": false, "missing": ["storage"] }))
+    })
+    .await;
+    rig.js.create_stream(config).await.unwrap();
+    eventually("the gateway is ready again", async || readiness(&rig).await.0 == 200).await;
+    let stored = rig.count(topology::IDEMPOTENCY).await;
+    assert_eq!(stored, 1, "only the newest is kept");
 }
 
 /// Stops the nats-server and asks, one request after the other, until one is refused: then those before it hold all places.

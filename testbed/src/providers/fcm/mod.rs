@@ -15,6 +15,7 @@ mod schema;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,6 +34,7 @@ use super::devices::{Devices, Known};
 use super::keys::ServiceAccount;
 use super::listener::Listener;
 use super::log::{Log, LogMode, Push, Stats};
+use super::reachable;
 use super::reply::{Reply, Site, text, typed};
 use super::script::{Script, ScriptHandle};
 use super::tls::Authority;
@@ -99,6 +101,7 @@ impl Fcm {
         let site = Arc::new(FcmSite {
             oauth: OAuth::new(&config.accounts, life_ms)?,
             authenticate: config.authenticate,
+            refuses_tokens: AtomicBool::new(false),
             token_life: config.token_life,
             devices: Devices::default(),
             script: ScriptHandle::new(config.script, |reason| ErrorCode::parse(reason).is_some())?,
@@ -109,10 +112,10 @@ impl Fcm {
             full: config.streams,
         };
         let listener = Listener::start(config.listen, &authority, limits, Arc::clone(&site)).await?;
-        let port = listener.addr().port();
+        let addr = listener.addr();
         site.oauth.set_audiences([
-            format!("https://localhost:{port}/token"),
-            format!("https://127.0.0.1:{port}/token"),
+            format!("https://localhost:{}/token", addr.port()),
+            format!("https://{addr}/token"),
         ]);
         Ok(Self {
             listener,
@@ -139,7 +142,7 @@ impl Fcm {
 
     /// Where access tokens are to be had.
     pub fn token_uri(&self) -> String {
-        format!("https://localhost:{}/token", self.addr().port())
+        format!("https://{}/token", reachable(self.addr()))
     }
 
     /// The first account's JSON file, whose `token_uri` points here.
@@ -150,6 +153,11 @@ impl Fcm {
     /// Forgets every access token it has handed out: the next use of one is answered 401.
     pub fn revoke_access_tokens(&self) {
         self.site.oauth.revoke_all();
+    }
+
+    /// Whether the token endpoint answers 503 from now on.
+    pub fn refuse_tokens(&self, refuse: bool) {
+        self.site.refuses_tokens.store(refuse, Ordering::Relaxed);
     }
 
     /// The devices it knows.
@@ -193,6 +201,7 @@ impl Fcm {
 pub(crate) struct FcmSite {
     oauth: OAuth,
     authenticate: bool,
+    refuses_tokens: AtomicBool,
     token_life: Duration,
     devices: Devices,
     script: ScriptHandle,
@@ -241,6 +250,10 @@ impl Site for FcmSite {
 
 impl FcmSite {
     fn token(&self, form: &[u8]) -> Reply {
+        if self.refuses_tokens.load(Ordering::Relaxed) {
+            let body = json!({ "error": "temporarily_unavailable" });
+            return json_reply(StatusCode::SERVICE_UNAVAILABLE, &body);
+        }
         match self.oauth.grant(form, now_ms()) {
             Ok(token) => {
                 self.log.access_token();
