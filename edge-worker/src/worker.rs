@@ -11,6 +11,7 @@ use shared::{
     nats::{
         config::Config,
         connect::{self, ConnectError},
+        roles::Role,
         topology::{self, ApplyError},
     },
     seal::{MeshKey, SealError},
@@ -53,7 +54,7 @@ pub enum StartError {
     /// NATS cannot be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The streams are not there and cannot be made.
+    /// The streams cannot be looked at.
     #[error(transparent)]
     Apply(#[from] ApplyError),
     /// The cache cannot be opened.
@@ -78,9 +79,10 @@ impl EdgeWorker {
         let mesh_key = MeshKey::from_base64(settings.mesh_key.reveal())?;
         let region = settings.mesh.region.clone();
         std::fs::create_dir_all(&settings.data).map_err(|error| StartError::Io("data", error))?;
-        let client = connect::connect(&settings.nats, &format!("peal-edge-worker {}", settings.name)).await?;
+        let role = Role::Worker(region.clone());
+        let client = connect::connect(&settings.nats, &role, &format!("peal-edge-worker {}", settings.name)).await?;
         let js = connect::jetstream(client.clone());
-        topology::apply_region(&js, &settings.mesh).await?;
+        topology::wait_for_region(&js, &settings.mesh).await?;
 
         let store = cache::Store::open(&settings.data.join("cache.redb"))?;
         let cache_sync = cache::Sync::new(js.clone(), store.clone(), telemetry.metrics.clone());

@@ -25,6 +25,7 @@ use shared::{
         config::Config,
         connect::{self, ConnectError},
         directory::Directory,
+        roles::Role,
         topology::{self, ApplyError},
     },
     telemetry::Telemetry,
@@ -82,7 +83,9 @@ impl Gateway {
         let mesh_key = settings.check()?;
         let instance = format!("{:016x}", Uuid::new_v4().as_u64_pair().0);
         let name = format!("gateway-{}-{instance}", settings.mesh.region);
-        let js = connect::jetstream(connect::connect(&settings.nats, &name).await?);
+        let js = connect::jetstream(
+            connect::connect(&settings.nats, &Role::Gateway(settings.mesh.region.clone()), &name).await?,
+        );
         topology::apply_region(&js, &settings.mesh).await?;
 
         let here = settings.mesh.region.clone();
@@ -114,6 +117,7 @@ impl Gateway {
         lifecycle.spawn_endless("directory", parts.directory.clone().follow(js.clone()));
         let sources = topology::keep_sources_awake(js.clone(), settings.mesh.clone());
         lifecycle.spawn_endless("sources", sources);
+        lifecycle.spawn_endless("consumers", topology::keep_consumers(js.clone(), settings.mesh.clone()));
         let alerts = Alerts {
             js: js.clone(),
             here: parts.here.clone(),

@@ -46,7 +46,8 @@ async fn main() -> ExitCode {
         Command::EdgeWorker(args) => return child::edge_worker(args).await,
         Command::Peal(args) => return child::peal(args).await,
         Command::Demo(args) => demo::run(args).await,
-        Command::Bench(args) => bench::run(args).await,
+        // The future has some kilobytes.
+        Command::Bench(args) => Box::pin(bench::run(args)).await,
         Command::Faults(args) => faults::run(args).await,
         Command::Push(args) => push::run(args).await,
         Command::Simulate(args) => simulate::run(args).await.map(|()| ExitCode::SUCCESS),

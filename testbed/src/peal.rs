@@ -15,7 +15,7 @@ use shared::{
     api_key::Scope,
     app::Ambiguity,
     channel::Channel,
-    nats::connect::{self, Nats},
+    nats::{connect::Nats, roles::Role},
     seal::MeshKey,
 };
 use tempfile::TempDir;
@@ -65,6 +65,8 @@ pub struct Plan {
     pub provider_settings: String,
     /// Most bytes of the streams of work.
     pub max_bytes: i64,
+    /// Whether connections to the nats-servers are encrypted; the benchmark measures them without.
+    pub tls: bool,
     /// Whether the parts reach each other through proxies that can make trouble, and the seed of those.
     pub proxies: Option<u64>,
 }
@@ -89,6 +91,7 @@ impl Plan {
             gateway_settings: String::new(),
             provider_settings: String::new(),
             max_bytes: -1,
+            tls: true,
             proxies: None,
         }
     }
@@ -219,14 +222,13 @@ impl Peal {
         let folder = tempfile::tempdir()?;
         let names: Vec<&str> = plan.regions.iter().map(String::as_str).collect();
         let mut links = Vec::new();
-        let settings = nats::Settings::new(&plan.nats_server);
+        let settings = nats::Settings {
+            tls: plan.tls,
+            ..nats::Settings::new(&plan.nats_server)
+        };
         let nats = nats::Mesh::start_linked(settings, &names, |region, hub| {
             let port = via(&plan, &mut links, Between::Regions, region, hub.leaf_port())?;
-            Ok(format!(
-                "nats-leaf://{}:{}@127.0.0.1:{port}",
-                nats::USER,
-                nats::PASSWORD
-            ))
+            Ok(format!("nats-leaf://127.0.0.1:{port}"))
         })
         .await?;
         let authority = Authority::generate()?;
@@ -313,12 +315,30 @@ impl Peal {
             .expect("a region of the plan")
     }
 
-    /// A connection to a region's NATS, as a service of that region would have.
+    /// A connection to a region's NATS for what a test does to it, which may be everything.
     ///
     /// # Errors
     /// When it cannot be made.
     pub async fn connect(&self, region: &str) -> anyhow::Result<async_nats::Client> {
-        Ok(connect::connect(&nats_settings(&self.nats.region(region).url()), "testbed").await?)
+        self.nats.region(region).connect_as_test().await
+    }
+
+    /// A connection to a region's NATS, as a service of [`APP`] there has.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn connect_as_service(&self, region: &str) -> anyhow::Result<async_nats::Client> {
+        let service = Role::Service(region.parse()?, APP.parse()?);
+        self.nats.region(region).connect(&service).await
+    }
+
+    /// A connection to the hub, from which an operator reads every region.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn connect_as_operator(&self) -> anyhow::Result<async_nats::Client> {
+        let hub = self.nats.hub();
+        hub.connect(&Role::Operator(hub.domain().parse()?)).await
     }
 
     /// Asks a region's gateway.
@@ -374,7 +394,7 @@ impl Peal {
         let port = free_port()?;
         let config = format!(
             "listen = \"127.0.0.1:{port}\"\n{}\n{}",
-            self.common(name, 5)?,
+            self.common(name, &Role::Gateway(name.parse()?), 5)?,
             self.plan.gateway_settings
         );
         let gateway = self.write_config(&format!("gateway-{name}"), &config)?;
@@ -394,7 +414,7 @@ impl Peal {
         let (apns, fcm) = (self.apns.addr().port(), self.fcm.addr().port());
         let apns = via(&self.plan, &mut self.links, Between::Provider, region, apns)?;
         let fcm = via(&self.plan, &mut self.links, Between::Provider, region, fcm)?;
-        let common = self.common(region, 10)?;
+        let common = self.common(region, &Role::Worker(region.parse()?), 10)?;
         let name = format!("worker-{region}-{number}");
         let folder = self.folder.path();
         let config = format!(
@@ -418,8 +438,9 @@ impl Peal {
     }
 
     /// Settings that gateways and workers share.
-    fn common(&mut self, region: &str, grace_s: u64) -> anyhow::Result<String> {
-        let port = self.nats.region(region).port();
+    fn common(&mut self, region: &str, role: &Role, grace_s: u64) -> anyhow::Result<String> {
+        let server = self.nats.region(region);
+        let (nats, port) = (server.nats(role)?, server.port());
         let port = via(&self.plan, &mut self.links, Between::Nats, region, port)?;
         let otlp = self
             .plan
@@ -428,10 +449,9 @@ impl Peal {
             .map(|url| format!("otlp_endpoint = \"{url}\"\n"))
             .unwrap_or_default();
         Ok(format!(
-            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\nuser = \"{}\"\npassword = \"{}\"\n[mesh]\nregion = \"{region}\"\nregions = {:?}\nmax_bytes = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
+            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\n{}[mesh]\nregion = \"{region}\"\nregions = {:?}\nmax_bytes = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
             self.mesh_key,
-            nats::USER,
-            nats::PASSWORD,
+            files(&nats),
             self.plan.regions,
             self.plan.max_bytes,
             self.plan.sample_ratio,
@@ -484,8 +504,8 @@ fn via(plan: &Plan, links: &mut Vec<Link>, between: Between, region: &str, port:
 }
 
 async fn provision(nats: &nats::Mesh, plan: &Plan, mesh_key: &str, apns: &Apns, fcm: &Fcm) -> anyhow::Result<String> {
-    let client = connect::connect(&nats_settings(&nats.hub().url()), "testbed").await?;
-    let hub = provision::hub(client);
+    let operator = Role::Operator(nats.hub().domain().parse()?);
+    let hub = provision::hub(nats.hub().connect(&operator).await?);
     provision::prepare_hub(&hub, 1).await?;
     let app = NewApp {
         id: APP.parse()?,
@@ -507,14 +527,18 @@ async fn provision(nats: &nats::Mesh, plan: &Plan, mesh_key: &str, apns: &Apns, 
     keys.into_iter().next().context("an API key")
 }
 
-fn nats_settings(url: &str) -> Nats {
-    Nats {
-        url: url.to_owned(),
-        user: Some(nats::USER.to_owned()),
-        password: Some(nats::PASSWORD.to_owned().into()),
-        nkey_file: None,
-        ca_file: None,
-    }
+/// The settings that name files, as lines of TOML.
+fn files(nats: &Nats) -> String {
+    let files = [
+        ("nkey_file", &nats.nkey_file),
+        ("ca_file", &nats.ca_file),
+        ("cert_file", &nats.cert_file),
+        ("key_file", &nats.key_file),
+    ];
+    files
+        .into_iter()
+        .filter_map(|(name, file)| Some(format!("{name} = \"{}\"\n", file.as_ref()?.display())))
+        .collect()
 }
 
 fn free_port() -> anyhow::Result<u16> {

@@ -6,15 +6,18 @@ use async_nats::{
     Client,
     jetstream::{
         self,
-        consumer::{AckPolicy, DeliverPolicy, pull},
+        consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
         context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind},
-        stream::{Config, DiscardPolicy, External, RetentionPolicy, Source, SubjectTransform},
+        stream::{Config, ConsumerErrorKind, DiscardPolicy, External, Info, RetentionPolicy, Source, SubjectTransform},
     },
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::subject;
+use super::{
+    refusal::{Forbidden, unless_refused},
+    subject,
+};
 use crate::{
     channel::{Channel, Class},
     id::Region,
@@ -276,7 +279,7 @@ impl Mesh {
 }
 
 /// The subjects of every lane of `region`. No stream takes others, so whoever misspells a class is told by the server.
-fn work_for(region: &Region) -> impl Iterator<Item = String> {
+pub(super) fn work_for(region: &Region) -> impl Iterator<Item = String> {
     Mesh::lanes().map(move |(channel, class)| subject::notify_class_filter(channel, region, class))
 }
 
@@ -360,9 +363,12 @@ pub enum ApplyError {
     /// A stream could not be created.
     #[error("stream {0}: {1}")]
     Create(String, CreateStreamError),
-    /// A consumer could not be created or changed.
+    /// A consumer could not be created, changed or read.
     #[error("consumer {0}: {1}")]
     Consumer(String, String),
+    /// The key is not one of the role that this process has, or the server's configuration is an old one.
+    #[error("{0}; the server's roles.conf and nats.nkey_file must be of this role and region")]
+    Forbidden(#[from] Forbidden),
 }
 
 /// Makes the server's streams match `wanted`; safe to repeat and to run from several processes at once.
@@ -373,14 +379,7 @@ pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Cha
     let mut changes = Vec::new();
     for config in wanted {
         let name = config.name.clone();
-        let info = match js.get_stream(&name).await {
-            Ok(stream) => Some(stream.cached_info().clone()),
-            Err(error) => match error.kind() {
-                GetStreamErrorKind::JetStream(error) if error.code() == 404 => None,
-                _ => return Err(ApplyError::Read(name, error.to_string())),
-            },
-        };
-        let Some(info) = info else {
+        let Some(info) = info(js, &name).await? else {
             match js.create_stream(config.clone()).await {
                 Ok(_) => changes.push(Change::Created(name)),
                 // Another process was faster.
@@ -407,13 +406,90 @@ pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Cha
 /// # Errors
 /// When the server does not answer or refuses.
 pub async fn apply_region(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
-    for change in apply(js, &mesh.streams()).await? {
-        match change {
-            Change::Created(_) | Change::Updated(..) => tracing::info!(%change, "topology"),
-            Change::Drifted(..) => tracing::error!(%change, "topology drifted; an operator must decide"),
+    let applying = async {
+        for change in apply(js, &mesh.streams()).await? {
+            match change {
+                Change::Created(_) | Change::Updated(..) => tracing::info!(%change, "topology"),
+                Change::Drifted(..) => tracing::error!(%change, "topology drifted; an operator must decide"),
+            }
+        }
+        apply_consumers(js, mesh).await
+    };
+    unless_refused(&js.client(), |_| true, applying).await?
+}
+
+/// How often [`wait_for_region`] looks.
+const WAIT: Duration = Duration::from_millis(200);
+
+/// Waits until a region's streams and the consumers of its workers are there, which its gateway makes.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn wait_for_region(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
+    let mut said = None;
+    while let Some(missing) = unless_refused(&js.client(), |_| true, missing(js, mesh)).await?? {
+        if said.as_ref() != Some(&missing) {
+            tracing::info!(missing, "waiting for the region's gateway");
+            said = Some(missing);
+        }
+        tokio::time::sleep(WAIT).await;
+    }
+    Ok(())
+}
+
+/// The first stream or consumer of workers that is not there.
+async fn missing(js: &jetstream::Context, mesh: &Mesh) -> Result<Option<String>, ApplyError> {
+    for config in mesh.streams() {
+        if info(js, &config.name).await?.is_none() {
+            return Ok(Some(config.name));
         }
     }
-    apply_consumers(js, mesh).await
+    for (stream, config) in mesh.workers_consumers() {
+        let name = config.durable_name.unwrap_or_default();
+        if !has_consumer(js, stream, &name).await? {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// How the server describes a stream; `None` if there is no such stream.
+async fn info(js: &jetstream::Context, name: &str) -> Result<Option<Info>, ApplyError> {
+    match js.get_stream(name).await {
+        Ok(stream) => Ok(Some(stream.cached_info().clone())),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.code() == 404 => Ok(None),
+            _ => Err(ApplyError::Read(name.to_owned(), error.to_string())),
+        },
+    }
+}
+
+async fn has_consumer(js: &jetstream::Context, stream: &str, name: &str) -> Result<bool, ApplyError> {
+    let found: Result<PullConsumer, _> = js.get_consumer_from_stream(name, stream).await;
+    match found {
+        Ok(_) => Ok(true),
+        Err(error) => match error.kind() {
+            ConsumerErrorKind::JetStream(error) if error.code() == 404 => Ok(false),
+            _ => Err(ApplyError::Consumer(name.to_owned(), error.to_string())),
+        },
+    }
+}
+
+/// Makes consumers again that somebody removed, for ever. Only a gateway may.
+pub async fn keep_consumers(js: jetstream::Context, mesh: Mesh) {
+    let mut ticks = tokio::time::interval(LOOK);
+    loop {
+        ticks.tick().await;
+        for (stream, config) in mesh.consumers() {
+            let name = config.durable_name.clone().unwrap_or_default();
+            if matches!(has_consumer(&js, stream, &name).await, Ok(false)) {
+                match js.create_consumer_on_stream(config, stream).await {
+                    Ok(_) => tracing::warn!(stream, name, "a consumer was missing and is made again"),
+                    Err(error) => tracing::error!(stream, name, %error, "a consumer is missing"),
+                }
+            }
+        }
+    }
 }
 
 /// Makes the server's consumers match.

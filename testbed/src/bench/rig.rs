@@ -55,12 +55,13 @@ impl Rig {
             workers: 1,
             sample_ratio: 0.0,
             log: LogMode::Counting,
+            tls: false,
             ..Plan::new(program.clone(), nats_server)
         };
         let peal = Peal::start(plan).await?;
         let gateway = &peal.region(sample::REGION).gateway.url;
         let target = Target {
-            nats: peal.nats.region(sample::REGION).url(),
+            nats: peal.nats.region(sample::REGION).nats_of_test()?,
             gateway: gateway.trim_start_matches("http://").parse()?,
             key: peal.key.clone(),
             apns: peal.apns.addr().port(),

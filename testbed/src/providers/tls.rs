@@ -31,6 +31,8 @@ pub struct Authority {
     pem: Arc<str>,
     chain: Vec<CertificateDer<'static>>,
     key: Arc<PrivateKeyDer<'static>>,
+    leaf_pem: Arc<str>,
+    key_pem: Arc<str>,
 }
 
 impl Authority {
@@ -45,7 +47,7 @@ impl Authority {
 
         let mut leaf = CertificateParams::new(NAMES.map(String::from))?;
         leaf.distinguished_name.push(DnType::CommonName, "localhost");
-        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         leaf.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate()?;
         let leaf = leaf
@@ -56,12 +58,24 @@ impl Authority {
             pem: ca.pem().into(),
             chain: vec![leaf.der().clone()],
             key: Arc::new(PrivatePkcs8KeyDer::from(key.serialize_der()).into()),
+            leaf_pem: leaf.pem().into(),
+            key_pem: key.serialize_pem().into(),
         })
     }
 
     /// The certificate clients must trust, PEM.
     pub fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// The leaf certificate, good for servers and clients, PEM.
+    pub fn leaf_pem(&self) -> &str {
+        &self.leaf_pem
+    }
+
+    /// The private key of [`Self::leaf_pem`], PEM.
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
     }
 
     /// TLS 1.2 and 1.3 server settings that offer these ALPN protocols, the preferred one first.

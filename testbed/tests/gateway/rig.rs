@@ -16,7 +16,7 @@ use shared::{
     clock::Clock,
     id::{AppId, Region},
     lifecycle::Lifecycle,
-    nats::connect,
+    nats::{connect, roles::Role},
     recipient::RecipientKey,
     seal::MeshKey,
     telemetry::Telemetry,
@@ -54,20 +54,23 @@ impl Rig {
 
     /// Starts with settings that `adjust` made from those of a test.
     pub(crate) async fn with(adjust: impl FnOnce(&mut Settings)) -> Self {
-        let nats = Mesh::start(nats::from_env().unwrap(), &["eu"]).await.unwrap();
+        let servers = nats::Settings {
+            regions: vec![region("eu"), region("us")],
+            ..nats::Settings::new(nats::from_env().unwrap())
+        };
+        let nats = Mesh::start(servers, &["eu"]).await.unwrap();
         let mesh_key = STANDARD.encode([7; 32]);
         let mut settings = Settings::load(None).unwrap();
         settings.listen = "127.0.0.1:0".parse().unwrap();
         settings.mesh_key = mesh_key.clone().into();
-        settings.nats.url = nats.region("eu").url();
-        settings.nats.user = Some(nats::USER.into());
-        settings.nats.password = Some(nats::PASSWORD.to_owned().into());
+        settings.nats = nats.region("eu").nats(&Role::Gateway(region("eu"))).unwrap();
         settings.mesh.region = region("eu");
         settings.mesh.regions = vec![region("eu"), region("us")];
         settings.telemetry.sample_ratio = 0.0;
         adjust(&mut settings);
-        let client = connect::connect(&settings.nats, "test").await.unwrap();
-        let hub = provision::hub(client.clone());
+        let client = nats.region("eu").connect_as_test().await.unwrap();
+        let operator = nats.hub().connect(&Role::Operator(region("hub"))).await.unwrap();
+        let hub = provision::hub(operator);
         provision::prepare_hub(&hub, 1).await.unwrap();
         let lifecycle = Lifecycle::default();
         let telemetry = Telemetry::start(&settings.telemetry, "peal-gateway", "test", &settings.mesh.region).unwrap();
