@@ -11,6 +11,8 @@ use shared::{
     nats::{
         config::Config,
         connect::{self, ConnectError, Nats},
+        roles::Role,
+        topology::ApplyError,
     },
     seal::{MeshKey, SealError},
     telemetry::Telemetry,
@@ -48,6 +50,9 @@ pub enum StartError {
     /// NATS cannot be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// The streams cannot be looked at.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
     /// The cache cannot be opened.
     #[error(transparent)]
     Cache(#[from] cache::StoreError),
@@ -69,7 +74,7 @@ impl EdgeWorker {
     ) -> Result<Self, StartError> {
         let mesh_key = MeshKey::from_base64(settings.mesh_key.reveal())?;
         let region = settings.mesh.region.clone();
-        let client = connect::connect(&settings.nats, &client_name(&settings)).await?;
+        let client = connect::connect(&settings.nats, &Role::Worker(region.clone()), &client_name(&settings)).await?;
         let config = Config::default();
         lifecycle.spawn_endless("config", config.clone().follow(connect::jetstream(client.clone())));
         let providers = Arc::new(Providers::new(&settings.providers, clock.clone())?);
@@ -177,10 +182,12 @@ impl Help {
     }
 
     async fn begin(&self, region: &Region, rank: Rank, nats: &Nats) -> Result<(), StartError> {
+        let here = self.settings.mesh.region.clone();
+        let role = Role::Helper(region.clone(), here.clone());
         let station = Station {
-            client: connect::connect(nats, &client_name(&self.settings)).await?,
+            client: connect::connect(nats, &role, &client_name(&self.settings)).await?,
             region: region.clone(),
-            by: Some(self.settings.mesh.region.clone()),
+            by: Some(here),
             rank,
             data: self.settings.data.join(region.as_str()),
             config: self.config.clone(),

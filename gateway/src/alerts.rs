@@ -18,6 +18,7 @@ use shared::{
     nats::{
         config::Config,
         envelope,
+        refusal::{is_about, unless_refused},
         subject::{self, DeadSubject},
         topology,
     },
@@ -108,7 +109,7 @@ impl Alerts {
     /// Tells for ever.
     pub(crate) async fn run(self) {
         loop {
-            match self.round().await {
+            match self.round_if_permitted().await {
                 Ok(()) => tokio::time::sleep(self.every).await,
                 Err(error) => {
                     tracing::warn!(%error, "dead letters cannot be read for alerts");
@@ -116,6 +117,15 @@ impl Alerts {
                 }
             }
         }
+    }
+
+    async fn round_if_permitted(&self) -> Result<(), async_nats::Error> {
+        let concerns = |subject: &str| {
+            [topology::DEAD, topology::ALERTS_CONSUMER]
+                .iter()
+                .all(|name| is_about(subject, name))
+        };
+        unless_refused(&self.js.client(), concerns, self.round()).await?
     }
 
     /// Waits for a letter, and tells of it and of what came with it.

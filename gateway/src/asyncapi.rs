@@ -10,6 +10,7 @@ use shared::{
     job::Body,
     nats::{
         envelope::{ACCEPTED_AT, ADDRESS, ATTEMPT, BATCH, DETAIL, EVENT_ID, ORIGIN, REASON, SUBJECT},
+        roles::Role,
         subject::{self, Lane},
     },
     receipt::Batch,
@@ -64,6 +65,7 @@ fn channels() -> Value {
         app: app(),
     };
     let origin: Region = "origin".parse().expect("a fixed word is a region");
+    let inbox = template(&Role::Service(region(), app()).inbox());
     json!({
         "jobs": {
             "address": template(&lane.notify()),
@@ -77,7 +79,11 @@ fn channels() -> Value {
         "acknowledgements": {
             "address": null,
             "title": "The publisher's reply subject",
-            "description": "JetStream answers on the reply subject of the published message.",
+            "description": format!(
+                "JetStream answers on the reply subject of the published message. It begins with {inbox}, which clients \
+                 call the prefix of inboxes: a service may listen to nothing else but the receipts and dead letters of \
+                 its app, as they come.",
+            ),
             "messages": { "acknowledgement": reference("messages", "Acknowledgement") },
         },
         "receipts": {

@@ -17,6 +17,7 @@ use shared::{
         direct::{self, Found},
         envelope,
         publish::{self, NotStored},
+        refusal,
         subject::{self, Lane},
         topology::{self, Domain},
     },
@@ -100,13 +101,18 @@ pub(crate) enum Unhandled {
     NoLane,
     /// Its region does not answer.
     Unreachable,
+    /// The server does not permit it.
+    Forbidden,
     /// The stream did not say that it stored the replay.
     NotStored(NotStored),
 }
 
 impl From<direct::NoAnswer> for Unhandled {
-    fn from(_: direct::NoAnswer) -> Self {
-        Self::Unreachable
+    fn from(error: direct::NoAnswer) -> Self {
+        match error {
+            direct::NoAnswer::Silent => Self::Unreachable,
+            direct::NoAnswer::Forbidden => Self::Forbidden,
+        }
     }
 }
 
@@ -228,9 +234,12 @@ async fn take_away(parts: &Parts, app: &AppId, letter: &Letter, handled_as: Hand
         .get_stream_no_info(topology::DEAD)
         .await
         .map_err(|_| Unhandled::Unreachable)?;
-    match stream.delete_message(letter.id.sequence).await {
-        Ok(_) => Ok(()),
-        Err(error) => {
+    let deleting = stream.delete_message(letter.id.sequence);
+    let of_letters = |subject: &str| refusal::is_about(subject, topology::DEAD);
+    match refusal::unless_refused(&js.client(), of_letters, deleting).await {
+        Err(_) => Err(Unhandled::Forbidden),
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => {
             // The replay is under way; the letter that stays behind can be taken away again, which sends nothing twice.
             tracing::warn!(letter = %letter.id, %error, "dead letter could not be removed");
             Err(Unhandled::Unreachable)

@@ -27,6 +27,7 @@ use shared::{
         config::Config,
         connect::{self, ConnectError},
         directory::Directory,
+        roles::Role,
         topology::ApplyError,
     },
     telemetry::Telemetry,
@@ -89,7 +90,8 @@ impl Gateway {
         let mesh_key = settings.check()?;
         let instance = format!("{:016x}", Uuid::new_v4().as_u64_pair().0);
         let name = format!("gateway-{}-{instance}", settings.mesh.region);
-        let js = connect::jetstream(connect::connect(&settings.nats, &name).await?);
+        let role = Role::Gateway(settings.mesh.region.clone());
+        let js = connect::jetstream(connect::connect(&settings.nats, &role, &name).await?);
         let config = Config::default();
         let upkeep = Upkeep::begin(js.clone(), settings.mesh.clone(), config.clone(), lifecycle).await?;
         let upkeep = upkeep.ok_or(StartError::Finishing)?;

@@ -10,7 +10,7 @@ use std::{
 use shared::{
     clock::Clock,
     lifecycle::{End, Lifecycle},
-    nats::connect,
+    nats::{connect, roles::Role},
     telemetry::{self, Telemetry},
 };
 use uuid::Uuid;
@@ -85,7 +85,8 @@ async fn serve(settings: Settings) -> Result<End, Box<dyn Error>> {
 async fn issue(settings: &Settings, file: &Path) -> Result<(), Box<dyn Error>> {
     telemetry::start_logs(&settings.telemetry)?;
     let mesh_key = settings.check()?;
-    let client = connect::connect(&settings.nats, "provision").await?;
+    let operator = Role::Operator(settings.mesh.region.clone());
+    let client = connect::connect(&settings.nats, &operator, "provision").await?;
     let issued = provision::run(client, &mesh_key, settings.mesh.durability.replicas(), file).await?;
     let mut out = io::stdout().lock();
     for key in issued {

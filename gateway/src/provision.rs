@@ -16,6 +16,7 @@ use shared::{
     nats::{
         config::{self, Tenants},
         publish::NotStored,
+        refusal::unless_refused,
         topology::{self, ApplyError, HUB},
     },
     seal::MeshKey,
@@ -89,7 +90,7 @@ pub enum ProvisionError {
     #[error("cannot read {0}: {1}")]
     Read(PathBuf, io::Error),
     /// The hub's streams could not be made.
-    #[error(transparent)]
+    #[error("the hub, which takes this from an operator who is connected to it: {0}")]
     Topology(#[from] ApplyError),
     /// The hub's configuration could not be read.
     #[error(transparent)]
@@ -99,7 +100,7 @@ pub enum ProvisionError {
     Write(String, NotStored),
 }
 
-/// `JetStream` at the hub, reached through any region of the mesh.
+/// `JetStream` at the hub, which an operator who is connected to the hub may write.
 pub fn hub(client: Client) -> jetstream::Context {
     jetstream::with_domain(client, HUB)
 }
@@ -109,7 +110,10 @@ pub fn hub(client: Client) -> jetstream::Context {
 /// # Errors
 /// When the hub does not answer or refuses.
 pub async fn prepare_hub(hub: &jetstream::Context, replicas: usize) -> Result<(), ProvisionError> {
-    for change in topology::apply(hub, &topology::hub_streams(replicas)).await? {
+    let wanted = topology::hub_streams(replicas);
+    let client = hub.client();
+    let applying = unless_refused(&client, |_| true, topology::apply(hub, &wanted));
+    for change in applying.await.map_err(ApplyError::from)?? {
         tracing::info!(%change, "hub topology");
     }
     Ok(())
@@ -263,6 +267,14 @@ pub struct Issued {
     pub scopes: Vec<Scope>,
     /// The key.
     pub text: String,
+}
+
+/// The regions that `file` names.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn regions(file: &Path) -> Result<BTreeMap<Region, Site>, BadSettings> {
+    settings::read(file).map(|file: File| file.region)
 }
 
 /// Makes every region and every app of `file` known. Files that it names are looked for beside it. A key is issued for each of its

@@ -69,16 +69,12 @@ impl Upkeep {
         let mut look = interval(LOOK);
         loop {
             look.tick().await;
-            // One that somebody deleted would otherwise be missing until the next start.
-            let consumers = topology::apply_consumers(&self.js, &self.here.region).await;
-            let streams = if self.mesh.regions == mesh(&self.here, &self.config).regions {
-                Ok(())
-            } else {
-                self.apply().await
-            };
-            if let Err(error) = streams.and(consumers) {
-                tracing::warn!(%error, "streams and consumers could not be kept");
+            if self.mesh.regions != mesh(&self.here, &self.config).regions
+                && let Err(error) = self.apply().await
+            {
+                tracing::warn!(%error, "the streams of this region could not be changed");
             }
+            topology::mend_consumers(&self.js, &self.here.region).await;
             topology::wake_sources(&self.js, &self.mesh.streams()).await;
         }
     }

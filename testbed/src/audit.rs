@@ -38,7 +38,7 @@ impl Audit {
     pub async fn read(peal: &Peal) -> anyhow::Result<Self> {
         let names = peal.regions.iter().map(|region| region.name.parse());
         let regions: Vec<Region> = names.collect::<Result<_, _>>()?;
-        let client = peal.connect(&peal.regions[0].name).await?;
+        let client = peal.connect_as_operator().await?;
         let report = audit::read(&client, &regions, &Scope::default()).await?;
         Ok(Self { report })
     }

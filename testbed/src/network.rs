@@ -18,8 +18,12 @@ use tokio::runtime::Handle;
 
 use crate::faults::Wire;
 
-/// Where the simulated providers are, if they have a namespace; their certificate names it.
-pub const PROVIDER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// Where parties can be, the providers first; certificates name all of them.
+pub fn addresses() -> impl Iterator<Item = Ipv4Addr> {
+    (Ipv4Addr::new(10, 77, 0, 2).to_bits()..)
+        .take(30)
+        .map(Ipv4Addr::from_bits)
+}
 
 /// Where the testbed itself is.
 const LOAD: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -145,8 +149,8 @@ impl Network {
         network.plug("testbed", LOAD_DEVICE, &here)?;
         let names = ["provider".to_owned(), "hub".to_owned()].into_iter();
         let names = names.chain(regions.iter().flat_map(|name| [nats(name), edge(name)]));
-        for (address, name) in (PROVIDER.to_bits()..).zip(names) {
-            let place = Place::new(Ipv4Addr::from_bits(address))?;
+        for (address, name) in addresses().zip(names) {
+            let place = Place::new(address)?;
             network.plug(&name, DEVICE, &place)?;
             network.parties.insert(name, place);
         }

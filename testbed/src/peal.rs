@@ -16,10 +16,7 @@ use shared::{
     api_key::Scope,
     app::Ambiguity,
     channel::Channel,
-    nats::{
-        connect::{self, Nats},
-        topology::Durability,
-    },
+    nats::{connect::Nats, roles::Role, topology::Durability},
     seal::MeshKey,
     site::Site,
 };
@@ -52,6 +49,8 @@ pub struct Plan {
     pub nats_server: PathBuf,
     /// The regions; the first is the app's default.
     pub regions: Vec<String>,
+    /// Regions that are to be added later; servers must be told who may do what there.
+    pub later: Vec<String>,
     /// Edge workers in each region.
     pub workers: usize,
     /// Whether the workers of each region stand by to help the others.
@@ -80,6 +79,8 @@ pub struct Plan {
     pub sync_interval: nats::SyncInterval,
     /// What gateways and workers are told of that.
     pub durability: Durability,
+    /// Whether connections to the nats-servers are encrypted; the benchmark measures them without.
+    pub tls: bool,
     /// What the parts reach each other through.
     pub links: Links,
 }
@@ -106,6 +107,7 @@ impl Plan {
             program,
             nats_server,
             regions: vec!["eu".into(), "us".into()],
+            later: Vec::new(),
             workers: 2,
             helpers: false,
             otlp_endpoint: None,
@@ -120,6 +122,7 @@ impl Plan {
             max_bytes: -1,
             sync_interval: nats::SyncInterval::default(),
             durability: Durability::default(),
+            tls: true,
             links: Links::Direct,
         }
     }
@@ -133,6 +136,13 @@ impl Plan {
                 region => network::nats(region),
             }),
             sync_interval: self.sync_interval,
+            tls: self.tls,
+            regions: self
+                .regions
+                .iter()
+                .chain(&self.later)
+                .map(|name| name.parse().expect("the name of a region"))
+                .collect(),
             ..nats::Settings::new(&self.nats_server)
         }
     }
@@ -375,7 +385,8 @@ impl Peal {
     pub async fn add_region(&mut self, name: &str) -> anyhow::Result<()> {
         let hub = leaf_url(&self.plan, &mut self.links, name, self.nats.hub())?;
         self.nats.add(self.plan.nats_settings(name), name, hub).await?;
-        let client = connect::connect(&nats_settings(&self.nats.hub().url()), "testbed").await?;
+        let operator = Role::Operator(self.nats.hub().domain().parse()?);
+        let client = self.nats.hub().connect(&operator).await?;
         let site = site(&self.nats, &self.plan, name)?;
         provision::write_region(&provision::hub(client), &name.parse()?, &site).await?;
         let mut region = self.start_region(name)?;
@@ -425,12 +436,30 @@ impl Peal {
             .expect("a region of the plan")
     }
 
-    /// A connection to a region's NATS, as a service of that region would have.
+    /// A connection to a region's NATS for what a test does to it, which may be everything.
     ///
     /// # Errors
     /// When it cannot be made.
     pub async fn connect(&self, region: &str) -> anyhow::Result<async_nats::Client> {
-        Ok(connect::connect(&nats_settings(&self.nats.region(region).url()), "testbed").await?)
+        self.nats.region(region).connect_as_test().await
+    }
+
+    /// A connection to a region's NATS, as a service of [`APP`] there has.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn connect_as_service(&self, region: &str) -> anyhow::Result<async_nats::Client> {
+        let service = Role::Service(region.parse()?, APP.parse()?);
+        self.nats.region(region).connect(&service).await
+    }
+
+    /// A connection to the hub, from which an operator reads every region.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn connect_as_operator(&self) -> anyhow::Result<async_nats::Client> {
+        let hub = self.nats.hub();
+        hub.connect(&Role::Operator(hub.domain().parse()?)).await
     }
 
     /// Asks a region's gateway.
@@ -488,7 +517,7 @@ impl Peal {
         let config = format!(
             "listen = \"{}:{port}\"\n{}\n{}",
             place.address(),
-            self.common(name, 5)?,
+            self.common(name, &Role::Gateway(name.parse()?), 5)?,
             self.plan.gateway_settings
         );
         let gateway = self.write_config(&format!("gateway-{name}"), &config)?;
@@ -509,7 +538,7 @@ impl Peal {
         let (apns, fcm) = (self.apns.addr(), self.fcm.addr());
         let apns = via(&self.plan, &mut self.links, Between::Provider, region, apns)?;
         let fcm = via(&self.plan, &mut self.links, Between::Provider, region, fcm)?;
-        let common = self.common(region, 10)?;
+        let common = self.common(region, &Role::Worker(region.parse()?), 10)?;
         let name = format!("worker-{region}-{number}");
         let folder = self.folder.path();
         let config = format!(
@@ -535,9 +564,9 @@ impl Peal {
     }
 
     /// Settings that gateways and workers share.
-    fn common(&mut self, region: &str, grace_s: u64) -> anyhow::Result<String> {
+    fn common(&mut self, region: &str, role: &Role, grace_s: u64) -> anyhow::Result<String> {
         let server = self.nats.region(region);
-        let address = (server.address(), server.port()).into();
+        let (nats, address) = (server.nats(role)?, (server.address(), server.port()).into());
         let address = via(&self.plan, &mut self.links, Between::Nats, region, address)?;
         let otlp = self
             .plan
@@ -546,10 +575,9 @@ impl Peal {
             .map(|url| format!("otlp_endpoint = \"{url}\"\n"))
             .unwrap_or_default();
         Ok(format!(
-            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"nats://{address}\"\nuser = \"{}\"\npassword = \"{}\"\n[mesh]\nregion = \"{region}\"\nmax_bytes = {}\ndurability = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
+            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"nats://{address}\"\n{}[mesh]\nregion = \"{region}\"\nmax_bytes = {}\ndurability = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
             self.mesh_key,
-            nats::USER,
-            nats::PASSWORD,
+            files(&nats),
             self.plan.max_bytes,
             serde_json::to_string(&self.plan.durability)?,
             self.plan.sample_ratio,
@@ -637,7 +665,7 @@ fn leaf_url(plan: &Plan, links: &mut Vec<Link>, region: &str, hub: &nats::Server
         region,
         (hub.address(), hub.leaf_port()).into(),
     )?;
-    Ok(format!("nats-leaf://{}:{}@{address}", nats::USER, nats::PASSWORD))
+    Ok(format!("nats-leaf://{address}"))
 }
 
 /// What the mesh is told of a region.
@@ -653,8 +681,8 @@ fn site(nats: &nats::Mesh, plan: &Plan, region: &str) -> anyhow::Result<Site> {
 }
 
 async fn provision(nats: &nats::Mesh, plan: &Plan, mesh_key: &str, apns: &Apns, fcm: &Fcm) -> anyhow::Result<String> {
-    let client = connect::connect(&nats_settings(&nats.hub().url()), "testbed").await?;
-    let hub = provision::hub(client);
+    let operator = Role::Operator(nats.hub().domain().parse()?);
+    let hub = provision::hub(nats.hub().connect(&operator).await?);
     provision::prepare_hub(&hub, 1).await?;
     for region in &plan.regions {
         provision::write_region(&hub, &region.parse()?, &site(nats, plan, region)?).await?;
@@ -680,14 +708,18 @@ async fn provision(nats: &nats::Mesh, plan: &Plan, mesh_key: &str, apns: &Apns, 
     keys.into_iter().next().context("an API key")
 }
 
-fn nats_settings(url: &str) -> Nats {
-    Nats {
-        url: url.to_owned(),
-        user: Some(nats::USER.to_owned()),
-        password: Some(nats::PASSWORD.to_owned().into()),
-        nkey_file: None,
-        ca_file: None,
-    }
+/// The settings that name files, as lines of TOML.
+fn files(nats: &Nats) -> String {
+    let files = [
+        ("nkey_file", &nats.nkey_file),
+        ("ca_file", &nats.ca_file),
+        ("cert_file", &nats.cert_file),
+        ("key_file", &nats.key_file),
+    ];
+    files
+        .into_iter()
+        .filter_map(|(name, file)| Some(format!("{name} = \"{}\"\n", file.as_ref()?.display())))
+        .collect()
 }
 
 fn free_port() -> anyhow::Result<u16> {

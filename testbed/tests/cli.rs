@@ -19,7 +19,7 @@ use axum::{
 use serde_json::{Value, json};
 use shared::{
     id::Region,
-    nats::{connect, publish, subject, topology},
+    nats::{connect, publish, roles::Role, subject, topology},
     receipt::Batch,
 };
 use testbed::{
@@ -57,7 +57,14 @@ fn program(peal: &Peal, arguments: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
     command.arg("peal").args(arguments).kill_on_drop(true);
     if ["verify", "tail", "top"].contains(&arguments[0]) {
-        command.arg("--config").arg(peal.region("eu").gateway.config());
+        // An operator works at the hub.
+        let hub = peal.nats.hub();
+        let nats = hub.nats(&Role::Operator("hub".parse().unwrap())).unwrap();
+        command
+            .arg("--config")
+            .arg(peal.region("eu").gateway.config())
+            .args(["--nats", &hub.url(), "--nkey"])
+            .arg(nats.nkey_file.unwrap());
     } else {
         command
             .env("PEAL_URL", &peal.region("eu").gateway.url)

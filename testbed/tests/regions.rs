@@ -61,7 +61,11 @@ fn processes(peal: &Peal, regions: &[&str]) -> Vec<Option<u32>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_region_is_added_while_the_others_run() {
-    let mut peal = start(|plan| plan.workers = 1).await;
+    let mut peal = start(|plan| {
+        plan.workers = 1;
+        plan.later = vec!["ap".into()];
+    })
+    .await;
     let before = processes(&peal, &["eu", "us"]);
     peal.add_region("ap").await.unwrap();
     peal.register("kim", "ap", &[("apns", &format!("{:064x}", 1))])

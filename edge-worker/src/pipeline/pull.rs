@@ -8,7 +8,11 @@ use shared::{
     channel::{Channel, Class},
     failpoint::failpoint,
     lifecycle::Lifecycle,
-    nats::{connect, topology},
+    nats::{
+        connect,
+        refusal::{is_about, unless_refused},
+        topology,
+    },
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -111,8 +115,10 @@ impl Lane {
             let Some(permits) = self.permits(lifecycle).await else {
                 return;
             };
-            let pulled = self.pull(&mut consumer, (permits, connected), pipeline, returns, lifecycle);
-            if let Err(error) = pulled.await {
+            let concerns = |subject: &str| is_about(subject, self.stream) && is_about(subject, &self.consumer);
+            let pulling = self.pull(&mut consumer, (permits, connected), pipeline, returns, lifecycle);
+            let pulled = unless_refused(&client, concerns, pulling).await;
+            if let Err(error) = pulled.map_err(Into::into).flatten() {
                 tracing::warn!(consumer = self.consumer, %error, "cannot pull");
                 consumer = None;
                 tokio::time::sleep(Duration::from_millis(200)).await;

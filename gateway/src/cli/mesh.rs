@@ -6,7 +6,7 @@ use async_nats::Client;
 use clap::Args;
 use shared::{
     id::Region,
-    nats::{config, connect},
+    nats::{config, connect, roles::Role},
 };
 
 use super::Failure;
@@ -18,15 +18,18 @@ pub(super) struct MeshArgs {
     /// The gateway's settings file; variables `PEAL_…` replace what it says.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The NATS servers of any region, instead of those of the settings.
+    /// The NATS servers to ask, instead of those of the settings: the hub's, or those of the only region to look at.
     #[arg(long, value_name = "URL")]
     nats: Option<String>,
+    /// The seed of an operator's `NKey`, instead of that of the settings.
+    #[arg(long, value_name = "FILE")]
+    nkey: Option<PathBuf>,
     /// A region to look at; may be repeated. Default: every region of the mesh.
     #[arg(long = "region", value_name = "REGION")]
     regions: Vec<Region>,
 }
 
-/// A connection to one region, by which all are reached.
+/// A connection to the hub, by which all regions are reached, or to one of them.
 pub(super) struct Reach {
     pub(super) client: Client,
     /// The regions to look at.
@@ -40,7 +43,11 @@ impl MeshArgs {
         if let Some(url) = &self.nats {
             settings.nats.url.clone_from(url);
         }
-        let client = connect::connect(&settings.nats, "peal").await?;
+        if self.nkey.is_some() {
+            settings.nats.nkey_file.clone_from(&self.nkey);
+        }
+        let operator = Role::Operator(settings.mesh.region.clone());
+        let client = connect::connect(&settings.nats, &operator, "peal").await?;
         let mut regions = self.regions.clone();
         if regions.is_empty() {
             let tenants = config::read(&connect::jetstream(client.clone())).await;

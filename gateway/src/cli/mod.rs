@@ -5,6 +5,7 @@
 
 mod api;
 mod dead;
+mod keys;
 mod mesh;
 mod send;
 mod table;
@@ -40,6 +41,10 @@ enum Command {
     Tail(tail::TailArgs),
     /// Show lanes, retries, outboxes and dead letters, refreshing.
     Top(top::TopArgs),
+    /// Print `roles.conf` of a nats-server: its users and what each may do.
+    Roles(keys::RolesArgs),
+    /// Make an `NKey` for a role.
+    Nkey(keys::NkeyArgs),
 }
 
 /// What a command came to.
@@ -78,6 +83,8 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Command::Dead(args) => dead::run(args, &mut out).await,
         Command::Tail(args) => tail::run(args, &mut out).await,
         Command::Top(args) => top::run(args, &clock, &mut out).await,
+        Command::Roles(args) => keys::roles(&args, &mut out),
+        Command::Nkey(args) => keys::nkey(&args, &mut out),
     };
     match done.and_then(|answer| Ok(out.flush().map(|()| answer)?)) {
         Ok(Answer::Yes) => ExitCode::SUCCESS,

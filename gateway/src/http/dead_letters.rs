@@ -335,6 +335,7 @@ impl From<Unhandled> for Problem {
                 LETTER_UNREADABLE,
                 "It came on a subject that names no lane; it can only be deleted.",
             ),
+            Unhandled::Forbidden => Self::not_permitted(),
             Unhandled::Unreachable => Self::new(REGION_UNREACHABLE, "Repeating is safe."),
             Unhandled::NotStored(error) => error.into(),
         }

@@ -143,6 +143,12 @@ pub(crate) const STREAM_UNAVAILABLE: Kind = kind(
     "The stream did not say that it stored this",
     Some(2),
 );
+pub(crate) const NOT_PERMITTED: Kind = kind(
+    "gateway_not_permitted",
+    StatusCode::INTERNAL_SERVER_ERROR,
+    "The gateway lacks a permission",
+    None,
+);
 pub(crate) const REGION_UNAVAILABLE: Kind = kind(
     "region_unavailable",
     StatusCode::SERVICE_UNAVAILABLE,
@@ -164,7 +170,7 @@ pub(crate) const STATUS_UNAVAILABLE: Kind = kind(
 
 /// Every kind, for the documentation.
 #[cfg(test)]
-pub(crate) const KINDS: [Kind; 23] = [
+pub(crate) const KINDS: [Kind; 24] = [
     MALFORMED,
     INVALID,
     CHANNEL_UNAVAILABLE,
@@ -185,6 +191,7 @@ pub(crate) const KINDS: [Kind; 23] = [
     TIMEOUT,
     STREAM_FULL,
     STREAM_UNAVAILABLE,
+    NOT_PERMITTED,
     REGION_UNAVAILABLE,
     HOME_UNREACHABLE,
     STATUS_UNAVAILABLE,
@@ -212,6 +219,14 @@ impl Problem {
             event_id: None,
             header: None,
         }))
+    }
+
+    /// The server refuses what this gateway must be able to do; its log says which subject.
+    pub(crate) fn not_permitted() -> Self {
+        Self::new(
+            NOT_PERMITTED,
+            "The NATS server refused this gateway; its operator must mend the permissions. Repeating the same request is safe.",
+        )
     }
 
     /// The same problem, told better.
@@ -298,6 +313,7 @@ impl From<NotStored> for Problem {
                 "The stream is at its limit; repeating the same request is safe.",
             ),
             NotStored::TooLarge => Self::new(TOO_LARGE, "The message is larger than the server accepts."),
+            NotStored::Forbidden => Self::not_permitted(),
             NotStored::NoStream | NotStored::NoAnswer | NotStored::Refused => Self::new(
                 STREAM_UNAVAILABLE,
                 format!("{error}; repeating the same request is safe."),
@@ -308,7 +324,10 @@ impl From<NotStored> for Problem {
 
 impl From<NotRead> for Problem {
     fn from(error: NotRead) -> Self {
-        Self::new(HOME_UNREACHABLE, error.to_string())
+        match error {
+            NotRead::Forbidden => Self::not_permitted(),
+            NotRead::NoAnswer | NotRead::Unreadable => Self::new(HOME_UNREACHABLE, error.to_string()),
+        }
     }
 }
 

@@ -1,30 +1,31 @@
 //! Connecting to a region's servers.
 
-use std::{path::PathBuf, sync::atomic::Ordering, time::Duration};
+use std::{future, path::PathBuf, sync::atomic::Ordering, time::Duration};
 
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+use super::{refusal::Refusals, roles::Role};
 use crate::id::Region;
 
 /// Where NATS is and how to log in.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nats {
-    /// URLs of the region's servers, comma-separated; may hold user and password.
+    /// URLs of the region's servers, comma-separated.
     pub url: String,
-    /// User name, if the server wants one.
-    #[serde(default)]
-    pub user: Option<String>,
-    /// Password, if the server wants one.
-    #[serde(default)]
-    pub password: Option<Secret>,
-    /// File with an `NKey` seed.
+    /// File with the seed of the role's `NKey`.
     #[serde(default)]
     pub nkey_file: Option<PathBuf>,
-    /// File with the certificates of the authority that signed the servers'.
+    /// File with the certificates of the authority that signed the servers'. With it TLS is insisted on.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
+    /// File with a certificate for servers that want one, and those that lead to their authority.
+    #[serde(default)]
+    pub cert_file: Option<PathBuf>,
+    /// File with the private key of that certificate.
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
 }
 
 /// A string that `Debug` hides.
@@ -57,6 +58,9 @@ pub enum ConnectError {
     /// The file with the `NKey` seed cannot be read.
     #[error("cannot read nats.nkey_file: {0}")]
     NkeyFile(std::io::Error),
+    /// One of the two is of no use without the other.
+    #[error("nats.cert_file and nats.key_file must be set together")]
+    HalfACertificate,
     /// The server cannot be reached, or refuses.
     #[error("cannot connect to {url}: {error}")]
     Refused {
@@ -67,11 +71,13 @@ pub enum ConnectError {
     },
 }
 
-/// Connects; reconnects by itself for ever after. `name` shows in the server's connection list.
+/// Connects as `role`; reconnects by itself for ever after. `name` shows in the server's connection list.
 ///
 /// # Errors
 /// When the first connection fails.
-pub async fn connect(nats: &Nats, name: &str) -> Result<Client, ConnectError> {
+pub async fn connect(nats: &Nats, role: &Role, name: &str) -> Result<Client, ConnectError> {
+    let refusals = Refusals::new();
+    let told = refusals.clone();
     let mut options = ConnectOptions::new()
         .name(name)
         .ping_interval(Duration::from_secs(2))
@@ -80,10 +86,11 @@ pub async fn connect(nats: &Nats, name: &str) -> Result<Client, ConnectError> {
         .client_capacity(16_384)
         .subscription_capacity(65_536)
         .reconnect_delay_callback(|attempts| Duration::from_millis(100 * attempts.clamp(1, 20) as u64))
-        .event_callback(report);
-    if let (Some(user), Some(password)) = (&nats.user, &nats.password) {
-        options = options.user_and_password(user.clone(), password.reveal().to_owned());
-    }
+        .custom_inbox_prefix(role.inbox())
+        .event_callback(move |event| {
+            report(&told, &event);
+            future::ready(())
+        });
     if let Some(file) = &nats.nkey_file {
         let seed = tokio::fs::read_to_string(file).await.map_err(ConnectError::NkeyFile)?;
         options = options.nkey(seed.trim().to_owned());
@@ -91,11 +98,18 @@ pub async fn connect(nats: &Nats, name: &str) -> Result<Client, ConnectError> {
     if let Some(file) = &nats.ca_file {
         options = options.add_root_certificates(file.clone()).require_tls(true);
     }
+    match (&nats.cert_file, &nats.key_file) {
+        (Some(cert), Some(key)) => options = options.add_client_certificate(cert.clone(), key.clone()),
+        (None, None) => {}
+        _ => return Err(ConnectError::HalfACertificate),
+    }
     let servers: Vec<&str> = nats.url.split(',').map(str::trim).collect();
-    options.connect(servers).await.map_err(|error| ConnectError::Refused {
+    let client = options.connect(servers).await.map_err(|error| ConnectError::Refused {
         url: without_password(&nats.url),
         error,
-    })
+    })?;
+    refusals.belong_to(&client);
+    Ok(client)
 }
 
 /// The URLs without what stands before `@`.
@@ -138,10 +152,16 @@ pub fn connects(client: &Client) -> u64 {
     client.statistics().connects.load(Ordering::Relaxed)
 }
 
-/// A denied publish would otherwise look like a time-out, so permission violations are said aloud.
-async fn report(event: Event) {
+/// Subjects hold ids and nothing secret, so what was refused is said with its subject.
+fn report(refusals: &Refusals, event: &Event) {
     match event {
-        Event::ServerError(error) => tracing::error!(%error, "nats server refused"),
+        Event::ServerError(error) => {
+            if let Some(subject) = refusals.hear(error) {
+                tracing::error!(subject, "nats server denies permission");
+            } else {
+                tracing::error!(%error, "nats server refused");
+            }
+        }
         Event::ClientError(error) => tracing::warn!(%error, "nats client error"),
         Event::SlowConsumer(subscription) => tracing::warn!(subscription, "nats subscription too slow"),
         other => tracing::info!(event = %other, "nats connection"),

@@ -8,12 +8,22 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{envelope, topology::Domain};
+use super::{
+    envelope,
+    refusal::{is_same, unless_refused},
+    topology::Domain,
+};
 
-/// The server did not answer within two seconds, or not as it should.
+/// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the stream does not answer")]
-pub struct NoAnswer;
+pub enum NoAnswer {
+    /// The server did not answer within two seconds, or not as it should.
+    #[error("the stream does not answer")]
+    Silent,
+    /// The server does not let this process ask.
+    #[error("the server does not permit to read the stream")]
+    Forbidden,
+}
 
 /// A message as stored.
 #[derive(Debug, Clone)]
@@ -72,31 +82,31 @@ async fn get(
     stream: &str,
     request: &Value,
 ) -> Result<Vec<Found>, NoAnswer> {
-    tokio::time::timeout(Duration::from_secs(2), answers(js, domain, stream, request))
-        .await
-        .unwrap_or(Err(NoAnswer))
+    let subject = format!("{}.DIRECT.GET.{stream}", domain.api());
+    let asking = answers(js, &subject, request);
+    let client = js.client();
+    let asking = unless_refused(&client, |refused| is_same(refused, &subject), asking);
+    match tokio::time::timeout(Duration::from_secs(2), asking).await {
+        Ok(Ok(answers)) => answers,
+        Ok(Err(_)) => Err(NoAnswer::Forbidden),
+        Err(_) => Err(NoAnswer::Silent),
+    }
 }
 
-async fn answers(
-    js: &jetstream::Context,
-    domain: &Domain<'_>,
-    stream: &str,
-    request: &Value,
-) -> Result<Vec<Found>, NoAnswer> {
+async fn answers(js: &jetstream::Context, subject: &str, request: &Value) -> Result<Vec<Found>, NoAnswer> {
     let client = js.client();
     let inbox = client.new_inbox();
-    let mut answers = client.subscribe(inbox.clone()).await.map_err(|_| NoAnswer)?;
-    let subject = format!("{}.DIRECT.GET.{stream}", domain.api());
+    let mut answers = client.subscribe(inbox.clone()).await.map_err(|_| NoAnswer::Silent)?;
     client
-        .publish_with_reply(subject, inbox, request.to_string().into())
+        .publish_with_reply(subject.to_owned(), inbox, request.to_string().into())
         .await
-        .map_err(|_| NoAnswer)?;
+        .map_err(|_| NoAnswer::Silent)?;
     let mut found = Vec::new();
     while let Some(message) = answers.next().await {
         match message.status.map(|status| status.as_u16()) {
             // End of the batch; nothing found.
             Some(204 | 404) => return Ok(found),
-            Some(_) => return Err(NoAnswer),
+            Some(_) => return Err(NoAnswer::Silent),
             None => {}
         }
         let headers = message.headers.unwrap_or_default();
@@ -107,11 +117,11 @@ async fn answers(
         let stored_at = envelope::header(&headers, "Nats-Time-Stamp").and_then(|text| text.parse().ok());
         found.push(Found {
             subject,
-            sequence: sequence.ok_or(NoAnswer)?,
-            stored_at: stored_at.ok_or(NoAnswer)?,
+            sequence: sequence.ok_or(NoAnswer::Silent)?,
+            stored_at: stored_at.ok_or(NoAnswer::Silent)?,
             headers,
             payload: message.payload,
         });
     }
-    Err(NoAnswer)
+    Err(NoAnswer::Silent)
 }

@@ -17,6 +17,9 @@ pub enum NotRead {
     /// The region that holds them does not answer.
     #[error("the home region does not answer")]
     NoAnswer,
+    /// The server does not let this process ask.
+    #[error("the server does not permit to read the facts")]
+    Forbidden,
     /// What it answered cannot be read.
     #[error("the stored facts cannot be read")]
     Unreadable,
@@ -102,7 +105,10 @@ pub async fn read(
         &[subject::facts_of(key)],
     )
     .await
-    .map_err(|_| NotRead::NoAnswer)?;
+    .map_err(|error| match error {
+        direct::NoAnswer::Silent => NotRead::NoAnswer,
+        direct::NoAnswer::Forbidden => NotRead::Forbidden,
+    })?;
     let mut recipient = Recipient::default();
     for found in found.into_iter().filter(|found| !found.is_removal()) {
         let Some((_, name)) = subject::fact_key_of(&found.subject).and_then(subject::parse_fact_key) else {

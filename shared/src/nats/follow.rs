@@ -13,7 +13,10 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
 
-use super::connect;
+use super::{
+    connect,
+    refusal::{is_about, unless_refused},
+};
 
 /// How often an open consumer looks whether the connection is still the one it was made on.
 const LOOK: Duration = Duration::from_millis(200);
@@ -69,7 +72,10 @@ pub struct Standing {
 /// # Errors
 /// When the server does not answer or has no such stream.
 pub async fn standing(js: &jetstream::Context, stream: &str) -> Result<Standing, FollowError> {
-    let found = js.get_stream(stream).await.map_err(|error| fail(stream, &error))?;
+    let found = unless_refused(&js.client(), concerns("INFO", stream), js.get_stream(stream))
+        .await
+        .map_err(|error| fail(stream, &error))?
+        .map_err(|error| fail(stream, &error))?;
     let info = found.cached_info();
     Ok(Standing {
         last: info.state.last_sequence,
@@ -147,6 +153,11 @@ pub async fn read(
     Ok(last)
 }
 
+/// Whether a refused subject is a request of this kind about `stream`.
+fn concerns(request: &str, stream: &str) -> impl Fn(&str) -> bool {
+    move |subject| is_about(subject, request) && is_about(subject, stream)
+}
+
 /// An ordered consumer, and how many messages wait for it.
 async fn open(
     js: &jetstream::Context,
@@ -158,15 +169,16 @@ async fn open(
         .get_stream_no_info(stream)
         .await
         .map_err(|error| fail(stream, &error))?;
-    let consumer = found
-        .create_consumer(push::OrderedConfig {
-            deliver_subject: js.client().new_inbox(),
-            filter_subject: filter.to_owned(),
-            deliver_policy,
-            replay_policy: ReplayPolicy::Instant,
-            ..push::OrderedConfig::default()
-        })
+    let creating = found.create_consumer(push::OrderedConfig {
+        deliver_subject: js.client().new_inbox(),
+        filter_subject: filter.to_owned(),
+        deliver_policy,
+        replay_policy: ReplayPolicy::Instant,
+        ..push::OrderedConfig::default()
+    });
+    let consumer = unless_refused(&js.client(), concerns("CREATE", stream), creating)
         .await
+        .map_err(|error| fail(stream, &error))?
         .map_err(|error| fail(stream, &error))?;
     let waiting = consumer.cached_info().num_pending;
     let messages = consumer.messages().await.map_err(|error| fail(stream, &error))?;

@@ -110,7 +110,10 @@ pub async fn claim(
     match claimed {
         Ok(sequence) => held.sequence = sequence,
         Err(NotStored::Refused) => {
-            let found = read(js, &own).await.map_err(|_| NotStored::NoAnswer)?;
+            let found = read(js, &own).await.map_err(|error| match error {
+                direct::NoAnswer::Silent => NotStored::NoAnswer,
+                direct::NoAnswer::Forbidden => NotStored::Forbidden,
+            })?;
             let (_, sequence, record) = found.into_iter().next().ok_or(NotStored::NoAnswer)?;
             if let Some(said) = said(&record, request, now) {
                 return Ok(said);

@@ -1,6 +1,6 @@
 //! Publishing to a stream and knowing that it is stored.
 
-use std::future::Future;
+use std::future::{Future, IntoFuture};
 
 use async_nats::{
     HeaderMap,
@@ -10,6 +10,8 @@ use async_nats::{
     },
 };
 use bytes::Bytes;
+
+use super::refusal;
 
 /// The stream has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,10 @@ pub enum NotStored {
     /// Larger than the server accepts. Surely not stored.
     #[error("the message is too large for the server")]
     TooLarge,
+    /// The server does not let this process publish there. Surely not stored; it passes only when somebody changes the
+    /// server's permissions or the process's key.
+    #[error("the server does not permit this publish")]
+    Forbidden,
     /// No answer in time.
     #[error("the server did not answer in time")]
     NoAnswer,
@@ -54,9 +60,15 @@ pub async fn send(
     headers: HeaderMap,
     payload: Bytes,
 ) -> Result<impl Future<Output = Result<Stored, NotStored>> + Send + use<>, NotStored> {
+    let this = subject.clone();
+    let refused = refusal::refused(&js.client(), move |subject| refusal::is_same(subject, &this));
     let acknowledged = js.publish_with_headers(subject, headers, payload).await?;
     Ok(async move {
-        let ack = acknowledged.await?;
+        let ack = tokio::select! {
+            biased;
+            ack = acknowledged.into_future() => ack?,
+            _ = refused => return Err(NotStored::Forbidden),
+        };
         Ok(Stored {
             stream: ack.stream,
             sequence: ack.sequence,

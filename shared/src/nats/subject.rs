@@ -162,6 +162,11 @@ pub fn receipt_origin_filter(region: &Region, origin: &Region) -> String {
     format!("receipt.{region}.{origin}.>")
 }
 
+/// Receipts of what happened in `region` to what `app` sent.
+pub fn receipts_of(region: &Region, app: &AppId) -> String {
+    format!("receipt.{region}.*.{app}")
+}
+
 /// The app of a subject of receipts or of dead letters.
 pub fn app_of(subject: &str) -> Option<&str> {
     subject.rsplit('.').next()
@@ -277,6 +282,9 @@ pub fn fact_outbound(home: &Region, key: &RecipientKey, name: FactName) -> Strin
 
 /// All facts of a region, where they rest.
 pub const FACTS_FILTER: &str = "$KV.recipients.>";
+
+/// All addresses of a region, where they rest.
+pub const ADDRESSES_FILTER: &str = "$KV.recipients.*.*.address.*";
 
 /// A fact where it rests.
 pub fn fact(key: &RecipientKey, name: FactName) -> String {

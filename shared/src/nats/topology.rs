@@ -6,15 +6,18 @@ use async_nats::{
     Client,
     jetstream::{
         self,
-        consumer::{AckPolicy, DeliverPolicy, pull},
+        consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
         context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind},
-        stream::{Config, DiscardPolicy, External, RetentionPolicy, Source, SubjectTransform},
+        stream::{Config, ConsumerErrorKind, DiscardPolicy, External, Info, RetentionPolicy, Source, SubjectTransform},
     },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::subject;
+use super::{
+    refusal::{Forbidden, unless_refused},
+    subject,
+};
 use crate::{
     channel::{Channel, Class},
     id::Region,
@@ -335,7 +338,7 @@ pub fn workers_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
 }
 
 /// The subjects of every lane of `region`. No stream takes others, so whoever misspells a class is told by the server.
-fn work_for(region: &Region) -> impl Iterator<Item = String> {
+pub(super) fn work_for(region: &Region) -> impl Iterator<Item = String> {
     Mesh::lanes().map(move |(channel, class)| subject::notify_class_filter(channel, region, class))
 }
 
@@ -419,9 +422,12 @@ pub enum ApplyError {
     /// A stream could not be created.
     #[error("stream {0}: {1}")]
     Create(String, CreateStreamError),
-    /// A consumer could not be created or changed.
+    /// A consumer could not be created, changed or read.
     #[error("consumer {0}: {1}")]
     Consumer(String, String),
+    /// The key is not one of the role that this process has, or the server's configuration is an old one.
+    #[error("{0}; the server's roles.conf and nats.nkey_file must be of this role and region")]
+    Forbidden(#[from] Forbidden),
 }
 
 /// Makes the server's streams match `wanted`; safe to repeat and to run from several processes at once.
@@ -432,14 +438,7 @@ pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Cha
     let mut changes = Vec::new();
     for config in wanted {
         let name = config.name.clone();
-        let info = match js.get_stream(&name).await {
-            Ok(stream) => Some(stream.cached_info().clone()),
-            Err(error) => match error.kind() {
-                GetStreamErrorKind::JetStream(error) if error.code() == 404 => None,
-                _ => return Err(ApplyError::Read(name, error.to_string())),
-            },
-        };
-        let Some(info) = info else {
+        let Some(info) = info(js, &name).await? else {
             match js.create_stream(config.clone()).await {
                 Ok(_) => changes.push(Change::Created(name)),
                 // Another process was faster.
@@ -466,20 +465,88 @@ pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Cha
 /// # Errors
 /// When the server does not answer or refuses.
 pub async fn apply_region(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
-    for change in apply(js, &mesh.streams()).await? {
-        match change {
-            Change::Created(_) | Change::Updated(..) => tracing::info!(%change, "topology"),
-            Change::Drifted(..) => tracing::error!(%change, "topology drifted; an operator must decide"),
+    let applying = async {
+        for change in apply(js, &mesh.streams()).await? {
+            match change {
+                Change::Created(_) | Change::Updated(..) => tracing::info!(%change, "topology"),
+                Change::Drifted(..) => tracing::error!(%change, "topology drifted; an operator must decide"),
+            }
+        }
+        apply_consumers(js, &mesh.here.region).await
+    };
+    unless_refused(&js.client(), |_| true, applying).await?
+}
+
+/// How often [`wait_for_region`] looks.
+const WAIT: Duration = Duration::from_millis(200);
+
+/// Waits until a region's streams and the consumers of its workers are there, which its gateway makes.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn wait_for_region(js: &jetstream::Context, region: &Region) -> Result<(), ApplyError> {
+    let mut said = None;
+    while let Some(missing) = unless_refused(&js.client(), |_| true, missing(js, region)).await?? {
+        if said.as_ref() != Some(&missing) {
+            tracing::info!(%region, missing, "waiting for the region's gateway");
+            said = Some(missing);
+        }
+        tokio::time::sleep(WAIT).await;
+    }
+    Ok(())
+}
+
+/// The first consumer of workers that is not there. A gateway makes the streams first.
+async fn missing(js: &jetstream::Context, region: &Region) -> Result<Option<String>, ApplyError> {
+    for (stream, config) in workers_consumers(region) {
+        let name = config.durable_name.unwrap_or_default();
+        if !has_consumer(js, stream, &name).await? {
+            return Ok(Some(name));
         }
     }
-    apply_consumers(js, &mesh.here.region).await
+    Ok(None)
+}
+
+/// How the server describes a stream; `None` if there is no such stream.
+async fn info(js: &jetstream::Context, name: &str) -> Result<Option<Info>, ApplyError> {
+    match js.get_stream(name).await {
+        Ok(stream) => Ok(Some(stream.cached_info().clone())),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.code() == 404 => Ok(None),
+            _ => Err(ApplyError::Read(name.to_owned(), error.to_string())),
+        },
+    }
+}
+
+async fn has_consumer(js: &jetstream::Context, stream: &str, name: &str) -> Result<bool, ApplyError> {
+    let found: Result<PullConsumer, _> = js.get_consumer_from_stream(name, stream).await;
+    match found {
+        Ok(_) => Ok(true),
+        Err(error) => match error.kind() {
+            ConsumerErrorKind::JetStream(error) if error.code() == 404 => Ok(false),
+            _ => Err(ApplyError::Consumer(name.to_owned(), error.to_string())),
+        },
+    }
+}
+
+/// Makes the consumers of `region` again that somebody removed. Only a gateway may.
+pub async fn mend_consumers(js: &jetstream::Context, region: &Region) {
+    for (stream, config) in consumers(region) {
+        let name = config.durable_name.clone().unwrap_or_default();
+        if matches!(has_consumer(js, stream, &name).await, Ok(false)) {
+            match js.create_consumer_on_stream(config, stream).await {
+                Ok(_) => tracing::warn!(stream, name, "a consumer was missing and is made again"),
+                Err(error) => tracing::error!(stream, name, %error, "a consumer is missing"),
+            }
+        }
+    }
 }
 
 /// Makes the server's consumers match.
 ///
 /// # Errors
 /// When the server does not answer or refuses.
-pub async fn apply_consumers(js: &jetstream::Context, region: &Region) -> Result<(), ApplyError> {
+async fn apply_consumers(js: &jetstream::Context, region: &Region) -> Result<(), ApplyError> {
     for (stream, config) in consumers(region) {
         let name = config.durable_name.clone().unwrap_or_default();
         js.create_consumer_on_stream(config, stream)
@@ -488,24 +555,6 @@ pub async fn apply_consumers(js: &jetstream::Context, region: &Region) -> Result
     }
     Ok(())
 }
-
-/// Waits until a gateway has made the streams and consumers that `region`'s workers use.
-pub async fn made(js: &jetstream::Context, region: &Region) {
-    let mut said = tokio::time::Instant::now();
-    for (stream, config) in workers_consumers(region) {
-        let name = config.durable_name.unwrap_or_default();
-        while let Err(error) = js.get_consumer_from_stream::<pull::Config, _, _>(&name, stream).await {
-            if said.elapsed() >= REMIND {
-                said = tokio::time::Instant::now();
-                tracing::warn!(%region, stream, consumer = name, %error, "no gateway of this region has made this yet");
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-}
-
-/// How often it is said what is waited for.
-const REMIND: Duration = Duration::from_secs(10);
 
 /// How a stream stands with one of its sources.
 #[derive(Debug, Clone, PartialEq, Eq)]

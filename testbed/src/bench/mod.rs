@@ -123,7 +123,8 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let nats_server = tokio::task::spawn_blocking(move || nats::obtain(given)).await??;
     let machine = Machine::watch(&nats_server).await?;
     let (text, json) = match args.what {
-        What::Mesh => mesh(scale, machine, nats_server).await?,
+        // The future has some kilobytes.
+        What::Mesh => Box::pin(mesh(scale, machine, nats_server)).await?,
         What::Durable => {
             let results = durable::measure(scale, machine, nats_server).await?;
             (results.markdown()?, serde_json::to_vec_pretty(&results)?)

@@ -51,7 +51,7 @@ pub(super) struct Measured {
 pub(super) fn target(peal: &Peal) -> anyhow::Result<Target> {
     let gateway = &peal.region(sample::REGION).gateway.url;
     Ok(Target {
-        nats: peal.nats.region(sample::REGION).url(),
+        nats: peal.nats.region(sample::REGION).nats_of_test()?,
         gateway: gateway.trim_start_matches("http://").parse()?,
         key: peal.key.clone(),
         apns: peal.apns.addr().port(),
@@ -68,6 +68,7 @@ impl Rig {
             workers: 1,
             sample_ratio: 0.0,
             log: LogMode::Counting,
+            tls: false,
             ..Plan::new(program.clone(), nats_server)
         };
         let peal = Peal::start(plan).await?;

@@ -48,12 +48,12 @@ impl Viewer {
 
 /// The parts that run.
 pub(super) fn parts(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result<()> {
-    say!("  hub          {}", without_password(&peal.nats.hub().url()))?;
+    say!("  hub          {}", peal.nats.hub().url())?;
     for region in &peal.regions {
         say!(
             "  region {}    nats {}  gateway {}  {} edge workers",
             region.name,
-            without_password(&peal.nats.region(&region.name).url()),
+            peal.nats.region(&region.name).url(),
             region.gateway.url,
             region.workers.len()
         )?;
@@ -197,8 +197,4 @@ pub(super) fn invitation(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result
         say!("\n  traces: {}", viewer.url)?;
     }
     Ok(())
-}
-
-fn without_password(url: &str) -> &str {
-    url.rsplit_once('@').map_or(url, |(_, host)| host)
 }

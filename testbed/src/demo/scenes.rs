@@ -208,7 +208,7 @@ async fn post(
 
 /// A service publishes by itself, in us, for somebody in eu.
 async fn publish_job(peal: &Peal) -> anyhow::Result<Scene> {
-    let js = connect::jetstream(peal.connect("us").await?);
+    let js = connect::jetstream(peal.connect_as_service("us").await?);
     let lane = lane("eu")?;
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Msg-Id", "invoice-7");
@@ -239,7 +239,7 @@ fn lane(region: &str) -> anyhow::Result<Lane> {
 
 /// A service publishes something that is no job.
 async fn publish_nonsense(peal: &Peal) -> anyhow::Result<Scene> {
-    let js = connect::jetstream(peal.connect("us").await?);
+    let js = connect::jetstream(peal.connect_as_service("us").await?);
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Msg-Id", "nonsense-1");
     let stored = publish::store(

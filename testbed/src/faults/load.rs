@@ -164,7 +164,7 @@ impl Callers {
         for region in &peal.regions {
             let door = Door {
                 url: format!("{}/v1/notifications", region.gateway.url),
-                js: connect::jetstream(peal.connect(&region.name).await?),
+                js: connect::jetstream(peal.connect_as_service(&region.name).await?),
             };
             doors.insert(region.name.clone(), door);
         }

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use async_nats::ConnectOptions;
 use futures::future::try_join_all;
-use tokio::time::{Instant, sleep};
+use shared::nats::topology::{self, HUB};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::{PASSWORD, Role, Server, Settings, USER};
+use super::{Keys, Role, Server, Settings};
 
 /// Reconnecting takes a second or two after a cut.
 const LINKED_WITHIN: Duration = Duration::from_secs(30);
@@ -16,6 +16,7 @@ const LINKED_WITHIN: Duration = Duration::from_secs(30);
 /// hub's is `hub`.
 #[derive(Debug)]
 pub struct Mesh {
+    keys: Keys,
     hub: Server,
     regions: Vec<Server>,
 }
@@ -34,21 +35,23 @@ impl Mesh {
         regions: &[&str],
         mut link: impl FnMut(&str, &Server) -> anyhow::Result<String>,
     ) -> anyhow::Result<Self> {
-        let hub = Server::start(settings("hub"), "hub", Role::Hub).await?;
+        let keys = Keys::generate()?;
+        let hub = Server::start(settings(HUB), keys.clone(), HUB, Role::Hub).await?;
         let roles: Vec<Role> = regions
             .iter()
             .map(|name| link(name, &hub).map(|hub| Role::Region { hub }))
             .collect::<anyhow::Result<_>>()?;
         let starting = regions.iter().zip(roles);
-        let regions = try_join_all(starting.map(|(name, role)| Server::start(settings(name), name, role))).await?;
-        let mesh = Self { hub, regions };
+        let starting = starting.map(|(name, role)| Server::start(settings(name), keys.clone(), name, role));
+        let regions = try_join_all(starting).await?;
+        let mesh = Self { keys, hub, regions };
         mesh.linked().await?;
         Ok(mesh)
     }
 
     /// Starts one more region that reaches the hub at `hub`, and waits until it reaches the others.
     pub async fn add(&mut self, settings: Settings, region: &str, hub: String) -> anyhow::Result<()> {
-        let server = Server::start(settings, region, Role::Region { hub }).await?;
+        let server = Server::start(settings, self.keys.clone(), region, Role::Region { hub }).await?;
         self.regions.push(server);
         self.linked().await
     }
@@ -56,6 +59,11 @@ impl Mesh {
     /// The hub.
     pub fn hub(&self) -> &Server {
         &self.hub
+    }
+
+    /// What everybody here is known by.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     /// The region of that name.
@@ -87,17 +95,26 @@ impl Mesh {
 }
 
 async fn reaches(from: &Server, all: &[&Server], deadline: Instant) -> anyhow::Result<()> {
-    let client = ConnectOptions::with_user_and_password(USER.into(), PASSWORD.into())
-        .request_timeout(Some(Duration::from_millis(500)))
-        .connect(from.url())
+    let client = from
+        .connect_as_test()
         .await
         .with_context(|| format!("connecting to {}", from.domain()))?;
     for to in all.iter().filter(|to| to.domain() != from.domain()) {
-        let subject = format!("$JS.{}.API.INFO", to.domain());
-        while let Err(error) = client.request(subject.clone(), "".into()).await {
+        // What links let through; that there is no such stream is an answer too.
+        let stream = if to.domain() == HUB {
+            topology::CONFIG
+        } else {
+            topology::OUTBOX
+        };
+        let subject = format!("$JS.{}.API.STREAM.INFO.{stream}", to.domain());
+        loop {
+            let asking = client.request(subject.clone(), "".into());
+            if let Ok(Ok(_)) = timeout(Duration::from_millis(500), asking).await {
+                break;
+            }
             ensure!(
                 Instant::now() < deadline,
-                "{} does not reach {}: {error}",
+                "{} does not reach {}",
                 from.domain(),
                 to.domain()
             );

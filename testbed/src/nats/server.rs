@@ -10,7 +10,15 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use async_nats::Client;
 use rand::Rng;
+use shared::{
+    id::{AppId, Region},
+    nats::{
+        connect::{self, Nats},
+        roles,
+    },
+};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -18,15 +26,15 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::network::Place;
+use super::{Key, Keys};
+use crate::{network::Place, peal::APP};
 
 const HUB_CONF: &str = include_str!("../../../deploy/nats/hub.conf");
 const REGION_CONF: &str = include_str!("../../../deploy/nats/region.conf");
+const TLS_CONF: &str = include_str!("../../../deploy/nats/tls.conf");
 
-/// The user that every server knows.
-pub const USER: &str = "app";
-/// The password of [`USER`].
-pub const PASSWORD: &str = "secret";
+/// The user of tests, whom no other mesh knows.
+const TEST_USER: &str = "  { nkey: $PEAL_NKEY_TEST }\n]\n";
 
 /// A server with a million keys is back in a second; thirty are for a machine that is busy with something else.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -46,16 +54,28 @@ pub struct Settings {
     pub max_file_store: u64,
     /// Where it runs.
     pub place: Place,
+    /// Regions that roles know of, beside those that are started.
+    pub regions: Vec<Region>,
+    /// Apps whose services publish by themselves.
+    pub apps: Vec<AppId>,
+    /// Whether connections are encrypted, and clients show certificates.
+    pub tls: bool,
+    /// Changes to the configuration files: what stands there, and what is to stand there instead.
+    pub edits: Vec<(String, String)>,
 }
 
 impl Settings {
-    /// The defaults of nats-server, with at most 8 GiB a server.
+    /// The defaults of nats-server, with at most 8 GiB a server; services of [`APP`] publish by themselves.
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
             sync_interval: SyncInterval::default(),
             max_file_store: 8 << 30,
             place: Place::default(),
+            regions: Vec::new(),
+            apps: vec![APP.parse().expect("the name of the test's app")],
+            tls: true,
+            edits: Vec::new(),
         }
     }
 }
@@ -113,6 +133,7 @@ pub enum Role {
 #[derive(Debug)]
 pub struct Server {
     settings: Settings,
+    keys: Keys,
     domain: String,
     name: String,
     role: Role,
@@ -128,11 +149,12 @@ struct Ports {
 }
 
 impl Server {
-    /// Starts a server whose `JetStream` domain is `domain`, and waits until it takes clients.
-    pub async fn start(settings: impl Into<Settings>, domain: &str, role: Role) -> anyhow::Result<Self> {
+    /// Starts a server whose `JetStream` domain is `domain`, and waits until it takes clients. It knows others by `keys`.
+    pub async fn start(settings: impl Into<Settings>, keys: Keys, domain: &str, role: Role) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix(&format!("nats-{domain}-")).tempdir()?;
         let mut server = Self {
             settings: settings.into(),
+            keys,
             domain: domain.to_owned(),
             // Two test runs on one machine must not take each other's server for their own.
             name: format!("{domain}-{:08x}", rand::rng().random::<u32>()),
@@ -141,7 +163,7 @@ impl Server {
             folder: Some(folder),
             process: Mutex::new(None),
         };
-        fs::write(server.config_path(), server.config())?;
+        server.write_config()?;
         for _ in 0..4 {
             match server.run().await {
                 Err(_) if server.log().contains("address already in use") => {
@@ -154,20 +176,51 @@ impl Server {
         server.run().await.map(|()| server)
     }
 
-    /// Where clients connect, with user and password. `async-nats` does not read those two from a URL; it needs
-    /// [`USER`] and [`PASSWORD`] beside it.
+    /// Where clients connect.
     pub fn url(&self) -> String {
-        format!("nats://{USER}:{PASSWORD}@{}:{}", self.address(), self.ports.client)
+        format!("nats://{}:{}", self.address(), self.ports.client)
     }
 
     /// Where regions link themselves, if this is a hub.
     pub fn leaf_url(&self) -> String {
-        format!("nats-leaf://{USER}:{PASSWORD}@{}:{}", self.address(), self.ports.leaf)
+        format!("nats-leaf://{}:{}", self.address(), self.ports.leaf)
     }
 
     /// Where it listens.
     pub fn address(&self) -> Ipv4Addr {
         self.settings.place.address()
+    }
+
+    /// The settings of a client that is to be `role`.
+    pub fn nats(&self, role: &roles::Role) -> anyhow::Result<Nats> {
+        Ok(self.nats_with(self.keys.of(role)?))
+    }
+
+    /// The settings of a client who may do everything, as whoever arranges a test.
+    pub fn nats_of_test(&self) -> anyhow::Result<Nats> {
+        Ok(self.nats_with(self.keys.of_test()?))
+    }
+
+    fn nats_with(&self, key: Key) -> Nats {
+        let tls = |file: PathBuf| self.settings.tls.then_some(file);
+        Nats {
+            url: self.url(),
+            nkey_file: Some(key.file),
+            ca_file: tls(self.keys.ca()),
+            cert_file: tls(self.keys.cert()),
+            key_file: tls(self.keys.key()),
+        }
+    }
+
+    /// Connects as `role`.
+    pub async fn connect(&self, role: &roles::Role) -> anyhow::Result<Client> {
+        Ok(connect::connect(&self.nats(role)?, role, "testbed").await?)
+    }
+
+    /// Connects as one who may do everything.
+    pub async fn connect_as_test(&self) -> anyhow::Result<Client> {
+        let operator = roles::Role::Operator(self.domain.parse()?);
+        Ok(connect::connect(&self.nats_of_test()?, &operator, "testbed").await?)
     }
 
     /// The port of [`Self::leaf_url`].
@@ -260,7 +313,7 @@ impl Server {
         command
             .arg("--config")
             .arg(self.config_path())
-            .envs(self.variables())
+            .envs(self.variables()?)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
@@ -270,8 +323,9 @@ impl Server {
         Ok(())
     }
 
-    /// What the configuration file asks the environment for.
-    fn variables(&self) -> Vec<(&'static str, String)> {
+    /// What the configuration files ask the environment for.
+    fn variables(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let path = |path: PathBuf| quoted(&path.to_string_lossy());
         let mut variables = vec![
             ("PEAL_SERVER_NAME", self.name.clone()),
             ("PEAL_DOMAIN", self.domain.clone()),
@@ -283,20 +337,58 @@ impl Server {
             ("PEAL_STORE_DIR", quoted(&self.store().to_string_lossy())),
             ("PEAL_MAX_FILE_STORE", self.settings.max_file_store.to_string()),
             ("PEAL_SYNC_INTERVAL", self.settings.sync_interval.value()),
-            ("PEAL_NATS_USER", quoted(USER)),
-            ("PEAL_NATS_PASSWORD", quoted(PASSWORD)),
+            ("PEAL_TLS_CERT", path(self.keys.cert())),
+            ("PEAL_TLS_KEY", path(self.keys.key())),
+            ("PEAL_TLS_CA", path(self.keys.ca())),
+            ("PEAL_TLS_VERIFY", true.to_string()),
+            ("PEAL_NKEY_TEST", self.keys.of_test()?.public),
         ];
         if let Role::Region { hub } = &self.role {
+            let leaf = roles::Role::Leaf(self.domain.parse()?);
             variables.push(("PEAL_HUB_LEAF_URL", quoted(hub)));
+            variables.push(("PEAL_LEAF_SEED", self.keys.of(&leaf)?.seed));
         }
-        variables
+        let mut variables: Vec<_> = variables
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        for role in self.roles()? {
+            variables.push((role.variable(), self.keys.of(&role)?.public));
+        }
+        Ok(variables)
     }
 
-    fn config(&self) -> &'static str {
-        match self.role {
+    fn write_config(&self) -> anyhow::Result<()> {
+        let mut config = match self.role {
             Role::Hub => HUB_CONF,
             Role::Region { .. } => REGION_CONF,
         }
+        .to_owned();
+        let mut roles = roles::conf(&self.roles()?, &self.settings.regions);
+        for (from, to) in &self.settings.edits {
+            config = config.replace(from, to);
+            roles = roles.replace(from, to);
+        }
+        fs::write(self.config_path(), config)?;
+        let users = roles.strip_suffix("]\n").context("roles.conf ends its list of users")?;
+        fs::write(self.folder().join("roles.conf"), format!("{users}{TEST_USER}"))?;
+        fs::write(
+            self.folder().join("tls.conf"),
+            if self.settings.tls { TLS_CONF } else { "" },
+        )?;
+        Ok(())
+    }
+
+    /// Who may connect.
+    fn roles(&self) -> anyhow::Result<Vec<roles::Role>> {
+        Ok(match self.role {
+            Role::Hub => roles::of_hub(&self.settings.regions),
+            Role::Region { .. } => {
+                let here = self.domain.parse()?;
+                let others = self.settings.regions.iter().filter(|region| **region != here);
+                roles::of_region(&here, &others.cloned().collect::<Vec<_>>(), &self.settings.apps)
+            }
+        })
     }
 
     fn config_path(&self) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::{
-    ConnectOptions, HeaderMap,
+    HeaderMap,
     jetstream::{
         self,
         stream::{Config, External, Source},
@@ -12,18 +12,15 @@ use async_nats::{
 use shared::nats::subject::{LOCAL_PREFIXES, TRACE_HOPS};
 use tokio::time::{sleep, timeout};
 
-use super::{Mesh, PASSWORD, Role, Server, Settings, SyncInterval, USER, from_env};
+use super::{Keys, Mesh, Role, Server, Settings, SyncInterval, from_env};
 
 const REGION_CONF: &str = include_str!("../../../deploy/nats/region.conf");
 const HUB_CONF: &str = include_str!("../../../deploy/nats/hub.conf");
 
 async fn jetstream_of(server: &Server) -> jetstream::Context {
-    let client = ConnectOptions::with_user_and_password(USER.into(), PASSWORD.into())
-        .request_timeout(Some(Duration::from_millis(500)))
-        .connect(server.url())
-        .await
-        .unwrap();
-    jetstream::new(client)
+    jetstream::context::ContextBuilder::new()
+        .timeout(Duration::from_millis(500))
+        .build(server.connect_as_test().await.unwrap())
 }
 
 async fn messages(jetstream: &jetstream::Context, stream: &str) -> u64 {
@@ -78,8 +75,11 @@ async fn the_server_understands_every_value_it_is_given() {
             sync_interval,
             ..Settings::new(from_env().unwrap())
         };
-        let hub = Server::start(settings.clone(), "hub", Role::Hub).await.unwrap();
-        let region = Server::start(settings, "eu", Role::Region { hub: hub.leaf_url() })
+        let keys = Keys::generate().unwrap();
+        let hub = Server::start(settings.clone(), keys.clone(), "hub", Role::Hub)
+            .await
+            .unwrap();
+        let region = Server::start(settings, keys, "eu", Role::Region { hub: hub.leaf_url() })
             .await
             .unwrap();
         for server in [hub, region] {
@@ -95,7 +95,9 @@ async fn a_killed_server_comes_back_with_its_port_and_its_data() {
         sync_interval: SyncInterval::Always,
         ..Settings::new(from_env().unwrap())
     };
-    let server = Server::start(settings, "eu", Role::Hub).await.unwrap();
+    let server = Server::start(settings, Keys::generate().unwrap(), "eu", Role::Hub)
+        .await
+        .unwrap();
     let url = server.url();
     let jetstream = jetstream_of(&server).await;
     let stream = Config {
@@ -120,7 +122,9 @@ async fn a_killed_server_comes_back_with_its_port_and_its_data() {
 
 #[tokio::test]
 async fn a_paused_server_holds_its_connections_and_answers_again() {
-    let server = Server::start(from_env().unwrap(), "eu", Role::Hub).await.unwrap();
+    let server = Server::start(from_env().unwrap(), Keys::generate().unwrap(), "eu", Role::Hub)
+        .await
+        .unwrap();
     let jetstream = jetstream_of(&server).await;
     assert!(jetstream.query_account().await.is_ok());
 

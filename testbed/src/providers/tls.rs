@@ -11,7 +11,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-use crate::network::PROVIDER;
+use crate::network;
 
 /// The names the leaf certificate is valid for: loopback, and the providers' own, so that a client which cannot be
 /// given another host can be sent here by its resolver.
@@ -33,10 +33,12 @@ pub struct Authority {
     pem: Arc<str>,
     chain: Vec<CertificateDer<'static>>,
     key: Arc<PrivateKeyDer<'static>>,
+    leaf_pem: Arc<str>,
+    key_pem: Arc<str>,
 }
 
 impl Authority {
-    /// Makes an authority and a leaf for `localhost`, `127.0.0.1`, [`PROVIDER`] and the providers' host names.
+    /// Makes an authority and a leaf for `localhost`, `127.0.0.1`, every address in a [`network::Network`] and the providers' host names.
     pub fn generate() -> anyhow::Result<Self> {
         let mut ca = CertificateParams::default();
         ca.distinguished_name.push(DnType::CommonName, "Peal simulators");
@@ -45,9 +47,11 @@ impl Authority {
         let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate()?)
             .context("making the simulators' certificate authority")?;
 
-        let mut leaf = CertificateParams::new([&NAMES.map(String::from)[..], &[PROVIDER.to_string()]].concat())?;
+        let names = NAMES.map(String::from).into_iter();
+        let addresses = network::addresses().map(|address| address.to_string());
+        let mut leaf = CertificateParams::new(names.chain(addresses).collect::<Vec<_>>())?;
         leaf.distinguished_name.push(DnType::CommonName, "localhost");
-        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         leaf.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate()?;
         let leaf = leaf
@@ -58,12 +62,24 @@ impl Authority {
             pem: ca.pem().into(),
             chain: vec![leaf.der().clone()],
             key: Arc::new(PrivatePkcs8KeyDer::from(key.serialize_der()).into()),
+            leaf_pem: leaf.pem().into(),
+            key_pem: key.serialize_pem().into(),
         })
     }
 
     /// The certificate clients must trust, PEM.
     pub fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// The leaf certificate, good for servers and clients, PEM.
+    pub fn leaf_pem(&self) -> &str {
+        &self.leaf_pem
+    }
+
+    /// The private key of [`Self::leaf_pem`], PEM.
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
     }
 
     /// TLS 1.2 and 1.3 server settings that offer these ALPN protocols, the preferred one first.

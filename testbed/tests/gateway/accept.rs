@@ -11,9 +11,9 @@ use shared::{
     digest::of_content,
     job::Job,
     nats::{
-        connect::{self, Nats},
-        envelope, follow,
+        connect, envelope, follow,
         idempotency::{self, Answer, Claim},
+        roles::Role,
         topology,
     },
 };
@@ -203,18 +203,10 @@ async fn a_key_that_was_used_in_one_region_is_known_in_the_others() {
     let nats = Mesh::start(nats::from_env().unwrap(), &["eu", "us"]).await.unwrap();
     let mut regions = Vec::new();
     for name in ["eu", "us"] {
-        let settings = Nats {
-            url: nats.region(name).url(),
-            user: Some(nats::USER.into()),
-            password: Some(nats::PASSWORD.to_owned().into()),
-            nkey_file: None,
-            ca_file: None,
-        };
-        let client = connect::connect(&settings, "test").await.unwrap();
+        let client = nats.region(name).connect(&Role::Gateway(region(name))).await.unwrap();
         if regions.is_empty() {
-            provision::prepare_hub(&provision::hub(client.clone()), 1)
-                .await
-                .unwrap();
+            let hub = nats.hub().connect(&Role::Operator(region("hub"))).await.unwrap();
+            provision::prepare_hub(&provision::hub(hub), 1).await.unwrap();
         }
         let mesh = topology::Mesh {
             here: topology::Here {

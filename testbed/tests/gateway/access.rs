@@ -224,7 +224,7 @@ async fn an_app_that_was_provisioned_from_a_file_can_send() {
         private_key_file = "key.p8"
     "#;
     std::fs::write(&file, apps).unwrap();
-    let run = || provision::run(rig.js.client(), &rig.mesh_key, 1, &file);
+    let run = || provision::run(rig.hub.client(), &rig.mesh_key, 1, &file);
     let issued = run().await.unwrap();
     assert_eq!(issued.len(), 2);
     let again = run().await.unwrap();

@@ -16,7 +16,7 @@ use shared::{
     clock::Clock,
     id::{AppId, Region},
     lifecycle::Lifecycle,
-    nats::{connect, topology::Durability},
+    nats::{connect, roles::Role, topology::Durability},
     recipient::RecipientKey,
     seal::MeshKey,
     site::Site,
@@ -72,19 +72,22 @@ impl Rig {
     }
 
     async fn over(servers: nats::Settings, adjust: impl FnOnce(&mut Settings)) -> Self {
+        let servers = nats::Settings {
+            regions: vec![region("eu"), region("us")],
+            ..servers
+        };
         let nats = Mesh::start(servers, &["eu"]).await.unwrap();
         let mesh_key = STANDARD.encode([7; 32]);
         let mut settings = Settings::load(None).unwrap();
         settings.listen = "127.0.0.1:0".parse().unwrap();
         settings.mesh_key = mesh_key.clone().into();
-        settings.nats.url = nats.region("eu").url();
-        settings.nats.user = Some(nats::USER.into());
-        settings.nats.password = Some(nats::PASSWORD.to_owned().into());
+        settings.nats = nats.region("eu").nats(&Role::Gateway(region("eu"))).unwrap();
         settings.mesh.region = region("eu");
         settings.telemetry.sample_ratio = 0.0;
         adjust(&mut settings);
-        let client = connect::connect(&settings.nats, "test").await.unwrap();
-        let hub = provision::hub(client.clone());
+        let client = nats.region("eu").connect_as_test().await.unwrap();
+        let operator = nats.hub().connect(&Role::Operator(region("hub"))).await.unwrap();
+        let hub = provision::hub(operator);
         provision::prepare_hub(&hub, 1).await.unwrap();
         for name in ["eu", "us"] {
             provision::write_region(&hub, &region(name), &Site::default())

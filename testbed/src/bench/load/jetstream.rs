@@ -18,6 +18,7 @@ use shared::{
         batch::{self, Batcher},
         connect::{self, Nats},
         envelope,
+        roles::Role,
         topology::{self, Here, Mesh},
     },
 };
@@ -25,7 +26,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{Done, Stopwatch, Target, pace};
-use crate::{bench::sample, nats};
+use crate::bench::sample;
 
 const STREAM: &str = "BENCH";
 const SUBJECT: &str = "bench.push.eu.normal.shop";
@@ -39,7 +40,7 @@ const BATCH: usize = 500;
 
 /// Makes the stream if it is not there, empties it, and makes its consumer anew. The settings are those of the stream
 /// and the consumer that Peal uses.
-pub(in crate::bench) async fn prepare(nats: &str) -> anyhow::Result<()> {
+pub(in crate::bench) async fn prepare(nats: &Nats) -> anyhow::Result<()> {
     let js = context(nats).await?;
     let mesh = Mesh {
         here: Here {
@@ -229,13 +230,7 @@ impl Message {
     }
 }
 
-async fn context(url: &str) -> anyhow::Result<jetstream::Context> {
-    let nats = Nats {
-        url: url.to_owned(),
-        user: Some(nats::USER.to_owned()),
-        password: Some(nats::PASSWORD.to_owned().into()),
-        nkey_file: None,
-        ca_file: None,
-    };
-    Ok(connect::jetstream(connect::connect(&nats, "bench").await?))
+async fn context(nats: &Nats) -> anyhow::Result<jetstream::Context> {
+    let role = Role::Operator(sample::region());
+    Ok(connect::jetstream(connect::connect(nats, &role, "bench").await?))
 }

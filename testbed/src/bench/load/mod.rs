@@ -17,6 +17,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
+use shared::nats::connect::Nats;
 use tokio::{io::AsyncWriteExt, process::Command};
 
 pub(super) use self::{connection::Door, jetstream::prepare};
@@ -34,7 +35,7 @@ pub(super) struct Order {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Target {
     /// The region's nats-server.
-    pub(super) nats: String,
+    pub(super) nats: Nats,
     /// Where the gateway serves HTTP.
     pub(super) gateway: SocketAddr,
     /// An API key.

@@ -1,0 +1,377 @@
+//! Who may do what: the permissions of each role, made from the same names as everything else, and the part of a
+//! nats-server's configuration that holds them.
+//!
+//! What a role may not is refused by the server. Inboxes are named by region and role, so that nobody can listen to
+//! what others are answered.
+//!
+//! A server reports the hops of a traced message as whoever published it, and refuses the message if they may not.
+
+use std::fmt::Write;
+
+use super::{
+    subject::{self, TRACE_HOPS},
+    topology::{
+        ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, HUB, Here, IDEMPOTENCY, Mesh,
+        NOTIFY, RECEIPTS, RECIPIENTS, consumers, work_for, workers_consumers,
+    },
+};
+use crate::id::{AppId, Region};
+
+/// What somebody is for a region's servers, or for the hub's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// Accepts notifications, keeps facts, and keeps the region's streams as they should be.
+    Gateway(Region),
+    /// Works on what is to be done in its region.
+    Worker(Region),
+    /// A worker of the second region, where it stands by to help the first.
+    Helper(Region, Region),
+    /// A service that hands in notifications of one app without HTTP, and listens to what becomes of them.
+    Service(Region, AppId),
+    /// A person: administers streams and reads them. Works at the hub for the whole mesh, and in a region for that.
+    Operator(Region),
+    /// The servers of a region, as the hub sees them.
+    Leaf(Region),
+}
+
+/// Subjects that a role may use; all others are refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permissions {
+    /// Where it may publish.
+    pub publish: Vec<String>,
+    /// What it may listen to.
+    pub subscribe: Vec<String>,
+}
+
+impl Role {
+    /// What the inboxes of this role begin with.
+    pub fn inbox(&self) -> String {
+        match self {
+            Self::Gateway(region) => format!("_INBOX.{region}.gateway"),
+            Self::Worker(region) => format!("_INBOX.{region}.worker"),
+            Self::Helper(region, from) => format!("_INBOX.{region}.helper.{from}"),
+            Self::Service(region, app) => format!("_INBOX.{region}.service.{app}"),
+            Self::Operator(region) => format!("_INBOX.{region}.operator"),
+            Self::Leaf(region) => format!("_INBOX.{region}"),
+        }
+    }
+
+    /// The variable from which a nats-server takes the public key of this role.
+    pub fn variable(&self) -> String {
+        let name = match self {
+            Self::Gateway(_) => "GATEWAY".to_owned(),
+            Self::Worker(_) => "WORKER".to_owned(),
+            Self::Helper(_, from) => format!("HELPER_{from}"),
+            Self::Service(_, app) => format!("SERVICE_{app}"),
+            Self::Operator(_) => "OPERATOR".to_owned(),
+            Self::Leaf(region) => format!("LEAF_{region}"),
+        };
+        format!("PEAL_NKEY_{}", name.to_uppercase().replace('-', "_"))
+    }
+
+    /// What it may do in a mesh of `regions`.
+    pub fn permissions(&self, regions: &[Region]) -> Permissions {
+        let mesh = |here: &Region| Mesh {
+            here: Here {
+                region: here.clone(),
+                durability: Durability::default(),
+                max_bytes: -1,
+            },
+            regions: regions.to_vec(),
+        };
+        let inbox = format!("{}.>", self.inbox());
+        let (publish, subscribe) = match self {
+            Self::Gateway(here) => (gateway(&mesh(here)), vec![inbox]),
+            Self::Worker(here) | Self::Helper(here, _) => {
+                (worker(&mesh(here)), vec![inbox, subject::alive_filter(here)])
+            }
+            Self::Service(here, app) => (
+                service(&mesh(here), app),
+                vec![inbox, subject::receipts_of(here, app), subject::dead_of(here, app)],
+            ),
+            // Whose region its settings name does not matter: at the hub it works for all.
+            Self::Operator(here) => (
+                operator(here),
+                vec!["_INBOX.*.operator.>".into(), TRACE_HOPS.into(), "$JS.EVENT.>".into()],
+            ),
+            Self::Leaf(there) => leaf(&mesh(there), inbox),
+        };
+        Permissions { publish, subscribe }
+    }
+}
+
+impl Mesh {
+    /// Every region, this one first.
+    fn all(&self) -> impl Iterator<Item = &Region> {
+        std::iter::once(&self.here.region).chain(self.others())
+    }
+}
+
+fn gateway(mesh: &Mesh) -> Vec<String> {
+    let here = &mesh.here.region;
+    // What it says.
+    let mut allowed: Vec<String> = mesh.all().flat_map(work_for).collect();
+    allowed.extend(mesh.others().map(subject::fact_filter));
+    allowed.extend([
+        subject::FACTS_FILTER.to_owned(),
+        subject::directory_filter(here),
+        subject::idempotency_filter(here),
+        subject::receipt_origin_filter(here, here),
+        TRACE_HOPS.to_owned(),
+    ]);
+    // Streams and consumers are as they should be, by name, and never removed.
+    for stream in mesh.streams() {
+        for verb in ["INFO", "CREATE", "UPDATE"] {
+            allowed.push(api(Domain::Here, &format!("STREAM.{verb}.{}", stream.name)));
+        }
+    }
+    for (stream, config) in consumers(here) {
+        let name = config.durable_name.unwrap_or_default();
+        let create = format!("CONSUMER.CREATE.{stream}.{name}.{}", config.filter_subject);
+        allowed.push(api(Domain::Here, &create));
+        allowed.push(api(Domain::Here, &format!("CONSUMER.INFO.{stream}.{name}")));
+    }
+    // What it reads here.
+    allowed.extend([DIRECTORY, CONFIG, RECEIPTS].into_iter().flat_map(follow));
+    allowed.extend([RECEIPTS, IDEMPOTENCY].map(|stream| direct(Domain::Here, stream)));
+    allowed.extend(consume(DEAD, ALERTS_CONSUMER));
+    // Dead letters and facts, wherever they are.
+    allowed.extend(dead_and_facts(Domain::Here));
+    for other in mesh.others() {
+        allowed.extend(dead_and_facts(Domain::Region(other)));
+    }
+    // Whether the origins of its sources are there.
+    allowed.extend(origins(mesh).map(|(prefix, stream)| format!("{prefix}.STREAM.INFO.{stream}")));
+    allowed
+}
+
+fn worker(mesh: &Mesh) -> Vec<String> {
+    let here = &mesh.here.region;
+    let mut allowed = vec![
+        // What it says: that it is there, receipts, dead letters, retries, and addresses that are gone.
+        subject::alive_filter(here),
+        subject::receipt_filter(here),
+        subject::dead_filter(here),
+        subject::SCHEDULE_FILTER.to_owned(),
+        subject::ADDRESSES_FILTER.to_owned(),
+        TRACE_HOPS.to_owned(),
+    ];
+    // What came for recipients who moved.
+    allowed.extend(mesh.others().flat_map(work_for));
+    for stream in mesh.streams() {
+        allowed.push(api(Domain::Here, &format!("STREAM.INFO.{}", stream.name)));
+    }
+    // The work of its region. Trimming what is done is no more than acknowledging it, which it may anyway.
+    for (stream, config) in workers_consumers(here) {
+        allowed.extend(consume(stream, &config.durable_name.unwrap_or_default()));
+    }
+    allowed.push(api(Domain::Here, &format!("STREAM.PURGE.{NOTIFY}")));
+    // What it reads.
+    allowed.extend([RECIPIENTS, CONFIG, RECEIPTS].into_iter().flat_map(follow));
+    allowed.extend([NOTIFY, RECIPIENTS].map(|stream| direct(Domain::Here, stream)));
+    allowed
+}
+
+fn service(mesh: &Mesh, app: &AppId) -> Vec<String> {
+    let lanes = Mesh::lanes();
+    lanes
+        .flat_map(|(channel, class)| {
+            mesh.all().map(move |region| {
+                let lane = subject::Lane {
+                    channel,
+                    region: region.clone(),
+                    class,
+                    app: app.clone(),
+                };
+                lane.notify()
+            })
+        })
+        .chain([TRACE_HOPS.to_owned()])
+        .collect()
+}
+
+fn operator(here: &Region) -> Vec<String> {
+    let mut allowed = vec!["$JS.FC.>".to_owned()];
+    // Not all of an API's subjects: under `$JS.<domain>.API.$KV.>` a server takes what is published to `$KV.>`.
+    for request in ["INFO", "STREAM.>", "CONSUMER.>", "DIRECT.>"] {
+        allowed.push(api(Domain::Here, request));
+        allowed.push(format!("$JS.*.API.{request}"));
+    }
+    if here.as_str() == HUB {
+        allowed.push(format!("$KV.{CONFIG_BUCKET}.>"));
+    }
+    allowed
+}
+
+/// What may come from a region's servers to the hub, and what of the hub's they may listen to.
+fn leaf(mesh: &Mesh, inbox: String) -> (Vec<String>, Vec<String>) {
+    // Of other regions: what its gateways ask for, and what its streams source.
+    let mut publish: Vec<String> = Vec::new();
+    for (prefix, stream) in origins(mesh) {
+        publish.push(format!("{prefix}.STREAM.INFO.{stream}"));
+        publish.push(format!("{prefix}.CONSUMER.CREATE.{stream}"));
+        publish.push(format!("{prefix}.CONSUMER.CREATE.{stream}.>"));
+        publish.push(format!("{prefix}.CONSUMER.DELETE.{stream}.*"));
+    }
+    for other in mesh.others() {
+        publish.extend(dead_and_facts(Domain::Region(other)));
+    }
+    // What servers tell each other about sources, and answers.
+    let between = ["$JS.S.>", "$JS.FC.>", "$JSC.R.>", "_R_.>", TRACE_HOPS].map(str::to_owned);
+    publish.extend(between.clone());
+    publish.push("_INBOX.>".to_owned());
+    let mut subscribe = vec![api(Domain::Region(&mesh.here.region), ">"), inbox];
+    subscribe.extend(between);
+    (publish, subscribe)
+}
+
+/// The streams that this region sources: the prefix of the API to ask, and the name.
+fn origins(mesh: &Mesh) -> impl Iterator<Item = (String, String)> {
+    let sources = mesh.streams().into_iter().filter_map(|stream| stream.sources).flatten();
+    let mut origins: Vec<_> = sources
+        .filter_map(|source| Some((source.external?.api_prefix, source.name)))
+        .collect();
+    origins.sort();
+    origins.dedup();
+    origins.into_iter()
+}
+
+fn api(domain: Domain<'_>, request: &str) -> String {
+    format!("{}.{request}", domain.api())
+}
+
+/// Reading messages of a stream by place or subject.
+fn direct(domain: Domain<'_>, stream: &str) -> String {
+    api(domain, &format!("DIRECT.GET.{stream}"))
+}
+
+/// Following a stream of this region by a consumer of one's own, made again under another name when it was lost.
+fn follow(stream: &str) -> [String; 5] {
+    [
+        api(Domain::Here, &format!("STREAM.INFO.{stream}")),
+        api(Domain::Here, &format!("CONSUMER.CREATE.{stream}")),
+        api(Domain::Here, &format!("CONSUMER.CREATE.{stream}.>")),
+        // Nobody has a lasting consumer on a stream that is followed.
+        api(Domain::Here, &format!("CONSUMER.DELETE.{stream}.*")),
+        format!("$JS.FC.{stream}.>"),
+    ]
+}
+
+/// Taking from a durable consumer of this region.
+fn consume(stream: &str, consumer: &str) -> [String; 3] {
+    [
+        api(Domain::Here, &format!("CONSUMER.INFO.{stream}.{consumer}")),
+        api(Domain::Here, &format!("CONSUMER.MSG.NEXT.{stream}.{consumer}")),
+        format!("$JS.ACK.{stream}.{consumer}.>"),
+    ]
+}
+
+/// What a gateway may with what other regions keep.
+fn dead_and_facts(domain: Domain<'_>) -> [String; 3] {
+    [
+        direct(domain, DEAD),
+        api(domain, &format!("STREAM.MSG.DELETE.{DEAD}")),
+        direct(domain, RECIPIENTS),
+    ]
+}
+
+/// Who uses the servers of `region`, if workers of `helpers` stand by and services of `apps` publish by themselves.
+pub fn of_region(region: &Region, helpers: &[Region], apps: &[AppId]) -> Vec<Role> {
+    let mut roles = vec![
+        Role::Gateway(region.clone()),
+        Role::Worker(region.clone()),
+        Role::Operator(region.clone()),
+    ];
+    roles.extend(
+        helpers
+            .iter()
+            .map(|helper| Role::Helper(region.clone(), helper.clone())),
+    );
+    roles.extend(apps.iter().map(|app| Role::Service(region.clone(), app.clone())));
+    roles
+}
+
+/// Who uses the servers of the hub.
+pub fn of_hub(regions: &[Region]) -> Vec<Role> {
+    let hub = HUB.parse().expect("the hub's name could be a region's");
+    let mut roles = vec![Role::Operator(hub)];
+    roles.extend(regions.iter().cloned().map(Role::Leaf));
+    roles
+}
+
+/// `roles.conf` of a nats-server in a mesh of `regions`: its users and their permissions. Public keys come from the
+/// environment.
+pub fn conf(roles: &[Role], regions: &[Region]) -> String {
+    let names: Vec<&str> = regions.iter().map(Region::as_str).collect();
+    let mut text = format!(
+        "# Who may do what, in a mesh of {}. Made by `peal roles`, to be made again when regions or apps change.\n\
+         # Each user's public key comes from the environment of nats-server.\n\n\
+         users: [\n",
+        names.join(", ")
+    );
+    for role in roles {
+        let Permissions { publish, subscribe } = role.permissions(regions);
+        let _infallible = write!(
+            text,
+            "  {{\n    nkey: ${}\n    permissions: {{\n      publish: {{\n{}      }}\n      subscribe: {{\n{}      }}\n    }}\n  }}\n",
+            role.variable(),
+            allow(publish),
+            allow(subscribe),
+        );
+    }
+    text.push_str("]\n");
+    text
+}
+
+fn allow(mut subjects: Vec<String>) -> String {
+    subjects.sort();
+    subjects.dedup();
+    let mut text = "        allow: [\n".to_owned();
+    for subject in subjects {
+        let _infallible = writeln!(text, "          \"{subject}\"");
+    }
+    text.push_str("        ]\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever changes what a role may do changes these files too, and sees it there.
+    #[test]
+    fn the_examples_are_what_the_code_says() {
+        let regions: [Region; 2] = ["eu", "us"].map(|name| name.parse().unwrap());
+        let examples = [
+            (
+                of_hub(&regions),
+                include_str!("../../../deploy/nats/example/hub/roles.conf"),
+            ),
+            (
+                of_region(&regions[0], &regions[1..], &["shop".parse().unwrap()]),
+                include_str!("../../../deploy/nats/example/eu/roles.conf"),
+            ),
+        ];
+        for (roles, example) in examples {
+            assert_eq!(
+                conf(&roles, &regions),
+                example,
+                "make it again; deploy/README.md says how"
+            );
+        }
+    }
+
+    #[test]
+    fn no_two_roles_share_an_inbox_or_a_key() {
+        let (eu, us): (Region, Region) = ("eu".parse().unwrap(), "us".parse().unwrap());
+        let apps = ["shop".parse().unwrap(), "shop-eu".parse().unwrap()];
+        let roles = [of_region(&eu, std::slice::from_ref(&us), &apps), of_hub(&[eu, us])].concat();
+        for (at, role) in roles.iter().enumerate() {
+            for other in &roles[..at] {
+                assert!(role.inbox() != other.inbox());
+                let same_person = matches!((role, other), (Role::Operator(_), Role::Operator(_)));
+                assert_eq!(role.variable() == other.variable(), same_person);
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What the parties of one mesh know each other by: certificates, and an `NKey` for each role.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use shared::nats::{nkey::Nkey, roles::Role};
+use tempfile::TempDir;
+
+use crate::providers::Authority;
+
+/// Keys in a folder of their own, made when they are first asked for. Clones are the same keys.
+#[derive(Debug, Clone)]
+pub struct Keys(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    folder: TempDir,
+    made: Mutex<HashMap<String, Key>>,
+}
+
+/// One `NKey`.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// The file with the seed.
+    pub file: PathBuf,
+    /// The seed.
+    pub seed: String,
+    /// The public half.
+    pub public: String,
+}
+
+impl Keys {
+    /// New certificates.
+    ///
+    /// # Errors
+    /// When they cannot be made or written.
+    pub fn generate() -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("nats-keys-").tempdir()?;
+        let authority = Authority::generate()?;
+        fs::write(folder.path().join("ca.pem"), authority.pem())?;
+        fs::write(folder.path().join("cert.pem"), authority.leaf_pem())?;
+        fs::write(folder.path().join("key.pem"), authority.key_pem())?;
+        Ok(Self(Arc::new(Inner {
+            folder,
+            made: Mutex::default(),
+        })))
+    }
+
+    /// Who signed every certificate.
+    pub fn ca(&self) -> PathBuf {
+        self.folder().join("ca.pem")
+    }
+
+    /// The certificate of every server and client.
+    pub fn cert(&self) -> PathBuf {
+        self.folder().join("cert.pem")
+    }
+
+    /// The private key of that certificate.
+    pub fn key(&self) -> PathBuf {
+        self.folder().join("key.pem")
+    }
+
+    /// The key of a role. Operators are the same people everywhere.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn of(&self, role: &Role) -> anyhow::Result<Key> {
+        match role {
+            Role::Operator(_) => self.named("operator"),
+            // A worker that helps has the one key.
+            Role::Helper(_, from) => self.of(&Role::Worker(from.clone())),
+            role => self.named(&role.inbox()),
+        }
+    }
+
+    /// The key of whoever arranges a test, who may do everything.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn of_test(&self) -> anyhow::Result<Key> {
+        self.named("test")
+    }
+
+    fn named(&self, name: &str) -> anyhow::Result<Key> {
+        let mut made = self.0.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(key) = made.get(name) {
+            return Ok(key.clone());
+        }
+        let nkey = Nkey::generate();
+        let key = Key {
+            file: self.folder().join(format!("{name}.nk")),
+            seed: nkey.seed.reveal().to_owned(),
+            public: nkey.public,
+        };
+        fs::write(&key.file, &key.seed)?;
+        made.insert(name.to_owned(), key.clone());
+        Ok(key)
+    }
+
+    fn folder(&self) -> &Path {
+        self.0.folder.path()
+    }
+}
