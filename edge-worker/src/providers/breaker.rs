@@ -185,16 +185,16 @@ impl Breakers {
         Ok(())
     }
 
-    /// Learns from an attempt.
-    pub(super) fn learn(&self, attempted: &Attempted) {
+    /// Learns from an attempt. What fails at an endpoint says nothing as long as the next attempt goes `elsewhere`.
+    pub(super) fn learn(&self, attempted: &Attempted, elsewhere: impl Fn() -> bool) {
         let failing = attempted.status.is_some_and(|status| status >= 500);
         match &attempted.outcome {
             Outcome::CredentialTrouble { .. } => {
                 self.failed(&self.credential);
                 self.worked(&self.endpoint);
             }
-            Outcome::EndpointTrouble { .. } | Outcome::Ambiguous { .. } => self.failed(&self.endpoint),
-            Outcome::RetryLater { .. } if failing => self.failed(&self.endpoint),
+            Outcome::EndpointTrouble { .. } | Outcome::Ambiguous { .. } => self.unreached(elsewhere),
+            Outcome::RetryLater { .. } if failing => self.unreached(elsewhere),
             Outcome::Accepted { .. }
             | Outcome::Rejected { .. }
             | Outcome::AddressGone { .. }
@@ -202,6 +202,12 @@ impl Breakers {
                 self.worked(&self.credential);
                 self.worked(&self.endpoint);
             }
+        }
+    }
+
+    fn unreached(&self, elsewhere: impl Fn() -> bool) {
+        if !elsewhere() {
+            self.failed(&self.endpoint);
         }
     }
 
