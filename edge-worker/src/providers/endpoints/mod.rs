@@ -63,7 +63,7 @@ const LEAST_GAIN: Duration = Duration::from_millis(2);
 
 /// Names are resolved anew this often, and addresses that are not named any more are kept this long: large providers
 /// name a different few of their addresses each time.
-const RESOLVED_EVERY: Duration = Duration::from_mins(1);
+pub(super) const RESOLVED_EVERY: Duration = Duration::from_mins(1);
 const ADDRESSES_KEPT: Duration = Duration::from_mins(10);
 
 /// Most addresses of one name that are looked at.
@@ -290,21 +290,24 @@ impl Endpoints {
         wanted > 0 && since < 3 * self.settings.probe()
     }
 
-    /// Hosts whose names are to be resolved, with their indices.
-    pub(super) fn unresolved(&self) -> Vec<(usize, Arc<Host>)> {
+    /// Hosts whose names were not resolved for `age`, with their indices.
+    pub(super) fn unresolved(&self, age: Duration) -> Vec<(usize, Arc<Host>)> {
         let state = self.lock();
         let hosts = self.hosts.iter().zip(&state.resolved).enumerate();
         hosts
-            .filter(|(_, (_, resolved))| resolved.is_none_or(|then| then.elapsed() >= RESOLVED_EVERY))
+            .filter(|(_, (_, resolved))| resolved.is_none_or(|then| then.elapsed() >= age))
             .map(|(index, (host, _))| (index, host.clone()))
             .collect()
     }
 
-    /// The host at `index` resolves to `addresses`.
-    pub(super) fn resolved(&self, index: usize, addresses: impl IntoIterator<Item = SocketAddr>) {
+    /// The host at `index` resolves to `addresses`; if there are none, the former stay.
+    pub(super) fn resolved(&self, index: usize, addresses: &[SocketAddr]) {
+        if addresses.is_empty() {
+            return;
+        }
         let (host, instant, now) = (&self.hosts[index], Instant::now(), self.clock.now());
         let mut state = self.lock();
-        for address in addresses {
+        for &address in addresses {
             let known = state
                 .known
                 .iter_mut()
@@ -326,8 +329,13 @@ impl Endpoints {
                 };
                 state.known.push(new);
             }
-            state.resolved[index] = Some(instant);
         }
+        state.resolved[index] = Some(instant);
+        let chosen = state.chosen.as_ref().map(|(address, ..)| *address);
+        state.known.retain(|known| {
+            let is_named = instant - known.named < ADDRESSES_KEPT;
+            is_named || !Arc::ptr_eq(&known.route.host, host) || Some(known.route.address) == chosen
+        });
         let place = |known: &Known| self.hosts.iter().position(|host| Arc::ptr_eq(host, &known.route.host));
         state.known.sort_by_key(place);
     }
@@ -386,17 +394,12 @@ impl Endpoints {
         usable || !state.known.iter().any(|known| known.is_healthy() && !known.left)
     }
 
-    /// A connection was made in `took`.
-    pub(super) fn connected(&self, route: &Route, took: Duration) {
-        route.connect.learn(took);
-    }
-
     /// A ping was answered after `took`.
     pub(super) fn pinged(&self, route: &Route, took: Duration) {
         route.round_trip.learn(took);
         let mut state = self.lock();
-        let rested = |known: &&mut Known| known.ill_until.is_some_and(|until| until <= Instant::now());
-        if state.find(route).filter(rested).is_some() {
+        let rested = |known: &mut Known| known.ill_until.is_some_and(|until| until <= Instant::now());
+        if state.find(route).is_some_and(rested) {
             self.well(&mut state, route);
         }
     }
@@ -427,8 +430,8 @@ impl Endpoints {
         known.ill_until = Some(instant + LEFT_ALONE.after(known.failures, None, &mut rand::rng()));
         if !route.ill.swap(true, Ordering::Relaxed) {
             (known.since, known.why) = (now, reason.into());
+            tracing::warn!(endpoint = %route.host.name, address = %route.address, reason, "endpoint failed");
         }
-        tracing::warn!(endpoint = %route.host.name, address = %route.address, reason, "endpoint failed");
         self.fail_over(&mut state);
     }
 
@@ -502,9 +505,6 @@ impl Endpoints {
     pub(super) fn review(&self) {
         let now = Instant::now();
         let mut state = self.lock();
-        let chosen = state.chosen.as_ref().map(|(address, ..)| *address);
-        let named = |known: &Known| now - known.named < ADDRESSES_KEPT || Some(known.route.address) == chosen;
-        state.known.retain(named);
         self.fail_over(&mut state);
         let Some(chosen) = state.chosen().filter(|known| known.is_healthy()) else {
             return;

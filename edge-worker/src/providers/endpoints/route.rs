@@ -76,6 +76,11 @@ impl Route {
         })
     }
 
+    /// A connection was made in `took`.
+    pub(in crate::providers) fn connected(&self, took: Duration) {
+        self.connect.learn(took);
+    }
+
     /// A request got an answer at `now`, `took` after it was sent; a failing one if the server is to blame. Returns
     /// whether [`super::Endpoints::judge`] has something to decide.
     pub(in crate::providers) fn answered(&self, now: Instant, took: Duration, failing: bool) -> bool {

@@ -9,7 +9,7 @@ fn endpoints<const N: usize>(ports: [u16; N]) -> (Arc<Endpoints>, [Arc<Route>; N
     let clock = Clock::from_fn(|| Timestamp::UNIX_EPOCH);
     let all = Endpoints::new(Provider::Apns, None, hosts.to_vec(), Settings::default(), clock);
     for (index, port) in ports.into_iter().enumerate() {
-        all.resolved(index, [SocketAddr::from(([10, 0, 0, 1], port))]);
+        all.resolved(index, &[SocketAddr::from(([10, 0, 0, 1], port))]);
     }
     let mut routes = all.in_order(0).into_iter();
     (all.clone(), ports.map(|_| routes.next().unwrap()))
@@ -151,7 +151,8 @@ async fn a_server_that_became_slow_is_left_for_what_it_was() {
 #[tokio::test(start_paused = true)]
 async fn connections_spread_over_the_addresses_of_one_endpoint() {
     let (all, [one, _]) = endpoints([1, 2]);
-    all.resolved(0, (2..9).map(|last| SocketAddr::from(([10, 0, 0, last], 1))));
+    let addresses: Vec<_> = (2..9).map(|last| SocketAddr::from(([10, 0, 0, last], 1))).collect();
+    all.resolved(0, &addresses);
     let firsts = |all: &Endpoints| -> std::collections::BTreeSet<SocketAddr> {
         (0..8).map(|nth| all.in_order(nth)[0].address).collect()
     };
@@ -162,8 +163,16 @@ async fn connections_spread_over_the_addresses_of_one_endpoint() {
     all.review();
     assert_eq!(firsts(&all).len(), 2);
     tokio::time::advance(ADDRESSES_KEPT).await;
-    all.review();
-    assert_eq!(all.in_order(0).len(), 1, "not named any more, but the chosen one");
+    all.resolved(0, &[]);
+    assert_eq!(firsts(&all).len(), 2, "what was known survives a failure of DNS");
+    assert_eq!(all.unresolved(RESOLVED_EVERY).len(), 2);
+    all.resolved(0, &addresses[..1]);
+    assert_eq!(all.unresolved(RESOLVED_EVERY).len(), 1);
+    assert_eq!(
+        all.in_order(0).len(),
+        3,
+        "the one named, the chosen one, and the other endpoint"
+    );
     assert!(firsts(&all).contains(&one.address));
 }
 

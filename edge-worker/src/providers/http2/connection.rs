@@ -138,9 +138,16 @@ impl Connection {
         answered
     }
 
-    /// The peer does not answer: nothing goes to its address for a while.
-    pub(super) fn is_silent(&self) {
-        self.endpoints.failed(&self.route, "silent");
+    /// An answer that was due since `since` was not waited for any longer. Returns whether nothing at all came since.
+    pub(super) fn gave_up(&self, since: Instant) -> bool {
+        let is_silent = self.silent_since(since);
+        if is_silent {
+            // The peer may be gone without a word, which pings find out later than we do.
+            self.endpoints.failed(&self.route, "silent");
+        } else if self.route.went(true) {
+            self.endpoints.judge(&self.route);
+        }
+        is_silent
     }
 
     async fn exchange(&self, request: Request<Bytes>) -> Result<Response<RecvStream>, NoAnswer> {
@@ -170,8 +177,7 @@ impl Connection {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing at all was answered since `then`.
-    pub(super) fn silent_since(&self, then: Instant) -> bool {
+    fn silent_since(&self, then: Instant) -> bool {
         let then = u64::try_from(then.duration_since(self.opened).as_micros()).unwrap_or(u64::MAX);
         self.last_answer.load(Ordering::Relaxed) <= then
     }

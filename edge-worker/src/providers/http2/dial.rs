@@ -75,13 +75,12 @@ impl Unreachable {
 
 /// The addresses of `host`; none if they cannot be had.
 pub(super) async fn resolve(host: &Host) -> Vec<SocketAddr> {
-    match timeout(CONNECT_TIMEOUT / 2, tokio::net::lookup_host(&*host.name)).await {
-        Ok(Ok(addresses)) => addresses.collect(),
-        Ok(Err(_)) | Err(_) => {
-            tracing::warn!(endpoint = %host.name, "cannot be resolved");
-            Vec::new()
-        }
+    let asked = timeout(CONNECT_TIMEOUT / 2, tokio::net::lookup_host(&*host.name)).await;
+    let addresses: Vec<_> = asked.ok().and_then(Result::ok).into_iter().flatten().collect();
+    if addresses.is_empty() {
+        tracing::warn!(endpoint = %host.name, "cannot be resolved");
     }
+    addresses
 }
 
 /// Connects to `route`, and says how long it took.

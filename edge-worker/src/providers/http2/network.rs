@@ -1,6 +1,9 @@
 //! New connections to the endpoints of one provider and environment: for those who need them, to measure, and to spare.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures::future::join_all;
 use rand::Rng;
@@ -11,7 +14,10 @@ use super::{
     connection::Connection,
     dial::{CONNECT_TIMEOUT, Unreachable, connect, resolve},
 };
-use crate::providers::endpoints::{EndpointState, Endpoints, Route};
+use crate::providers::endpoints::{EndpointState, Endpoints, RESOLVED_EVERY, Route};
+
+/// Names are not asked for more often than this when none of the known addresses can be used.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// The endpoints of one provider and environment, and how to connect to them.
 #[derive(Debug)]
@@ -35,7 +41,7 @@ impl Network {
     pub(super) async fn dial(&self, nth: usize) -> Result<Arc<Connection>, Unreachable> {
         self.endpoints.want();
         if !self.endpoints.any_healthy() {
-            self.resolve().await;
+            self.resolve(FRESH).await;
         }
         let mut failure = Unreachable::nowhere(&self.endpoints.report(None));
         for route in self.endpoints.in_order(nth) {
@@ -72,7 +78,7 @@ impl Network {
                 *self.spare() = None;
                 continue;
             }
-            self.resolve().await;
+            self.resolve(RESOLVED_EVERY).await;
             if let Some(route) = self.endpoints.due() {
                 self.probe(&route).await;
             }
@@ -81,11 +87,11 @@ impl Network {
         }
     }
 
-    /// Asks for the addresses of the names that were not resolved lately. Former addresses survive a failure.
-    async fn resolve(&self) {
-        let unresolved = self.endpoints.unresolved();
+    /// Asks for the addresses of the names that were not resolved for `age`.
+    async fn resolve(&self, age: Duration) {
+        let unresolved = self.endpoints.unresolved(age);
         join_all(unresolved.into_iter().map(async |(index, host)| {
-            self.endpoints.resolved(index, resolve(&host).await);
+            self.endpoints.resolved(index, &resolve(&host).await);
         }))
         .await;
     }
@@ -93,7 +99,7 @@ impl Network {
     async fn connect(&self, route: &Arc<Route>) -> Result<Arc<Connection>, Unreachable> {
         match connect(route, &self.tls).await {
             Ok((sender, driver, took)) => {
-                self.endpoints.connected(route, took);
+                route.connected(took);
                 Ok(Connection::start(route.clone(), self.endpoints.clone(), sender, driver))
             }
             Err(unreachable) => {
@@ -132,7 +138,7 @@ impl Network {
     }
 
     fn take_spare(&self, route: &Route) -> Option<Arc<Connection>> {
-        let fit = |spare: &mut Arc<Connection>| std::ptr::eq(&*spare.route, route) && !spare.is_closed();
+        let fit = |spare: &mut Arc<Connection>| std::ptr::eq(&raw const *spare.route, route) && !spare.is_closed();
         self.spare().take_if(fit)
     }
 

@@ -122,11 +122,9 @@ impl Drop for Lease {
         if !self.counted {
             return;
         }
-        // Who waited long for nothing leaves the connection to nobody: the peer may be gone without a word, which
-        // pings find out later than we do.
-        let silent = |since: Instant| since.elapsed() >= self.pool.patience && self.connection.silent_since(since);
-        if self.due_since.is_some_and(silent) {
-            self.connection.is_silent();
+        // Who waited long for nothing leaves the connection to nobody.
+        let late = self.due_since.filter(|since| since.elapsed() >= self.pool.patience);
+        if late.is_some_and(|since| self.connection.gave_up(since)) {
             self.pool.retire(self.connection.id);
         } else {
             self.pool.give_back(self.connection.id);
