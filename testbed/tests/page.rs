@@ -1,7 +1,5 @@
 //! What an edge worker shows of itself over HTTP.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
-
 use std::time::Duration;
 
 use serde_json::{Value, json};
