@@ -268,4 +268,23 @@ mod tests {
         assert!(breaker.worked());
         assert_eq!((breaker.admit(), breaker.is_open()), (Ok(()), false));
     }
+
+    #[tokio::test]
+    async fn what_fails_at_one_of_several_endpoints_is_no_reason_to_stop() {
+        let breakers = Breakers::new(Provider::Apns, "name".into());
+        let lost = Attempted {
+            outcome: Outcome::ambiguous("connection_lost"),
+            status: None,
+            endpoint: "".into(),
+            took: Duration::ZERO,
+        };
+        for _ in 0..100 {
+            breakers.learn(&lost, || true);
+        }
+        assert_eq!(breakers.admit(), Ok(()));
+        for _ in 0..Watched::Endpoint.most() {
+            breakers.learn(&lost, || false);
+        }
+        assert!(breakers.admit().is_err());
+    }
 }
