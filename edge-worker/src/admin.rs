@@ -1,4 +1,4 @@
-//! Health, readiness and metrics over HTTP.
+//! Health, readiness, metrics and the choice of endpoints over HTTP.
 
 use std::sync::Arc;
 
@@ -7,6 +7,8 @@ use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use serde::Serialize;
 use shared::{lifecycle::Lifecycle, nats::connect, telemetry::Telemetry};
 use tokio::{net::TcpListener, sync::watch};
+
+use crate::providers::{EndpointState, Providers};
 
 /// What readiness looks at.
 #[derive(Debug, Clone)]
@@ -17,6 +19,8 @@ pub struct Admin {
     pub cache: watch::Receiver<bool>,
     /// Whether the ledger has caught up.
     pub ledger: watch::Receiver<bool>,
+    /// Which know their endpoints.
+    pub providers: Arc<Providers>,
     /// For the metrics page.
     pub telemetry: Telemetry,
 }
@@ -26,6 +30,11 @@ struct Readiness {
     nats: bool,
     cache: bool,
     ledger: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Endpoints {
+    endpoints: Vec<EndpointState>,
 }
 
 impl Admin {
@@ -38,6 +47,7 @@ impl Admin {
                 "/metrics",
                 get(async |State(admin): State<Arc<Self>>| admin.telemetry.prometheus()),
             )
+            .route("/v1/endpoints", get(endpoints))
             .with_state(Arc::new(self));
         let served = axum::serve(listener, app)
             .with_graceful_shutdown(async move { lifecycle.finishing().await })
@@ -63,4 +73,9 @@ async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<Readiness>)
         },
         Json(readiness),
     )
+}
+
+async fn endpoints(State(admin): State<Arc<Admin>>) -> Json<Endpoints> {
+    let endpoints = admin.providers.endpoint_states();
+    Json(Endpoints { endpoints })
 }

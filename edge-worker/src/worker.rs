@@ -15,7 +15,7 @@ use shared::{
         topology::ApplyError,
     },
     seal::{MeshKey, SealError},
-    telemetry::Telemetry,
+    telemetry::{Telemetry, metric::Endpoint},
 };
 use tokio::{net::TcpListener, sync::watch};
 
@@ -25,7 +25,7 @@ use crate::{
     config::Settings,
     ledger,
     presence::Rank,
-    providers::{ApnsAccount, BadCredential, BadTrust, FcmAccount, Providers},
+    providers::{ApnsAccount, BadCredential, BadTrust, EndpointState, FcmAccount, Providers, Why},
     station::Station,
 };
 
@@ -79,7 +79,8 @@ impl EdgeWorker {
         lifecycle.spawn_endless("config", config.clone().follow(connect::jetstream(client.clone())));
         let providers = Arc::new(Providers::new(&settings.providers, clock.clone())?);
         let (known, configured) = watch::channel(false);
-        lifecycle.spawn_endless("breakers", show_breakers(providers.clone(), telemetry.clone()));
+        lifecycle.spawn_endless("endpoints", providers.watch());
+        lifecycle.spawn_endless("ways", show_ways(providers.clone(), telemetry.clone()));
         let follow = keep_configured(providers.clone(), config.clone(), mesh_key, known);
         lifecycle.spawn_endless("credentials", follow);
 
@@ -104,6 +105,7 @@ impl EdgeWorker {
             clock: own.clock.clone(),
             lifecycle: lifecycle.clone(),
         };
+        let providers = own.providers.clone();
         let standing = own.start(&settings, lifecycle).await?;
         lifecycle.spawn_endless("help", Arc::new(help).run());
 
@@ -115,6 +117,7 @@ impl EdgeWorker {
             .map_err(|error| StartError::Io("admin_listen", error))?;
         let page = Admin {
             client,
+            providers,
             cache: standing.cache,
             ledger: standing.ledger,
             telemetry,
@@ -203,8 +206,8 @@ impl Help {
 /// How long a region that cannot be helped is left alone.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Keeps the metrics of breakers current.
-async fn show_breakers(providers: Arc<Providers>, telemetry: Telemetry) {
+/// Keeps the metrics of breakers and endpoints current.
+async fn show_ways(providers: Arc<Providers>, telemetry: Telemetry) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     loop {
         ticks.tick().await;
@@ -215,6 +218,34 @@ async fn show_breakers(providers: Arc<Providers>, telemetry: Telemetry) {
                 breaker.watched.as_str(),
                 breaker.is_open,
             );
+        }
+        let states = providers.endpoint_states();
+        let mut names: Vec<_> = states
+            .iter()
+            .map(|state| (state.provider, state.environment, &state.endpoint))
+            .collect();
+        names.dedup();
+        for name in names {
+            let all = || {
+                let each = states.iter();
+                each.filter(|state| (state.provider, state.environment, &state.endpoint) == name)
+            };
+            // Addresses come and go, so the metrics speak of the endpoint: of its chosen address, or of its best.
+            let least = |of: fn(&EndpointState) -> Option<f64>| all().filter_map(of).reduce(f64::min);
+            let chosen_for = all().find_map(|state| state.chosen_for);
+            telemetry.metrics.endpoint(&Endpoint {
+                provider: name.0,
+                environment: name.1.unwrap_or_default(),
+                name: name.2,
+                chosen_for: Why::ALL.map(|why| (why.as_str(), chosen_for == Some(why))),
+                is_healthy: all().any(|state| state.healthy),
+                is_spare: all().any(|state| state.spare),
+                connections: all().map(|state| state.connections as u64).sum(),
+                connect_ms: least(|state| state.connect_ms),
+                round_trip_ms: least(|state| state.round_trip_ms),
+                answer_ms: least(|state| state.answer_ms),
+                errors: least(|state| Some(state.errors)).unwrap_or_default(),
+            });
         }
     }
 }

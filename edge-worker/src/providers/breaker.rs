@@ -185,16 +185,16 @@ impl Breakers {
         Ok(())
     }
 
-    /// Learns from an attempt.
-    pub(super) fn learn(&self, attempted: &Attempted) {
+    /// Learns from an attempt. What fails at an endpoint says nothing as long as the next attempt goes `elsewhere`.
+    pub(super) fn learn(&self, attempted: &Attempted, elsewhere: impl Fn() -> bool) {
         let failing = attempted.status.is_some_and(|status| status >= 500);
         match &attempted.outcome {
             Outcome::CredentialTrouble { .. } => {
                 self.failed(&self.credential);
                 self.worked(&self.endpoint);
             }
-            Outcome::EndpointTrouble { .. } | Outcome::Ambiguous { .. } => self.failed(&self.endpoint),
-            Outcome::RetryLater { .. } if failing => self.failed(&self.endpoint),
+            Outcome::EndpointTrouble { .. } | Outcome::Ambiguous { .. } => self.unreached(elsewhere),
+            Outcome::RetryLater { .. } if failing => self.unreached(elsewhere),
             Outcome::Accepted { .. }
             | Outcome::Rejected { .. }
             | Outcome::AddressGone { .. }
@@ -202,6 +202,12 @@ impl Breakers {
                 self.worked(&self.credential);
                 self.worked(&self.endpoint);
             }
+        }
+    }
+
+    fn unreached(&self, elsewhere: impl Fn() -> bool) {
+        if !elsewhere() {
+            self.failed(&self.endpoint);
         }
     }
 
@@ -261,5 +267,24 @@ mod tests {
         assert_eq!(breaker.admit(), Ok(()));
         assert!(breaker.worked());
         assert_eq!((breaker.admit(), breaker.is_open()), (Ok(()), false));
+    }
+
+    #[tokio::test]
+    async fn what_fails_at_one_of_several_endpoints_is_no_reason_to_stop() {
+        let breakers = Breakers::new(Provider::Apns, "name".into());
+        let lost = Attempted {
+            outcome: Outcome::ambiguous("connection_lost"),
+            status: None,
+            endpoint: "".into(),
+            took: Duration::ZERO,
+        };
+        for _ in 0..100 {
+            breakers.learn(&lost, || true);
+        }
+        assert_eq!(breakers.admit(), Ok(()));
+        for _ in 0..Watched::Endpoint.most() {
+            breakers.learn(&lost, || false);
+        }
+        assert!(breakers.admit().is_err());
     }
 }

@@ -1,12 +1,15 @@
 //! Those who carry a push to the device. A provider knows an address, a rendered message and its own settings; nothing
 //! of NATS, the ledger or acknowledgements. What happened to one attempt is a value, [`Outcome`].
 //!
+//! Where a provider is reached is decided in `endpoints`; connections to it are made, measured and kept in `http2`.
+//!
 //! Adding a provider: a folder with the files of the others (`config`, `token`, `client`, `outcome`), a field in
-//! [`Settings`] and one line in [`Providers::deliver`].
+//! [`Settings`], and a line each in [`Providers::deliver`] and `networks`.
 
 mod attempt;
 mod breaker;
 mod endpoints;
+mod http2;
 mod message;
 mod outcome;
 mod retry_after;
@@ -22,6 +25,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use futures::future::join_all;
 use serde::Deserialize;
 use shared::{
     channel::Provider,
@@ -30,16 +34,17 @@ use shared::{
     recipient::{Address, Environment},
 };
 
-use self::breaker::Breakers;
 pub use self::{
     apns::ApnsAccount,
     attempt::{Attempt, Attempted},
     breaker::{BreakerState, Watched},
+    endpoints::{EndpointState, Settings as EndpointSettings, Why},
     fcm::FcmAccount,
     message::Message,
     outcome::{Outcome, Reason},
     tls::BadTrust,
 };
+use self::{breaker::Breakers, http2::Network};
 
 /// How the providers are reached.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -49,6 +54,8 @@ pub struct Settings {
     pub apns: apns::Settings,
     /// Firebase Cloud Messaging.
     pub fcm: fcm::Settings,
+    /// How the endpoints of both are measured and chosen.
+    pub endpoints: EndpointSettings,
 }
 
 /// A credential that cannot work: which field, and which rule it breaks. Never the value.
@@ -107,8 +114,8 @@ impl Providers {
     /// When a `ca_file`, or what the operating system trusts, cannot be read, or an endpoint is malformed.
     pub fn new(settings: &Settings, clock: Clock) -> Result<Self, BadTrust> {
         Ok(Self {
-            apns: apns::Apns::new(&settings.apns, clock.clone())?,
-            fcm: fcm::Fcm::new(&settings.fcm, clock)?,
+            apns: apns::Apns::new(&settings.apns, settings.endpoints, clock.clone())?,
+            fcm: fcm::Fcm::new(&settings.fcm, settings.endpoints, clock)?,
             accounts: ArcSwap::default(),
             configuring: Mutex::new(()),
             breakers: Mutex::default(),
@@ -182,23 +189,44 @@ impl Providers {
         match attempt.address.provider {
             Provider::Apns => match accounts.and_then(|accounts| accounts.apns.clone()) {
                 Some(apple) => {
-                    let breakers = match attempt.address.environment {
+                    let environment = attempt.address.environment;
+                    let breakers = match environment {
                         Environment::Production => &apple.production,
                         Environment::Sandbox => &apple.sandbox,
                     };
+                    let network = self.apns.network(environment);
                     let attempt = self.apns.deliver(&apple.account, &attempt);
-                    self.guarded(breakers, attempt).await
+                    self.guarded(breakers, network, attempt).await
                 }
                 None => self.untried(Outcome::credential("no_credential", None)),
             },
             Provider::Fcm => match accounts.and_then(|accounts| accounts.fcm.clone()) {
                 Some(google) => {
                     let attempt = Box::pin(self.fcm.deliver(&google.account, &attempt));
-                    self.guarded(&google.breakers, attempt).await
+                    self.guarded(&google.breakers, self.fcm.network(), attempt).await
                 }
                 None => self.untried(Outcome::credential("no_credential", None)),
             },
         }
+    }
+
+    /// Measures the endpoints, chooses among them and keeps spare connections. Does not end; without it connections go to
+    /// the first endpoint that can be reached.
+    pub fn watch(&self) -> impl Future<Output = ()> + Send + 'static {
+        let watching: Vec<_> = self.networks().map(|network| network.clone().watch()).collect();
+        async {
+            join_all(watching).await;
+        }
+    }
+
+    /// Every endpoint with its addresses, and which are used and why.
+    pub fn endpoint_states(&self) -> Vec<EndpointState> {
+        self.networks().flat_map(|network| network.report()).collect()
+    }
+
+    fn networks(&self) -> impl Iterator<Item = &Arc<Network>> {
+        let apns = [Environment::Production, Environment::Sandbox].map(|environment| self.apns.network(environment));
+        apns.into_iter().chain([self.fcm.network()])
     }
 
     /// Every breaker and whether it is open.
@@ -213,12 +241,17 @@ impl Providers {
         breakers.entry((provider, name.to_owned())).or_insert_with(new).clone()
     }
 
-    async fn guarded(&self, breakers: &Breakers, attempt: impl Future<Output = Attempted>) -> Attempted {
+    async fn guarded(
+        &self,
+        breakers: &Breakers,
+        network: &Network,
+        attempt: impl Future<Output = Attempted>,
+    ) -> Attempted {
         if let Err(outcome) = breakers.admit() {
             return self.untried(outcome);
         }
         let attempted = attempt.await;
-        breakers.learn(&attempted);
+        breakers.learn(&attempted, || network.has_another(&attempted.endpoint));
         attempted
     }
 

@@ -32,8 +32,41 @@ pub struct Metrics {
     settled: Histogram<u64>,
     facts: Gauge<u64>,
     breakers: Gauge<u64>,
+    endpoint_chosen: Gauge<u64>,
+    endpoint_healthy: Gauge<u64>,
+    endpoint_spare: Gauge<u64>,
+    endpoint_connections: Gauge<u64>,
+    endpoint_time: Gauge<f64>,
+    endpoint_errors: Gauge<f64>,
     dead_letters: Counter<u64>,
     spans: Counter<u64>,
+}
+
+/// What is measured of one endpoint of a provider.
+#[derive(Debug, Clone, Copy)]
+pub struct Endpoint<'a> {
+    /// Whose.
+    pub provider: Provider,
+    /// `production` or `sandbox`; empty where the provider has one only.
+    pub environment: &'static str,
+    /// `host:port`.
+    pub name: &'a str,
+    /// Every reason to choose an endpoint, and whether this one was chosen for it.
+    pub chosen_for: [(&'static str, bool); 4],
+    /// Whether it did not fail lately.
+    pub is_healthy: bool,
+    /// Whether a spare connection is kept to it.
+    pub is_spare: bool,
+    /// Open connections.
+    pub connections: u64,
+    /// Mean milliseconds of connecting.
+    pub connect_ms: Option<f64>,
+    /// Mean milliseconds of a ping.
+    pub round_trip_ms: Option<f64>,
+    /// Mean milliseconds from a push to its answer.
+    pub answer_ms: Option<f64>,
+    /// Mean share of pushes that failed, 0 to 1.
+    pub errors: f64,
 }
 
 impl Metrics {
@@ -47,6 +80,7 @@ impl Metrics {
                 .with_boundaries(SECONDS.to_vec())
                 .build()
         };
+        let gauge = |name: &'static str, what: &'static str| meter.u64_gauge(name).with_description(what).build();
         let count = |name: &'static str, what: &'static str| meter.u64_counter(name).with_description(what).build();
         Self {
             accepted: count("peal.jobs.accepted", "Jobs stored by JetStream and answered with 202."),
@@ -91,6 +125,28 @@ impl Metrics {
                 .with_description(
                     "Whether nothing is sent because of failures in a row, by provider, credential and what failed.",
                 )
+                .build(),
+            endpoint_chosen: gauge(
+                "peal.endpoint.chosen",
+                "Whether connections go to this endpoint, by the reason for which it was chosen.",
+            ),
+            endpoint_healthy: gauge(
+                "peal.endpoint.healthy",
+                "Whether an address of this endpoint did not fail lately.",
+            ),
+            endpoint_spare: gauge(
+                "peal.endpoint.spare",
+                "Whether a spare connection is kept to this endpoint.",
+            ),
+            endpoint_connections: gauge("peal.endpoint.connections", "Open connections to this endpoint."),
+            endpoint_time: meter
+                .f64_gauge("peal.endpoint.time")
+                .with_unit("s")
+                .with_description("Mean time that this endpoint needs to connect, to return a ping, to answer a push.")
+                .build(),
+            endpoint_errors: meter
+                .f64_gauge("peal.endpoint.errors")
+                .with_description("Mean share of pushes to this endpoint that failed.")
                 .build(),
             spans: count(
                 "peal.telemetry.spans",
@@ -177,6 +233,36 @@ impl Metrics {
             KeyValue::new("watched", watched),
         ];
         self.breakers.record(is_open.into(), &labels);
+    }
+
+    /// What is known of an endpoint.
+    pub fn endpoint(&self, endpoint: &Endpoint<'_>) {
+        let with = |more: Option<(&'static str, &'static str)>| {
+            let labels = [
+                KeyValue::new("provider", endpoint.provider.as_str()),
+                KeyValue::new("environment", endpoint.environment),
+                KeyValue::new("endpoint", endpoint.name.to_owned()),
+            ];
+            let more = more.map(|(key, value)| KeyValue::new(key, value));
+            labels.into_iter().chain(more).collect::<Vec<_>>()
+        };
+        for (reason, chosen) in endpoint.chosen_for {
+            self.endpoint_chosen
+                .record(chosen.into(), &with(Some(("reason", reason))));
+        }
+        self.endpoint_healthy.record(endpoint.is_healthy.into(), &with(None));
+        self.endpoint_spare.record(endpoint.is_spare.into(), &with(None));
+        self.endpoint_connections.record(endpoint.connections, &with(None));
+        self.endpoint_errors.record(endpoint.errors, &with(None));
+        for (of, time) in [
+            ("connect", endpoint.connect_ms),
+            ("ping", endpoint.round_trip_ms),
+            ("answer", endpoint.answer_ms),
+        ] {
+            if let Some(time) = time {
+                self.endpoint_time.record(time / 1000.0, &with(Some(("of", of))));
+            }
+        }
     }
 
     /// The exporter sent or lost spans.

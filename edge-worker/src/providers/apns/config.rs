@@ -13,9 +13,9 @@ use crate::providers::BadCredential;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// `host:port` of the production environment, the preferred first. Apple listens on 443 and 2197.
+    /// `host:port` of the production environment; the fastest is used. Apple listens on 443 and 2197.
     pub production: Vec<String>,
-    /// `host:port` of the sandbox, the preferred first.
+    /// `host:port` of the sandbox.
     pub sandbox: Vec<String>,
     /// Certificates in PEM to trust instead of the operating system's.
     pub ca_file: Option<PathBuf>,

@@ -2,15 +2,12 @@
 //!
 //! The rules are Apple's ("Sending notification requests to APNs", "Establishing a token-based connection to APNs",
 //! "Handling notification responses from APNs"). The request types and reasons of `a2` are used where they fit; the
-//! transport is ours, because stock `a2` leaves Nagle's algorithm on, never leaves a half-open connection, loses
+//! transport (`http2`) is ours, because stock `a2` leaves Nagle's algorithm on, never leaves a half-open connection, loses
 //! `Retry-After` and cannot be pointed at another host.
 
 mod client;
 mod config;
-mod connection;
-mod dial;
 mod outcome;
-mod pool;
 mod request;
 mod team;
 mod token;

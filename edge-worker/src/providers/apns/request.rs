@@ -116,7 +116,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::providers::{ApnsAccount, Message, apns::Apns, apns::Settings};
+    use crate::providers::{ApnsAccount, EndpointSettings, Message, apns::Apns, apns::Settings};
 
     const KEY: &str = include_str!("../testdata/p256.pem");
 
@@ -162,7 +162,7 @@ mod tests {
             ca_file: None,
             ..Settings::default()
         };
-        let apns = Apns::new(&settings, Clock::system()).unwrap();
+        let apns = Apns::new(&settings, EndpointSettings::default(), Clock::system()).unwrap();
         let account = apns.account(&ApnsAccount {
             team_id: "TEAM123456".into(),
             key_id: "KEY1234567".into(),

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf};
 
-use reqwest::Url;
+use http::uri::PathAndQuery;
 use serde::Deserialize;
 
 use super::token::AccessToken;
@@ -12,12 +12,12 @@ use crate::providers::BadCredential;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Base URLs, https, the preferred first. Google has one, and no regional ones.
+    /// Base URLs, https; the fastest is used. Google has one, and no regional ones.
     pub endpoints: Vec<String>,
     /// Certificates in PEM to trust instead of the operating system's. With it set, a service account may name any
     /// token endpoint; without, only Google's.
     pub ca_file: Option<PathBuf>,
-    /// Connections for all apps together, at least 1. Each carries 90 pushes at once, as Google allows 100.
+    /// Most connections for all apps together, at least 1. Each carries 90 pushes at once, as Google allows 100.
     pub connections: usize,
     /// Milliseconds until an attempt is given up. Google asks for at least 10 seconds.
     pub timeout_ms: u64,
@@ -55,17 +55,18 @@ impl fmt::Debug for FcmAccount {
 #[derive(Debug)]
 pub(in crate::providers) struct Account {
     pub(super) token: AccessToken,
-    /// Where to send, by endpoint.
-    pub(super) urls: Vec<Url>,
+    /// Where to send.
+    pub(super) path: PathAndQuery,
 }
 
 /// The path under which messages of `project` are sent.
-pub(super) fn path(project: &str) -> Result<String, BadCredential> {
+pub(super) fn path(project: &str) -> Result<PathAndQuery, BadCredential> {
+    let bad = BadCredential::new("project_id", "must be the id of a Firebase project");
     let plain = project
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b':'));
     if !(1..=64).contains(&project.len()) || !plain {
-        return Err(BadCredential::new("project_id", "must be the id of a Firebase project"));
+        return Err(bad);
     }
-    Ok(format!("/v1/projects/{project}/messages:send"))
+    format!("/v1/projects/{project}/messages:send").parse().map_err(|_| bad)
 }

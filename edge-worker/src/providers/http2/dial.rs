@@ -1,36 +1,40 @@
 //! From `host:port` to an HTTP/2 connection.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::uri::Authority;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
 use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
     rustls::{ClientConfig, pki_types::ServerName},
 };
 
-/// Until one endpoint counts as unreachable.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::providers::endpoints::{EndpointState, Route};
 
-/// Without hyper between, a push costs a third less: no task and no channels of its own.
+/// Until one address counts as unreachable.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 pub(super) type SendRequest = h2::client::SendRequest<Bytes>;
 pub(super) type Driver = h2::client::Connection<TlsStream<TcpStream>>;
 
-/// Where APNs listens.
+/// Where a provider listens.
 #[derive(Debug)]
-pub(super) struct Host {
+pub(in crate::providers) struct Host {
     /// `host:port`.
-    pub(super) name: Arc<str>,
+    pub(in crate::providers) name: Arc<str>,
     /// `:authority`; without the port if that is 443.
-    pub(super) authority: Authority,
+    pub(in crate::providers) authority: Authority,
     server: ServerName<'static>,
 }
 
 impl Host {
     /// Reads `host:port`; `None` if it is not that.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(in crate::providers) fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let port: u16 = port.parse().ok()?;
         let bare = host
@@ -53,42 +57,56 @@ pub(super) struct Unreachable {
     pub(super) reason: &'static str,
 }
 
-impl fmt::Display for Unreachable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.endpoint, self.reason)
+impl Unreachable {
+    /// There is no address to try; `endpoints` are those of the settings.
+    pub(super) fn nowhere(endpoints: &[EndpointState]) -> Self {
+        match endpoints.first() {
+            Some(first) => Self {
+                endpoint: first.endpoint.clone(),
+                reason: "dns",
+            },
+            None => Self {
+                endpoint: "".into(),
+                reason: "no_endpoint",
+            },
+        }
     }
 }
 
-/// Connects to `host`. `nth` chooses among its addresses, so that connections spread over them (Apple asks for a
-/// fresh DNS query before each connection, and for that).
-pub(super) async fn dial(
-    host: &Host,
+/// The addresses of `host`; none if they cannot be had.
+pub(super) async fn resolve(host: &Host) -> Vec<SocketAddr> {
+    let asked = timeout(CONNECT_TIMEOUT / 2, tokio::net::lookup_host(&*host.name)).await;
+    let addresses: Vec<_> = asked.ok().and_then(Result::ok).into_iter().flatten().collect();
+    if addresses.is_empty() {
+        tracing::warn!(endpoint = %host.name, "cannot be resolved");
+    }
+    addresses
+}
+
+/// Connects to `route`, and says how long it took.
+pub(super) async fn connect(
+    route: &Route,
     tls: &Arc<ClientConfig>,
-    nth: usize,
-) -> Result<(SendRequest, Driver), Unreachable> {
-    match timeout(CONNECT_TIMEOUT, steps(host, tls, nth)).await {
-        Ok(done) => done,
+) -> Result<(SendRequest, Driver, Duration), Unreachable> {
+    let began = Instant::now();
+    match timeout(CONNECT_TIMEOUT, steps(route, tls)).await {
+        Ok(Ok((sender, driver))) => Ok((sender, driver, began.elapsed())),
+        Ok(Err(reason)) => Err(reason),
         Err(_) => Err("connect_timeout"),
     }
     .map_err(|reason| Unreachable {
-        endpoint: host.name.clone(),
+        endpoint: route.host.name.clone(),
         reason,
     })
 }
 
-async fn steps(host: &Host, tls: &Arc<ClientConfig>, nth: usize) -> Result<(SendRequest, Driver), &'static str> {
-    let addresses = tokio::net::lookup_host(&*host.name).await.map_err(|_| "dns")?;
-    let mut addresses: Vec<SocketAddr> = addresses.collect();
-    if addresses.is_empty() {
-        return Err("dns");
-    }
-    let first = nth % addresses.len();
-    addresses.rotate_left(first);
-    let tcp = TcpStream::connect(&addresses[..]).await.map_err(|_| "connect")?;
+async fn steps(route: &Route, tls: &Arc<ClientConfig>) -> Result<(SendRequest, Driver), &'static str> {
+    let tcp = TcpStream::connect(route.address).await.map_err(|_| "connect")?;
     // With Nagle's algorithm a lone push waits 40 ms for the peer's delayed acknowledgement of its headers.
     tcp.set_nodelay(true).map_err(|_| "connect")?;
     let connector = TlsConnector::from(tls.clone());
-    let stream = connector.connect(host.server.clone(), tcp).await.map_err(|_| "tls")?;
+    let server = route.host.server.clone();
+    let stream = connector.connect(server, tcp).await.map_err(|_| "tls")?;
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err("no_http2");
     }

@@ -1,54 +1,37 @@
-//! The connections of one team and key to one environment.
+//! The connections of one credential to one environment.
 
 use std::{
     collections::VecDeque,
-    pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
-use h2::{Ping, PingPong, RecvStream};
+use h2::RecvStream;
 use http::{Request, Response};
-use tokio::{
-    select,
-    sync::oneshot,
-    time::{Instant, interval_at, sleep, timeout},
-};
-use tokio_rustls::rustls::ClientConfig;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     connection::{Connection, NoAnswer},
-    dial::{Driver, Host, Unreachable, dial},
+    dial::Unreachable,
+    network::Network,
 };
-use crate::providers::endpoints::Endpoints;
 
-/// Counted as the peer's limit if it names none. Apple names 1000 (and asks not to rely on it).
-const MOST_STREAMS: usize = 1000;
-
-/// How often a connection is looked at that allows a single stream: Apple's until it has seen a valid token.
-const NARROW_CHECKED_EVERY: Duration = Duration::from_millis(100);
-
-/// How often a connection that could not be had to a preferred endpoint looks whether it can be now.
-const PREFERRED_TRIED_EVERY: Duration = Duration::from_mins(1);
-
-/// A connection is pinged this often, and given up when no answer comes within [`PING_TIMEOUT`]. Without it a connection
-/// whose peer vanished lives until the kernel gives up, some fifteen minutes.
-const PING_EVERY: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// The last connection of a pool is kept so many times as long as the others: a provider may take it for an attack when
+/// connections come and go (Apple says so), and the next push is to find one.
+const LAST_KEPT: u32 = 12;
 
 /// For how long the narrowness of a fresh connection is no reason to open another.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Connections to one environment, opened as they are needed.
+/// Connections to one environment, opened as they are needed and closed when they are not.
 ///
 /// Every request needs a [`Lease`], so that no more are under way on a connection than its peer lets run at once.
 /// The rest wait here, first come first served, instead of inside h2, where no one could take them to a connection
 /// opened later.
 #[derive(Debug)]
-pub(super) struct Pool {
-    endpoints: Arc<Endpoints<Arc<Host>>>,
-    tls: Arc<ClientConfig>,
+pub(in crate::providers) struct Pool {
+    network: Arc<Network>,
     most: usize,
     /// How long a connection may be silent while an answer is due.
     patience: Duration,
@@ -60,7 +43,6 @@ struct State {
     open: Vec<Slot>,
     waiting: VecDeque<oneshot::Sender<Result<Lease, Unreachable>>>,
     connecting: bool,
-    opened: u64,
 }
 
 #[derive(Debug)]
@@ -68,9 +50,32 @@ struct Slot {
     connection: Arc<Connection>,
     under_way: usize,
     limit: usize,
+    /// Whether another is being opened in its place.
+    moving: bool,
 }
 
 impl Slot {
+    /// A slot of `pool`, whose lock is held.
+    fn of(connection: Arc<Connection>, pool: &Arc<Pool>) -> Self {
+        let limit = connection.belongs_to(pool);
+        Self {
+            connection,
+            under_way: 0,
+            limit,
+            moving: false,
+        }
+    }
+
+    /// What it carries, as far as it matters who gets the next request: nothing while it is less than half full, so that
+    /// those opened last have nothing to do when there is little to do, and can be closed.
+    fn load(&self) -> usize {
+        if self.under_way * 2 < self.limit {
+            0
+        } else {
+            self.under_way
+        }
+    }
+
     fn has_room(&self) -> bool {
         self.under_way < self.limit && !self.connection.is_closed()
     }
@@ -83,7 +88,7 @@ impl Slot {
 
 /// The right to one request on one connection.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(in crate::providers) struct Lease {
     connection: Arc<Connection>,
     pool: Arc<Pool>,
     /// Whether the slot still counts this lease.
@@ -99,10 +104,16 @@ impl Lease {
 
     /// Sends `request` and waits for the head of the answer.
     pub(super) async fn send(&mut self, request: Request<Bytes>) -> Result<Response<RecvStream>, NoAnswer> {
-        self.due_since = Some(Instant::now());
-        let answer = self.connection.send(request).await;
+        let began = Instant::now();
+        self.due_since = Some(began);
+        let answer = self.connection.send(request, began).await;
         self.due_since = None;
         answer
+    }
+
+    /// Sends nothing more on its connection.
+    pub(in crate::providers) fn leave_connection(&self) {
+        self.pool.retire(self.connection.id);
     }
 }
 
@@ -111,10 +122,9 @@ impl Drop for Lease {
         if !self.counted {
             return;
         }
-        // Who waited long for nothing leaves the connection to nobody: the peer may be gone without a word, which
-        // pings find out later than we do.
-        let silent = |since: Instant| since.elapsed() >= self.pool.patience && self.connection.silent_since(since);
-        if self.due_since.is_some_and(silent) {
+        // Who waited long for nothing leaves the connection to nobody.
+        let late = self.due_since.filter(|since| since.elapsed() >= self.pool.patience);
+        if late.is_some_and(|since| self.connection.gave_up(since)) {
             self.pool.retire(self.connection.id);
         } else {
             self.pool.give_back(self.connection.id);
@@ -123,15 +133,9 @@ impl Drop for Lease {
 }
 
 impl Pool {
-    pub(super) fn new(
-        endpoints: Arc<Endpoints<Arc<Host>>>,
-        tls: Arc<ClientConfig>,
-        most: usize,
-        patience: Duration,
-    ) -> Arc<Self> {
+    pub(in crate::providers) fn new(network: Arc<Network>, most: usize, patience: Duration) -> Arc<Self> {
         Arc::new(Self {
-            endpoints,
-            tls,
+            network,
             most: most.max(1),
             patience,
             state: Mutex::default(),
@@ -181,7 +185,7 @@ impl Pool {
     /// Room on the connection that has most, if there is any.
     fn take(self: &Arc<Self>, state: &mut State, avoid: Option<u64>) -> Option<Lease> {
         let room = |slot: &&mut Slot| slot.has_room();
-        let load = |slot: &&mut Slot| (Some(slot.connection.id) == avoid, slot.under_way);
+        let load = |slot: &&mut Slot| (Some(slot.connection.id) == avoid, slot.load());
         let slot = state.open.iter_mut().filter(room).min_by_key(load)?;
         slot.under_way += 1;
         Some(Lease {
@@ -226,23 +230,18 @@ impl Pool {
             && !state.open.iter().any(Slot::is_narrow);
         if wanted {
             state.connecting = true;
-            state.opened += 1;
-            tokio::spawn(self.clone().open(state.opened));
+            tokio::spawn(self.clone().open(state.open.len()));
         }
     }
 
-    /// Connects to the first endpoint that answers.
-    async fn open(self: Arc<Self>, id: u64) {
-        let dialled = self.dial(id, usize::MAX).await;
+    /// Opens the connection number `nth`.
+    async fn open(self: Arc<Self>, nth: usize) {
+        let dialled = self.network.dial(nth).await;
         let mut state = self.lock();
         state.connecting = false;
         match dialled {
             Ok(connection) => {
-                state.open.push(Slot {
-                    connection,
-                    under_way: 0,
-                    limit: 1,
-                });
+                state.open.push(Slot::of(connection, &self));
                 self.serve(&mut state);
             }
             Err(unreachable) if state.open.is_empty() => {
@@ -256,57 +255,45 @@ impl Pool {
         }
     }
 
-    /// Begins to replace the connection `old`, which leads to the endpoint at `index`.
-    fn look_for_preferred(self: Arc<Self>, old: u64, index: usize) {
-        tokio::spawn(self.prefer(old, index));
+    /// Closes the connection `id` if it has not been needed for long enough; returns whether it is gone.
+    pub(super) fn close_if_idle(self: &Arc<Self>, id: u64) -> bool {
+        let idle = self.network.endpoints.settings.idle();
+        let mut state = self.lock();
+        let kept = if state.open.len() > 1 { idle } else { idle * LAST_KEPT };
+        let idle =
+            |slot: &Slot| slot.connection.id == id && slot.under_way == 0 && slot.connection.unused_for() >= kept;
+        state.open.retain(|slot| !idle(slot));
+        !state.open.iter().any(|slot| slot.connection.id == id)
     }
 
-    /// Replaces the connection `old` by one to an endpoint before `index`, if that can be had.
-    async fn prefer(self: Arc<Self>, old: u64, index: usize) {
-        let id = {
-            let mut state = self.lock();
-            state.opened += 1;
-            state.opened
-        };
-        let Ok(connection) = self.dial(id, index).await else {
+    /// Begins to replace the connection `id` by one to where connections should lead now.
+    pub(super) fn move_away(self: &Arc<Self>, id: u64) {
+        let mut state = self.lock();
+        if let Some(nth) = state
+            .open
+            .iter()
+            .position(|slot| slot.connection.id == id && !slot.moving)
+        {
+            state.open[nth].moving = true;
+            tokio::spawn(self.clone().replace(id, nth));
+        }
+    }
+
+    async fn replace(self: Arc<Self>, old: u64, nth: usize) {
+        let dialled = self.network.dial(nth).await;
+        let mut state = self.lock();
+        let Some(slot) = state.open.iter_mut().find(|slot| slot.connection.id == old) else {
             return;
         };
-        let mut state = self.lock();
-        if let Some(slot) = state.open.iter_mut().find(|slot| slot.connection.id == old) {
-            *slot = Slot {
-                connection,
-                under_way: 0,
-                limit: 1,
-            };
+        slot.moving = false;
+        // What is under way on the old one goes on; it closes with the last.
+        if let Ok(connection) = dialled {
+            *slot = Slot::of(connection, &self);
             self.serve(&mut state);
         }
     }
 
-    /// Connects to the first endpoint before `end` that can be reached.
-    async fn dial(self: &Arc<Self>, id: u64, end: usize) -> Result<Arc<Connection>, Unreachable> {
-        let mut failure = Unreachable {
-            endpoint: "".into(),
-            reason: "no_endpoint",
-        };
-        for (index, host) in self.endpoints.in_order().filter(|(index, _)| *index < end) {
-            match dial(host, &self.tls, usize::try_from(id).unwrap_or(0)).await {
-                Ok((sender, driver)) => {
-                    self.endpoints.worked(index);
-                    let connection = Arc::new(Connection::new(id, host.clone(), sender));
-                    tokio::spawn(drive(Arc::downgrade(self), index, Arc::downgrade(&connection), driver));
-                    return Ok(connection);
-                }
-                Err(unreachable) => {
-                    tracing::warn!(endpoint = %unreachable.endpoint, reason = unreachable.reason, "cannot connect to APNs");
-                    self.endpoints.failed(index);
-                    failure = unreachable;
-                }
-            }
-        }
-        Err(failure)
-    }
-
-    fn limit(self: &Arc<Self>, id: u64, limit: usize) {
+    pub(super) fn limit(self: &Arc<Self>, id: u64, limit: usize) {
         let mut state = self.lock();
         if let Some(slot) = state
             .open
@@ -315,59 +302,6 @@ impl Pool {
         {
             slot.limit = limit;
             self.serve(&mut state);
-        }
-    }
-}
-
-/// Runs a connection, and tells the pool how much it may carry and when it has ended. Holds neither of them, because
-/// the connection closes when the last who may use it is gone.
-async fn drive(pool: Weak<Pool>, index: usize, connection: Weak<Connection>, mut driver: Driver) {
-    let Some((id, recheck)) = connection.upgrade().map(|this| (this.id, this.recheck.clone())) else {
-        return;
-    };
-    let mut limit = 1;
-    let mut preferred = interval_at(Instant::now() + PREFERRED_TRIED_EVERY, PREFERRED_TRIED_EVERY);
-    let mut silence = pin!(until_silent(driver.ping_pong()));
-    loop {
-        select! {
-            biased;
-            _ = &mut driver => break,
-            () = recheck.notified() => {}
-            () = sleep(NARROW_CHECKED_EVERY), if limit == 1 => {}
-            _ = preferred.tick(), if index > 0 => {
-                if let Some(pool) = pool.upgrade() {
-                    pool.look_for_preferred(id, index);
-                }
-            }
-            () = &mut silence => break,
-        }
-        let allowed = driver.max_concurrent_send_streams().min(MOST_STREAMS);
-        // A tenth is left, because the peer may lower its limit while requests are on their way.
-        let now = (allowed * 9 / 10).max(1);
-        if now != limit {
-            limit = now;
-            if let Some(pool) = pool.upgrade() {
-                pool.limit(id, now);
-            }
-        }
-    }
-    if let Some(connection) = connection.upgrade() {
-        connection.close();
-    }
-    if let Some(pool) = pool.upgrade() {
-        pool.retire(id);
-    }
-}
-
-/// Ends when a ping is not answered.
-async fn until_silent(pings: Option<PingPong>) {
-    let Some(mut pings) = pings else {
-        return std::future::pending().await;
-    };
-    loop {
-        sleep(PING_EVERY).await;
-        if !matches!(timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
-            return;
         }
     }
 }

@@ -1,0 +1,18 @@
+//! HTTP/2 to a provider: which connections there are, to where, and one request with its answer.
+//!
+//! Without an HTTP client between, a push costs a third less, what was never sent can be told from what was, and a
+//! connection can be opened to a certain address.
+
+mod connection;
+mod dial;
+mod exchange;
+mod network;
+mod pool;
+
+pub(super) use self::{
+    connection::read,
+    dial::Host,
+    exchange::{Exchanged, Progress, exchange},
+    network::Network,
+    pool::Pool,
+};
