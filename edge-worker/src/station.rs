@@ -7,7 +7,7 @@ use shared::{
     clock::Clock,
     id::Region,
     lifecycle::Lifecycle,
-    nats::{config::Config, connect, topology},
+    nats::{config::Config, connect},
     telemetry::Telemetry,
 };
 use tokio::sync::{mpsc, watch};
@@ -61,7 +61,6 @@ impl Station {
         let (region, clock) = (self.region.clone(), self.clock.clone());
         std::fs::create_dir_all(&self.data).map_err(|error| StartError::Io("data", error))?;
         let js = connect::jetstream(self.client.clone());
-        topology::wait_for_region(&js, &region).await?;
 
         let store = cache::Store::open(&self.data.join("cache.redb"))?;
         let cache_sync = cache::Sync::new(js.clone(), store.clone(), self.telemetry.metrics.clone());

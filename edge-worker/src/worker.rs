@@ -12,7 +12,7 @@ use shared::{
         config::Config,
         connect::{self, ConnectError, Nats},
         roles::Role,
-        topology::ApplyError,
+        topology::{self, ApplyError},
     },
     seal::{MeshKey, SealError},
     telemetry::{Telemetry, metric::Endpoint},
@@ -75,8 +75,10 @@ impl EdgeWorker {
         let mesh_key = MeshKey::from_base64(settings.mesh_key.reveal())?;
         let region = settings.mesh.region.clone();
         let client = connect::connect(&settings.nats, &Role::Worker(region.clone()), &client_name(&settings)).await?;
+        let js = connect::jetstream(client.clone());
+        topology::wait_for_region(&js, &region).await?;
         let config = Config::default();
-        lifecycle.spawn_endless("config", config.clone().follow(connect::jetstream(client.clone())));
+        lifecycle.spawn_endless("config", config.clone().follow(js));
         let providers = Arc::new(Providers::new(&settings.providers, clock.clone())?);
         let (known, configured) = watch::channel(false);
         lifecycle.spawn_endless("endpoints", providers.watch());
@@ -187,8 +189,10 @@ impl Help {
     async fn begin(&self, region: &Region, rank: Rank, nats: &Nats) -> Result<(), StartError> {
         let here = self.settings.mesh.region.clone();
         let role = Role::Helper(region.clone(), here.clone());
+        let client = connect::connect(nats, &role, &client_name(&self.settings)).await?;
+        topology::wait_for_region(&connect::jetstream(client.clone()), region).await?;
         let station = Station {
-            client: connect::connect(nats, &role, &client_name(&self.settings)).await?,
+            client,
             region: region.clone(),
             by: Some(here),
             rank,

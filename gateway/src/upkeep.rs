@@ -7,6 +7,7 @@ use shared::{
     lifecycle::Lifecycle,
     nats::{
         config::Config,
+        refusal::unless_refused,
         topology::{self, ApplyError, Here, Mesh},
     },
 };
@@ -40,7 +41,7 @@ impl Upkeep {
         lifecycle: &Lifecycle,
     ) -> Result<Option<Self>, ApplyError> {
         let copy = [here.config_stream()];
-        topology::apply(&js, &copy).await?;
+        unless_refused(&js.client(), |_| true, topology::apply(&js, &copy)).await??;
         lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
         let (mut changes, mut look, mut said) = (config.changes(), interval(LOOK), Instant::now());
         while !config.tenants().regions.contains_key(&here.region) {

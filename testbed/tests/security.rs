@@ -32,6 +32,7 @@ use shared::{
         topology::{self, Domain},
     },
     seal::MeshKey,
+    site::Site,
     telemetry::Telemetry,
 };
 use testbed::{
@@ -173,7 +174,6 @@ const NOT_FOR_GATEWAY: &[&str] = &[
 const NOT_FOR_WORKER: &[&str] = &[
     // Work, and whatever else gateways say.
     "notify.push.eu.normal.shop",
-    "notify.push.us.normal.shop",
     "due.push.eu.normal.shop",
     "fact.us.shop.ann.profile",
     "directory.eu.home.shop.ann",
@@ -594,6 +594,9 @@ async fn a_caller_is_told_that_the_gateway_lacks_a_permission() {
         apns: None,
         fcm: None,
     };
+    provision::write_region(&hub, &region("eu"), &Site::default())
+        .await
+        .unwrap();
     let keys = provision::write_app(&hub, &mesh_key, &shop, &[Scope::ALL.to_vec()])
         .await
         .unwrap();

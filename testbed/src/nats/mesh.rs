@@ -24,11 +24,17 @@ pub struct Mesh {
 impl Mesh {
     /// Starts the hub and the regions, and waits until each reaches the others.
     pub async fn start(settings: impl Into<Settings>, regions: &[&str]) -> anyhow::Result<Self> {
-        let settings = settings.into();
+        let mut settings = settings.into();
+        for name in regions {
+            let region = name.parse()?;
+            if !settings.regions.contains(&region) {
+                settings.regions.push(region);
+            }
+        }
         Self::start_linked(|_| settings.clone(), regions, |_, hub| Ok(hub.leaf_url())).await
     }
 
-    /// As [`Self::start`]; `settings` are those of the server of a domain, `link` says by which URL a region reaches the
+    /// As [`Self::start`]; `settings` are those of the server of a domain and name every region, `link` says by which URL a region reaches the
     /// hub.
     pub async fn start_linked(
         settings: impl Fn(&str) -> Settings,
