@@ -57,7 +57,7 @@ impl Station {
     ///
     /// # Errors
     /// When the folder, the cache or the ledger cannot be used.
-    pub(crate) async fn start(self, settings: &Settings, lifecycle: &Lifecycle) -> Result<Standing, StartError> {
+    pub(crate) fn start(self, settings: &Settings, lifecycle: &Lifecycle) -> Result<Standing, StartError> {
         let (region, clock) = (self.region.clone(), self.clock.clone());
         std::fs::create_dir_all(&self.data).map_err(|error| StartError::Io("data", error))?;
         let js = connect::jetstream(self.client.clone());

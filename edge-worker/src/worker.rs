@@ -108,7 +108,7 @@ impl EdgeWorker {
             lifecycle: lifecycle.clone(),
         };
         let providers = own.providers.clone();
-        let standing = own.start(&settings, lifecycle).await?;
+        let standing = own.start(&settings, lifecycle)?;
         lifecycle.spawn_endless("help", Arc::new(help).run());
 
         let listener = TcpListener::bind(settings.admin_listen)
@@ -203,7 +203,7 @@ impl Help {
             telemetry: self.telemetry.clone(),
             clock: self.clock.clone(),
         };
-        station.start(&self.settings, &self.lifecycle).await.map(drop)
+        station.start(&self.settings, &self.lifecycle).map(drop)
     }
 }
 
