@@ -499,6 +499,22 @@ impl Peal {
         Ok(())
     }
 
+    /// Waits until `region` has heard that `recipient` was registered.
+    ///
+    /// # Errors
+    /// When it has not after half a minute.
+    pub async fn wait_known(&self, region: &str, recipient: &str) -> anyhow::Result<()> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let path = format!("/v1/recipients/{recipient}");
+        while self.ask("GET", region, &path, None).await?.0 != 200 {
+            if tokio::time::Instant::now() >= deadline {
+                bail!("{region} has not heard of {recipient}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
     /// Asks and insists on success.
     ///
     /// # Errors

@@ -106,6 +106,7 @@ fn breaks(said: &Value) -> HashMap<&str, &Value> {
 async fn the_equation_holds_over_two_regions_and_everything_sees_the_traffic() {
     let peal = start(&["eu", "us"], "").await;
     peal.register("bob", "us", &[("apns", "bbbb")]).await.unwrap();
+    peal.wait_known("eu", "bob").await.unwrap();
     let mut tail = program(&peal, &["tail", "--region", "eu", "--json"])
         .stdout(Stdio::piped())
         .spawn()

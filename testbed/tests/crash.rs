@@ -61,10 +61,7 @@ async fn start(plan: Plan) -> Peal {
             .unwrap();
     }
     // Homes are learned in their order.
-    let path = format!("/v1/recipients/{last}");
-    while peal.ask("GET", "eu", &path, None).await.unwrap().0 != 200 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    peal.wait_known("eu", &last).await.unwrap();
     peal
 }
 

@@ -152,6 +152,7 @@ async fn a_dead_letter_is_listed_replayed_and_deleted_from_any_region() {
     };
     let peal = Peal::start(plan).await.unwrap();
     peal.register("ann", "us", &[("apns", "aaaa")]).await.unwrap();
+    peal.wait_known("eu", "ann").await.unwrap();
     peal.apns
         .script()
         .add(Rule::always().answer(Answer::reason("InternalServerError")))

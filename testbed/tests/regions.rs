@@ -75,12 +75,8 @@ async fn a_region_is_added_while_the_others_run() {
         .await
         .unwrap();
     // Both ways, each accepted where the recipient does not live.
-    let path = "/v1/recipients/kim";
-    let deadline = Instant::now() + PATIENCE;
-    while peal.ask("GET", "eu", path, None).await.unwrap().0 != 200 {
-        assert!(Instant::now() < deadline, "eu does not hear where kim lives");
-        sleep(Duration::from_millis(50)).await;
-    }
+    peal.wait_known("eu", "kim").await.unwrap();
+    peal.wait_known("ap", "ann").await.unwrap();
     let to_ap = send(&peal, "eu", "to-ap", &["kim"]).await;
     let to_eu = send(&peal, "ap", "to-eu", &["ann"]).await;
     assert_eq!(ended(&peal, "eu", &to_ap, 1).await[0]["state"], "delivered");

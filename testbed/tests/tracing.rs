@@ -47,7 +47,7 @@ fn named<'a>(trace: &'a [Seen], start: &str) -> &'a Seen {
 async fn a_callers_trace_goes_through_two_regions_to_the_device() {
     let (sink, peal) = start(0.0).await;
     peal.register("bob", "us", &[("apns", "beef")]).await.unwrap();
-    wait_home(&peal, "bob").await;
+    peal.wait_known("eu", "bob").await.unwrap();
     let (id, caller) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
     post(&peal, "bob", Some(&format!("00-{id}-{caller}-01"))).await;
     let trace = sink.trace(id, PATIENCE, |trace| trace.len() >= 6).await;
@@ -144,20 +144,4 @@ async fn unsampled_is_not_traced_unless_it_fails_and_attempts_share_a_parent() {
         sink.spans().iter().all(|seen| seen.trace_id() == id),
         "what went well and was not sampled leaves no span"
     );
-}
-
-async fn wait_home(peal: &Peal, recipient: &str) {
-    for _ in 0..600 {
-        if peal
-            .ask("GET", "eu", &format!("/v1/recipients/{recipient}"), None)
-            .await
-            .unwrap()
-            .0
-            == 200
-        {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("the directory did not learn of {recipient}");
 }

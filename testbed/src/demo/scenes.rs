@@ -104,12 +104,7 @@ async fn wait_known(peal: &Peal) -> anyhow::Result<()> {
     let people = ["ann", "bob", "carol", "dave", "erin"].into_iter();
     for recipient in people.chain(guests.iter().map(|(guest, _)| guest.as_str())) {
         for region in STAGE {
-            let path = format!("/v1/recipients/{recipient}");
-            let mut tries = 0;
-            while peal.ask("GET", region, &path, None).await?.0 != 200 && tries < 400 {
-                tries += 1;
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
+            peal.wait_known(region, recipient).await?;
         }
     }
     Ok(())

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::ensure;
 use async_nats::{HeaderMap, jetstream};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::json;
@@ -101,20 +100,9 @@ pub(super) async fn register(peal: &Peal, recipients: &[Recipient]) -> anyhow::R
     stream::iter(recipients.iter().map(anyhow::Ok))
         .try_for_each_concurrent(16, |recipient| recipient.register(peal))
         .await?;
-    let deadline = Instant::now() + Duration::from_secs(30);
-    for (recipient, region) in recipients
-        .iter()
-        .flat_map(|r| peal.regions.iter().map(move |region| (r, region)))
-    {
-        let path = format!("/v1/recipients/{}", recipient.id);
-        while peal.ask("GET", &region.name, &path, None).await?.0 != 200 {
-            ensure!(
-                Instant::now() < deadline,
-                "{} is not known in {}",
-                recipient.id,
-                region.name
-            );
-            sleep(Duration::from_millis(50)).await;
+    for recipient in recipients {
+        for region in &peal.regions {
+            peal.wait_known(&region.name, &recipient.id).await?;
         }
     }
     Ok(())
