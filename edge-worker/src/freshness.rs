@@ -61,8 +61,8 @@ impl Freshness {
         Some(self.age_s.load(Ordering::Relaxed)).filter(|age| *age > most)
     }
 
-    /// Keeps the age current for ever: that of the region that was silent for longest. One that was never heard of counts
-    /// from now on.
+    /// Keeps the age current for ever: that of the region that was silent for longest. One that was never heard of
+    /// counts from now on.
     pub async fn keep(self, client: Client, region: Region) {
         let mut heard: HashMap<String, Instant> = HashMap::new();
         let mut looks = interval(LOOK);

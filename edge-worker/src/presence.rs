@@ -1,5 +1,5 @@
-//! Who works for a region at this moment: its own workers say so several times a second, and so do those of other regions
-//! that stand by to help it. Whoever hears nobody that comes before, it is their turn.
+//! Who works for a region at this moment: its own workers say so several times a second, and so do those of other
+//! regions that stand by to help it. Whoever hears nobody that comes before, it is their turn.
 
 use std::{
     collections::BTreeMap,

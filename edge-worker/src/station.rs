@@ -25,7 +25,18 @@ use crate::{
     worker::StartError,
 };
 
-/// Where a station is, and what it shares with the others of this process.
+/// What the stations of a process share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) providers: Arc<Providers>,
+    /// Whether the providers have credentials.
+    pub(crate) configured: watch::Receiver<bool>,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) clock: Clock,
+}
+
+/// Where a station is.
 #[derive(Debug)]
 pub(crate) struct Station {
     pub(crate) client: Client,
@@ -35,12 +46,7 @@ pub(crate) struct Station {
     pub(crate) rank: Rank,
     /// Folder of the cache and the ledger.
     pub(crate) data: PathBuf,
-    pub(crate) config: Config,
-    pub(crate) providers: Arc<Providers>,
-    /// Whether the providers have credentials.
-    pub(crate) configured: watch::Receiver<bool>,
-    pub(crate) telemetry: Telemetry,
-    pub(crate) clock: Clock,
+    pub(crate) shared: Shared,
 }
 
 /// What a station says of itself.
@@ -58,12 +64,19 @@ impl Station {
     /// # Errors
     /// When the folder, the cache or the ledger cannot be used.
     pub(crate) fn start(self, settings: &Settings, lifecycle: &Lifecycle) -> Result<Standing, StartError> {
-        let (region, clock) = (self.region.clone(), self.clock.clone());
+        let region = self.region;
+        let Shared {
+            config,
+            providers,
+            configured,
+            telemetry,
+            clock,
+        } = self.shared;
         std::fs::create_dir_all(&self.data).map_err(|error| StartError::Io("data", error))?;
         let js = connect::jetstream(self.client.clone());
 
         let store = cache::Store::open(&self.data.join("cache.redb"))?;
-        let cache_sync = cache::Sync::new(js.clone(), store.clone(), self.telemetry.metrics.clone());
+        let cache_sync = cache::Sync::new(js.clone(), store.clone(), telemetry.metrics.clone());
         let cache_caught_up = cache_sync.caught_up();
         lifecycle.spawn_endless("cache", cache_sync.run());
 
@@ -80,7 +93,7 @@ impl Station {
         let announcer = Announcer {
             js: js.clone(),
             ledger: ledger.clone(),
-            telemetry: self.telemetry.clone(),
+            telemetry: telemetry.clone(),
             clock: clock.clone(),
         };
         lifecycle.spawn("announcer", announcer.run(safe));
@@ -107,11 +120,11 @@ impl Station {
             ledger_current: ledger_caught_up.clone(),
             cache: store,
             freshness,
-            config: self.config,
-            providers: self.providers,
+            config,
+            providers,
             committer,
             in_flight: InFlight::default(),
-            telemetry: self.telemetry,
+            telemetry,
             max_attempts: settings.max_attempts,
             brake: Brake::new(settings.removals_per_minute),
         });
@@ -121,7 +134,7 @@ impl Station {
             cache: cache_caught_up,
             ledger: ledger_caught_up,
         };
-        let needed = vec![standing.cache.clone(), standing.ledger.clone(), self.configured];
+        let needed = vec![standing.cache.clone(), standing.ledger.clone(), configured];
         let pulling = Pulling {
             js,
             pipeline,

@@ -26,7 +26,7 @@ use crate::{
     ledger,
     presence::Rank,
     providers::{ApnsAccount, BadCredential, BadTrust, EndpointState, FcmAccount, Providers, Why},
-    station::Station,
+    station::{Shared, Station},
 };
 
 /// A running edge worker.
@@ -86,28 +86,26 @@ impl EdgeWorker {
         let follow = keep_configured(providers.clone(), config.clone(), mesh_key, known);
         lifecycle.spawn_endless("credentials", follow);
 
+        let shared = Shared {
+            config,
+            providers: providers.clone(),
+            configured,
+            telemetry: telemetry.clone(),
+            clock,
+        };
         let own = Station {
             client: client.clone(),
             region,
             by: None,
             rank: 0,
             data: settings.data.clone(),
-            config: config.clone(),
-            providers,
-            configured,
-            telemetry: telemetry.clone(),
-            clock,
+            shared: shared.clone(),
         };
         let help = Help {
             settings: settings.clone(),
-            config,
-            providers: own.providers.clone(),
-            configured: own.configured.clone(),
-            telemetry: telemetry.clone(),
-            clock: own.clock.clone(),
+            shared,
             lifecycle: lifecycle.clone(),
         };
-        let providers = own.providers.clone();
         let standing = own.start(&settings, lifecycle)?;
         lifecycle.spawn_endless("help", Arc::new(help).run());
 
@@ -141,11 +139,7 @@ fn client_name(settings: &Settings) -> String {
 /// Stands by for the regions whose first choices of help this one is among.
 struct Help {
     settings: Settings,
-    config: Config,
-    providers: Arc<Providers>,
-    configured: watch::Receiver<bool>,
-    telemetry: Telemetry,
-    clock: Clock,
+    shared: Shared,
     lifecycle: Lifecycle,
 }
 
@@ -154,10 +148,10 @@ impl Help {
     /// the process.
     async fn run(self: Arc<Self>) {
         let here = &self.settings.mesh.region;
-        let mut changes = self.config.changes();
+        let mut changes = self.shared.config.changes();
         let mut helped = BTreeSet::new();
         loop {
-            for (region, site) in &self.config.tenants().regions {
+            for (region, site) in &self.shared.config.tenants().regions {
                 let rank = site.helpers.iter().position(|helper| helper == here);
                 let (Some(rank), Some(nats)) = (rank, &site.nats) else {
                     continue;
@@ -197,11 +191,7 @@ impl Help {
             by: Some(here),
             rank,
             data: self.settings.data.join(region.as_str()),
-            config: self.config.clone(),
-            providers: self.providers.clone(),
-            configured: self.configured.clone(),
-            telemetry: self.telemetry.clone(),
-            clock: self.clock.clone(),
+            shared: self.shared.clone(),
         };
         station.start(&self.settings, &self.lifecycle).map(drop)
     }

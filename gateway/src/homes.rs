@@ -80,9 +80,7 @@ impl Parts {
         }
         self.write(&to, key, Fact::Profile(profile.clone())).await?;
         // What travels there arrives in order, so the profile comes last.
-        while self.read(&to, key).await?.profile.as_ref() != Some(&profile) {
-            tokio::time::sleep(LOOK).await;
-        }
+        self.once_there(&to, key, &profile).await?;
         // What stays behind says where to and nothing else.
         let sign = Profile {
             locale: None,
@@ -91,13 +89,7 @@ impl Parts {
         };
         self.write(from, key, Fact::Profile(sign.clone())).await?;
         // The profile there comes last too: what else was written before it is known now.
-        let after = loop {
-            let after = self.read(from, key).await?;
-            if after.profile.as_ref() == Some(&sign) {
-                break after;
-            }
-            tokio::time::sleep(LOOK).await;
-        };
+        let after = self.once_there(from, key, &sign).await?;
         let is_new = |(_, revision): &&(Address, u64)| !before.addresses.iter().any(|(_, known)| known == revision);
         for (address, _) in after.addresses.iter().filter(is_new) {
             self.write(&to, key, Fact::Address(address.clone())).await?;
@@ -112,6 +104,22 @@ impl Parts {
         }
         facts::remove(&self.js, &self.here, from, key, FactName::Preferences).await?;
         Ok(())
+    }
+
+    /// What `home` knows, as soon as `profile` has arrived there.
+    async fn once_there(
+        &self,
+        home: &Region,
+        key: &RecipientKey,
+        profile: &Profile,
+    ) -> Result<Recipient, facts::NotRead> {
+        loop {
+            let known = self.read(home, key).await?;
+            if known.profile.as_ref() == Some(profile) {
+                return Ok(known);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Removes every fact of a recipient, and then who lives where and whose its addresses are. `known` is what its home

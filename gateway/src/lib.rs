@@ -76,8 +76,9 @@ pub enum StartError {
 }
 
 impl Gateway {
-    /// Connects, waits until the hub has said which regions there are, makes this region's streams match, and serves. Requests are answered with 503 until the directory and
-    /// the configuration have been read; [`Gateway::is_ready`] tells.
+    /// Connects, waits until the hub has said which regions there are, makes this region's streams match, and serves.
+    /// Requests are answered with 503 until the directory and the configuration have been read; [`Gateway::is_ready`]
+    /// tells.
     ///
     /// # Errors
     /// When a setting cannot be used, NATS cannot be reached or refuses, or the address is taken.

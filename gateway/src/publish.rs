@@ -15,7 +15,7 @@ use shared::{
     id::JobId,
     nats::{
         batch::{Batcher, Message},
-        publish::{self, NotStored, Stored},
+        publish::{NotStored, Stored},
         subject::{Lane, NOTIFY_TEMPLATE},
         topology::Durability,
     },
@@ -83,20 +83,10 @@ pub(crate) fn store(
         // Acknowledgements are taken while messages are still being sent: requests that only sent until all places for
         // unacknowledged messages were taken would wait for each other for ever.
         Publisher::Singly => stream::iter(messages)
-            .map(
-                move |(
-                    Message {
-                        subject,
-                        headers,
-                        payload,
-                    },
-                    _,
-                    span,
-                )| async move {
-                    failpoint("gateway.before-publish");
-                    finish(publish::store(&parts.js, subject, headers, payload).await, span)
-                },
-            )
+            .map(move |(message, _, span)| async move {
+                failpoint("gateway.before-publish");
+                finish(message.store(&parts.js).await, span)
+            })
             .buffer_unordered(PIPELINE)
             .left_stream(),
         // All are queued before the first is waited for.

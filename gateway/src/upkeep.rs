@@ -23,7 +23,6 @@ const REMIND: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Upkeep {
     js: jetstream::Context,
-    here: Here,
     config: Config,
     mesh: Mesh,
 }
@@ -55,14 +54,9 @@ impl Upkeep {
                 tracing::warn!(region = %here.region, "the hub has not said yet that this region is in the mesh");
             }
         }
-        let mut upkeep = Self {
-            mesh: mesh(&here, &config),
-            js,
-            here,
-            config,
-        };
-        upkeep.apply().await?;
-        Ok(Some(upkeep))
+        let mesh = mesh(here, &config);
+        apply(&js, &mesh).await?;
+        Ok(Some(Self { js, config, mesh }))
     }
 
     /// Keeps for ever.
@@ -70,31 +64,31 @@ impl Upkeep {
         let mut look = interval(LOOK);
         loop {
             look.tick().await;
-            if self.mesh.regions != mesh(&self.here, &self.config).regions
-                && let Err(error) = self.apply().await
-            {
-                tracing::warn!(%error, "the streams of this region could not be changed");
+            let mesh = mesh(self.mesh.here.clone(), &self.config);
+            if self.mesh.regions != mesh.regions {
+                match apply(&self.js, &mesh).await {
+                    Ok(()) => self.mesh = mesh,
+                    Err(error) => tracing::warn!(%error, "the streams of this region could not be changed"),
+                }
             }
-            topology::mend_consumers(&self.js, &self.here.region).await;
+            topology::mend_consumers(&self.js, &self.mesh.here.region).await;
             topology::wake_sources(&self.js, &self.mesh.streams()).await;
         }
     }
-
-    async fn apply(&mut self) -> Result<(), ApplyError> {
-        let mesh = mesh(&self.here, &self.config);
-        topology::apply_region(&self.js, &mesh).await?;
-        tracing::info!(
-            regions = mesh.regions.len(),
-            "the streams of this region are as the mesh wants them"
-        );
-        self.mesh = mesh;
-        Ok(())
-    }
 }
 
-fn mesh(here: &Here, config: &Config) -> Mesh {
+async fn apply(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
+    topology::apply_region(js, mesh).await?;
+    tracing::info!(
+        regions = mesh.regions.len(),
+        "the streams of this region are as the mesh wants them"
+    );
+    Ok(())
+}
+
+fn mesh(here: Here, config: &Config) -> Mesh {
     Mesh {
-        here: here.clone(),
+        here,
         regions: config.tenants().regions.keys().cloned().collect(),
     }
 }

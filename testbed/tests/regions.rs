@@ -23,6 +23,17 @@ async fn start(adjust: impl FnOnce(&mut Plan)) -> Peal {
     Peal::start(plan).await.unwrap()
 }
 
+/// Registers ann, who lives in eu and has one device.
+async fn register_ann(peal: &Peal) {
+    let token = format!("{:064x}", 1);
+    peal.register("ann", "eu", &[("apns", &token)]).await.unwrap();
+}
+
+async fn assert_settled(peal: &Peal) {
+    let audit = Audit::read_settled(peal, PATIENCE).await.unwrap();
+    assert!(audit.equation().is_settled(), "{}", audit.equation());
+}
+
 /// Sends from `region` and returns the notification's id.
 async fn send(peal: &Peal, region: &str, event: &str, recipients: &[&str]) -> String {
     let body = json!({ "event_id": event, "to": { "recipients": recipients }, "push": { "title": "Hi" } });
@@ -82,8 +93,7 @@ async fn a_region_is_added_while_the_others_run() {
     assert_eq!(ended(&peal, "eu", &to_ap, 1).await[0]["state"], "delivered");
     assert_eq!(ended(&peal, "ap", &to_eu, 1).await[0]["state"], "delivered");
     assert_eq!(processes(&peal, &["eu", "us"]), before, "nothing was started again");
-    let audit = Audit::read_settled(&peal, PATIENCE).await.unwrap();
-    assert!(audit.equation().is_settled(), "{}", audit.equation());
+    assert_settled(&peal).await;
 }
 
 /// Sends to ann in eu until a delivery is by the workers of `by`; how many notifications that took.
@@ -112,9 +122,7 @@ async fn neighbours_work_for_a_region_whose_workers_are_gone() {
     })
     .await;
     let program = peal.program();
-    peal.register("ann", "eu", &[("apns", &format!("{:064x}", 1))])
-        .await
-        .unwrap();
+    register_ann(&peal).await;
     assert_eq!(
         send_until_by(&peal, "at-home", None).await,
         1,
@@ -128,8 +136,7 @@ async fn neighbours_work_for_a_region_whose_workers_are_gone() {
     );
     peal.region_mut("eu").workers[0].restart(&program).unwrap();
     send_until_by(&peal, "home-again", None).await;
-    let audit = Audit::read_settled(&peal, PATIENCE).await.unwrap();
-    assert!(audit.equation().is_settled(), "{}", audit.equation());
+    assert_settled(&peal).await;
     assert_eq!(peal.apns.stats().duplicates, 0);
 }
 
@@ -141,9 +148,7 @@ async fn neighbours_send_what_a_region_cannot() {
         plan.links = Links::Proxies(1);
     })
     .await;
-    peal.register("ann", "eu", &[("apns", &format!("{:064x}", 1))])
-        .await
-        .unwrap();
+    register_ann(&peal).await;
     send_until_by(&peal, "at-home", None).await;
     let ways_out = || {
         let links = peal.links.iter();
@@ -153,8 +158,7 @@ async fn neighbours_send_what_a_region_cannot() {
     send_until_by(&peal, "no-way-out", Some("us")).await;
     ways_out().for_each(|link| link.set(&Trouble::None).unwrap());
     send_until_by(&peal, "a-way-out", None).await;
-    let audit = Audit::read_settled(&peal, PATIENCE).await.unwrap();
-    assert!(audit.equation().is_settled(), "{}", audit.equation());
+    assert_settled(&peal).await;
     assert_eq!(peal.apns.stats().duplicates, 0);
 }
 
@@ -166,9 +170,7 @@ async fn a_region_that_is_cut_off_says_how_old_its_knowledge_is() {
         plan.worker_settings = "stale_after_s = { urgent = 2, normal = 2, bulk = 2 }".into();
     })
     .await;
-    peal.register("ann", "eu", &[("apns", &format!("{:064x}", 1))])
-        .await
-        .unwrap();
+    register_ann(&peal).await;
     // The class of what is sent, until what becomes of it is as it should be.
     let until = async |class: &str, state: &str, stale: bool| {
         let deadline = Instant::now() + PATIENCE;
@@ -315,8 +317,7 @@ async fn who_moves_takes_everything_along_and_misses_nothing() {
         .unwrap();
     let deliveries = ended(&peal, "us", offer["notification_id"].as_str().unwrap(), 1).await;
     assert_eq!(deliveries[0]["reason"], "opted_out", "what was agreed to moved along");
-    let audit = Audit::read_settled(&peal, PATIENCE).await.unwrap();
-    assert!(audit.equation().is_settled(), "{}", audit.equation());
+    assert_settled(&peal).await;
     let delivered = peal.apns.stats().delivered + peal.fcm.stats().delivered;
     assert_eq!(
         delivered,

@@ -49,6 +49,16 @@ pub struct Message {
     pub payload: Bytes,
 }
 
+impl Message {
+    /// Publishes it by itself and waits until it is stored.
+    ///
+    /// # Errors
+    /// When that is not certain.
+    pub async fn store(self, js: &jetstream::Context) -> Result<Stored, NotStored> {
+        publish::store(js, self.subject, self.headers, self.payload).await
+    }
+}
+
 /// Stores the messages of one stream, which must allow atomic batches: a few each by itself, many together. Nothing waits
 /// for company: what comes while others are being stored goes with the next.
 #[derive(Debug, Clone)]
@@ -150,12 +160,7 @@ impl Batcher {
 
     async fn commit_singly(&self, batch: Vec<Waiting>) {
         join_all(batch.into_iter().map(async |waiting| {
-            let Message {
-                subject,
-                headers,
-                payload,
-            } = waiting.message.clone();
-            let stored = publish::store(&self.0.js, subject, headers, payload).await;
+            let stored = waiting.message.clone().store(&self.0.js).await;
             waiting.answer(stored);
         }))
         .await;

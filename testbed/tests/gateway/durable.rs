@@ -158,10 +158,7 @@ async fn a_stream_that_fills_up_in_a_batch_refuses_and_is_mended_by_repeating() 
             .starts_with(&format!("{stored} of 1000 jobs are stored")),
         "{refused:?}"
     );
-    let mut stream = rig.js.get_stream(topology::NOTIFY).await.unwrap();
-    let mut config = stream.info().await.unwrap().config.clone();
-    config.max_bytes = -1;
-    rig.js.update_stream(config).await.unwrap();
+    rig.lift_limit().await;
     let again = notify(&rig, "e1", &everybody).await;
     assert_eq!(
         (again.status, &again.body["duplicates"]),

@@ -67,10 +67,7 @@ async fn a_request_stored_in_part_is_refused_whole_and_mended_by_repeating() {
             .unwrap()
             .starts_with(&format!("{stored} of 100 jobs are stored"))
     );
-    let mut stream = rig.js.get_stream(topology::NOTIFY).await.unwrap();
-    let mut config = stream.info().await.unwrap().config.clone();
-    config.max_bytes = -1;
-    rig.js.update_stream(config).await.unwrap();
+    rig.lift_limit().await;
     let again = rig.notify("e1", &names).await;
     assert_eq!(
         (again.status, &again.body["duplicates"]),

@@ -16,7 +16,11 @@ use shared::{
     clock::Clock,
     id::{AppId, Region},
     lifecycle::Lifecycle,
-    nats::{connect, roles::Role, topology::Durability},
+    nats::{
+        connect,
+        roles::Role,
+        topology::{self, Durability},
+    },
     recipient::RecipientKey,
     seal::MeshKey,
     site::Site,
@@ -159,6 +163,14 @@ impl Rig {
     pub(crate) fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
         self.http
             .request(method.parse().unwrap(), format!("http://{}{path}", self.gateway.addr()))
+    }
+
+    /// Lets the stream of work take as much as the disk has room for.
+    pub(crate) async fn lift_limit(&self) {
+        let stream = self.js.get_stream(topology::NOTIFY).await.unwrap();
+        let mut config = stream.cached_info().config.clone();
+        config.max_bytes = -1;
+        self.js.update_stream(config).await.unwrap();
     }
 
     /// Sends a notification with the title "Hi" to `recipients`, under `event` if it is not empty.

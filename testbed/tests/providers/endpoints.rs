@@ -57,6 +57,15 @@ fn proxies(target: SocketAddr) -> (Proxy, Proxy) {
 }
 
 impl Rig {
+    /// Pushes until the near way has answered and the far one is kept as the spare.
+    async fn push_until_measured(&self, provider: Provider, near: &Proxy, far: &Proxy) {
+        let (near, far) = (near.address().port(), far.address().port());
+        self.push_until(provider, || {
+            self.endpoint(near).answer_ms.is_some() && self.endpoint(far).spare
+        })
+        .await;
+    }
+
     /// The state of the endpoint on `port` of this machine that APNs' production, or FCM, may use.
     fn endpoint(&self, port: u16) -> EndpointState {
         let states = self.providers.endpoint_states().into_iter();
@@ -129,10 +138,7 @@ async fn the_fastest_fcm_endpoint_is_chosen() {
     let rig = Rig::new(authority, choices);
     rig.configure_fcm("peal-test", fcm.service_account_json()).unwrap();
     tokio::spawn(rig.providers.watch());
-    rig.push_until(Provider::Fcm, || {
-        rig.endpoint(near.address().port()).answer_ms.is_some() && rig.endpoint(far.address().port()).spare
-    })
-    .await;
+    rig.push_until_measured(Provider::Fcm, &near, &far).await;
     assert!(rig.endpoint(near.address().port()).chosen);
 }
 
@@ -144,10 +150,7 @@ async fn a_dead_endpoint_is_left_at_once_and_trusted_again_only_after_a_while() 
         near,
         far,
     } = two_ways_to_apns(Choices::default()).await;
-    rig.push_until(Provider::Apns, || {
-        rig.endpoint(near.address().port()).answer_ms.is_some() && rig.endpoint(far.address().port()).spare
-    })
-    .await;
+    rig.push_until_measured(Provider::Apns, &near, &far).await;
 
     // As the pipeline does, whatever is not accepted is tried again.
     simulator.log().clear();
@@ -229,10 +232,7 @@ async fn a_silent_endpoint_is_left() {
         near,
         far,
     } = two_ways_to_apns(short).await;
-    rig.push_until(Provider::Apns, || {
-        rig.endpoint(near.address().port()).answer_ms.is_some() && rig.endpoint(far.address().port()).spare
-    })
-    .await;
+    rig.push_until_measured(Provider::Apns, &near, &far).await;
     let for_ever = Trouble::Delay {
         ms: 3_600_000,
         jitter_ms: 0,

@@ -109,16 +109,8 @@ impl Apns {
         let started = Instant::now();
         let pool = account.team.pool(attempt.address.environment);
         let mut progress = Progress::none(&self.nowhere);
-        let outcome = match timeout(self.timeout, self.attempt(account, pool, attempt, &mut progress)).await {
-            Ok(outcome) => outcome,
-            Err(_) => progress.timed_out(),
-        };
-        Attempted {
-            outcome,
-            status: progress.status,
-            endpoint: progress.endpoint,
-            took: started.elapsed(),
-        }
+        let outcome = timeout(self.timeout, self.attempt(account, pool, attempt, &mut progress)).await;
+        progress.into_attempted(outcome.ok(), started)
     }
 
     async fn attempt(

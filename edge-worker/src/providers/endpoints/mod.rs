@@ -20,10 +20,10 @@ use serde::{Deserialize, Serialize};
 use shared::{backoff::Backoff, channel::Provider, clock::Clock};
 use tokio::{sync::watch, time::Instant};
 
-use self::route::{WHOLE, micros, ms};
+use self::route::{WHOLE, ms};
 use super::http2::Host;
 
-pub(super) use self::route::Route;
+pub(super) use self::route::{Route, micros};
 
 /// How endpoints are measured and chosen, and how long unused connections live.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -151,7 +151,7 @@ pub(super) struct Endpoints {
     pub(super) settings: Settings,
     clock: Clock,
     start: Instant,
-    /// Milliseconds after `start` when somebody last used them; zero means never.
+    /// Microseconds after `start` when somebody last used them; zero means never.
     wanted: AtomicU64,
     state: Mutex<State>,
     changed: watch::Sender<()>,

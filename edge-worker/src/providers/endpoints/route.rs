@@ -118,7 +118,7 @@ impl Route {
     }
 }
 
-pub(super) fn micros(time: Duration) -> u64 {
+pub(in crate::providers) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 

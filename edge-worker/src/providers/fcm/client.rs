@@ -98,16 +98,8 @@ impl Fcm {
     pub(in crate::providers) async fn deliver(&self, account: &Account, attempt: &Attempt<'_>) -> Attempted {
         let started = Instant::now();
         let mut progress = Progress::none(&self.nowhere);
-        let outcome = match timeout(self.timeout, self.attempt(account, attempt, &mut progress)).await {
-            Ok(outcome) => outcome,
-            Err(_) => progress.timed_out(),
-        };
-        Attempted {
-            outcome,
-            status: progress.status,
-            endpoint: progress.endpoint,
-            took: started.elapsed(),
-        }
+        let outcome = timeout(self.timeout, self.attempt(account, attempt, &mut progress)).await;
+        progress.into_attempted(outcome.ok(), started)
     }
 
     async fn attempt(&self, account: &Account, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {

@@ -23,7 +23,7 @@ use super::{
     dial::{Driver, SendRequest},
     pool::Pool,
 };
-use crate::providers::endpoints::{Endpoints, Route};
+use crate::providers::endpoints::{Endpoints, Route, micros};
 
 /// Ask for the peer's limit anew after this many answers; it may change at any time.
 const LIMIT_CHECKED_EVERY: u64 = 64;
@@ -178,8 +178,7 @@ impl Connection {
     }
 
     fn silent_since(&self, then: Instant) -> bool {
-        let then = u64::try_from(then.duration_since(self.opened).as_micros()).unwrap_or(u64::MAX);
-        self.last_answer.load(Ordering::Relaxed) <= then
+        self.last_answer.load(Ordering::Relaxed) <= self.age_us(then)
     }
 
     /// How long ago the last answer came, or it was opened.
@@ -189,7 +188,7 @@ impl Connection {
     }
 
     fn age_us(&self, now: Instant) -> u64 {
-        u64::try_from(now.duration_since(self.opened).as_micros()).unwrap_or(u64::MAX)
+        micros(now.duration_since(self.opened))
     }
 }
 

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use h2::RecvStream;
 use http::{Request, Response, uri::Authority};
+use tokio::time::Instant;
 
 use super::{
     connection::{Connection, NoAnswer},
     pool::{Lease, Pool},
 };
-use crate::providers::Outcome;
+use crate::providers::{Attempted, Outcome};
 
 /// How often a request is sent again at once, if it provably was not processed.
 const MOST_REPEATS: u32 = 2;
@@ -40,8 +41,17 @@ impl Progress {
         self.sent = true;
     }
 
-    /// What it means that no more time is left.
-    pub(in crate::providers) fn timed_out(&self) -> Outcome {
+    /// The attempt that began at `began`, with its `outcome`; `None` if no more time was left.
+    pub(in crate::providers) fn into_attempted(self, outcome: Option<Outcome>, began: Instant) -> Attempted {
+        Attempted {
+            outcome: outcome.unwrap_or_else(|| self.timed_out()),
+            status: self.status,
+            endpoint: self.endpoint,
+            took: began.elapsed(),
+        }
+    }
+
+    fn timed_out(&self) -> Outcome {
         match (self.sent, self.status) {
             (true, Some(200)) => Outcome::Accepted { provider_id: None },
             // Refused, but the rest of the answer, which says why, did not come.

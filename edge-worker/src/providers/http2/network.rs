@@ -43,17 +43,17 @@ impl Network {
         if !self.endpoints.any_healthy() {
             self.resolve(FRESH).await;
         }
-        let mut failure = Unreachable::nowhere(&self.endpoints.report(None));
+        let mut failure = None;
         for route in self.endpoints.in_order(nth) {
             if let Some(spare) = self.take_spare(&route) {
                 return Ok(spare);
             }
             match self.connect(&route).await {
                 Ok(connection) => return Ok(connection),
-                Err(unreachable) => failure = unreachable,
+                Err(unreachable) => failure = Some(unreachable),
             }
         }
-        Err(failure)
+        Err(failure.unwrap_or_else(|| Unreachable::nowhere(&self.endpoints.report(None))))
     }
 
     /// Whether the next attempt goes elsewhere after one at the endpoint called `name` failed.
