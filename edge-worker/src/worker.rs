@@ -12,6 +12,7 @@ use shared::{
         config::Config,
         connect::{self, ConnectError, Nats},
         roles::Role,
+        time::Timekeeper,
         topology::{self, ApplyError},
     },
     seal::{MeshKey, SealError},
@@ -50,7 +51,7 @@ pub enum StartError {
     /// NATS cannot be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The streams cannot be looked at.
+    /// The server does not let this process look at the streams.
     #[error(transparent)]
     Apply(#[from] ApplyError),
     /// The cache cannot be opened.
@@ -77,6 +78,9 @@ impl EdgeWorker {
         let client = connect::connect(&settings.nats, &Role::Worker(region.clone()), &client_name(&settings)).await?;
         let js = connect::jetstream(client.clone());
         topology::wait_for_region(&js, &region).await?;
+        let (clock, keeper) = Timekeeper::new(client.clone(), region.clone(), clock);
+        keeper.look().await;
+        lifecycle.spawn_endless("time", keeper.run());
         let config = Config::default();
         lifecycle.spawn_endless("config", config.clone().follow(js));
         let providers = Arc::new(Providers::new(&settings.providers, clock.clone())?);

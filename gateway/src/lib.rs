@@ -28,6 +28,7 @@ use shared::{
         connect::{self, ConnectError},
         directory::Directory,
         roles::Role,
+        time::Timekeeper,
         topology::ApplyError,
     },
     telemetry::Telemetry,
@@ -98,6 +99,9 @@ impl Gateway {
         let upkeep = upkeep.ok_or(StartError::Finishing)?;
 
         let here = settings.mesh.region.clone();
+        let (clock, keeper) = Timekeeper::new(js.client(), here.clone(), clock);
+        keeper.look().await;
+        lifecycle.spawn_endless("time", keeper.run());
         let (recorder, writer) = record::pair(js.clone(), here.clone(), name);
         let parts = Arc::new(Parts {
             instance,

@@ -11,7 +11,7 @@ use shared::{
         topology::{self, ApplyError, Here, Mesh},
     },
 };
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, interval, sleep};
 
 /// How often sources and consumers are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ impl Upkeep {
     /// end before that.
     ///
     /// # Errors
-    /// When the server does not answer or refuses.
+    /// When the server refuses for want of a permission.
     pub(crate) async fn begin(
         js: jetstream::Context,
         here: Here,
@@ -40,7 +40,11 @@ impl Upkeep {
         lifecycle: &Lifecycle,
     ) -> Result<Option<Self>, ApplyError> {
         let copy = [here.config_stream()];
-        unless_refused(&js.client(), |_| true, topology::apply(&js, &copy)).await??;
+        let client = js.client();
+        let applying = || async { unless_refused(&client, |_| true, topology::apply(&js, &copy)).await? };
+        if patiently(applying, lifecycle).await?.is_none() {
+            return Ok(None);
+        }
         lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
         let (mut changes, mut look, mut said) = (config.changes(), interval(LOOK), Instant::now());
         while !config.tenants().regions.contains_key(&here.region) {
@@ -55,8 +59,8 @@ impl Upkeep {
             }
         }
         let mesh = mesh(here, &config);
-        apply(&js, &mesh).await?;
-        Ok(Some(Self { js, config, mesh }))
+        let applied = patiently(|| apply(&js, &mesh), lifecycle).await?;
+        Ok(applied.map(|()| Self { js, config, mesh }))
     }
 
     /// Keeps for ever.
@@ -73,6 +77,28 @@ impl Upkeep {
             }
             topology::mend_consumers(&self.js, &self.mesh.here.region).await;
             topology::wake_sources(&self.js, &self.mesh.streams()).await;
+        }
+    }
+}
+
+/// Tries until it succeeds: three servers that have just started agree on nothing for some seconds. `None` if the
+/// process is to end before.
+///
+/// # Errors
+/// When the server refuses for want of a permission, which trying again does not mend.
+async fn patiently<T, D>(doing: impl Fn() -> D, lifecycle: &Lifecycle) -> Result<Option<T>, ApplyError>
+where
+    D: Future<Output = Result<T, ApplyError>>,
+{
+    loop {
+        match doing().await {
+            Ok(done) => return Ok(Some(done)),
+            Err(error @ ApplyError::Forbidden(_)) => return Err(error),
+            Err(error) => tracing::warn!(%error, "the streams of this region could not be made yet"),
+        }
+        tokio::select! {
+            () = sleep(LOOK) => {}
+            () = lifecycle.finishing() => return Ok(None),
         }
     }
 }

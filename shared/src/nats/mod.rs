@@ -15,4 +15,5 @@ pub mod publish;
 pub mod refusal;
 pub mod roles;
 pub mod subject;
+pub mod time;
 pub mod topology;

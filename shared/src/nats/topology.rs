@@ -483,17 +483,22 @@ const WAIT: Duration = Duration::from_millis(200);
 /// Waits until a region's streams and the consumers of its workers are there, which its gateway makes.
 ///
 /// # Errors
-/// When the server does not answer or refuses.
+/// When the server refuses.
 pub async fn wait_for_region(js: &jetstream::Context, region: &Region) -> Result<(), ApplyError> {
     let mut said = None;
-    while let Some(missing) = unless_refused(&js.client(), |_| true, missing(js, region)).await?? {
+    loop {
+        let missing = match unless_refused(&js.client(), |_| true, missing(js, region)).await? {
+            Ok(None) => return Ok(()),
+            Ok(Some(missing)) => missing,
+            // Three servers that have just started agree on nothing for some seconds.
+            Err(error) => error.to_string(),
+        };
         if said.as_ref() != Some(&missing) {
             tracing::info!(%region, missing, "waiting for the region's gateway");
             said = Some(missing);
         }
         tokio::time::sleep(WAIT).await;
     }
-    Ok(())
 }
 
 /// The first consumer of workers that is not there. A gateway makes the streams first.
@@ -599,8 +604,7 @@ pub async fn sources(client: &Client, region: &Region, stream: &str) -> Result<V
     struct Api {
         api: String,
     }
-    let subject = format!("{}.STREAM.INFO.{stream}", api(region.as_str()));
-    let answer = client.request(subject, "".into()).await?;
+    let answer = client.request(info_of(region, stream), "".into()).await?;
     let info: Info = serde_json::from_slice(&answer.payload)?;
     let sourced = info.sources.into_iter().filter_map(|source| {
         let prefix = source.external?.api;
@@ -612,6 +616,11 @@ pub async fn sources(client: &Client, region: &Region, stream: &str) -> Result<V
         })
     });
     Ok(sourced.collect())
+}
+
+/// Where the servers of `region` are asked how `stream` stands, and what time it is.
+pub(super) fn info_of(region: &Region, stream: &str) -> String {
+    format!("{}.STREAM.INFO.{stream}", api(region.as_str()))
 }
 
 /// The prefix of the API of a domain's `JetStream`.

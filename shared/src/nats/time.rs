@@ -1,0 +1,99 @@
+//! The time by the region's servers. They fire schedules and stamp messages by their own clocks; a process whose clock is
+//! wrong would park a retry for an hour too long, or let a notification expire that need not.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::Client;
+use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
+use tokio::time::interval;
+
+use super::topology;
+use crate::{clock::Clock, id::Region};
+
+/// How often the servers are asked.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Differences below this are left alone: an answer takes its time, and clocks that are kept by NTP are closer.
+const NEAR: SignedDuration = SignedDuration::from_secs(1);
+
+/// Keeps a clock near that of the servers.
+#[derive(Debug)]
+pub struct Timekeeper {
+    client: Client,
+    region: Region,
+    own: Clock,
+    ahead_us: Arc<AtomicI64>,
+}
+
+impl Timekeeper {
+    /// A clock that shows what `own` does until [`Self::look`] finds that the servers of `region` show something else.
+    pub fn new(client: Client, region: Region, own: Clock) -> (Clock, Self) {
+        let ahead_us = Arc::new(AtomicI64::new(0));
+        let (read, by) = (own.clone(), Arc::clone(&ahead_us));
+        let kept = Clock::from_fn(move || {
+            let now = read.now();
+            let ahead = SignedDuration::from_micros(by.load(Ordering::Relaxed));
+            now.checked_sub(ahead).unwrap_or(now)
+        });
+        let keeper = Self {
+            client,
+            region,
+            own,
+            ahead_us,
+        };
+        (kept, keeper)
+    }
+
+    /// Looks for ever.
+    pub async fn run(self) {
+        let mut looks = interval(LOOK);
+        loop {
+            looks.tick().await;
+            self.look().await;
+        }
+    }
+
+    /// Asks the servers once. Without an answer everything stays as it was.
+    pub async fn look(&self) {
+        match self.ahead().await {
+            Ok(ahead) => self.correct(ahead),
+            Err(error) => tracing::debug!(%error, "the servers do not tell the time"),
+        }
+    }
+
+    /// How far this process's clock is ahead of the servers', which told theirs between question and answer.
+    async fn ahead(&self) -> Result<SignedDuration, async_nats::Error> {
+        #[derive(Deserialize)]
+        struct Told {
+            ts: Timestamp,
+        }
+        let asked = self.own.now();
+        let subject = topology::info_of(&self.region, topology::RECEIPTS);
+        let answer = self.client.request(subject, "".into()).await?;
+        let way = self.own.now().duration_since(asked) / 2;
+        let told: Told = serde_json::from_slice(&answer.payload)?;
+        Ok(asked.duration_since(told.ts) + way)
+    }
+
+    fn correct(&self, ahead: SignedDuration) {
+        let wanted = if ahead.abs() < NEAR {
+            SignedDuration::ZERO
+        } else {
+            ahead
+        };
+        let used = SignedDuration::from_micros(self.ahead_us.load(Ordering::Relaxed));
+        if (wanted - used).abs() < NEAR {
+            return;
+        }
+        let micros = i64::try_from(wanted.as_micros()).unwrap_or_default();
+        self.ahead_us.store(micros, Ordering::Relaxed);
+        tracing::warn!(ahead = %wanted, "this machine's clock is not that of the region's servers; theirs is used");
+    }
+}
