@@ -19,7 +19,7 @@ use crate::{
     freshness::Freshness,
     janitor::Janitor,
     ledger::{self, Committer, Ledger},
-    pipeline::{Announcer, Brake, InFlight, Pipeline, lanes},
+    pipeline::{Announcer, Brake, InFlight, Pace, Pipeline, lanes},
     presence::{Presence, Rank},
     providers::Providers,
     worker::StartError,
@@ -180,7 +180,9 @@ impl Pulling {
         tracing::info!(region = %self.pipeline.region, jobs_remembered = self.ledger.jobs(), "ready to pull");
         self.ready.send_replace(true);
         let returns = Returns::start();
-        let lanes = lanes(self.in_flight, &self.presence)
+        let (pace, keeping) = Pace::new();
+        lifecycle.spawn_endless("pace", keeping);
+        let lanes = lanes(self.in_flight, &self.presence, pace)
             .into_iter()
             .map(|lane| lane.run(self.pipeline.clone(), returns.clone(), lifecycle.clone()));
         futures::future::join_all(lanes).await;

@@ -8,6 +8,7 @@ mod deliver;
 mod forward;
 mod hold;
 mod open;
+mod pace;
 mod pull;
 mod resolve;
 mod settle;
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 pub use self::{
     conclude::Brake,
     dedupe::InFlight,
+    pace::Pace,
     pull::{Lane, lanes},
     settle::{Announcer, Ticket},
 };

@@ -16,7 +16,7 @@ use shared::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::Pipeline;
+use super::{Pace, Pipeline};
 use crate::{
     delivery::{Delivery, Returns},
     presence::Presence,
@@ -46,17 +46,20 @@ pub struct Lane {
     stream: &'static str,
     consumer: String,
     permits: Arc<Semaphore>,
+    /// What holds back work that comes again.
+    pace: Option<Pace>,
     /// Whether it is this worker's turn.
     turn: watch::Receiver<bool>,
 }
 
 /// Every lane of a region. `in_flight` jobs may be under way in the normal one; urgent and bulk have half of that
-/// each, retries a quarter.
-pub fn lanes(in_flight: usize, presence: &Presence) -> Vec<Lane> {
+/// each, retries a quarter, and those no faster than `pace` lets them.
+pub fn lanes(in_flight: usize, presence: &Presence, pace: Pace) -> Vec<Lane> {
     let lane = |stream, consumer, permits: usize| Lane {
         stream,
         consumer,
         permits: Arc::new(Semaphore::new(permits.max(1))),
+        pace: None,
         turn: presence.work.clone(),
     };
     let fresh = Channel::CARRIED
@@ -71,7 +74,10 @@ pub fn lanes(in_flight: usize, presence: &Presence) -> Vec<Lane> {
             lane(topology::NOTIFY, topology::lane_consumer(channel, class), permits)
         })
         .chain([
-            lane(topology::SCHEDULE, topology::RETRY_CONSUMER.to_owned(), in_flight / 4),
+            Lane {
+                pace: Some(pace),
+                ..lane(topology::SCHEDULE, topology::RETRY_CONSUMER.to_owned(), in_flight / 4)
+            },
             Lane {
                 turn: presence.spill.clone(),
                 ..lane(topology::SCHEDULE, topology::SPILL_CONSUMER.to_owned(), in_flight / 4)
@@ -139,6 +145,14 @@ impl Lane {
             .try_acquire_many_owned(u32::try_from(more).unwrap_or(0))
         {
             permits.merge(more);
+        }
+        if let Some(pace) = &self.pace {
+            let may = tokio::select! {
+                may = pace.take(permits.num_permits()) => may,
+                () = lifecycle.finishing() => return None,
+            };
+            // What is over is given back.
+            permits = permits.split(may)?;
         }
         Some(permits)
     }
