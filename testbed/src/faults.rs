@@ -23,6 +23,7 @@ use std::{
 
 use anyhow::{bail, ensure};
 use rand::{SeedableRng, rngs::StdRng};
+use shared::nats::topology::Durability;
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
@@ -206,11 +207,11 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
         provider_settings: scenario.mesh.provider.clone(),
         gateway_settings: scenario.mesh.gateway.clone(),
         max_bytes: scenario.mesh.max_bytes,
-        sync_interval: if scenario.mesh.flush_always {
-            SyncInterval::Always
-        } else {
-            SyncInterval::default()
+        sync_interval: match scenario.mesh.durability {
+            Durability::Demo => SyncInterval::default(),
+            Durability::Single | Durability::Production => SyncInterval::Always,
         },
+        durability: scenario.mesh.durability,
         links,
         ..Plan::new(std::env::current_exe()?, nats_server.to_owned())
     };

@@ -136,6 +136,7 @@ impl Plan {
                 region => network::nats(region),
             }),
             sync_interval: self.sync_interval,
+            clusters: self.durability.replicas() > 1,
             tls: self.tls,
             regions: self
                 .regions
@@ -581,9 +582,13 @@ impl Peal {
 
     /// Settings that gateways and workers share.
     fn common(&mut self, region: &str, role: &Role, grace_s: u64) -> anyhow::Result<String> {
-        let server = self.nats.region(region);
-        let (nats, address) = (server.nats(role)?, (server.address(), server.port()).into());
-        let address = via(&self.plan, &mut self.links, Between::Nats, region, address)?;
+        let nats = self.nats.region(region).nats(role)?;
+        let mut urls = Vec::new();
+        for server in self.nats.servers(region) {
+            let address = (server.address(), server.port()).into();
+            let address = via(&self.plan, &mut self.links, Between::Nats, region, address)?;
+            urls.push(format!("nats://{address}"));
+        }
         let otlp = self
             .plan
             .otlp_endpoint
@@ -591,8 +596,9 @@ impl Peal {
             .map(|url| format!("otlp_endpoint = \"{url}\"\n"))
             .unwrap_or_default();
         Ok(format!(
-            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"nats://{address}\"\n{}[mesh]\nregion = \"{region}\"\nmax_bytes = {}\ndurability = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
+            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"{}\"\n{}[mesh]\nregion = \"{region}\"\nmax_bytes = {}\ndurability = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
             self.mesh_key,
+            urls.join(","),
             files(&nats),
             self.plan.max_bytes,
             serde_json::to_string(&self.plan.durability)?,

@@ -16,7 +16,7 @@ type Millis = i64;
 pub(super) struct Phases {
     /// The first fault begins.
     pub(super) struck: Millis,
-    /// It is whole: the storm is handed in, the links are cut.
+    /// It is whole: the storm is parked, the links are cut.
     pub(super) whole: Millis,
     /// The last has ended.
     pub(super) healed: Millis,
@@ -31,10 +31,11 @@ pub(super) fn figure(figure: Figure, peal: &Peal, callers: &Callers, phases: &Ph
     for sent in callers.sent().into_iter().filter(|sent| !is_stormy(sent.recipient)) {
         jobs.insert(callers.job(&sent)?.to_string(), sent);
     }
-    let pushes = peal.apns.log().delivered();
+    let pushes = peal.apns.log().pushes();
     // When the caller began and when the provider had it.
     let mut ways: Vec<(Millis, Millis)> = pushes
         .iter()
+        .filter(|push| push.delivered)
         .filter_map(|push| Some((jobs.get(push.collapse_id.as_deref()?)?.at_ms, push.at_ms)))
         .collect();
     ways.sort_unstable_by_key(|(_, arrived)| *arrived);
@@ -59,8 +60,11 @@ pub(super) fn figure(figure: Figure, peal: &Peal, callers: &Callers, phases: &Ph
             let (storm, of_storm) = p99(phases.whole, phases.healed);
             #[expect(clippy::cast_precision_loss, reason = "nothing takes 2^52 ms")]
             let ratio = storm as f64 / quiet.max(1) as f64;
+            let refused = pushes.iter().filter(|push| !push.delivered).map(|push| push.at_ms);
+            let retries = rate(refused.filter(|at| (phases.whole..phases.healed).contains(at)));
             format!(
-                "fresh p99 {quiet} ms in quiet ({of_quiet}), {storm} ms in the storm ({of_storm}): {ratio:.1} times (2 are allowed)"
+                "fresh p99 {quiet} ms in quiet ({of_quiet}), {storm} ms in the storm ({of_storm}, {retries:.0} retries a \
+                 second): {ratio:.1} times (2 are allowed)"
             )
         }
     })

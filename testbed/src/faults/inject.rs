@@ -68,7 +68,8 @@ pub(super) struct Injector {
 enum Target {
     Gateway(usize),
     Worker(usize, usize),
-    Nats(usize),
+    /// One of a region's nats-servers.
+    Nats(usize, usize),
     Hub,
 }
 
@@ -172,6 +173,23 @@ impl Injector {
                     self.start(target).await?;
                 }
             }
+            Inject::Majority => {
+                let one = self.pick(Whom::Nats, region);
+                let mut others = self.everyone();
+                let sibling = |other: &Target, one: &Target| match (other, one) {
+                    (Target::Nats(region, other), Target::Nats(of, one)) => region == of && other != one,
+                    _ => false,
+                };
+                others.retain(|other| one.iter().any(|one| sibling(other, one)));
+                ensure!(others.len() == 2, "a region has three nats-servers");
+                for target in &others {
+                    self.kill(*target).await?;
+                }
+                sleep(hold).await;
+                for target in &others {
+                    self.start(*target).await?;
+                }
+            }
             Inject::Squeeze(whom) => self.squeeze(*whom, region, hold).await?,
             Inject::Crash { points, passing } => {
                 for point in points {
@@ -205,6 +223,7 @@ impl Injector {
                 };
                 self.set_script(Provider::Apns, vec![rule])?;
                 self.callers.storm(&self.peal.regions[0].name, *count).await;
+                self.nothing_waits().await?;
                 self.phases.whole = now_ms();
                 sleep(hold).await;
                 self.follow_lasting()?;
@@ -223,10 +242,9 @@ impl Injector {
         let each = self.peal.regions.iter().enumerate();
         let regions = each.flat_map(|(region, parts)| {
             let workers = (0..parts.workers.len()).map(move |worker| Target::Worker(region, worker));
-            [Target::Nats(region)]
-                .into_iter()
-                .chain(workers)
-                .chain([Target::Gateway(region)])
+            let servers = self.peal.nats.servers(&parts.name).len();
+            let servers = (0..servers).map(move |server| Target::Nats(region, server));
+            servers.chain(workers).chain([Target::Gateway(region)])
         });
         [Target::Hub].into_iter().chain(regions).collect()
     }
@@ -237,10 +255,10 @@ impl Injector {
             (Whom::All, _)
             | (Whom::Hub, Target::Hub)
             | (Whom::Programs, Target::Gateway(_) | Target::Worker(..))
-            | (Whom::Any, Target::Gateway(_) | Target::Worker(..) | Target::Nats(_)) => true,
+            | (Whom::Any, Target::Gateway(_) | Target::Worker(..) | Target::Nats(..)) => true,
             (Whom::Gateway, Target::Gateway(at))
             | (Whom::Worker, Target::Worker(at, _))
-            | (Whom::Nats, Target::Nats(at)) => region.is_none_or(|region| self.peal.regions[*at].name == region),
+            | (Whom::Nats, Target::Nats(at, _)) => region.is_none_or(|region| self.peal.regions[*at].name == region),
             _ => false,
         };
         let mut targets = self.everyone();
@@ -256,13 +274,13 @@ impl Injector {
         match target {
             Target::Gateway(region) => Some(&mut self.peal.regions[region].gateway),
             Target::Worker(region, worker) => Some(&mut self.peal.regions[region].workers[worker]),
-            Target::Nats(_) | Target::Hub => None,
+            Target::Nats(..) | Target::Hub => None,
         }
     }
 
     fn server(&self, target: Target) -> &crate::nats::Server {
         match target {
-            Target::Nats(region) => self.peal.nats.region(&self.peal.regions[region].name),
+            Target::Nats(region, server) => self.peal.nats.servers(&self.peal.regions[region].name)[server],
             _ => self.peal.nats.hub(),
         }
     }
@@ -471,7 +489,7 @@ impl Injector {
             self.start(target).await?;
             disk.fill()?;
             let region = match target {
-                Target::Nats(region) => Some(region),
+                Target::Nats(region, _) => Some(region),
                 _ => None,
             };
             if let Some(region) = region {
@@ -599,6 +617,19 @@ impl Injector {
             sleep(hold).await;
             self.stop(target).await?;
             self.start(target).await?;
+        }
+        Ok(())
+    }
+
+    /// Until every fresh notification has been pulled, so that what waits is parked.
+    async fn nothing_waits(&self) -> anyhow::Result<()> {
+        for region in &self.peal.regions {
+            let js = connect::jetstream(self.peal.connect(&region.name).await?);
+            let notify = js.get_stream(topology::NOTIFY).await?;
+            let lane = topology::lane_consumer(Channel::Push, Class::Normal);
+            while notify.consumer_info(&lane).await?.num_pending > 0 {
+                sleep(Duration::from_millis(50)).await;
+            }
         }
         Ok(())
     }

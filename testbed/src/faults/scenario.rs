@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use serde::Deserialize;
 use shared::{
     channel::{Class, Provider},
+    nats::topology::Durability,
     receipt::State,
 };
 
@@ -98,8 +99,8 @@ pub(super) struct MeshPlan {
     pub(super) gateway: String,
     /// Most bytes of the streams of work.
     pub(super) max_bytes: i64,
-    /// Whether nats-servers flush before they acknowledge.
-    pub(super) flush_always: bool,
+    /// What gateways and nats-servers are to promise: with `production` each region has three servers.
+    pub(super) durability: Durability,
 }
 
 impl Default for MeshPlan {
@@ -112,7 +113,7 @@ impl Default for MeshPlan {
             provider: String::new(),
             gateway: String::new(),
             max_bytes: -1,
-            flush_always: false,
+            durability: Durability::default(),
         }
     }
 }
@@ -216,6 +217,8 @@ fn once() -> usize {
 pub(super) enum Inject {
     /// SIGKILL, and started again.
     Kill(Whom),
+    /// SIGKILL for two of a region's three nats-servers at once, and started again.
+    Majority,
     /// SIGSTOP, then SIGCONT.
     Pause(Whom),
     /// SIGTERM, and started again when it has ended.

@@ -19,6 +19,8 @@ pub struct Mesh {
     keys: Keys,
     hub: Server,
     regions: Vec<Server>,
+    /// The second and third servers of regions that have three.
+    siblings: Vec<Server>,
 }
 
 impl Mesh {
@@ -48,9 +50,15 @@ impl Mesh {
             .map(|name| link(name, &hub).map(|hub| Role::Region { hub }))
             .collect::<anyhow::Result<_>>()?;
         let starting = regions.iter().zip(roles);
-        let starting = starting.map(|(name, role)| Server::start(settings(name), keys.clone(), name, role));
-        let regions = try_join_all(starting).await?;
-        let mesh = Self { keys, hub, regions };
+        let starting = starting.map(|(name, role)| start_region(settings(name), keys.clone(), name, role));
+        let (regions, siblings): (Vec<_>, Vec<_>) = try_join_all(starting).await?.into_iter().unzip();
+        let siblings = siblings.into_iter().flatten().collect();
+        let mesh = Self {
+            keys,
+            hub,
+            regions,
+            siblings,
+        };
         mesh.linked().await?;
         Ok(mesh)
     }
@@ -83,7 +91,16 @@ impl Mesh {
             .unwrap_or_else(|| panic!("this mesh has no region {name}"))
     }
 
-    /// The regions, in the order they were named.
+    /// The servers of the region of that name, one or three.
+    ///
+    /// # Panics
+    /// If the mesh was started without it.
+    pub fn servers(&self, name: &str) -> Vec<&Server> {
+        let siblings = self.siblings.iter().filter(|server| server.domain() == name);
+        std::iter::once(self.region(name)).chain(siblings).collect()
+    }
+
+    /// The regions, in the order they were named. Of a region with three servers, one.
     pub fn regions(&self) -> impl Iterator<Item = &Server> {
         self.regions.iter()
     }
@@ -98,6 +115,15 @@ impl Mesh {
         try_join_all(running.iter().map(|server| reaches(server, &running, deadline))).await?;
         Ok(())
     }
+}
+
+/// The server that a region has, and the others if it has three.
+async fn start_region(settings: Settings, keys: Keys, name: &str, role: Role) -> anyhow::Result<(Server, Vec<Server>)> {
+    if !settings.clusters {
+        return Ok((Server::start(settings, keys, name, role).await?, Vec::new()));
+    }
+    let mut servers = Server::start_cluster(settings, keys, name, role).await?;
+    Ok((servers.remove(0), servers))
 }
 
 async fn reaches(from: &Server, all: &[&Server], deadline: Instant) -> anyhow::Result<()> {

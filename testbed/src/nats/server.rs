@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use async_nats::Client;
+use futures::future::try_join_all;
 use rand::Rng;
 use shared::{
     id::{AppId, Region},
@@ -31,6 +32,7 @@ use crate::{network::Place, peal::APP};
 
 const HUB_CONF: &str = include_str!("../../../deploy/nats/hub.conf");
 const REGION_CONF: &str = include_str!("../../../deploy/nats/region.conf");
+const CLUSTER_CONF: &str = include_str!("../../../deploy/nats/cluster.conf");
 const TLS_CONF: &str = include_str!("../../../deploy/nats/tls.conf");
 
 /// The user of tests, whom no other mesh knows.
@@ -58,6 +60,8 @@ pub struct Settings {
     pub regions: Vec<Region>,
     /// Apps whose services publish by themselves.
     pub apps: Vec<AppId>,
+    /// Whether each region has three servers.
+    pub clusters: bool,
     /// Whether connections are encrypted, and clients show certificates.
     pub tls: bool,
     /// Changes to the configuration files: what stands there, and what is to stand there instead.
@@ -74,6 +78,7 @@ impl Settings {
             place: Place::default(),
             regions: Vec::new(),
             apps: vec![APP.parse().expect("the name of the test's app")],
+            clusters: false,
             tls: true,
             edits: Vec::new(),
         }
@@ -138,6 +143,8 @@ pub struct Server {
     name: String,
     role: Role,
     ports: Ports,
+    /// The ports by which this server and its siblings reach each other, its own first; empty if it stands alone.
+    cluster: Vec<u16>,
     folder: Option<TempDir>,
     process: Mutex<Option<Child>>,
 }
@@ -151,19 +158,7 @@ struct Ports {
 impl Server {
     /// Starts a server whose `JetStream` domain is `domain`, and waits until it takes clients. It knows others by `keys`.
     pub async fn start(settings: impl Into<Settings>, keys: Keys, domain: &str, role: Role) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix(&format!("nats-{domain}-")).tempdir()?;
-        let mut server = Self {
-            settings: settings.into(),
-            keys,
-            domain: domain.to_owned(),
-            // Two test runs on one machine must not take each other's server for their own.
-            name: format!("{domain}-{:08x}", rand::rng().random::<u32>()),
-            role,
-            ports: Ports::free()?,
-            folder: Some(folder),
-            process: Mutex::new(None),
-        };
-        server.write_config()?;
+        let mut server = Self::new(settings.into(), keys, domain, role, Vec::new())?;
         for _ in 0..4 {
             match server.run().await {
                 Err(_) if server.log().contains("address already in use") => {
@@ -174,6 +169,43 @@ impl Server {
             }
         }
         server.run().await.map(|()| server)
+    }
+
+    /// Starts the three servers of one domain, which keep three copies of everything.
+    pub async fn start_cluster(
+        settings: impl Into<Settings>,
+        keys: Keys,
+        domain: &str,
+        role: Role,
+    ) -> anyhow::Result<Vec<Self>> {
+        let settings = settings.into();
+        let mut ports = vec![free_port()?, free_port()?, free_port()?];
+        let mut servers = Vec::new();
+        for _ in 0..3 {
+            let (keys, role) = (keys.clone(), role.clone());
+            servers.push(Self::new(settings.clone(), keys, domain, role, ports.clone())?);
+            ports.rotate_left(1);
+        }
+        try_join_all(servers.iter().map(Self::run)).await?;
+        Ok(servers)
+    }
+
+    fn new(settings: Settings, keys: Keys, domain: &str, role: Role, cluster: Vec<u16>) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix(&format!("nats-{domain}-")).tempdir()?;
+        let server = Self {
+            settings,
+            keys,
+            domain: domain.to_owned(),
+            // Two test runs on one machine must not take each other's server for their own.
+            name: format!("{domain}-{:08x}", rand::rng().random::<u32>()),
+            role,
+            ports: Ports::free()?,
+            cluster,
+            folder: Some(folder),
+            process: Mutex::new(None),
+        };
+        server.write_config()?;
+        Ok(server)
     }
 
     /// Where clients connect.
@@ -348,6 +380,15 @@ impl Server {
             variables.push(("PEAL_HUB_LEAF_URL", quoted(hub)));
             variables.push(("PEAL_LEAF_SEED", self.keys.of(&leaf)?.seed));
         }
+        if let Some(own) = self.cluster.first() {
+            variables.push(("PEAL_CLUSTER_PORT", own.to_string()));
+            for (name, port) in ["PEAL_ROUTE_1", "PEAL_ROUTE_2", "PEAL_ROUTE_3"]
+                .iter()
+                .zip(&self.cluster)
+            {
+                variables.push((name, quoted(&format!("nats-route://{}:{port}", self.address()))));
+            }
+        }
         let mut variables: Vec<_> = variables
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value))
@@ -372,10 +413,10 @@ impl Server {
         fs::write(self.config_path(), config)?;
         let users = roles.strip_suffix("]\n").context("roles.conf ends its list of users")?;
         fs::write(self.folder().join("roles.conf"), format!("{users}{TEST_USER}"))?;
-        fs::write(
-            self.folder().join("tls.conf"),
-            if self.settings.tls { TLS_CONF } else { "" },
-        )?;
+        let included = |wanted: bool, text| if wanted { text } else { "" };
+        fs::write(self.folder().join("tls.conf"), included(self.settings.tls, TLS_CONF))?;
+        let cluster = included(!self.cluster.is_empty(), CLUSTER_CONF);
+        fs::write(self.folder().join("cluster.conf"), cluster)?;
         Ok(())
     }
 
