@@ -173,6 +173,23 @@ async fn autonomy(peal: &Peal, callers: &Callers, phases: &Phases) -> anyhow::Re
             waited.len(),
             per_second(waited.len(), last),
         ));
+        // Accepted on both sides of the cut.
+        let twice = sent.iter().filter(|(sent, _)| {
+            let meanwhile = sent.accepted.is_some_and(|took| sent.at_ms + millis(took) < *to);
+            meanwhile && sent.at_ms >= *from
+        });
+        let mut sides: HashMap<JobId, (bool, bool)> = HashMap::new();
+        for (sent, job) in twice {
+            let (here, there) = sides.entry(*job).or_default();
+            *here |= sent.from == *region;
+            *there |= sent.from != *region;
+        }
+        let twice = sides.values().filter(|sides| **sides == (true, true)).count();
+        if twice > 0 {
+            told.lines
+                .push(format!("{twice} accepted in {region} and elsewhere meanwhile"));
+        }
+        told.at_worst("twice", per_second(twice, 1.0), f64::min);
         told.at_worst("waited", per_second(waited.len(), 1.0), f64::min);
         told.at_worst("first_s", first, f64::max);
         told.at_worst("flowed_s", last, f64::max);

@@ -154,6 +154,8 @@ pub(super) struct Callers {
     http: reqwest::Client,
     key: String,
     ttl_s: Option<u32>,
+    /// Whether each is handed in by several callers, who say so.
+    everywhere: bool,
     patience: Duration,
     pub(super) recipients: Vec<Recipient>,
     sent: Mutex<Vec<Sent>>,
@@ -183,6 +185,7 @@ impl Callers {
             http: peal.http.clone(),
             key: peal.key.clone(),
             ttl_s: load.ttl_s,
+            everywhere: load.everywhere,
             patience: Duration::from_secs_f64(load.patience_s),
             recipients,
             sent: Mutex::default(),
@@ -304,9 +307,14 @@ impl Callers {
             "class": sent.class,
             "push": self.push(),
         });
-        let request = self.http.post(&self.doors[from].url).bearer_auth(&self.key).json(&body);
+        let mut request = self.http.post(&self.doors[from].url).bearer_auth(&self.key).json(&body);
+        if self.everywhere {
+            request = request.header("Idempotency-Key", &sent.event);
+        }
         match request.send().await.ok()?.status().as_u16() {
             202 => Some(true),
+            // Another caller is about to be answered.
+            409 if self.everywhere => None,
             429 | 500.. => None,
             status => {
                 eprintln!("{} was refused with {status}", sent.event);

@@ -143,7 +143,7 @@ pub(super) struct Load {
     pub(super) ways: Vec<Way>,
     /// Regions they are handed in at, in turn; all if empty.
     pub(super) from: Vec<String>,
-    /// Whether each is handed in at all of those, at once and with the same ids.
+    /// Whether each is handed in at all of those, at once and with the same ids and `Idempotency-Key`.
     pub(super) everywhere: bool,
     /// Regions the recipients live in; all if empty.
     pub(super) homes: Vec<String>,
@@ -469,7 +469,7 @@ fn read(path: &Path) -> anyhow::Result<Scenario> {
     for (range, least, most) in scenario
         .faults
         .iter()
-        .flat_map(|fault| [(fault.at, 0.0, 1.0), (fault.for_s, 0.0, 120.0)])
+        .flat_map(|fault| [(fault.at, 0.0, 1.0), (fault.for_s, 0.0, 180.0)])
     {
         ensure!(
             least <= range.0 && range.0 <= range.1 && range.1 <= most,
