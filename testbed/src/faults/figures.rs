@@ -1,8 +1,9 @@
 //! Figures of a run: what is told, and judged only where a scenario says so, because a busy machine would judge with.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
+    ops::Range,
     time::Duration,
 };
 
@@ -113,90 +114,154 @@ fn fresh_latency(ways: &[(Millis, Millis)], phases: &Phases) -> Told {
 
 /// What regions did while they were cut off, and how soon everything flowed after.
 async fn autonomy(peal: &Peal, callers: &Callers, phases: &Phases) -> anyhow::Result<Told> {
-    let stored = Audit::stored(peal).await?;
-    let mut arrived: HashMap<String, Millis> = HashMap::new();
-    for push in peal.apns.log().delivered() {
-        if let Some(job) = push.collapse_id {
-            arrived.entry(job).or_insert(push.at_ms);
-        }
-    }
-    let sent: Vec<(Sent, JobId)> = callers
-        .sent()
-        .into_iter()
-        .map(|sent| callers.job(&sent).map(|job| (sent, job)))
-        .collect::<Result<_, _>>()?;
-    let home = |sent: &Sent| &*callers.recipients[sent.recipient].home;
-    let load = || sent.iter().filter(|(sent, _)| !sent.hurried);
-    let begun = || load().map(|(sent, _)| sent.at_ms);
+    let load = Load::read(peal, callers).await?;
+    let begun = || {
+        load.0
+            .iter()
+            .filter(|course| !course.sent.hurried)
+            .map(|course| course.sent.at_ms)
+    };
     let lasted = seconds(begun().max().unwrap_or_default() - begun().min().unwrap_or_default());
-    let mut told = Told::new(format!("{:.0} a second handed in", per_second(load().count(), lasted)));
-    for Spell { region, from, to } in &phases.spells {
-        // Waited at the heal for the way to another region or from it, and when it came to where it is worked on.
-        let waited = sent.iter().filter_map(|(sent, job)| {
-            let crosses = (sent.from == *region) != (home(sent) == region);
-            let before = sent.accepted.is_some_and(|took| sent.at_ms + millis(took) < *to);
-            let came = *stored.get(job)?;
-            (crosses && before && came >= *to).then(|| seconds(came - to))
-        });
-        let mut waited: Vec<f64> = waited.collect();
-        waited.sort_unstable_by(f64::total_cmp);
-        let (first, last) = (
-            waited.first().copied().unwrap_or_default(),
-            waited.last().copied().unwrap_or_default(),
+    let handed_in = per_second(begun().count(), lasted);
+    let mut told = Told::new(format!("{handed_in:.0} a second handed in"));
+    for spell in &phases.spells {
+        let Spell { region, from, to } = spell;
+        let (quiet, alone) = (
+            load.accepted(region, 0..phases.struck),
+            load.accepted(region, *from..*to),
         );
-
-        let accepted = |from: Millis, to: Millis| {
-            let there = load().filter(move |(sent, _)| sent.from == *region && (from..to).contains(&sent.at_ms));
-            Took::of(there.filter_map(|(sent, _)| Some(sent.accepted?.as_secs_f64())))
-        };
-        let (quiet, alone) = (accepted(0, phases.struck), accepted(*from, *to));
-
-        let own = || {
-            // What is handed in in the last second may arrive after the heal.
-            let meanwhile = *from..*to - 1000;
-            load().filter(move |(sent, _)| {
-                sent.from == *region && home(sent) == region && meanwhile.contains(&sent.at_ms)
-            })
-        };
-        let delivered = Took::of(own().filter_map(|(sent, job)| {
-            let came = arrived.get(&job.to_string())?;
-            (came < to).then(|| seconds(came - sent.at_ms))
-        }));
-        let own = share(delivered.count, own().count());
-
+        let (own, of_own) = load.own(spell);
+        let own_share = float(own.count) / float(of_own.max(1));
         told.lines.push(format!(
-            "{region} alone for {:.0} s: accepts in {alone}, in {quiet} before; delivers {:.1} % of its own, in \
-             {delivered}; {} wait, the first is there {first:.2} s after the heal, the last after {last:.2} s: {:.0} a \
-             second",
+            "{region} cut off for {:.0} s: accepts in {alone}, in {quiet} before; delivers {:.1} % of its own, in {own}",
             seconds(to - from),
-            100.0 * own,
-            waited.len(),
-            per_second(waited.len(), last),
+            100.0 * own_share
         ));
-        // Accepted on both sides of the cut.
-        let twice = sent.iter().filter(|(sent, _)| {
-            let meanwhile = sent.accepted.is_some_and(|took| sent.at_ms + millis(took) < *to);
-            meanwhile && sent.at_ms >= *from
-        });
-        let mut sides: HashMap<JobId, (bool, bool)> = HashMap::new();
-        for (sent, job) in twice {
-            let (here, there) = sides.entry(*job).or_default();
-            *here |= sent.from == *region;
-            *there |= sent.from != *region;
-        }
-        let twice = sides.values().filter(|sides| **sides == (true, true)).count();
-        if twice > 0 {
-            told.lines
-                .push(format!("{twice} accepted in {region} and elsewhere meanwhile"));
-        }
-        told.at_worst("twice", per_second(twice, 1.0), f64::min);
-        told.at_worst("waited", per_second(waited.len(), 1.0), f64::min);
-        told.at_worst("first_s", first, f64::max);
-        told.at_worst("flowed_s", last, f64::max);
         told.at_worst("accept_p99_ratio", alone.p99 / quiet.p99.max(0.001), f64::max);
-        told.at_worst("own", own, f64::min);
+        told.at_worst("own", own_share, f64::min);
+
+        let waited = load.waited(spell);
+        if let (Some(first), Some(last)) = (waited.first(), waited.last()) {
+            told.lines.push(format!(
+                "{} wait, the first is there {first:.2} s after the heal, the last after {last:.2} s: {:.0} a second",
+                waited.len(),
+                per_second(waited.len(), *last),
+            ));
+            told.at_worst("first_s", *first, f64::max);
+            told.at_worst("flowed_s", *last, f64::max);
+        }
+        told.at_worst("waited", float(waited.len()), f64::min);
+
+        let twice = load.accepted_twice(spell);
+        if twice > 0 {
+            told.lines.push(format!("{twice} are accepted there and elsewhere"));
+        }
+        told.at_worst("twice", float(twice), f64::min);
     }
     Ok(told)
+}
+
+/// Everything that was handed in.
+struct Load(Vec<Course>);
+
+/// One notification, and how it went on.
+struct Course {
+    sent: Sent,
+    job: JobId,
+    home: String,
+    /// When it was where it is worked on.
+    stored: Option<Millis>,
+    /// When its provider had it.
+    arrived: Option<Millis>,
+}
+
+impl Course {
+    /// Whether its caller knew before `then` that it is stored.
+    fn is_accepted_before(&self, then: Millis) -> bool {
+        self.sent
+            .accepted
+            .is_some_and(|took| self.sent.at_ms + millis(took) < then)
+    }
+}
+
+impl Load {
+    async fn read(peal: &Peal, callers: &Callers) -> anyhow::Result<Self> {
+        let stored = Audit::stored(peal).await?;
+        let mut arrived: HashMap<String, Millis> = HashMap::new();
+        for push in peal.apns.log().delivered() {
+            if let Some(job) = push.collapse_id {
+                arrived.entry(job).or_insert(push.at_ms);
+            }
+        }
+        let course = callers.sent().into_iter().map(|sent| {
+            let job = callers.job(&sent)?;
+            anyhow::Ok(Course {
+                job,
+                home: callers.recipients[sent.recipient].home.clone(),
+                stored: stored.get(&job).copied(),
+                arrived: arrived.get(&job.to_string()).copied(),
+                sent,
+            })
+        });
+        Ok(Self(course.collect::<Result<_, _>>()?))
+    }
+
+    /// What the load handed in in `region` at that time.
+    fn handed_in(&self, region: &str, when: Range<Millis>) -> impl Iterator<Item = &Course> {
+        let there = self
+            .0
+            .iter()
+            .filter(move |course| course.sent.from == region && !course.sent.hurried);
+        there.filter(move |course| when.contains(&course.sent.at_ms))
+    }
+
+    /// How long that took to be accepted.
+    fn accepted(&self, region: &str, when: Range<Millis>) -> Took {
+        let took = self.handed_in(region, when).filter_map(|course| course.sent.accepted);
+        Took::of(took.map(|took| took.as_secs_f64()))
+    }
+
+    /// How long a region needed to deliver what it accepted for itself while it was alone, and how many those were.
+    fn own(&self, Spell { region, from, to }: &Spell) -> (Took, usize) {
+        // What is handed in in the last second may arrive after the heal.
+        let own = || {
+            self.handed_in(region, *from..*to - 1000)
+                .filter(|course| course.home == *region)
+        };
+        let arrived = own().filter_map(|course| Some((course.sent.at_ms, course.arrived?)));
+        let arrived = arrived.filter(|(_, arrived)| arrived < to);
+        (
+            Took::of(arrived.map(|(begun, arrived)| seconds(arrived - begun))),
+            own().count(),
+        )
+    }
+
+    /// How many seconds after the heal came what had waited for it, to other regions or from them.
+    fn waited(&self, Spell { region, to, .. }: &Spell) -> Vec<f64> {
+        let crosses = |course: &&Course| (course.sent.from == *region) != (course.home == *region);
+        let accepted = self
+            .0
+            .iter()
+            .filter(crosses)
+            .filter(|course| course.is_accepted_before(*to));
+        let came = accepted.filter_map(|course| course.stored).filter(|came| came >= to);
+        let mut waited: Vec<f64> = came.map(|came| seconds(came - to)).collect();
+        waited.sort_unstable_by(f64::total_cmp);
+        waited
+    }
+
+    /// How many a region accepted while it was alone that others accepted, too.
+    fn accepted_twice(&self, Spell { region, from, to }: &Spell) -> usize {
+        let meanwhile = |course: &&Course| course.sent.at_ms >= *from && course.is_accepted_before(*to);
+        let (here, elsewhere): (Vec<&Course>, Vec<&Course>) = self
+            .0
+            .iter()
+            .filter(meanwhile)
+            .partition(|course| course.sent.from == *region);
+        let here: HashSet<JobId> = here.into_iter().map(|course| course.job).collect();
+        let elsewhere: HashSet<JobId> = elsewhere.into_iter().map(|course| course.job).collect();
+        here.intersection(&elsewhere).count()
+    }
 }
 
 /// How soon the workers of other regions delivered what a region's own could not, and when they stopped.
@@ -222,9 +287,9 @@ async fn spill(peal: &Peal, phases: &Phases) -> anyhow::Result<Told> {
             helped(*from).count(),
         ));
         told.at_worst("first_s", first, f64::max);
-        told.at_worst("helped", per_second(helped(*from).count(), 1.0), f64::min);
+        told.at_worst("helped", float(helped(*from).count()), f64::min);
         told.at_worst("ended_s", last, f64::max);
-        told.at_worst("home", per_second(home, 1.0), f64::min);
+        told.at_worst("home", float(home), f64::min);
     }
     Ok(told)
 }
@@ -265,14 +330,13 @@ fn seconds(millis: Millis) -> f64 {
     Duration::from_millis(u64::try_from(millis).unwrap_or_default()).as_secs_f64()
 }
 
-fn share(part: usize, of: usize) -> f64 {
-    per_second(part, per_second(of.max(1), 1.0))
+#[expect(clippy::cast_precision_loss, reason = "no load has 2^52 notifications")]
+fn float(count: usize) -> f64 {
+    count as f64
 }
 
 fn per_second(count: usize, seconds: f64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "no load has 2^52 notifications")]
-    let count = count as f64;
-    if seconds > 0.0 { count / seconds } else { 0.0 }
+    if seconds > 0.0 { float(count) / seconds } else { 0.0 }
 }
 
 /// How many a second; the last twentieth is left out, because stragglers say nothing about a rate.

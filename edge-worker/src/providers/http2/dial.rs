@@ -19,8 +19,9 @@ use crate::providers::endpoints::{EndpointState, Route};
 /// Until one address counts as unreachable.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a peer has not acknowledged for so long never reaches it, also when its connection is closed meanwhile (RFC 9293, section 3.9.1.1).
-/// Otherwise a push that was given up, and went out another way, would arrive after all when the network comes back.
+/// What a peer has not acknowledged for so long never reaches it, also when its connection is closed meanwhile (the user
+/// timeout of RFC 5482). Otherwise a push that was given up, and went out another way, would arrive after all when the
+/// network comes back.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
 
 pub(super) type SendRequest = h2::client::SendRequest<Bytes>;
