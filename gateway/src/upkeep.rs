@@ -17,7 +17,7 @@ use tokio::time::{Instant, interval, sleep};
 const LOOK: Duration = Duration::from_secs(1);
 
 /// How often sources are looked at of which some sleep.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How often a gateway says what it waits for.
 const REMIND: Duration = Duration::from_secs(10);

@@ -380,14 +380,11 @@ impl Injector {
         }
         let from = now_ms();
         sleep(hold).await;
+        let to = now_ms();
         for at in &meant {
             self.peal.links[*at].set(&Trouble::None)?;
         }
-        self.phases.spells.push(Spell {
-            region,
-            from,
-            to: now_ms(),
-        });
+        self.phases.spells.push(Spell { region, from, to });
         Ok(())
     }
 
@@ -415,8 +412,8 @@ impl Injector {
         let name = format!("backlog{}", self.phases.spells.len());
         self.callers.hurry(&name, &region, &chosen, backlog).await;
         sleep_until(end).await;
-        set(&self.peal, &Trouble::None)?;
         let to = now_ms();
+        set(&self.peal, &Trouble::None)?;
         failures.extend(isolation.afterwards().await?);
         self.phases.spells.push(Spell { region, from, to });
         Ok(failures)
@@ -427,10 +424,10 @@ impl Injector {
         let region = self.pick_region(region);
         let mut workers = self.everyone();
         workers.retain(|target| matches!(target, Target::Worker(at, _) if self.peal.regions[*at].name == region));
+        let from = now_ms();
         for worker in &workers {
             self.kill(*worker).await?;
         }
-        let from = now_ms();
         sleep(hold).await;
         for worker in workers {
             self.start(worker).await?;
