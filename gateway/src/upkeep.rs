@@ -8,13 +8,16 @@ use shared::{
     nats::{
         config::Config,
         refusal::unless_refused,
-        topology::{self, ApplyError, Here, Mesh},
+        topology::{self, ApplyError, Here, Mesh, Waker},
     },
 };
 use tokio::time::{Instant, interval, sleep};
 
 /// How often sources and consumers are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often sources are looked at of which some sleep.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How often a gateway says what it waits for.
 const REMIND: Duration = Duration::from_secs(10);
@@ -47,10 +50,11 @@ impl Upkeep {
         }
         lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
         let (mut changes, mut look, mut said) = (config.changes(), interval(LOOK), Instant::now());
+        let mut waker = Waker::default();
         while !config.tenants().regions.contains_key(&here.region) {
             tokio::select! {
                 heard = changes.changed() => if heard.is_err() { return Ok(None) },
-                _ = look.tick() => topology::wake_sources(&js, &copy).await,
+                _ = look.tick() => drop(waker.wake(&js, &copy).await),
                 () = lifecycle.finishing() => return Ok(None),
             }
             if said.elapsed() >= REMIND {
@@ -65,19 +69,25 @@ impl Upkeep {
 
     /// Keeps for ever.
     pub(crate) async fn run(mut self) {
-        let mut look = interval(LOOK);
+        let (mut look, mut waker, mut awake) = (interval(LOOK), Waker::default(), true);
         loop {
-            look.tick().await;
-            let mesh = mesh(self.mesh.here.clone(), &self.config);
-            if self.mesh.regions != mesh.regions {
-                match apply(&self.js, &mesh).await {
-                    Ok(()) => self.mesh = mesh,
-                    Err(error) => tracing::warn!(%error, "the streams of this region could not be changed"),
-                }
+            tokio::select! {
+                _ = look.tick() => self.mend().await,
+                () = sleep(LOOK_AGAIN), if !awake => {}
             }
-            topology::mend_consumers(&self.js, &self.mesh.here.region).await;
-            topology::wake_sources(&self.js, &self.mesh.streams()).await;
+            awake = waker.wake(&self.js, &self.mesh.streams()).await;
         }
+    }
+
+    async fn mend(&mut self) {
+        let mesh = mesh(self.mesh.here.clone(), &self.config);
+        if self.mesh.regions != mesh.regions {
+            match apply(&self.js, &mesh).await {
+                Ok(()) => self.mesh = mesh,
+                Err(error) => tracing::warn!(%error, "the streams of this region could not be changed"),
+            }
+        }
+        topology::mend_consumers(&self.js, &self.mesh.here.region).await;
     }
 }
 

@@ -23,6 +23,17 @@ use crate::peal::Peal;
 /// The states of each delivery, in the order of its receipts.
 pub type Deliveries = HashMap<(JobId, Option<AddressId>), Vec<State>>;
 
+/// One delivery that its provider took.
+#[derive(Debug, Clone)]
+pub struct Delivered {
+    /// Where the recipient lives.
+    pub region: String,
+    /// The region whose worker did it, if that helped.
+    pub by: Option<Region>,
+    /// When its worker had the answer, milliseconds since 1970.
+    pub at_ms: i64,
+}
+
 /// What the streams of every region say.
 #[derive(Debug)]
 pub struct Audit {
@@ -54,6 +65,49 @@ impl Audit {
             states.push(receipt.state);
         }
         Ok(deliveries)
+    }
+
+    /// Every delivery of which a receipt says that the provider took it, once.
+    ///
+    /// # Errors
+    /// When a region does not answer.
+    pub async fn delivered(peal: &Peal) -> anyhow::Result<Vec<Delivered>> {
+        let mut delivered = HashMap::new();
+        for batch in receipts(peal).await? {
+            for receipt in batch
+                .receipts
+                .into_iter()
+                .filter(|receipt| receipt.state == State::Delivered)
+            {
+                let key = (receipt.job, receipt.address);
+                delivered.entry(key).or_insert_with(|| Delivered {
+                    region: batch.region.to_string(),
+                    by: receipt.by,
+                    at_ms: receipt.at.as_millisecond(),
+                });
+            }
+        }
+        Ok(delivered.into_values().collect())
+    }
+
+    /// When each job was stored where its recipient lives, milliseconds since 1970.
+    ///
+    /// # Errors
+    /// When a region does not answer.
+    pub async fn stored(peal: &Peal) -> anyhow::Result<HashMap<JobId, i64>> {
+        let mut stored = HashMap::new();
+        for region in &peal.regions {
+            let js = connect::jetstream(peal.connect(&region.name).await?);
+            let here: Region = region.name.parse()?;
+            follow::read(&js, topology::NOTIFY, ">", Start::Sequence(1), |entry| {
+                let job = envelope::open(&entry.subject, &entry.headers, &entry.payload, entry.stored_at, &here);
+                if let Ok(job) = job {
+                    stored.entry(job.id).or_insert(entry.stored_at.as_millisecond());
+                }
+            })
+            .await?;
+        }
+        Ok(stored)
     }
 
     /// How often each kind of attempt is in the receipts of all regions: what it came to and why, by whom, and which

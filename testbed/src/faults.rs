@@ -5,6 +5,7 @@ mod damage;
 mod disk;
 mod figures;
 mod inject;
+mod isolation;
 mod load;
 mod nonsense;
 mod proxy;
@@ -64,6 +65,9 @@ pub struct FaultsArgs {
     /// Hands in so many notifications, not as many as the scenarios say.
     #[arg(long, value_name = "COUNT")]
     notifications: Option<usize>,
+    /// Hands in so many a second, not as many as the scenarios say.
+    #[arg(long, value_name = "COUNT")]
+    rate: Option<f64>,
     /// Names the scenarios and ends.
     #[arg(long)]
     list: bool,
@@ -103,6 +107,7 @@ pub fn run(args: FaultsArgs) -> anyhow::Result<ExitCode> {
     });
     for scenario in &mut scenarios {
         scenario.load.notifications = args.notifications.unwrap_or(scenario.load.notifications);
+        scenario.load.rate = args.rate.unwrap_or(scenario.load.rate);
     }
     if args.list {
         for scenario in &scenarios {
@@ -201,6 +206,7 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
     let plan = Plan {
         regions,
         workers: scenario.mesh.workers,
+        helpers: scenario.mesh.helpers,
         sample_ratio: 0.01,
         log: LogMode::Full(usize::MAX),
         worker_settings: format!("in_flight = {}\n{}", scenario.mesh.in_flight, scenario.mesh.worker),
@@ -218,7 +224,8 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
     let peal = Peal::start(plan).await?;
     let recipients: Vec<Recipient> = (0..load.recipients)
         .map(|number| {
-            let home = &load.homes[number % load.homes.len()];
+            // Else each would be handed in where its recipient lives.
+            let home = &load.homes[number / load.from.len() % load.homes.len()];
             Recipient::new("r", number, home, &load.devices, load.copies)
         })
         .collect::<anyhow::Result<_>>()?;
@@ -233,8 +240,8 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
     sending.await?;
     let mut verdict = verdict::reach(&injector.peal, &callers, scenario, (injector.buried, injector.kills)).await?;
     if let Some(figure) = scenario.figure {
-        let figure = figures::figure(figure, &injector.peal, &callers, &injector.phases)?;
-        verdict.figure = Some(figure);
+        let told = figures::figure(figure, &injector.peal, &callers, &injector.phases).await?;
+        verdict.measure(told, &scenario.expect);
     }
     match injected {
         Ok(failures) => verdict.complaints.extend(failures),

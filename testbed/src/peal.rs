@@ -186,6 +186,8 @@ pub struct Link {
     pub between: Between,
     /// The region it belongs to.
     pub region: String,
+    /// The other region that it leads to, if it is the way of helpers.
+    pub helped: Option<String>,
     carrier: Carrier,
 }
 
@@ -196,6 +198,11 @@ enum Carrier {
 }
 
 impl Link {
+    /// Whether it ends in this region.
+    pub fn touches(&self, region: &str) -> bool {
+        self.region == region || self.helped.as_deref() == Some(region)
+    }
+
     /// Makes this trouble from now on, and no other.
     ///
     /// # Errors
@@ -334,6 +341,7 @@ impl Peal {
         let settings = |domain: &str| plan.nats_settings(domain);
         let nats =
             nats::Mesh::start_linked(settings, &names, |region, hub| leaf_url(&plan, &mut links, region, hub)).await?;
+        links.extend(ways_of_helpers(&plan));
         let authority = Authority::generate()?;
         let provider = plan.place("provider");
         let listen = SocketAddr::from((provider.address(), 0));
@@ -490,11 +498,25 @@ impl Peal {
     /// # Errors
     /// When the gateway refuses.
     pub async fn register(&self, recipient: &str, home: &str, devices: &[(&str, &str)]) -> anyhow::Result<()> {
+        self.register_at(home, recipient, home, devices).await
+    }
+
+    /// As [`Self::register`], by the gateway of the region `at`.
+    ///
+    /// # Errors
+    /// When the gateway refuses.
+    pub async fn register_at(
+        &self,
+        at: &str,
+        recipient: &str,
+        home: &str,
+        devices: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
         let path = format!("/v1/recipients/{recipient}");
-        self.expect("PUT", home, &path, Some(&json!({ "home": home }))).await?;
+        self.expect("PUT", at, &path, Some(&json!({ "home": home }))).await?;
         for (provider, token) in devices {
             let body = json!({ "provider": provider, "token": token });
-            self.expect("POST", home, &format!("{path}/addresses"), Some(&body))
+            self.expect("POST", at, &format!("{path}/addresses"), Some(&body))
                 .await?;
         }
         Ok(())
@@ -673,9 +695,26 @@ fn via(
     links.push(Link {
         between,
         region: region.to_owned(),
+        helped: None,
         carrier,
     });
     Ok(address)
+}
+
+/// The ways of helpers to the servers of the regions that they help, where each party is alone in a network.
+fn ways_of_helpers(plan: &Plan) -> Vec<Link> {
+    let (Links::Network(network), true) = (&plan.links, plan.helpers) else {
+        return Vec::new();
+    };
+    let helpers = plan.regions.iter();
+    let pairs = helpers.flat_map(|helper| plan.regions.iter().map(move |helped| (helper, helped)));
+    let link = |(helper, helped): (&String, &String)| Link {
+        between: Between::Regions,
+        region: helper.clone(),
+        helped: Some(helped.clone()),
+        carrier: Carrier::Wire(network.wire(&network::edge(helper), &network::nats(helped))),
+    };
+    pairs.filter(|(helper, helped)| helper != helped).map(link).collect()
 }
 
 /// Where `region` reaches the hub.

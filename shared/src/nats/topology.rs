@@ -1,6 +1,6 @@
 //! Streams, consumers and buckets as data, and making the server match.
 
-use std::{fmt, time::Duration};
+use std::{collections::HashMap, fmt, time::Duration};
 
 use async_nats::{
     Client,
@@ -13,6 +13,7 @@ use async_nats::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 
 use super::{
     refusal::{Forbidden, unless_refused},
@@ -634,18 +635,53 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A source that was silent for this long sleeps: awake, it hears a heartbeat every second.
 const ASLEEP: Duration = Duration::from_secs(5);
 
-/// Wakes the sources of `streams`. A server whose source lost its origin, or was made before the origin was, tries again
-/// only after up to 45 seconds; told anew, it tries at once (0.15 s).
-pub async fn wake_sources(js: &jetstream::Context, streams: &[Config]) {
-    for config in streams {
-        if let Err(error) = wake(js, config).await {
-            tracing::debug!(stream = config.name, %error, "sources could not be looked at");
-        }
+/// A source that was told anew has this long to reach its origin before it is told again.
+const WAKING: Duration = Duration::from_secs(1);
+
+/// Wakes sources. A server whose source lost its origin, or was made before the origin was, tries again only after up to
+/// 45 seconds; told anew, it tries at once (0.15 s).
+#[derive(Debug, Default)]
+pub struct Waker {
+    /// When the sources of a stream were last told anew.
+    woken: HashMap<String, Instant>,
+}
+
+impl Waker {
+    /// Wakes the sources of `streams` whose origins can be reached; whether all were awake already. Until they are it
+    /// costs little to look several times a second, and a network that is whole again is noticed as soon.
+    pub async fn wake(&mut self, js: &jetstream::Context, streams: &[Config]) -> bool {
+        let now = Instant::now();
+        self.woken.retain(|_, woken| now.duration_since(*woken) < WAKING);
+        let waking = |config: &Config| self.woken.contains_key(&config.name);
+        let looked = streams.iter().filter(|config| !waking(config)).map(async |config| {
+            let found = wake(js, config).await.unwrap_or_else(|error| {
+                tracing::debug!(stream = config.name, %error, "sources could not be looked at");
+                Found::Asleep
+            });
+            (config, found)
+        });
+        let looked = futures::future::join_all(looked).await;
+        let told = looked.iter().filter(|(_, found)| *found == Found::Told);
+        self.woken
+            .extend(told.map(|(config, _)| (config.name.clone(), Instant::now())));
+        self.woken.is_empty() && looked.iter().all(|(_, found)| *found == Found::Awake)
     }
 }
 
-async fn wake(js: &jetstream::Context, config: &Config) -> Result<(), async_nats::Error> {
-    let Some(wanted) = &config.sources else { return Ok(()) };
+/// How the sources of a stream are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Awake,
+    /// Some sleep, and their origins cannot be reached.
+    Asleep,
+    /// Some slept, and were told anew.
+    Told,
+}
+
+async fn wake(js: &jetstream::Context, config: &Config) -> Result<Found, async_nats::Error> {
+    let Some(wanted) = &config.sources else {
+        return Ok(Found::Awake);
+    };
     let stream = js.get_stream(&config.name).await?;
     let found = &stream.cached_info().sources;
     let awake = found
@@ -653,20 +689,21 @@ async fn wake(js: &jetstream::Context, config: &Config) -> Result<(), async_nats
         .filter(|source| source.active.is_some_and(|silent| silent < ASLEEP))
         .count();
     if awake == wanted.len() {
-        return Ok(());
+        return Ok(Found::Awake);
     }
     let answers = futures::future::join_all(wanted.iter().map(|source| answers(js, source))).await;
     // Which of them sleep is not told; but if more are reachable than are awake, one of those sleeps.
-    if answers.into_iter().filter(|answers| *answers).count() > awake {
-        js.update_stream(Config {
-            sources: None,
-            ..config.clone()
-        })
-        .await?;
-        js.update_stream(config).await?;
-        tracing::info!(stream = config.name, awake, "sources woken");
+    if answers.into_iter().filter(|answers| *answers).count() <= awake {
+        return Ok(Found::Asleep);
     }
-    Ok(())
+    js.update_stream(Config {
+        sources: None,
+        ..config.clone()
+    })
+    .await?;
+    js.update_stream(config).await?;
+    tracing::info!(stream = config.name, awake, "sources woken");
+    Ok(Found::Told)
 }
 
 /// Whether the origin of `source` is there.

@@ -7,7 +7,6 @@ use rand::{Rng, rngs::StdRng, seq::SliceRandom};
 use serde_json::json;
 use shared::{
     channel::{Channel, Class, Provider},
-    id::JobId,
     nats::{connect, topology},
 };
 use tokio::{
@@ -20,14 +19,15 @@ use tokio::{
 use super::{
     damage::{self, File, How},
     disk::Disk,
-    figures::Phases,
-    load::{Callers, Recipient},
+    figures::{Phases, Spell},
+    isolation::Isolation,
+    load::{self, Callers, Recipient, is_stormy},
     nonsense,
-    proxy::Trouble,
+    proxy::{Trouble, Ways},
     scenario::{Between, Fault, Inject, Range, Rules, Scenario, Simulator, Whom},
 };
 use crate::{
-    peal::{APP, Peal, Program},
+    peal::{Peal, Program},
     providers::{ApnsKey, Rule, Script, now_ms},
 };
 
@@ -197,6 +197,8 @@ impl Injector {
                 }
             }
             Inject::Links { between, trouble } => self.trouble(*between, trouble, hold, region).await?,
+            Inject::Isolate { backlog } => return self.isolate(*backlog, hold, region).await,
+            Inject::NoWorkers => self.kill_workers(hold, region).await?,
             Inject::Swizzle => self.swizzle(hold).await?,
             Inject::Script(rules) => {
                 self.follow(rules)?;
@@ -222,7 +224,9 @@ impl Injector {
                     ..Rule::default()
                 };
                 self.set_script(Provider::Apns, vec![rule])?;
-                self.callers.storm(&self.peal.regions[0].name, *count).await;
+                let chosen = self.callers.those(|number, _| is_stormy(number));
+                let from = &self.peal.regions[0].name;
+                self.callers.hurry("storm", from, &chosen, *count).await;
                 self.nothing_waits().await?;
                 self.phases.whole = now_ms();
                 sleep(hold).await;
@@ -387,13 +391,70 @@ impl Injector {
         if region.is_none() && !meant.is_empty() {
             meant = vec![meant[self.random.random_range(0..meant.len())]];
         }
+        let Some(first) = meant.first() else { return Ok(()) };
+        let region = self.peal.links[*first].region.clone();
         for at in &meant {
             self.peal.links[*at].set(trouble)?;
         }
+        let from = now_ms();
         sleep(hold).await;
+        let to = now_ms();
         for at in &meant {
             self.peal.links[*at].set(&Trouble::None)?;
         }
+        self.phases.spells.push(Spell { region, from, to });
+        Ok(())
+    }
+
+    /// The region that is meant, or any.
+    fn pick_region(&mut self, region: Option<&str>) -> String {
+        let any = self.random.random_range(0..self.peal.regions.len());
+        region.unwrap_or(&self.peal.regions[any].name).to_owned()
+    }
+
+    /// Lets no packet pass between a region and the rest of the mesh; says what did not work there meanwhile, or after.
+    async fn isolate(&mut self, backlog: usize, hold: Duration, region: Option<&str>) -> anyhow::Result<Vec<String>> {
+        let region = self.pick_region(region);
+        let set = |peal: &Peal, trouble: &Trouble| {
+            let mut links = peal.links.iter();
+            links.try_for_each(|link| match link.between {
+                Between::Regions if link.touches(&region) => link.set(trouble),
+                _ => Ok(()),
+            })
+        };
+        set(&self.peal, &Trouble::Hold(Ways::Both))?;
+        let (from, end) = (now_ms(), Instant::now() + hold);
+        let isolation = Isolation::new(&self.peal, &self.callers, &region, self.phases.spells.len())?;
+        let mut failures = isolation.meanwhile(end).await?;
+        let chosen = self.callers.those(|_, recipient| recipient.home != region);
+        let name = format!("backlog{}", self.phases.spells.len());
+        self.callers.hurry(&name, &region, &chosen, backlog).await;
+        sleep_until(end).await;
+        let to = now_ms();
+        set(&self.peal, &Trouble::None)?;
+        failures.extend(isolation.afterwards().await?);
+        self.phases.spells.push(Spell { region, from, to });
+        Ok(failures)
+    }
+
+    /// Kills all workers of a region, and starts them again.
+    async fn kill_workers(&mut self, hold: Duration, region: Option<&str>) -> anyhow::Result<()> {
+        let region = self.pick_region(region);
+        let mut workers = self.everyone();
+        workers.retain(|target| matches!(target, Target::Worker(at, _) if self.peal.regions[*at].name == region));
+        let from = now_ms();
+        for worker in &workers {
+            self.kill(*worker).await?;
+        }
+        sleep(hold).await;
+        for worker in workers {
+            self.start(worker).await?;
+        }
+        self.phases.spells.push(Spell {
+            region,
+            from,
+            to: now_ms(),
+        });
         Ok(())
     }
 
@@ -669,7 +730,7 @@ impl Injector {
         let gone: Vec<Recipient> = (0..16)
             .map(|number| Recipient::new("w", number, &region, &[Provider::Apns], 1))
             .collect::<anyhow::Result<_>>()?;
-        super::load::register(&self.peal, &gone).await?;
+        load::register(&self.peal, &gone).await?;
         let workers: Vec<Target> = self
             .everyone()
             .into_iter()
@@ -699,15 +760,8 @@ impl Injector {
     }
 
     async fn notify(&self, recipient: &str, event: &str) -> anyhow::Result<()> {
-        let body = json!({
-            "event_id": format!("{event}-{recipient}"),
-            "to": { "recipients": [recipient] },
-            "push": { "title": "Hello" },
-        });
         let region = &self.peal.regions[0].name;
-        self.peal
-            .expect("POST", region, "/v1/notifications", Some(&body))
-            .await?;
+        load::notify(&self.peal, region, recipient, &format!("{event}-{recipient}")).await?;
         Ok(())
     }
 
@@ -725,16 +779,11 @@ impl Injector {
         };
         let first: Vec<Recipient> = (0..count).map(people("first")).collect::<Result<_, _>>()?;
         let second: Vec<Recipient> = (0..count).map(people("second")).collect::<Result<_, _>>()?;
-        super::load::register(&self.peal, &first).await?;
-        super::load::register(&self.peal, &second).await?;
+        load::register(&self.peal, &first).await?;
+        load::register(&self.peal, &second).await?;
         for (first, second) in first.iter().zip(&second) {
-            let job = JobId::of(
-                &APP.parse()?,
-                &format!("moved-{}", second.id).parse()?,
-                &second.id.parse()?,
-                Channel::Push,
-            );
-            self.callers.ask_also(job);
+            self.callers
+                .ask_also(load::job(&second.id, &format!("moved-{}", second.id))?);
             self.notify(&first.id, "moved").await?;
             self.notify(&second.id, "moved").await?;
         }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_nats::{HeaderMap, jetstream};
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, future::join_all, stream};
 use serde_json::json;
 use shared::{
     channel::{Channel, Class, Provider},
@@ -108,6 +108,24 @@ pub(super) async fn register(peal: &Peal, recipients: &[Recipient]) -> anyhow::R
     Ok(())
 }
 
+/// Notifies one recipient on top of the load; the answer.
+///
+/// # Errors
+/// When the gateway of `at` does not accept it.
+pub(super) async fn notify(peal: &Peal, at: &str, recipient: &str, event: &str) -> anyhow::Result<serde_json::Value> {
+    let body = json!({ "event_id": event, "to": { "recipients": [recipient] }, "push": { "title": "Hello" } });
+    peal.expect("POST", at, "/v1/notifications", Some(&body)).await
+}
+
+/// The job that such a notification is.
+///
+/// # Errors
+/// When `recipient` or `event` is no id.
+pub(super) fn job(recipient: &str, event: &str) -> anyhow::Result<JobId> {
+    let (app, event, recipient) = (APP.parse()?, event.parse()?, recipient.parse()?);
+    Ok(JobId::of(&app, &event, &recipient, Channel::Push))
+}
+
 /// Whether storms are for this recipient.
 pub(super) fn is_stormy(recipient: usize) -> bool {
     recipient % 16 == 15
@@ -119,10 +137,14 @@ pub(super) struct Sent {
     pub(super) event: String,
     pub(super) recipient: usize,
     pub(super) class: Class,
+    /// Where it is handed in.
+    pub(super) from: String,
     /// When it was first handed in, milliseconds since 1970.
     pub(super) at_ms: i64,
-    /// Whether the caller was told that it is stored.
-    pub(super) accepted: bool,
+    /// Whether it came on top of the load, as fast as it was taken.
+    pub(super) hurried: bool,
+    /// After how long the caller was told that it is stored; `None` if it never was.
+    pub(super) accepted: Option<Duration>,
 }
 
 /// Where notifications are handed in.
@@ -132,6 +154,8 @@ pub(super) struct Callers {
     http: reqwest::Client,
     key: String,
     ttl_s: Option<u32>,
+    /// Whether each is handed in by several callers, who say so.
+    everywhere: bool,
     patience: Duration,
     pub(super) recipients: Vec<Recipient>,
     sent: Mutex<Vec<Sent>>,
@@ -161,6 +185,7 @@ impl Callers {
             http: peal.http.clone(),
             key: peal.key.clone(),
             ttl_s: load.ttl_s,
+            everywhere: load.everywhere,
             patience: Duration::from_secs_f64(load.patience_s),
             recipients,
             sent: Mutex::default(),
@@ -186,18 +211,25 @@ impl Callers {
                 break;
             };
             self.begun.store(number + 1, Ordering::Relaxed);
-            let (this, from) = (self.clone(), load.from[number % load.from.len()].clone());
+            let at = number % load.from.len();
+            let from = if load.everywhere {
+                &*load.from
+            } else {
+                &load.from[at..=at]
+            };
             let way = load.ways[number / 3 % load.ways.len()];
-            let sent = Sent {
+            let sent = from.iter().map(|from| Sent {
                 event: format!("e{run:x}-{number}"),
                 recipient: number % self.recipients.len(),
                 class: load.classes[number / 2 % load.classes.len()],
+                from: from.clone(),
                 at_ms: now_ms(),
-                accepted: false,
-            };
+                hurried: false,
+                accepted: None,
+            });
+            let handing_in: Vec<_> = sent.map(|sent| self.clone().hand_in_and_keep(way, sent)).collect();
             asking.spawn(async move {
-                let accepted = this.hand_in(&from, way, &sent).await;
-                this.keep(Sent { accepted, ..sent });
+                join_all(handing_in).await;
                 drop(place);
             });
             while asking.try_join_next().is_some() {}
@@ -239,8 +271,13 @@ impl Callers {
         self.also.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Tries until it is stored, always with the same ids; whether it was.
-    pub(super) async fn hand_in(&self, from: &str, way: Way, sent: &Sent) -> bool {
+    async fn hand_in_and_keep(self: Arc<Self>, way: Way, sent: Sent) {
+        let accepted = self.hand_in(&sent.from, way, &sent).await;
+        self.keep(Sent { accepted, ..sent });
+    }
+
+    /// Tries until it is stored, always with the same ids; how long that took, if it was.
+    pub(super) async fn hand_in(&self, from: &str, way: Way, sent: &Sent) -> Option<Duration> {
         let begun = Instant::now();
         while begun.elapsed() < self.patience {
             let answered = match way {
@@ -248,11 +285,11 @@ impl Callers {
                 Way::Nats => self.publish(from, sent).await,
             };
             if let Some(accepted) = answered {
-                return accepted;
+                return accepted.then(|| begun.elapsed());
             }
             sleep(Duration::from_millis(200)).await;
         }
-        false
+        None
     }
 
     fn push(&self) -> serde_json::Value {
@@ -270,9 +307,14 @@ impl Callers {
             "class": sent.class,
             "push": self.push(),
         });
-        let request = self.http.post(&self.doors[from].url).bearer_auth(&self.key).json(&body);
+        let mut request = self.http.post(&self.doors[from].url).bearer_auth(&self.key).json(&body);
+        if self.everywhere {
+            request = request.header("Idempotency-Key", &sent.event);
+        }
         match request.send().await.ok()?.status().as_u16() {
             202 => Some(true),
+            // Another caller is about to be answered.
+            409 if self.everywhere => None,
             429 | 500.. => None,
             status => {
                 eprintln!("{} was refused with {status}", sent.event);
@@ -298,30 +340,39 @@ impl Callers {
         stored.is_ok().then_some(true)
     }
 
-    /// Hands in `count` on top of the load, as fast as they are taken, to every sixteenth recipient: those whose tokens
-    /// begin with f.
-    pub(super) async fn storm(&self, from: &str, count: usize) {
-        let chosen: Vec<usize> = (0..self.recipients.len()).filter(|number| is_stormy(*number)).collect();
-        let chosen = &chosen;
-        let storm = stream::iter(0..count).map(|number| async move {
+    /// Hands in `count` on top of the load, as fast as they are taken, to the `chosen` recipients in turn. Events are
+    /// called `name` with a number.
+    pub(super) async fn hurry(self: &Arc<Self>, name: &str, from: &str, chosen: &[usize], count: usize) {
+        let hurried = stream::iter(0..count).map(|number| {
             let sent = Sent {
-                event: format!("storm-{number}"),
+                event: format!("{name}-{number}"),
                 recipient: chosen[number % chosen.len()],
                 class: Class::Normal,
+                from: from.to_owned(),
                 at_ms: now_ms(),
-                accepted: false,
+                hurried: true,
+                accepted: None,
             };
-            let accepted = self.hand_in(from, Way::Http, &sent).await;
-            self.keep(Sent { accepted, ..sent });
+            self.clone().hand_in_and_keep(Way::Http, sent)
         });
-        storm.buffer_unordered(WAITING).collect::<()>().await;
+        hurried.buffer_unordered(WAITING).collect::<()>().await;
+    }
+
+    /// The numbers of those recipients who are meant.
+    pub(super) fn those(&self, meant: impl Fn(usize, &Recipient) -> bool) -> Vec<usize> {
+        let numbered = self.recipients.iter().enumerate();
+        numbered
+            .filter(|(number, recipient)| meant(*number, recipient))
+            .map(|(number, _)| number)
+            .collect()
     }
 
     /// Hands in everything again that was accepted, by both ways; how many were not taken.
     pub(super) async fn replay(&self, from: &str) -> usize {
-        let accepted = self.sent().into_iter().filter(|sent| sent.accepted);
+        let accepted = self.sent().into_iter().filter(|sent| sent.accepted.is_some());
         let again = accepted.flat_map(|sent| [(Way::Http, sent.clone()), (Way::Nats, sent)]);
-        let refused = stream::iter(again).map(|(way, sent)| async move { !self.hand_in(from, way, &sent).await });
+        let refused =
+            stream::iter(again).map(|(way, sent)| async move { self.hand_in(from, way, &sent).await.is_none() });
         refused
             .buffer_unordered(64)
             .fold(0, async |count, refused| count + usize::from(refused))
@@ -330,12 +381,6 @@ impl Callers {
 
     /// The job that a notification is.
     pub(super) fn job(&self, sent: &Sent) -> anyhow::Result<JobId> {
-        let recipient = self.recipients[sent.recipient].id.parse()?;
-        Ok(JobId::of(
-            &APP.parse()?,
-            &sent.event.parse()?,
-            &recipient,
-            Channel::Push,
-        ))
+        job(&self.recipients[sent.recipient].id, &sent.event)
     }
 }

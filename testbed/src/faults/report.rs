@@ -92,7 +92,7 @@ pub(super) fn table(lines: &[Line]) -> std::io::Result<()> {
         }
     }
     for line in lines {
-        if let Some(figure) = line.verdict.as_ref().and_then(|verdict| verdict.figure.as_ref()) {
+        for figure in line.verdict.iter().flat_map(|verdict| &verdict.figures) {
             writeln!(out, "{:<22} {figure}", line.name)?;
         }
     }

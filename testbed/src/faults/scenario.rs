@@ -70,6 +70,10 @@ pub(super) enum Figure {
     DrainRate,
     /// How long fresh notifications take before the first fault, and during it.
     FreshLatency,
+    /// What regions do while they are cut off, and how soon everything flows after.
+    Autonomy,
+    /// How soon the workers of other regions help, and whether they end it by themselves.
+    Spill,
 }
 
 /// What the parts reach each other through.
@@ -89,6 +93,8 @@ pub(super) enum Medium {
 pub(super) struct MeshPlan {
     pub(super) regions: Vec<String>,
     pub(super) workers: usize,
+    /// Whether the workers of each region stand by to help the others.
+    pub(super) helpers: bool,
     /// Jobs under way in the normal lane of a worker: what bounds how many a crash may double.
     pub(super) in_flight: usize,
     /// Settings of the workers, as TOML.
@@ -108,6 +114,7 @@ impl Default for MeshPlan {
         Self {
             regions: vec!["eu".into()],
             workers: 2,
+            helpers: false,
             in_flight: 64,
             worker: String::new(),
             provider: String::new(),
@@ -135,8 +142,10 @@ pub(super) struct Load {
     pub(super) classes: Vec<Class>,
     /// Taken in turn.
     pub(super) ways: Vec<Way>,
-    /// Regions they are handed in at; all if empty.
+    /// Regions they are handed in at, in turn; all if empty.
     pub(super) from: Vec<String>,
+    /// Whether each is handed in at all of those, at once and with the same ids and `Idempotency-Key`.
+    pub(super) everywhere: bool,
     /// Regions the recipients live in; all if empty.
     pub(super) homes: Vec<String>,
     pub(super) ttl_s: Option<u32>,
@@ -155,6 +164,7 @@ impl Default for Load {
             classes: vec![Class::Normal],
             ways: vec![Way::Http],
             from: Vec::new(),
+            everywhere: false,
             homes: Vec::new(),
             ttl_s: None,
             patience_s: 60.0,
@@ -229,6 +239,14 @@ pub(super) enum Inject {
     Crash { points: Vec<String>, passing: (u64, u64) },
     /// Trouble on all links of a kind.
     Links { between: Between, trouble: Trouble },
+    /// A region is alone: no packet passes between it and the hub or any other region. Meanwhile people register there
+    /// and change their minds, and so many more are handed in for elsewhere, as fast as they are taken.
+    Isolate {
+        #[serde(default)]
+        backlog: usize,
+    },
+    /// All workers of a region are killed at once, and later started again.
+    NoWorkers,
     /// All links are cut one by one, then restored one by one, in random orders.
     Swizzle,
     /// A simulator follows these rules.
@@ -287,7 +305,7 @@ pub(super) enum Whom {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Between {
-    /// A region and the hub.
+    /// A region and the hub, and a helper and the region that it helps.
     Regions,
     /// A gateway or a worker and its nats-server.
     Nats,
@@ -403,6 +421,10 @@ pub(super) struct Expect {
     pub(super) arrives_anyway: bool,
     /// A defect that is not mended yet: what is broken is shown and does not count.
     pub(super) known: Option<String>,
+    /// Figures that are judged, by name. Only for scenarios that are not run before every change: a busy machine would
+    /// judge with.
+    #[serde(default)]
+    pub(super) figures: BTreeMap<String, Range>,
     /// Whether done work is trimmed meanwhile, so that the streams hold less than was accepted.
     #[serde(default)]
     pub(super) trims: bool,
@@ -450,7 +472,7 @@ fn read(path: &Path) -> anyhow::Result<Scenario> {
     for (range, least, most) in scenario
         .faults
         .iter()
-        .flat_map(|fault| [(fault.at, 0.0, 1.0), (fault.for_s, 0.0, 120.0)])
+        .flat_map(|fault| [(fault.at, 0.0, 1.0), (fault.for_s, 0.0, 180.0)])
     {
         ensure!(
             least <= range.0 && range.0 <= range.1 && range.1 <= most,

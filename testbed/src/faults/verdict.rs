@@ -8,6 +8,7 @@ use std::{
 
 use async_nats::jetstream::consumer::PullConsumer;
 use shared::{
+    channel::Provider,
     id::JobId,
     nats::{connect, topology},
     receipt::State,
@@ -15,6 +16,7 @@ use shared::{
 use tokio::time::{Instant, sleep};
 
 use super::{
+    figures::Told,
     load::Callers,
     scenario::{Expect, Scenario},
 };
@@ -41,7 +43,7 @@ pub(super) struct Verdict {
     pub(super) doubled_at_most: usize,
     /// How long the audit took that `peal verify` makes.
     pub(super) verified_in: Duration,
-    pub(super) figure: Option<String>,
+    pub(super) figures: Vec<String>,
     pub(super) states: BTreeMap<State, usize>,
     /// What is wrong, in words.
     pub(super) complaints: Vec<String>,
@@ -163,8 +165,14 @@ async fn count(peal: &Peal, callers: &Callers, audit: &Audit, (buried, trims): (
         .delivered()
         .into_iter()
         .chain(peal.fcm.log().delivered());
+    let (mut ids, mut renamed) = (HashMap::new(), 0);
     for push in pushes {
-        *seen.entry((job_of(&push), push.token)).or_default() += 1;
+        let key = (job_of(&push), push.token);
+        *seen.entry(key.clone()).or_default() += 1;
+        // Google names a message anew each time.
+        if push.provider == Provider::Apns.as_str() {
+            renamed += usize::from(*ids.entry(key).or_insert(push.id.clone()) != push.id);
+        }
     }
     let mut count = Count {
         verdict: Verdict::default(),
@@ -178,8 +186,8 @@ async fn count(peal: &Peal, callers: &Callers, audit: &Audit, (buried, trims): (
         let job = callers.job(&sent)?;
         known.insert(job.to_string());
         verdict.notifications += 1;
-        verdict.refused += usize::from(!sent.accepted);
-        if !sent.accepted || !counted.insert(job) {
+        verdict.refused += usize::from(sent.accepted.is_none());
+        if sent.accepted.is_none() || !counted.insert(job) {
             continue;
         }
         let last = |key| final_state(&deliveries, &key);
@@ -213,6 +221,11 @@ async fn count(peal: &Peal, callers: &Callers, audit: &Audit, (buried, trims): (
     let invented = seen.keys().filter(|(job, _)| !known.contains(job)).count();
     let equation = audit.equation();
     let dead = equation.by_state.get(&State::Dead).copied().unwrap_or(0) - of_load;
+    if renamed > 0 {
+        verdict
+            .complaints
+            .push(format!("{renamed} pushes came again under another apns-id"));
+    }
     if invented > 0 {
         verdict
             .complaints
@@ -224,7 +237,7 @@ async fn count(peal: &Peal, callers: &Callers, audit: &Audit, (buried, trims): (
             .push(format!("{dead} unreadable messages among the dead, of {buried} sent"));
     }
     let wrong = if trims { 0 } else { equation.wrong };
-    verdict.unexplained += invented + wrong + dead.abs_diff(buried);
+    verdict.unexplained += invented + renamed + wrong + dead.abs_diff(buried);
     Ok(count)
 }
 
@@ -246,6 +259,22 @@ impl Verdict {
     /// Whether everything was as expected.
     pub(super) fn holds(&self) -> bool {
         self.complaints.is_empty()
+    }
+
+    /// Keeps what was measured, and judges what is expected of it.
+    pub(super) fn measure(&mut self, told: Told, expect: &Expect) {
+        self.figures = told.lines;
+        for (name, (least, most)) in &expect.figures {
+            match told.values.get(&**name) {
+                Some(value) if (*least..=*most).contains(value) => {}
+                Some(value) => self
+                    .complaints
+                    .push(format!("{name} is {value:.3}, expected {least} to {most}")),
+                None => self
+                    .complaints
+                    .push(format!("expect.figures.{name} is not measured here")),
+            }
+        }
     }
 
     /// The first few are enough to look for a cause.

@@ -11,8 +11,8 @@ use anyhow::{Context, anyhow, bail, ensure};
 /// The version that is installed when none is found.
 pub const VERSION: &str = "2.15.1";
 
-/// Message schedules came with 2.12; the streams of Peal ask for API level 5 of the server, which is 2.14.
-const OLDEST: (u32, u32) = (2, 14);
+/// `leafnodes.dial_timeout`, without which a region comes back late after a cut, came with 2.15.
+const OLDEST: (u32, u32) = (2, 15);
 
 const PROGRAM: &str = "nats-server";
 

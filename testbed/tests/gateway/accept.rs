@@ -220,8 +220,9 @@ async fn a_key_that_was_used_in_one_region_is_known_in_the_others() {
         topology::apply_region(&js, &mesh).await.unwrap();
         let (kept, streams) = (js.clone(), mesh.streams());
         tokio::spawn(async move {
+            let mut waker = topology::Waker::default();
             loop {
-                topology::wake_sources(&kept, &streams).await;
+                waker.wake(&kept, &streams).await;
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             }
         });

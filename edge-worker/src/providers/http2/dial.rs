@@ -19,6 +19,11 @@ use crate::providers::endpoints::{EndpointState, Route};
 /// Until one address counts as unreachable.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What a peer has not acknowledged for so long never reaches it, also when its connection is closed meanwhile (the user
+/// timeout of RFC 5482). Otherwise a push that was given up, and went out another way, would arrive after all when the
+/// network comes back.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
+
 pub(super) type SendRequest = h2::client::SendRequest<Bytes>;
 pub(super) type Driver = h2::client::Connection<TlsStream<TcpStream>>;
 
@@ -100,10 +105,27 @@ pub(super) async fn connect(
     })
 }
 
+#[cfg(target_os = "linux")]
+fn limit_unacknowledged(tcp: &TcpStream) -> std::io::Result<()> {
+    let millis = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
+    Ok(nix::sys::socket::setsockopt(
+        tcp,
+        nix::sys::socket::sockopt::TcpUserTimeout,
+        &millis,
+    )?)
+}
+
+/// Only Linux has it.
+#[cfg(not(target_os = "linux"))]
+fn limit_unacknowledged(_: &TcpStream) -> std::io::Result<()> {
+    Ok(())
+}
+
 async fn steps(route: &Route, tls: &Arc<ClientConfig>) -> Result<(SendRequest, Driver), &'static str> {
     let tcp = TcpStream::connect(route.address).await.map_err(|_| "connect")?;
     // With Nagle's algorithm a lone push waits 40 ms for the peer's delayed acknowledgement of its headers.
     tcp.set_nodelay(true).map_err(|_| "connect")?;
+    limit_unacknowledged(&tcp).map_err(|_| "connect")?;
     let connector = TlsConnector::from(tls.clone());
     let server = route.host.server.clone();
     let stream = connector.connect(server, tcp).await.map_err(|_| "tls")?;

@@ -1,0 +1,128 @@
+//! What people do while a region is cut off, by its gateway, and what must come of it there and elsewhere.
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use shared::channel::Provider;
+use tokio::time::{Duration, Instant, sleep};
+
+use super::load::{self, Callers, Recipient};
+use crate::peal::Peal;
+
+/// After the heal, what was registered for elsewhere works within this time.
+const KNOWN_WITHIN: Duration = Duration::from_secs(30);
+
+/// A notification to somebody whose device is not known yet is suppressed; another is sent after this long.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Three people who register by the gateway of a region that is cut off.
+pub(super) struct Isolation<'a> {
+    peal: &'a Peal,
+    callers: &'a Callers,
+    region: &'a str,
+    /// Lives there, and wants to be notified.
+    keen: Recipient,
+    /// Lives there, and changes their mind.
+    weary: Recipient,
+    /// Lives elsewhere.
+    distant: Recipient,
+}
+
+impl<'a> Isolation<'a> {
+    /// The `number`th time that a region is cut off.
+    pub(super) fn new(peal: &'a Peal, callers: &'a Callers, region: &'a str, number: usize) -> anyhow::Result<Self> {
+        let mut others = peal.regions.iter().filter(|other| other.name != region);
+        let elsewhere = &others.next().context("a region alone in its mesh is not cut off")?.name;
+        let person = |name: &str, home: &str| Recipient::new(name, number, home, &[Provider::Apns], 1);
+        Ok(Self {
+            peal,
+            callers,
+            region,
+            keen: person("keen", region)?,
+            weary: person("weary", region)?,
+            distant: person("distant", elsewhere)?,
+        })
+    }
+
+    /// Who registers hears of it, and who opts out does not, before `end`.
+    pub(super) async fn meanwhile(&self, end: Instant) -> anyhow::Result<Vec<String>> {
+        let mut failures = Vec::new();
+        // Before there is a device, so that no worker knows of that alone.
+        self.peal.register(&self.weary.id, self.region, &[]).await?;
+        let path = format!("/v1/recipients/{}/preferences", self.weary.id);
+        let opted_out = json!({ "channels": { "push": false } });
+        self.peal.expect("PUT", self.region, &path, Some(&opted_out)).await?;
+        for person in [&self.keen, &self.weary, &self.distant] {
+            let token = &*person.devices[0].token;
+            self.peal
+                .register_at(self.region, &person.id, &person.home, &[("apns", token)])
+                .await?;
+        }
+
+        self.notify(self.region, &self.keen, "alone").await?;
+        // Nobody asks for this one to arrive.
+        let event = format!("alone-{}", self.weary.id);
+        let answer = load::notify(self.peal, self.region, &self.weary.id, &event).await?;
+        let status = format!(
+            "/v1/notifications/{}",
+            answer["notification_id"].as_str().unwrap_or_default()
+        );
+
+        let (mut heard, mut state) = (false, Value::Null);
+        while Instant::now() < end && !(heard && state == "suppressed") {
+            sleep(Duration::from_millis(20)).await;
+            heard = self.has_heard(&self.keen);
+            let (_, answer) = self.peal.ask("GET", self.region, &status, None).await?;
+            state = answer["deliveries"][0]["state"].clone();
+        }
+        if !heard {
+            failures.push(format!(
+                "a device registered in {} while it was alone heard nothing",
+                self.region
+            ));
+        }
+        if state != "suppressed" {
+            failures.push(format!(
+                "preferences changed in {} while it was alone had no effect: {state}",
+                self.region
+            ));
+        }
+        Ok(failures)
+    }
+
+    /// Who lives elsewhere is known there, with what was registered here.
+    pub(super) async fn afterwards(&self) -> anyhow::Result<Vec<String>> {
+        let deadline = Instant::now() + KNOWN_WITHIN;
+        let (path, home) = (format!("/v1/recipients/{}", self.distant.id), &*self.distant.home);
+        while self.peal.ask("GET", home, &path, None).await?.1["addresses"] != 1 && Instant::now() < deadline {
+            sleep(Duration::from_millis(20)).await;
+        }
+        for number in 0.. {
+            self.notify(home, &self.distant, &format!("healed{number}")).await?;
+            let again = Instant::now() + AGAIN;
+            while Instant::now() < again {
+                if self.has_heard(&self.distant) {
+                    return Ok(Vec::new());
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+            if again > deadline {
+                break;
+            }
+        }
+        Ok(vec![format!(
+            "a device of {home}, registered in {} while it was alone, heard nothing after",
+            self.region
+        )])
+    }
+
+    async fn notify(&self, at: &str, person: &Recipient, event: &str) -> anyhow::Result<()> {
+        let event = format!("{event}-{}", person.id);
+        self.callers.ask_also(load::job(&person.id, &event)?);
+        load::notify(self.peal, at, &person.id, &event).await?;
+        Ok(())
+    }
+
+    fn has_heard(&self, person: &Recipient) -> bool {
+        !self.peal.apns.log().delivered_to(&person.devices[0].token).is_empty()
+    }
+}
