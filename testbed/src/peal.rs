@@ -28,7 +28,7 @@ use crate::{
     nats,
     network::{self, Network, Place},
     process::Process,
-    providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, reachable},
+    providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, apns::JwtMode, reachable},
 };
 
 /// The app that every test mesh has.
@@ -339,6 +339,8 @@ impl Peal {
         let apns = ApnsConfig {
             listen,
             authority: Some(authority.clone()),
+            jwt: JwtMode::Strict,
+            limit_token_updates: true,
             log: plan.log,
             ..ApnsConfig::default()
         };

@@ -10,7 +10,7 @@ use testbed::{
     faults::{Between, Trouble},
     nats,
     peal::{Links, Peal, Plan},
-    providers::{Answer, Rule},
+    providers::{Answer, Rule, now_s},
 };
 use tokio::time::{Instant, sleep};
 
@@ -205,6 +205,51 @@ async fn a_region_that_is_cut_off_says_how_old_its_knowledge_is() {
     assert_eq!(until("normal", "delivered", true).await, None);
     ways(&Trouble::None);
     assert_eq!(until("bulk", "delivered", false).await, None);
+}
+
+/// The slot of 50 minutes whose provider token workers use at this moment.
+fn slot() -> usize {
+    usize::try_from((now_s() - 5 * 60) / (50 * 60)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_workers_show_apple_one_provider_token_also_when_cut_off_or_started_anew() {
+    let mut peal = start(|plan| plan.links = Links::Proxies(1)).await;
+    let before = slot();
+    for (recipient, home) in [("ann", "eu"), ("bob", "us")] {
+        let first = if home == "eu" { 0 } else { 20 };
+        let devices: Vec<String> = (first..first + 20).map(|device| format!("{device:064x}")).collect();
+        let devices: Vec<(&str, &str)> = devices.iter().map(|token| ("apns", token.as_str())).collect();
+        peal.register(recipient, home, &devices).await.unwrap();
+    }
+    let deliver = async |peal: &Peal, event: &str| {
+        for (recipient, home) in [("ann", "eu"), ("bob", "us")] {
+            for number in 0..4 {
+                let id = send(peal, home, &format!("{event}-{home}-{number}"), &[recipient]).await;
+                let deliveries = ended(peal, home, &id, 20).await;
+                assert!(
+                    deliveries.iter().all(|delivery| delivery["state"] == "delivered"),
+                    "{deliveries:?}"
+                );
+            }
+        }
+    };
+    deliver(&peal, "together").await;
+    let ways = peal
+        .links
+        .iter()
+        .filter(|link| link.between == Between::Regions && link.region == "us");
+    ways.for_each(|link| link.set(&Trouble::Cut).unwrap());
+    let (program, http) = (peal.program(), peal.http.clone());
+    for worker in &mut peal.region_mut("us").workers {
+        worker.process.kill().await.unwrap();
+        worker.restart(&program).unwrap();
+        worker.wait_ready(&http).await.unwrap();
+    }
+    deliver(&peal, "cut-off").await;
+    let tokens = peal.apns.provider_tokens();
+    assert!((1..=1 + slot() - before).contains(&tokens), "{tokens} provider tokens");
+    assert_eq!(peal.apns.stats().delivered, 2 * 2 * 4 * 20);
 }
 
 /// Whether any file below `folder` has these bytes.
