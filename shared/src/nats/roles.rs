@@ -133,7 +133,7 @@ fn gateway(mesh: &Mesh) -> Vec<String> {
     }
     // What it reads here.
     allowed.extend([DIRECTORY, CONFIG, RECEIPTS].into_iter().flat_map(follow));
-    allowed.extend([RECEIPTS, IDEMPOTENCY].map(|stream| direct(Domain::Here, stream)));
+    allowed.extend([RECEIPTS, IDEMPOTENCY, DIRECTORY].map(|stream| direct(Domain::Here, stream)));
     allowed.extend(consume(DEAD, ALERTS_CONSUMER));
     // Dead letters and facts, wherever they are.
     allowed.extend(dead_and_facts(Domain::Here));
@@ -154,6 +154,7 @@ fn worker(mesh: &Mesh) -> Vec<String> {
         subject::dead_filter(here),
         subject::SCHEDULE_FILTER.to_owned(),
         subject::ADDRESSES_FILTER.to_owned(),
+        subject::directory_owner_filter(here),
         TRACE_HOPS.to_owned(),
     ];
     // What came for recipients who moved.
@@ -168,7 +169,7 @@ fn worker(mesh: &Mesh) -> Vec<String> {
     allowed.push(api(Domain::Here, &format!("STREAM.PURGE.{NOTIFY}")));
     // What it reads.
     allowed.extend([RECIPIENTS, CONFIG, RECEIPTS].into_iter().flat_map(follow));
-    allowed.extend([NOTIFY, RECIPIENTS].map(|stream| direct(Domain::Here, stream)));
+    allowed.extend([NOTIFY, RECIPIENTS, DIRECTORY].map(|stream| direct(Domain::Here, stream)));
     allowed
 }
 

@@ -221,6 +221,16 @@ pub fn directory_owner(region: &Region, app: &AppId, address: AddressId) -> Stri
     format!("directory.{region}.owner.{app}.{address}")
 }
 
+/// What all regions say of whose an address is.
+pub fn directory_owner_anywhere(app: &AppId, address: AddressId) -> String {
+    format!("directory.*.owner.{app}.{address}")
+}
+
+/// All that `region` says of whose addresses are.
+pub fn directory_owner_filter(region: &Region) -> String {
+    format!("directory.{region}.owner.>")
+}
+
 /// Records of idempotency keys that `region` wrote.
 pub fn idempotency_filter(region: &Region) -> String {
     format!("idempotency.{region}.>")
