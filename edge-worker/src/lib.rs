@@ -11,6 +11,7 @@ pub mod pipeline;
 pub mod presence;
 pub mod program;
 pub mod providers;
+mod quota;
 mod station;
 mod worker;
 

@@ -27,6 +27,7 @@ use crate::{
     ledger,
     presence::Rank,
     providers::{ApnsAccount, BadCredential, BadTrust, EndpointState, FcmAccount, Providers, Why},
+    quota::Quotas,
     station::{Shared, Station},
 };
 
@@ -82,11 +83,21 @@ impl EdgeWorker {
         keeper.look().await;
         lifecycle.spawn_endless("time", keeper.run());
         let config = Config::default();
-        lifecycle.spawn_endless("config", config.clone().follow(js));
-        let providers = Arc::new(Providers::new(&settings.providers, clock.clone())?);
+        lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
+        let providers = Arc::new(Providers::new(&settings.providers, clock.clone())?.with_quotas());
         let (known, configured) = watch::channel(false);
         lifecycle.spawn_endless("endpoints", providers.watch());
         lifecycle.spawn_endless("ways", show_ways(providers.clone(), telemetry.clone()));
+        let metrics = telemetry.metrics.clone();
+        let quotas = Quotas::new(
+            &js,
+            region.clone(),
+            &settings.name,
+            config.clone(),
+            providers.clone(),
+            metrics,
+        );
+        lifecycle.spawn_endless("quotas", Arc::new(quotas).run(lifecycle.clone()));
         let follow = keep_configured(providers.clone(), config.clone(), mesh_key, known);
         lifecycle.spawn_endless("credentials", follow);
 

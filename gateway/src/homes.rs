@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use shared::{
-    id::{AddressId, Region},
+    id::{AddressId, AppId, RecipientId, Region},
     nats::{facts, publish::NotStored},
     recipient::{Address, Fact, FactName, Preferences, Profile, Recipient, RecipientKey},
 };
@@ -144,11 +145,22 @@ impl Parts {
     ) -> Result<(), NotStored> {
         facts::remove(&self.js, &self.here, home, key, FactName::Address(address)).await?;
         if self.directory.owner(&key.app, address).as_ref() == Some(&key.recipient) {
-            self.directory
-                .forget_owner(&self.js, &self.here, &key.app, address, self.clock.now())
-                .await?;
+            self.put_owner(&key.app, address, None, self.clock.now()).await?;
         }
         Ok(())
+    }
+
+    /// Says whose an address is since `at`. Whoever had it before loses it, in every region as soon as it hears.
+    pub(crate) async fn put_owner(
+        &self,
+        app: &AppId,
+        address: AddressId,
+        owner: Option<RecipientId>,
+        at: Timestamp,
+    ) -> Result<(), NotStored> {
+        self.directory
+            .put_owner(&self.js, &self.here, app, address, owner, at)
+            .await
     }
 
     /// The home of `key`; a recipient that nobody registered gets one at `default`.

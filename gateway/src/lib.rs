@@ -10,6 +10,7 @@ mod content;
 mod dead;
 mod homes;
 mod http;
+mod owners;
 mod parts;
 pub mod program;
 pub mod provision;
@@ -124,7 +125,7 @@ impl Gateway {
         let listener = TcpListener::bind(settings.listen).await.map_err(refused)?;
         let addr = listener.local_addr().map_err(refused)?;
 
-        lifecycle.spawn_endless("directory", parts.directory.clone().follow(js.clone()));
+        lifecycle.spawn_endless("directory", owners::run(Arc::clone(&parts)));
         lifecycle.spawn_endless("upkeep", upkeep.run());
         let alerts = Alerts {
             js: js.clone(),

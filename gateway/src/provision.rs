@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    num::NonZeroU32,
     path::{Path, PathBuf},
 };
 
@@ -72,6 +73,8 @@ pub struct NewFcm {
     pub project_id: String,
     /// The text of the service account's JSON file.
     pub service_account: String,
+    /// Messages a minute that Google lets the project send, if it is not the usual 600,000.
+    pub quota_per_minute: Option<NonZeroU32>,
 }
 
 /// Why an app could not be made known.
@@ -174,6 +177,7 @@ impl NewApp {
             fcm: self.fcm.as_ref().map(|fcm| FcmCredential {
                 project_id: fcm.project_id.clone(),
                 service_account: mesh_key.seal(&seal_name(&self.id, Provider::Fcm), &fcm.service_account),
+                quota_per_minute: fcm.quota_per_minute,
             }),
         }
     }
@@ -250,6 +254,7 @@ struct ApnsEntry {
 struct FcmEntry {
     project_id: String,
     service_account_file: PathBuf,
+    quota_per_minute: Option<NonZeroU32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -376,6 +381,7 @@ impl AppEntry {
                 Ok::<_, ProvisionError>(NewFcm {
                     project_id: fcm.project_id,
                     service_account,
+                    quota_per_minute: fcm.quota_per_minute,
                 })
             })
             .transpose()?;

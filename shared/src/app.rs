@@ -1,6 +1,6 @@
 //! Tenants and their provider credentials.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU32};
 
 use serde::{Deserialize, Serialize};
 
@@ -112,6 +112,19 @@ pub struct FcmCredential {
     pub project_id: String,
     /// The service account's JSON file.
     pub service_account: Sealed,
+    /// Messages a minute that Google lets the project send, if it is not [`FCM_QUOTA`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_per_minute: Option<NonZeroU32>,
+}
+
+/// Messages a minute that Google lets a project send that did not ask for more (Google: FCM throttling and quotas).
+pub const FCM_QUOTA: u64 = 600_000;
+
+impl FcmCredential {
+    /// Messages a minute that the project may send.
+    pub fn quota(&self) -> u64 {
+        self.quota_per_minute.map_or(FCM_QUOTA, |quota| quota.get().into())
+    }
 }
 
 /// The name under which the secret of the alerts of `app` is sealed.

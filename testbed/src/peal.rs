@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, TcpListener},
+    num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -28,7 +29,7 @@ use crate::{
     nats,
     network::{self, Network, Place},
     process::Process,
-    providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, reachable},
+    providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, apns::JwtMode, reachable},
 };
 
 /// The app that every test mesh has.
@@ -65,6 +66,8 @@ pub struct Plan {
     pub residency: Option<String>,
     /// What the app does in doubt.
     pub ambiguity: BTreeMap<Channel, Ambiguity>,
+    /// Messages a minute that Google lets the app's project send, if it is not the usual number.
+    pub fcm_quota: Option<NonZeroU32>,
     /// Where the app's developers are told of dead letters.
     pub alerts: Option<NewAlerts>,
     /// More settings of the workers, as TOML tables and keys that come first in the file.
@@ -115,6 +118,7 @@ impl Plan {
             log: LogMode::default(),
             residency: None,
             ambiguity: BTreeMap::new(),
+            fcm_quota: None,
             alerts: None,
             worker_settings: String::new(),
             gateway_settings: String::new(),
@@ -348,6 +352,8 @@ impl Peal {
         let apns = ApnsConfig {
             listen,
             authority: Some(authority.clone()),
+            jwt: JwtMode::Strict,
+            limit_token_updates: true,
             log: plan.log,
             ..ApnsConfig::default()
         };
@@ -763,6 +769,7 @@ async fn provision(nats: &nats::Mesh, plan: &Plan, mesh_key: &str, apns: &Apns, 
         fcm: Some(NewFcm {
             project_id: fcm.account().project_id.clone(),
             service_account: fcm.service_account_json(),
+            quota_per_minute: plan.fcm_quota,
         }),
     };
     let keys = provision::write_app(&hub, &MeshKey::from_base64(mesh_key)?, &app, &[Scope::ALL.to_vec()]).await?;

@@ -622,54 +622,93 @@ async fn apps_of_one_team_share_token_and_connection() {
     assert_eq!(apns.stats().connections, 1);
 }
 
-#[tokio::test]
-async fn an_expired_provider_token_waits_for_apples_twenty_minutes() {
-    let hours_ago = Timestamp::now_for_tests() - Duration::from_hours(2);
-    let (clock, seconds) = set_clock(hours_ago);
-    let (rig, _apns) = Rig::apns(
-        ApnsConfig::default(),
-        Choices {
-            clock,
-            ..Choices::default()
-        },
-    )
-    .await;
-    let outcome = rig.apple("beef").await.outcome;
-    let wait = Some(Duration::from_mins(20));
-    assert_eq!(
-        outcome,
-        Outcome::CredentialTrouble {
-            reason: "ExpiredProviderToken".into(),
-            not_before: wait
-        }
-    );
-    // Half an hour later a new token is allowed, but by this clock it is still too old for Apple; then the clock is
-    // put right, and the token of the same age by the clock is renewed for being old.
-    seconds.fetch_add(30 * 60, Ordering::Relaxed);
-    assert!(!accepted(&rig.apple("beef").await));
-    seconds.fetch_add(90 * 60, Ordering::Relaxed);
-    assert!(accepted(&rig.apple("beef").await));
+/// The beginning of one of the slots that workers cut time into for provider tokens, 50 minutes each.
+const SLOT: i64 = 600_000 * 50 * 60;
+
+fn at_minute(minute: i64) -> Timestamp {
+    Timestamp::from_second(SLOT + 60 * minute).unwrap()
+}
+
+/// APNs that counts how often a team changes its token, a worker, and their clocks.
+async fn strict_apns(worker: Timestamp, apple: Timestamp) -> (Rig, Apns, Arc<AtomicI64>, Arc<AtomicI64>) {
+    let (clock, seconds) = set_clock(worker);
+    let (apples_clock, apples_seconds) = set_clock(apple);
+    let strict = ApnsConfig {
+        jwt: JwtMode::Strict,
+        limit_token_updates: true,
+        clock: apples_clock,
+        ..ApnsConfig::default()
+    };
+    let choices = Choices {
+        clock,
+        ..Choices::default()
+    };
+    let (rig, apns) = Rig::apns(strict, choices).await;
+    (rig, apns, seconds, apples_seconds)
 }
 
 #[tokio::test]
-async fn an_expired_provider_token_is_replaced_and_the_push_repeated() {
-    let now = Timestamp::now_for_tests();
-    let (clock, seconds) = set_clock(now - Duration::from_mins(30));
-    let (rig, apns) = Rig::apns(
-        ApnsConfig::default(),
-        Choices {
+async fn workers_that_know_nothing_of_each_other_show_one_provider_token_at_a_time() {
+    let (first, apns, seconds, apples_seconds) = strict_apns(at_minute(10), at_minute(10)).await;
+    // Workers of any region, told of nothing but the key; each has a clock that is wrong by some seconds.
+    let authority = first.authority.clone();
+    let worker = |by_s: i64| {
+        let seconds = seconds.clone();
+        let clock = Clock::from_fn(move || Timestamp::from_second(seconds.load(Ordering::Relaxed) + by_s).unwrap());
+        let choices = Choices {
+            apns: vec![local(apns.addr().port())],
             clock,
             ..Choices::default()
-        },
-    )
-    .await;
-    assert!(accepted(&rig.apple("beef").await));
-    seconds.fetch_add(30 * 60, Ordering::Relaxed);
+        };
+        let rig = Rig::new(authority.clone(), choices);
+        rig.configure_apns(apns.key());
+        rig
+    };
+    let mut workers = [first, worker(0), worker(-240), worker(240)];
+    for minute in (10..180).step_by(2) {
+        for clock in [&seconds, &apples_seconds] {
+            clock.store(at_minute(minute).as_second(), Ordering::Relaxed);
+        }
+        // One is started anew every time, so that it has no memory.
+        workers[1] = worker(0);
+        let pushes = workers.iter().map(|worker| worker.apple("beef"));
+        all_accepted(&join_all(pushes).await);
+    }
+    assert_eq!(apns.provider_tokens(), 4, "one for each slot");
+}
+
+#[tokio::test]
+async fn a_worker_whose_clock_is_slow_catches_up_with_the_token_of_the_others() {
+    let (slow, apns, ..) = strict_apns(at_minute(20), at_minute(20 + 120)).await;
+    assert_eq!(
+        slow.apple("beef").await.outcome,
+        credential("ExpiredProviderToken"),
+        "two hours are more than two slots"
+    );
+    assert!(accepted(&slow.apple("beef").await));
+    let (clock, _) = set_clock(at_minute(20 + 120));
+    let choices = Choices {
+        apns: vec![local(apns.addr().port())],
+        clock,
+        ..Choices::default()
+    };
+    let right = Rig::new(slow.authority.clone(), choices);
+    right.configure_apns(apns.key());
+    assert!(accepted(&right.apple("beef").await));
+    assert!(accepted(&slow.apple("beef").await));
+    assert_eq!(apns.provider_tokens(), 1);
+}
+
+#[tokio::test]
+async fn a_provider_token_that_apple_wrongly_calls_expired_is_used_again() {
+    let (rig, apns, ..) = strict_apns(at_minute(20), at_minute(20)).await;
     apns.script()
         .add(Rule::always().times(1).answer(Answer::reason("ExpiredProviderToken")))
         .unwrap();
+    // The next slot's token, which is tried instead, is from the future.
+    assert_eq!(rig.apple("beef").await.outcome, credential("InvalidProviderToken"));
     assert!(accepted(&rig.apple("beef").await));
-    assert_eq!(apns.log().request_count(), 3);
+    assert_eq!(apns.provider_tokens(), 1);
 }
 
 #[tokio::test]

@@ -18,7 +18,10 @@ use shared::{
     failpoint::failpoint,
     id::AddressId,
     job::Job,
-    nats::{envelope, facts, publish, subject},
+    nats::{
+        directory::{self, Ownership},
+        envelope, facts, publish, subject,
+    },
     receipt::{Receipt, State},
     recipient::{FactName, RecipientKey},
     telemetry::trace as context,
@@ -157,7 +160,7 @@ impl Pipeline {
                 letter.send(self, delivery).await
             }
             Verdict::Gone(_, since) => {
-                self.remove_address(job, one, *since).await;
+                self.remove_address(delivery, job, one, *since).await;
                 Ok(())
             }
             Verdict::Final(..) => Ok(()),
@@ -204,7 +207,7 @@ impl Pipeline {
     }
 
     /// Removes an address that its provider says is gone, unless the device registered again since.
-    async fn remove_address(&self, job: &Job, one: &OneTried, since: Option<Timestamp>) {
+    async fn remove_address(&self, delivery: &Delivery, job: &Job, one: &OneTried, since: Option<Timestamp>) {
         if since.is_some_and(|since| one.address.registered_at > since) {
             return;
         }
@@ -216,6 +219,16 @@ impl Pipeline {
             app: job.app.clone(),
             recipient: job.body.recipient.clone(),
         };
+        // Said before it is removed: whoever else has the address, here or elsewhere, is to lose it too. Where the provider
+        // says no time, it was gone when the job came, by the server's clock: this worker's may be wrong.
+        let gone = Ownership {
+            is: None,
+            at: since.unwrap_or(delivery.stored_at.max(one.address.registered_at)),
+            was: vec![key.recipient.clone()],
+        };
+        if let Err(error) = directory::put_ownership(&self.js, &self.region, &key.app, one.address.id, gone).await {
+            tracing::warn!(address = %one.address.id, %error, "other regions could not be told that an address is gone");
+        }
         match facts::remove_unchanged(&self.js, &key, FactName::Address(one.address.id), one.revision).await {
             Ok(_) => tracing::info!(address = %one.address.id, "address is gone and was removed"),
             Err(publish::NotStored::Refused) => {

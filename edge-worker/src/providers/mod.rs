@@ -39,12 +39,13 @@ pub use self::{
     attempt::{Attempt, Attempted},
     breaker::{BreakerState, Watched},
     endpoints::{EndpointState, Settings as EndpointSettings, Why},
-    fcm::FcmAccount,
+    fcm::{FcmAccount, Granted, Quota, Use},
     message::Message,
     outcome::{Outcome, Reason},
     tls::BadTrust,
 };
 use self::{breaker::Breakers, http2::Network};
+use tokio::sync::Notify;
 
 /// How the providers are reached.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -84,6 +85,9 @@ pub struct Providers {
     configuring: Mutex<()>,
     /// By provider and name. Kept when a credential is forgotten, so that giving it again does not make a bad one good.
     breakers: Mutex<BTreeMap<(Provider, String), Arc<Breakers>>>,
+    /// By project; absent where nobody grants, and nothing is limited.
+    quotas: Option<Mutex<BTreeMap<String, Arc<Quota>>>>,
+    more_quotas: Notify,
     nowhere: Arc<str>,
 }
 
@@ -105,6 +109,7 @@ struct Apple {
 struct Google {
     account: Arc<fcm::Account>,
     breakers: Arc<Breakers>,
+    quota: Option<Arc<Quota>>,
 }
 
 impl Providers {
@@ -119,8 +124,20 @@ impl Providers {
             accounts: ArcSwap::default(),
             configuring: Mutex::new(()),
             breakers: Mutex::default(),
+            quotas: None,
+            more_quotas: Notify::new(),
             nowhere: "".into(),
         })
+    }
+
+    /// From now on, before any credential is given, nothing is sent through FCM but what is granted to the
+    /// [`Self::quotas`].
+    #[must_use]
+    pub fn with_quotas(self) -> Self {
+        Self {
+            quotas: Some(Mutex::default()),
+            ..self
+        }
     }
 
     /// Gives `app` these credentials in place of those it had.
@@ -152,6 +169,7 @@ impl Providers {
             Ok::<_, BadCredential>(Google {
                 account: self.fcm.account(&account)?,
                 breakers: self.breakers(Provider::Fcm, &account.project_id),
+                quota: self.quota(&account.project_id),
             })
         };
         let accounts = Accounts {
@@ -202,6 +220,11 @@ impl Providers {
             },
             Provider::Fcm => match accounts.and_then(|accounts| accounts.fcm.clone()) {
                 Some(google) => {
+                    if let Some(quota) = &google.quota
+                        && let Err(outcome) = quota.take().await
+                    {
+                        return self.untried(outcome);
+                    }
                     let attempt = Box::pin(self.fcm.deliver(&google.account, &attempt));
                     self.guarded(&google.breakers, self.fcm.network(), attempt).await
                 }
@@ -239,6 +262,34 @@ impl Providers {
         let mut breakers = self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || Arc::new(Breakers::new(provider, name.to_owned()));
         breakers.entry((provider, name.to_owned())).or_insert_with(new).clone()
+    }
+
+    /// Every project's quota. Kept when a credential is forgotten.
+    pub fn quotas(&self) -> Vec<Arc<Quota>> {
+        let quotas = self.quotas.as_ref();
+        let quotas = quotas.map(|quotas| {
+            quotas
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .values()
+                .cloned()
+                .collect()
+        });
+        quotas.unwrap_or_default()
+    }
+
+    /// Waits until there may be more of them.
+    pub async fn more_quotas(&self) {
+        self.more_quotas.notified().await;
+    }
+
+    fn quota(&self, project: &str) -> Option<Arc<Quota>> {
+        let mut quotas = self.quotas.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            self.more_quotas.notify_one();
+            Arc::new(Quota::new(project.to_owned()))
+        };
+        Some(quotas.entry(project.to_owned()).or_insert_with(new).clone())
     }
 
     async fn guarded(

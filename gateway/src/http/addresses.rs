@@ -13,8 +13,7 @@ use shared::{
     channel::Provider,
     id::{AddressId, RecipientId},
     invalid::Invalid,
-    nats::facts,
-    recipient::{Address, AddressKind, Environment, Fact, FactName, RecipientKey, Token},
+    recipient::{Address, AddressKind, Environment, Fact, RecipientKey, Token},
 };
 use utoipa::ToSchema;
 
@@ -25,7 +24,7 @@ use super::{
     problem::{Document, NOT_FOUND, Problem},
     recipients,
 };
-use crate::parts::Parts;
+use crate::{owners, parts::Parts};
 
 /// An address to register.
 #[derive(Deserialize, ToSchema)]
@@ -115,22 +114,18 @@ pub(crate) async fn register(
     let address = wanted.into_address(&key, parts.clock.now())?;
     let home = parts.ensure_home(&key, &caller.app.default_region).await?;
     // The owner's entry is written last: until then a repetition does all of it again.
-    let owner = parts.directory.owner(&key.app, address.id);
-    let is_new = owner.as_ref() != Some(&key.recipient);
-    if let Some(former) = owner.filter(|owner| *owner != key.recipient) {
-        let former = RecipientKey {
-            app: key.app.clone(),
-            recipient: former,
-        };
-        let there = parts.home_or(&former, &caller.app.default_region);
-        facts::remove(&parts.js, &parts.here, &there, &former, FactName::Address(address.id)).await?;
-    }
+    let former = parts.directory.owner(&key.app, address.id);
+    let is_new = former.as_ref() != Some(&key.recipient);
     parts.write(&home, &key, Fact::Address(address.clone())).await?;
     if is_new {
+        let owner = Some(key.recipient.clone());
         parts
-            .directory
-            .put_owner(&parts.js, &parts.here, &key, address.id, address.registered_at)
+            .put_owner(&key.app, address.id, owner, address.registered_at)
             .await?;
+    }
+    if is_new && former.is_some() {
+        // Every gateway that reads the owner's entry does the same; here it is done before the answer.
+        owners::settle_now(&parts, &key.app, address.id).await;
     }
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, axum::Json(AddressResponse::from(address))).into_response())

@@ -189,12 +189,7 @@ async fn put(
     value: &impl serde::Serialize,
 ) -> Result<(), publish::NotStored> {
     let value = serde_json::to_vec(value).expect("configuration always serializes");
-    // Links between domains do not carry `$KV.>`; under the hub's API prefix its server takes it from anywhere.
-    let subject = format!(
-        "$JS.{}.API.$KV.{}.{kind}.{name}",
-        topology::HUB,
-        topology::CONFIG_BUCKET
-    );
+    let subject = topology::at_hub(&format!("$KV.{}.{kind}.{name}", topology::CONFIG_BUCKET));
     publish::store(hub, subject, HeaderMap::new(), value.into())
         .await
         .map(|_| ())

@@ -7,8 +7,8 @@ use super::{
     topology::{self, Domain},
 };
 use crate::{
-    id::Region,
-    recipient::{Fact, FactName, Recipient, RecipientKey},
+    id::{AddressId, Region},
+    recipient::{Address, Fact, FactName, Recipient, RecipientKey},
 };
 
 /// Why facts could not be read.
@@ -23,6 +23,15 @@ pub enum NotRead {
     /// What it answered cannot be read.
     #[error("the stored facts cannot be read")]
     Unreadable,
+}
+
+impl From<direct::NoAnswer> for NotRead {
+    fn from(error: direct::NoAnswer) -> Self {
+        match error {
+            direct::NoAnswer::Silent => Self::NoAnswer,
+            direct::NoAnswer::Forbidden => Self::Forbidden,
+        }
+    }
 }
 
 /// Stores a fact for a recipient whose home is `home`. If that is elsewhere, the fact is stored here and travels.
@@ -74,6 +83,26 @@ pub async fn remove_unchanged(
     publish::store(js, subject::fact(key, name), headers, "".into()).await
 }
 
+/// One address of a recipient as this region keeps it, and its revision.
+///
+/// # Errors
+/// When the region's servers do not answer within two seconds, or the fact cannot be read.
+pub async fn address(
+    js: &jetstream::Context,
+    key: &RecipientKey,
+    address: AddressId,
+) -> Result<Option<(Address, u64)>, NotRead> {
+    let filter = subject::fact(key, FactName::Address(address));
+    let found = direct::last_of(js, &Domain::Here, topology::RECIPIENTS, &[filter]).await?;
+    match found.into_iter().find(|found| !found.is_removal()) {
+        Some(found) => {
+            let address = serde_json::from_slice(&found.payload).map_err(|_| NotRead::Unreadable)?;
+            Ok(Some((address, found.sequence)))
+        }
+        None => Ok(None),
+    }
+}
+
 fn removal() -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert("KV-Operation", "DEL");
@@ -104,11 +133,7 @@ pub async fn read(
         topology::RECIPIENTS,
         &[subject::facts_of(key)],
     )
-    .await
-    .map_err(|error| match error {
-        direct::NoAnswer::Silent => NotRead::NoAnswer,
-        direct::NoAnswer::Forbidden => NotRead::Forbidden,
-    })?;
+    .await?;
     let mut recipient = Recipient::default();
     for found in found.into_iter().filter(|found| !found.is_removal()) {
         let Some((_, name)) = subject::fact_key_of(&found.subject).and_then(subject::parse_fact_key) else {

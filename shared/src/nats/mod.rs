@@ -12,6 +12,7 @@ pub mod follow;
 pub mod idempotency;
 pub mod nkey;
 pub mod publish;
+pub mod quota;
 pub mod refusal;
 pub mod roles;
 pub mod subject;

@@ -11,8 +11,8 @@ use std::fmt::Write;
 use super::{
     subject::{self, TRACE_HOPS},
     topology::{
-        ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, HUB, Here, IDEMPOTENCY, Mesh,
-        NOTIFY, RECEIPTS, RECIPIENTS, consumers, work_for, workers_consumers,
+        self, ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, HUB, Here, IDEMPOTENCY,
+        Mesh, NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, consumers, work_for, workers_consumers,
     },
 };
 use crate::id::{AppId, Region};
@@ -82,9 +82,11 @@ impl Role {
         let inbox = format!("{}.>", self.inbox());
         let (publish, subscribe) = match self {
             Self::Gateway(here) => (gateway(&mesh(here)), vec![inbox]),
-            Self::Worker(here) | Self::Helper(here, _) => {
-                (worker(&mesh(here)), vec![inbox, subject::alive_filter(here)])
+            Self::Worker(here) => {
+                let allowed = [worker(&mesh(here)), quotas()].concat();
+                (allowed, vec![inbox, subject::alive_filter(here)])
             }
+            Self::Helper(here, _) => (worker(&mesh(here)), vec![inbox, subject::alive_filter(here)]),
             Self::Service(here, app) => (
                 service(&mesh(here), app),
                 vec![inbox, subject::receipts_of(here, app), subject::dead_of(here, app)],
@@ -133,7 +135,7 @@ fn gateway(mesh: &Mesh) -> Vec<String> {
     }
     // What it reads here.
     allowed.extend([DIRECTORY, CONFIG, RECEIPTS].into_iter().flat_map(follow));
-    allowed.extend([RECEIPTS, IDEMPOTENCY].map(|stream| direct(Domain::Here, stream)));
+    allowed.extend([RECEIPTS, IDEMPOTENCY, DIRECTORY].map(|stream| direct(Domain::Here, stream)));
     allowed.extend(consume(DEAD, ALERTS_CONSUMER));
     // Dead letters and facts, wherever they are.
     allowed.extend(dead_and_facts(Domain::Here));
@@ -154,6 +156,7 @@ fn worker(mesh: &Mesh) -> Vec<String> {
         subject::dead_filter(here),
         subject::SCHEDULE_FILTER.to_owned(),
         subject::ADDRESSES_FILTER.to_owned(),
+        subject::directory_owner_filter(here),
         TRACE_HOPS.to_owned(),
     ];
     // What came for recipients who moved.
@@ -168,8 +171,23 @@ fn worker(mesh: &Mesh) -> Vec<String> {
     allowed.push(api(Domain::Here, &format!("STREAM.PURGE.{NOTIFY}")));
     // What it reads.
     allowed.extend([RECIPIENTS, CONFIG, RECEIPTS].into_iter().flat_map(follow));
-    allowed.extend([NOTIFY, RECIPIENTS].map(|stream| direct(Domain::Here, stream)));
+    allowed.extend([NOTIFY, RECIPIENTS, DIRECTORY].map(|stream| direct(Domain::Here, stream)));
     allowed
+}
+
+/// Taking part in the quotas of this region, and in what the hub has of others.
+fn quotas() -> Vec<String> {
+    let mut allowed = vec![subject::QUOTA_FILTER.to_owned(), direct(Domain::Here, QUOTA)];
+    allowed.extend(hubs_quotas());
+    allowed
+}
+
+fn hubs_quotas() -> [String; 3] {
+    [
+        api(Domain::Hub, &format!("STREAM.INFO.{QUOTA}")),
+        direct(Domain::Hub, QUOTA),
+        topology::at_hub(subject::QUOTA_FILTER),
+    ]
 }
 
 fn service(mesh: &Mesh, app: &AppId) -> Vec<String> {
@@ -216,6 +234,7 @@ fn leaf(mesh: &Mesh, inbox: String) -> (Vec<String>, Vec<String>) {
     for other in mesh.others() {
         publish.extend(dead_and_facts(Domain::Region(other)));
     }
+    publish.extend(hubs_quotas());
     // What servers tell each other about sources, and answers.
     let between = ["$JS.S.>", "$JS.FC.>", "$JSC.R.>", "_R_.>", TRACE_HOPS].map(str::to_owned);
     publish.extend(between.clone());

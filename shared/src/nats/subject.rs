@@ -14,7 +14,7 @@ use crate::{
 /// First tokens of every subject of Peal's own. A leaf link must not carry them: what is published in one region
 /// belongs to that region's streams alone, and only sourcing takes it further. Acknowledgements neither: they name a
 /// stream, a consumer and a number, not a region, and would settle another region's message of the same number.
-pub const LOCAL_PREFIXES: [&str; 14] = [
+pub const LOCAL_PREFIXES: [&str; 15] = [
     "notify",
     "due",
     "spill",
@@ -26,6 +26,7 @@ pub const LOCAL_PREFIXES: [&str; 14] = [
     "idempotency",
     "fact",
     "$KV.recipients",
+    "$KV.quota",
     "$JS.ACK.NOTIFY",
     "$JS.ACK.SCHEDULE",
     "$JS.ACK.DEAD",
@@ -139,6 +140,19 @@ pub fn rank_of(subject: &str) -> Option<usize> {
     subject.rsplit('.').next()?.parse().ok()
 }
 
+/// All pools of quotas, where they rest.
+pub const QUOTA_FILTER: &str = "$KV.quota.*";
+
+/// The pool of the project with this digest, where it rests.
+pub fn quota(name: Uuid) -> String {
+    format!("$KV.quota.{name}")
+}
+
+/// The digest in a subject of [`quota`].
+pub fn quota_of(subject: &str) -> Option<Uuid> {
+    subject.strip_prefix("$KV.quota.")?.parse().ok()
+}
+
 /// Everything that waits for its time.
 pub const SCHEDULE_FILTER: &str = "schedule.>";
 
@@ -219,6 +233,16 @@ pub fn directory_home(region: &Region, key: &RecipientKey) -> String {
 /// Where `region` says whose an address is.
 pub fn directory_owner(region: &Region, app: &AppId, address: AddressId) -> String {
     format!("directory.{region}.owner.{app}.{address}")
+}
+
+/// What all regions say of whose an address is.
+pub fn directory_owner_anywhere(app: &AppId, address: AddressId) -> String {
+    format!("directory.*.owner.{app}.{address}")
+}
+
+/// All that `region` says of whose addresses are.
+pub fn directory_owner_filter(region: &Region) -> String {
+    format!("directory.{region}.owner.>")
 }
 
 /// Records of idempotency keys that `region` wrote.

@@ -45,6 +45,9 @@ pub const RECIPIENTS: &str = "KV_recipients";
 pub const CONFIG_BUCKET: &str = "config";
 /// The stream under that bucket.
 pub const CONFIG: &str = "KV_config";
+/// The stream of the bucket of pools from which workers take their part of a provider's quota; one in each region and one
+/// at the hub.
+pub const QUOTA: &str = "KV_quota";
 /// The `JetStream` domain of the hub. No region may have this name.
 pub const HUB: &str = "hub";
 
@@ -58,6 +61,8 @@ pub enum Domain<'a> {
     Here,
     /// That of another region.
     Region(&'a Region),
+    /// The hub's.
+    Hub,
 }
 
 impl<'a> Domain<'a> {
@@ -75,6 +80,7 @@ impl<'a> Domain<'a> {
         match self {
             Self::Here => "$JS.API".to_owned(),
             Self::Region(region) => api(region.as_str()),
+            Self::Hub => api(HUB),
         }
     }
 }
@@ -296,7 +302,12 @@ impl Mesh {
             }),
             ..self.base(RECIPIENTS, vec![subject::FACTS_FILTER.into()])
         };
-        vec![directory, recipients, self.here.config_stream()]
+        let quota = Config {
+            max_messages_per_subject: 1,
+            max_age: HOUR,
+            ..self.base(QUOTA, vec![subject::QUOTA_FILTER.into()])
+        };
+        vec![directory, recipients, quota, self.here.config_stream()]
     }
 
     fn sources(&self, of: impl Fn(&Region) -> Source) -> Option<Vec<Source>> {
@@ -350,17 +361,34 @@ pub fn lane_consumer(channel: Channel, class: Class) -> String {
 
 /// The streams of the hub.
 pub fn hub_streams(replicas: usize) -> Vec<Config> {
-    vec![Config {
-        name: CONFIG.into(),
-        subjects: vec![format!("$KV.{CONFIG_BUCKET}.>")],
+    let base = Config {
         max_messages_per_subject: 1,
         discard: DiscardPolicy::New,
-        allow_rollup: true,
-        deny_delete: true,
         allow_direct: true,
         num_replicas: replicas,
         ..Config::default()
-    }]
+    };
+    let config = Config {
+        name: CONFIG.into(),
+        subjects: vec![format!("$KV.{CONFIG_BUCKET}.>")],
+        allow_rollup: true,
+        deny_delete: true,
+        ..base.clone()
+    };
+    let quota = Config {
+        name: QUOTA.into(),
+        subjects: vec![subject::QUOTA_FILTER.into()],
+        // What nobody asks for any more is not looked at any more.
+        max_age: Duration::from_mins(2),
+        ..base
+    };
+    vec![config, quota]
+}
+
+/// Where a publish to `subject`, which the hub keeps, goes from any region: links between domains do not carry `$KV.>`; under
+/// the hub's API prefix its server takes it from anywhere.
+pub(super) fn at_hub(subject: &str) -> String {
+    format!("{}.{subject}", api(HUB))
 }
 
 /// A source that misses nothing. Where the server knows no position, as when the destination was trimmed before the

@@ -38,6 +38,8 @@ pub struct Metrics {
     endpoint_connections: Gauge<u64>,
     endpoint_time: Gauge<f64>,
     endpoint_errors: Gauge<f64>,
+    quota_granted: Gauge<u64>,
+    quota_used: Counter<u64>,
     dead_letters: Counter<u64>,
     spans: Counter<u64>,
 }
@@ -126,6 +128,11 @@ impl Metrics {
                     "Whether nothing is sent because of failures in a row, by provider, credential and what failed.",
                 )
                 .build(),
+            quota_granted: gauge(
+                "peal.quota.granted",
+                "Messages a minute that this worker may send for a project.",
+            ),
+            quota_used: count("peal.quota.used", "Messages sent on a project's quota."),
             endpoint_chosen: gauge(
                 "peal.endpoint.chosen",
                 "Whether connections go to this endpoint, by the reason for which it was chosen.",
@@ -233,6 +240,13 @@ impl Metrics {
             KeyValue::new("watched", watched),
         ];
         self.breakers.record(is_open.into(), &labels);
+    }
+
+    /// This worker may send `granted` messages a minute for `project`, and has sent `used` since this was said last.
+    pub fn quota(&self, project: &str, granted: u64, used: u64) {
+        let labels = [KeyValue::new("credential", project.to_owned())];
+        self.quota_granted.record(granted, &labels);
+        self.quota_used.add(used, &labels);
     }
 
     /// What is known of an endpoint.

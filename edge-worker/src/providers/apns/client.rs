@@ -138,16 +138,20 @@ impl Apns {
             if matches!(verdict.remedy, Remedy::Reconnect | Remedy::Leave) {
                 lease.leave_connection();
             }
-            if remedied {
+            let helps = match verdict.remedy {
+                Remedy::None | Remedy::Leave => false,
+                Remedy::Reconnect => true,
+                Remedy::LaterToken => {
+                    token = account.team.token.after_expired(&token);
+                    true
+                }
+                Remedy::ClocksToken => {
+                    account.team.token.learn_invalid(&token);
+                    false
+                }
+            };
+            if remedied || !helps {
                 return verdict.outcome;
-            }
-            match verdict.remedy {
-                Remedy::None | Remedy::Leave => return verdict.outcome,
-                Remedy::Reconnect => {}
-                Remedy::NewToken => match account.team.token.after_expired(&token) {
-                    Ok(another) => token = another,
-                    Err(_) => return verdict.outcome,
-                },
             }
             remedied = true;
         }

@@ -63,7 +63,7 @@ struct Body<'a> {
 pub(super) struct Circumstances {
     pub(super) status: u16,
     pub(super) retry_after: Option<Duration>,
-    /// How long until the provider token may change.
+    /// How long until Apple must have taken the last change of the provider token.
     pub(super) token_wait: Duration,
 }
 
@@ -72,8 +72,10 @@ pub(super) struct Circumstances {
 pub(super) enum Remedy {
     /// Nothing.
     None,
-    /// Another provider token, if Apple allows one already.
-    NewToken,
+    /// The provider token of a later slot.
+    LaterToken,
+    /// Nothing for this push, but the next should take the provider token that the clock says.
+    ClocksToken,
     /// Another connection.
     Reconnect,
     /// Nothing for this push, but the next should take another connection.
@@ -142,11 +144,14 @@ fn listed(reason: &ErrorReason, since: Option<Timestamp>, at: &Circumstances) ->
         R::BadCertificate => credential("BadCertificate"),
         R::BadCertificateEnvironment => credential("BadCertificateEnvironment"),
         R::Forbidden => credential("Forbidden"),
-        R::InvalidProviderToken => credential("InvalidProviderToken"),
+        R::InvalidProviderToken => Verdict {
+            outcome: Outcome::credential("InvalidProviderToken", None),
+            remedy: Remedy::ClocksToken,
+        },
         R::MissingProviderToken => credential("MissingProviderToken"),
         R::ExpiredProviderToken => Verdict {
-            outcome: Outcome::credential("ExpiredProviderToken", Some(at.token_wait)),
-            remedy: Remedy::NewToken,
+            outcome: Outcome::credential("ExpiredProviderToken", None),
+            remedy: Remedy::LaterToken,
         },
         R::TooManyProviderTokenUpdates => {
             let wait = at.token_wait.max(at.retry_after.unwrap_or(DEVICE_PAUSE));
@@ -269,7 +274,6 @@ mod tests {
             "BadCertificateEnvironment",
             "BadEnvironmentKeyIdInToken",
             "Forbidden",
-            "InvalidProviderToken",
             "MissingProviderToken",
             "InventedLater",
         ] {
@@ -294,11 +298,11 @@ mod tests {
     #[test]
     fn some_refusals_have_a_remedy() {
         let expired = judged(403, "ExpiredProviderToken");
-        assert_eq!(expired.remedy, Remedy::NewToken);
-        assert_eq!(
-            expired.outcome,
-            Outcome::credential("ExpiredProviderToken", Some(AT.token_wait))
-        );
+        assert_eq!(expired.remedy, Remedy::LaterToken);
+        assert_eq!(expired.outcome, Outcome::credential("ExpiredProviderToken", None));
+        let invalid = judged(403, "InvalidProviderToken");
+        assert_eq!(invalid.remedy, Remedy::ClocksToken);
+        assert_eq!(invalid.outcome, Outcome::credential("InvalidProviderToken", None));
         let unrelated = judged(403, "UnrelatedKeyIdInToken");
         assert_eq!(unrelated.remedy, Remedy::Reconnect);
         assert_eq!(unrelated.outcome, Outcome::credential("UnrelatedKeyIdInToken", None));

@@ -1,134 +1,140 @@
-//! Provider tokens (Apple: Establishing a token-based connection to APNs): ES256, one per team and key, used for most
-//! of an hour and never changed more often than every 20 minutes.
+//! Provider tokens (Apple: Establishing a token-based connection to APNs): ES256, one per team and key, changed no more
+//! often than every 20 minutes and no less than every 60.
+//!
+//! Apple counts the changes of a team, wherever they come from. So time is cut into slots that are the same for everybody,
+//! a token says the beginning of its slot as its `iat`, and signatures are deterministic (RFC 6979): all workers of all
+//! regions make the same bytes, also after a restart or while cut off, and none needs to hear of another.
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use http::HeaderValue;
-use jiff::Timestamp;
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use serde::Serialize;
+use p256::{
+    ecdsa::{Signature, SigningKey, signature::Signer},
+    pkcs8::DecodePrivateKey,
+};
+use serde_json::json;
 use shared::clock::Clock;
 
 use crate::providers::BadCredential;
 
-/// Apple refuses a token older than an hour; ten minutes are left for clocks that disagree.
-const LIFE: Duration = Duration::from_mins(50);
+/// Seconds for which a token serves.
+const SLOT_S: i64 = 50 * 60;
 
-/// Apple answers `TooManyProviderTokenUpdates` to a team that changes its token more often.
-const LEAST_BETWEEN: Duration = Duration::from_mins(20);
+/// A slot's token is used from so many seconds after its beginning on. Apple refuses what is older than an hour or from
+/// the future, so a clock may be wrong by this much either way.
+const CLOCKS_DISAGREE_S: i64 = 5 * 60;
+
+/// Seconds for which Apple answers `TooManyProviderTokenUpdates` to a team that changed its token.
+const LEAST_BETWEEN_S: i64 = 20 * 60;
 
 const BAD_KEY: BadCredential = BadCredential::new("private_key", "must be a P-256 private key, PKCS#8 in PEM");
 
-/// The current provider token of one team and key.
+/// The provider tokens of one team and key.
 pub(super) struct ProviderToken {
     team_id: String,
     key_id: String,
-    key: EncodingKey,
+    key: SigningKey,
     clock: Clock,
     current: ArcSwap<Minted>,
-    /// Serializes minting; readers never wait.
-    minting: Mutex<()>,
+    /// Beginning of the earliest slot that Apple does not call expired, as far as is known. Ahead of the clock's own
+    /// only if the clock is slow.
+    earliest: AtomicI64,
 }
 
-/// A token, and since when.
+/// A token, and its slot.
 pub(super) struct Minted {
     /// `authorization`, marked sensitive.
     pub(super) header: HeaderValue,
-    issued: Timestamp,
-}
-
-#[derive(Serialize)]
-struct Claims<'a> {
-    iss: &'a str,
-    iat: i64,
+    /// `iat`: the beginning of the slot.
+    issued: i64,
 }
 
 impl ProviderToken {
     /// Reads the key and signs a first token.
     pub(super) fn new(team_id: String, key_id: String, pem: &str, clock: Clock) -> Result<Self, BadCredential> {
-        let key = EncodingKey::from_ec_pem(pem.as_bytes()).map_err(|_| BAD_KEY)?;
-        let first = mint(&team_id, &key_id, &key, clock.now())?;
+        let key = SigningKey::from_pkcs8_pem(pem).map_err(|_| BAD_KEY)?;
+        let first = mint(&team_id, &key_id, &key, slot(&clock))?;
         Ok(Self {
             team_id,
             key_id,
             key,
             clock,
             current: ArcSwap::from_pointee(first),
-            minting: Mutex::new(()),
+            earliest: AtomicI64::new(i64::MIN),
         })
     }
 
     /// Whether `pem` holds the key that signs here.
     pub(super) fn is_of(&self, pem: &str) -> bool {
-        EncodingKey::from_ec_pem(pem.as_bytes()).is_ok_and(|key| key.as_bytes() == self.key.as_bytes())
+        SigningKey::from_pkcs8_pem(pem).is_ok_and(|key| key == self.key)
     }
 
-    /// The token to use now; a new one when the former is about to become too old.
+    /// The token to use now.
     pub(super) fn current(&self) -> Arc<Minted> {
         let current = self.current.load_full();
-        if self.age(&current) < LIFE {
-            current
-        } else {
-            self.renew(&current)
-        }
-    }
-
-    /// What to use after APNs called `refused` expired: another token, if there is one or Apple allows one already,
-    /// else how long it takes until it does.
-    pub(super) fn after_expired(&self, refused: &Arc<Minted>) -> Result<Arc<Minted>, Duration> {
-        let current = self.current.load_full();
-        if !Arc::ptr_eq(&current, refused) {
-            return Ok(current);
-        }
-        match self.wait_to_change() {
-            Duration::ZERO => Ok(self.renew(&current)),
-            wait => Err(wait),
-        }
-    }
-
-    /// How long until Apple lets the token be changed.
-    pub(super) fn wait_to_change(&self) -> Duration {
-        LEAST_BETWEEN.saturating_sub(self.age(&self.current.load()))
-    }
-
-    /// Counts a token from the future as old, so that a clock set back does not freeze a token for ever.
-    fn age(&self, minted: &Minted) -> Duration {
-        self.clock.now().duration_since(minted.issued).unsigned_abs()
-    }
-
-    fn renew(&self, old: &Arc<Minted>) -> Arc<Minted> {
-        let _one = self.minting.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = self.current.load_full();
-        if !Arc::ptr_eq(&current, old) {
+        let issued = slot(&self.clock).max(self.earliest.load(Ordering::Relaxed));
+        if current.issued == issued {
             return current;
         }
         // The key signed once already, so this cannot fail for a reason of the key's.
-        let Ok(new) = mint(&self.team_id, &self.key_id, &self.key, self.clock.now()) else {
+        let Ok(new) = mint(&self.team_id, &self.key_id, &self.key, issued) else {
             return current;
         };
+        // Two who are here at once have made the same token.
         let new = Arc::new(new);
         self.current.store(new.clone());
         new
     }
+
+    /// What to use after APNs called `refused` expired: by Apple's clock a later slot's time has come. It is the token that
+    /// workers whose clocks are right use already, so the team's token does not change more often for it.
+    pub(super) fn after_expired(&self, refused: &Minted) -> Arc<Minted> {
+        self.earliest.fetch_max(refused.issued + SLOT_S, Ordering::Relaxed);
+        self.current()
+    }
+
+    /// Learns that APNs does not take `refused`: if it was of a later slot than the clock's, the clock was right after all.
+    pub(super) fn learn_invalid(&self, refused: &Minted) {
+        if refused.issued > slot(&self.clock) {
+            self.earliest.store(i64::MIN, Ordering::Relaxed);
+        }
+    }
+
+    /// How long until Apple has taken the change to the current token from everybody, however lately another was used.
+    pub(super) fn wait_to_change(&self) -> Duration {
+        let shown = self.current.load().issued + CLOCKS_DISAGREE_S;
+        let left = shown + LEAST_BETWEEN_S - self.clock.now().as_second();
+        Duration::from_secs(u64::try_from(left).unwrap_or(0))
+    }
 }
 
-/// RFC 7515 and 7518 to the letter: base64url without padding, the signature as r and s.
-fn mint(team_id: &str, key_id: &str, key: &EncodingKey, now: Timestamp) -> Result<Minted, BadCredential> {
-    let mut header = Header::new(Algorithm::ES256);
-    header.kid = Some(key_id.to_owned());
-    let claims = Claims {
-        iss: team_id,
-        iat: now.as_second(),
-    };
-    let token = encode(&header, &claims, key).map_err(|_| BAD_KEY)?;
-    let mut header = HeaderValue::try_from(format!("bearer {token}")).map_err(|_| BAD_KEY)?;
+/// The beginning of the slot whose token is used now, in seconds since 1970.
+fn slot(clock: &Clock) -> i64 {
+    let now = clock.now().as_second() - CLOCKS_DISAGREE_S;
+    now - now.rem_euclid(SLOT_S)
+}
+
+/// RFC 7515 and 7518 to the letter: base64url without padding, the signature as r and s. The bytes are part of the
+/// agreement between workers: another order of the members would be another token.
+fn mint(team_id: &str, key_id: &str, key: &SigningKey, issued: i64) -> Result<Minted, BadCredential> {
+    let part = |json: serde_json::Value| BASE64_URL_SAFE_NO_PAD.encode(json.to_string());
+    let header = part(json!({ "alg": "ES256", "kid": key_id }));
+    let claims = part(json!({ "iat": issued, "iss": team_id }));
+    let content = format!("{header}.{claims}");
+    let signature: Signature = key.try_sign(content.as_bytes()).map_err(|_| BAD_KEY)?;
+    let signature = BASE64_URL_SAFE_NO_PAD.encode(signature.to_bytes());
+    let mut header = HeaderValue::try_from(format!("bearer {content}.{signature}")).map_err(|_| BAD_KEY)?;
     header.set_sensitive(true);
-    Ok(Minted { header, issued: now })
+    Ok(Minted { header, issued })
 }
 
 impl fmt::Debug for ProviderToken {
@@ -142,12 +148,17 @@ impl fmt::Debug for ProviderToken {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicI64, Ordering};
+    use jiff::Timestamp;
+    use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+    use p256::pkcs8::{EncodePublicKey, LineEnding};
 
     use super::*;
 
     /// Made for this test with `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256`.
     const KEY: &str = include_str!("../testdata/p256.pem");
+
+    /// The beginning of a slot.
+    const BEGIN: i64 = 600_000 * SLOT_S;
 
     fn token_at(seconds: &Arc<AtomicI64>) -> ProviderToken {
         let seconds = seconds.clone();
@@ -155,56 +166,115 @@ mod tests {
         ProviderToken::new("TEAM123456".into(), "KEY1234567".into(), KEY, clock).unwrap()
     }
 
-    #[test]
-    fn a_token_serves_fifty_minutes() {
-        let now = Arc::new(AtomicI64::new(1_800_000_000));
-        let token = token_at(&now);
-        let first = token.current();
-        now.fetch_add(50 * 60 - 1, Ordering::Relaxed);
-        assert!(Arc::ptr_eq(&first, &token.current()));
-        now.fetch_add(1, Ordering::Relaxed);
-        let second = token.current();
-        assert!(!Arc::ptr_eq(&first, &second));
-        assert!(Arc::ptr_eq(&second, &token.current()));
+    fn set(seconds: &Arc<AtomicI64>, minutes: i64) {
+        seconds.store(BEGIN + 60 * minutes, Ordering::Relaxed);
+    }
+
+    fn text(minted: &Minted) -> &str {
+        minted.header.to_str().unwrap().strip_prefix("bearer ").unwrap()
     }
 
     #[test]
-    fn an_expired_token_is_replaced_only_when_apple_allows_it() {
-        let now = Arc::new(AtomicI64::new(1_800_000_000));
-        let token = token_at(&now);
-        let first = token.current();
-        now.fetch_add(60, Ordering::Relaxed);
-        assert_eq!(token.after_expired(&first).err(), Some(Duration::from_mins(19)));
-        now.fetch_add(19 * 60, Ordering::Relaxed);
-        let second = token.after_expired(&first).ok().unwrap();
-        assert!(!Arc::ptr_eq(&first, &second));
-        let again = token.after_expired(&first).ok().unwrap();
-        assert!(
-            Arc::ptr_eq(&second, &again),
-            "a late answer to the old token does not replace the new one"
+    fn whoever_mints_within_a_slot_makes_the_same_bytes() {
+        let mine = Arc::new(AtomicI64::new(BEGIN + CLOCKS_DISAGREE_S));
+        let first = token_at(&mine);
+        let token = first.current();
+        for minutes in [5, 20, 54] {
+            let started_then = Arc::new(AtomicI64::new(0));
+            set(&started_then, minutes);
+            assert_eq!(text(&token_at(&started_then).current()), text(&token), "{minutes}");
+        }
+        set(&mine, 54);
+        assert!(Arc::ptr_eq(&token, &first.current()), "it is minted once");
+        for minutes in [4, 55] {
+            set(&mine, minutes);
+            assert_ne!(text(&first.current()), text(&token), "{minutes}");
+        }
+        // What Python's cryptography makes of the same key and content with `deterministic_signing`, and what every version
+        // of Peal must make.
+        assert_eq!(
+            text(&token),
+            "eyJhbGciOiJFUzI1NiIsImtpZCI6IktFWTEyMzQ1NjcifQ.eyJpYXQiOjE4MDAwMDAwMDAsImlzcyI6IlRFQU0xMjM0NTYifQ.\
+             4xO45IocWIvTg08kefEywYiUL0qsMBDtUJZkVDLOiTJBMHkPSeWoBqwqWS1rUwuYWn9CMRAe-R3Ez4_RorqPCQ"
         );
     }
 
     #[test]
-    fn a_clock_set_back_does_not_freeze_a_token() {
-        let now = Arc::new(AtomicI64::new(1_800_000_000));
-        let token = token_at(&now);
-        let first = token.current();
-        now.fetch_sub(3600, Ordering::Relaxed);
-        assert!(!Arc::ptr_eq(&first, &token.current()));
+    fn another_library_reads_what_is_signed() {
+        let token = token_at(&Arc::new(AtomicI64::new(BEGIN + CLOCKS_DISAGREE_S)));
+        let public = p256::PublicKey::from(token.key.verifying_key());
+        let public = public.to_public_key_pem(LineEnding::LF).unwrap();
+        let key = DecodingKey::from_ec_pem(public.as_bytes()).unwrap();
+        let mut rules = Validation::new(Algorithm::ES256);
+        rules.set_required_spec_claims(&["iss"]);
+        rules.validate_exp = false;
+        let read = jsonwebtoken::decode::<serde_json::Value>(text(&token.current()), &key, &rules).unwrap();
+        assert_eq!(read.header.kid.as_deref(), Some("KEY1234567"));
+        assert_eq!(read.claims, json!({ "iss": "TEAM123456", "iat": BEGIN }));
     }
 
     #[test]
-    fn the_token_is_hidden_and_well_formed() {
-        let token = token_at(&Arc::new(AtomicI64::new(1_800_000_000)));
+    fn what_apple_calls_expired_is_followed_by_what_others_use() {
+        let slow = Arc::new(AtomicI64::new(0));
+        set(&slow, 30);
+        let token = token_at(&slow);
+        let refused = token.current();
+        let next = token.after_expired(&refused);
+        let right = Arc::new(AtomicI64::new(0));
+        set(&right, 30 + 50);
+        assert_eq!(text(&next), text(&token_at(&right).current()));
+        let again = token.after_expired(&refused);
+        assert!(
+            Arc::ptr_eq(&next, &again),
+            "a late answer to the old token changes nothing"
+        );
+        set(&slow, 60);
+        assert!(Arc::ptr_eq(&next, &token.current()), "its own time comes");
+    }
+
+    #[test]
+    fn a_token_that_was_too_new_is_taken_back() {
+        let now = Arc::new(AtomicI64::new(0));
+        set(&now, 30);
+        let token = token_at(&now);
+        let own = token.current();
+        let next = token.after_expired(&own);
+        token.learn_invalid(&own);
+        assert!(
+            Arc::ptr_eq(&next, &token.current()),
+            "a late answer to the old token changes nothing"
+        );
+        token.learn_invalid(&next);
+        assert_eq!(token.current().issued, own.issued);
+    }
+
+    #[test]
+    fn a_clock_set_back_does_not_freeze_a_token() {
+        let now = Arc::new(AtomicI64::new(BEGIN));
+        let token = token_at(&now);
+        let first = token.current();
+        set(&now, -60);
+        assert!(token.current().issued < first.issued);
+    }
+
+    #[test]
+    fn a_change_is_waited_for_until_everybody_has_made_it() {
+        let now = Arc::new(AtomicI64::new(0));
+        set(&now, 5);
+        let token = token_at(&now);
+        assert_eq!(token.wait_to_change(), Duration::from_mins(20));
+        set(&now, 26);
+        assert_eq!(token.wait_to_change(), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_token_is_hidden_and_a_bad_key_refused() {
+        let token = token_at(&Arc::new(AtomicI64::new(BEGIN)));
         let minted = token.current();
         assert!(minted.header.is_sensitive());
-        let text = minted.header.to_str().unwrap().strip_prefix("bearer ").unwrap();
-        let parts: Vec<&str> = text.split('.').collect();
-        assert_eq!(parts.len(), 3);
-        assert!(!text.contains(['=', '+', '/']));
-        assert_eq!(parts[2].len(), 86, "r and s, 64 bytes in base64url");
-        assert!(!format!("{token:?}{:?}", minted.header).contains(parts[2]));
+        let signature = text(&minted).rsplit('.').next().unwrap();
+        assert_eq!(signature.len(), 86, "r and s, 64 bytes in base64url");
+        assert!(!format!("{token:?}{:?}", minted.header).contains(signature));
         for pem in [
             "",
             "nonsense",

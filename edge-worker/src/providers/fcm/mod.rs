@@ -6,11 +6,15 @@
 mod client;
 mod config;
 mod outcome;
+mod quota;
 mod request;
 mod token;
 
-pub use self::config::{FcmAccount, Settings};
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub use self::outcome::judged;
 pub(super) use self::{client::Fcm, config::Account};
+pub use self::{
+    config::{FcmAccount, Settings},
+    quota::{Granted, Quota, Use},
+};

@@ -19,13 +19,13 @@ use http::StatusCode;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use serde_json::json;
+use shared::clock::Clock;
 
 pub use reason::Reason;
 pub use token::{JwtMode, ProviderKey};
 
 use self::request::{Checked, check_body, check_head, message_id};
 use self::token::{Checker, Verified, current};
-use super::clock::now_ms;
 use super::devices::{Devices, Known};
 use super::keys::ApnsKey;
 use super::listener::Listener;
@@ -61,6 +61,8 @@ pub struct ApnsConfig {
     /// Whether [`Reason::TooManyProviderTokenUpdates`] is answered to a team that brings a new provider token within 20
     /// minutes of the last.
     pub limit_token_updates: bool,
+    /// Apple's clock, which is not the mesh's: a test that sets ours does not set this one.
+    pub clock: Clock,
     /// The keys it knows. If there is none, one is made: team `PEALTEAM01`, key `PEALKEY001`.
     pub keys: Vec<ProviderKey>,
     /// The bundle ids that exist; every one if absent.
@@ -83,6 +85,7 @@ impl Default for ApnsConfig {
             environment: Environment::default(),
             jwt: JwtMode::default(),
             limit_token_updates: false,
+            clock: Clock::system(),
             keys: Vec::new(),
             bundles: None,
             first_streams: 1,
@@ -118,6 +121,7 @@ impl Apns {
             environment: config.environment,
             bundles: config.bundles,
             tokens,
+            clock: config.clock,
             devices: Devices::default(),
             script: ScriptHandle::new(config.script, |reason| Reason::parse(reason).is_some())?,
             log: Log::new(config.log),
@@ -160,6 +164,11 @@ impl Apns {
     pub fn revoke_key(&self, team_id: &str, key_id: &str) {
         self.site.tokens.revoke(team_id, key_id);
         self.cut();
+    }
+
+    /// How many different provider tokens it took, by their exact bytes, since it forgot a key.
+    pub fn provider_tokens(&self) -> usize {
+        self.site.tokens.taken()
     }
 
     /// The devices it knows.
@@ -211,6 +220,7 @@ pub(crate) struct ApnsSite {
     environment: Environment,
     bundles: Option<Vec<String>>,
     tokens: Checker,
+    clock: Clock,
     devices: Devices,
     script: ScriptHandle,
     log: Log,
@@ -248,7 +258,7 @@ impl Site for ApnsSite {
     }
 
     fn answer(&self, session: &mut Session, head: &Parts, body: Bytes) -> Reply {
-        let now_ms = now_ms();
+        let now_ms = self.clock.now().as_millisecond();
         let (id_header, id, id_check) = message_id(&head.headers);
         // The provider token is looked at first, because it is what unlocks the connection; its verdict waits.
         let sender = self.sender(session, &head.headers, now_ms);

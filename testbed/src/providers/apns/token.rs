@@ -137,6 +137,11 @@ impl Checker {
         self.cache.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
+    /// How many different tokens it took.
+    pub(crate) fn taken(&self) -> usize {
+        self.cache.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Checks the value of an `authorization` header, but not its age.
     pub(crate) fn check(&self, authorization: &[u8], now_ms: i64) -> Result<Arc<Verified>, Reason> {
         let token = bearer(authorization)?;

@@ -1,0 +1,332 @@
+//! How fast this process may send for one project: what was granted to it of what Google lets the project send in a
+//! minute. A push takes one token of a bucket, which is filled as time passes; who grants knows NATS, this does not.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::{Instant, timeout},
+};
+
+use crate::providers::Outcome;
+
+/// A grant for a minute is spread over so many seconds: what was saved up by a bucket that was not used for
+/// [`SAVED_S`] may be sent on top, and any minute stays within the grant.
+const SPREAD_S: f64 = 61.0;
+
+/// Seconds of a grant that an unused bucket saves up, at most.
+const SAVED_S: f64 = 0.5;
+
+/// Pushes wait for a token if no more wait than are sent in so many seconds. The others are parked at once, so that
+/// pushes of other providers find room.
+const QUEUE_S: f64 = 0.25;
+
+/// How long they wait at most, as when a grant is asked for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// While nothing is granted everybody waits, because a grant is being asked for.
+const ALL: usize = usize::MAX;
+
+/// When a push comes back that nothing was granted for.
+const NOTHING_GRANTED: Duration = Duration::from_secs(10);
+
+/// Where a grant is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Granted {
+    /// The region's own share.
+    Home = 0,
+    /// What other regions lend.
+    Lent = 1,
+}
+
+/// What was used of a grant since it was last looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Use {
+    /// Tokens that were taken.
+    pub taken: u64,
+    /// Whether pushes found none.
+    pub starved: bool,
+}
+
+/// One project's bucket.
+#[derive(Debug)]
+pub struct Quota {
+    project: String,
+    /// One permit a token. A push under the grant costs this atomic and nothing else.
+    tokens: Semaphore,
+    waiting: AtomicUsize,
+    /// How many may wait.
+    queue: AtomicUsize,
+    starved: AtomicBool,
+    wanted: Notify,
+    granted: Notify,
+    fill: Mutex<Fill>,
+}
+
+/// A push that waits, for as long as this lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug)]
+struct Fill {
+    /// Messages a minute, and until when.
+    grants: [(u64, Instant); 2],
+    filled: Instant,
+    /// Parts of a token.
+    rest: f64,
+    put: u64,
+    /// Of `put`, what was looked at as taken already.
+    seen: u64,
+    /// When the last push that was parked is to come back.
+    parked: Instant,
+}
+
+impl Quota {
+    /// A bucket for `project`, empty and without a grant.
+    pub(in crate::providers) fn new(project: String) -> Self {
+        let now = Instant::now();
+        Self {
+            project,
+            tokens: Semaphore::new(0),
+            waiting: AtomicUsize::new(0),
+            queue: AtomicUsize::new(ALL),
+            starved: AtomicBool::new(false),
+            wanted: Notify::new(),
+            granted: Notify::new(),
+            fill: Mutex::new(Fill {
+                grants: [(0, now); 2],
+                filled: now,
+                rest: 0.0,
+                put: 0,
+                seen: 0,
+                parked: now,
+            }),
+        }
+    }
+
+    /// The Firebase project.
+    pub fn project(&self) -> &str {
+        &self.project
+    }
+
+    /// Takes a token, for one request; waits a moment if there is none.
+    ///
+    /// # Errors
+    /// The outcome of not sending, which says when it is this push's turn.
+    pub(in crate::providers) async fn take(&self) -> Result<(), Outcome> {
+        if let Ok(token) = self.tokens.try_acquire() {
+            token.forget();
+            return Ok(());
+        }
+        self.starved.store(true, Ordering::Relaxed);
+        self.wanted.notify_one();
+        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&self.waiting);
+        if before < self.queue.load(Ordering::Relaxed)
+            && let Ok(Ok(token)) = timeout(PATIENCE, self.tokens.acquire()).await
+        {
+            token.forget();
+            return Ok(());
+        }
+        Err(Outcome::credential("project_quota", Some(self.turn())))
+    }
+
+    /// How long until this push's turn comes, behind those that were parked before it.
+    fn turn(&self) -> Duration {
+        let now = Instant::now();
+        let mut fill = self.fill();
+        let rate = fill.rate(now);
+        if rate == 0 {
+            return NOTHING_GRANTED;
+        }
+        let apart = Duration::from_mins(1) / u32::try_from(rate).unwrap_or(u32::MAX);
+        fill.parked = fill.parked.max(now) + apart;
+        fill.parked - now
+    }
+
+    /// Grants `rate` messages a minute until `ends`, in place of what was granted from there.
+    pub fn grant(&self, from: Granted, rate: u64, ends: Instant) {
+        let now = Instant::now();
+        let mut fill = self.fill();
+        // What was granted until now counts as it was.
+        self.fill_up(&mut fill, now);
+        fill.grants[from as usize] = (rate, ends);
+        self.fill_up(&mut fill, now);
+        drop(fill);
+        self.granted.notify_one();
+    }
+
+    /// What was used since this was asked last.
+    pub fn used(&self) -> Use {
+        let mut fill = self.fill();
+        let taken = fill.put - self.tokens.available_permits() as u64;
+        let seen = std::mem::replace(&mut fill.seen, taken);
+        Use {
+            taken: taken - seen,
+            starved: self.starved.swap(false, Ordering::Relaxed),
+        }
+    }
+
+    /// Messages a minute that are granted at this moment.
+    pub fn rate(&self) -> u64 {
+        self.fill().rate(Instant::now())
+    }
+
+    /// Waits until a push finds no token.
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// Waits until something is granted after nothing was.
+    pub async fn granted(&self) {
+        self.granted.notified().await;
+    }
+
+    /// Puts into the bucket what the time since the last filling is worth. Returns whether anything is granted.
+    pub fn refill(&self) -> bool {
+        let now = Instant::now();
+        let mut fill = self.fill();
+        self.fill_up(&mut fill, now);
+        fill.rate(now) > 0
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a bucket has some thousand tokens"
+    )]
+    fn fill_up(&self, fill: &mut Fill, now: Instant) {
+        let lasted = |(rate, ends): (u64, Instant)| {
+            let time = ends.min(now).saturating_duration_since(fill.filled);
+            rate as f64 / SPREAD_S * time.as_secs_f64()
+        };
+        fill.rest += fill.grants.into_iter().map(lasted).sum::<f64>();
+        fill.filled = now;
+        let rate = fill.rate(now);
+        let worth = |seconds: f64| (rate as f64 / SPREAD_S * seconds).ceil();
+        let there = self.tokens.available_permits();
+        let (whole, most, queue) = (fill.rest as usize, worth(SAVED_S) as usize, worth(QUEUE_S) as usize);
+        self.queue.store(if rate == 0 { ALL } else { queue }, Ordering::Relaxed);
+        fill.rest -= whole as f64;
+        let new = whole.min(most.saturating_sub(there));
+        fill.put += new as u64;
+        self.tokens.add_permits(new);
+        // What an ended grant left is not to be sent later.
+        fill.put -= self.tokens.forget_permits(there.saturating_sub(most)) as u64;
+    }
+
+    fn fill(&self) -> std::sync::MutexGuard<'_, Fill> {
+        self.fill.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Fill {
+    fn rate(&self, now: Instant) -> u64 {
+        let lasting = self.grants.iter().filter(|(_, ends)| now < *ends);
+        lasting.map(|(rate, _)| rate).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(quota: &Quota) -> u64 {
+        let mut taken = 0;
+        while let Ok(token) = quota.tokens.try_acquire() {
+            token.forget();
+            taken += 1;
+        }
+        taken
+    }
+
+    /// Pushes that get through in `seconds`, tried all the time.
+    async fn sent(quota: &Quota, seconds: u64) -> u64 {
+        let mut all = 0;
+        for _ in 0..seconds * 50 {
+            tokio::time::advance(Duration::from_millis(20)).await;
+            quota.refill();
+            all += taken(quota);
+        }
+        all
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_minute_has_more_than_the_grant() {
+        let quota = Quota::new("p".into());
+        assert_eq!(sent(&quota, 10).await, 0, "nothing is granted");
+        quota.grant(Granted::Home, 6000, Instant::now() + Duration::from_secs(1000));
+        let first = sent(&quota, 60).await;
+        assert!((5880..=6000).contains(&first), "{first}");
+        // Saved up for longer than it is kept.
+        for _ in 0..500 {
+            tokio::time::advance(Duration::from_millis(20)).await;
+            quota.refill();
+        }
+        let after_a_pause = sent(&quota, 60).await;
+        assert!((first..=6000).contains(&after_a_pause), "{after_a_pause}");
+        assert_eq!(quota.used().taken, first + after_a_pause);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn grants_add_up_and_end() {
+        let quota = Quota::new("p".into());
+        let now = Instant::now();
+        quota.grant(Granted::Home, 6100, now + Duration::from_secs(20));
+        quota.grant(Granted::Lent, 12_200, now + Duration::from_secs(10));
+        assert_eq!(quota.rate(), 18_300);
+        let (both, one, none) = (sent(&quota, 10).await, sent(&quota, 10).await, sent(&quota, 10).await);
+        assert!(
+            (2970..=3001).contains(&both) && (980..=1001).contains(&one) && none == 0,
+            "{both} {one} {none}"
+        );
+        assert_eq!(quota.rate(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_parked_comes_back_in_turn() {
+        let quota = Quota::new("p".into());
+        let wait = |outcome: Result<(), Outcome>| match outcome {
+            Err(Outcome::CredentialTrouble { not_before, .. }) => not_before.unwrap(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(wait(quota.take().await), NOTHING_GRANTED);
+        assert!(quota.used().starved);
+        quota.grant(Granted::Home, 60, Instant::now() + Duration::from_secs(1000));
+        let _first_in_the_queue = Waiting(&quota.waiting);
+        quota.waiting.store(1, Ordering::Relaxed);
+        for turn in 1..100 {
+            assert_eq!(wait(quota.take().await), Duration::from_secs(turn));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_first_waits_for_the_grant() {
+        let quota = Quota::new("p".into());
+        let granting = async {
+            quota.wanted().await;
+            quota.grant(Granted::Home, 61_000, Instant::now() + Duration::from_secs(1000));
+            while quota.refill() && quota.waiting.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let pushes = futures::future::join_all((0..900).map(|_| quota.take()));
+        let (outcomes, ()) = tokio::join!(pushes, granting);
+        assert!(
+            outcomes.iter().all(Result::is_ok),
+            "nobody is parked because nothing was granted yet"
+        );
+    }
+}
