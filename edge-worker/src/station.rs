@@ -182,7 +182,7 @@ impl Pulling {
         let returns = Returns::start();
         let (pace, keeping) = Pace::new();
         lifecycle.spawn_endless("pace", keeping);
-        let lanes = lanes(self.in_flight, &self.presence, pace)
+        let lanes = lanes(self.in_flight, &self.presence, &pace)
             .into_iter()
             .map(|lane| lane.run(self.pipeline.clone(), returns.clone(), lifecycle.clone()));
         futures::future::join_all(lanes).await;

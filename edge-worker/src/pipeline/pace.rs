@@ -2,7 +2,13 @@
 //! is under way, which says nothing about what that costs; a storm of retries that are refused at once would take every
 //! processor.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     sync::Semaphore,
@@ -19,7 +25,10 @@ const LATE: Duration = Duration::from_millis(4);
 const PORTION: u32 = 5;
 
 /// Jobs a second that are let through however late timers are: what comes again must not starve.
-const LEAST: f64 = 50.0;
+const LEAST: f64 = 200.0;
+
+/// Without fresh work for so many portions there is nothing to be careful of.
+const ALONE: u32 = 20;
 
 /// Jobs a second beyond which nothing is counted; permits bound it long before.
 const MOST: f64 = 20_000.0;
@@ -34,6 +43,7 @@ const MORE: f64 = 1.01;
 #[derive(Debug, Clone)]
 pub struct Pace {
     let_through: Arc<Semaphore>,
+    fresh: Arc<AtomicU64>,
 }
 
 impl Pace {
@@ -41,8 +51,14 @@ impl Pace {
     pub fn new() -> (Self, impl Future<Output = ()> + Send) {
         let pace = Self {
             let_through: Arc::new(Semaphore::new(0)),
+            fresh: Arc::default(),
         };
         (pace.clone(), pace.keep())
+    }
+
+    /// Fresh work has come.
+    pub(super) fn saw_fresh(&self) {
+        self.fresh.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Waits until one job may come, and takes as many as may, up to `most`.
@@ -57,15 +73,20 @@ impl Pace {
     /// Measures and lets through.
     async fn keep(self) {
         let mut rate = Rate(LEAST);
+        let (mut seen, mut portions_alone) = (0, 0);
         loop {
             let mut owed = 0.0;
+            let fresh = self.fresh.load(Ordering::Relaxed);
+            portions_alone = if fresh == seen { portions_alone + 1 } else { 0 };
+            seen = fresh;
             for _ in 0..PORTION {
                 let begun = Instant::now();
                 sleep(TICK).await;
                 let took = begun.elapsed();
                 // A rate that nobody uses says nothing about what can be borne.
                 let used = self.let_through.available_permits() == 0;
-                rate.learn(took.saturating_sub(TICK), used);
+                let late = took.saturating_sub(TICK) > LATE && portions_alone < ALONE;
+                rate.learn(late, used);
                 owed += rate.0 * took.as_secs_f64();
             }
             self.let_through.forget_permits(Semaphore::MAX_PERMITS);
@@ -84,8 +105,8 @@ impl Pace {
 struct Rate(f64);
 
 impl Rate {
-    fn learn(&mut self, late: Duration, used: bool) {
-        let factor = if late > LATE {
+    fn learn(&mut self, late: bool, used: bool) {
+        let factor = if late {
             LESS
         } else if used {
             MORE
@@ -103,18 +124,18 @@ mod tests {
     #[test]
     fn it_falls_fast_rises_slowly_and_never_stops() {
         let mut rate = Rate(1000.0);
-        rate.learn(LATE * 2, true);
+        rate.learn(true, true);
         assert_eq!(rate, Rate(700.0));
-        rate.learn(Duration::ZERO, true);
+        rate.learn(false, true);
         assert_eq!(rate, Rate(707.0));
-        rate.learn(Duration::ZERO, false);
+        rate.learn(false, false);
         assert_eq!(rate, Rate(707.0));
         for _ in 0..100 {
-            rate.learn(LATE * 2, true);
+            rate.learn(true, true);
         }
         assert_eq!(rate, Rate(LEAST));
         for _ in 0..10_000 {
-            rate.learn(Duration::ZERO, true);
+            rate.learn(false, true);
         }
         assert_eq!(rate, Rate(MOST));
     }
@@ -125,10 +146,10 @@ mod tests {
         let keeping = tokio::spawn(keeping);
         let begun = Instant::now();
         let mut taken = 0;
-        while taken < 100 {
+        while taken < 300 {
             taken += pace.take(16).await;
         }
-        // The rate rises from 50 a second by about 2.7 times every second.
+        // The rate rises from 200 a second by about 2.7 times every second.
         let took = begun.elapsed();
         assert!((0.8..1.6).contains(&took.as_secs_f64()), "{took:?}");
         keeping.abort();

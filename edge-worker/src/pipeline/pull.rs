@@ -46,20 +46,22 @@ pub struct Lane {
     stream: &'static str,
     consumer: String,
     permits: Arc<Semaphore>,
-    /// What holds back work that comes again.
-    pace: Option<Pace>,
+    /// Holds back work that comes again while there is fresh work.
+    pace: Pace,
+    comes_again: bool,
     /// Whether it is this worker's turn.
     turn: watch::Receiver<bool>,
 }
 
 /// Every lane of a region. `in_flight` jobs may be under way in the normal one; urgent and bulk have half of that
 /// each, retries a quarter, and those no faster than `pace` lets them.
-pub fn lanes(in_flight: usize, presence: &Presence, pace: Pace) -> Vec<Lane> {
+pub fn lanes(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<Lane> {
     let lane = |stream, consumer, permits: usize| Lane {
         stream,
         consumer,
         permits: Arc::new(Semaphore::new(permits.max(1))),
-        pace: None,
+        pace: pace.clone(),
+        comes_again: false,
         turn: presence.work.clone(),
     };
     let fresh = Channel::CARRIED
@@ -75,7 +77,7 @@ pub fn lanes(in_flight: usize, presence: &Presence, pace: Pace) -> Vec<Lane> {
         })
         .chain([
             Lane {
-                pace: Some(pace),
+                comes_again: true,
                 ..lane(topology::SCHEDULE, topology::RETRY_CONSUMER.to_owned(), in_flight / 4)
             },
             Lane {
@@ -146,9 +148,9 @@ impl Lane {
         {
             permits.merge(more);
         }
-        if let Some(pace) = &self.pace {
+        if self.comes_again {
             let may = tokio::select! {
-                may = pace.take(permits.num_permits()) => may,
+                may = self.pace.take(permits.num_permits()) => may,
                 () = lifecycle.finishing() => return None,
             };
             // What is over is given back.
@@ -209,6 +211,9 @@ impl Lane {
             let Some(delivery) = Delivery::new(message?, permit, returns.clone(), pipeline.clock.now()) else {
                 continue;
             };
+            if !self.comes_again {
+                self.pace.saw_fresh();
+            }
             failpoint("worker.after-pull");
             if connect::connects(&client) == connected {
                 // The runtime moves a task's future several times before it runs; this one has some kilobytes.
