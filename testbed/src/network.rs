@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::{self, File},
     net::Ipv4Addr,
     os::fd::AsRawFd,
     process::{Command, Stdio},
@@ -152,6 +152,10 @@ impl Network {
         for (address, name) in addresses().zip(names) {
             let place = Place::new(address)?;
             network.plug(&name, DEVICE, &place)?;
+            if name == "hub" || regions.iter().any(|region| name == nats(region)) {
+                // As deploy/README.md says.
+                place.run(|| fs::write("/proc/sys/net/ipv4/tcp_retries2", "3"))??;
+            }
             network.parties.insert(name, place);
         }
         Ok(network)
