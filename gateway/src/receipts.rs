@@ -11,6 +11,7 @@ use std::{
 
 use async_nats::jetstream::{self, stream::DirectGetErrorKind};
 use futures::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
 use serde::Deserialize;
 use shared::{
     id::{AppId, NotificationId, Region},
@@ -22,6 +23,8 @@ use shared::{
 const PARALLEL: usize = 16;
 /// How long a question waits for a record that may still be on its way: a little more than records take to be written.
 const ON_ITS_WAY: Duration = Duration::from_millis(250);
+/// Receipts that are younger may have overtaken the record.
+const RECENT: Duration = Duration::from_secs(1);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(25);
 
@@ -95,8 +98,26 @@ impl Receipts {
         }
     }
 
-    /// What is recorded about `id`, if it is a notification of `app`.
-    pub(crate) async fn history(&self, app: &AppId, id: NotificationId) -> Result<Option<History>, Unanswered> {
+    /// What is recorded about `id`, if it is a notification of `app`. Receipts may be faster than the gateway's record, which
+    /// alone says how many there are to be; if there are such at `now`, that is waited for.
+    pub(crate) async fn history(
+        &self,
+        app: &AppId,
+        id: NotificationId,
+        now: Timestamp,
+    ) -> Result<Option<History>, Unanswered> {
+        let found = self.look(app, id).await?;
+        let is_fresh = |(_, receipt): &(Region, Receipt)| now.duration_since(receipt.at).unsigned_abs() < RECENT;
+        match found {
+            Some(found) if found.accepted.is_empty() && found.receipts.iter().any(is_fresh) => {
+                tokio::time::sleep(ON_ITS_WAY).await;
+                self.look(app, id).await
+            }
+            found => Ok(found),
+        }
+    }
+
+    async fn look(&self, app: &AppId, id: NotificationId) -> Result<Option<History>, Unanswered> {
         let places = self.places(id).await;
         if places.is_empty() && !self.loaded.load(Ordering::Relaxed) {
             return Err(Unanswered);

@@ -189,7 +189,7 @@ pub(crate) async fn get(
     caller: Caller<ToAsk>,
     Named(id): Named<NotificationId>,
 ) -> Result<axum::Json<Status>, Problem> {
-    match parts.receipts.history(&caller.app.id, id).await {
+    match parts.receipts.history(&caller.app.id, id, parts.clock.now()).await {
         Ok(Some(history)) => Ok(axum::Json(Status::of(id, history))),
         Ok(None) => Err(unknown()),
         Err(error) => Err(unreadable(error)),
@@ -219,7 +219,11 @@ pub(crate) async fn cancel(
     caller: Caller<ToSend>,
     Named(id): Named<NotificationId>,
 ) -> Result<StatusCode, Problem> {
-    let history = parts.receipts.history(&caller.app.id, id).await.map_err(unreadable)?;
+    let history = parts
+        .receipts
+        .history(&caller.app.id, id, parts.clock.now())
+        .await
+        .map_err(unreadable)?;
     if history.is_none() {
         return Err(unknown());
     }
