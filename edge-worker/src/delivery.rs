@@ -1,6 +1,7 @@
-//! One pulled message that must be settled. Dropping it gives it back, so that no early return can lose it.
+//! One piece of work that must be settled: a pulled message, or one member of a slice that was pulled as a whole. Dropping
+//! it gives it back, so that no early return can lose it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{
     HeaderMap, Subject,
@@ -8,15 +9,18 @@ use async_nats::{
 };
 use bytes::Bytes;
 use jiff::Timestamp;
-use shared::nats::follow;
+use shared::{
+    id::JobId,
+    job::Job,
+    nats::follow,
+    receipt::{Receipt, State},
+};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-/// A message under way through the pipeline, and the permit under which it was pulled.
+/// Work under way through the pipeline, and the permit under which it was taken.
 #[derive(Debug)]
 pub struct Delivery {
-    /// Boxed, because a delivery is handed on from stage to stage and a message is large.
-    message: Option<Box<Message>>,
-    returns: Returns,
+    from: Option<From>,
     _permit: OwnedSemaphorePermit,
     /// When the stream stored it.
     pub stored_at: Timestamp,
@@ -26,6 +30,39 @@ pub struct Delivery {
     pub delivered: i64,
     /// When this worker received it.
     pub pulled_at: Timestamp,
+}
+
+/// Where it came from, and who is told of its end. Boxed, because a delivery is handed on from stage to stage.
+#[derive(Debug)]
+enum From {
+    Message(Box<Message>, Returns),
+    Slice(Box<Member>),
+}
+
+#[derive(Debug)]
+struct Member {
+    envelope: Arc<Envelope>,
+    job: Arc<Job>,
+    states: Vec<State>,
+    told: mpsc::UnboundedSender<Ended>,
+}
+
+/// What the members of a slice have in common.
+#[derive(Debug)]
+pub struct Envelope {
+    /// Where each would have come.
+    pub subject: Subject,
+    /// The headers each would have.
+    pub headers: HeaderMap,
+}
+
+/// How the work on one member of a slice ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// It is settled; with what its receipts said, if it was not settled before.
+    Settled(JobId, Vec<State>),
+    /// It could not be done; to be tried again after this time.
+    GivenBack(Duration),
 }
 
 /// Where dropped deliveries are given back from.
@@ -60,8 +97,7 @@ impl Delivery {
             info.delivered,
         );
         Some(Self {
-            message: Some(message.into()),
-            returns,
+            from: Some(From::Message(message.into(), returns)),
             _permit: permit,
             stored_at,
             sequence,
@@ -70,20 +106,78 @@ impl Delivery {
         })
     }
 
+    /// The job of one member of the slice that this is. How it ends is told to `told`.
+    #[must_use]
+    pub fn member(
+        &self,
+        envelope: Arc<Envelope>,
+        job: Arc<Job>,
+        permit: OwnedSemaphorePermit,
+        told: mpsc::UnboundedSender<Ended>,
+        now: Timestamp,
+    ) -> Self {
+        let member = Member {
+            envelope,
+            job,
+            states: Vec::new(),
+            told,
+        };
+        Self {
+            from: Some(From::Slice(member.into())),
+            _permit: permit,
+            stored_at: self.stored_at,
+            sequence: self.sequence,
+            delivered: self.delivered,
+            pulled_at: now,
+        }
+    }
+
     /// Where the message came.
     pub fn subject(&self) -> &Subject {
-        &self.message().subject
+        match self.from() {
+            From::Message(message, _) => &message.subject,
+            From::Slice(member) => &member.envelope.subject,
+        }
     }
 
     /// Its headers.
     pub fn headers(&self) -> &HeaderMap {
         static NONE: std::sync::LazyLock<HeaderMap> = std::sync::LazyLock::new(HeaderMap::new);
-        self.message().headers.as_ref().unwrap_or(&NONE)
+        match self.from() {
+            From::Message(message, _) => message.headers.as_ref().unwrap_or(&NONE),
+            From::Slice(member) => &member.envelope.headers,
+        }
     }
 
     /// Its body.
-    pub fn payload(&self) -> &Bytes {
-        &self.message().payload
+    pub fn payload(&self) -> Bytes {
+        match self.from() {
+            From::Message(message, _) => message.payload.clone(),
+            From::Slice(member) => serde_json::to_vec(&member.job.body)
+                .expect("bodies always serialize")
+                .into(),
+        }
+    }
+
+    /// Remembers what is said of a member, for its slice.
+    pub fn note(&mut self, receipts: &[Receipt]) {
+        if let Some(From::Slice(member)) = &mut self.from {
+            let outcomes = receipts.iter().map(|receipt| receipt.state);
+            member
+                .states
+                .extend(outcomes.filter(|state| *state != State::Attempting));
+        }
+    }
+
+    /// Keeps the server from giving the message to somebody else for another while.
+    ///
+    /// # Errors
+    /// When the connection is closed for good.
+    pub async fn keep(&self) -> Result<(), async_nats::Error> {
+        match self.from() {
+            From::Message(message, _) => message.ack_with(AckKind::Progress).await,
+            From::Slice(_) => Ok(()),
+        }
     }
 
     /// Says that the work is done. Not confirmed by the server: if it is lost, the ledger makes the redelivery harmless.
@@ -91,8 +185,12 @@ impl Delivery {
     /// # Errors
     /// When the connection is closed for good.
     pub async fn ack(mut self) -> Result<(), async_nats::Error> {
-        match self.message.take() {
-            Some(message) => message.ack().await,
+        match self.from.take() {
+            Some(From::Message(message, _)) => message.ack().await,
+            Some(From::Slice(member)) => {
+                member.end(Ended::Settled(member.job.id, member.states.clone()));
+                Ok(())
+            }
             None => Ok(()),
         }
     }
@@ -102,17 +200,26 @@ impl Delivery {
         self.return_after(wait);
     }
 
-    fn message(&self) -> &Message {
-        self.message
+    fn from(&self) -> &From {
+        self.from
             .as_ref()
-            .expect("only ack and drop take the message, and both end the delivery")
+            .expect("only ack and drop take it, and both end the delivery")
     }
 
     fn return_after(&mut self, wait: Duration) {
-        if let Some(message) = self.message.take() {
+        match self.from.take() {
             // The task that receives ends only when the runtime does; then the server's own time-out returns it.
-            drop(self.returns.0.send((message, wait)));
+            Some(From::Message(message, returns)) => drop(returns.0.send((message, wait))),
+            Some(From::Slice(member)) => member.end(Ended::GivenBack(wait)),
+            None => {}
         }
+    }
+}
+
+impl Member {
+    fn end(&self, ended: Ended) {
+        // Whoever works on the slice waits for all of its members, unless the process ends.
+        drop(self.told.send(ended));
     }
 }
 

@@ -7,7 +7,7 @@ use shared::{
     clock::Clock,
     id::Region,
     lifecycle::Lifecycle,
-    nats::{config::Config, connect},
+    nats::{cancelled::Cancelled, config::Config, connect},
     telemetry::Telemetry,
 };
 use tokio::sync::{mpsc, watch};
@@ -19,7 +19,7 @@ use crate::{
     freshness::Freshness,
     janitor::Janitor,
     ledger::{self, Committer, Ledger},
-    pipeline::{Announcer, Brake, InFlight, Pace, Pipeline, lanes},
+    pipeline::{Announcer, Brake, InFlight, Pace, Pipeline, lanes, members},
     presence::{Presence, Rank},
     providers::Providers,
     worker::StartError,
@@ -107,6 +107,8 @@ impl Station {
         };
         lifecycle.spawn_endless("janitor", janitor.run());
 
+        let cancelled = Cancelled::default();
+        lifecycle.spawn_endless("cancelled", cancelled.clone().follow(js.clone()));
         let freshness = Freshness::new(settings.stale_after_s);
         lifecycle.spawn_endless("freshness", freshness.clone().keep(self.client.clone(), region.clone()));
         let (presence, watch) = Presence::new(self.client, region.clone(), self.rank);
@@ -127,6 +129,9 @@ impl Station {
             telemetry,
             max_attempts: settings.max_attempts,
             brake: Brake::new(settings.removals_per_minute),
+            cancelled: cancelled.clone(),
+            members: members(settings.in_flight),
+            lifecycle: lifecycle.clone(),
         });
         let (ready, is_ready) = watch::channel(false);
         lifecycle.spawn_endless("presence", watch.run(is_ready, lifecycle.clone()));
@@ -134,7 +139,12 @@ impl Station {
             cache: cache_caught_up,
             ledger: ledger_caught_up,
         };
-        let needed = vec![standing.cache.clone(), standing.ledger.clone(), configured];
+        let needed = vec![
+            standing.cache.clone(),
+            standing.ledger.clone(),
+            configured,
+            cancelled.loaded(),
+        ];
         let pulling = Pulling {
             js,
             pipeline,

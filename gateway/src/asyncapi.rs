@@ -5,6 +5,7 @@ mod yaml;
 
 use serde_json::{Map, Value, json};
 use shared::{
+    broadcast,
     channel::{Channel, Class},
     id::{AppId, Region},
     job::Body,
@@ -70,11 +71,11 @@ fn channels() -> Value {
         "jobs": {
             "address": template(&lane.notify()),
             "title": "Work to do",
-            "description": "One message asks for one notification to one recipient. Publish in any region: the \
-                region's own stream takes it and acknowledges; if the recipient lives elsewhere it is forwarded. \
-                A message that breaks a rule becomes a dead letter and has a receipt that says why.",
+            "description": "One message asks for one notification to one recipient, or to the members of a topic who \
+                live in the region that the subject names. Publish in any region: the region's own stream takes it and \
+                acknowledges; if the recipient lives elsewhere it is forwarded. A message that breaks a rule becomes a dead letter and has a receipt that says why.",
             "parameters": parameters(&["channel", "region", "class", "app"]),
-            "messages": { "job": reference("messages", "Job") },
+            "messages": { "job": reference("messages", "Job"), "broadcast": reference("messages", "Broadcast") },
         },
         "acknowledgements": {
             "address": null,
@@ -90,7 +91,8 @@ fn channels() -> Value {
             "address": template(&subject::receipt(&region(), &origin, &app())),
             "title": "What happened",
             "description": "Kept for days in the stream RECEIPTS. A region holds what happened in it, and what \
-                happened elsewhere to notifications that it accepted.",
+                happened elsewhere to notifications that it accepted. Of a broadcast it holds what its slices became \
+                elsewhere; first attempts at their jobs are told in their own region alone, with that as origin.",
             "parameters": parameters(&["region", "origin", "app"]),
             "messages": { "batch": reference("messages", "ReceiptBatch") },
         },
@@ -194,6 +196,29 @@ fn messages() -> Value {
                 "payload": { "recipient": "ann", "push": { "title": "Shipped", "body": "Your order is on its way." } },
             }],
         },
+        "Broadcast": {
+            "title": "One notification for the members of a topic in one region",
+            "payload": reference("schemas", "BroadcastBody"),
+            "headers": {
+                "type": "object",
+                "description": "As of a job. To reach the members of every region, publish one message for each with \
+                    the same event_id in the body and a Nats-Msg-Id of its own.",
+                "properties": {
+                    "Nats-Msg-Id": {
+                        "type": "string", "minLength": 1, "maxLength": 255,
+                        "description": "What JetStream recognises a repetition by, and the event id if the body has none.",
+                    },
+                    TRACEPARENT: trace,
+                    ACCEPTED_AT: accepted_at,
+                    ORIGIN: origin,
+                },
+            },
+            "examples": [{
+                "name": "smallest",
+                "headers": { "Nats-Msg-Id": "match-7-goal-1:eu" },
+                "payload": { "event_id": "match-7-goal-1", "topic": "football", "push": { "title": "Goal" } },
+            }],
+        },
         "Acknowledgement": {
             "title": "JetStream's own acknowledgement",
             "payload": {
@@ -248,9 +273,11 @@ fn messages() -> Value {
 fn schemas() -> Value {
     let mut all = vec![
         (Body::name().into(), Body::schema()),
+        (broadcast::Body::name().into(), broadcast::Body::schema()),
         (Batch::name().into(), Batch::schema()),
     ];
     Body::schemas(&mut all);
+    broadcast::Body::schemas(&mut all);
     Batch::schemas(&mut all);
     all.into_iter()
         .map(|(name, schema)| (name, serde_json::to_value(schema).expect("schemas always serialize")))

@@ -1,12 +1,12 @@
-//! The body of every job of an order, but for the recipient: rendered once, however many there are.
+//! The body of every job of an order, but for whom it is for: rendered once, however many there are.
 
 use bytes::Bytes;
 use serde::Serialize;
-use shared::{id::RecipientId, invalid::Invalid, payload};
+use shared::{invalid::Invalid, payload};
 
-use crate::accept::Order;
+use crate::accept::{Order, To};
 
-/// What stands before and behind the recipient.
+/// What stands before and behind the name of the recipient or the topic.
 pub(crate) struct Content {
     before: Vec<u8>,
     after: Vec<u8>,
@@ -18,7 +18,10 @@ impl Content {
         order.push.check().map_err(|invalid| invalid.within("push"))?;
         let mut before = br#"{"event_id":"#.to_vec();
         json(&order.event, &mut before);
-        before.extend_from_slice(br#","recipient":"#);
+        before.extend_from_slice(match order.to {
+            To::Recipients(_) => br#","recipient":"#,
+            To::Topic(_) => br#","topic":"#.as_slice(),
+        });
         let mut after = Vec::with_capacity(512);
         if let Some(category) = &order.category {
             after.extend_from_slice(br#","category":"#);
@@ -34,11 +37,11 @@ impl Content {
         Ok(Self { before, after })
     }
 
-    /// The body of the job for `recipient`.
-    pub(crate) fn to(&self, recipient: &RecipientId) -> Bytes {
-        let mut body = Vec::with_capacity(self.before.len() + self.after.len() + recipient.as_str().len() + 16);
+    /// The body of the job for the recipient, or the members of the topic, of this name.
+    pub(crate) fn to(&self, name: &str) -> Bytes {
+        let mut body = Vec::with_capacity(self.before.len() + self.after.len() + name.len() + 16);
         body.extend_from_slice(&self.before);
-        json(recipient.as_str(), &mut body);
+        json(name, &mut body);
         body.extend_from_slice(&self.after);
         body.into()
     }
@@ -52,7 +55,9 @@ fn json(value: &(impl Serialize + ?Sized), to: &mut Vec<u8>) {
 mod tests {
     use shared::{
         app::App,
+        broadcast,
         channel::{Channel, Class},
+        id::{RecipientId, Topic},
         job::Body,
         push::Push,
     };
@@ -68,10 +73,10 @@ mod tests {
         };
         for category in [None, Some("offers".parse().unwrap())] {
             let app = App::new("shop".parse().unwrap(), "eu".parse().unwrap());
-            let order = Order {
+            let mut order = Order {
                 app: app.into(),
                 event: "order\"42\\".parse().unwrap(),
-                recipients: Vec::new(),
+                to: To::Recipients(Vec::new()),
                 channel: Channel::Push,
                 class: Class::Normal,
                 category: category.clone(),
@@ -80,12 +85,22 @@ mod tests {
             let recipient: RecipientId = "ann\"ä/b".parse().unwrap();
             let content = Content::render(&order).unwrap();
             let body = Body {
-                event_id: Some(order.event),
+                event_id: Some(order.event.clone()),
                 recipient: recipient.clone(),
+                category: category.clone(),
+                push: push.clone(),
+            };
+            assert_eq!(content.to(recipient.as_str()), serde_json::to_vec(&body).unwrap());
+            let topic: Topic = "news".parse().unwrap();
+            order.to = To::Topic(topic.clone());
+            let content = Content::render(&order).unwrap();
+            let body = broadcast::Body {
+                event_id: Some(order.event),
+                topic: topic.clone(),
                 category,
                 push: push.clone(),
             };
-            assert_eq!(content.to(&recipient), serde_json::to_vec(&body).unwrap());
+            assert_eq!(content.to(topic.as_str()), serde_json::to_vec(&body).unwrap());
         }
     }
 }

@@ -196,7 +196,13 @@ pub(crate) async fn replay(parts: &Parts, app: &AppId, letter: Letter) -> Result
     // A person wants it now, however old it is.
     headers.insert(envelope::ACCEPTED_AT, parts.clock.now().as_millisecond().to_string());
     headers.insert(envelope::ATTEMPT, (letter.attempt + 1).to_string());
-    for name in [envelope::EVENT_ID, envelope::ORIGIN, envelope::ADDRESS, "traceparent"] {
+    for name in [
+        envelope::EVENT_ID,
+        envelope::ORIGIN,
+        envelope::ADDRESS,
+        envelope::SLICE,
+        "traceparent",
+    ] {
         if let Some(value) = envelope::header(&letter.headers, name) {
             headers.insert(name, value);
         }

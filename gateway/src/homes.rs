@@ -1,18 +1,21 @@
 //! Where a recipient's facts are, and making a home for one who has none.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use shared::{
-    id::{AddressId, AppId, RecipientId, Region},
+    id::{AddressId, AppId, RecipientId, Region, Topic},
     nats::{facts, publish::NotStored},
-    recipient::{Address, Fact, FactName, Preferences, Profile, Recipient, RecipientKey},
+    recipient::{Address, Fact, FactName, Membership, Preferences, Profile, Recipient, RecipientKey},
 };
 
 use crate::parts::Parts;
 
 /// How often it is looked whether something has arrived.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// The topics of a recipient.
+pub(crate) type Topics = BTreeMap<Topic, Membership>;
 
 /// Why a recipient was not moved, or not wholly.
 #[derive(Debug)]
@@ -55,6 +58,16 @@ impl Parts {
         facts::read(&self.js, &self.here, home, key).await
     }
 
+    /// The topics of a recipient, as its home knows.
+    pub(crate) async fn topics(&self, home: &Region, key: &RecipientKey) -> Result<Topics, facts::NotRead> {
+        facts::topics(&self.js, &self.here, home, key).await
+    }
+
+    /// Removes a fact from the recipient's home.
+    pub(crate) async fn remove(&self, home: &Region, key: &RecipientKey, name: FactName) -> Result<(), NotStored> {
+        facts::remove(&self.js, &self.here, home, key, name).await.map(|_| ())
+    }
+
     /// Stores `fact` in the recipient's home.
     pub(crate) async fn write(&self, home: &Region, key: &RecipientKey, fact: Fact) -> Result<(), NotStored> {
         facts::write(&self.js, &self.here, home, key, &fact).await.map(|_| ())
@@ -76,7 +89,10 @@ impl Parts {
     pub(crate) async fn relocate(&self, from: &Region, key: &RecipientKey, profile: Profile) -> Result<(), NotMoved> {
         let to = profile.home.clone();
         let before = self.read(from, key).await?;
-        for fact in facts_of(&before) {
+        let topics_before = self.topics(from, key).await?;
+        let topics = topics_before.clone().into_iter();
+        let topics = topics.map(|(topic, membership)| Fact::Topic(topic, membership));
+        for fact in facts_of(&before).into_iter().chain(topics) {
             self.write(&to, key, fact).await?;
         }
         self.write(&to, key, Fact::Profile(profile.clone())).await?;
@@ -98,12 +114,24 @@ impl Parts {
         if after.preferences != before.preferences {
             self.write(&to, key, Fact::Preferences(after.preferences)).await?;
         }
+        let topics_after = self.topics(from, key).await?;
+        for (topic, membership) in &topics_after {
+            if topics_before.get(topic) != Some(membership) {
+                self.write(&to, key, Fact::Topic(topic.clone(), *membership)).await?;
+            }
+        }
+        for topic in topics_before.keys().filter(|topic| !topics_after.contains_key(topic)) {
+            self.remove(&to, key, FactName::Topic(topic.clone())).await?;
+        }
         let at = profile.updated_at;
         self.directory.put_home(&self.js, &self.here, key, &to, at).await?;
         for (address, _) in &after.addresses {
-            facts::remove(&self.js, &self.here, from, key, FactName::Address(address.id)).await?;
+            self.remove(from, key, FactName::Address(address.id)).await?;
         }
-        facts::remove(&self.js, &self.here, from, key, FactName::Preferences).await?;
+        self.remove(from, key, FactName::Preferences).await?;
+        for topic in topics_after.into_keys() {
+            self.remove(from, key, FactName::Topic(topic)).await?;
+        }
         Ok(())
     }
 
@@ -123,15 +151,24 @@ impl Parts {
         }
     }
 
-    /// Removes every fact of a recipient, and then who lives where and whose its addresses are. `known` is what its home
-    /// said. Whatever fails in between, a repetition finds what is left: the profile is the last fact to go.
-    pub(crate) async fn forget(&self, home: &Region, key: &RecipientKey, known: &Recipient) -> Result<(), NotStored> {
+    /// Removes every fact of a recipient, and then who lives where and whose its addresses are. `known` and `topics` are
+    /// what its home said. Whatever fails in between, a repetition finds what is left: the profile is the last fact to go.
+    pub(crate) async fn forget(
+        &self,
+        home: &Region,
+        key: &RecipientKey,
+        known: &Recipient,
+        topics: Topics,
+    ) -> Result<(), NotStored> {
         let at = self.clock.now();
+        for topic in topics.into_keys() {
+            self.remove(home, key, FactName::Topic(topic)).await?;
+        }
         for (address, _) in &known.addresses {
             self.remove_address(home, key, address.id).await?;
         }
         for name in [FactName::Preferences, FactName::Profile] {
-            facts::remove(&self.js, &self.here, home, key, name).await?;
+            self.remove(home, key, name).await?;
         }
         self.directory.forget_home(&self.js, &self.here, key, at).await
     }
@@ -143,7 +180,7 @@ impl Parts {
         key: &RecipientKey,
         address: AddressId,
     ) -> Result<(), NotStored> {
-        facts::remove(&self.js, &self.here, home, key, FactName::Address(address)).await?;
+        self.remove(home, key, FactName::Address(address)).await?;
         if self.directory.owner(&key.app, address).as_ref() == Some(&key.recipient) {
             self.put_owner(&key.app, address, None, self.clock.now()).await?;
         }

@@ -1,7 +1,7 @@
 //! What became of notifications: an index of the receipts stream in memory, and the receipts themselves from the stream.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -11,17 +11,20 @@ use std::{
 
 use async_nats::jetstream::{self, stream::DirectGetErrorKind};
 use futures::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
 use serde::Deserialize;
 use shared::{
     id::{AppId, NotificationId, Region},
     nats::{follow, topology},
-    receipt::{Accepted, Batch, Receipt},
+    receipt::{Accepted, Batch, Receipt, State},
 };
 
 /// Batches of one question that are fetched at one time.
 const PARALLEL: usize = 16;
 /// How long a question waits for a record that may still be on its way: a little more than records take to be written.
 const ON_ITS_WAY: Duration = Duration::from_millis(250);
+/// Receipts that are younger may have overtaken the record.
+const RECENT: Duration = Duration::from_secs(1);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(25);
 
@@ -43,9 +46,14 @@ pub(crate) struct Receipts {
 pub(crate) struct History {
     /// What the gateways said. A repeated request is accepted again.
     pub(crate) accepted: Vec<Accepted>,
-    /// What the workers said, and in which region.
+    /// What the workers said, and in which region. Of the jobs of a broadcast nothing: there may be a million.
     pub(crate) receipts: Vec<(Region, Receipt)>,
+    /// How many deliveries of a broadcast ended so after their first attempt.
+    pub(crate) late: Late,
 }
+
+/// Deliveries by where and how they ended.
+pub(crate) type Late = BTreeMap<(Region, State), u64>;
 
 /// The stream did not answer, or has not been read to its end yet.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
@@ -75,9 +83,13 @@ impl Receipts {
         match serde_json::from_slice::<Ids>(&entry.payload) {
             Ok(ids) => {
                 let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-                for id in ids.accepted.iter().chain(&ids.receipts) {
+                for id in &ids.accepted {
                     index.learn(id.notification, entry.sequence);
                 }
+                for told in &ids.receipts {
+                    index.learn_receipt(told, &ids.region, entry.sequence);
+                }
+                index.learnt = index.learnt.max(entry.sequence);
             }
             Err(error) => tracing::error!(sequence = entry.sequence, %error, "batch of receipts cannot be read"),
         }
@@ -86,8 +98,26 @@ impl Receipts {
         }
     }
 
-    /// What is recorded about `id`, if it is a notification of `app`.
-    pub(crate) async fn history(&self, app: &AppId, id: NotificationId) -> Result<Option<History>, Unanswered> {
+    /// What is recorded about `id`, if it is a notification of `app`. Receipts may be faster than the gateway's record, which
+    /// alone says how many there are to be; if there are such at `now`, that is waited for.
+    pub(crate) async fn history(
+        &self,
+        app: &AppId,
+        id: NotificationId,
+        now: Timestamp,
+    ) -> Result<Option<History>, Unanswered> {
+        let found = self.look(app, id).await?;
+        let is_fresh = |(_, receipt): &(Region, Receipt)| now.duration_since(receipt.at).unsigned_abs() < RECENT;
+        match found {
+            Some(found) if found.accepted.is_empty() && found.receipts.iter().any(is_fresh) => {
+                tokio::time::sleep(ON_ITS_WAY).await;
+                self.look(app, id).await
+            }
+            found => Ok(found),
+        }
+    }
+
+    async fn look(&self, app: &AppId, id: NotificationId) -> Result<Option<History>, Unanswered> {
         let places = self.places(id).await;
         if places.is_empty() && !self.loaded.load(Ordering::Relaxed) {
             return Err(Unanswered);
@@ -112,7 +142,10 @@ impl Receipts {
             .buffered(PARALLEL)
             .try_collect()
             .await?;
-        let mut history = History::default();
+        let mut history = History {
+            late: self.index.read().unwrap_or_else(PoisonError::into_inner).late(id),
+            ..History::default()
+        };
         for batch in batches.into_iter().flatten().filter(|batch| batch.app == *app) {
             history.accepted.extend(
                 batch
@@ -120,7 +153,8 @@ impl Receipts {
                     .into_iter()
                     .filter(|accepted| accepted.notification == id),
             );
-            let of_it = batch.receipts.into_iter().filter(|receipt| receipt.notification == id);
+            let of_it = |receipt: &Receipt| receipt.notification == id && receipt.slice.is_none();
+            let of_it = batch.receipts.into_iter().filter(of_it);
             history
                 .receipts
                 .extend(of_it.map(|receipt| (batch.region.clone(), receipt)));
@@ -146,10 +180,20 @@ impl Receipts {
 /// The part of a batch that the index needs.
 #[derive(Deserialize)]
 struct Ids {
+    region: Region,
     #[serde(default)]
     accepted: Vec<Id>,
     #[serde(default)]
-    receipts: Vec<Id>,
+    receipts: Vec<Told>,
+}
+
+#[derive(Deserialize)]
+struct Told {
+    notification: NotificationId,
+    attempt: u32,
+    state: State,
+    #[serde(default)]
+    slice: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -162,9 +206,13 @@ struct Id {
 #[derive(Debug)]
 struct Index {
     places: HashMap<u64, Places>,
+    /// What became of deliveries of broadcasts after their first attempt, which is what their slices tell of.
+    late: HashMap<u64, Late>,
     /// Oldest first.
     order: VecDeque<u64>,
     most: usize,
+    /// The last sequence that was learnt from. What is read again after a lost connection is not counted again.
+    learnt: u64,
 }
 
 #[derive(Debug)]
@@ -178,13 +226,30 @@ impl Index {
     fn new(most: usize) -> Self {
         Self {
             places: HashMap::new(),
+            late: HashMap::new(),
             order: VecDeque::new(),
             most,
+            learnt: 0,
         }
     }
 
+    /// A job of a broadcast has no place of its own: what its first attempt came to is in its slice's receipt, and what
+    /// came of later ones is counted.
+    fn learn_receipt(&mut self, told: &Told, region: &Region, sequence: u64) {
+        if told.slice.is_none() {
+            self.learn(told.notification, sequence);
+        } else if told.attempt > 1 && told.state.is_final() && sequence > self.learnt {
+            let late = self.late.entry(hash(told.notification)).or_default();
+            *late.entry((region.clone(), told.state)).or_default() += 1;
+        }
+    }
+
+    fn late(&self, id: NotificationId) -> Late {
+        self.late.get(&hash(id)).cloned().unwrap_or_default()
+    }
+
     fn learn(&mut self, id: NotificationId, sequence: u64) {
-        let hash = id.0.as_u64_pair().1;
+        let hash = hash(id);
         match self.places.entry(hash) {
             Entry::Occupied(mut entry) => entry.get_mut().add(sequence),
             Entry::Vacant(entry) => {
@@ -196,17 +261,22 @@ impl Index {
             && let Some(oldest) = self.order.pop_front()
         {
             self.places.remove(&oldest);
+            self.late.remove(&oldest);
         }
     }
 
     fn places(&self, id: NotificationId) -> Vec<u64> {
-        match self.places.get(&id.0.as_u64_pair().1) {
+        match self.places.get(&hash(id)) {
             None => Vec::new(),
             Some(Places::One(one)) => vec![*one],
             Some(Places::Two(one, two)) => vec![*one, *two],
             Some(Places::Many(many)) => many.clone(),
         }
     }
+}
+
+fn hash(id: NotificationId) -> u64 {
+    id.0.as_u64_pair().1
 }
 
 impl Places {
@@ -247,6 +317,27 @@ mod tests {
         }
         assert_eq!(index.places(id(1)), [5, 7, 9]);
         assert!(index.places(id(2)).is_empty());
+    }
+
+    #[test]
+    fn jobs_of_a_broadcast_take_no_places_and_what_ends_late_is_counted_once() {
+        let mut index = Index::new(10);
+        let eu: Region = "eu".parse().unwrap();
+        let told = |attempt, state, slice| Told {
+            notification: id(1),
+            attempt,
+            state,
+            slice,
+        };
+        for _again in 0..2 {
+            index.learn_receipt(&told(1, State::Expanded, None), &eu, 3);
+            index.learn_receipt(&told(1, State::Parked, Some(0)), &eu, 4);
+            index.learn_receipt(&told(2, State::Delivered, Some(0)), &eu, 5);
+            index.learn_receipt(&told(2, State::Delivered, Some(1)), &eu, 5);
+            index.learnt = 5;
+        }
+        assert_eq!(index.places(id(1)), [3]);
+        assert_eq!(index.late(id(1)), [((eu, State::Delivered), 2)].into());
     }
 
     #[test]

@@ -16,6 +16,8 @@ words!(
     Scope, "scope", {
         /// Send notifications.
         Send = "notifications:write",
+        /// Send to all members of a topic; needs the scope to send too.
+        Broadcast = "notifications:broadcast",
         /// Read what became of notifications.
         Status = "notifications:read",
         /// Write recipients, addresses and preferences.

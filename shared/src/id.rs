@@ -101,6 +101,13 @@ name!(
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
 );
 
+name!(
+    /// A named group of an app's recipients. One token of a NATS subject.
+    Topic, "topic", "must be 1 to 64 of a-z, 0-9, - and _",
+    |text| (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+);
+
 impl AppId {
     /// Stands for the app of a message that does not name one.
     pub fn unknown() -> Self {
@@ -170,6 +177,26 @@ impl JobId {
             "job",
             &[app.as_str(), event.as_str(), recipient.as_str(), channel.as_str()],
         ))
+    }
+}
+
+impl JobId {
+    /// The broadcast that brings `event` of `app` on `channel` to the members of `topic` who live in `region`.
+    pub fn of_broadcast(app: &AppId, event: &EventId, topic: &Topic, channel: Channel, region: &Region) -> Self {
+        let parts = [
+            app.as_str(),
+            event.as_str(),
+            topic.as_str(),
+            channel.as_str(),
+            region.as_str(),
+        ];
+        Self(derive("broadcast", &parts))
+    }
+
+    /// Slice number `number` of the broadcast that this is.
+    #[must_use]
+    pub fn slice(self, number: u32) -> Self {
+        Self(derive("slice", &[&self.to_string(), &number.to_string()]))
     }
 }
 

@@ -48,6 +48,19 @@ impl Body {
     }
 }
 
+/// Whether a push that was accepted then is no longer worth a first attempt at `now`.
+pub(crate) fn is_expired(push: &Push, accepted_at: Timestamp, now: Timestamp) -> bool {
+    match push.ttl_s() {
+        0 => now.duration_since(accepted_at) > NOW_OR_NEVER,
+        _ => now >= expires_at(push, accepted_at),
+    }
+}
+
+fn expires_at(push: &Push, accepted_at: Timestamp) -> Timestamp {
+    let life = SignedDuration::from_secs(i64::from(push.ttl_s()));
+    accepted_at.checked_add(life).unwrap_or(Timestamp::MAX)
+}
+
 /// A job on its way: the body, and what the subject and the headers say.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
@@ -69,6 +82,8 @@ pub struct Job {
     pub attempt: u32,
     /// The addresses that still wait, for a retry; `None` means all of the recipient's.
     pub remaining: Option<Vec<AddressId>>,
+    /// Number of the slice of a broadcast that it came out of.
+    pub slice: Option<u32>,
     /// The content.
     pub body: Body,
 }
@@ -76,18 +91,13 @@ pub struct Job {
 impl Job {
     /// When the notification stops being worth delivering.
     pub fn expires_at(&self) -> Timestamp {
-        let life = SignedDuration::from_secs(i64::from(self.body.push.ttl_s()));
-        self.accepted_at.checked_add(life).unwrap_or(Timestamp::MAX)
+        expires_at(&self.body.push, self.accepted_at)
     }
 
     /// Whether the notification is no longer worth delivering at `now`. A push that is now or never (`ttl` 0) has one
     /// attempt, soon after it was accepted.
     pub fn is_expired(&self, now: Timestamp) -> bool {
-        if self.body.push.ttl_s() == 0 {
-            let age = now.duration_since(self.accepted_at);
-            return self.attempt > 1 || age > NOW_OR_NEVER;
-        }
-        now >= self.expires_at()
+        (self.attempt > 1 && self.body.push.ttl_s() == 0) || is_expired(&self.body.push, self.accepted_at, now)
     }
 
     /// The delivery of this job to `address`.

@@ -3,6 +3,7 @@
 pub mod api_key;
 pub mod app;
 pub mod backoff;
+pub mod broadcast;
 pub mod channel;
 pub mod clock;
 pub mod digest;

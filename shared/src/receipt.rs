@@ -1,6 +1,6 @@
 //! The durable record of what happened.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::{
     channel::{Channel, Provider, words},
-    id::{AddressId, AppId, EventId, JobId, NotificationId, RecipientId, Region},
+    id::{AddressId, AppId, EventId, JobId, NotificationId, RecipientId, Region, Topic},
 };
 
 words!(
@@ -33,6 +33,8 @@ words!(
         Parked = "parked",
         /// About to be sent, by an app that must not send twice: if nothing follows, it is unknown what happened.
         Attempting = "attempting",
+        /// Said of a broadcast and of its slices alone: it became other work, which ends by itself.
+        Expanded = "expanded",
     }
 );
 
@@ -40,6 +42,11 @@ impl State {
     /// Whether nothing more will happen to the delivery.
     pub const fn is_final(self) -> bool {
         !matches!(self, Self::Parked | Self::Attempting)
+    }
+
+    /// Whether a delivery can end so.
+    pub const fn ends_delivery(self) -> bool {
+        self.is_final() && !matches!(self, Self::Expanded)
     }
 
     /// Whether a person may have the delivery tried again: a replay makes another attempt of it.
@@ -97,6 +104,66 @@ pub struct Receipt {
     /// The trace it is part of, if that was sampled: 32 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
+    /// Number of the slice of a broadcast that the job came out of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slice: Option<u32>,
+    /// What a broadcast or a slice became; then the job is that, and there is no recipient.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expanded: Option<Box<Expanded>>,
+}
+
+/// What a broadcast or one of its slices became.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum Expanded {
+    /// A slice, all of whose jobs are settled.
+    Jobs(ExpandedSlice),
+    /// A broadcast, in one region.
+    Slices(Split),
+}
+
+impl Expanded {
+    /// When the broadcast was accepted.
+    pub fn accepted_at(&self) -> Timestamp {
+        match self {
+            Self::Jobs(slice) => slice.accepted_at,
+            Self::Slices(split) => split.accepted_at,
+        }
+    }
+}
+
+/// What a broadcast was split into, in one region.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Split {
+    /// How many slices.
+    pub slices: u32,
+    /// How many members they have together.
+    pub members: u64,
+    /// When the broadcast was accepted.
+    #[schema(value_type = String, format = DateTime)]
+    pub accepted_at: Timestamp,
+}
+
+/// What a slice became.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ExpandedSlice {
+    /// The broadcast.
+    pub broadcast: JobId,
+    /// Which slice, counted from 0.
+    pub number: u32,
+    /// How many slices the broadcast has in this region.
+    pub of: u32,
+    /// Members that became jobs, which have receipts of their own.
+    pub jobs: u32,
+    /// What the first attempts at the deliveries of these jobs came to.
+    pub by_state: BTreeMap<State, u32>,
+    /// Members that the broadcast's withdrawal spared; they have no receipts.
+    pub cancelled: u32,
+    /// Members whose jobs were sent on to where they moved, or are told of there.
+    pub forwarded: u32,
+    /// When the broadcast was accepted.
+    #[schema(value_type = String, format = DateTime)]
+    pub accepted_at: Timestamp,
 }
 
 /// That a gateway accepted a notification.
@@ -106,8 +173,11 @@ pub struct Accepted {
     pub notification: NotificationId,
     /// The caller's name for it.
     pub event_id: EventId,
-    /// How many jobs it became.
+    /// How many jobs it became: one a recipient, or, if it is a broadcast, one a region.
     pub jobs: u32,
+    /// The topic that is addressed, if it is a broadcast.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<Topic>,
     /// When.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::{
     channel::{Channel, Provider, words},
-    id::{AddressId, AppId, Category, RecipientId, Region},
+    id::{AddressId, AppId, Category, RecipientId, Region, Topic},
     invalid::Invalid,
 };
 
@@ -135,6 +135,14 @@ impl Preferences {
     }
 }
 
+/// That a recipient is a member of a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Membership {
+    /// Since when. A broadcast is for those who were members when it was accepted.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+}
+
 /// One thing that is known of a recipient. Each is stored under a key of its own and replaced whole.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fact {
@@ -144,10 +152,12 @@ pub enum Fact {
     Address(Address),
     /// Consent.
     Preferences(Preferences),
+    /// Membership of one topic.
+    Topic(Topic, Membership),
 }
 
 /// Which fact of a recipient.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum FactName {
     /// The profile.
     Profile,
@@ -155,6 +165,8 @@ pub enum FactName {
     Address(AddressId),
     /// The preferences.
     Preferences,
+    /// The membership of this topic.
+    Topic(Topic),
 }
 
 impl Fact {
@@ -164,6 +176,7 @@ impl Fact {
             Self::Profile(_) => FactName::Profile,
             Self::Address(address) => FactName::Address(address.id),
             Self::Preferences(_) => FactName::Preferences,
+            Self::Topic(topic, _) => FactName::Topic(topic.clone()),
         }
     }
 
@@ -173,6 +186,7 @@ impl Fact {
             Self::Profile(profile) => serde_json::to_vec(profile),
             Self::Address(address) => serde_json::to_vec(address),
             Self::Preferences(preferences) => serde_json::to_vec(preferences),
+            Self::Topic(_, membership) => serde_json::to_vec(membership),
         }
         .expect("facts always serialize")
     }
@@ -186,11 +200,12 @@ impl Fact {
             FactName::Profile => Self::Profile(serde_json::from_slice(value)?),
             FactName::Address(_) => Self::Address(serde_json::from_slice(value)?),
             FactName::Preferences => Self::Preferences(serde_json::from_slice(value)?),
+            FactName::Topic(topic) => Self::Topic(topic, serde_json::from_slice(value)?),
         })
     }
 }
 
-/// Everything that is known of one recipient.
+/// Everything that is known of one recipient, but for its topics.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Recipient {
     /// `None` if never registered.
@@ -209,6 +224,8 @@ impl Recipient {
             Fact::Profile(profile) => self.profile = Some(profile),
             Fact::Address(address) => self.addresses.push((address, revision)),
             Fact::Preferences(preferences) => self.preferences = preferences,
+            // There may be very many; whoever wants them asks for them.
+            Fact::Topic(..) => {}
         }
     }
 

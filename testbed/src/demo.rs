@@ -76,6 +76,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     for scene in &played {
         failures.extend(report::scene(&peal, scene).await?);
     }
+    failures.extend(scenes::broadcast(&peal).await?);
     failures.extend(scenes::takeover(&mut peal).await?);
     failures.extend(scenes::aftermath(&peal).await?);
 

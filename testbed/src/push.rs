@@ -116,6 +116,7 @@ fn job(app: &AppId, text: String, now: Timestamp) -> anyhow::Result<Job> {
         accepted_at: now,
         attempt: 1,
         remaining: None,
+        slice: None,
         body: Body {
             event_id: Some(event),
             recipient,

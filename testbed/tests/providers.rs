@@ -262,6 +262,7 @@ fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job {
         accepted_at,
         attempt: 1,
         remaining: None,
+        slice: None,
         body: Body {
             event_id: Some(event),
             recipient,

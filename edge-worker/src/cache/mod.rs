@@ -6,6 +6,6 @@ mod store;
 mod sync;
 
 pub use self::{
-    store::{Change, Store, StoreError},
+    store::{Change, Range, Store, StoreError},
     sync::{Sync, SyncError},
 };

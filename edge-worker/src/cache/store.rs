@@ -3,14 +3,18 @@
 //! Layout: `facts` maps `<app>.<recipient>.<name>`, the key of the region's bucket, to 4 bytes of checksum over all that
 //! follows and the key, 8 bytes of revision (the sequence in the bucket's stream, big endian) and the fact as JSON. redb
 //! does not look at its own checksums when it reads, and one wrong bit is another device's token. All facts of a
-//! recipient lie side by side, so one short range answers a job. `meta` holds the last applied sequence and when the
-//! bucket was created.
+//! recipient lie side by side, so one short range answers a job. `members` is an index of the topics: it maps
+//! `<app>.<topic>.<recipient>` to 4 bytes of checksum and 8 bytes of time since when, in milliseconds since 1970, big
+//! endian. Who joins again without having left keeps that time: a broadcast under way must not lose those whose
+//! application says at every start what it has said before. `meta` holds the last applied sequence and when the bucket was
+//! created; its name changes when what is filled does, and the file is then filled over.
 //!
 //! A batch of facts and the sequence it reaches are one transaction: after a crash the file is at some earlier
 //! sequence, and following resumes there. What cannot be read is no longer a copy of anything: the store moves to a new
 //! file and is filled again.
 
 use std::{
+    ops::{Bound, ControlFlow},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
@@ -20,14 +24,17 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTableMetadata, TableDefinition};
+use jiff::Timestamp;
+use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition};
 use shared::{
+    id::{AppId, Topic},
     nats::subject,
-    recipient::{Fact, Recipient, RecipientKey},
+    recipient::{Fact, Membership, Recipient, RecipientKey},
 };
 
 const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts.2");
-const META: TableDefinition<&str, i64> = TableDefinition::new("meta.2");
+const MEMBERS: TableDefinition<&str, &[u8]> = TableDefinition::new("members.1");
+const META: TableDefinition<&str, i64> = TableDefinition::new("meta.3");
 const SEQUENCE: &str = "sequence";
 const CREATED_AT: &str = "created_at_ms";
 
@@ -40,13 +47,34 @@ pub struct Store {
 #[derive(Debug)]
 struct Inner {
     database: ArcSwap<Database>,
-    /// The facts as of the last commit. Beginning to read costs more than reading.
-    facts: ArcSwap<Facts>,
+    /// The tables as of the last commit. Beginning to read costs more than reading.
+    tables: ArcSwap<Tables>,
     path: PathBuf,
     damaged: AtomicBool,
 }
 
+#[derive(Debug)]
+struct Tables {
+    facts: Facts,
+    members: Facts,
+}
+
 type Facts = ReadOnlyTable<&'static str, &'static [u8]>;
+
+/// A part of the members of a topic, in the order of their keys.
+#[derive(Debug, Clone, Copy)]
+pub struct Range<'a> {
+    /// The tenant.
+    pub app: &'a AppId,
+    /// Which topic.
+    pub topic: &'a Topic,
+    /// Only those behind this one, as its recipient is written in keys.
+    pub after: Option<&'a str>,
+    /// Only those up to this one.
+    pub up_to: Option<&'a str>,
+    /// Only those who were members then.
+    pub as_of: Timestamp,
+}
 
 /// One change to apply: the fact's key, its revision, and its value, or `None` for a removal.
 pub type Change = (String, u64, Option<Vec<u8>>);
@@ -84,7 +112,7 @@ impl Store {
             }
         };
         let inner = Inner {
-            facts: ArcSwap::from_pointee(facts(&database)?),
+            tables: ArcSwap::from_pointee(tables(&database)?),
             database: ArcSwap::from_pointee(database),
             path: path.to_owned(),
             damaged: AtomicBool::new(false),
@@ -97,9 +125,22 @@ impl Store {
     /// # Errors
     /// When the file cannot be read; the caller then asks the region's bucket.
     pub fn recipient(&self, key: &RecipientKey) -> Result<Recipient, StoreError> {
-        let facts = self.inner.facts.load();
+        self.read(|tables| read(&tables.facts, key))
+    }
+
+    /// Hands the members in `range` to `each`, in the order of their keys and as recipients are written there, until it
+    /// breaks off.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn members(&self, range: Range<'_>, each: impl FnMut(&str) -> ControlFlow<()>) -> Result<(), StoreError> {
+        self.read(|tables| each_member(&tables.members, range, each))
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Tables) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let tables = self.inner.tables.load();
         // redb panics on some kinds of damage; a damaged copy must not take the worker down.
-        let read = catch_unwind(AssertUnwindSafe(|| read(&facts, key))).unwrap_or(Err(StoreError::Damaged));
+        let read = catch_unwind(AssertUnwindSafe(|| read(&tables))).unwrap_or(Err(StoreError::Damaged));
         if read.is_err() {
             self.inner.damaged.store(true, Ordering::Relaxed);
         }
@@ -137,7 +178,11 @@ impl Store {
         {
             let mut facts = transaction.open_table(FACTS)?;
             let mut value = Vec::new();
+            let mut joined = Vec::new();
             for (key, revision, change) in changes {
+                if let Some(member) = member_key(&key) {
+                    joined.push((member, change.as_deref().and_then(since)));
+                }
                 match change {
                     Some(fact) => {
                         value.clear();
@@ -153,12 +198,13 @@ impl Store {
                     }
                 }
             }
+            index(&mut transaction.open_table(MEMBERS)?, joined)?;
             let mut meta = transaction.open_table(META)?;
             meta.insert(SEQUENCE, sequence.cast_signed())?;
             meta.insert(CREATED_AT, created_at)?;
         }
         transaction.commit()?;
-        self.inner.facts.store(facts(&database)?.into());
+        self.inner.tables.store(tables(&database)?.into());
         Ok(())
     }
 
@@ -167,7 +213,7 @@ impl Store {
     /// # Errors
     /// When the file cannot be read.
     pub fn facts(&self) -> Result<u64, StoreError> {
-        Ok(self.inner.facts.load().len()?)
+        Ok(self.inner.tables.load().facts.len()?)
     }
 
     /// Whether a read failed since the store was opened or begun anew.
@@ -186,7 +232,7 @@ impl Store {
         let database = open(&fresh)?;
         std::fs::rename(&fresh, &self.inner.path)
             .map_err(|error| StoreError::Redb(Box::new(redb::Error::Io(error))))?;
-        self.inner.facts.store(facts(&database)?.into());
+        self.inner.tables.store(tables(&database)?.into());
         self.inner.database.store(database.into());
         self.inner.damaged.store(false, Ordering::Relaxed);
         Ok(())
@@ -199,6 +245,7 @@ fn open(path: &Path) -> Result<Database, StoreError> {
     let mut transaction = database.begin_write()?;
     transaction.set_quick_repair(true);
     transaction.open_table(FACTS)?;
+    transaction.open_table(MEMBERS)?;
     transaction.open_table(META)?;
     transaction.commit()?;
     Ok(database)
@@ -211,8 +258,87 @@ fn checksum(key: &str, value: &[u8]) -> [u8; 4] {
     sum.finalize().to_be_bytes()
 }
 
-fn facts(database: &Database) -> Result<Facts, StoreError> {
-    Ok(database.begin_read()?.open_table(FACTS)?)
+fn tables(database: &Database) -> Result<Tables, StoreError> {
+    let transaction = database.begin_read()?;
+    Ok(Tables {
+        facts: transaction.open_table(FACTS)?,
+        members: transaction.open_table(MEMBERS)?,
+    })
+}
+
+/// The place in the index of the fact under `key`, if that is a membership: `<app>.<recipient>.topic.<topic>`.
+fn member_key(key: &str) -> Option<String> {
+    let mut parts = key.splitn(4, '.');
+    let (app, recipient, kind, topic) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    (kind == "topic").then(|| format!("{app}.{topic}.{recipient}"))
+}
+
+/// Since when a fact says that its recipient is a member, in milliseconds since 1970.
+fn since(fact: &[u8]) -> Option<i64> {
+    let membership: Result<Membership, _> = serde_json::from_slice(fact);
+    if membership.is_err() {
+        tracing::error!("a membership cannot be read; its recipient is not taken for a member");
+    }
+    Some(membership.ok()?.since.as_millisecond())
+}
+
+/// Who joined, with the time, and who left.
+fn index(members: &mut Table<'_, &str, &[u8]>, mut joined: Vec<(String, Option<i64>)>) -> Result<(), StoreError> {
+    // Stable, as for the facts.
+    joined.sort_by(|a, b| a.0.cmp(&b.0));
+    for (key, since) in joined {
+        let Some(since) = since else {
+            members.remove(key.as_str())?;
+            continue;
+        };
+        let before = match members.get(key.as_str())? {
+            Some(value) => Some(member_since(&key, value.value())?),
+            None => None,
+        };
+        let since = before.map_or(since, |before| before.min(since)).to_be_bytes();
+        members.insert(key.as_str(), [&checksum(&key, &since)[..], &since].concat().as_slice())?;
+    }
+    Ok(())
+}
+
+fn member_since(key: &str, value: &[u8]) -> Result<i64, StoreError> {
+    let (sum, since) = value.split_first_chunk().ok_or(StoreError::Damaged)?;
+    if *sum != checksum(key, since) {
+        return Err(StoreError::Damaged);
+    }
+    since
+        .try_into()
+        .map(i64::from_be_bytes)
+        .map_err(|_| StoreError::Damaged)
+}
+
+fn each_member(
+    members: &Facts,
+    range: Range<'_>,
+    mut each: impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<(), StoreError> {
+    let path = format!("{}.{}", range.app, range.topic);
+    let key = |recipient: &str| format!("{path}.{recipient}");
+    // The character after the dot: everything below the topic sorts before it.
+    let (all, beyond) = (key(""), format!("{path}/"));
+    let (after, up_to) = (range.after.map(key), range.up_to.map(key));
+    let from = after.as_deref().map_or(Bound::Included(all.as_str()), Bound::Excluded);
+    let to = up_to
+        .as_deref()
+        .map_or(Bound::Excluded(beyond.as_str()), Bound::Included);
+    let as_of = range.as_of.as_millisecond();
+    for member in members.range::<&str>((from, to))? {
+        let (key, value) = member?;
+        let key = key.value();
+        if member_since(key, value.value())? > as_of {
+            continue;
+        }
+        let recipient = key.strip_prefix(all.as_str()).ok_or(StoreError::Damaged)?;
+        if each(recipient).is_break() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn remove(path: &Path) {
@@ -226,10 +352,8 @@ fn remove(path: &Path) {
 fn read(facts: &Facts, key: &RecipientKey) -> Result<Recipient, StoreError> {
     let mut from = subject::recipient_path(key);
     from.push('.');
-    let mut to = from.clone();
-    to.pop();
-    // The character after the dot: everything below the recipient sorts before it.
-    to.push('/');
+    // Topics sort last, and whose members are wanted is asked of the index.
+    let to = format!("{from}topic.");
     let mut recipient = Recipient::default();
     for fact in facts.range(from.as_str()..to.as_str())? {
         let (name, value) = fact?;
@@ -251,8 +375,6 @@ fn read(facts: &Facts, key: &RecipientKey) -> Result<Recipient, StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use redb::ReadableTable;
-
     use super::*;
     use shared::recipient::Preferences;
 
@@ -320,9 +442,78 @@ mod tests {
             facts.insert(fact.as_str(), value.as_slice()).unwrap();
         }
         transaction.commit().unwrap();
-        store.inner.facts.store(super::facts(&database).unwrap().into());
+        store.inner.tables.store(tables(&database).unwrap().into());
         assert!(matches!(store.recipient(&key("ann")), Err(StoreError::Damaged)));
         assert!(store.is_damaged());
+    }
+
+    fn join(recipient: &str, topic: &str, ms: i64) -> (String, u64, Option<Vec<u8>>) {
+        let since = Timestamp::from_millisecond(ms).unwrap();
+        let fact = Fact::Topic(topic.parse().unwrap(), Membership { since });
+        (subject::fact_key(&key(recipient), fact.name()), 1, Some(fact.encode()))
+    }
+
+    fn leave(recipient: &str, topic: &str) -> (String, u64, Option<Vec<u8>>) {
+        let (key, revision, _) = join(recipient, topic, 0);
+        (key, revision, None)
+    }
+
+    fn members(store: &Store, topic: &str, after: Option<&str>, up_to: Option<&str>, ms: i64) -> Vec<String> {
+        let range = Range {
+            app: &"shop".parse().unwrap(),
+            topic: &topic.parse().unwrap(),
+            after,
+            up_to,
+            as_of: Timestamp::from_millisecond(ms).unwrap(),
+        };
+        let mut found = Vec::new();
+        let each = |member: &str| {
+            found.push(member.to_owned());
+            ControlFlow::Continue(())
+        };
+        store.members(range, each).unwrap();
+        found
+    }
+
+    #[test]
+    fn members_are_found_by_topic_range_and_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("cache.redb")).unwrap();
+        let changes = vec![
+            join("ann", "news", 10),
+            join("bob", "news", 20),
+            join("ä.b", "news", 10),
+            join("eve", "news-2", 10),
+            join("zoe", "new", 10),
+            join("topic", "topic", 10),
+        ];
+        store.apply(changes, 1, 7).unwrap();
+        assert_eq!(members(&store, "news", None, None, 10), ["=C3=A4=2Eb", "ann"]);
+        assert_eq!(members(&store, "news", None, None, 20), ["=C3=A4=2Eb", "ann", "bob"]);
+        assert_eq!(members(&store, "news", Some("=C3=A4=2Eb"), Some("ann"), 20), ["ann"]);
+        assert_eq!(members(&store, "news", Some("ann"), None, 20), ["bob"]);
+        assert_eq!(members(&store, "topic", None, None, 20), ["topic"]);
+        assert!(members(&store, "other", None, None, 20).is_empty());
+        assert_eq!(
+            store.recipient(&key("ann")).unwrap(),
+            Recipient::default(),
+            "not read with the rest"
+        );
+    }
+
+    #[test]
+    fn who_joins_again_keeps_the_time_unless_who_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("cache.redb")).unwrap();
+        store
+            .apply(vec![join("ann", "news", 10), join("bob", "news", 10)], 1, 7)
+            .unwrap();
+        let changes = vec![join("ann", "news", 30), leave("bob", "news"), join("bob", "news", 30)];
+        store.apply(changes, 2, 7).unwrap();
+        assert_eq!(members(&store, "news", None, None, 20), ["ann"]);
+        assert_eq!(members(&store, "news", None, None, 30), ["ann", "bob"]);
+        store.apply(vec![leave("ann", "news")], 3, 7).unwrap();
+        assert_eq!(members(&store, "news", None, None, 30), ["bob"]);
     }
 
     #[test]

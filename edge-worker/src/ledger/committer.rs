@@ -288,8 +288,13 @@ impl Writer {
         if receipts.is_empty() {
             return;
         }
-        let fits =
-            |batch: &&mut Batch| batch.app == app && batch.origin == origin && batch.receipts.len() < MOST_RECEIPTS;
+        let whose = Whose::of(&receipts[0]);
+        let fits = |batch: &&mut Batch| {
+            batch.app == app
+                && batch.origin == origin
+                && batch.receipts.len() < MOST_RECEIPTS
+                && Whose::of(&batch.receipts[0]) == whose
+        };
         if let Some(batch) = batches.iter_mut().find(fits) {
             batch.receipts.extend(receipts);
             return;
@@ -304,6 +309,32 @@ impl Writer {
             receipts,
             handled: Vec::new(),
         });
+    }
+}
+
+/// Receipts that go in one message belong to one of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// Jobs.
+    Jobs,
+    /// Broadcasts and slices, which are asked for by the thousand and must not lie among a million others.
+    Slices,
+    /// Jobs that came out of slices, at their first attempt. Their slice counts them where the broadcast was accepted, so
+    /// they stay here: a million need not travel.
+    Members,
+}
+
+impl Whose {
+    fn of(receipt: &Receipt) -> Self {
+        match receipt {
+            Receipt { expanded: Some(_), .. } => Self::Slices,
+            Receipt {
+                slice: Some(_),
+                attempt: 1,
+                ..
+            } => Self::Members,
+            _ => Self::Jobs,
+        }
     }
 }
 
@@ -341,10 +372,14 @@ fn chain(ledger: &Ledger, number: u64, commit: &mut Commit) {
 }
 
 fn outgoing(entry: u64, at: usize, batch: &Batch) -> Outgoing {
+    let seen_from = match batch.receipts.first().map(Whose::of) {
+        Some(Whose::Members) => &batch.region,
+        Some(Whose::Jobs | Whose::Slices) | None => &batch.origin,
+    };
     Outgoing {
         // Unique for this writer: an entry has far fewer than 4096 messages.
         number: (entry << 12) | at as u64,
-        subject: shared::nats::subject::receipt(&batch.region, &batch.origin, &batch.app),
+        subject: shared::nats::subject::receipt(&batch.region, seen_from, &batch.app),
         payload: serde_json::to_vec(batch).expect("receipts always serialize"),
     }
 }

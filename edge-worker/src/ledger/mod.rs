@@ -95,6 +95,12 @@ impl History {
         doubtful
     }
 
+    /// What the first attempts came to.
+    pub fn first_outcomes(&self) -> Vec<State> {
+        let first = self.outcomes().filter(|record| record.attempt == 1);
+        first.map(|record| record.state).collect()
+    }
+
     fn outcomes(&self) -> impl Iterator<Item = &Record> {
         self.0.iter().filter(|record| record.state != State::Attempting)
     }

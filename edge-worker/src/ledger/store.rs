@@ -408,6 +408,7 @@ const fn code(state: State) -> u8 {
         State::Parked => 7,
         State::Unknown => 8,
         State::Attempting => 9,
+        State::Expanded => 10,
     }
 }
 

@@ -64,6 +64,8 @@ fn receipt(record: Record) -> Receipt {
         next_at: None,
         trace: None,
         stale_s: None,
+        slice: None,
+        expanded: None,
     }
 }
 

@@ -199,7 +199,7 @@ impl Pipeline {
             &self.js,
             subject::schedule(job.id, address),
             headers,
-            delivery.payload().clone(),
+            delivery.payload(),
         )
         .await?;
         failpoint("worker.after-park");
@@ -311,7 +311,7 @@ impl DeadLetter {
             headers.insert(envelope::ADDRESS, address.to_string());
         }
         let channel = subject::parse_dead(&self.subject).map(|subject| subject.channel);
-        publish::store(&pipeline.js, self.subject, headers, delivery.payload().clone()).await?;
+        publish::store(&pipeline.js, self.subject, headers, delivery.payload()).await?;
         let metrics = &pipeline.telemetry.metrics;
         metrics.dead_letter(&channel.unwrap_or_default(), &self.reason);
         Ok(())

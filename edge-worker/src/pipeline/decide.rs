@@ -28,6 +28,9 @@ impl Pipeline {
         if addressed.job.is_expired(self.clock.now()) {
             return Err(self.end(addressed, State::Expired, "expired"));
         }
+        if self.cancelled.contains(addressed.job.notification) {
+            return Err(self.end(addressed, State::Cancelled, "cancelled"));
+        }
         let job = &addressed.job;
         if !addressed.preferences.allows(job.channel, job.body.category.as_ref()) {
             return Err(self.end(addressed, State::Suppressed, "opted_out"));
@@ -108,5 +111,7 @@ pub(super) fn receipt(job: &Job, at: jiff::Timestamp) -> Receipt {
         next_at: None,
         trace: None,
         stale_s: None,
+        slice: job.slice,
+        expanded: None,
     }
 }

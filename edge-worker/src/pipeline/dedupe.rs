@@ -50,7 +50,7 @@ impl InFlight {
         self.len() == 0
     }
 
-    fn reserve(&self, key: Key) -> Option<Reserved> {
+    pub(super) fn reserve(&self, key: Key) -> Option<Reserved> {
         let new = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
         new.then(|| Reserved { key, all: self.clone() })
     }

@@ -43,7 +43,7 @@ impl Pipeline {
             region: home.clone(),
             ..self.lane(job)
         };
-        match publish::store(&self.js, lane.notify(), headers, delivery.payload().clone()).await {
+        match publish::store(&self.js, lane.notify(), headers, delivery.payload()).await {
             Ok(_) => {
                 tracing::info!(job = %job.id, %home, "sent on to where the recipient moved");
                 Stop::silently(delivery, job, reserved)

@@ -1,6 +1,7 @@
 //! The path of one notification through this worker, in order. Each stage takes what the stage before made and gives
 //! its own type, so that the order is compiled; whatever drops a delivery gives it back to the server.
 
+mod broadcast;
 mod conclude;
 mod decide;
 mod dedupe;
@@ -14,24 +15,27 @@ mod resolve;
 mod settle;
 mod trace;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_nats::jetstream;
 use shared::{
+    channel::Class,
     clock::Clock,
     id::{AppId, Region},
-    nats::config::Config,
+    lifecycle::Lifecycle,
+    nats::{cancelled::Cancelled, config::Config},
     receipt::Receipt,
     telemetry::Telemetry,
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
+use self::open::{Opened, Read};
 pub use self::{
     conclude::Brake,
     dedupe::InFlight,
     pace::Pace,
-    pull::{Lane, lanes},
+    pull::{Lane, lanes, members},
     settle::{Announcer, Ticket},
 };
 use crate::{
@@ -77,6 +81,12 @@ pub struct Pipeline {
     pub max_attempts: u32,
     /// Keeps a faulty provider from removing every address.
     pub brake: Brake,
+    /// What was withdrawn.
+    pub cancelled: Cancelled,
+    /// Members of slices that may be under way, by class.
+    pub members: BTreeMap<Class, Arc<Semaphore>>,
+    /// Whether the process is to take nothing new.
+    pub lifecycle: Lifecycle,
 }
 
 /// The end of the path: what happened, and the delivery to be acknowledged once that is safe.
@@ -102,15 +112,29 @@ enum Stop {
 impl Pipeline {
     /// Takes one delivery all the way.
     pub async fn run(self: Arc<Self>, delivery: Delivery) {
-        match self.path(delivery).await {
+        let ended = match self.open(delivery).await {
+            Ok(Read::Job(opened)) => self.path(opened).await,
+            Ok(Read::Broadcast(delivery, broadcast)) => Box::pin(self.broadcast(delivery, *broadcast)).await,
+            Err(stop) => Err(stop),
+        };
+        self.end_path(ended).await;
+    }
+
+    /// Takes one member of a slice all the way.
+    async fn run_member(self: Arc<Self>, opened: Opened) {
+        let ended = self.path(opened).await;
+        self.end_path(ended).await;
+    }
+
+    async fn end_path(&self, ended: Step<Settlement>) {
+        match ended {
             Ok(settlement) => self.settle(settlement).await,
             Err(Stop::Settle(settlement)) => self.settle(*settlement).await,
             Err(Stop::GiveBack(delivery, wait)) => delivery.give_back(wait),
         }
     }
 
-    async fn path(&self, delivery: Delivery) -> Step<Settlement> {
-        let opened = self.open(delivery).await?;
+    async fn path(&self, opened: Opened) -> Step<Settlement> {
         let fresh = self.dedupe(opened)?;
         let fresh = self.end_interrupted(fresh).await?;
         let addressed = self.resolve(fresh).await?;

@@ -1,8 +1,9 @@
-//! Reads a message. What cannot be read is kept among the dead letters and never tried again.
+//! Reads a message, which is for one recipient or for a topic. What cannot be read is kept among the dead letters and never tried again.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use shared::{
+    broadcast::{Broadcast, Work},
     channel::Channel,
     id::AppId,
     invalid::Invalid,
@@ -14,34 +15,40 @@ use shared::{
 use super::{Pipeline, Settlement, Step, Stop, Ticket};
 use crate::{delivery::Delivery, pipeline::conclude::DeadLetter};
 
-/// A message that could be read.
+/// A message for one recipient that could be read.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) delivery: Delivery,
     pub(super) job: Arc<Job>,
 }
 
+/// A message that could be read.
+#[derive(Debug)]
+pub(super) enum Read {
+    Job(Opened),
+    Broadcast(Delivery, Box<Broadcast>),
+}
+
 impl Pipeline {
-    pub(super) async fn open(&self, delivery: Delivery) -> Step<Opened> {
-        let read = envelope::open(
+    pub(super) async fn open(&self, delivery: Delivery) -> Step<Read> {
+        let read = envelope::read(
             delivery.subject(),
             delivery.headers(),
-            delivery.payload(),
+            &delivery.payload(),
             delivery.stored_at,
             &self.region,
         );
         match read {
-            Ok(job) => {
-                self.telemetry
-                    .metrics
-                    .pulled(job.class, self.clock.since(job.accepted_at));
-                Ok(Opened {
-                    delivery,
-                    job: job.into(),
-                })
-            }
+            Ok(Work::Job(job)) => Ok(Read::Job(self.opened(delivery, job.into()))),
+            Ok(Work::Broadcast(broadcast)) => Ok(Read::Broadcast(delivery, broadcast.into())),
             Err(invalid) => Err(Box::pin(self.bury(delivery, &invalid)).await),
         }
+    }
+
+    pub(super) fn opened(&self, delivery: Delivery, job: Arc<Job>) -> Opened {
+        let metrics = &self.telemetry.metrics;
+        metrics.pulled(job.class, self.clock.since(job.accepted_at));
+        Opened { delivery, job }
     }
 
     /// Keeps a message that nobody can read among the dead letters, with what is wrong with it.
@@ -81,6 +88,8 @@ impl Pipeline {
             next_at: None,
             trace: None,
             stale_s: None,
+            slice: None,
+            expanded: None,
         };
         self.telemetry.metrics.delivery(None, State::Dead);
         Stop::Settle(Box::new(Settlement {

@@ -1,6 +1,6 @@
 //! Pulls work, never more than there are permits for: what cannot be worked on stays with the server for a sibling.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{self, consumer::PullConsumer};
 use futures::StreamExt;
@@ -53,6 +53,26 @@ pub struct Lane {
     turn: watch::Receiver<bool>,
 }
 
+/// Slices of one lane under way at one time: while the last members of one are waited for, the next is worked on.
+const SLICES: usize = 4;
+
+/// Members of slices that may be under way, by class: behind fresh traffic, they have half of what that has.
+pub fn members(in_flight: usize) -> BTreeMap<Class, Arc<Semaphore>> {
+    let of = |class: &Class| (share(*class, in_flight) / 2).max(1);
+    Class::ALL
+        .iter()
+        .map(|class| (*class, Arc::new(Semaphore::new(of(class)))))
+        .collect()
+}
+
+/// Jobs that may be under way in the lane of fresh work of `class`.
+fn share(class: Class, in_flight: usize) -> usize {
+    match class {
+        Class::Normal => in_flight,
+        Class::Urgent | Class::Bulk => in_flight / 2,
+    }
+}
+
 /// Every lane of a region. `in_flight` jobs may be under way in the normal one; urgent and bulk have half of that
 /// each, retries a quarter, and those no faster than `pace` lets them.
 pub fn lanes(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<Lane> {
@@ -68,12 +88,12 @@ pub fn lanes(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<Lane> {
         .iter()
         .flat_map(|channel| Class::ALL.iter().map(|class| (*channel, *class)));
     fresh
-        .map(|(channel, class)| {
-            let permits = match class {
-                Class::Normal => in_flight,
-                Class::Urgent | Class::Bulk => in_flight / 2,
-            };
-            lane(topology::NOTIFY, topology::lane_consumer(channel, class), permits)
+        .flat_map(|(channel, class)| {
+            let fresh = topology::lane_consumer(channel, class);
+            [
+                lane(topology::NOTIFY, fresh, share(class, in_flight)),
+                lane(topology::SCHEDULE, topology::slice_consumer(channel, class), SLICES),
+            ]
         })
         .chain([
             Lane {

@@ -76,9 +76,12 @@ impl Pipeline {
             app,
             origin,
             mut receipts,
-            ticket,
+            mut ticket,
         } = settlement;
         self.sign(&mut receipts);
+        if let Waiting::Done { delivery, .. } = &mut ticket.0 {
+            delivery.note(&receipts);
+        }
         if self
             .committer
             .settle(Settled {

@@ -28,6 +28,9 @@ pub(super) struct SendArgs {
     /// A recipient; may be repeated.
     #[arg(long, value_name = "RECIPIENT")]
     to: Vec<String>,
+    /// All members of this topic.
+    #[arg(long, conflicts_with = "to")]
+    topic: Option<String>,
     /// First line of the alert.
     #[arg(long)]
     title: Option<String>,
@@ -87,6 +90,9 @@ impl SendArgs {
         };
         if !self.to.is_empty() {
             request.insert("to".to_owned(), json!({ "recipients": self.to }));
+        }
+        if let Some(topic) = &self.topic {
+            request.insert("to".to_owned(), json!({ "topic": topic }));
         }
         let class = self.class.map(|class| json!(class));
         let words = [
@@ -169,6 +175,37 @@ fn show(status: &Value, out: &mut impl Write) -> Result<bool, Failure> {
         let members = ["recipient", "region", "provider", "state", "reason"];
         let cells = members.into_iter().map(|member| text(delivery, member));
         table.row(cells.chain([attempts.to_string()]));
+    }
+    if !table.is_empty() {
+        table.write(out)?;
+    }
+    if let Some(broadcast) = status.get("broadcast") {
+        delivered &= show_broadcast(broadcast, out)?;
+    }
+    Ok(delivered)
+}
+
+/// Shows what became of a broadcast, by region; whether all of it was delivered.
+fn show_broadcast(broadcast: &Value, out: &mut impl Write) -> Result<bool, Failure> {
+    let mut table = Table::new(["region", " members", " done", "deliveries"]);
+    let mut delivered = true;
+    for (region, here) in broadcast
+        .get("by_region")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
+        let count = |name: &str| here.get(name).map_or_else(|| "0".to_owned(), Value::to_string);
+        let by_state = here.get("by_state").and_then(Value::as_object);
+        let states: Vec<String> = by_state
+            .into_iter()
+            .flatten()
+            .map(|(state, count)| {
+                delivered &= state == State::Delivered.as_str();
+                format!("{count} {state}")
+            })
+            .collect();
+        table.row([region.clone(), count("total"), count("done"), states.join(", ")]);
     }
     if !table.is_empty() {
         table.write(out)?;

@@ -47,7 +47,7 @@ pub(super) async fn run(args: VerifyArgs, out: &mut impl Write) -> Result<Answer
 }
 
 fn write(report: &Report, out: &mut impl Write) -> Result<(), Failure> {
-    let ends = || State::ALL.iter().copied().filter(|state| state.is_final());
+    let ends = || State::ALL.iter().copied().filter(|state| state.ends_delivery());
     let mut head = vec!["app".to_owned(), "accepted in".to_owned(), " accepted".to_owned()];
     head.push(" deliveries".to_owned());
     head.extend(ends().map(|state| format!(" {state}")));

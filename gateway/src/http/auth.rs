@@ -41,6 +41,7 @@ needs!(
 #[derive(Debug)]
 pub(crate) struct Caller<N> {
     pub(crate) app: Arc<App>,
+    scopes: Vec<Scope>,
     needs: PhantomData<N>,
 }
 
@@ -64,8 +65,20 @@ impl<N: Needs> FromRequestParts<Arc<Parts>> for Caller<N> {
         }
         Ok(Self {
             app: Arc::clone(app),
+            scopes: key.scopes.clone(),
             needs: PhantomData,
         })
+    }
+}
+
+impl<N> Caller<N> {
+    /// Insists on a scope that only some requests to the route need.
+    pub(crate) fn must(&self, scope: Scope) -> Result<(), Problem> {
+        if self.scopes.contains(&scope) {
+            Ok(())
+        } else {
+            Err(lacking(scope))
+        }
     }
 }
 

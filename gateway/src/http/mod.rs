@@ -14,6 +14,7 @@ mod problem;
 mod recipients;
 mod send;
 mod serve;
+mod topics;
 mod trace;
 
 use std::sync::Arc;
@@ -35,7 +36,7 @@ use crate::parts::Parts;
 fn routes() -> OpenApiRouter<Arc<Parts>> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(send::send))
-        .routes(routes!(notifications::get))
+        .routes(routes!(notifications::get, notifications::cancel))
         .routes(routes!(dead_letters::list))
         .routes(routes!(dead_letters::replay_many))
         .routes(routes!(dead_letters::get, dead_letters::delete))
@@ -44,6 +45,8 @@ fn routes() -> OpenApiRouter<Arc<Parts>> {
         .routes(routes!(addresses::register, addresses::list, addresses::remove_all))
         .routes(routes!(addresses::remove))
         .routes(routes!(preferences::put, preferences::get))
+        .routes(routes!(topics::list))
+        .routes(routes!(topics::put, topics::delete))
         .routes(routes!(openapi::document))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
@@ -108,7 +111,7 @@ mod tests {
             operations += 1;
             ids.insert(id.as_str().unwrap());
         });
-        assert_eq!((ids.len(), operations), (20, 20), "operation ids are distinct");
+        assert_eq!((ids.len(), operations), (24, 24), "operation ids are distinct");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use axum::extract::{FromRequestParts, Path};
 use http::{HeaderName, request};
 use serde::de::DeserializeOwned;
 use shared::{
-    id::{AddressId, EventId, NotificationId, RecipientId},
+    id::{AddressId, EventId, NotificationId, RecipientId, Topic},
     invalid::Invalid,
 };
 
@@ -35,6 +35,15 @@ impl FromRequestParts<Arc<Parts>> for Named<(RecipientId, AddressId)> {
             .parse()
             .map_err(|_| Problem::new(NOT_FOUND, "Address ids are UUIDs."))?;
         Ok(Self((recipient.parse()?, address)))
+    }
+}
+
+impl FromRequestParts<Arc<Parts>> for Named<(RecipientId, Topic)> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
+        let (recipient, topic): (String, String) = segments(request, parts).await?;
+        Ok(Self((recipient.parse()?, topic.parse()?)))
     }
 }
 

@@ -1,23 +1,28 @@
-//! `GET /v1/notifications/{id}`: what became of a notification.
+//! `/v1/notifications/{id}`: what became of a notification, and withdrawing it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::extract::State;
+use http::StatusCode;
 use jiff::Timestamp;
 use serde::Serialize;
 use shared::{
     channel::Provider,
-    id::{AddressId, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region},
-    receipt::{Receipt, State as DeliveryState},
+    id::{AddressId, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region, Topic},
+    nats::cancelled,
+    receipt::{Expanded, ExpandedSlice, Receipt, Split, State as DeliveryState},
 };
 use utoipa::ToSchema;
 
 use super::{
-    auth::{Caller, ToAsk},
+    auth::{Caller, ToAsk, ToSend},
     named::Named,
     problem::{Document, NOT_FOUND, Problem, STATUS_UNAVAILABLE},
 };
-use crate::{parts::Parts, receipts::History};
+use crate::{
+    parts::Parts,
+    receipts::{History, Unanswered},
+};
 
 /// What became of a notification.
 #[derive(Debug, Serialize, ToSchema)]
@@ -31,7 +36,7 @@ pub(crate) struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     accepted_at: Option<Timestamp>,
-    /// Jobs it became: one per recipient.
+    /// Jobs it became: one per recipient. Of a broadcast, the members who are known so far.
     jobs: usize,
     /// Jobs all of whose deliveries are in a final state.
     done: usize,
@@ -40,9 +45,51 @@ pub(crate) struct Status {
     trace_id: Option<String>,
     /// How far it is as a whole.
     state: Progress,
+    /// How far it is, if it is a broadcast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broadcast: Option<Broadcast>,
     /// Its deliveries: one for each address of each recipient that was tried, or one without address for a recipient
-    /// who has none.
+    /// who has none. Those of a broadcast are counted instead.
     deliveries: Vec<Delivery>,
+}
+
+/// How far a broadcast is.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub(crate) struct Broadcast {
+    /// The topic; absent while no gateway's record of it is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topic: Option<Topic>,
+    /// Members, in the regions that have begun.
+    total: u64,
+    /// Members who are done with: sent to at least once, or not to be sent to.
+    done: u64,
+    /// Deliveries by what became of them; of a member who was withdrawn from before its turn, one.
+    by_state: BTreeMap<DeliveryState, u64>,
+    /// The same by the region where members live; absent is one that has not begun.
+    by_region: BTreeMap<Region, BroadcastIn>,
+}
+
+/// How far a broadcast is in one region.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub(crate) struct BroadcastIn {
+    /// Members, as they were counted in the beginning; in the end, those that were found.
+    total: u64,
+    /// Members who are done with.
+    done: u64,
+    /// Parts into which the members were divided.
+    slices: u32,
+    /// Parts that are done.
+    slices_done: u32,
+    /// Members whose jobs were sent on to where they moved.
+    #[serde(skip_serializing_if = "is_zero")]
+    forwarded: u64,
+    /// Deliveries by what became of them.
+    by_state: BTreeMap<DeliveryState, u64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// How far a notification is.
@@ -121,8 +168,8 @@ pub(crate) struct Attempt {
 
 /// Ask what became of a notification
 ///
-/// Answered from the receipts of every region that can be reached; those of a region that is cut off come when it is
-/// back. Push ends at `delivered`, which says that the provider accepted it.
+/// Asked of the region that accepted it. Answered from the receipts of every region that can be reached; those of a
+/// region that is cut off come when it is back. Push ends at `delivered`, which says that the provider accepted it.
 #[utoipa::path(
     get,
     path = "/v1/notifications/{notification_id}",
@@ -142,13 +189,155 @@ pub(crate) async fn get(
     caller: Caller<ToAsk>,
     Named(id): Named<NotificationId>,
 ) -> Result<axum::Json<Status>, Problem> {
-    match parts.receipts.history(&caller.app.id, id).await {
+    match parts.receipts.history(&caller.app.id, id, parts.clock.now()).await {
         Ok(Some(history)) => Ok(axum::Json(Status::of(id, history))),
-        Ok(None) => Err(Problem::new(
-            NOT_FOUND,
-            "No notification with this id is known, or it is too long ago.",
-        )),
-        Err(error) => Err(Problem::new(STATUS_UNAVAILABLE, error.to_string())),
+        Ok(None) => Err(unknown()),
+        Err(error) => Err(unreadable(error)),
+    }
+}
+
+/// Withdraw a notification
+///
+/// Asked of the region that accepted it. What was not sent yet ends as `cancelled`, in every region as soon as it hears of
+/// it; what was sent stays sent. Repeating is harmless.
+#[utoipa::path(
+    delete,
+    path = "/v1/notifications/{notification_id}",
+    operation_id = "cancelNotification",
+    tag = "notifications",
+    params(("notification_id" = NotificationId, Path, description = "The notification")),
+    responses(
+        (status = 202, description = "It is withdrawn"),
+        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "Not stored, or the receipts cannot be read; repeat", body = Document,
+            content_type = "application/problem+json"),
+    ),
+    security(("api_key" = ["notifications:write"])),
+)]
+pub(crate) async fn cancel(
+    State(parts): State<Arc<Parts>>,
+    caller: Caller<ToSend>,
+    Named(id): Named<NotificationId>,
+) -> Result<StatusCode, Problem> {
+    let history = parts
+        .receipts
+        .history(&caller.app.id, id, parts.clock.now())
+        .await
+        .map_err(unreadable)?;
+    if history.is_none() {
+        return Err(unknown());
+    }
+    cancelled::cancel(&parts.js, &parts.here, &caller.app.id, id, parts.clock.now()).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+fn unknown() -> Problem {
+    Problem::new(
+        NOT_FOUND,
+        "No notification with this id is known, or it is too long ago.",
+    )
+}
+
+fn unreadable(error: Unanswered) -> Problem {
+    Problem::new(STATUS_UNAVAILABLE, error.to_string())
+}
+
+impl Broadcast {
+    /// How far it is, and whether it is done; `None` if it is no broadcast.
+    fn of(history: &History) -> Option<(Self, bool)> {
+        let topic = history.accepted.iter().find_map(|accepted| accepted.topic.clone());
+        let mut regions: BTreeMap<&Region, In> = BTreeMap::new();
+        // What is told of no recipient is told of a broadcast or a slice.
+        for (region, receipt) in history
+            .receipts
+            .iter()
+            .filter(|(_, receipt)| receipt.recipient.is_none())
+        {
+            let here = regions.entry(region).or_default();
+            match receipt.expanded.as_deref() {
+                Some(Expanded::Slices(split)) => here.split = Some(split),
+                Some(Expanded::Jobs(slice)) => {
+                    here.slices.insert(slice.number, slice);
+                }
+                None => here.unsent = Some(receipt.state),
+            }
+        }
+        if topic.is_none()
+            && regions
+                .values()
+                .all(|here| here.split.is_none() && here.slices.is_empty())
+        {
+            return None;
+        }
+        let promised = history.accepted.iter().map(|accepted| accepted.jobs as usize).max();
+        let mut is_done = promised.is_none_or(|promised| regions.len() >= promised);
+        let mut all = Self {
+            topic,
+            ..Self::default()
+        };
+        for (region, here) in regions {
+            let late = history.late.iter().filter(|((place, _), _)| place == region);
+            let here = here.count(late.map(|((_, state), count)| (*state, *count)));
+            all.total += here.total;
+            all.done += here.done;
+            for (state, count) in &here.by_state {
+                *all.by_state.entry(*state).or_default() += count;
+            }
+            is_done &= here.slices_done == here.slices && !here.by_state.contains_key(&DeliveryState::Parked);
+            all.by_region.insert(region.clone(), here);
+        }
+        Some((all, is_done))
+    }
+}
+
+/// What a region says of a broadcast.
+#[derive(Default)]
+struct In<'a> {
+    split: Option<&'a Split>,
+    slices: BTreeMap<u32, &'a ExpandedSlice>,
+    /// How it ended without being split.
+    unsent: Option<DeliveryState>,
+}
+
+impl In<'_> {
+    fn count(self, late: impl Iterator<Item = (DeliveryState, u64)>) -> BroadcastIn {
+        let slices = self.split.map(|split| split.slices);
+        let mut counted = BroadcastIn {
+            slices: slices
+                .or(self.slices.values().next().map(|slice| slice.of))
+                .unwrap_or_default(),
+            slices_done: u32::try_from(self.slices.len()).unwrap_or(u32::MAX),
+            ..BroadcastIn::default()
+        };
+        let mut add = |state, count| *counted.by_state.entry(state).or_default() += count;
+        for slice in self.slices.values() {
+            counted.done += u64::from(slice.jobs) + u64::from(slice.cancelled) + u64::from(slice.forwarded);
+            counted.forwarded += u64::from(slice.forwarded);
+            for (state, count) in &slice.by_state {
+                add(*state, u64::from(*count));
+            }
+            add(DeliveryState::Cancelled, slice.cancelled.into());
+        }
+        if let Some(state) = self.unsent {
+            add(state, 1);
+        }
+        // What a slice left behind for another attempt, and has ended since.
+        let mut ended = 0;
+        for (state, count) in late {
+            add(state, count);
+            ended += count;
+        }
+        if let Some(parked) = counted.by_state.get_mut(&DeliveryState::Parked) {
+            *parked = parked.saturating_sub(ended);
+        }
+        counted.by_state.retain(|_, count| *count > 0);
+        let members = self.split.map_or(0, |split| split.members);
+        counted.total = if counted.slices_done == counted.slices {
+            counted.done
+        } else {
+            members.max(counted.done)
+        };
+        counted
     }
 }
 
@@ -170,17 +359,30 @@ impl Status {
             .find_map(|accepted| accepted.trace.clone())
             .or_else(|| history.receipts.iter().find_map(|(_, receipt)| receipt.trace.clone()));
 
-        let deliveries = deliveries(history.receipts);
+        let broadcast = Broadcast::of(&history);
+        let named = history.receipts.into_iter();
+        let deliveries = match &broadcast {
+            Some(_) => deliveries(named.filter(|(_, receipt)| receipt.recipient.is_some()).collect()),
+            None => deliveries(named.collect()),
+        };
         let mut finished: BTreeMap<JobId, bool> = BTreeMap::new();
         for delivery in &deliveries {
             *finished.entry(delivery.job).or_insert(true) &= delivery.state.is_final();
         }
-        let jobs = promised.max(finished.len());
-        let done = finished.values().filter(|finished| **finished).count();
-        let state = match (deliveries.is_empty(), done == jobs) {
-            (true, _) => Progress::Accepted,
-            (false, false) => Progress::Working,
-            (false, true) => Progress::Done,
+        let mut done = finished.values().filter(|finished| **finished).count();
+        let (mut jobs, mut has_begun) = (promised.max(finished.len()), !deliveries.is_empty());
+        let mut is_done = done == jobs;
+        if let Some((broadcast, all)) = &broadcast {
+            let count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+            is_done = *all && done == finished.len();
+            has_begun |= !broadcast.by_region.is_empty();
+            jobs = count(broadcast.total) + finished.len();
+            done += count(broadcast.done);
+        }
+        let state = match (has_begun, is_done) {
+            (false, _) => Progress::Accepted,
+            (true, false) => Progress::Working,
+            (true, true) => Progress::Done,
         };
         Self {
             notification_id: id,
@@ -190,6 +392,7 @@ impl Status {
             done,
             trace_id,
             state,
+            broadcast: broadcast.map(|(broadcast, _)| broadcast),
             deliveries,
         }
     }
@@ -258,6 +461,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::receipts::Late;
 
     fn receipt(job: u128, address: u128, attempt: u32, state: DeliveryState) -> (Region, Receipt) {
         let receipt = Receipt {
@@ -277,6 +481,8 @@ mod tests {
             next_at: None,
             trace: None,
             stale_s: None,
+            slice: None,
+            expanded: None,
         };
         ("eu".parse().unwrap(), receipt)
     }
@@ -288,10 +494,96 @@ mod tests {
             notification: id,
             event_id: "e".parse().unwrap(),
             jobs,
+            topic: None,
             at,
             trace: None,
         }];
-        Status::of(id, History { accepted, receipts })
+        let late = Late::new();
+        Status::of(
+            id,
+            History {
+                accepted,
+                receipts,
+                late,
+            },
+        )
+    }
+
+    #[test]
+    fn a_broadcast_is_done_when_every_slice_of_every_region_is_and_nothing_waits() {
+        use DeliveryState::{Cancelled, Delivered, Parked};
+        let id = NotificationId(Uuid::from_u128(1));
+        let accepted_at = Timestamp::UNIX_EPOCH;
+        let accepted = Accepted {
+            notification: id,
+            event_id: "e".parse().unwrap(),
+            jobs: 2,
+            topic: Some("news".parse().unwrap()),
+            at: accepted_at,
+            trace: None,
+        };
+        let told = |region: &str, job: u128, expanded: Expanded| {
+            let (_, receipt) = receipt(job, 0, 1, DeliveryState::Expanded);
+            let receipt = Receipt {
+                recipient: None,
+                address: None,
+                expanded: Some(expanded.into()),
+                ..receipt
+            };
+            (region.parse().unwrap(), receipt)
+        };
+        let split = |region: &str, slices, members| {
+            let split = Split {
+                slices,
+                members,
+                accepted_at,
+            };
+            told(region, 1, Expanded::Slices(split))
+        };
+        let slice = |number, jobs, by_state: &[(DeliveryState, u32)], cancelled| {
+            let slice = ExpandedSlice {
+                broadcast: JobId(Uuid::from_u128(1)),
+                number,
+                of: 2,
+                jobs,
+                by_state: by_state.iter().copied().collect(),
+                cancelled,
+                forwarded: 0,
+                accepted_at,
+            };
+            told("eu", 2 + u128::from(number), Expanded::Jobs(slice))
+        };
+        let of = |receipts: &[(Region, Receipt)], late: Late| {
+            let history = History {
+                accepted: vec![accepted.clone()],
+                receipts: receipts.to_vec(),
+                late,
+            };
+            let status = Status::of(id, history);
+            let broadcast = status.broadcast.unwrap();
+            (status.state, status.jobs, status.done, broadcast.by_state)
+        };
+        let mut receipts = Vec::new();
+        let begun = of(&receipts, Late::new());
+        assert_eq!((begun.0, begun.1, begun.2), (Progress::Accepted, 0, 0));
+        receipts.extend([
+            split("eu", 2, 1500),
+            slice(0, 1000, &[(Delivered, 999), (Parked, 1)], 0),
+        ]);
+        let half = of(&receipts, Late::new());
+        assert_eq!((half.0, half.1, half.2), (Progress::Working, 1500, 1000));
+        // A slice that is told twice counts once; nobody lives in the other region.
+        receipts.extend([
+            slice(1, 300, &[(Delivered, 300)], 199),
+            receipts[1].clone(),
+            split("us", 0, 0),
+        ]);
+        let waiting = of(&receipts, Late::new());
+        assert_eq!((waiting.0, waiting.1, waiting.2), (Progress::Working, 1499, 1499));
+        let late = [(("eu".parse().unwrap(), Delivered), 1)].into();
+        let done = of(&receipts, late);
+        assert_eq!((done.0, done.1, done.2), (Progress::Done, 1499, 1499));
+        assert_eq!(done.3, [(Delivered, 1300), (Cancelled, 199)].into());
     }
 
     #[test]

@@ -22,6 +22,7 @@ use utoipa::{
         (name = "recipients", description = "Who can be reached"),
         (name = "addresses", description = "The devices of a recipient"),
         (name = "preferences", description = "What a recipient agreed to"),
+        (name = "topics", description = "Groups of recipients to broadcast to"),
         (name = "operations", description = "For those who run the mesh"),
     ),
 )]

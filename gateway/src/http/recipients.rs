@@ -159,7 +159,7 @@ pub(crate) async fn get(
 
 /// Forget a recipient
 ///
-/// Removes its addresses, its preferences and its profile. Notifications already accepted may still reach it.
+/// Removes its addresses, its preferences, its topics and its profile. Notifications already accepted may still reach it.
 #[utoipa::path(
     delete,
     path = "/v1/recipients/{recipient_id}",
@@ -188,7 +188,8 @@ pub(crate) async fn delete(
     if !known.is_known() && parts.directory.home(&key).is_none() {
         return Err(unknown());
     }
-    parts.forget(&home, &key, &known).await?;
+    let topics = parts.topics(&home, &key).await?;
+    parts.forget(&home, &key, &known, topics).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -9,11 +9,12 @@ use axum::{
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use shared::{
+    api_key::Scope,
     app::App,
     channel::{Channel, Class},
     digest::of_content,
     failpoint::failpoint,
-    id::{AppId, Category, EventId, NotificationId, RecipientId},
+    id::{AppId, Category, EventId, NotificationId, RecipientId, Topic},
     invalid::Invalid,
     nats::idempotency::{self, Answer, Claim},
     push::Push,
@@ -30,7 +31,7 @@ use super::{
     trace::Trace,
 };
 use crate::{
-    accept::{Order, Refused, accept},
+    accept::{Order, Refused, To, accept},
     parts::Parts,
 };
 
@@ -44,7 +45,7 @@ pub(crate) struct SendRequest {
     /// `Idempotency-Key` says the same. Without either, every request is a new notification.
     event_id: Option<EventId>,
     /// Who is to be reached.
-    to: To,
+    to: Addressees,
     /// The way it takes.
     #[serde(default = "push")]
     #[schema(default = "push")]
@@ -59,13 +60,16 @@ pub(crate) struct SendRequest {
     push: Push,
 }
 
-/// Who is to be reached.
+/// Who is to be reached: either recipients or the members of a topic.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct To {
+#[schema(as = To)]
+pub(crate) struct Addressees {
     /// The recipients, each once.
     #[schema(min_items = 1)]
-    recipients: Vec<RecipientId>,
+    recipients: Option<Vec<RecipientId>>,
+    /// Instead: all members of this topic, as of now. Needs the scope `notifications:broadcast` too.
+    topic: Option<Topic>,
 }
 
 fn push() -> Channel {
@@ -79,7 +83,7 @@ pub(crate) struct SendResponse {
     notification_id: NotificationId,
     /// The caller's name for it, or the one made for it.
     event_id: EventId,
-    /// Jobs stored: one per recipient.
+    /// Jobs stored: one per recipient; for a topic, one per region.
     jobs: usize,
     /// How many of them the streams had already, from an earlier request with the same event id.
     duplicates: usize,
@@ -123,6 +127,9 @@ pub(crate) async fn send(
     IdempotencyKey(key): IdempotencyKey,
     Verbatim(request, text): Verbatim<SendRequest>,
 ) -> Result<Response, Problem> {
+    if request.to.topic.is_some() {
+        caller.must(Scope::Broadcast)?;
+    }
     let order = request.into_order(caller.app.clone(), key.clone(), parts.limits.recipients)?;
     let event = order.event.clone();
     let held = match key {
@@ -172,16 +179,28 @@ impl SendRequest {
                 format!("No provider carries {} yet.", self.channel),
             ));
         }
-        check(&self.to.recipients, most_recipients)?;
         Ok(Order {
             app,
             event,
-            recipients: self.to.recipients,
+            to: self.to.check(most_recipients)?,
             channel: self.channel,
             class: self.class,
             category: self.category,
             push: self.push,
         })
+    }
+}
+
+impl Addressees {
+    fn check(self, most_recipients: usize) -> Result<To, Invalid> {
+        match (self.recipients, self.topic) {
+            (Some(recipients), None) => {
+                check(&recipients, most_recipients)?;
+                Ok(To::Recipients(recipients))
+            }
+            (None, Some(topic)) => Ok(To::Topic(topic)),
+            (Some(_), Some(_)) | (None, None) => Err(Invalid::new("to", "must name either recipients or a topic")),
+        }
     }
 }
 
@@ -281,8 +300,11 @@ pub(crate) fn jobs(body: &[u8]) -> Result<Vec<(RecipientId, bytes::Bytes)>, Prob
     let app = App::new("shop".parse()?, "eu".parse()?);
     let order = request.into_order(app.into(), None, 1000)?;
     let content = crate::content::Content::render(&order)?;
-    let job = |recipient: RecipientId| (recipient.clone(), content.to(&recipient));
-    Ok(order.recipients.iter().cloned().map(job).collect())
+    let job = |recipient: &RecipientId| (recipient.clone(), content.to(recipient.as_str()));
+    Ok(match &order.to {
+        To::Recipients(recipients) => recipients.iter().map(job).collect(),
+        To::Topic(_) => Vec::new(),
+    })
 }
 
 #[cfg(test)]
@@ -302,6 +324,16 @@ mod tests {
         );
         assert_eq!(check(&recipients(&["a", "b"]), 1).unwrap_err().field, "to.recipients");
         assert!(check(&[], 1).is_err());
+    }
+
+    #[test]
+    fn either_recipients_or_a_topic_are_named() {
+        let to = |json: &str| serde_json::from_str::<Addressees>(json).unwrap().check(10);
+        assert!(matches!(to(r#"{"topic":"news"}"#), Ok(To::Topic(_))));
+        assert!(matches!(to(r#"{"recipients":["ann"]}"#), Ok(To::Recipients(_))));
+        for bad in ["{}", r#"{"topic":"news","recipients":["ann"]}"#] {
+            assert_eq!(to(bad).unwrap_err().field, "to");
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use super::{
 };
 
 /// Most messages of a batch; the server takes no more.
-const MOST_MESSAGES: usize = 1000;
+pub const MOST_MESSAGES: usize = 1000;
 
 /// From this many on a batch is worth it: staging one costs the server a dozen flushes of small files and folders.
 const FEWEST_MESSAGES: usize = 64;
@@ -171,32 +171,55 @@ impl Batcher {
     /// # Errors
     /// When it is not known to be stored as a whole.
     async fn publish(&self, batch: &[Waiting]) -> Result<PublishAck, Failed> {
-        let client = self.0.js.client();
-        let id = Uuid::new_v4().simple().to_string();
-        let count = batch.len();
-        for (number, Waiting { message, .. }) in (1..).zip(batch) {
-            let Message {
-                subject,
-                mut headers,
-                payload,
-            } = message.clone();
-            headers.insert(NATS_BATCH_ID, id.as_str());
-            headers.insert(NATS_BATCH_SEQUENCE, number.to_string());
-            if number < count {
-                // Without a reply subject the server is silent about all but the last.
-                client.publish_with_headers(subject, headers, payload).await?;
-                continue;
-            }
-            headers.insert(NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL);
-            let request = Request::new().headers(headers).payload(payload).timeout(None);
-            let answer = client.send_request(subject, request).await?;
-            return read(&answer.payload, count);
-        }
-        Err(Failed::Refused("there is nothing in it".to_owned()))
+        let messages = batch.iter().map(|waiting| waiting.message.clone());
+        publish_together(&self.0.js, messages).await
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn publish_together(
+    js: &jetstream::Context,
+    messages: impl ExactSizeIterator<Item = Message>,
+) -> Result<PublishAck, Failed> {
+    let client = js.client();
+    let id = Uuid::new_v4().simple().to_string();
+    let count = messages.len();
+    for (number, message) in (1..).zip(messages) {
+        let Message {
+            subject,
+            mut headers,
+            payload,
+        } = message;
+        headers.insert(NATS_BATCH_ID, id.as_str());
+        headers.insert(NATS_BATCH_SEQUENCE, number.to_string());
+        if number < count {
+            // Without a reply subject the server is silent about all but the last.
+            client.publish_with_headers(subject, headers, payload).await?;
+            continue;
+        }
+        headers.insert(NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL);
+        let request = Request::new().headers(headers).payload(payload).timeout(None);
+        let answer = client.send_request(subject, request).await?;
+        return read(&answer.payload, count);
+    }
+    Err(Failed::Refused("there is nothing in it".to_owned()))
+}
+
+/// Stores all of `messages` in their stream, which must allow atomic batches, or none. At most [`MOST_MESSAGES`].
+///
+/// # Errors
+/// [`NotStored::Refused`] if the stream refused them all, as for an expectation that was not met.
+pub async fn store_together(js: &jetstream::Context, messages: Vec<Message>) -> Result<(), NotStored> {
+    match timeout(ACK_TIMEOUT, publish_together(js, messages.into_iter())).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(Failed::Refused(why))) => {
+            tracing::debug!(%why, "batch refused");
+            Err(NotStored::Refused)
+        }
+        Err(_) | Ok(Err(Failed::NoAnswer)) => Err(NotStored::NoAnswer),
     }
 }
 

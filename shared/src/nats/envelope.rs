@@ -5,12 +5,14 @@ use std::str::FromStr;
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use jiff::Timestamp;
 
-use super::subject::Lane;
+use super::subject::{self, Lane};
 use crate::{
+    broadcast::{self, Broadcast, Slice, Work},
     digest::derive,
     id::{AddressId, EventId, JobId, NotificationId, Region},
     invalid::Invalid,
     job::{Body, Job},
+    telemetry::trace::TRACEPARENT,
 };
 
 /// When the notification was accepted: milliseconds since 1970. Optional for services that publish themselves.
@@ -23,6 +25,10 @@ pub const EVENT_ID: &str = "Peal-Event-Id";
 pub const ATTEMPT: &str = "Peal-Attempt";
 /// The address this message is for, on retries.
 pub const ADDRESS: &str = "Peal-Address";
+/// Number of the slice of a broadcast that a job came out of.
+pub const SLICE: &str = "Peal-Slice";
+/// Which slice of a broadcast a message is: see [`Slice`].
+pub const RANGE: &str = "Peal-Range";
 /// How often a message was sent on because its recipient moved.
 pub const FORWARDED: &str = "Peal-Forwarded";
 /// Why a message is a dead letter: a stable word.
@@ -81,14 +87,35 @@ pub fn retry_headers(job: &Job, event: &EventId, attempt: u32, address: AddressI
     headers.insert(EVENT_ID, event.as_str());
     headers.insert(ATTEMPT, attempt.to_string());
     headers.insert(ADDRESS, address.to_string());
+    if let Some(slice) = job.slice {
+        headers.insert(SLICE, slice.to_string());
+    }
     headers
 }
 
-/// Reads a message. `stored_at` is when JetStream stored it and `here` the region that reads; both stand in where a
-/// publisher said nothing.
+/// The headers of a job that came out of a slice which came with `headers`. Its trace is not sampled: a million spans
+/// would tell no more than those of the attempts that fail, which are kept in any case.
+pub fn member_headers(headers: &HeaderMap, slice: &Slice) -> HeaderMap {
+    let mut of_member = HeaderMap::new();
+    for (name, values) in kept(headers).iter() {
+        let first = values.first().filter(|_| AsRef::<str>::as_ref(name) != RANGE);
+        if let Some(first) = first {
+            of_member.insert(name.clone(), first.as_str());
+        }
+    }
+    if let Some(traceparent) = header(headers, TRACEPARENT)
+        && let Some((rest, _flags)) = traceparent.rsplit_once('-')
+    {
+        of_member.insert(TRACEPARENT, format!("{rest}-00"));
+    }
+    of_member.insert(SLICE, slice.number.to_string());
+    of_member
+}
+
+/// Reads a message that is for one recipient, as [`read`] does.
 ///
 /// # Errors
-/// The first part of the message that breaks a rule. Such a message can never be delivered.
+/// As [`read`], and if it is for a topic.
 pub fn open(
     subject: &str,
     headers: &HeaderMap,
@@ -96,34 +123,98 @@ pub fn open(
     stored_at: Timestamp,
     here: &Region,
 ) -> Result<Job, Invalid> {
+    match read(subject, headers, payload, stored_at, here)? {
+        Work::Job(job) => Ok(job),
+        Work::Broadcast(_) => Err(Invalid::new("recipient", "must be given")),
+    }
+}
+
+/// Reads a message. `stored_at` is when JetStream stored it and `here` the region that reads; both stand in where a
+/// publisher said nothing.
+///
+/// # Errors
+/// The first part of the message that breaks a rule. Such a message can never be delivered.
+pub fn read(
+    subject: &str,
+    headers: &HeaderMap,
+    payload: &[u8],
+    stored_at: Timestamp,
+    here: &Region,
+) -> Result<Work, Invalid> {
     let lane = Lane::parse(subject)?;
-    let body = read(payload)?;
-    body.check(payload.len())?;
-    let event = event_id(&body, headers)?;
+    let body = parse(payload)?;
     let accepted_at = match optional::<i64>(headers, ACCEPTED_AT)? {
         // Later than its own storage is a wrong clock; it must not lengthen the life of the notification.
         Some(ms) => Timestamp::from_millisecond(ms).unwrap_or(stored_at).min(stored_at),
         None => stored_at,
     };
-    Ok(Job {
-        id: JobId::of(&lane.app, &event, &body.recipient, lane.channel),
-        notification: NotificationId::of(&lane.app, &event),
-        origin: optional(headers, ORIGIN)?.unwrap_or_else(|| here.clone()),
-        accepted_at,
-        attempt: optional(headers, ATTEMPT)?.unwrap_or(1),
-        remaining: optional(headers, ADDRESS)?.map(|address| vec![address]),
-        app: lane.app,
-        channel: lane.channel,
-        class: lane.class,
-        body,
+    let origin = optional(headers, ORIGIN)?.unwrap_or_else(|| here.clone());
+    Ok(match body {
+        Parsed::Job(body) => {
+            body.check(payload.len())?;
+            let event = event_id(&body, headers)?;
+            Work::Job(Job {
+                id: JobId::of(&lane.app, &event, &body.recipient, lane.channel),
+                notification: NotificationId::of(&lane.app, &event),
+                origin,
+                accepted_at,
+                attempt: optional(headers, ATTEMPT)?.unwrap_or(1),
+                remaining: optional(headers, ADDRESS)?.map(|address| vec![address]),
+                slice: optional(headers, SLICE)?,
+                app: lane.app,
+                channel: lane.channel,
+                class: lane.class,
+                body,
+            })
+        }
+        Parsed::Broadcast(body) => {
+            body.check()?;
+            let event = event_of(body.event_id.as_ref(), headers)?;
+            Work::Broadcast(Broadcast {
+                id: JobId::of_broadcast(&lane.app, &event, &body.topic, lane.channel, &lane.region),
+                notification: NotificationId::of(&lane.app, &event),
+                origin,
+                accepted_at,
+                slice: if subject::is_slice(subject) {
+                    Some(optional(headers, RANGE)?.ok_or_else(|| Invalid::new(RANGE, "must be given"))?)
+                } else {
+                    None
+                },
+                app: lane.app,
+                channel: lane.channel,
+                class: lane.class,
+                event,
+                body,
+            })
+        }
     })
 }
 
-/// Reads a body. Where it fails is found out by reading once more, because keeping the path costs as much as reading.
-fn read(payload: &[u8]) -> Result<Body, Invalid> {
-    if let Ok(body) = serde_json::from_slice(payload) {
-        return Ok(body);
+/// The body of a message.
+enum Parsed {
+    Job(Body),
+    Broadcast(broadcast::Body),
+}
+
+/// Reads a body. Whose it is if it is not a job's, and where it fails, is found out by reading once more: telling or
+/// keeping the path would cost every job as much as reading.
+fn parse(payload: &[u8]) -> Result<Parsed, Invalid> {
+    #[derive(serde::Deserialize)]
+    struct Addressed {
+        topic: Option<serde::de::IgnoredAny>,
     }
+    if let Ok(body) = serde_json::from_slice(payload) {
+        return Ok(Parsed::Job(body));
+    }
+    let to_topic = serde_json::from_slice(payload).is_ok_and(|body: Addressed| body.topic.is_some());
+    if to_topic {
+        parse_as(payload).map(Parsed::Broadcast)
+    } else {
+        parse_as(payload).map(Parsed::Job)
+    }
+}
+
+fn parse_as<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<T, Invalid> {
     let mut reader = serde_json::Deserializer::from_slice(payload);
     let body = serde_path_to_error::deserialize(&mut reader).map_err(|error| describe(&error))?;
     reader
@@ -137,7 +228,11 @@ fn read(payload: &[u8]) -> Result<Body, Invalid> {
 /// # Errors
 /// When there is none: without it a repeated message could not be told from a new one.
 pub fn event_id(body: &Body, headers: &HeaderMap) -> Result<EventId, Invalid> {
-    if let Some(event) = &body.event_id {
+    event_of(body.event_id.as_ref(), headers)
+}
+
+fn event_of(in_body: Option<&EventId>, headers: &HeaderMap) -> Result<EventId, Invalid> {
+    if let Some(event) = in_body {
         return Ok(event.clone());
     }
     let text = header(headers, EVENT_ID).or_else(|| header(headers, "Nats-Msg-Id"));
@@ -213,7 +308,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read(body: &str) -> Result<Job, Invalid> {
+    fn read_job(body: &str) -> Result<Job, Invalid> {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", "e1");
         let now = Timestamp::from_second(1000).unwrap();
@@ -228,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_service_needs_no_more_than_a_message_id() {
-        let job = read(r#"{"recipient":"ann","push":{"title":"Hi"}}"#).unwrap();
+        let job = read_job(r#"{"recipient":"ann","push":{"title":"Hi"}}"#).unwrap();
         assert_eq!(job.notification, NotificationId::of(&job.app, &"e1".parse().unwrap()));
         assert_eq!((job.attempt, job.accepted_at.as_second()), (1, 1000));
     }
@@ -243,11 +338,16 @@ mod tests {
             (r#"{"recipient":"ann","push":{"ttl":"5551234"}}"#, "push.ttl"),
             (r#"{"recipient":"ann","push":{}}"#, "push.title"),
             (r#"{"recipient":"ann"}"#, "push"),
+            (r#"{"topic":"5551234 x","push":{"title":"x"}}"#, "topic"),
+            (
+                r#"{"topic":"news","recipient":"5551234","push":{"title":"x"}}"#,
+                "recipient",
+            ),
             (r#"{"recipient":"ann","push":{"title":"x"}} 5551234"#, "body"),
             ("5551234", "body"),
             ("", "body"),
         ] {
-            let invalid = read(body).unwrap_err();
+            let invalid = read_job(body).unwrap_err();
             assert_eq!(invalid.field, field, "{invalid}");
             assert!(!invalid.to_string().contains("5551234"), "{invalid}");
         }

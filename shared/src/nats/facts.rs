@@ -1,5 +1,7 @@
 //! Facts about recipients: written from any region, kept in the home region.
 
+use std::collections::BTreeMap;
+
 use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 
 use super::{
@@ -7,8 +9,8 @@ use super::{
     topology::{self, Domain},
 };
 use crate::{
-    id::{AddressId, Region},
-    recipient::{Address, Fact, FactName, Recipient, RecipientKey},
+    id::{AddressId, Region, Topic},
+    recipient::{Address, Fact, FactName, Membership, Recipient, RecipientKey},
 };
 
 /// Why facts could not be read.
@@ -117,7 +119,7 @@ fn subject_for(here: &Region, home: &Region, key: &RecipientKey, name: FactName)
     }
 }
 
-/// Everything that `home` knows of a recipient.
+/// Everything that `home` knows of a recipient, but for its topics.
 ///
 /// # Errors
 /// When `home` does not answer within two seconds, or what it keeps cannot be read.
@@ -127,20 +129,51 @@ pub async fn read(
     home: &Region,
     key: &RecipientKey,
 ) -> Result<Recipient, NotRead> {
-    let found = direct::last_of(
-        js,
-        &Domain::of(home, here),
-        topology::RECIPIENTS,
-        &[subject::facts_of(key)],
-    )
-    .await?;
     let mut recipient = Recipient::default();
+    for (fact, revision) in newest(js, here, home, &subject::facts_of(key)).await? {
+        recipient.learn(fact, revision);
+    }
+    Ok(recipient)
+}
+
+/// The topics that a recipient is a member of, as `home` knows; at most 1024.
+///
+/// # Errors
+/// As [`read`], and when there are more.
+pub async fn topics(
+    js: &jetstream::Context,
+    here: &Region,
+    home: &Region,
+    key: &RecipientKey,
+) -> Result<BTreeMap<Topic, Membership>, NotRead> {
+    let facts = newest(js, here, home, &[subject::topics_of(key)]).await?;
+    let topics = facts.into_iter().filter_map(|(fact, _)| match fact {
+        Fact::Topic(topic, membership) => Some((topic, membership)),
+        Fact::Profile(_) | Fact::Address(_) | Fact::Preferences(_) => None,
+    });
+    Ok(topics.collect())
+}
+
+/// The facts that `filters` name, each with its revision.
+async fn newest(
+    js: &jetstream::Context,
+    here: &Region,
+    home: &Region,
+    filters: &[String],
+) -> Result<Vec<(Fact, u64)>, NotRead> {
+    let found = direct::last_of(js, &Domain::of(home, here), topology::RECIPIENTS, filters)
+        .await
+        .map_err(|error| match error {
+            direct::NoAnswer::Silent => NotRead::NoAnswer,
+            direct::NoAnswer::Forbidden => NotRead::Forbidden,
+        })?;
+    let mut facts = Vec::with_capacity(found.len());
     for found in found.into_iter().filter(|found| !found.is_removal()) {
         let Some((_, name)) = subject::fact_key_of(&found.subject).and_then(subject::parse_fact_key) else {
             continue;
         };
         let fact = Fact::decode(name, &found.payload).map_err(|_| NotRead::Unreadable)?;
-        recipient.learn(fact, found.sequence);
+        facts.push((fact, found.sequence));
     }
-    Ok(recipient)
+    Ok(facts)
 }

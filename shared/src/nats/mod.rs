@@ -2,6 +2,8 @@
 
 pub mod audit;
 pub mod batch;
+pub mod broadcast;
+pub mod cancelled;
 pub mod config;
 pub mod connect;
 pub mod direct;

@@ -12,7 +12,7 @@ use super::{
     subject::{self, TRACE_HOPS},
     topology::{
         self, ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, HUB, Here, IDEMPOTENCY,
-        Mesh, NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, consumers, work_for, workers_consumers,
+        Mesh, NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, SCHEDULE, consumers, work_for, workers_consumers,
     },
 };
 use crate::id::{AppId, Region};
@@ -150,11 +150,13 @@ fn gateway(mesh: &Mesh) -> Vec<String> {
 fn worker(mesh: &Mesh) -> Vec<String> {
     let here = &mesh.here.region;
     let mut allowed = vec![
-        // What it says: that it is there, receipts, dead letters, retries, and addresses that are gone.
+        // What it says: that it is there, receipts, dead letters, retries, slices, and addresses that are gone.
         subject::alive_filter(here),
         subject::receipt_filter(here),
         subject::dead_filter(here),
         subject::SCHEDULE_FILTER.to_owned(),
+        subject::SLICE_FILTER.to_owned(),
+        subject::SPLIT_FILTER.to_owned(),
         subject::ADDRESSES_FILTER.to_owned(),
         subject::directory_owner_filter(here),
         TRACE_HOPS.to_owned(),
@@ -170,8 +172,8 @@ fn worker(mesh: &Mesh) -> Vec<String> {
     }
     allowed.push(api(Domain::Here, &format!("STREAM.PURGE.{NOTIFY}")));
     // What it reads.
-    allowed.extend([RECIPIENTS, CONFIG, RECEIPTS].into_iter().flat_map(follow));
-    allowed.extend([NOTIFY, RECIPIENTS, DIRECTORY].map(|stream| direct(Domain::Here, stream)));
+    allowed.extend([RECIPIENTS, CONFIG, RECEIPTS, DIRECTORY].into_iter().flat_map(follow));
+    allowed.extend([NOTIFY, RECIPIENTS, SCHEDULE, DIRECTORY].map(|stream| direct(Domain::Here, stream)));
     allowed
 }
 

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     channel::{Channel, Class},
-    id::{AddressId, AppId, JobId, RecipientId, Region},
+    id::{AddressId, AppId, JobId, NotificationId, RecipientId, Region},
     invalid::Invalid,
     recipient::{FactName, RecipientKey},
 };
@@ -14,10 +14,12 @@ use crate::{
 /// First tokens of every subject of Peal's own. A leaf link must not carry them: what is published in one region
 /// belongs to that region's streams alone, and only sourcing takes it further. Acknowledgements neither: they name a
 /// stream, a consumer and a number, not a region, and would settle another region's message of the same number.
-pub const LOCAL_PREFIXES: [&str; 15] = [
+pub const LOCAL_PREFIXES: [&str; 17] = [
     "notify",
     "due",
     "spill",
+    "slice",
+    "split",
     "alive",
     "schedule",
     "receipt",
@@ -36,7 +38,7 @@ pub const LOCAL_PREFIXES: [&str; 15] = [
 pub const TRACE_HOPS: &str = "peal.trace.hops";
 
 /// `notify.<channel>.<region>.<class>.<app>`: work to do. The same four tokens behind `due.` or `spill.` are work that is
-/// due again.
+/// due again, and behind `slice.` part of a broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lane {
     /// The way it takes.
@@ -65,12 +67,17 @@ impl Lane {
         format!("spill.{self}")
     }
 
+    /// The subject of slices of broadcasts.
+    pub fn slice(&self) -> String {
+        format!("slice.{self}")
+    }
+
     /// The subject of dead letters of this lane.
     pub fn dead(&self) -> String {
         format!("dead.{}.{}.{}", self.channel, self.region, self.app)
     }
 
-    /// Reads `notify.…`, `due.…` or `spill.…`.
+    /// Reads `notify.…`, `due.…`, `spill.…` or `slice.…`.
     ///
     /// # Errors
     /// Names the token that breaks a rule.
@@ -80,6 +87,7 @@ impl Lane {
             .strip_prefix("notify.")
             .or_else(|| subject.strip_prefix("due."))
             .or_else(|| subject.strip_prefix("spill."))
+            .or_else(|| subject.strip_prefix("slice."))
             .ok_or_else(shape)?;
         let mut tokens = rest.split('.');
         let mut next = || tokens.next().ok_or_else(shape);
@@ -124,6 +132,27 @@ pub const DUE_FILTER: &str = "due.>";
 
 /// All work that comes back for helpers first.
 pub const SPILL_FILTER: &str = "spill.>";
+
+/// All slices of broadcasts.
+pub const SLICE_FILTER: &str = "slice.>";
+
+/// All slices of broadcasts of `channel` and `class`.
+pub fn slice_class_filter(channel: Channel, class: Class) -> String {
+    format!("slice.{channel}.*.{class}.>")
+}
+
+/// Whether a subject is that of a slice.
+pub fn is_slice(subject: &str) -> bool {
+    subject.starts_with("slice.")
+}
+
+/// All notes of how broadcasts were split.
+pub const SPLIT_FILTER: &str = "split.>";
+
+/// The note of how a broadcast was split. While it is there the broadcast cannot be split again.
+pub fn split(broadcast: JobId) -> String {
+    format!("split.{broadcast}")
+}
 
 /// Where a worker of `region` says that it is there; 0 are its own, then its helpers in their order.
 pub fn alive(region: &Region, rank: usize) -> String {
@@ -245,6 +274,19 @@ pub fn directory_owner_filter(region: &Region) -> String {
     format!("directory.{region}.owner.>")
 }
 
+/// Where `region` says that a notification was withdrawn.
+pub fn directory_cancelled(region: &Region, app: &AppId, notification: NotificationId) -> String {
+    format!("directory.{region}.cancelled.{app}.{notification}")
+}
+
+/// All that was withdrawn, wherever that was said.
+pub const CANCELLED_FILTER: &str = "directory.*.cancelled.>";
+
+/// The notification that a `directory.<region>.cancelled.<app>.<notification>` says.
+pub fn cancelled_of(subject: &str) -> Option<NotificationId> {
+    subject.rsplit('.').next()?.parse().ok()
+}
+
 /// Records of idempotency keys that `region` wrote.
 pub fn idempotency_filter(region: &Region) -> String {
     format!("idempotency.{region}.>")
@@ -315,9 +357,15 @@ pub fn fact(key: &RecipientKey, name: FactName) -> String {
     format!("$KV.recipients.{}", fact_key(key, name))
 }
 
-/// All facts of one recipient, where they rest.
-pub fn facts_of(key: &RecipientKey) -> String {
-    format!("$KV.recipients.{}.>", recipient_path(key))
+/// All facts of one recipient but its topics, where they rest.
+pub fn facts_of(key: &RecipientKey) -> [String; 3] {
+    let path = recipient_path(key);
+    ["profile", "preferences", "address.*"].map(|name| format!("$KV.recipients.{path}.{name}"))
+}
+
+/// The topics of one recipient, where they rest.
+pub fn topics_of(key: &RecipientKey) -> String {
+    format!("$KV.recipients.{}.topic.*", recipient_path(key))
 }
 
 /// The part of a fact's subject that is its key in the bucket and in the edge cache.
@@ -333,6 +381,9 @@ pub fn fact_key(key: &RecipientKey, name: FactName) -> String {
         FactName::Preferences => text.push_str(".preferences"),
         FactName::Address(id) => {
             let _infallible = write!(text, ".address.{id}");
+        }
+        FactName::Topic(topic) => {
+            let _infallible = write!(text, ".topic.{topic}");
         }
     }
     text
@@ -361,8 +412,14 @@ pub fn parse_fact_name(text: &str) -> Option<FactName> {
         None if text == "profile" => Some(FactName::Profile),
         None if text == "preferences" => Some(FactName::Preferences),
         Some(("address", id)) => id.parse().ok().map(FactName::Address),
+        Some(("topic", topic)) => topic.parse().ok().map(FactName::Topic),
         _ => None,
     }
+}
+
+/// The recipient that [`recipient_path`] wrote behind the dot.
+pub fn parse_recipient(text: &str) -> Option<RecipientId> {
+    unescape(text)
 }
 
 /// Writes `=XX` for every byte that a key of a bucket may not contain. The result has no dot.
@@ -414,8 +471,8 @@ mod tests {
         #[test]
         fn any_recipient_survives_its_key(recipient in "[^\\s\\p{C}]{1,32}", id: u128) {
             let key = RecipientKey { app: "shop".parse().unwrap(), recipient: recipient.parse().unwrap() };
-            for name in [FactName::Profile, FactName::Preferences, FactName::Address(AddressId(Uuid::from_u128(id)))] {
-                let subject = fact(&key, name);
+            for name in [FactName::Profile, FactName::Preferences, FactName::Address(AddressId(Uuid::from_u128(id))), FactName::Topic("news".parse().unwrap())] {
+                let subject = fact(&key, name.clone());
                 prop_assert!(subject.bytes().all(|b| b.is_ascii_graphic() && !b"*>".contains(&b)));
                 prop_assert_eq!(parse_fact_key(fact_key_of(&subject).unwrap()), Some((key.clone(), name)));
             }

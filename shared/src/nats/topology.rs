@@ -29,7 +29,7 @@ use crate::{
 pub const NOTIFY: &str = "NOTIFY";
 /// Work and facts on their way to other regions.
 pub const OUTBOX: &str = "OUTBOX";
-/// Retries that wait for their time, and those that are due.
+/// Retries that wait for their time, and those that are due; slices of broadcasts.
 pub const SCHEDULE: &str = "SCHEDULE";
 /// What happened.
 pub const RECEIPTS: &str = "RECEIPTS";
@@ -232,13 +232,20 @@ impl Mesh {
             allow_message_schedules: true,
             allow_message_ttl: true,
             allow_rollup: true,
+            allow_atomic_publish: true,
             // The server refuses schedules together with `New`; without other limits nothing is discarded but by age.
             discard: DiscardPolicy::Old,
             ..self.base(
                 SCHEDULE,
-                [subject::SCHEDULE_FILTER, subject::DUE_FILTER, subject::SPILL_FILTER]
-                    .map(str::to_owned)
-                    .to_vec(),
+                [
+                    subject::SCHEDULE_FILTER,
+                    subject::DUE_FILTER,
+                    subject::SPILL_FILTER,
+                    subject::SLICE_FILTER,
+                    subject::SPLIT_FILTER,
+                ]
+                .map(str::to_owned)
+                .to_vec(),
             )
         };
         // A mesh of one region has nothing to send elsewhere, and a stream needs subjects.
@@ -346,6 +353,10 @@ pub fn workers_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
         .collect();
     all.push((SCHEDULE, consumer(RETRY_CONSUMER, subject::DUE_FILTER.into())));
     all.push((SCHEDULE, consumer(SPILL_CONSUMER, subject::SPILL_FILTER.into())));
+    all.extend(Mesh::lanes().map(|(channel, class)| {
+        let filter = subject::slice_class_filter(channel, class);
+        (SCHEDULE, consumer(&slice_consumer(channel, class), filter))
+    }));
     all
 }
 
@@ -357,6 +368,11 @@ pub(super) fn work_for(region: &Region) -> impl Iterator<Item = String> {
 /// The durable consumer of one lane.
 pub fn lane_consumer(channel: Channel, class: Class) -> String {
     format!("{channel}-{class}")
+}
+
+/// The durable consumer on [`SCHEDULE`] of the slices of one lane.
+pub fn slice_consumer(channel: Channel, class: Class) -> String {
+    format!("slice-{channel}-{class}")
 }
 
 /// The streams of the hub.

@@ -10,8 +10,11 @@
 //! process is the simulator and measures; the load comes from a process of its own, so that each can be charged for the
 //! CPU time it used.
 //!
+//! `bench broadcast` measures one notification to the members of a topic in two regions.
+//!
 //! `bench durable` measures what it costs that an acknowledgement survives a power cut.
 
+mod broadcast;
 mod cold;
 mod cpu;
 mod durable;
@@ -47,6 +50,9 @@ pub struct BenchArgs {
     /// How many facts are put into the bucket that an empty cache is filled from.
     #[arg(long, default_value_t = 200_000)]
     pub facts: u64,
+    /// How many recipients a broadcast has.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub recipients: usize,
     /// One round, a second each, few facts: whether it works, not how fast.
     #[arg(long)]
     pub quick: bool,
@@ -69,6 +75,8 @@ pub enum What {
     Mesh,
     /// Publishing to a server that flushes to the disk before it acknowledges.
     Durable,
+    /// One notification to all members of a topic.
+    Broadcast,
 }
 
 /// How much is measured.
@@ -125,6 +133,15 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let (text, json) = match args.what {
         // The future has some kilobytes.
         What::Mesh => Box::pin(mesh(scale, machine, nats_server)).await?,
+        What::Broadcast => {
+            let recipients = if args.quick {
+                args.recipients.min(5_000)
+            } else {
+                args.recipients
+            };
+            let results = Box::pin(broadcast::measure(scale, recipients, machine, nats_server)).await?;
+            (results.markdown()?, serde_json::to_vec_pretty(&results)?)
+        }
         What::Durable => {
             let results = durable::measure(scale, machine, nats_server).await?;
             (results.markdown()?, serde_json::to_vec_pretty(&results)?)

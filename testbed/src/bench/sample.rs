@@ -37,12 +37,21 @@ pub(super) fn recipient(number: usize) -> String {
 
 /// The device token of a recipient.
 pub(super) fn device(number: usize) -> String {
-    let name = recipient(number);
+    token(&recipient(number))
+}
+
+/// The device token of the recipient of this name.
+pub(super) fn token(name: &str) -> String {
     format!(
         "{}{}",
-        derive("device", &[&name]).simple(),
-        derive("more of it", &[&name]).simple()
+        derive("device", &[name]).simple(),
+        derive("more of it", &[name]).simple()
     )
+}
+
+/// The content.
+pub(super) fn push() -> &'static Push {
+    &PUSH
 }
 
 /// What the simulator gets.

@@ -143,7 +143,7 @@ fn compare(scene: &Scene, mut found: Vec<Found>) -> Vec<String> {
     failures
 }
 
-async fn wait_done(peal: &Peal, scene: &Scene, notification: &str) -> anyhow::Result<Value> {
+pub(super) async fn wait_done(peal: &Peal, scene: &Scene, notification: &str) -> anyhow::Result<Value> {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let path = format!("/v1/notifications/{notification}");

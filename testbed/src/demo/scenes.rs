@@ -254,6 +254,30 @@ async fn publish_nonsense(peal: &Peal) -> anyhow::Result<Scene> {
     })
 }
 
+/// One message to each region reaches every member of a topic.
+pub(super) async fn broadcast(peal: &Peal) -> anyhow::Result<Vec<String>> {
+    for (recipient, home) in [("ann", "eu"), ("carol", "eu"), ("bob", "us")] {
+        let path = format!("/v1/recipients/{recipient}/topics/football");
+        peal.expect("PUT", home, &path, None).await?;
+    }
+    let body = json!({ "to": { "topic": "football" }, "push": { "title": "Goal" } });
+    let scene = post(peal, "To a topic, members in both regions", "us", &body, Vec::new()).await?;
+    let status = report::wait_done(peal, &scene, scene.notification.as_deref().unwrap_or_default()).await?;
+    let broadcast = &status["broadcast"];
+    say!("{} [{}: {}]", scene.title, scene.region, scene.answer)?;
+    for (region, here) in broadcast["by_region"].as_object().into_iter().flatten() {
+        let (done, total) = (&here["done"], &here["total"]);
+        say!("  {region}: {done} of {total} members, {}", here["by_state"])?;
+    }
+    say!("")?;
+    let expected = json!({ "delivered": 5, "suppressed": 1 });
+    let held = broadcast["by_state"] == expected;
+    Ok((!held)
+        .then(|| format!("the broadcast must end as {expected}, not {}", broadcast["by_state"]))
+        .into_iter()
+        .collect())
+}
+
 /// All workers of eu are killed; those of us take over until they are back.
 pub(super) async fn takeover(peal: &mut Peal) -> anyhow::Result<Vec<String>> {
     let program = peal.program();

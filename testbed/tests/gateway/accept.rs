@@ -306,7 +306,7 @@ fn broken() -> Vec<(Value, u16, &'static str, &'static str)> {
             "category",
         ),
         (with("region", json!("eu5551234")), 422, "validation_failed", "region"),
-        (with("to", json!({})), 422, "validation_failed", "to.recipients"),
+        (with("to", json!({})), 422, "validation_failed", "to"),
         (
             to(json!([]), json!({ "title": "Hi" })),
             422,

@@ -36,6 +36,7 @@ fn operations(notification: &str, address: &str) -> Vec<Operation> {
                     .replace("{letter_id}", letter)
                     .replace("{notification_id}", notification)
                     .replace("{recipient_id}", "ann")
+                    .replace("{topic}", "news")
                     .replace("{address_id}", address),
                 scope,
                 takes_body: operation.get("requestBody").is_some(),

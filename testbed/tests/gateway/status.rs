@@ -31,6 +31,8 @@ fn receipt(event: &str, attempt: u32, state: State) -> Receipt {
         next_at: None,
         trace: None,
         stale_s: None,
+        slice: None,
+        expanded: None,
     }
 }
 

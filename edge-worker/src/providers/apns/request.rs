@@ -136,6 +136,7 @@ mod tests {
             accepted_at: Timestamp::from_second(1_800_000_000).unwrap(),
             attempt: 1,
             remaining: None,
+            slice: None,
             body: Body {
                 event_id: Some(event),
                 recipient,

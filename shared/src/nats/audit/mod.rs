@@ -1,5 +1,8 @@
 //! The ledger equation, computed from the streams: what was accepted = what every delivery came to + what is in flight.
 //!
+//! A broadcast and its slices are no deliveries; they stand for the jobs they become. While one is held it counts as one job
+//! in flight; then it says how many there are, and each must be found.
+//!
 //! Only ids of 16 bytes are kept in memory: a process that reads a million notifications to one address each needs less than
 //! 300 MB at its peak.
 
@@ -17,7 +20,7 @@ pub use self::{
 };
 use crate::{
     id::{AddressId, AppId, DeliveryId, JobId, NotificationId, Region},
-    receipt::{Accepted, Receipt, State},
+    receipt::{Accepted, Expanded, Receipt, State},
 };
 
 /// What is looked at.
@@ -65,6 +68,8 @@ struct Group {
     origin: Region,
     region: Region,
     by_state: BTreeMap<State, usize>,
+    /// Members of topics that a withdrawal spared: jobs that were never made.
+    spared: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +77,8 @@ struct Job {
     group: u32,
     /// Has receipts, so the first pass over it is complete.
     worked_on: bool,
+    /// A broadcast or a slice, which became other work.
+    expanded: bool,
     place: Place,
 }
 
@@ -80,6 +87,8 @@ struct Job {
 enum Place {
     /// Nowhere: it is known from receipts alone.
     Gone,
+    /// Nowhere yet, but a broadcast was split into it.
+    Promised,
     /// It was accepted before the oldest receipt that is left.
     Forgotten,
     /// In an outbox, and its region has taken everything from there.
@@ -99,10 +108,35 @@ struct Notification {
     group: u32,
     /// Jobs that a gateway says it stored; 0 without its record.
     promised: u32,
-    /// Jobs that any stream speaks of.
+    /// Jobs that any stream speaks of, but for those that came out of slices.
     known: u32,
+    /// Jobs that slices say they became.
+    expanded: u32,
+    /// Jobs that came out of slices.
+    members: u32,
     /// Jobs that the streams of work hold.
     stored: u32,
+}
+
+impl Notification {
+    fn knows(&mut self, part: Part) {
+        match part {
+            Part::Whole => self.known += 1,
+            Part::Slice => {}
+            Part::Member => self.members += 1,
+        }
+    }
+}
+
+/// What a piece of work is of its notification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Something that a gateway stored: a job, or a broadcast in one region.
+    Whole,
+    /// A slice of a broadcast.
+    Slice,
+    /// A job that came out of a slice.
+    Member,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -155,6 +189,7 @@ impl Audit {
             origin: origin.clone(),
             region: region.clone(),
             by_state: BTreeMap::new(),
+            spared: 0,
         });
         self.group_of.insert(key, group);
         group
@@ -165,23 +200,28 @@ impl Audit {
             group,
             promised: 0,
             known: 0,
+            expanded: 0,
+            members: 0,
             stored: 0,
         };
         self.notifications.entry(id.0.into_bytes()).or_insert(new)
     }
 
     /// A stream of work has a job, or had it: where it now is at the latest.
-    fn stored(&mut self, id: JobId, notification: NotificationId, group: u32, place: Place) {
+    fn stored(&mut self, id: JobId, notification: NotificationId, group: u32, place: Place, part: Part) {
         let job = self.jobs.get(&id.0.into_bytes()).copied();
         let before = job.map_or(Place::Gone, |job| job.place);
         if before == Place::Gone {
             let notification = self.notification(notification, group);
-            notification.stored += 1;
-            notification.known += u32::from(job.is_none());
+            notification.stored += u32::from(part == Part::Whole);
+            if job.is_none() {
+                notification.knows(part);
+            }
         }
         let mut job = job.unwrap_or(Job {
             group,
             worked_on: false,
+            expanded: false,
             place,
         });
         job.place = before.max(place);
@@ -206,16 +246,8 @@ impl Audit {
         if receipt.state == State::Attempting {
             return;
         }
-        let job = self.jobs.entry(receipt.job.0.into_bytes()).or_insert(Job {
-            group: u32::MAX,
-            worked_on: true,
-            place: Place::Gone,
-        });
-        job.worked_on = true;
-        if job.group == u32::MAX {
-            job.group = group;
-            self.notification(receipt.notification, group).known += 1;
-        }
+        let part = receipt.slice.map_or(Part::Whole, |_| Part::Member);
+        self.worked_on(receipt, group, part);
         let key = delivery(receipt.job, receipt.address);
         let (state, attempt) = (receipt.state, u16::try_from(receipt.attempt).unwrap_or(u16::MAX));
         let before = self.deliveries.get(&key).filter(|one| one.state.is_final());
@@ -252,6 +284,62 @@ impl Audit {
         }
     }
 
+    /// There is a receipt of a job.
+    fn worked_on(&mut self, receipt: &Receipt, group: u32, part: Part) -> &mut Job {
+        let unknown = Job {
+            group: u32::MAX,
+            worked_on: true,
+            expanded: false,
+            place: Place::Gone,
+        };
+        let key = receipt.job.0.into_bytes();
+        let job = *self.jobs.entry(key).or_insert(unknown);
+        if job.group == u32::MAX {
+            self.notification(receipt.notification, group).knows(part);
+        }
+        let job = Job {
+            group: if job.group == u32::MAX { group } else { job.group },
+            worked_on: true,
+            ..job
+        };
+        self.jobs.entry(key).insert_entry(job).into_mut()
+    }
+
+    /// A broadcast or a slice became other work. If all of that is remembered it must be found.
+    fn expanded(&mut self, receipt: &Receipt, expanded: &Expanded, group: u32, is_remembered: bool) {
+        let part = match expanded {
+            Expanded::Slices(_) => Part::Whole,
+            Expanded::Jobs(_) => Part::Slice,
+        };
+        let job = self.worked_on(receipt, group, part);
+        if std::mem::replace(&mut job.expanded, true) {
+            self.contradicted.add(receipt.job.0, group, 1);
+            return;
+        }
+        match expanded {
+            Expanded::Slices(split) if is_remembered => {
+                for number in 0..split.slices {
+                    let slice = receipt.job.slice(number).0.into_bytes();
+                    self.jobs.entry(slice).or_insert(Job {
+                        group,
+                        worked_on: false,
+                        expanded: false,
+                        place: Place::Promised,
+                    });
+                }
+            }
+            Expanded::Jobs(slice) => {
+                let here = &mut self.groups[group as usize];
+                here.spared += slice.cancelled as usize;
+                *here.by_state.entry(State::Cancelled).or_default() += slice.cancelled as usize;
+                if is_remembered {
+                    self.notification(receipt.notification, group).expanded += slice.jobs;
+                }
+            }
+            Expanded::Slices(_) => {}
+        }
+    }
+
     fn letter(&mut self, id: Uuid, group: u32) {
         self.letters.insert(id, group);
     }
@@ -266,7 +354,10 @@ fn delivery(job: JobId, address: Option<AddressId>) -> Id {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::Channel;
+    use crate::{
+        channel::Channel,
+        receipt::{ExpandedSlice, Split},
+    };
 
     fn id(number: u128) -> Uuid {
         // Ids are digests; small numbers would not be spread as those are.
@@ -300,11 +391,13 @@ mod tests {
             next_at: None,
             trace: None,
             stale_s: None,
+            slice: None,
+            expanded: None,
         }
     }
 
     fn stored(audit: &mut Audit, job: u128, place: Place) {
-        audit.stored(JobId(id(job)), NotificationId(id(job + 1000)), 0, place);
+        audit.stored(JobId(id(job)), NotificationId(id(job + 1000)), 0, place, Part::Whole);
     }
 
     fn breaks(audit: &Audit) -> Vec<(Break, usize)> {
@@ -342,6 +435,7 @@ mod tests {
             notification: NotificationId(id(1001)),
             event_id: "e".parse().unwrap(),
             jobs: 2,
+            topic: None,
             at: Timestamp::UNIX_EPOCH,
             trace: None,
         };
@@ -379,6 +473,71 @@ mod tests {
         assert_eq!(breaks(&audit), [(Break::LetterAlone, 1), (Break::LetterMissing, 1)]);
         audit.read.values_mut().for_each(|removed| removed.letters = 1);
         assert_eq!(breaks(&audit), [(Break::LetterAlone, 1)]);
+    }
+
+    #[test]
+    fn a_broadcast_counts_as_what_it_became() {
+        let (mut audit, group) = audit();
+        let broadcast = JobId(id(1));
+        let told = |job: JobId, expanded: &Expanded| Receipt {
+            job,
+            address: None,
+            notification: NotificationId(id(1001)),
+            expanded: Some(expanded.clone().into()),
+            ..receipt(1, 1, 1, State::Expanded)
+        };
+        let accepted_at = Timestamp::UNIX_EPOCH;
+        let split = Expanded::Slices(Split {
+            slices: 3,
+            members: 5,
+            accepted_at,
+        });
+        let slice = |number, jobs, cancelled| {
+            Expanded::Jobs(ExpandedSlice {
+                broadcast,
+                number,
+                of: 3,
+                jobs,
+                by_state: BTreeMap::new(),
+                cancelled,
+                forwarded: 0,
+                accepted_at,
+            })
+        };
+        let member = |job| Receipt {
+            notification: NotificationId(id(1001)),
+            slice: Some(0),
+            ..receipt(job, 1, 1, State::Delivered)
+        };
+        stored(&mut audit, 1, Place::Lane);
+        assert_eq!(audit.report(&Scope::default()).total().in_flight, 1);
+        audit.expanded(&told(broadcast, &split), &split, group, true);
+        assert_eq!(breaks(&audit), [(Break::SliceLost, 3)]);
+        for number in 0..3 {
+            let slice = broadcast.slice(number);
+            audit.stored(slice, NotificationId(id(1001)), group, Place::Scheduled, Part::Slice);
+        }
+        audit.receipt(&member(11), group);
+        let total = audit.report(&Scope::default()).total();
+        assert!(total.holds(), "{total}");
+        assert_eq!((total.accepted, total.in_flight), (4, 3));
+        // Nobody was found in the second, and the third was withdrawn but for one.
+        for (number, jobs, cancelled) in [(0, 2, 0), (1, 0, 0), (2, 1, 2)] {
+            let slice = slice(number, jobs, cancelled);
+            audit.expanded(&told(broadcast.slice(number), &slice), &slice, group, true);
+        }
+        assert_eq!(
+            breaks(&audit),
+            [(Break::Vanished, 2)],
+            "a slice says it became what nothing speaks of"
+        );
+        audit.receipt(&member(12), group);
+        audit.receipt(&member(13), group);
+        let total = audit.report(&Scope::default()).total();
+        assert!(total.is_settled(), "{total}");
+        assert_eq!((total.accepted, total.deliveries), (5, 5));
+        let ends = [(State::Delivered, 3), (State::Cancelled, 2)];
+        assert_eq!(total.by_state, ends.into());
     }
 
     #[test]

@@ -10,8 +10,9 @@ use async_nats::{Client, header::NATS_MESSAGE_ID, jetstream::consumer::PullConsu
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
-use super::{Audit, Place, Removed, Report, Scope};
+use super::{Audit, Part, Place, Removed, Report, Scope};
 use crate::{
+    broadcast::{Broadcast, Work},
     channel::{Channel, Class},
     id::{AppId, Region},
     job::Job,
@@ -267,9 +268,10 @@ impl Reading<'_> {
                 let target = envelope::header(&message.headers, "Nats-Schedule-Target");
                 let subject = target.unwrap_or(&message.subject);
                 // What cannot be read will be buried when it is due, under a name that is made then.
-                if let Ok(job) = envelope::open(subject, &message.headers, &message.payload, message.stored_at, region)
-                {
-                    self.audit.schedule(self.scope, &job, region);
+                match envelope::read(subject, &message.headers, &message.payload, message.stored_at, region) {
+                    Ok(Work::Job(job)) => self.audit.schedule(self.scope, &job, region),
+                    Ok(Work::Broadcast(slice)) => self.audit.slice(self.scope, &slice, region),
+                    Err(_) => {}
                 }
             }
             if found.len() < BATCH {
@@ -323,6 +325,15 @@ impl Audit {
             }
         }
         for receipt in &batch.receipts {
+            if let Some(expanded) = &receipt.expanded {
+                let accepted_at = expanded.accepted_at();
+                // The receipts of a slice's jobs are in their own region alone.
+                let is_remembered = scope.reaches(accepted_at)
+                    && accepted_at >= self.remembered
+                    && self.read.contains_key(&batch.region);
+                self.expanded(receipt, expanded, group, is_remembered);
+                continue;
+            }
             // A later attempt of a job that is not known belongs to one that was accepted before.
             let earlier =
                 scope.since.is_some() && receipt.attempt > 1 && !self.jobs.contains_key(receipt.job.0.as_bytes());
@@ -337,17 +348,21 @@ impl Audit {
         if !scope.has(subject::app_of(&entry.subject)) {
             return;
         }
-        match envelope::open(&entry.subject, &entry.headers, &entry.payload, entry.stored_at, region) {
-            Ok(job) if scope.reaches(job.accepted_at) => {
+        match envelope::read(&entry.subject, &entry.headers, &entry.payload, entry.stored_at, region) {
+            Ok(Work::Job(job)) if scope.reaches(job.accepted_at) => {
                 let group = self.group(&job.app, &job.origin, region);
-                self.stored(job.id, job.notification, group, place);
+                self.stored(job.id, job.notification, group, place, part(&job));
+            }
+            Ok(Work::Broadcast(broadcast)) if scope.reaches(broadcast.accepted_at) => {
+                let group = self.group(&broadcast.app, &broadcast.origin, region);
+                self.stored(broadcast.id, broadcast.notification, group, place, Part::Whole);
             }
             // What nobody can read is still accepted, and must end among the dead letters. On its way it has no name yet.
             Err(_) if place > Place::Outbox => {
                 let (job, notification) = envelope::unreadable(entry.sequence, entry.stored_at, region);
                 let app = Lane::parse(&entry.subject).map_or_else(|_| AppId::unknown(), |lane| lane.app);
                 let group = self.group(&app, region, region);
-                self.stored(job, notification, group, place);
+                self.stored(job, notification, group, place, Part::Whole);
             }
             Ok(_) | Err(_) => {}
         }
@@ -359,11 +374,24 @@ impl Audit {
             return;
         }
         let group = self.group(&job.app, &job.origin, region);
-        self.stored(job.id, job.notification, group, Place::Scheduled);
+        self.stored(job.id, job.notification, group, Place::Scheduled, part(job));
         for address in job.remaining.iter().flatten() {
             self.scheduled(job.id, *address);
         }
     }
+}
+
+impl Audit {
+    fn slice(&mut self, scope: &Scope, slice: &Broadcast, region: &Region) {
+        if scope.has(Some(slice.app.as_str())) && scope.reaches(slice.accepted_at) {
+            let group = self.group(&slice.app, &slice.origin, region);
+            self.stored(slice.work(), slice.notification, group, Place::Scheduled, Part::Slice);
+        }
+    }
+}
+
+fn part(job: &Job) -> Part {
+    job.slice.map_or(Part::Whole, |_| Part::Member)
 }
 
 fn unreadable(region: &Region, error: &dyn std::fmt::Display) -> Unreadable {

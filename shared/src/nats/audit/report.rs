@@ -21,6 +21,8 @@ words!(
         Unanswered = "unanswered",
         /// The job left the outbox and is not in its region.
         Strayed = "strayed",
+        /// A broadcast was split into them, nothing holds them, and nobody worked on them.
+        SliceLost = "slice_lost",
         /// The delivery waits for another attempt, and nothing will bring it back.
         Abandoned = "abandoned",
         /// A delivery has two final receipts.
@@ -41,6 +43,7 @@ impl Break {
             Self::Vanished => "accepted, and neither receipts nor any stream speak of them (notification)",
             Self::Unanswered => "acknowledged without a receipt, or in no lane (job)",
             Self::Strayed => "left the outbox and did not arrive (job)",
+            Self::SliceLost => "part of a broadcast that nothing holds and nobody worked on (slice)",
             Self::Abandoned => "waits for another attempt that nothing will bring (job)",
             Self::Contradicted => "two final receipts for one delivery (job)",
             Self::NeverAccepted => "receipts of jobs that were never accepted (notification)",
@@ -52,7 +55,7 @@ impl Break {
     /// Whether those that it names are lost, rather than told wrong.
     pub const fn is_loss(self) -> bool {
         match self {
-            Self::Vanished | Self::Unanswered | Self::Strayed | Self::Abandoned => true,
+            Self::Vanished | Self::Unanswered | Self::Strayed | Self::SliceLost | Self::Abandoned => true,
             Self::Contradicted | Self::NeverAccepted | Self::LetterAlone | Self::LetterMissing => false,
         }
     }
@@ -80,7 +83,8 @@ pub struct Culprit {
     pub origin: Region,
 }
 
-/// accepted = what deliveries came to + in flight, if nothing is lost. A job without receipts counts as one delivery.
+/// accepted = what deliveries came to + in flight, if nothing is lost. A job without receipts counts as one delivery, and
+/// so does a broadcast, or a slice of one, until it says which jobs it became.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Equation {
     /// Jobs accepted.
@@ -225,16 +229,17 @@ impl Writer<'_> {
         for (id, job) in &self.audit.jobs {
             let equation = &mut self.equations[job.group as usize];
             if job.worked_on {
-                equation.accepted += 1;
+                equation.accepted += usize::from(!job.expanded);
                 continue;
             }
             let (held, lost) = match job.place {
                 // Its receipts, if there were any, are too old to be left. Nowhere at all is not possible here.
                 Place::Forgotten | Place::Gone => continue,
+                Place::Promised if self.audit.was_read(job.group) => (None, Some(Break::SliceLost)),
                 Place::Lane => (Some(&mut self.in_flight.lanes), None),
                 Place::Scheduled => (Some(&mut self.in_flight.scheduled), None),
                 Place::Outbox if self.audit.was_read(job.group) => (Some(&mut self.in_flight.outboxes), None),
-                Place::Outbox => (Some(&mut self.in_flight.elsewhere), None),
+                Place::Outbox | Place::Promised => (Some(&mut self.in_flight.elsewhere), None),
                 Place::Acknowledged => (None, Some(Break::Unanswered)),
                 Place::Lost => (None, Some(Break::Strayed)),
             };
@@ -251,7 +256,9 @@ impl Writer<'_> {
 
     fn notifications(&mut self) {
         for (id, notification) in &self.audit.notifications {
-            let missing = notification.promised.saturating_sub(notification.known) as usize;
+            let jobs = notification.promised.saturating_sub(notification.known);
+            let members = notification.expanded.saturating_sub(notification.members);
+            let missing = (jobs + members) as usize;
             if missing > 0 {
                 self.equations[notification.group as usize].accepted += missing;
                 self.breaks(Break::Vanished, Uuid::from_bytes(*id), notification.group, missing);
@@ -342,6 +349,7 @@ impl Writer<'_> {
             for (state, count) in group.by_state.iter().filter(|(_, count)| **count > 0) {
                 equation.by_state.insert(*state, *count);
             }
+            equation.accepted += group.spared;
             equation.deliveries = equation.by_state.values().sum::<usize>() + equation.in_flight + equation.lost;
             rows.entry((&group.app, &group.origin)).or_default().add(&equation);
         }

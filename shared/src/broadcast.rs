@@ -1,0 +1,181 @@
+//! One notification for all members of a topic.
+//!
+//! A broadcast is one job a region. There it is split into slices, each a range of the members in the order of their keys;
+//! a slice becomes one ordinary job for each member who is found in its range when it is worked on.
+
+use std::{fmt, str::FromStr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    channel::{Channel, Class},
+    id::{AppId, Category, EventId, JobId, NotificationId, RecipientId, Region, Topic},
+    invalid::Invalid,
+    job::{self, Job},
+    payload,
+    push::Push,
+};
+
+/// What a broadcast says: the JSON body of a message on `notify.<channel>.<region>.<class>.<app>` that names a topic in
+/// the place of a recipient.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = BroadcastBody)]
+pub struct Body {
+    /// The caller's name for what happened. Without it the message's `Nats-Msg-Id` is the event id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_id: Option<EventId>,
+    /// Whose members are to be reached.
+    pub topic: Topic,
+    /// What kind of notification this is, for the recipients' preferences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<Category>,
+    /// The content, for channel `push`.
+    pub push: Push,
+}
+
+impl Body {
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    /// The first field that breaks a rule.
+    pub fn check(&self) -> Result<(), Invalid> {
+        self.push.check().map_err(|invalid| invalid.within("push"))?;
+        payload::check_size(&self.push)
+    }
+}
+
+/// A broadcast on its way, or one slice of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Broadcast {
+    /// The id of the broadcast, also if this is a slice of it.
+    pub id: JobId,
+    /// The notification it belongs to.
+    pub notification: NotificationId,
+    /// The tenant.
+    pub app: AppId,
+    /// The way it takes.
+    pub channel: Channel,
+    /// The lane.
+    pub class: Class,
+    /// Where it was accepted.
+    pub origin: Region,
+    /// When it was accepted. Who became a member later is not meant.
+    pub accepted_at: Timestamp,
+    /// The caller's name for what happened.
+    pub event: EventId,
+    /// Which part of the members; `None` if it is still to be split.
+    pub slice: Option<Slice>,
+    /// The content.
+    pub body: Body,
+}
+
+impl Broadcast {
+    /// The id of this message's work: the broadcast's, or the slice's.
+    pub fn work(&self) -> JobId {
+        self.slice.as_ref().map_or(self.id, |slice| self.id.slice(slice.number))
+    }
+
+    /// Whether the notification is no longer worth delivering at `now`.
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        job::is_expired(&self.body.push, self.accepted_at, now)
+    }
+
+    /// The job for one member: the same as if that recipient had been named.
+    pub fn job(&self, recipient: RecipientId) -> Job {
+        Job {
+            id: JobId::of(&self.app, &self.event, &recipient, self.channel),
+            notification: self.notification,
+            app: self.app.clone(),
+            channel: self.channel,
+            class: self.class,
+            origin: self.origin.clone(),
+            accepted_at: self.accepted_at,
+            attempt: 1,
+            remaining: None,
+            slice: self.slice.as_ref().map(|slice| slice.number),
+            body: job::Body {
+                event_id: Some(self.event.clone()),
+                recipient,
+                category: self.body.category.clone(),
+                push: self.body.push.clone(),
+            },
+        }
+    }
+}
+
+/// A message on a lane.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Work {
+    /// For one recipient.
+    Job(Job),
+    /// For the members of a topic.
+    Broadcast(Broadcast),
+}
+
+/// A range of the members of a topic, in the order of their keys. Written as `<number>/<of> <members> <after> <up to>`,
+/// with `*` where there is no bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slice {
+    /// Counted from 0.
+    pub number: u32,
+    /// How many slices the broadcast has in this region.
+    pub of: u32,
+    /// Members in the range when the broadcast was split.
+    pub members: u32,
+    /// The range begins after this key; as keys are written in the bucket of facts.
+    pub after: Option<String>,
+    /// The last key of the range.
+    pub up_to: Option<String>,
+}
+
+impl fmt::Display for Slice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bound = |bound: &Option<String>| bound.as_deref().unwrap_or("*").to_owned();
+        let (after, up_to) = (bound(&self.after), bound(&self.up_to));
+        write!(f, "{}/{} {} {after} {up_to}", self.number, self.of, self.members)
+    }
+}
+
+impl FromStr for Slice {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let read = || {
+            let mut words = text.split(' ');
+            let (number, of) = words.next()?.split_once('/')?;
+            let members = words.next()?.parse().ok()?;
+            let mut bound = || words.next().map(|word| (word != "*").then(|| word.to_owned()));
+            let slice = Self {
+                number: number.parse().ok()?,
+                of: of.parse().ok()?,
+                members,
+                after: bound()?,
+                up_to: bound()?,
+            };
+            (words.next().is_none() && slice.number < slice.of).then_some(slice)
+        };
+        read().ok_or_else(|| Invalid::new("slice", "must be <number>/<of> <members> <after> <up to>"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_slice_is_read_as_it_was_written(number in 0u32..1000, more in 1u32..1000, members: u32, bounds in proptest::array::uniform2(proptest::option::of("[A-Za-z0-9=_-]{1,20}"))) {
+            let [after, up_to] = bounds;
+            let slice = Slice { number, of: number + more, members, after, up_to };
+            prop_assert_eq!(slice.to_string().parse::<Slice>().unwrap(), slice);
+        }
+
+        #[test]
+        fn no_slice_makes_it_panic(text in ".{0,40}") {
+            drop(text.parse::<Slice>());
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! One notification to all members of a topic, who live in two regions in equal parts.
+//!
+//! What is compared is the rate of pushes at the simulator, from the request until the last, with that of the raw sender to
+//! the same simulator, measured before and after; how many messages left the region that accepted it, and came back; and by
+//! how much the memory of the workers grew.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use async_nats::HeaderMap;
+use serde::Serialize;
+use serde_json::{Value, json};
+use shared::{
+    channel::Provider,
+    clock::Clock,
+    id::{AddressId, AppId, Region},
+    nats::{
+        connect,
+        follow::{self, Start},
+        publish, subject, topology,
+    },
+    recipient::{Address, AddressKind, Environment, Fact, Membership, Profile, RecipientKey, Token},
+};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Scale,
+    figures::{Spread, float, rate},
+    load::{self, Order, Work},
+    machine::Machine,
+    report, rig, sample,
+};
+use crate::{
+    audit::Audit,
+    peal::{APP, Peal, Plan},
+    process::memory_of,
+    providers::LogMode,
+};
+
+const REGIONS: [&str; 2] = [sample::REGION, "us"];
+
+/// Publishes that are unacknowledged at one time.
+const WINDOW: usize = 1024;
+
+/// How long no push may arrive while some are due, and a status may take.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// How often memory is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// All that was measured.
+#[derive(Debug, Serialize)]
+pub(super) struct Results {
+    scale: Scale,
+    machine: Machine,
+    recipients: usize,
+    /// Pushes a second of the raw sender, before and after.
+    sender: Vec<f64>,
+    /// Pushes a second of the broadcast.
+    per_second: f64,
+    /// Messages of work that the accepting region stored for the other.
+    sent_to_others: u64,
+    /// Messages of receipts that came back.
+    receipts_from_others: u64,
+    /// Slices of all regions.
+    slices: u64,
+    /// By how many bytes each worker's memory grew at most.
+    memory: Vec<u64>,
+    /// What the audit said in the end.
+    equation: String,
+}
+
+/// Fills two regions and broadcasts.
+pub(super) async fn measure(
+    scale: Scale,
+    recipients: usize,
+    mut machine: Machine,
+    nats_server: PathBuf,
+) -> anyhow::Result<Results> {
+    let program = std::env::current_exe()?;
+    let plan = Plan {
+        regions: REGIONS.map(str::to_owned).to_vec(),
+        workers: 1,
+        sample_ratio: 0.0,
+        log: LogMode::Counting,
+        tls: false,
+        ..Plan::new(program.clone(), nats_server)
+    };
+    let peal = Peal::start(plan).await?;
+    eprintln!("{recipients} members of a topic");
+    for (number, region) in REGIONS.iter().enumerate() {
+        fill(&peal, region, (number..recipients).step_by(REGIONS.len())).await?;
+    }
+    // Done when the workers know everybody, whose facts were stored before.
+    broadcast(&peal, "warm-up").await?;
+    machine.probe().await?;
+    let mut sender = vec![send_raw(&program, &peal, scale).await?];
+
+    let log = peal.apns.log();
+    log.clear();
+    let before: Vec<u64> = workers(&peal).map(memory_of).collect();
+    let (sent_before, received_before) = between_regions(&peal).await?;
+    let began_us = Clock::system().now().as_microsecond();
+    let notification = begin(&peal, "news").await?;
+    let most = watch(&peal, recipients as u64).await?;
+    let took = u64::try_from(log.last_delivered_us() - began_us).unwrap_or_default();
+    let regions = done(&peal, &notification).await?["broadcast"]["by_region"].take();
+    let slices = regions.as_object().context("the regions")?.values();
+    let (sent, received) = between_regions(&peal).await?;
+    let stats = log.stats();
+    ensure!(
+        stats.delivered == recipients as u64 && stats.duplicates == 0,
+        "{recipients} recipients, {} pushes, {} of them repeated\n{}",
+        stats.delivered,
+        stats.duplicates,
+        peal.complaints()
+    );
+    sender.push(send_raw(&program, &peal, scale).await?);
+    let audit = Audit::read_settled(&peal, PATIENCE).await?;
+    ensure!(audit.equation().is_settled(), "{}", audit.equation());
+    machine.finish();
+    Ok(Results {
+        scale,
+        machine,
+        recipients,
+        sender,
+        per_second: rate(recipients as u64, Duration::from_micros(took)),
+        sent_to_others: sent - sent_before,
+        receipts_from_others: received - received_before,
+        slices: slices.filter_map(|region| region["slices"].as_u64()).sum(),
+        memory: most
+            .iter()
+            .zip(before)
+            .map(|(most, before)| most.saturating_sub(before))
+            .collect(),
+        equation: audit.equation().to_string(),
+    })
+}
+
+async fn send_raw(program: &Path, peal: &Peal, scale: Scale) -> anyhow::Result<f64> {
+    let order = Order {
+        target: rig::target(peal)?,
+        work: Work::Sender,
+        lasts: scale.lasts,
+    };
+    let done = load::start(program, &order).await?;
+    Ok(rate(done.count, done.took))
+}
+
+fn workers(peal: &Peal) -> impl Iterator<Item = u32> {
+    let workers = peal.regions.iter().flat_map(|region| &region.workers);
+    workers.filter_map(|worker| worker.process.id())
+}
+
+/// Waits until so many pushes have arrived: the most memory that each worker had meanwhile.
+async fn watch(peal: &Peal, pushes: u64) -> anyhow::Result<Vec<u64>> {
+    let log = peal.apns.log();
+    let mut most: Vec<u64> = workers(peal).map(|_| 0).collect();
+    let (mut arrived, mut since) = (0, Instant::now());
+    while arrived < pushes {
+        for (most, worker) in most.iter_mut().zip(workers(peal)) {
+            *most = memory_of(worker).max(*most);
+        }
+        let now = log.delivered_count();
+        if now > arrived {
+            (arrived, since) = (now, Instant::now());
+        } else if since.elapsed() > PATIENCE {
+            bail!(
+                "LOST: {} of {pushes} did not arrive\n{}",
+                pushes - now,
+                peal.complaints()
+            );
+        }
+        sleep(LOOK).await;
+    }
+    Ok(most)
+}
+
+/// Messages of work that the accepting region has stored for the other, and of receipts that it has from there.
+async fn between_regions(peal: &Peal) -> anyhow::Result<(u64, u64)> {
+    let js = connect::jetstream(peal.connect(sample::REGION).await?);
+    let [here, there] = REGIONS;
+    let receipts = subject::receipt_origin_filter(&there.parse()?, &here.parse()?);
+    let count = async |stream, filter: &str| {
+        let mut messages = 0;
+        follow::read(&js, stream, filter, Start::Sequence(1), |_| messages += 1).await?;
+        anyhow::Ok(messages)
+    };
+    let sent = count(topology::OUTBOX, subject::NOTIFY_FILTER).await?;
+    Ok((sent, count(topology::RECEIPTS, &receipts).await?))
+}
+
+async fn broadcast(peal: &Peal, topic: &str) -> anyhow::Result<Value> {
+    let notification = begin(peal, topic).await?;
+    done(peal, &notification).await
+}
+
+async fn begin(peal: &Peal, topic: &str) -> anyhow::Result<String> {
+    let body = json!({ "to": { "topic": topic }, "class": "bulk", "push": sample::push() });
+    let answer = peal
+        .expect("POST", sample::REGION, "/v1/notifications", Some(&body))
+        .await?;
+    Ok(answer["notification_id"].as_str().context("the id")?.to_owned())
+}
+
+/// The status of a broadcast when it is done.
+async fn done(peal: &Peal, notification: &str) -> anyhow::Result<Value> {
+    let path = format!("/v1/notifications/{notification}");
+    let begun = Instant::now();
+    loop {
+        let (_, status) = peal.ask("GET", sample::REGION, &path, None).await?;
+        if status["state"] == "done" {
+            return Ok(status);
+        }
+        ensure!(begun.elapsed() < PATIENCE, "not done: {status}\n{}", peal.complaints());
+        sleep(LOOK).await;
+    }
+}
+
+/// Puts facts where the gateway puts them: each recipient has a profile, a device and its membership. One more is alone in
+/// a topic to warm up with.
+async fn fill(peal: &Peal, region: &str, numbers: impl Iterator<Item = usize>) -> anyhow::Result<()> {
+    let js = connect::jetstream(peal.connect(region).await?);
+    let home: Region = region.parse()?;
+    let mut waiting = VecDeque::with_capacity(WINDOW);
+    let recipients = numbers.map(|number| (format!("member-{number:07}"), "news"));
+    for (recipient, topic) in recipients.chain([(format!("first-in-{region}"), "warm-up")]) {
+        for (subject, fact) in facts(&home, &recipient, topic)? {
+            if waiting.len() == WINDOW
+                && let Some(oldest) = waiting.pop_front()
+            {
+                stored(oldest).await?;
+            }
+            waiting.push_back(publish::send(&js, subject, HeaderMap::new(), fact.into()).await?);
+        }
+    }
+    for rest in waiting {
+        stored(rest).await?;
+    }
+    Ok(())
+}
+
+async fn stored(ack: impl Future<Output = Result<publish::Stored, publish::NotStored>>) -> anyhow::Result<()> {
+    ack.await?;
+    Ok(())
+}
+
+fn facts(home: &Region, recipient: &str, topic: &str) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let app: AppId = APP.parse()?;
+    let now = Clock::system().now();
+    let token = sample::token(recipient);
+    let key = RecipientKey {
+        app: app.clone(),
+        recipient: recipient.parse()?,
+    };
+    let facts = [
+        Fact::Profile(Profile {
+            home: home.clone(),
+            locale: None,
+            timezone: None,
+            updated_at: now,
+        }),
+        Fact::Address(Address {
+            id: AddressId::of(&app, Provider::Apns, &token),
+            provider: Provider::Apns,
+            token: Token::new(Provider::Apns, token)?,
+            kind: AddressKind::Device,
+            environment: Environment::Production,
+            topic: None,
+            registered_at: now,
+        }),
+        Fact::Topic(topic.parse()?, Membership { since: now }),
+    ];
+    Ok(facts
+        .iter()
+        .map(|fact| (subject::fact(&key, fact.name()), fact.encode()))
+        .collect())
+}
+
+impl Results {
+    /// The figures as tables.
+    pub(super) fn markdown(&self) -> Result<String, fmt::Error> {
+        use fmt::Write;
+        let mut text = String::new();
+        report::machine(&mut text, self.scale, &self.machine)?;
+        let sender = Spread::of(self.sender.iter().copied());
+        writeln!(
+            text,
+            "| a broadcast to {} members in two regions | |\n|---|---|",
+            self.recipients
+        )?;
+        report::row(&mut text, "b: raw HTTP/2 sender to the simulator, pushes/s", sender, 0)?;
+        writeln!(text, "| broadcast, pushes/s | {:.0} |", self.per_second)?;
+        writeln!(text, "| **broadcast ÷ b** | {:.2} |", self.per_second / sender.median)?;
+        writeln!(text, "| messages to the other region | {} |", self.sent_to_others)?;
+        let received = self.receipts_from_others;
+        writeln!(text, "| messages with receipts from there | {received} |")?;
+        writeln!(text, "| slices in both regions | {} |", self.slices)?;
+        let grown = Spread::of(self.memory.iter().map(|bytes| float(*bytes) / f64::from(1 << 20)));
+        report::row(&mut text, "most growth of a worker's memory, MiB", grown, 0)?;
+        writeln!(text, "\n{}", self.equation)?;
+        Ok(text)
+    }
+}

@@ -1,0 +1,318 @@
+//! Broadcasts to the members of a topic, over two regions.
+
+#![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures::{StreamExt, stream};
+use serde_json::{Value, json};
+use shared::{
+    id::NotificationId,
+    nats::{audit::Break, connect, follow, publish, subject, topology},
+    receipt::Batch,
+};
+use testbed::{
+    audit::Audit,
+    nats,
+    peal::{APP, Peal, Plan},
+    providers::{Answer, LogMode, Rule, now_s},
+};
+use tokio::time::{Instant, sleep};
+
+/// Longer than anything takes that goes well, on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+const IN_FLIGHT: usize = 128;
+
+/// Members who live in each region: two slices.
+const MEMBERS: usize = 1_200;
+
+fn plan() -> Plan {
+    Plan {
+        workers: 1,
+        sample_ratio: 0.0,
+        log: LogMode::Counting,
+        worker_settings: format!("in_flight = {IN_FLIGHT}"),
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    }
+}
+
+/// Starts a mesh in which so many members of `news`, each with one device, live in each region.
+async fn start(plan: Plan, members: usize) -> Peal {
+    let peal = Peal::start(plan).await.unwrap();
+    let everybody = peal.regions.iter().enumerate().flat_map(|(number, region)| {
+        (0..members).map(move |member| (region.name.clone(), number * 1_000_000 + member))
+    });
+    stream::iter(everybody)
+        .for_each_concurrent(32, |(region, number)| {
+            let peal = &peal;
+            async move {
+                let recipient = format!("{region}-{number}");
+                peal.register(&recipient, &region, &[("apns", &token(number))])
+                    .await
+                    .unwrap();
+                join(peal, &region, &recipient).await;
+            }
+        })
+        .await;
+    peal
+}
+
+fn token(number: usize) -> String {
+    format!("{number:064x}")
+}
+
+async fn join(peal: &Peal, region: &str, recipient: &str) {
+    let path = format!("/v1/recipients/{recipient}/topics/news");
+    peal.expect("PUT", region, &path, None).await.unwrap();
+}
+
+/// Sends to `news` from `eu` and returns the path of the notification.
+async fn broadcast(peal: &Peal, event: &str) -> String {
+    let body = json!({ "event_id": event, "to": { "topic": "news" }, "class": "bulk", "push": { "title": "Hi" } });
+    let answer = peal
+        .expect("POST", "eu", "/v1/notifications", Some(&body))
+        .await
+        .unwrap();
+    assert_eq!(answer["jobs"], 2, "one for each region: {answer}");
+    format!("/v1/notifications/{}", answer["notification_id"].as_str().unwrap())
+}
+
+/// The status of a notification once `is_it` says so.
+async fn status(peal: &Peal, path: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (_, status) = peal.ask("GET", "eu", path, None).await.unwrap();
+        if is_it(&status) {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "{status}\n{}", peal.complaints());
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn is_done(status: &Value) -> bool {
+    status["state"] == "done"
+}
+
+fn by_state(status: &Value) -> BTreeMap<String, u64> {
+    serde_json::from_value(status["broadcast"]["by_state"].clone()).unwrap()
+}
+
+/// Makes every push take so long that a broadcast is not done before a test has done something to it.
+fn slow(peal: &Peal) {
+    let rule = Rule::always()
+        .delay(Duration::from_millis(200))
+        .answer(Answer::accept());
+    peal.apns.script().add(rule).unwrap();
+}
+
+async fn until_delivered(peal: &Peal, pushes: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    while peal.apns.stats().delivered < pushes {
+        assert!(Instant::now() < deadline, "{}", peal.complaints());
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// How many jobs `region` has stored for other regions.
+async fn sent_to_others(peal: &Peal, region: &str) -> usize {
+    let js = connect::jetstream(peal.connect(region).await.unwrap());
+    let mut jobs = 0;
+    follow::read(
+        &js,
+        topology::OUTBOX,
+        subject::NOTIFY_FILTER,
+        follow::Start::Sequence(1),
+        |_| jobs += 1,
+    )
+    .await
+    .unwrap();
+    jobs
+}
+
+/// Whether eu has receipts of members of us.
+async fn have_travelled(peal: &Peal) -> bool {
+    let js = connect::jetstream(peal.connect("eu").await.unwrap());
+    let filter = subject::receipt_origin_filter(&"us".parse().unwrap(), &"eu".parse().unwrap());
+    let mut batches: Vec<Batch> = Vec::new();
+    follow::read(&js, topology::RECEIPTS, &filter, follow::Start::Sequence(1), |entry| {
+        batches.push(serde_json::from_slice(&entry.payload).unwrap());
+    })
+    .await
+    .unwrap();
+    let receipts: Vec<_> = batches.into_iter().flat_map(|batch| batch.receipts).collect();
+    assert!(receipts.iter().any(|receipt| receipt.expanded.is_some()));
+    receipts.iter().any(|receipt| receipt.slice.is_some())
+}
+
+async fn assert_settled(peal: &Peal, accepted: usize) {
+    let audit = Audit::read_settled(peal, PATIENCE).await.unwrap();
+    let equation = audit.equation();
+    assert!(
+        equation.is_settled(),
+        "{equation}\n{:?}\n{}",
+        audit.report.broken,
+        peal.complaints()
+    );
+    assert_eq!(equation.accepted, accepted, "{equation}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_of_all_regions_are_reached_once_if_they_agree() {
+    let peal = start(plan(), MEMBERS).await;
+    // Two devices; no device; refuses; a device that is gone; a device that answers at the second attempt; left.
+    peal.register("eu-0", "eu", &[("fcm", "fcm:second")]).await.unwrap();
+    peal.register("us-none", "us", &[]).await.unwrap();
+    join(&peal, "us", "us-none").await;
+    let refusal = json!({ "channels": { "push": false } });
+    peal.expect("PUT", "us", "/v1/recipients/us-1000001/preferences", Some(&refusal))
+        .await
+        .unwrap();
+    let gone = Answer::reason("Unregistered").timestamp_ms(1000 * (now_s() + 1));
+    peal.apns.script().add(Rule::token(&token(2)).answer(gone)).unwrap();
+    let later = Answer::reason("ServiceUnavailable");
+    peal.apns
+        .script()
+        .add(Rule::token(&token(3)).times(1).answer(later))
+        .unwrap();
+    peal.expect("DELETE", "eu", "/v1/recipients/eu-4/topics/news", None)
+        .await
+        .unwrap();
+    // Whoever says again what was said before stays a member, and so does who moves.
+    join(&peal, "eu", "eu-5").await;
+    peal.expect("PUT", "eu", "/v1/recipients/eu-6", Some(&json!({ "home": "us" })))
+        .await
+        .unwrap();
+    let topics = peal
+        .expect("GET", "eu", "/v1/recipients/eu-6/topics", None)
+        .await
+        .unwrap();
+    assert_eq!(topics["topics"][0]["topic"], "news", "{topics}");
+
+    let before = sent_to_others(&peal, "eu").await;
+    let path = broadcast(&peal, "first").await;
+    // Became a member later.
+    peal.register("late", "eu", &[("apns", &token(9_000_000))])
+        .await
+        .unwrap();
+    join(&peal, "eu", "late").await;
+    let done = status(&peal, &path, is_done).await;
+    assert_eq!(
+        sent_to_others(&peal, "eu").await - before,
+        1,
+        "one message to the other region"
+    );
+
+    let members = 2 * MEMBERS as u64;
+    assert_eq!(done["jobs"], members, "one left, one without a device: {done}");
+    assert_eq!(done["done"], members);
+    assert_eq!(done["broadcast"]["topic"], "news");
+    assert_eq!(done["broadcast"]["by_region"]["eu"]["slices"], 2);
+    assert_eq!(done["broadcast"]["by_region"]["us"]["total"], MEMBERS as u64 + 2);
+    assert_eq!(done["deliveries"], json!([]));
+    // Two in eu are not delivered to: the one who left, and the one whose device is gone. One has two devices.
+    let delivered = members - 3;
+    let expected = [("delivered", delivered + 1), ("rejected", 1), ("suppressed", 2)];
+    let expected = expected.map(|(state, count)| (state.to_owned(), count)).into();
+    assert_eq!(by_state(&done), expected);
+    assert_eq!(peal.apns.stats().delivered, delivered);
+    assert_eq!(peal.fcm.stats().delivered, 1);
+
+    assert!(!have_travelled(&peal).await, "receipts of members stay where they are");
+
+    // The same event again is nothing new.
+    broadcast(&peal, "first").await;
+    assert_settled(&peal, 2 * MEMBERS).await;
+    assert_eq!(peal.apns.stats().delivered, delivered);
+    // And a service may publish as well.
+    let client = peal.connect_as_service("us").await.unwrap();
+    let body = json!({ "event_id": "by-nats", "topic": "news", "push": { "title": "Hi" } });
+    let subject = format!("notify.push.us.normal.{APP}");
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Msg-Id", "by-nats:us");
+    publish::store(&connect::jetstream(client), subject, headers, body.to_string().into())
+        .await
+        .unwrap();
+    let id = NotificationId::of(&APP.parse().unwrap(), &"by-nats".parse().unwrap());
+    let path = format!("/v1/notifications/{id}");
+    let deadline = Instant::now() + PATIENCE;
+    while peal.ask("GET", "us", &path, None).await.unwrap().1["done"] != MEMBERS as u64 + 2 {
+        assert!(Instant::now() < deadline, "{}", peal.complaints());
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_settled(&peal, 3 * MEMBERS + 2).await;
+    assert_eq!(peal.apns.stats().duplicates, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_lost_when_a_worker_is_killed_half_way() {
+    let mut peal = start(plan(), MEMBERS).await;
+    let program = peal.program();
+    let path = broadcast(&peal, "killed").await;
+    until_delivered(&peal, MEMBERS as u64).await;
+    for region in ["eu", "us"] {
+        let worker = &mut peal.region_mut(region).workers[0];
+        worker.process.kill().await.unwrap();
+        worker.restart(&program).unwrap();
+    }
+    let done = status(&peal, &path, is_done).await;
+    assert_eq!(done["jobs"], 2 * MEMBERS as u64, "{done}");
+    assert_eq!(by_state(&done), [("delivered".to_owned(), 2 * MEMBERS as u64)].into());
+    assert_settled(&peal, 2 * MEMBERS).await;
+    let stats = peal.apns.stats();
+    assert_eq!(
+        stats.delivered - stats.duplicates,
+        2 * MEMBERS as u64,
+        "distinct pushes"
+    );
+    // A quarter in each of both regions: half of bulk's share.
+    let most = 2 * IN_FLIGHT as u64 / 4;
+    assert!(
+        stats.duplicates <= most,
+        "{} doubled, {most} were in flight",
+        stats.duplicates
+    );
+    eprintln!("doubled {}", stats.duplicates);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broadcast_is_withdrawn_half_way() {
+    let peal = start(plan(), MEMBERS).await;
+    slow(&peal);
+    let path = broadcast(&peal, "withdrawn").await;
+    until_delivered(&peal, 200).await;
+    for _again in 0..2 {
+        let (code, answer) = peal.ask("DELETE", "eu", &path, None).await.unwrap();
+        assert_eq!(code, 202, "{answer}");
+    }
+    let done = status(&peal, &path, is_done).await;
+    assert_eq!(done["jobs"], 2 * MEMBERS as u64);
+    let ends = by_state(&done);
+    assert_eq!(ends.values().sum::<u64>(), 2 * MEMBERS as u64, "{ends:?}");
+    assert!(ends["cancelled"] > 0 && ends["delivered"] >= 200, "{ends:?}");
+    assert_eq!(peal.apns.stats().delivered, ends["delivered"]);
+    assert_settled(&peal, 2 * MEMBERS).await;
+    let nothing = format!("/v1/notifications/{}", uuid::Uuid::nil());
+    assert_eq!(peal.ask("DELETE", "eu", &nothing, None).await.unwrap().0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_slice_is_named() {
+    let mut peal = start(plan(), MEMBERS).await;
+    slow(&peal);
+    broadcast(&peal, "lost").await;
+    until_delivered(&peal, 100).await;
+    peal.region_mut("eu").workers[0].process.kill().await.unwrap();
+    let js = connect::jetstream(peal.connect("eu").await.unwrap());
+    let schedule = js.get_stream(topology::SCHEDULE).await.unwrap();
+    schedule.purge().filter(subject::SLICE_FILTER).await.unwrap();
+    let audit = Audit::read(&peal).await.unwrap();
+    let broken = audit.report.broken.first().unwrap();
+    assert_eq!(
+        (broken.how, broken.count),
+        (Break::SliceLost, 2),
+        "{:?}",
+        audit.report.broken
+    );
+}
