@@ -10,7 +10,6 @@ use std::{
 use async_nats::jetstream;
 use shared::{
     id::Region,
-    lifecycle::Lifecycle,
     nats::{
         config::Config,
         publish::NotStored,
@@ -87,13 +86,14 @@ impl Quotas {
     }
 
     /// Deals with them for ever.
-    pub(crate) async fn run(self: Arc<Self>, lifecycle: Lifecycle) {
+    pub(crate) async fn run(self: Arc<Self>) {
         let serving = async {
             let mut known = BTreeSet::new();
             loop {
                 for quota in self.providers.quotas() {
                     if known.insert(quota.project().to_owned()) {
-                        lifecycle.spawn_endless("quota", self.clone().serve(quota));
+                        // What is under way when the process is to finish still needs its leases.
+                        tokio::spawn(self.clone().serve(quota));
                     }
                 }
                 self.providers.more_quotas().await;

@@ -97,7 +97,7 @@ impl EdgeWorker {
             providers.clone(),
             metrics,
         );
-        lifecycle.spawn_endless("quotas", Arc::new(quotas).run(lifecycle.clone()));
+        lifecycle.spawn_endless("quotas", Arc::new(quotas).run());
         let follow = keep_configured(providers.clone(), config.clone(), mesh_key, known);
         lifecycle.spawn_endless("credentials", follow);
 

@@ -327,6 +327,8 @@ async fn who_moves_takes_everything_along_and_misses_nothing() {
     peal.expect("PUT", "eu", "/v1/recipients/ann/preferences", Some(&opt_out))
         .await
         .unwrap();
+    // Profile, two devices, preferences.
+    wait_cached(&peal, "eu", 4.0).await;
     // A retry of this waits in eu while ann moves.
     let busy = Answer::reason("ServiceUnavailable");
     peal.apns.script().add(Rule::token("a1").times(1).answer(busy)).unwrap();
@@ -570,18 +572,32 @@ async fn a_token_that_died_in_one_region_is_dead_in_all() {
     assert_settled(&peal).await;
 }
 
-/// Messages a minute that the workers of `region` may send through FCM.
-async fn granted(peal: &Peal, region: &str) -> f64 {
+/// What the workers of `region` say of themselves by this name, together.
+async fn metric(peal: &Peal, region: &str, name: &str) -> f64 {
     let mut sum = 0.0;
     for worker in &peal.region(region).workers {
         let page = peal.http.get(format!("{}/metrics", worker.url)).send().await.unwrap();
         let page = page.text().await.unwrap();
-        let lines = page.lines().filter(|line| line.starts_with("peal_quota_granted{"));
+        let lines = page.lines().filter(|line| line.split('{').next() == Some(name));
         sum += lines
             .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
             .sum::<f64>();
     }
     sum
+}
+
+/// Waits until the only worker of `region` has so many facts in its cache.
+async fn wait_cached(peal: &Peal, region: &str, facts: f64) {
+    let deadline = Instant::now() + PATIENCE;
+    while metric(peal, region, "peal_cache_sequence").await < facts {
+        assert!(Instant::now() < deadline, "{}", peal.complaints());
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Messages a minute that the workers of `region` may send through FCM.
+async fn granted(peal: &Peal, region: &str) -> f64 {
+    metric(peal, region, "peal_quota_granted").await
 }
 
 async fn wait_granted(peal: &Peal, region: &str, wanted: impl Fn(f64) -> bool) -> f64 {
