@@ -62,6 +62,8 @@ pub struct Plan {
     pub sample_ratio: f64,
     /// What the simulators remember.
     pub log: LogMode,
+    /// Whether Apple bears only the workers' provider tokens, and no other of the same team.
+    pub limit_token_updates: bool,
     /// The region that the app's data must not leave.
     pub residency: Option<String>,
     /// What the app does in doubt.
@@ -116,6 +118,7 @@ impl Plan {
             otlp_endpoint: None,
             sample_ratio: 1.0,
             log: LogMode::default(),
+            limit_token_updates: true,
             residency: None,
             ambiguity: BTreeMap::new(),
             fcm_quota: None,
@@ -353,7 +356,7 @@ impl Peal {
             listen,
             authority: Some(authority.clone()),
             jwt: JwtMode::Strict,
-            limit_token_updates: true,
+            limit_token_updates: plan.limit_token_updates,
             log: plan.log,
             ..ApnsConfig::default()
         };

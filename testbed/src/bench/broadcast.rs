@@ -89,6 +89,8 @@ pub(super) async fn measure(
         sample_ratio: 0.0,
         log: LogMode::Counting,
         tls: false,
+        // The bare sender has a token of its own.
+        limit_token_updates: false,
         ..Plan::new(program.clone(), nats_server)
     };
     let peal = Peal::start(plan).await?;

@@ -69,6 +69,8 @@ impl Rig {
             sample_ratio: 0.0,
             log: LogMode::Counting,
             tls: false,
+            // The bare sender has a token of its own.
+            limit_token_updates: false,
             ..Plan::new(program.clone(), nats_server)
         };
         let peal = Peal::start(plan).await?;
