@@ -112,6 +112,32 @@ pub struct Receipt {
     pub expanded: Option<Box<Expanded>>,
 }
 
+impl Receipt {
+    /// That a first attempt came to `state` at that time; nothing else is said.
+    pub const fn new(notification: NotificationId, job: JobId, channel: Channel, state: State, at: Timestamp) -> Self {
+        Self {
+            notification,
+            job,
+            recipient: None,
+            channel,
+            address: None,
+            provider: None,
+            by: None,
+            attempt: 1,
+            state,
+            reason: None,
+            provider_id: None,
+            at,
+            took_us: None,
+            next_at: None,
+            stale_s: None,
+            trace: None,
+            slice: None,
+            expanded: None,
+        }
+    }
+}
+
 /// What a broadcast or one of its slices became.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]

@@ -48,24 +48,15 @@ fn record() -> impl Strategy<Value = Record> {
 
 fn receipt(record: Record) -> Receipt {
     Receipt {
-        notification: NotificationId(record.job.0),
-        job: record.job,
-        recipient: None,
-        channel: Channel::Push,
         address: record.address,
-        provider: None,
-        by: None,
         attempt: record.attempt,
-        state: record.state,
-        reason: None,
-        provider_id: None,
-        at: Timestamp::UNIX_EPOCH,
-        took_us: None,
-        next_at: None,
-        trace: None,
-        stale_s: None,
-        slice: None,
-        expanded: None,
+        ..Receipt::new(
+            NotificationId(record.job.0),
+            record.job,
+            Channel::Push,
+            record.state,
+            Timestamp::UNIX_EPOCH,
+        )
     }
 }
 

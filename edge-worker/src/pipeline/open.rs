@@ -71,25 +71,10 @@ impl Pipeline {
             return Stop::GiveBack(delivery.into(), Duration::from_secs(2));
         }
         tracing::warn!(subject = %delivery.subject(), field = invalid.field, rule = invalid.rule, "message cannot be read");
+        let channel = lane.as_ref().map_or(Channel::Push, |lane| lane.channel);
         let receipt = Receipt {
-            notification,
-            job,
-            recipient: None,
-            channel: lane.as_ref().map_or(Channel::Push, |lane| lane.channel),
-            address: None,
-            provider: None,
-            by: None,
-            attempt: 1,
-            state: State::Dead,
             reason: Some(Cow::Borrowed("unreadable")),
-            provider_id: None,
-            at: self.clock.now(),
-            took_us: None,
-            next_at: None,
-            trace: None,
-            stale_s: None,
-            slice: None,
-            expanded: None,
+            ..Receipt::new(notification, job, channel, State::Dead, self.clock.now())
         };
         self.telemetry.metrics.delivery(None, State::Dead);
         Stop::Settle(Box::new(Settlement {

@@ -21,7 +21,8 @@ use super::{
     auth::{Caller, ToRead, ToWrite},
     body::Json,
     named::Named,
-    problem::{Document, NOT_FOUND, Problem},
+    openapi,
+    problem::{NOT_FOUND, Problem},
     recipients,
 };
 use crate::{owners, parts::Parts};
@@ -96,8 +97,7 @@ pub(crate) struct AddressList {
     responses(
         (status = 200, description = "Refreshed: the recipient had registered it before", body = AddressResponse),
         (status = 201, description = "Registered, or moved here", body = AddressResponse),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
-        (status = 503, description = "Not stored; repeat", body = Document, content_type = "application/problem+json"),
+        openapi::RefusedWrite,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
@@ -107,10 +107,7 @@ pub(crate) async fn register(
     Named(recipient): Named<RecipientId>,
     Json(wanted): Json<PostAddress>,
 ) -> Result<Response, Problem> {
-    let key = RecipientKey {
-        app: caller.app.id.clone(),
-        recipient,
-    };
+    let key = caller.key(recipient);
     let address = wanted.into_address(&key, parts.clock.now())?;
     let home = parts.ensure_home(&key, &caller.app.default_region).await?;
     // The owner's entry is written last: until then a repetition does all of it again.
@@ -140,9 +137,7 @@ pub(crate) async fn register(
     params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
     responses(
         (status = 200, description = "Its addresses, without tokens", body = AddressList),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
-        (status = 503, description = "Its home does not answer", body = Document,
-            content_type = "application/problem+json"),
+        openapi::RefusedRead,
     ),
     security(("api_key" = ["recipients:read"])),
 )]
@@ -151,10 +146,7 @@ pub(crate) async fn list(
     caller: Caller<ToRead>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<AddressList>, Problem> {
-    let key = RecipientKey {
-        app: caller.app.id.clone(),
-        recipient,
-    };
+    let key = caller.key(recipient);
     let mut known = parts
         .read(&parts.home_or(&key, &caller.app.default_region), &key)
         .await?;
@@ -180,8 +172,7 @@ pub(crate) async fn list(
     params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
     responses(
         (status = 204, description = "It has none any more"),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
-        (status = 503, description = "Not stored; repeat", body = Document, content_type = "application/problem+json"),
+        openapi::RefusedWrite,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
@@ -190,10 +181,7 @@ pub(crate) async fn remove_all(
     caller: Caller<ToWrite>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<StatusCode, Problem> {
-    let key = RecipientKey {
-        app: caller.app.id.clone(),
-        recipient,
-    };
+    let key = caller.key(recipient);
     let home = parts.home_or(&key, &caller.app.default_region);
     let known = parts.read(&home, &key).await?;
     if !known.is_known() {
@@ -217,8 +205,7 @@ pub(crate) async fn remove_all(
     ),
     responses(
         (status = 204, description = "Removed"),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
-        (status = 503, description = "Not stored; repeat", body = Document, content_type = "application/problem+json"),
+        openapi::RefusedWrite,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
@@ -227,10 +214,7 @@ pub(crate) async fn remove(
     caller: Caller<ToWrite>,
     Named((recipient, address)): Named<(RecipientId, AddressId)>,
 ) -> Result<StatusCode, Problem> {
-    let key = RecipientKey {
-        app: caller.app.id.clone(),
-        recipient,
-    };
+    let key = caller.key(recipient);
     let home = parts.home_or(&key, &caller.app.default_region);
     let known = parts.read(&home, &key).await?;
     if !known.addresses.iter().any(|(known, _)| known.id == address) {

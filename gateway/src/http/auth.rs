@@ -7,6 +7,8 @@ use http::{HeaderValue, header, request};
 use shared::{
     api_key::{Presented, Scope},
     app::App,
+    id::RecipientId,
+    recipient::RecipientKey,
 };
 
 use super::problem::{FORBIDDEN, Problem, RESIDES_ELSEWHERE, UNAUTHENTICATED};
@@ -72,6 +74,14 @@ impl<N: Needs> FromRequestParts<Arc<Parts>> for Caller<N> {
 }
 
 impl<N> Caller<N> {
+    /// A recipient of the caller's app.
+    pub(crate) fn key(&self, recipient: RecipientId) -> RecipientKey {
+        RecipientKey {
+            app: self.app.id.clone(),
+            recipient,
+        }
+    }
+
     /// Insists on a scope that only some requests to the route need.
     pub(crate) fn must(&self, scope: Scope) -> Result<(), Problem> {
         if self.scopes.contains(&scope) {

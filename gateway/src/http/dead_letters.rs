@@ -18,6 +18,7 @@ use super::{
     auth::{Caller, ToAsk, ToSend},
     body::Json,
     named::Named,
+    openapi,
     problem::{Document, LETTER_UNREADABLE, NOT_FOUND, Problem, REGION_UNREACHABLE},
 };
 use crate::{
@@ -142,7 +143,7 @@ pub(crate) struct Replayed {
     params(Wanted),
     responses(
         (status = 200, description = "A page of them", body = Listed),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
+        openapi::Refused,
     ),
     security(("api_key" = ["notifications:read"])),
 )]
@@ -181,7 +182,7 @@ pub(crate) async fn list(
     params(("letter_id" = String, Path, description = "The letter")),
     responses(
         (status = 200, description = "The letter with its message", body = DeadLetter),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
+        openapi::Refused,
         (status = 503, description = "Its region does not answer", body = Document,
             content_type = "application/problem+json"),
     ),
@@ -212,8 +213,7 @@ pub(crate) async fn get(
     params(("letter_id" = String, Path, description = "The letter")),
     responses(
         (status = 202, description = "Under way again; the letter is gone", body = Replayed),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
-        (status = 503, description = "Not stored; repeat", body = Document, content_type = "application/problem+json"),
+        openapi::RefusedWrite,
     ),
     security(("api_key" = ["notifications:write"])),
 )]
@@ -243,7 +243,7 @@ pub(crate) async fn replay(
     request_body = Replay,
     responses(
         (status = 202, description = "Under way again", body = Replayed),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
+        openapi::Refused,
         (status = 503, description = "Not all stored; repeat", body = Document,
             content_type = "application/problem+json"),
     ),
@@ -283,7 +283,7 @@ pub(crate) async fn replay_many(
     params(("letter_id" = String, Path, description = "The letter")),
     responses(
         (status = 204, description = "Gone"),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
+        openapi::Refused,
         (status = 503, description = "Its region does not answer", body = Document,
             content_type = "application/problem+json"),
     ),

@@ -3,6 +3,7 @@
 mod addresses;
 mod auth;
 mod body;
+mod broadcast;
 mod dead_letters;
 mod health;
 mod named;

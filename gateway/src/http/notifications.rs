@@ -8,15 +8,17 @@ use jiff::Timestamp;
 use serde::Serialize;
 use shared::{
     channel::Provider,
-    id::{AddressId, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region, Topic},
+    id::{AddressId, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region},
     nats::cancelled,
-    receipt::{Expanded, ExpandedSlice, Receipt, Split, State as DeliveryState},
+    receipt::{Receipt, State as DeliveryState},
 };
 use utoipa::ToSchema;
 
 use super::{
     auth::{Caller, ToAsk, ToSend},
+    broadcast::Broadcast,
     named::Named,
+    openapi,
     problem::{Document, NOT_FOUND, Problem, STATUS_UNAVAILABLE},
 };
 use crate::{
@@ -51,45 +53,6 @@ pub(crate) struct Status {
     /// Its deliveries: one for each address of each recipient that was tried, or one without address for a recipient
     /// who has none. Those of a broadcast are counted instead.
     deliveries: Vec<Delivery>,
-}
-
-/// How far a broadcast is.
-#[derive(Debug, Default, Serialize, ToSchema)]
-pub(crate) struct Broadcast {
-    /// The topic; absent while no gateway's record of it is there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    topic: Option<Topic>,
-    /// Members, in the regions that have begun.
-    total: u64,
-    /// Members who are done with: sent to at least once, or not to be sent to.
-    done: u64,
-    /// Deliveries by what became of them; of a member who was withdrawn from before its turn, one.
-    by_state: BTreeMap<DeliveryState, u64>,
-    /// The same by the region where members live; absent is one that has not begun.
-    by_region: BTreeMap<Region, BroadcastIn>,
-}
-
-/// How far a broadcast is in one region.
-#[derive(Debug, Default, Serialize, ToSchema)]
-pub(crate) struct BroadcastIn {
-    /// Members, as they were counted in the beginning; in the end, those that were found.
-    total: u64,
-    /// Members who are done with.
-    done: u64,
-    /// Parts into which the members were divided.
-    slices: u32,
-    /// Parts that are done.
-    slices_done: u32,
-    /// Members whose jobs were sent on to where they moved.
-    #[serde(skip_serializing_if = "is_zero")]
-    forwarded: u64,
-    /// Deliveries by what became of them.
-    by_state: BTreeMap<DeliveryState, u64>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_zero(count: &u64) -> bool {
-    *count == 0
 }
 
 /// How far a notification is.
@@ -178,7 +141,7 @@ pub(crate) struct Attempt {
     params(("notification_id" = NotificationId, Path, description = "The notification")),
     responses(
         (status = 200, description = "What is known", body = Status),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
+        openapi::Refused,
         (status = 503, description = "The receipts cannot be read", body = Document,
             content_type = "application/problem+json"),
     ),
@@ -208,7 +171,7 @@ pub(crate) async fn get(
     params(("notification_id" = NotificationId, Path, description = "The notification")),
     responses(
         (status = 202, description = "It is withdrawn"),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
+        openapi::Refused,
         (status = 503, description = "Not stored, or the receipts cannot be read; repeat", body = Document,
             content_type = "application/problem+json"),
     ),
@@ -240,105 +203,6 @@ fn unknown() -> Problem {
 
 fn unreadable(error: Unanswered) -> Problem {
     Problem::new(STATUS_UNAVAILABLE, error.to_string())
-}
-
-impl Broadcast {
-    /// How far it is, and whether it is done; `None` if it is no broadcast.
-    fn of(history: &History) -> Option<(Self, bool)> {
-        let topic = history.accepted.iter().find_map(|accepted| accepted.topic.clone());
-        let mut regions: BTreeMap<&Region, In> = BTreeMap::new();
-        // What is told of no recipient is told of a broadcast or a slice.
-        for (region, receipt) in history
-            .receipts
-            .iter()
-            .filter(|(_, receipt)| receipt.recipient.is_none())
-        {
-            let here = regions.entry(region).or_default();
-            match receipt.expanded.as_deref() {
-                Some(Expanded::Slices(split)) => here.split = Some(split),
-                Some(Expanded::Jobs(slice)) => {
-                    here.slices.insert(slice.number, slice);
-                }
-                None => here.unsent = Some(receipt.state),
-            }
-        }
-        if topic.is_none()
-            && regions
-                .values()
-                .all(|here| here.split.is_none() && here.slices.is_empty())
-        {
-            return None;
-        }
-        let promised = history.accepted.iter().map(|accepted| accepted.jobs as usize).max();
-        let mut is_done = promised.is_none_or(|promised| regions.len() >= promised);
-        let mut all = Self {
-            topic,
-            ..Self::default()
-        };
-        for (region, here) in regions {
-            let late = history.late.iter().filter(|((place, _), _)| place == region);
-            let here = here.count(late.map(|((_, state), count)| (*state, *count)));
-            all.total += here.total;
-            all.done += here.done;
-            for (state, count) in &here.by_state {
-                *all.by_state.entry(*state).or_default() += count;
-            }
-            is_done &= here.slices_done == here.slices && !here.by_state.contains_key(&DeliveryState::Parked);
-            all.by_region.insert(region.clone(), here);
-        }
-        Some((all, is_done))
-    }
-}
-
-/// What a region says of a broadcast.
-#[derive(Default)]
-struct In<'a> {
-    split: Option<&'a Split>,
-    slices: BTreeMap<u32, &'a ExpandedSlice>,
-    /// How it ended without being split.
-    unsent: Option<DeliveryState>,
-}
-
-impl In<'_> {
-    fn count(self, late: impl Iterator<Item = (DeliveryState, u64)>) -> BroadcastIn {
-        let slices = self.split.map(|split| split.slices);
-        let mut counted = BroadcastIn {
-            slices: slices
-                .or(self.slices.values().next().map(|slice| slice.of))
-                .unwrap_or_default(),
-            slices_done: u32::try_from(self.slices.len()).unwrap_or(u32::MAX),
-            ..BroadcastIn::default()
-        };
-        let mut add = |state, count| *counted.by_state.entry(state).or_default() += count;
-        for slice in self.slices.values() {
-            counted.done += u64::from(slice.jobs) + u64::from(slice.cancelled) + u64::from(slice.forwarded);
-            counted.forwarded += u64::from(slice.forwarded);
-            for (state, count) in &slice.by_state {
-                add(*state, u64::from(*count));
-            }
-            add(DeliveryState::Cancelled, slice.cancelled.into());
-        }
-        if let Some(state) = self.unsent {
-            add(state, 1);
-        }
-        // What a slice left behind for another attempt, and has ended since.
-        let mut ended = 0;
-        for (state, count) in late {
-            add(state, count);
-            ended += count;
-        }
-        if let Some(parked) = counted.by_state.get_mut(&DeliveryState::Parked) {
-            *parked = parked.saturating_sub(ended);
-        }
-        counted.by_state.retain(|_, count| *count > 0);
-        let members = self.split.map_or(0, |split| split.members);
-        counted.total = if counted.slices_done == counted.slices {
-            counted.done
-        } else {
-            members.max(counted.done)
-        };
-        counted
-    }
 }
 
 impl Status {
@@ -457,32 +321,25 @@ impl From<Receipt> for Attempt {
 
 #[cfg(test)]
 mod tests {
-    use shared::{channel::Channel, receipt::Accepted};
+    use shared::{
+        channel::Channel,
+        receipt::{Accepted, Expanded, ExpandedSlice, Split},
+    };
     use uuid::Uuid;
 
     use super::*;
     use crate::receipts::Late;
 
     fn receipt(job: u128, address: u128, attempt: u32, state: DeliveryState) -> (Region, Receipt) {
+        let (notification, job) = (NotificationId(Uuid::from_u128(1)), JobId(Uuid::from_u128(job)));
+        let at = Timestamp::from_second(i64::from(attempt)).unwrap();
         let receipt = Receipt {
-            notification: NotificationId(Uuid::from_u128(1)),
-            job: JobId(Uuid::from_u128(job)),
             recipient: Some("ann".parse().unwrap()),
-            channel: Channel::Push,
             address: Some(AddressId(Uuid::from_u128(address))),
             provider: Some(Provider::Apns),
-            by: None,
             attempt,
-            state,
-            reason: None,
-            provider_id: None,
-            at: Timestamp::from_second(i64::from(attempt)).unwrap(),
             took_us: Some(1500),
-            next_at: None,
-            trace: None,
-            stale_s: None,
-            slice: None,
-            expanded: None,
+            ..Receipt::new(notification, job, Channel::Push, state, at)
         };
         ("eu".parse().unwrap(), receipt)
     }

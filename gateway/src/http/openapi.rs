@@ -1,12 +1,17 @@
 //! `/v1/openapi.json`: this API, described by the code that serves it.
 
-use std::sync::LazyLock;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use http::{HeaderName, header};
 use utoipa::{
-    Modify, OpenApi,
-    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    IntoResponses, Modify, OpenApi, ToSchema,
+    openapi::{
+        Content, Ref, RefOr, Response, ResponseBuilder,
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
 };
+
+use super::problem::{self, Document};
 
 /// What the routes do not say themselves.
 #[derive(OpenApi)]
@@ -55,4 +60,40 @@ impl Modify for ApiKey {
 pub(crate) async fn document() -> ([(HeaderName, &'static str); 1], &'static str) {
     static DOCUMENT: LazyLock<String> = LazyLock::new(super::describe);
     ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str())
+}
+
+/// How every request may be refused.
+pub(crate) struct Refused;
+
+/// How one that reads what a recipient's home knows may be refused.
+pub(crate) struct RefusedRead;
+
+/// How one that stores may be refused.
+pub(crate) struct RefusedWrite;
+
+impl IntoResponses for Refused {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        BTreeMap::from([refusal("4XX", "Refused")])
+    }
+}
+
+impl IntoResponses for RefusedRead {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        BTreeMap::from([refusal("4XX", "Refused"), refusal("503", "Its home does not answer")])
+    }
+}
+
+impl IntoResponses for RefusedWrite {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        BTreeMap::from([refusal("4XX", "Refused"), refusal("503", "Not stored; repeat")])
+    }
+}
+
+fn refusal(status: &str, description: &str) -> (String, RefOr<Response>) {
+    let document = Ref::from_schema_name(Document::name());
+    let response = ResponseBuilder::new()
+        .description(description)
+        .content(problem::PROBLEM_JSON, Content::new(Some(document)))
+        .build();
+    (status.to_owned(), response.into())
 }

@@ -6,14 +6,15 @@ use axum::extract::State;
 use shared::{
     id::RecipientId,
     invalid::Invalid,
-    recipient::{Fact, Preferences, RecipientKey},
+    recipient::{Fact, Preferences},
 };
 
 use super::{
     auth::{Caller, ToRead, ToWrite},
     body::Json,
     named::Named,
-    problem::{Document, Problem},
+    openapi,
+    problem::Problem,
     recipients,
 };
 use crate::parts::Parts;
@@ -34,8 +35,7 @@ const MOST_CATEGORIES: usize = 256;
     request_body = Preferences,
     responses(
         (status = 200, description = "As they are now", body = Preferences),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
-        (status = 503, description = "Not stored; repeat", body = Document, content_type = "application/problem+json"),
+        openapi::RefusedWrite,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
@@ -48,10 +48,7 @@ pub(crate) async fn put(
     if wanted.categories.len() > MOST_CATEGORIES {
         return Err(Invalid::new("categories", format_args!("must be at most {MOST_CATEGORIES}")).into());
     }
-    let key = RecipientKey {
-        app: caller.app.id.clone(),
-        recipient,
-    };
+    let key = caller.key(recipient);
     let home = parts.ensure_home(&key, &caller.app.default_region).await?;
     parts.write(&home, &key, Fact::Preferences(wanted.clone())).await?;
     Ok(axum::Json(wanted))
@@ -66,9 +63,7 @@ pub(crate) async fn put(
     params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
     responses(
         (status = 200, description = "As they are", body = Preferences),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
-        (status = 503, description = "Its home does not answer", body = Document,
-            content_type = "application/problem+json"),
+        openapi::RefusedRead,
     ),
     security(("api_key" = ["recipients:read"])),
 )]
@@ -77,10 +72,7 @@ pub(crate) async fn get(
     caller: Caller<ToRead>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<Preferences>, Problem> {
-    let key = RecipientKey {
-        app: caller.app.id.clone(),
-        recipient,
-    };
+    let key = caller.key(recipient);
     let known = parts
         .read(&parts.home_or(&key, &caller.app.default_region), &key)
         .await?;

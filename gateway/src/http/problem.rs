@@ -14,6 +14,9 @@ use utoipa::ToSchema;
 
 use crate::homes::NotMoved;
 
+/// What a problem document is sent as (RFC 9457 §6.1).
+pub(super) const PROBLEM_JSON: &str = "application/problem+json";
+
 /// A kind of problem: its stable code, its status, and a title for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kind {
@@ -277,7 +280,7 @@ impl Problem {
             request_id,
         };
         let body = serde_json::to_vec(&document).expect("a problem always serializes");
-        let json = HeaderValue::from_static("application/problem+json");
+        let json = HeaderValue::from_static(PROBLEM_JSON);
         let mut response = (kind.status, [(header::CONTENT_TYPE, json)], body).into_response();
         if let Some(seconds) = kind.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());

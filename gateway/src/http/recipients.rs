@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use shared::{
     id::{RecipientId, Region},
     invalid::Invalid,
-    recipient::{Profile, RecipientKey},
+    recipient::Profile,
 };
 use utoipa::ToSchema;
 
@@ -20,7 +20,8 @@ use super::{
     auth::{Caller, ToRead, ToWrite},
     body::Json,
     named::Named,
-    problem::{Document, NOT_FOUND, Problem, TIMEOUT},
+    openapi,
+    problem::{NOT_FOUND, Problem, TIMEOUT},
 };
 use crate::parts::Parts;
 
@@ -73,8 +74,7 @@ pub(crate) struct RecipientResponse {
     responses(
         (status = 200, description = "Replaced", body = RecipientResponse),
         (status = 201, description = "Registered", body = RecipientResponse),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
-        (status = 503, description = "Not stored; repeat", body = Document, content_type = "application/problem+json"),
+        openapi::RefusedWrite,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
@@ -93,10 +93,7 @@ pub(crate) async fn put(
     {
         return Err(Invalid::new("home", format!("must be {residency}, where this app's data stays")).into());
     }
-    let key = RecipientKey {
-        app: caller.app.id.clone(),
-        recipient,
-    };
+    let key = caller.key(recipient);
     let known = parts.directory.home(&key);
     let status = if known.is_some() {
         StatusCode::OK
@@ -130,9 +127,7 @@ pub(crate) async fn put(
     params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
     responses(
         (status = 200, description = "As it is", body = RecipientResponse),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
-        (status = 503, description = "Its home does not answer", body = Document,
-            content_type = "application/problem+json"),
+        openapi::RefusedRead,
     ),
     security(("api_key" = ["recipients:read"])),
 )]
@@ -141,10 +136,7 @@ pub(crate) async fn get(
     caller: Caller<ToRead>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<RecipientResponse>, Problem> {
-    let key = RecipientKey {
-        app: caller.app.id.clone(),
-        recipient,
-    };
+    let key = caller.key(recipient);
     let home = parts.home_or(&key, &caller.app.default_region);
     let known = parts.read(&home, &key).await?;
     let Some(profile) = known.profile else {
@@ -168,8 +160,7 @@ pub(crate) async fn get(
     params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
     responses(
         (status = 204, description = "Forgotten"),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
-        (status = 503, description = "Not stored; repeat", body = Document, content_type = "application/problem+json"),
+        openapi::RefusedWrite,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
@@ -178,10 +169,7 @@ pub(crate) async fn delete(
     caller: Caller<ToWrite>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<StatusCode, Problem> {
-    let key = RecipientKey {
-        app: caller.app.id.clone(),
-        recipient,
-    };
+    let key = caller.key(recipient);
     let home = parts.home_or(&key, &caller.app.default_region);
     let known = parts.read(&home, &key).await?;
     // A directory entry without facts is what a crash in the middle of forgetting leaves.

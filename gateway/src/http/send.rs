@@ -27,6 +27,7 @@ use super::{
     auth::{Caller, ToSend},
     body::Verbatim,
     named::IdempotencyKey,
+    openapi,
     problem::{CHANNEL_UNAVAILABLE, Document, KEY_IN_USE, KEY_REUSED, Problem, REGION_UNAVAILABLE, TIMEOUT},
     trace::Trace,
 };
@@ -114,7 +115,7 @@ pub(crate) struct SendResponse {
             ("Idempotent-Replayed" = String, description = "`true` if this answers a repetition of the header \
                 Idempotency-Key with what the first request was answered"),
         )),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
+        openapi::Refused,
         (status = 503, description = "Not stored, or not surely; repeat with the same event id",
             body = Document, content_type = "application/problem+json"),
     ),

@@ -8,14 +8,15 @@ use jiff::Timestamp;
 use serde::Serialize;
 use shared::{
     id::{RecipientId, Topic},
-    recipient::{Fact, FactName, Membership, RecipientKey},
+    recipient::{Fact, FactName, Membership},
 };
 use utoipa::ToSchema;
 
 use super::{
     auth::{Caller, ToRead, ToWrite},
     named::Named,
-    problem::{Document, Problem},
+    openapi,
+    problem::Problem,
     recipients,
 };
 use crate::parts::Parts;
@@ -52,8 +53,7 @@ pub(crate) struct TopicsResponse {
     ),
     responses(
         (status = 200, description = "It is a member", body = TopicResponse),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
-        (status = 503, description = "Not stored; repeat", body = Document, content_type = "application/problem+json"),
+        openapi::RefusedWrite,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
@@ -62,10 +62,7 @@ pub(crate) async fn put(
     caller: Caller<ToWrite>,
     Named((recipient, topic)): Named<(RecipientId, Topic)>,
 ) -> Result<axum::Json<TopicResponse>, Problem> {
-    let key = RecipientKey {
-        app: caller.app.id.clone(),
-        recipient,
-    };
+    let key = caller.key(recipient);
     let home = parts.ensure_home(&key, &caller.app.default_region).await?;
     let membership = Membership {
         since: parts.clock.now(),
@@ -88,8 +85,7 @@ pub(crate) async fn put(
     ),
     responses(
         (status = 204, description = "It is no member"),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
-        (status = 503, description = "Not stored; repeat", body = Document, content_type = "application/problem+json"),
+        openapi::RefusedWrite,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
@@ -98,10 +94,7 @@ pub(crate) async fn delete(
     caller: Caller<ToWrite>,
     Named((recipient, topic)): Named<(RecipientId, Topic)>,
 ) -> Result<StatusCode, Problem> {
-    let key = RecipientKey {
-        app: caller.app.id.clone(),
-        recipient,
-    };
+    let key = caller.key(recipient);
     let home = parts.directory.home(&key).ok_or_else(recipients::unknown)?;
     parts.remove(&home, &key, FactName::Topic(topic)).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -116,9 +109,7 @@ pub(crate) async fn delete(
     params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
     responses(
         (status = 200, description = "As they are", body = TopicsResponse),
-        (status = "4XX", description = "Refused", body = Document, content_type = "application/problem+json"),
-        (status = 503, description = "Its home does not answer", body = Document,
-            content_type = "application/problem+json"),
+        openapi::RefusedRead,
     ),
     security(("api_key" = ["recipients:read"])),
 )]
@@ -127,10 +118,7 @@ pub(crate) async fn list(
     caller: Caller<ToRead>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<TopicsResponse>, Problem> {
-    let key = RecipientKey {
-        app: caller.app.id.clone(),
-        recipient,
-    };
+    let key = caller.key(recipient);
     let home = parts.directory.home(&key).ok_or_else(recipients::unknown)?;
     let topics = parts.topics(&home, &key).await?;
     let topics = topics.into_iter().map(TopicResponse::of).collect();

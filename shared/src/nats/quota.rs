@@ -14,10 +14,10 @@ use std::{collections::BTreeMap, time::Duration};
 use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{direct, publish, refusal, subject, topology, topology::Domain};
+use super::{direct, publish, subject, time, topology, topology::Domain};
 use crate::{digest::derive, id::Region};
 
 /// How long a worker may send on a lease.
@@ -31,9 +31,6 @@ pub const MARGIN: Duration = Duration::from_secs(2);
 
 /// How long a server's time is believed, counted on by the process's own monotonic clock.
 const BELIEVED: Duration = Duration::from_mins(1);
-
-/// A way to a server that takes longer says too little about its time.
-const SLOW: Duration = Duration::from_secs(1);
 
 /// Who holds, in a region's own pool, what it lends.
 const LENT: &str = "lent";
@@ -243,20 +240,11 @@ impl Place {
     }
 
     async fn ask_time(&self) -> Result<(Instant, Timestamp), Unusable> {
-        #[derive(Deserialize)]
-        struct Info {
-            ts: Timestamp,
-        }
-        let subject = format!("{}.STREAM.INFO.{}", self.domain.api(), topology::QUOTA);
-        let client = self.js.client();
         let asked = Instant::now();
-        let asking = client.request(subject.clone(), "".into());
-        let asking = refusal::unless_refused(&client, |refused| refusal::is_same(refused, &subject), asking);
-        let answer = timeout(SLOW, asking).await.map_err(|_| direct::NoAnswer::Silent)?;
-        let answer = answer.map_err(|_| direct::NoAnswer::Forbidden)?;
-        let answer = answer.map_err(|_| direct::NoAnswer::Silent)?;
-        let info: Info = serde_json::from_slice(&answer.payload).map_err(|_| direct::NoAnswer::Silent)?;
-        Ok((asked, info.ts))
+        Ok((
+            asked,
+            time::ask(&self.js.client(), &self.domain, topology::QUOTA).await?,
+        ))
     }
 
     /// The pool of the project called `name`, and its revision.

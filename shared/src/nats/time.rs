@@ -12,9 +12,13 @@ use std::{
 use async_nats::Client;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
-use tokio::time::interval;
+use tokio::time::{interval, timeout};
 
-use super::topology;
+use super::{
+    direct::NoAnswer,
+    refusal::{is_same, unless_refused},
+    topology::{self, Domain},
+};
 use crate::{clock::Clock, id::Region};
 
 /// How often the servers are asked.
@@ -22,6 +26,28 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// Differences below this are left alone: an answer takes its time, and clocks that are kept by NTP are closer.
 const NEAR: SignedDuration = SignedDuration::from_secs(1);
+
+/// A way to a server that takes longer says too little about its time.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// What the clock of the server that keeps `stream` shows.
+///
+/// # Errors
+/// [`NoAnswer`], within a second.
+pub(super) async fn ask(client: &Client, domain: &Domain<'_>, stream: &str) -> Result<Timestamp, NoAnswer> {
+    #[derive(Deserialize)]
+    struct Info {
+        ts: Timestamp,
+    }
+    let subject = domain.info_of(stream);
+    let asking = client.request(subject.clone(), "".into());
+    let asking = unless_refused(client, |refused| is_same(refused, &subject), asking);
+    let answer = timeout(SLOW, asking).await.map_err(|_| NoAnswer::Silent)?;
+    let answer = answer.map_err(|_| NoAnswer::Forbidden)?;
+    let answer = answer.map_err(|_| NoAnswer::Silent)?;
+    let info: Info = serde_json::from_slice(&answer.payload).map_err(|_| NoAnswer::Silent)?;
+    Ok(info.ts)
+}
 
 /// Keeps a clock near that of the servers.
 #[derive(Debug)]
@@ -69,17 +95,11 @@ impl Timekeeper {
     }
 
     /// How far this process's clock is ahead of the servers', which told theirs between question and answer.
-    async fn ahead(&self) -> Result<SignedDuration, async_nats::Error> {
-        #[derive(Deserialize)]
-        struct Told {
-            ts: Timestamp,
-        }
+    async fn ahead(&self) -> Result<SignedDuration, NoAnswer> {
         let asked = self.own.now();
-        let subject = topology::info_of(&self.region, topology::RECEIPTS);
-        let answer = self.client.request(subject, "".into()).await?;
+        let told = ask(&self.client, &Domain::Region(&self.region), topology::RECEIPTS).await?;
         let way = self.own.now().duration_since(asked) / 2;
-        let told: Told = serde_json::from_slice(&answer.payload)?;
-        Ok(asked.duration_since(told.ts) + way)
+        Ok(asked.duration_since(told) + way)
     }
 
     fn correct(&self, ahead: SignedDuration) {

@@ -5,26 +5,23 @@
 //! how much the memory of the workers grew.
 
 use std::{
-    collections::VecDeque,
     fmt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
-use async_nats::HeaderMap;
 use serde::Serialize;
 use serde_json::{Value, json};
 use shared::{
-    channel::Provider,
     clock::Clock,
-    id::{AddressId, AppId, Region},
+    id::Region,
     nats::{
         connect,
         follow::{self, Start},
-        publish, subject, topology,
+        subject, topology,
     },
-    recipient::{Address, AddressKind, Environment, Fact, Membership, Profile, RecipientKey, Token},
+    recipient::{Fact, Membership},
 };
 use tokio::time::{Instant, sleep};
 
@@ -35,17 +32,9 @@ use super::{
     machine::Machine,
     report, rig, sample,
 };
-use crate::{
-    audit::Audit,
-    peal::{APP, Peal, Plan},
-    process::memory_of,
-    providers::LogMode,
-};
+use crate::{audit::Audit, peal::Peal, process::memory_of};
 
 const REGIONS: [&str; 2] = [sample::REGION, "us"];
-
-/// Publishes that are unacknowledged at one time.
-const WINDOW: usize = 1024;
 
 /// How long no push may arrive while some are due, and a status may take.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -83,17 +72,7 @@ pub(super) async fn measure(
     nats_server: PathBuf,
 ) -> anyhow::Result<Results> {
     let program = std::env::current_exe()?;
-    let plan = Plan {
-        regions: REGIONS.map(str::to_owned).to_vec(),
-        workers: 1,
-        sample_ratio: 0.0,
-        log: LogMode::Counting,
-        tls: false,
-        // The bare sender has a token of its own.
-        limit_token_updates: false,
-        ..Plan::new(program.clone(), nats_server)
-    };
-    let peal = Peal::start(plan).await?;
+    let peal = Peal::start(rig::plan(&REGIONS, &program, nats_server)).await?;
     eprintln!("{recipients} members of a topic");
     for (number, region) in REGIONS.iter().enumerate() {
         fill(&peal, region, (number..recipients).step_by(REGIONS.len())).await?;
@@ -229,59 +208,15 @@ async fn done(peal: &Peal, notification: &str) -> anyhow::Result<Value> {
 async fn fill(peal: &Peal, region: &str, numbers: impl Iterator<Item = usize>) -> anyhow::Result<()> {
     let js = connect::jetstream(peal.connect(region).await?);
     let home: Region = region.parse()?;
-    let mut waiting = VecDeque::with_capacity(WINDOW);
     let recipients = numbers.map(|number| (format!("member-{number:07}"), "news"));
-    for (recipient, topic) in recipients.chain([(format!("first-in-{region}"), "warm-up")]) {
-        for (subject, fact) in facts(&home, &recipient, topic)? {
-            if waiting.len() == WINDOW
-                && let Some(oldest) = waiting.pop_front()
-            {
-                stored(oldest).await?;
-            }
-            waiting.push_back(publish::send(&js, subject, HeaderMap::new(), fact.into()).await?);
-        }
-    }
-    for rest in waiting {
-        stored(rest).await?;
-    }
-    Ok(())
-}
-
-async fn stored(ack: impl Future<Output = Result<publish::Stored, publish::NotStored>>) -> anyhow::Result<()> {
-    ack.await?;
-    Ok(())
-}
-
-fn facts(home: &Region, recipient: &str, topic: &str) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
-    let app: AppId = APP.parse()?;
-    let now = Clock::system().now();
-    let token = sample::token(recipient);
-    let key = RecipientKey {
-        app: app.clone(),
-        recipient: recipient.parse()?,
-    };
-    let facts = [
-        Fact::Profile(Profile {
-            home: home.clone(),
-            locale: None,
-            timezone: None,
-            updated_at: now,
-        }),
-        Fact::Address(Address {
-            id: AddressId::of(&app, Provider::Apns, &token),
-            provider: Provider::Apns,
-            token: Token::new(Provider::Apns, token)?,
-            kind: AddressKind::Device,
-            environment: Environment::Production,
-            topic: None,
-            registered_at: now,
-        }),
-        Fact::Topic(topic.parse()?, Membership { since: now }),
-    ];
-    Ok(facts
-        .iter()
-        .map(|fact| (subject::fact(&key, fact.name()), fact.encode()))
-        .collect())
+    let recipients = recipients.chain([(format!("first-in-{region}"), "warm-up")]);
+    let members = recipients.map(|(recipient, topic)| {
+        let (key, mut facts) = sample::facts(&home, &recipient, sample::token(&recipient))?;
+        let since = Clock::system().now();
+        facts.push(Fact::Topic(topic.parse()?, Membership { since }));
+        Ok((key, facts))
+    });
+    sample::fill(&js, members).await
 }
 
 impl Results {

@@ -1,27 +1,13 @@
 //! How long an edge worker needs until it can work: with an empty data folder, and with the one it left.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use async_nats::{HeaderMap, jetstream};
-use jiff::Timestamp;
 use serde::Serialize;
-use shared::{
-    channel::Provider,
-    clock::Clock,
-    id::AddressId,
-    nats::{connect, follow, publish, subject, topology},
-    recipient::{Address, AddressKind, Environment, Fact, Profile, RecipientKey, Token},
-};
+use shared::nats::{connect, follow, topology};
 
 use super::{figures::rate, rig::Rig, sample};
-use crate::peal::{APP, Program};
-
-/// Publishes that are unacknowledged at one time.
-const WINDOW: usize = 1024;
+use crate::peal::Program;
 
 /// How long a start may take.
 const PATIENCE: Duration = Duration::from_mins(3);
@@ -54,7 +40,14 @@ pub(super) struct Start {
 pub(super) async fn measure(rig: &mut Rig, facts: u64) -> anyhow::Result<Cold> {
     eprintln!("{facts} facts for an empty cache");
     let js = connect::jetstream(rig.peal.connect(sample::REGION).await?);
-    fill(&js, facts).await?;
+    let passive = |number| {
+        sample::facts(
+            &sample::region(),
+            &format!("passive-{number}"),
+            format!("{number:064x}"),
+        )
+    };
+    sample::fill(&js, (0..facts / 2).map(passive)).await?;
     let held = follow::standing(&js, topology::RECIPIENTS).await?.messages;
     let receipts = follow::standing(&js, topology::RECEIPTS).await?.messages;
     let (http, program) = (rig.peal.http.clone(), rig.peal.program());
@@ -128,66 +121,4 @@ async fn ready(worker: &Program, http: &reqwest::Client, begun: Instant) -> anyh
         "the worker is not ready after {PATIENCE:?}:\n{}",
         worker.process.output()
     )
-}
-
-/// Puts facts where the gateway puts them, in the form in which it does: a profile and an address of each recipient.
-async fn fill(js: &jetstream::Context, facts: u64) -> anyhow::Result<()> {
-    let now = Clock::system().now();
-    let mut waiting = VecDeque::with_capacity(WINDOW);
-    for number in 0..facts {
-        if waiting.len() == WINDOW
-            && let Some(oldest) = waiting.pop_front()
-        {
-            stored(oldest).await?;
-        }
-        let (key, fact) = fact(number, now)?;
-        let subject = subject::fact(&key, fact.name());
-        waiting.push_back(publish::send(js, subject, HeaderMap::new(), fact.encode().into()).await?);
-    }
-    for rest in waiting {
-        stored(rest).await?;
-    }
-    Ok(())
-}
-
-async fn stored(ack: impl Future<Output = Result<publish::Stored, publish::NotStored>>) -> anyhow::Result<()> {
-    ack.await?;
-    Ok(())
-}
-
-fn fact(number: u64, now: Timestamp) -> anyhow::Result<(RecipientKey, Fact)> {
-    let app = APP.parse()?;
-    let recipient = format!("passive-{}", number / 2);
-    if number.is_multiple_of(2) {
-        let profile = Profile {
-            home: sample::region(),
-            locale: None,
-            timezone: None,
-            updated_at: now,
-        };
-        return Ok((
-            RecipientKey {
-                app,
-                recipient: recipient.parse()?,
-            },
-            Fact::Profile(profile),
-        ));
-    }
-    let token = format!("{number:064x}");
-    let address = Address {
-        id: AddressId::of(&app, Provider::Apns, &token),
-        provider: Provider::Apns,
-        token: Token::new(Provider::Apns, token)?,
-        kind: AddressKind::Device,
-        environment: Environment::Production,
-        topic: None,
-        registered_at: now,
-    };
-    Ok((
-        RecipientKey {
-            app,
-            recipient: recipient.parse()?,
-        },
-        Fact::Address(address),
-    ))
 }

@@ -1,6 +1,9 @@
 //! The mesh that is measured: one region with one gateway and one edge worker.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
@@ -60,20 +63,24 @@ pub(super) fn target(peal: &Peal) -> anyhow::Result<Target> {
     })
 }
 
+/// One worker a region; nothing is traced, and nothing logged of a push.
+pub(super) fn plan(regions: &[&str], program: &Path, nats_server: PathBuf) -> Plan {
+    Plan {
+        regions: regions.iter().map(|region| (*region).to_owned()).collect(),
+        workers: 1,
+        sample_ratio: 0.0,
+        log: LogMode::Counting,
+        tls: false,
+        // The bare sender has a token of its own.
+        limit_token_updates: false,
+        ..Plan::new(program.to_owned(), nats_server)
+    }
+}
+
 impl Rig {
     pub(super) async fn start(nats_server: PathBuf) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?;
-        let plan = Plan {
-            regions: vec![sample::REGION.to_owned()],
-            workers: 1,
-            sample_ratio: 0.0,
-            log: LogMode::Counting,
-            tls: false,
-            // The bare sender has a token of its own.
-            limit_token_updates: false,
-            ..Plan::new(program.clone(), nats_server)
-        };
-        let peal = Peal::start(plan).await?;
+        let peal = Peal::start(plan(&[sample::REGION], &program, nats_server)).await?;
         let target = target(&peal)?;
         let rig = Self { peal, target, program };
         rig.register().await?;

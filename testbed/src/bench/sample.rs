@@ -1,18 +1,28 @@
 //! The notification that is sent, and to whom: the same bytes in every measurement.
 
-use std::sync::LazyLock;
+use std::{collections::VecDeque, sync::LazyLock};
 
+use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
 use shared::{
+    channel::Provider,
+    clock::Clock,
     digest::derive,
-    id::{EventId, RecipientId, Region},
+    id::{AddressId, AppId, EventId, RecipientId, Region},
     job::Body,
+    nats::{publish, subject},
     payload,
     push::Push,
+    recipient::{Address, AddressKind, Environment, Fact, Profile, RecipientKey, Token},
 };
+
+use crate::peal::APP;
 
 /// Recipients, each with one device.
 pub(super) const RECIPIENTS: usize = 1000;
+
+/// Publishes of facts that are unacknowledged at one time.
+const WINDOW: usize = 1024;
 
 /// The only region.
 pub(super) const REGION: &str = "eu";
@@ -66,7 +76,7 @@ pub(super) fn job() -> Bytes {
         event_id: Some(EventId::fresh()),
         recipient,
         category: None,
-        push: PUSH.clone(),
+        push: PUSH.clone().into(),
     };
     serde_json::to_vec(&body).expect("bodies always serialize").into()
 }
@@ -99,6 +109,59 @@ impl Requests {
         text.extend_from_slice(&self.after);
         text.into()
     }
+}
+
+/// What the gateway stores of a recipient with one device.
+pub(super) fn facts(home: &Region, recipient: &str, token: String) -> anyhow::Result<(RecipientKey, Vec<Fact>)> {
+    let app: AppId = APP.parse()?;
+    let now = Clock::system().now();
+    let profile = Profile {
+        home: home.clone(),
+        locale: None,
+        timezone: None,
+        updated_at: now,
+    };
+    let address = Address {
+        id: AddressId::of(&app, Provider::Apns, &token),
+        provider: Provider::Apns,
+        token: Token::new(Provider::Apns, token)?,
+        kind: AddressKind::Device,
+        environment: Environment::Production,
+        topic: None,
+        registered_at: now,
+    };
+    let recipient = recipient.parse()?;
+    let facts = vec![Fact::Profile(profile), Fact::Address(address)];
+    Ok((RecipientKey { app, recipient }, facts))
+}
+
+/// Puts facts where the gateway puts them.
+pub(super) async fn fill(
+    js: &jetstream::Context,
+    recipients: impl Iterator<Item = anyhow::Result<(RecipientKey, Vec<Fact>)>>,
+) -> anyhow::Result<()> {
+    let mut waiting = VecDeque::with_capacity(WINDOW);
+    for recipient in recipients {
+        let (key, facts) = recipient?;
+        for fact in facts {
+            if waiting.len() == WINDOW
+                && let Some(oldest) = waiting.pop_front()
+            {
+                stored(oldest).await?;
+            }
+            let subject = subject::fact(&key, fact.name());
+            waiting.push_back(publish::send(js, subject, HeaderMap::new(), fact.encode().into()).await?);
+        }
+    }
+    for rest in waiting {
+        stored(rest).await?;
+    }
+    Ok(())
+}
+
+async fn stored(ack: impl Future<Output = Result<publish::Stored, publish::NotStored>>) -> anyhow::Result<()> {
+    ack.await?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -14,25 +14,19 @@ use crate::rig::{Rig, app, eventually, region};
 /// One worker's word about ann's only device.
 fn receipt(event: &str, attempt: u32, state: State) -> Receipt {
     let (event, ann): (_, RecipientId) = (event.parse().unwrap(), "ann".parse().unwrap());
+    let (notification, job) = (
+        NotificationId::of(&app(), &event),
+        JobId::of(&app(), &event, &ann, Channel::Push),
+    );
+    let at = jiff::Timestamp::from_second(i64::from(attempt)).unwrap();
     Receipt {
-        notification: NotificationId::of(&app(), &event),
-        job: JobId::of(&app(), &event, &ann, Channel::Push),
         recipient: Some(ann),
-        channel: Channel::Push,
         address: Some(AddressId::of(&app(), Provider::Fcm, "phone")),
         provider: Some(Provider::Fcm),
-        by: None,
         attempt,
-        state,
         reason: (state == State::Parked).then_some("unavailable".into()),
-        provider_id: None,
-        at: jiff::Timestamp::from_second(i64::from(attempt)).unwrap(),
         took_us: Some(2500),
-        next_at: None,
-        trace: None,
-        stale_s: None,
-        slice: None,
-        expanded: None,
+        ..Receipt::new(notification, job, Channel::Push, state, at)
     }
 }
 

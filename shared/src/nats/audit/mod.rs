@@ -374,25 +374,11 @@ mod tests {
     }
 
     fn receipt(job: u128, address: u128, attempt: u32, state: State) -> Receipt {
+        let (notification, job) = (NotificationId(id(job + 1000)), JobId(id(job)));
         Receipt {
-            notification: NotificationId(id(job + 1000)),
-            job: JobId(id(job)),
-            recipient: None,
-            channel: Channel::Push,
             address: Some(AddressId(id(address + 2000))),
-            provider: None,
-            by: None,
             attempt,
-            state,
-            reason: None,
-            provider_id: None,
-            at: Timestamp::UNIX_EPOCH,
-            took_us: None,
-            next_at: None,
-            trace: None,
-            stale_s: None,
-            slice: None,
-            expanded: None,
+            ..Receipt::new(notification, job, Channel::Push, state, Timestamp::UNIX_EPOCH)
         }
     }
 
