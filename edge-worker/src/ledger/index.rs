@@ -72,7 +72,29 @@ impl std::hash::Hasher for Identity {
     }
 
     fn write_u64(&mut self, value: u64) {
-        // The table takes its control bits from the top, where the UUID's variant is fixed.
-        self.0 = value.rotate_left(16);
+        // The table takes its control bits from the top and its place from the bottom. The UUID's variant, two fixed bits
+        // at the top, goes in between: a table in use has far fewer than 2^46 places.
+        self.0 = value.rotate_right(16);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, hash::Hasher};
+
+    use super::*;
+
+    #[test]
+    fn jobs_are_spread_over_the_whole_table() {
+        const PLACES: u64 = 1 << 18;
+        let hash = |number: u64| {
+            let mut hasher = Identity::default();
+            hasher.write_u64(key(JobId(shared::digest::derive("job", &[&number.to_string()]))));
+            hasher.finish()
+        };
+        let taken = |part: fn(u64) -> u64| (0..PLACES).map(hash).map(part).collect::<HashSet<_>>().len();
+        // As many balls in as many bins leave 1/e of them empty.
+        assert!(taken(|hash| hash % PLACES) > 160_000);
+        assert_eq!(taken(|hash| hash >> 57), 128, "control bits");
     }
 }
