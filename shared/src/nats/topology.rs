@@ -11,6 +11,7 @@ use async_nats::{
         stream::{Config, ConsumerErrorKind, DiscardPolicy, External, Info, RetentionPolicy, Source, SubjectTransform},
     },
 };
+use futures::{StreamExt, stream::FuturesUnordered};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
@@ -82,6 +83,11 @@ impl<'a> Domain<'a> {
             Self::Region(region) => api(region.as_str()),
             Self::Hub => api(HUB),
         }
+    }
+
+    /// Where it is asked how `stream` stands, and what time it is.
+    pub(super) fn info_of(&self, stream: &str) -> String {
+        format!("{}.STREAM.INFO.{stream}", self.api())
     }
 }
 
@@ -649,7 +655,9 @@ pub async fn sources(client: &Client, region: &Region, stream: &str) -> Result<V
     struct Api {
         api: String,
     }
-    let answer = client.request(info_of(region, stream), "".into()).await?;
+    let answer = client
+        .request(Domain::Region(region).info_of(stream), "".into())
+        .await?;
     let info: Info = serde_json::from_slice(&answer.payload)?;
     let sourced = info.sources.into_iter().filter_map(|source| {
         let prefix = source.external?.api;
@@ -663,11 +671,6 @@ pub async fn sources(client: &Client, region: &Region, stream: &str) -> Result<V
     Ok(sourced.collect())
 }
 
-/// Where the servers of `region` are asked how `stream` stands, and what time it is.
-pub(super) fn info_of(region: &Region, stream: &str) -> String {
-    format!("{}.STREAM.INFO.{stream}", api(region.as_str()))
-}
-
 /// The prefix of the API of a domain's `JetStream`.
 fn api(domain: &str) -> String {
     format!("$JS.{domain}.API")
@@ -675,6 +678,12 @@ fn api(domain: &str) -> String {
 
 /// How long an origin may take to answer whether it is there.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// An origin that says nothing is asked so often,
+const QUESTIONS: u32 = 5;
+
+/// and so long after the last question.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// A source that was silent for this long sleeps: awake, it hears a heartbeat every second.
 const ASLEEP: Duration = Duration::from_secs(5);
@@ -735,10 +744,14 @@ async fn wake(js: &jetstream::Context, config: &Config) -> Result<Found, async_n
     if awake == wanted.len() {
         return Ok(Found::Awake);
     }
-    let answers = futures::future::join_all(wanted.iter().map(|source| answers(js, source))).await;
+    let mut answers: FuturesUnordered<_> = wanted.iter().map(|source| answers(js, source)).collect();
+    let mut reachable = 0;
     // Which of them sleep is not told; but if more are reachable than are awake, one of those sleeps.
-    if answers.into_iter().filter(|answers| *answers).count() <= awake {
-        return Ok(Found::Asleep);
+    while reachable <= awake {
+        let Some(answers) = answers.next().await else {
+            return Ok(Found::Asleep);
+        };
+        reachable += usize::from(answers);
     }
     js.update_stream(Config {
         sources: None,
@@ -750,12 +763,20 @@ async fn wake(js: &jetstream::Context, config: &Config) -> Result<Found, async_n
     Ok(Found::Told)
 }
 
-/// Whether the origin of `source` is there.
+/// Whether the origin of `source` is there. Asked again while nothing is heard: a question that was on its way when the
+/// network was cut is lost, and the next need not wait for it.
 async fn answers(js: &jetstream::Context, source: &Source) -> bool {
     let Some(external) = &source.external else { return true };
-    let subject = format!("{}.STREAM.INFO.{}", external.api_prefix, source.name);
-    let asked = tokio::time::timeout(LOOK, js.client().request(subject, "".into())).await;
-    let Ok(Ok(answer)) = asked else { return false };
+    let (client, subject) = (
+        js.client(),
+        format!("{}.STREAM.INFO.{}", external.api_prefix, source.name),
+    );
+    let ask = async |nth: u32| {
+        tokio::time::sleep(ASK_AGAIN * nth).await;
+        tokio::time::timeout(LOOK, client.request(subject.clone(), "".into())).await
+    };
+    let asked = futures::future::select_ok((0..QUESTIONS).map(|nth| Box::pin(ask(nth)))).await;
+    let Ok((Ok(answer), _)) = asked else { return false };
     serde_json::from_slice::<Map<String, Value>>(&answer.payload).is_ok_and(|info| !info.contains_key("error"))
 }
 
