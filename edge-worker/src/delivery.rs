@@ -1,7 +1,10 @@
 //! One piece of work that must be settled: a pulled message, or one member of a slice that was pulled as a whole. Dropping
 //! it gives it back, so that no early return can lose it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use async_nats::{
     HeaderMap, Subject,
@@ -54,6 +57,8 @@ pub struct Envelope {
     pub subject: Subject,
     /// The headers each would have.
     pub headers: HeaderMap,
+    /// The body for APNs, rendered when the first needs it.
+    pub apns: Arc<OnceLock<Bytes>>,
 }
 
 /// How the work on one member of a slice ended.
@@ -156,6 +161,14 @@ impl Delivery {
             From::Slice(member) => serde_json::to_vec(&member.job.body)
                 .expect("bodies always serialize")
                 .into(),
+        }
+    }
+
+    /// Where the body for APNs is rendered: for all members of a slice at one place.
+    pub fn apns(&self) -> Arc<OnceLock<Bytes>> {
+        match self.from() {
+            From::Message(..) => Arc::default(),
+            From::Slice(member) => member.envelope.apns.clone(),
         }
     }
 

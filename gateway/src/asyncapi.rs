@@ -92,8 +92,16 @@ fn channels() -> Value {
             "title": "What happened",
             "description": "Kept for days in the stream RECEIPTS. A region holds what happened in it, and what \
                 happened elsewhere to notifications that it accepted. Of a broadcast it holds what its slices became \
-                elsewhere; first attempts at their jobs are told in their own region alone, with that as origin.",
+                elsewhere.",
             "parameters": parameters(&["region", "origin", "app"]),
+            "messages": { "batch": reference("messages", "ReceiptBatch") },
+        },
+        "memberReceipts": {
+            "address": template(&subject::receipt_of_members(&region(), &app())),
+            "title": "What happened to members of a topic",
+            "description": "First attempts at the jobs of a broadcast, in the region where they were made and nowhere \
+                else. Kept as the other receipts, and written in the same way.",
+            "parameters": parameters(&["region", "app"]),
             "messages": { "batch": reference("messages", "ReceiptBatch") },
         },
         "deadLetters": {
@@ -159,6 +167,11 @@ fn operations() -> Value {
             "title": "Read what happened",
             "description": "At least once: a batch may come again with the same Nats-Msg-Id and the same content.",
         },
+        "writeMemberReceipts": {
+            "action": "send",
+            "channel": reference_channel("memberReceipts"),
+            "title": "Read what happened to members of a topic",
+        },
         "writeDeadLetter": {
             "action": "send",
             "channel": reference_channel("deadLetters"),
@@ -167,29 +180,37 @@ fn operations() -> Value {
     })
 }
 
+fn text(what: &str) -> Value {
+    json!({ "type": "string", "description": what })
+}
+
+fn number(what: &str) -> Value {
+    json!({ "type": "string", "pattern": "^[0-9]+$", "description": what })
+}
+
+/// The headers of what is to be delivered.
+fn work_headers(description: &str) -> Value {
+    json!({
+        "type": "object",
+        "description": description,
+        "properties": {
+            "Nats-Msg-Id": {
+                "type": "string", "minLength": 1, "maxLength": 255,
+                "description": "What JetStream recognises a repetition by, and the event id if the body has none.",
+            },
+            TRACEPARENT: text("W3C trace context of the publisher. Any case of the name is read."),
+            ACCEPTED_AT: number("When it was accepted, in milliseconds since 1970. Default: when JetStream stored it."),
+            ORIGIN: text("The region that accepted it. Default: the region that works on it."),
+        },
+    })
+}
+
 fn messages() -> Value {
-    let text = |what: &str| json!({ "type": "string", "description": what });
-    let number = |what: &str| json!({ "type": "string", "pattern": "^[0-9]+$", "description": what });
-    let trace = text("W3C trace context of the publisher. Any case of the name is read.");
-    let accepted_at = number("When it was accepted, in milliseconds since 1970. Default: when JetStream stored it.");
-    let origin = text("The region that accepted it. Default: the region that works on it.");
     json!({
         "Job": {
             "title": "One notification for one recipient",
             "payload": reference("schemas", "Body"),
-            "headers": {
-                "type": "object",
-                "description": "Nats-Msg-Id is required unless the body has an event_id.",
-                "properties": {
-                    "Nats-Msg-Id": {
-                        "type": "string", "minLength": 1, "maxLength": 255,
-                        "description": "What JetStream recognises a repetition by, and the event id if the body has none.",
-                    },
-                    TRACEPARENT: trace,
-                    ACCEPTED_AT: accepted_at,
-                    ORIGIN: origin,
-                },
-            },
+            "headers": work_headers("Nats-Msg-Id is required unless the body has an event_id."),
             "examples": [{
                 "name": "smallest",
                 "headers": { "Nats-Msg-Id": "order-42-shipped" },
@@ -199,20 +220,10 @@ fn messages() -> Value {
         "Broadcast": {
             "title": "One notification for the members of a topic in one region",
             "payload": reference("schemas", "BroadcastBody"),
-            "headers": {
-                "type": "object",
-                "description": "As of a job. To reach the members of every region, publish one message for each with \
-                    the same event_id in the body and a Nats-Msg-Id of its own.",
-                "properties": {
-                    "Nats-Msg-Id": {
-                        "type": "string", "minLength": 1, "maxLength": 255,
-                        "description": "What JetStream recognises a repetition by, and the event id if the body has none.",
-                    },
-                    TRACEPARENT: trace,
-                    ACCEPTED_AT: accepted_at,
-                    ORIGIN: origin,
-                },
-            },
+            "headers": work_headers(
+                "As of a job. To reach the members of every region, publish one message for each with the same event_id in \
+                the body and a Nats-Msg-Id of its own.",
+            ),
             "examples": [{
                 "name": "smallest",
                 "headers": { "Nats-Msg-Id": "match-7-goal-1:eu" },

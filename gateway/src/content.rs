@@ -88,7 +88,7 @@ mod tests {
                 event_id: Some(order.event.clone()),
                 recipient: recipient.clone(),
                 category: category.clone(),
-                push: push.clone(),
+                push: push.clone().into(),
             };
             assert_eq!(content.to(recipient.as_str()), serde_json::to_vec(&body).unwrap());
             let topic: Topic = "news".parse().unwrap();
@@ -98,7 +98,7 @@ mod tests {
                 event_id: Some(order.event),
                 topic: topic.clone(),
                 category,
-                push: push.clone(),
+                push: push.clone().into(),
             };
             assert_eq!(content.to(topic.as_str()), serde_json::to_vec(&body).unwrap());
         }

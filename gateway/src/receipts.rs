@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use shared::{
     id::{AppId, NotificationId, Region},
-    nats::{follow, topology},
+    nats::{follow, subject, topology},
     receipt::{Accepted, Batch, Receipt, State},
 };
 
@@ -72,11 +72,16 @@ impl Receipts {
 
     /// Follows the stream for ever.
     pub(crate) async fn follow(self) {
-        // An empty stream sends nothing that could say that it is empty.
-        let standing = follow::standing(&self.js, topology::RECEIPTS).await;
-        let nothing_there = standing.is_ok_and(|standing| standing.messages == 0);
-        self.loaded.store(nothing_there, Ordering::Relaxed);
-        follow::follow_forever(&self.js, topology::RECEIPTS, ">", |entry| self.learn(entry)).await;
+        let filter = subject::RECEIPTS_FILTER;
+        let caught_up = || self.loaded.store(true, Ordering::Relaxed);
+        follow::follow_forever(
+            &self.js,
+            topology::RECEIPTS,
+            filter,
+            |entry| self.learn(entry),
+            caught_up,
+        )
+        .await;
     }
 
     fn learn(&self, entry: &follow::Entry) {
@@ -92,9 +97,6 @@ impl Receipts {
                 index.learnt = index.learnt.max(entry.sequence);
             }
             Err(error) => tracing::error!(sequence = entry.sequence, %error, "batch of receipts cannot be read"),
-        }
-        if entry.pending == 0 {
-            self.loaded.store(true, Ordering::Relaxed);
         }
     }
 

@@ -3,7 +3,7 @@
 //! A broadcast is one job a region. There it is split into slices, each a range of the members in the order of their keys;
 //! a slice becomes one ordinary job for each member who is found in its range when it is worked on.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -33,7 +33,8 @@ pub struct Body {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub category: Option<Category>,
     /// The content, for channel `push`.
-    pub push: Push,
+    #[schema(value_type = Push)]
+    pub push: Arc<Push>,
 }
 
 impl Body {

@@ -1,5 +1,7 @@
 //! One notification for one recipient on one channel.
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -29,7 +31,8 @@ pub struct Body {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub category: Option<Category>,
     /// The content, for channel `push`.
-    pub push: Push,
+    #[schema(value_type = Push)]
+    pub push: Arc<Push>,
 }
 
 impl Body {

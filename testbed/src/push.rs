@@ -93,7 +93,7 @@ async fn push(providers: &Providers, job: &Arc<Job>, n: usize) -> Attempted {
         topic: None,
         registered_at: Timestamp::UNIX_EPOCH,
     };
-    let message = Message::render(job.clone());
+    let message = Message::render(job.clone(), Arc::default());
     let attempt = Attempt {
         app: &job.app,
         address: &address,
@@ -121,10 +121,10 @@ fn job(app: &AppId, text: String, now: Timestamp) -> anyhow::Result<Job> {
             event_id: Some(event),
             recipient,
             category: None,
-            push: Push {
+            push: Arc::new(Push {
                 title: Some(text),
                 ..Push::default()
-            },
+            }),
         },
     })
 }

@@ -169,7 +169,18 @@ async fn the_equation_holds_over_two_regions_and_everything_sees_the_traffic() {
         "{out}"
     );
     assert!(!out.contains('\x1b'), "{out}");
-    let (_, out, _) = run(program(&peal, &["verify"])).await;
+
+    for (recipient, home) in [("ann", "eu"), ("bob", "us")] {
+        let path = format!("/v1/recipients/{recipient}/topics/news");
+        peal.expect("PUT", home, &path, None).await.unwrap();
+    }
+    let (code, out, err) = run(program(&peal, &["send", "--topic", "news", "--title", "Hi", "--wait"])).await;
+    assert_eq!(code, 0, "{out}{err}");
+    let words: Vec<&str> = out.split_whitespace().skip(1).collect();
+    let table = "region members done deliveries eu 1 1 2 delivered us 1 1 1 delivered";
+    assert!(words.join(" ").contains(table), "{out}");
+    let (code, out, _) = run(program(&peal, &["verify"])).await;
+    assert_eq!(code, 0, "{out}");
     eprintln!("{out}");
     let (_, out, _) = run(program(&peal, &["top", "--once"])).await;
     eprintln!("{out}");

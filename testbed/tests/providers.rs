@@ -182,7 +182,7 @@ impl Rig {
         let job = job(&self.app, event, push, accepted_at);
         let address = address(&self.app, provider, token);
         let job = Arc::new(job);
-        let message = Message::render(job.clone());
+        let message = Message::render(job.clone(), Arc::default());
         self.providers
             .deliver(Attempt {
                 app: &self.app,
@@ -267,7 +267,7 @@ fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job {
             event_id: Some(event),
             recipient,
             category: None,
-            push,
+            push: push.into(),
         },
     }
 }

@@ -168,6 +168,9 @@ const NOT_FOR_GATEWAY: &[&str] = &[
     "$KV.config.app.shop",
     "$JS.hub.API.$KV.config.app.shop",
     "$JS.hub.API.STREAM.DELETE.KV_config",
+    // What workers divide among themselves.
+    "$KV.quota.project",
+    "$JS.hub.API.$KV.quota.project",
 ];
 
 /// What a worker of eu may not publish.
@@ -189,6 +192,7 @@ const NOT_FOR_WORKER: &[&str] = &[
     "$JS.us.API.CONSUMER.INFO.NOTIFY.push-normal",
     "$JS.us.API.STREAM.PURGE.NOTIFY",
     "$JS.us.API.DIRECT.GET.KV_recipients",
+    "$JS.us.API.$KV.quota.project",
     // Streams, and consumers beside its own.
     "$JS.API.STREAM.CREATE.NOTIFY",
     "$JS.API.STREAM.UPDATE.NOTIFY",
@@ -217,6 +221,7 @@ const NOT_FOR_SERVICE: &[&str] = &[
     "receipt.eu.eu.shop",
     "dead.push.eu.shop",
     "$KV.recipients.shop.ann.profile",
+    "$KV.quota.project",
     "directory.eu.home.shop.ann",
     "$JS.API.STREAM.INFO.NOTIFY",
     "$JS.API.STREAM.MSG.GET.NOTIFY",
@@ -300,10 +305,11 @@ async fn each_role_is_refused_what_is_not_its_own() {
         "_INBOX.eu.gateway.>",
         "_INBOX.eu.service.bank.>",
         "receipt.eu.*.bank",
+        "receipt.eu.*.members.bank",
         "receipt.eu.>",
         "dead.*.eu.bank",
     ];
-    for own in ["receipt.eu.*.shop", "dead.*.eu.shop"] {
+    for own in ["receipt.eu.*.shop", "receipt.eu.*.members.shop", "dead.*.eu.shop"] {
         assert!(!service.is_deaf(own).await, "a service may not listen to {own}");
     }
     service

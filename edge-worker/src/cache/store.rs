@@ -240,7 +240,7 @@ impl Store {
 }
 
 fn open(path: &Path) -> Result<Database, StoreError> {
-    let database = Database::builder().set_cache_size(256 << 20).create(path)?;
+    let database = Database::builder().set_cache_size(64 << 20).create(path)?;
     // Also proves that the file can be read and written.
     let mut transaction = database.begin_write()?;
     transaction.set_quick_repair(true);

@@ -6,6 +6,7 @@ use shared::{
     clock::Clock,
     failpoint::failpoint,
     id::{AppId, Region},
+    nats::subject,
     receipt::{Batch, Receipt},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -18,8 +19,8 @@ use super::{
 /// Most settlements in one commit; more would only make the first of them wait.
 const MOST: usize = 2048;
 
-/// Most receipts in one message, well below the server's limit of a megabyte.
-const MOST_RECEIPTS: usize = 1000;
+/// Most receipts in one message. It is held in memory several times on its way, so a large one costs more than it saves.
+const MOST_RECEIPTS: usize = 128;
 
 /// What others did may wait this long to be written, so that an idle worker does not commit for each of their messages.
 const LINGER: Duration = Duration::from_millis(50);
@@ -372,14 +373,14 @@ fn chain(ledger: &Ledger, number: u64, commit: &mut Commit) {
 }
 
 fn outgoing(entry: u64, at: usize, batch: &Batch) -> Outgoing {
-    let seen_from = match batch.receipts.first().map(Whose::of) {
-        Some(Whose::Members) => &batch.region,
-        Some(Whose::Jobs | Whose::Slices) | None => &batch.origin,
+    let subject = match batch.receipts.first().map(Whose::of) {
+        Some(Whose::Members) => subject::receipt_of_members(&batch.region, &batch.app),
+        Some(Whose::Jobs | Whose::Slices) | None => subject::receipt(&batch.region, &batch.origin, &batch.app),
     };
     Outgoing {
         // Unique for this writer: an entry has far fewer than 4096 messages.
         number: (entry << 12) | at as u64,
-        subject: shared::nats::subject::receipt(&batch.region, seen_from, &batch.app),
+        subject,
         payload: serde_json::to_vec(batch).expect("receipts always serialize"),
     }
 }

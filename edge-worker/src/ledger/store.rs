@@ -316,7 +316,7 @@ impl Store {
 }
 
 fn create(path: &Path) -> Result<Database, StoreError> {
-    Ok(Database::builder().set_cache_size(64 << 20).create(path)?)
+    Ok(Database::builder().set_cache_size(8 << 20).create(path)?)
 }
 
 /// Whether an error is of the disk and not of what the file holds.

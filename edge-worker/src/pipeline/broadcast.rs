@@ -242,26 +242,8 @@ impl Pipeline {
 
     /// That a broadcast or a slice was expanded; the caller says into what.
     fn of_work(&self, broadcast: &Broadcast) -> Receipt {
-        Receipt {
-            notification: broadcast.notification,
-            job: broadcast.work(),
-            recipient: None,
-            channel: broadcast.channel,
-            address: None,
-            provider: None,
-            by: None,
-            attempt: 1,
-            state: State::Expanded,
-            reason: None,
-            provider_id: None,
-            at: self.clock.now(),
-            took_us: None,
-            next_at: None,
-            trace: None,
-            stale_s: None,
-            slice: None,
-            expanded: None,
-        }
+        let (job, now) = (broadcast.work(), self.clock.now());
+        Receipt::new(broadcast.notification, job, broadcast.channel, State::Expanded, now)
     }
 }
 
@@ -346,6 +328,7 @@ impl<'a> Expansion<'a> {
             envelope: Arc::new(Envelope {
                 subject: pipeline.lane_of(broadcast).notify().into(),
                 headers: envelope::member_headers(delivery.headers(), slice),
+                apns: Arc::default(),
             }),
             pipeline,
             delivery,

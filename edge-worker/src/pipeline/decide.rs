@@ -46,7 +46,7 @@ impl Pipeline {
             preferences: _,
         } = addressed;
         Ok(Ready {
-            message: Message::render(job.clone()),
+            message: Message::render(job.clone(), delivery.apns()),
             delivery,
             job,
             reserved,
@@ -95,23 +95,9 @@ impl Pipeline {
 /// A receipt of `job` without an outcome; the caller fills in the rest.
 pub(super) fn receipt(job: &Job, at: jiff::Timestamp) -> Receipt {
     Receipt {
-        notification: job.notification,
-        job: job.id,
         recipient: Some(job.body.recipient.clone()),
-        channel: job.channel,
-        address: None,
-        provider: None,
-        by: None,
         attempt: job.attempt,
-        state: State::Delivered,
-        reason: None,
-        provider_id: None,
-        at,
-        took_us: None,
-        next_at: None,
-        trace: None,
-        stale_s: None,
         slice: job.slice,
-        expanded: None,
+        ..Receipt::new(job.notification, job.id, job.channel, State::Delivered, at)
     }
 }

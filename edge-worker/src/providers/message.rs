@@ -1,4 +1,4 @@
-//! What is sent, rendered once per job and shared by all of its deliveries.
+//! What is sent, rendered once per job, or once per slice, and shared by all deliveries.
 
 use std::{
     borrow::Cow,
@@ -18,17 +18,17 @@ use super::apns::unrepeated;
 pub struct Message {
     job: Arc<Job>,
     collapse_header: OnceLock<Option<HeaderValue>>,
-    apns: OnceLock<Bytes>,
+    apns: Arc<OnceLock<Bytes>>,
     fcm: OnceLock<Map<String, Value>>,
 }
 
 impl Message {
-    /// The message of `job`.
-    pub fn render(job: Arc<Job>) -> Self {
+    /// The message of `job`. `apns` is where the body for APNs is, or will be, for all jobs of the same content.
+    pub fn render(job: Arc<Job>, apns: Arc<OnceLock<Bytes>>) -> Self {
         Self {
             job,
             collapse_header: OnceLock::new(),
-            apns: OnceLock::new(),
+            apns,
             fcm: OnceLock::new(),
         }
     }

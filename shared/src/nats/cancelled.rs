@@ -7,7 +7,6 @@ use std::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use async_nats::{HeaderMap, jetstream};
@@ -16,13 +15,10 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::{
-    follow::{self, Start},
+    follow::{self, Entry},
     publish, subject, topology,
 };
 use crate::id::{AppId, NotificationId, Region};
-
-/// After the stream could not be read.
-const AGAIN: Duration = Duration::from_millis(200);
 
 /// The notifications that were withdrawn, in memory: 16 bytes each. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -85,17 +81,11 @@ impl Cancelled {
     /// Follows the stream for ever.
     pub async fn follow(self, js: jetstream::Context) {
         let filter = subject::CANCELLED_FILTER;
-        // Following does not say when it has caught up with nothing.
-        while let Err(error) = follow::read(&js, topology::DIRECTORY, filter, Start::Sequence(1), |entry| {
-            self.learn(&entry.subject);
-        })
-        .await
-        {
-            tracing::warn!(%error, "what was withdrawn cannot be read");
-            tokio::time::sleep(AGAIN).await;
-        }
-        self.loaded.send_replace(true);
-        follow::follow_forever(&js, topology::DIRECTORY, filter, |entry| self.learn(&entry.subject)).await;
+        let learn = |entry: &Entry| self.learn(&entry.subject);
+        let caught_up = || {
+            self.loaded.send_replace(true);
+        };
+        follow::follow_forever(&js, topology::DIRECTORY, filter, learn, caught_up).await;
     }
 
     fn learn(&self, subject: &str) {

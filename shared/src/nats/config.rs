@@ -10,7 +10,10 @@ use async_nats::{HeaderMap, jetstream};
 use futures::StreamExt;
 use tokio::sync::watch;
 
-use super::{follow, publish, topology};
+use super::{
+    follow::{self, Entry},
+    publish, topology,
+};
 use crate::{
     api_key::ApiKey,
     app::App,
@@ -63,24 +66,20 @@ impl Config {
 
     /// Follows the bucket for ever.
     pub async fn follow(self, js: jetstream::Context) {
-        // An empty bucket sends nothing that could say that it is empty.
-        if follow::standing(&js, topology::CONFIG)
-            .await
-            .is_ok_and(|standing| standing.messages == 0)
-        {
-            self.changed.send_modify(|version| *version += 1);
-        }
-        follow::follow_forever(&js, topology::CONFIG, ">", |entry| {
+        let learn = |entry: &Entry| {
             let mut next = Tenants::clone(&self.current.load());
-            match next.learn(&entry.subject, if entry.is_removal() { None } else { Some(&entry.payload) }) {
+            match next.learn(
+                &entry.subject,
+                if entry.is_removal() { None } else { Some(&entry.payload) },
+            ) {
                 Ok(()) => self.current.store(next.into()),
-                Err(error) => tracing::error!(key = entry.subject, %error, "configuration entry cannot be read; the former one stays"),
+                Err(error) => {
+                    tracing::error!(key = entry.subject, %error, "configuration entry cannot be read; the former one stays")
+                }
             }
-            if entry.pending == 0 {
-                self.changed.send_modify(|version| *version += 1);
-            }
-        })
-        .await;
+        };
+        let caught_up = || self.changed.send_modify(|version| *version += 1);
+        follow::follow_forever(&js, topology::CONFIG, ">", learn, caught_up).await;
     }
 }
 

@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{
-    direct, follow, publish,
+    direct,
+    follow::{self, Entry},
+    publish,
     subject::{self, DirectoryKey},
     topology::{self, Domain},
 };
@@ -172,20 +174,15 @@ impl Directory {
     /// Follows the stream for ever. Tells of each address of which it learns that another recipient may have it besides
     /// its owner, and whether that is news: everything is told again at every start.
     pub async fn follow(self, js: jetstream::Context, contested: impl Fn(AppId, AddressId, bool)) {
-        // An empty stream sends nothing that could say that it is empty.
-        let nothing_there = follow::standing(&js, topology::DIRECTORY)
-            .await
-            .is_ok_and(|standing| standing.messages == 0);
-        self.loaded.send_replace(nothing_there);
-        follow::follow_forever(&js, topology::DIRECTORY, ">", |entry| {
+        let learn = |entry: &Entry| {
             if let Some((app, address)) = self.learn(&entry.subject, &entry.payload) {
                 contested(app, address, self.is_loaded());
             }
-            if entry.pending == 0 {
-                self.loaded.send_replace(true);
-            }
-        })
-        .await;
+        };
+        let caught_up = || {
+            self.loaded.send_replace(true);
+        };
+        follow::follow_forever(&js, topology::DIRECTORY, ">", learn, caught_up).await;
     }
 
     /// Writes that `key` lives in `home`, and knows it at once.

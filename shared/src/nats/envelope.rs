@@ -366,13 +366,13 @@ mod tests {
             event_id: event.map(|event| event.parse().unwrap()),
             recipient: recipient.parse().unwrap(),
             category: None,
-            push: crate::push::Push {
+            push: std::sync::Arc::new(crate::push::Push {
                 title,
                 body: Some(body),
                 badge,
                 ttl,
                 ..crate::push::Push::default()
-            },
+            }),
         })
     }
 

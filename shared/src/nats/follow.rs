@@ -24,6 +24,9 @@ const LOOK: Duration = Duration::from_millis(200);
 /// A stream that is being read and says nothing for this long is given up.
 const SILENCE: Duration = Duration::from_secs(15);
 
+/// How often in a row [`read`] tries to go on without getting any further.
+const ATTEMPTS: u32 = 3;
+
 /// One message of a followed stream.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -95,15 +98,7 @@ pub async fn follow(
     filter: &str,
     from: u64,
 ) -> Result<impl Stream<Item = Result<Entry, FollowError>> + Unpin + use<>, FollowError> {
-    let (following, _) = open(
-        js,
-        stream,
-        filter,
-        DeliverPolicy::ByStartSequence {
-            start_sequence: from.max(1),
-        },
-    )
-    .await?;
+    let (following, _) = open(js, stream, filter, from_sequence(from)).await?;
     Ok(Box::pin(stream::unfold(following, async |mut following| {
         let next = following.next().await;
         Some((next?, following))
@@ -119,10 +114,11 @@ pub enum Start {
     Time(Timestamp),
 }
 
-/// Hands every message of `stream` that fits `filter` and is there now to `each`, in order; returns the last sequence.
+/// Hands every message of `stream` that fits `filter` and is there now to `each`, once and in order; returns the last
+/// sequence. What interrupts it is borne as long as it advances.
 ///
 /// # Errors
-/// When the server does not answer, has no such stream, falls silent, or the connection was made anew.
+/// When [`ATTEMPTS`] in a row read nothing: the server does not answer, has no such stream, or falls silent.
 pub async fn read(
     js: &jetstream::Context,
     stream: &str,
@@ -130,27 +126,57 @@ pub async fn read(
     start: Start,
     mut each: impl FnMut(&Entry),
 ) -> Result<Option<u64>, FollowError> {
-    let policy = match start {
-        Start::Sequence(sequence) => DeliverPolicy::ByStartSequence {
-            start_sequence: sequence.max(1),
-        },
+    let mut policy = match start {
+        Start::Sequence(sequence) => from_sequence(sequence),
         Start::Time(time) => DeliverPolicy::ByStartTime {
             start_time: async_nats::datetime::from_nanos(time.as_nanosecond()).map_err(|error| fail(stream, &error))?,
         },
     };
-    let (mut following, mut left) = open(js, stream, filter, policy).await?;
-    let mut last = None;
-    while left > 0 {
+    let (mut last, mut left, mut fruitless) = (None, u64::MAX, 0);
+    loop {
+        let before = last;
+        let reading = read_on(js, stream, filter, policy, &mut left, |entry| {
+            last = Some(entry.sequence);
+            each(entry);
+        });
+        let Err(error) = reading.await else { return Ok(last) };
+        fruitless = if last == before { fruitless + 1 } else { 0 };
+        if fruitless == ATTEMPTS {
+            return Err(error);
+        }
+        tracing::info!(stream, last, %error, "reading was interrupted");
+        if let Some(last) = last {
+            policy = from_sequence(last + 1);
+        }
+    }
+}
+
+/// Reads until `left` messages have come, or all that wait if those are fewer.
+async fn read_on(
+    js: &jetstream::Context,
+    stream: &str,
+    filter: &str,
+    policy: DeliverPolicy,
+    left: &mut u64,
+    mut each: impl FnMut(&Entry),
+) -> Result<(), FollowError> {
+    let (mut following, waiting) = open(js, stream, filter, policy).await?;
+    // What others store or remove meanwhile must not make this endless.
+    *left = waiting.min(*left);
+    while *left > 0 {
         let next = tokio::time::timeout(SILENCE, following.next()).await;
-        let Ok(Some(entry)) = next.map_err(|_| fail(stream, &"it fell silent"))?.transpose() else {
-            return Err(fail(stream, &"it ended"));
-        };
-        // What others store or remove meanwhile must not make this endless.
-        left = (left - 1).min(entry.pending);
-        last = Some(entry.sequence);
+        let next = next.map_err(|_| fail(stream, &"it fell silent"))?;
+        let entry = next.ok_or_else(|| fail(stream, &"it ended"))??;
+        *left = (*left - 1).min(entry.pending);
         each(&entry);
     }
-    Ok(last)
+    Ok(())
+}
+
+fn from_sequence(sequence: u64) -> DeliverPolicy {
+    DeliverPolicy::ByStartSequence {
+        start_sequence: sequence.max(1),
+    }
 }
 
 /// Whether a refused subject is a request of this kind about `stream`.
@@ -229,9 +255,16 @@ impl Following {
     }
 }
 
-/// Follows `stream` from its beginning for ever and hands every message to `learn`, over lost connections too. For
-/// readers that keep what they learn in memory; `learn` must bear seeing a message twice.
-pub async fn follow_forever(js: &jetstream::Context, stream: &str, filter: &str, mut learn: impl FnMut(&Entry)) {
+/// Follows `stream` from its beginning for ever and hands every message to `learn`, over lost connections too; says so
+/// to `caught_up` whenever nothing more waits. For readers that keep what they learn in memory; `learn` must bear seeing
+/// a message twice.
+pub async fn follow_forever(
+    js: &jetstream::Context,
+    stream: &str,
+    filter: &str,
+    mut learn: impl FnMut(&Entry),
+    mut caught_up: impl FnMut(),
+) {
     let (mut next, mut created_at) = (1, None);
     loop {
         if let Ok(standing) = standing(js, stream).await {
@@ -239,10 +272,17 @@ pub async fn follow_forever(js: &jetstream::Context, stream: &str, filter: &str,
             if created_at.replace(standing.created_at) != Some(standing.created_at) || standing.last + 1 < next {
                 next = 1;
             }
-            if let Ok(mut entries) = follow(js, stream, filter, next).await {
-                while let Some(Ok(entry)) = entries.next().await {
+            if let Ok((mut following, waiting)) = open(js, stream, filter, from_sequence(next)).await {
+                // What is empty sends nothing that could say that it is.
+                if waiting == 0 {
+                    caught_up();
+                }
+                while let Some(Ok(entry)) = following.next().await {
                     next = entry.sequence + 1;
                     learn(&entry);
+                    if entry.pending == 0 {
+                        caught_up();
+                    }
                 }
             }
         }

@@ -89,7 +89,11 @@ impl Role {
             Self::Helper(here, _) => (worker(&mesh(here)), vec![inbox, subject::alive_filter(here)]),
             Self::Service(here, app) => (
                 service(&mesh(here), app),
-                vec![inbox, subject::receipts_of(here, app), subject::dead_of(here, app)],
+                [
+                    vec![inbox, subject::dead_of(here, app)],
+                    subject::receipts_of(here, app).to_vec(),
+                ]
+                .concat(),
             ),
             // Whose region its settings name does not matter: at the hub it works for all.
             Self::Operator(here) => (

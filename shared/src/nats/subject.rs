@@ -195,6 +195,15 @@ pub fn receipt(region: &Region, origin: &Region, app: &AppId) -> String {
     format!("receipt.{region}.{origin}.{app}")
 }
 
+/// Receipts of first attempts at jobs that came out of slices. Their slices count them where the broadcast was accepted,
+/// so they stay here and nobody need read them who does not ask for them: a broadcast has a million.
+pub fn receipt_of_members(region: &Region, app: &AppId) -> String {
+    format!("receipt.{region}.{region}.members.{app}")
+}
+
+/// All receipts but those of members.
+pub const RECEIPTS_FILTER: &str = "receipt.*.*.*";
+
 /// All receipts of what happened in `region`.
 pub fn receipt_filter(region: &Region) -> String {
     format!("receipt.{region}.>")
@@ -206,8 +215,11 @@ pub fn receipt_origin_filter(region: &Region, origin: &Region) -> String {
 }
 
 /// Receipts of what happened in `region` to what `app` sent.
-pub fn receipts_of(region: &Region, app: &AppId) -> String {
-    format!("receipt.{region}.*.{app}")
+pub fn receipts_of(region: &Region, app: &AppId) -> [String; 2] {
+    [
+        format!("receipt.{region}.*.{app}"),
+        format!("receipt.{region}.*.members.{app}"),
+    ]
 }
 
 /// The app of a subject of receipts or of dead letters.

@@ -2,11 +2,23 @@
 
 use std::{future::ready, time::Duration};
 
+use async_nats::jetstream;
+use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
 use serde_json::{Value, json};
-use shared::{lifecycle::End, nats::topology};
+use shared::{
+    lifecycle::End,
+    nats::{
+        follow::{self, Start},
+        topology,
+    },
+};
 use testbed::nats::Server;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    runtime::Handle,
+    task::block_in_place,
+    time::{sleep, timeout},
+};
 
 use crate::rig::{Answer, Rig, eventually};
 
@@ -103,6 +115,39 @@ async fn without_nats_it_is_not_ready_and_refuses_and_then_recovers() {
     // The refused one may have been stored when the connection came back; repeating is safe either way.
     assert_eq!(rig.notify("e1", &["ann"]).await.status, 202);
     assert_eq!(rig.count(topology::NOTIFY).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_read_whole_over_a_restart_of_its_server() {
+    const MESSAGES: u64 = 6000;
+    let rig = Rig::start().await;
+    // More than the server sends before it wants to hear that it was read.
+    let body = Bytes::from(vec![0; 1024]);
+    let stream = jetstream::stream::Config {
+        name: "LONG".to_owned(),
+        subjects: vec!["long".to_owned()],
+        ..Default::default()
+    };
+    rig.js.create_stream(stream).await.unwrap();
+    for _ in 1..MESSAGES {
+        rig.js.client().publish("long", body.clone()).await.unwrap();
+    }
+    rig.js.publish("long", body).await.unwrap().await.unwrap();
+    let mut seen = Vec::new();
+    let last = follow::read(&rig.js, "LONG", ">", Start::Sequence(1), |entry| {
+        seen.push(entry.sequence);
+        if entry.sequence == 100 {
+            let restarted = async {
+                eu(&rig).kill()?;
+                eu(&rig).restart().await
+            };
+            block_in_place(|| Handle::current().block_on(restarted)).unwrap();
+        }
+    });
+    assert_eq!(last.await.unwrap(), Some(MESSAGES));
+    assert!(seen.into_iter().eq(1..=MESSAGES), "each once and in order");
+    let missing = follow::read(&rig.js, "NOWHERE", ">", Start::Sequence(1), |_| ()).await;
+    assert!(missing.unwrap_err().to_string().contains("NOWHERE"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -141,7 +141,7 @@ mod tests {
                 event_id: Some(event),
                 recipient,
                 category: None,
-                push,
+                push: push.into(),
             },
         }
     }
@@ -174,7 +174,7 @@ mod tests {
         let mut address = address(&job.app);
         adjust(&mut address);
         let job = Arc::new(job);
-        let message = Message::render(job.clone());
+        let message = Message::render(job.clone(), Arc::default());
         let attempt = Attempt {
             app: &job.app,
             address: &address,
