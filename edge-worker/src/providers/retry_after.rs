@@ -8,8 +8,9 @@ use jiff::Timestamp;
 /// How long `headers` ask to wait: whole seconds, or the distance from `now` to a date. A date in the past is zero.
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // Longer than can be counted is long all the same.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let date = httpdate::parse_http_date(text).ok()?;
     Some(date.duration_since(SystemTime::from(now)).unwrap_or_default())
@@ -31,6 +32,12 @@ mod tests {
         #[test]
         fn any_number_of_seconds_is_understood(seconds: u64) {
             prop_assert_eq!(asked(seconds.to_string()), Some(Duration::from_secs(seconds)));
+            prop_assert_eq!(asked(format!("{seconds:030}")), Some(Duration::from_secs(seconds)));
+        }
+
+        #[test]
+        fn too_many_seconds_are_as_many_as_can_be(value in "[1-9][0-9]{20,39}") {
+            prop_assert_eq!(asked(value), Some(Duration::from_secs(u64::MAX)));
         }
 
         #[test]
@@ -42,7 +49,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_else_is(value in "-[0-9]{1,30}|[0-9]{21,40}|[a-zA-Z ,:-]{1,30}|[\\x80-\\xff]{1,10}") {
+        fn nothing_else_is(value in "[+-][0-9]{1,30}|[a-zA-Z ,:-]{1,30}|[\\x80-\\xff]{1,10}") {
             prop_assert_eq!(asked(value), None);
         }
     }

@@ -118,7 +118,7 @@ pub enum Start {
 /// sequence. What interrupts it is borne as long as it advances.
 ///
 /// # Errors
-/// When [`ATTEMPTS`] in a row read nothing: the server does not answer, has no such stream, or falls silent.
+/// When three tries in a row read nothing: the server does not answer, has no such stream, or falls silent.
 pub async fn read(
     js: &jetstream::Context,
     stream: &str,
