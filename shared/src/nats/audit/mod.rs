@@ -106,8 +106,10 @@ enum Place {
 #[derive(Debug, Clone, Copy)]
 struct Notification {
     group: u32,
-    /// Jobs that a gateway says it stored; 0 without its record.
-    promised: u32,
+    /// Jobs for recipients that a gateway says it stored; 0 without its record.
+    named: u32,
+    /// Broadcasts that it says it stored, one a region.
+    regions: u32,
     /// Jobs that any stream speaks of, but for those that came out of slices.
     known: u32,
     /// Jobs that slices say they became.
@@ -125,6 +127,19 @@ impl Notification {
             Part::Slice => {}
             Part::Member => self.members += 1,
         }
+    }
+
+    /// Jobs that a gateway says it stored.
+    const fn promised(&self) -> u32 {
+        self.named + self.regions
+    }
+
+    /// Jobs that gateways and slices speak of, and nothing else.
+    fn missing(&self) -> u32 {
+        let wholes = self.promised().saturating_sub(self.known);
+        let members = self.expanded.saturating_sub(self.members);
+        // Who was named and is a member too, under one event id, has one job for both.
+        (wholes + members).saturating_sub(self.named.min(self.expanded))
     }
 }
 
@@ -198,7 +213,8 @@ impl Audit {
     fn notification(&mut self, id: NotificationId, group: u32) -> &mut Notification {
         let new = Notification {
             group,
-            promised: 0,
+            named: 0,
+            regions: 0,
             known: 0,
             expanded: 0,
             members: 0,
@@ -237,8 +253,12 @@ impl Audit {
 
     fn accepted(&mut self, accepted: &Accepted, group: u32) {
         let notification = self.notification(accepted.notification, group);
+        let promised = match accepted.topic {
+            None => &mut notification.named,
+            Some(_) => &mut notification.regions,
+        };
         // A repeated request is recorded again.
-        notification.promised = notification.promised.max(accepted.jobs);
+        *promised = accepted.jobs.max(*promised);
     }
 
     fn receipt(&mut self, receipt: &Receipt, group: u32) {
@@ -356,6 +376,7 @@ mod tests {
     use super::*;
     use crate::{
         channel::Channel,
+        id::EventId,
         receipt::{ExpandedSlice, Split},
     };
 
@@ -524,6 +545,64 @@ mod tests {
         assert_eq!((total.accepted, total.deliveries), (5, 5));
         let ends = [(State::Delivered, 3), (State::Cancelled, 2)];
         assert_eq!(total.by_state, ends.into());
+    }
+
+    #[test]
+    fn who_is_named_and_a_member_has_one_job_for_both() {
+        for named_first in [true, false] {
+            let (mut audit, group) = audit();
+            let notification = NotificationId(id(1001));
+            let part = if named_first { Part::Whole } else { Part::Member };
+            for topic in [None, Some("news".parse().unwrap())] {
+                let accepted = Accepted {
+                    notification,
+                    event_id: EventId::fresh(),
+                    jobs: 1,
+                    topic,
+                    at: Timestamp::UNIX_EPOCH,
+                    trace: None,
+                };
+                audit.accepted(&accepted, group);
+            }
+            let of = |job: u128, part| Receipt {
+                notification,
+                slice: (part == Part::Member).then_some(0),
+                ..receipt(job, 1, 1, State::Delivered)
+            };
+            audit.receipt(&of(11, part), group);
+            audit.stored(JobId(id(11)), notification, group, Place::Acknowledged, Part::Whole);
+            let accepted_at = Timestamp::UNIX_EPOCH;
+            let split = Split {
+                slices: 1,
+                members: 2,
+                accepted_at,
+            };
+            let broadcast = JobId(id(1));
+            let slice = ExpandedSlice {
+                broadcast,
+                number: 0,
+                of: 1,
+                jobs: 2,
+                by_state: BTreeMap::new(),
+                cancelled: 0,
+                forwarded: 0,
+                accepted_at,
+            };
+            for (job, expanded) in [
+                (broadcast, Expanded::Slices(split)),
+                (broadcast.slice(0), Expanded::Jobs(slice)),
+            ] {
+                let told = Receipt {
+                    job,
+                    address: None,
+                    ..of(1, Part::Whole)
+                };
+                audit.expanded(&told, &expanded, group, true);
+            }
+            assert_eq!(breaks(&audit), [(Break::Vanished, 1)], "the other member has nothing");
+            audit.receipt(&of(12, Part::Member), group);
+            assert_eq!(breaks(&audit), [], "named first: {named_first}");
+        }
     }
 
     #[test]

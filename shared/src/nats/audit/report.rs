@@ -256,9 +256,7 @@ impl Writer<'_> {
 
     fn notifications(&mut self) {
         for (id, notification) in &self.audit.notifications {
-            let jobs = notification.promised.saturating_sub(notification.known);
-            let members = notification.expanded.saturating_sub(notification.members);
-            let missing = (jobs + members) as usize;
+            let missing = notification.missing() as usize;
             if missing > 0 {
                 self.equations[notification.group as usize].accepted += missing;
                 self.breaks(Break::Vanished, Uuid::from_bytes(*id), notification.group, missing);
@@ -298,7 +296,7 @@ impl Writer<'_> {
 
     fn never_accepted(&mut self) {
         let beyond = self.audit.notifications.iter().filter_map(|(id, one)| {
-            let count = one.known.saturating_sub(one.promised.max(one.stored)) as usize;
+            let count = one.known.saturating_sub(one.promised().max(one.stored)) as usize;
             (count > 0).then_some((Uuid::from_bytes(*id), one.group, count))
         });
         let beyond: Vec<_> = beyond.collect();
