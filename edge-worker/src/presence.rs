@@ -82,15 +82,21 @@ impl Watch {
             // Whoever was there before is heard first.
             tokio::time::sleep(SILENCE).await;
             let mut beats = interval(BEAT);
+            let (mut connection, mut listening) = (connect::connects(&self.client), Instant::now() - SILENCE);
             loop {
                 beats.tick().await;
+                let current = connect::connects(&self.client);
+                if current != std::mem::replace(&mut connection, current) || !connect::is_connected(&self.client) {
+                    listening = Instant::now();
+                }
                 if *ready.borrow_and_update() && !lifecycle.is_finishing() {
                     let subject = subject::alive(&self.region, self.rank);
                     if let Err(error) = self.client.publish(subject, "".into()).await {
                         tracing::debug!(%error, "cannot say that this worker is there");
                     }
                 }
-                self.decide(&heard.lock().unwrap_or_else(PoisonError::into_inner));
+                let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+                self.decide(&heard, listening.elapsed() >= SILENCE);
             }
         };
         tokio::join!(hearing, looking);
@@ -113,14 +119,14 @@ impl Watch {
         }
     }
 
-    fn decide(&self, heard: &BTreeMap<Rank, Instant>) {
-        // Who is cut off hears nobody, and that says nothing.
-        let connected = connect::is_connected(&self.client);
+    /// Who is cut off hears nobody, and that says nothing; nor does the silence of a connection that was just made:
+    /// `would_hear` tells whether this one would have heard whoever is there.
+    fn decide(&self, heard: &BTreeMap<Rank, Instant>, would_hear: bool) {
         let is_there = |ranks: std::ops::Range<Rank>| heard.range(ranks).any(|(_, at)| at.elapsed() < SILENCE);
         let helped = self.rank == 0 && is_there(1..Rank::MAX);
         let (work, spill) = match self.rank {
             0 => (true, !helped),
-            rank => (connected && !is_there(0..rank), connected && !is_there(1..rank)),
+            rank => (would_hear && !is_there(0..rank), would_hear && !is_there(1..rank)),
         };
         set(&self.helped, helped);
         set(&self.spill, spill);
