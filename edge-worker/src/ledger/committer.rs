@@ -9,7 +9,10 @@ use shared::{
     nats::subject,
     receipt::{Batch, Receipt},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
     Ledger, Outgoing, Record, Store, StoreError,
@@ -54,6 +57,8 @@ pub struct Settled<T> {
     pub origin: Region,
     /// What happened; empty for a job that had been done before.
     pub receipts: Vec<Receipt>,
+    /// Since when this worker has the job.
+    pub since: Instant,
     /// Given back when the receipts are safe.
     pub ticket: T,
 }
@@ -61,6 +66,8 @@ pub struct Settled<T> {
 /// What one group commit made safe.
 #[derive(Debug)]
 pub struct Committed<T> {
+    /// Since when this worker has the oldest of the jobs.
+    pub since: Instant,
     /// Messages to publish.
     pub outgoing: Vec<Outgoing>,
     /// What may be acknowledged once they are published.
@@ -216,7 +223,7 @@ impl Writer {
         work: &mut mpsc::Receiver<Work<T>>,
         received: &mut Vec<Work<T>>,
     ) {
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         while let Some(patience) = group.patience() {
             let deadline = begun + patience;
             tokio::select! {
@@ -232,6 +239,8 @@ impl Writer {
     /// Writes one group, however long the disk refuses; `None` if the process is leaving.
     async fn commit<T: Send + 'static>(&mut self, group: Group<T>) -> Option<Committed<T>> {
         let number = self.next;
+        let since = group.own.iter().map(|settled| settled.since).min();
+        let since = since.unwrap_or_else(Instant::now);
         let mut commit = Commit {
             sent: group.sent,
             followed: group.followed,
@@ -247,6 +256,7 @@ impl Writer {
         let nothing = batches.is_empty() && others.is_empty() && commit.followed.is_none();
         if nothing && group.flushes.is_empty() {
             return Some(Committed {
+                since,
                 outgoing: Vec::new(),
                 tickets,
             });
@@ -282,7 +292,11 @@ impl Writer {
             // Whoever asked may have stopped waiting.
             let (Ok(()) | Err(())) = done.send(());
         }
-        Some(Committed { outgoing, tickets })
+        Some(Committed {
+            since,
+            outgoing,
+            tickets,
+        })
     }
 
     fn gather(&self, batches: &mut Vec<Batch>, app: AppId, origin: Region, receipts: Vec<Receipt>) {

@@ -14,7 +14,7 @@ use shared::{
     },
     receipt::Batch,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     Ledger, Outgoing, Record, StoreError,
@@ -25,6 +25,12 @@ use super::{
 /// The stream is asked again so soon: the other workers hold back after a lost connection only for a while, and the
 /// message id makes a repetition harmless.
 const IMPATIENCE: Duration = Duration::from_millis(700);
+
+/// Somebody else may soon be given a job that a worker has for so long: servers wait 30 s for an acknowledgement.
+const OLD: Duration = Duration::from_secs(15);
+
+/// How long the ledger may take to know what the stream holds.
+const KNOWS: Duration = Duration::from_secs(5);
 
 /// Follows the stream of receipts into the ledger.
 #[derive(Debug)]
@@ -44,6 +50,8 @@ enum Interrupted {
     Store(#[from] StoreError),
     #[error(transparent)]
     Gone(#[from] Gone),
+    #[error("the ledger does not follow the receipts")]
+    Behind,
 }
 
 impl<T: Send + 'static> Sync<T> {
@@ -151,7 +159,7 @@ pub async fn publish_left_over(js: &jetstream::Context, ledger: &Ledger) -> Resu
     for outgoing in left {
         let number = outgoing.number;
         match still_news(ledger, outgoing)? {
-            Some(outgoing) => outgoing.publish(js, ledger.store.writer()).await,
+            Some(outgoing) => outgoing.publish(js, ledger, Instant::now()).await,
             None => ledger.forget_outgoing(number)?,
         }
     }
@@ -183,11 +191,25 @@ pub(super) fn still_news(ledger: &Ledger, mut outgoing: Outgoing) -> Result<Opti
 }
 
 impl Outgoing {
-    /// Publishes this message under its id until the stream has it.
-    pub async fn publish(self, js: &jetstream::Context, writer: &str) {
-        let id = format!("{writer}:{}", self.number);
-        let payload = bytes::Bytes::from(self.payload);
+    /// Publishes this message under its id until the stream has it. It tells of jobs that this worker has since `since`; if
+    /// that is long ago, because the process stood still or a server was away, it is first compared with what others said
+    /// of them meanwhile.
+    pub async fn publish(self, js: &jetstream::Context, ledger: &Ledger, mut since: Instant) {
+        let id = format!("{}:{}", ledger.store.writer(), self.number);
+        let mut payload = bytes::Bytes::from(self.payload.clone());
         loop {
+            if since.elapsed() > OLD {
+                let now = Instant::now();
+                match ledger.still_news(js, self.clone()).await {
+                    Ok(Some(outgoing)) => (payload, since) = (outgoing.payload.into(), now),
+                    Ok(None) => return,
+                    Err(error) => {
+                        tracing::warn!(%error, "receipts wait until the ledger is current");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                }
+            }
             let mut headers = async_nats::HeaderMap::new();
             headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
             headers.insert(envelope::BATCH, id.as_str());
@@ -203,6 +225,31 @@ impl Outgoing {
 }
 
 impl Ledger {
+    /// What of `outgoing` is news to the stream of receipts as it is now; `None`, and it is forgotten, if nothing is.
+    async fn still_news(&self, js: &jetstream::Context, outgoing: Outgoing) -> Result<Option<Outgoing>, Interrupted> {
+        let (standing, asked) = (follow::standing(js, topology::RECEIPTS).await?, Instant::now());
+        loop {
+            let followed = self.store.followed()?;
+            if followed.created_at == standing.created_at.as_millisecond() && followed.sequence >= standing.last {
+                break;
+            }
+            if asked.elapsed() > KNOWS {
+                return Err(Interrupted::Behind);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let (ledger, number) = (self.clone(), outgoing.number);
+        let look = move || {
+            let news = still_news(&ledger, outgoing)?;
+            if news.is_none() {
+                ledger.forget_outgoing(number)?;
+            }
+            Ok::<_, StoreError>(news)
+        };
+        // It ends only with the process.
+        Ok(tokio::task::spawn_blocking(look).await.map_err(|_| Gone)??)
+    }
+
     /// The name under which this ledger's receipts are published.
     pub fn writer(&self) -> &str {
         self.store.writer()

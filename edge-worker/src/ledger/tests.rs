@@ -170,6 +170,7 @@ async fn run(steps: Vec<Step>) {
                     app,
                     origin,
                     receipts: vec![receipt(record)],
+                    since: tokio::time::Instant::now(),
                     ticket: (),
                 };
                 running.committer.settle(settled).await.unwrap();

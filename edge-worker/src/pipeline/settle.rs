@@ -12,7 +12,10 @@ use shared::{
     receipt::Receipt,
     telemetry::Telemetry,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{Pipeline, Settlement, dedupe::Reserved, trace};
 use crate::{
@@ -56,6 +59,7 @@ impl Pipeline {
             app,
             origin,
             receipts,
+            since: Instant::now(),
             ticket: Ticket(Waiting::Intent(told)),
         };
         self.committer.settle(settled).await.is_ok() && published.await.is_ok()
@@ -79,8 +83,11 @@ impl Pipeline {
             mut ticket,
         } = settlement;
         self.sign(&mut receipts);
+        let mut since = Instant::now();
         if let Waiting::Done { delivery, .. } = &mut ticket.0 {
             delivery.note(&receipts);
+            let age = self.clock.since(delivery.pulled_at);
+            since = since.checked_sub(age).unwrap_or(since);
         }
         if self
             .committer
@@ -88,6 +95,7 @@ impl Pipeline {
                 app,
                 origin,
                 receipts,
+                since,
                 ticket,
             })
             .await
@@ -125,14 +133,8 @@ impl Announcer {
 
     async fn announce(self: Arc<Self>, group: Committed<Ticket>) {
         let begun = self.now();
-        let writer = self.ledger.writer();
-        join_all(
-            group
-                .outgoing
-                .into_iter()
-                .map(|outgoing| outgoing.publish(&self.js, writer)),
-        )
-        .await;
+        let outgoing = group.outgoing.into_iter();
+        join_all(outgoing.map(|outgoing| outgoing.publish(&self.js, &self.ledger, group.since))).await;
         failpoint("worker.after-receipt");
         let published = self.now();
         let mut jobs = 0;
