@@ -576,7 +576,8 @@ async fn a_token_that_died_in_one_region_is_dead_in_all() {
 async fn metric(peal: &Peal, region: &str, name: &str) -> f64 {
     let mut sum = 0.0;
     for worker in &peal.region(region).workers {
-        let page = peal.http.get(format!("{}/metrics", worker.url)).send().await.unwrap();
+        let page = peal.http.get(format!("{}/metrics", worker.url)).send().await;
+        let page = page.unwrap_or_else(|error| panic!("{error}\n{}", peal.complaints()));
         let page = page.text().await.unwrap();
         let lines = page.lines().filter(|line| line.split('{').next() == Some(name));
         sum += lines

@@ -245,7 +245,7 @@ impl Store {
 
     /// The records of `job` in entry `number`, and the entry that spoke of it before.
     pub(super) fn records_of(&self, number: u64, job: JobId) -> Result<(Vec<Record>, Option<u64>), StoreError> {
-        let entry = self.entries(|entries| Ok(entries.get(number)?))?;
+        let entry = self.entries(|entries| Ok(entries.get_owned(number)?))?;
         let Some(entry) = entry else {
             return Ok((Vec::new(), None));
         };
@@ -495,6 +495,29 @@ mod tests {
         std::fs::write(&path, b"damage").unwrap();
         let (_, aside) = Store::open(&path, "w", 1).unwrap();
         assert_eq!(std::fs::read(aside.unwrap()).unwrap(), b"damage");
+    }
+
+    #[test]
+    fn records_are_read_while_others_are_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(&folder.path().join("ledger.redb"), "w", 1).unwrap();
+        let commit = |number: u64| {
+            let records = vec![(record(number.into(), 9, 1, State::Delivered), None)];
+            let commit = Commit {
+                records,
+                ..Commit::default()
+            };
+            store.commit(number, 1, &commit).unwrap();
+        };
+        // All others sort before it, next to it: every commit frees the page that it was read from.
+        commit(u64::MAX);
+        let read = JobId(Uuid::from_u128(u64::MAX.into()));
+        std::thread::scope(|threads| {
+            let writing = threads.spawn(|| (1..2000).for_each(commit));
+            while !writing.is_finished() {
+                assert_eq!(store.records_of(u64::MAX, read).unwrap().0.len(), 1);
+            }
+        });
     }
 
     #[test]
