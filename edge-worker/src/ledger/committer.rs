@@ -395,7 +395,7 @@ fn outgoing(entry: u64, at: usize, batch: &Batch) -> Outgoing {
         // Unique for this writer: an entry has far fewer than 4096 messages.
         number: (entry << 12) | at as u64,
         subject,
-        payload: serde_json::to_vec(batch).expect("receipts always serialize"),
+        payload: serde_json::to_vec(batch).expect("receipts always serialize").into(),
     }
 }
 

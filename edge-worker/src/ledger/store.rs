@@ -52,7 +52,7 @@ pub struct Outgoing {
     /// Where it goes.
     pub subject: String,
     /// Its body.
-    pub payload: Vec<u8>,
+    pub payload: bytes::Bytes,
 }
 
 /// Where following the stream of receipts stands.
@@ -228,7 +228,7 @@ impl Store {
                 all.push(Outgoing {
                     number: number.value(),
                     subject: subject.to_owned(),
-                    payload: payload.to_vec(),
+                    payload: payload.to_vec().into(),
                 });
             }
             Ok(all)
@@ -349,7 +349,7 @@ fn write(database: &Database, number: u64, now: i64, commit: &Commit) -> Result<
             outgoing.remove(sent)?;
         }
         for message in &commit.outgoing {
-            outgoing.insert(message.number, (message.subject.as_str(), message.payload.as_slice()))?;
+            outgoing.insert(message.number, (message.subject.as_str(), &*message.payload))?;
         }
         if let Some(Followed { sequence, created_at }) = commit.followed {
             transaction
@@ -461,7 +461,7 @@ mod tests {
         let outgoing = |number| Outgoing {
             number,
             subject: "a.subject".into(),
-            payload: vec![1, 2],
+            payload: vec![1, 2].into(),
         };
         let writer = {
             let (store, aside) = Store::open(&path, "w", 1).unwrap();

@@ -90,7 +90,7 @@ impl<T: Send + 'static> Sync<T> {
         let followed = self.ledger.store.followed()?;
         let same = followed.created_at == created_at && followed.sequence <= standing.last;
         let from = if same { followed.sequence } else { 0 };
-        if from == standing.last {
+        if standing.is_reached(from, created_at) {
             self.caught_up.send_replace(true);
         }
         // All subjects, so that the last sequence is always one that is seen.
@@ -185,7 +185,7 @@ pub(super) fn still_news(ledger: &Ledger, mut outgoing: Outgoing) -> Result<Opti
         return Ok(None);
     }
     if batch.receipts.len() < all {
-        outgoing.payload = serde_json::to_vec(&batch).expect("receipts always serialize");
+        outgoing.payload = serde_json::to_vec(&batch).expect("receipts always serialize").into();
     }
     Ok(Some(outgoing))
 }
@@ -196,12 +196,12 @@ impl Outgoing {
     /// of them meanwhile.
     pub async fn publish(self, js: &jetstream::Context, ledger: &Ledger, mut since: Instant) {
         let id = format!("{}:{}", ledger.store.writer(), self.number);
-        let mut payload = bytes::Bytes::from(self.payload.clone());
+        let mut payload = self.payload.clone();
         loop {
             if since.elapsed() > OLD {
                 let now = Instant::now();
-                match ledger.still_news(js, self.clone()).await {
-                    Ok(Some(outgoing)) => (payload, since) = (outgoing.payload.into(), now),
+                match ledger.compare(js, self.clone()).await {
+                    Ok(Some(outgoing)) => (payload, since) = (outgoing.payload, now),
                     Ok(None) => return,
                     Err(error) => {
                         tracing::warn!(%error, "receipts wait until the ledger is current");
@@ -226,11 +226,11 @@ impl Outgoing {
 
 impl Ledger {
     /// What of `outgoing` is news to the stream of receipts as it is now; `None`, and it is forgotten, if nothing is.
-    async fn still_news(&self, js: &jetstream::Context, outgoing: Outgoing) -> Result<Option<Outgoing>, Interrupted> {
+    async fn compare(&self, js: &jetstream::Context, outgoing: Outgoing) -> Result<Option<Outgoing>, Interrupted> {
         let (standing, asked) = (follow::standing(js, topology::RECEIPTS).await?, Instant::now());
         loop {
             let followed = self.store.followed()?;
-            if followed.created_at == standing.created_at.as_millisecond() && followed.sequence >= standing.last {
+            if standing.is_reached(followed.sequence, followed.created_at) {
                 break;
             }
             if asked.elapsed() > KNOWS {

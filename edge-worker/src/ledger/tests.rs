@@ -277,7 +277,7 @@ fn what_another_worker_ended_is_not_said_again_after_a_restart() {
         Outgoing {
             number: 1,
             subject: "a.subject".into(),
-            payload: serde_json::to_vec(&batch).unwrap(),
+            payload: serde_json::to_vec(&batch).unwrap().into(),
         }
     };
     let commit = |number, records: &[Record]| {

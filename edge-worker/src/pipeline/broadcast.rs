@@ -162,9 +162,8 @@ impl Pipeline {
         let begun = Instant::now();
         loop {
             let standing = self.cache.standing().ok()?;
-            let created_at = bucket.created_at.as_millisecond();
-            let known = standing.filter(|(_, created)| *created == created_at);
-            if bucket.last == 0 || known.is_some_and(|(sequence, _)| sequence >= bucket.last) {
+            let (sequence, created_at) = standing.unwrap_or_default();
+            if bucket.is_reached(sequence, created_at) {
                 return Some(());
             }
             if begun.elapsed() > KNOWS {

@@ -70,6 +70,14 @@ pub struct Standing {
     pub messages: u64,
 }
 
+impl Standing {
+    /// Whether whoever has followed up to `sequence` of the stream that was created then, in milliseconds since 1970, has
+    /// seen all that is there. An empty stream may have given out sequences.
+    pub fn is_reached(&self, sequence: u64, created_at_ms: i64) -> bool {
+        self.messages == 0 || (self.created_at.as_millisecond() == created_at_ms && sequence >= self.last)
+    }
+}
+
 /// How `stream` stands.
 ///
 /// # Errors
@@ -300,5 +308,22 @@ fn fail(stream: &str, error: &dyn std::fmt::Display) -> FollowError {
     FollowError {
         stream: stream.to_owned(),
         error: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_stream_is_reached_whatever_it_has_given_out() {
+        let standing = |last, messages| Standing {
+            last,
+            created_at: Timestamp::UNIX_EPOCH,
+            messages,
+        };
+        assert!(standing(0, 0).is_reached(0, 7) && standing(5, 0).is_reached(0, 7));
+        assert!(standing(5, 1).is_reached(5, 0));
+        assert!(!standing(5, 1).is_reached(4, 0) && !standing(5, 1).is_reached(5, 7));
     }
 }
