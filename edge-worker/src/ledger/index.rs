@@ -6,13 +6,17 @@ use shared::id::JobId;
 
 use super::{Store, StoreError};
 
-/// For each job the newest entry that speaks of it; entries know their predecessor. 17 bytes a job at full load, up to
-/// 40 after growing.
+/// For each job the newest entry that speaks of it; entries know their predecessor. 10 bytes a job at full load, up to
+/// 20 after growing.
 ///
-/// The key is half of the job's id. Two jobs that share it (one pair among 6 billion jobs) share a chain of entries;
-/// the records themselves carry the whole id, so neither is taken for the other.
+/// The key is a part of the job's id. Two jobs that share it share a chain of entries (among 100 million jobs one in
+/// forty); the records themselves carry the whole id, so neither is taken for the other.
 #[derive(Debug, Default)]
-pub struct Index(HashMap<u64, u64, std::hash::BuildHasherDefault<Identity>>);
+pub struct Index {
+    /// The low half of each entry's number. No two entries that are remembered are 2^32 apart: that would be months.
+    entries: HashMap<u32, u32, std::hash::BuildHasherDefault<Spread>>,
+    newest: u64,
+}
 
 impl Index {
     pub(super) fn build(store: &Store) -> Result<Self, StoreError> {
@@ -23,44 +27,57 @@ impl Index {
         Ok(index)
     }
 
-    /// The newest entry that speaks of `job`.
+    /// The newest entry that speaks of `job`, or of one that shares its key.
     pub fn last(&self, job: JobId) -> Option<u64> {
-        self.0.get(&key(job)).copied()
+        self.entries.get(&key(job)).map(|low| self.whole(*low))
     }
 
-    /// Makes `entry` the newest that speaks of `job`; returns its predecessor.
+    /// Makes `entry`, which no entry before it is newer than, the newest that speaks of `job`; returns its predecessor.
     pub fn replace(&mut self, job: JobId, entry: u64) -> Option<u64> {
-        self.0.insert(key(job), entry)
+        self.newest = self.newest.max(entry);
+        let before = self.entries.insert(key(job), low(entry));
+        before.map(|before| self.whole(before))
     }
 
     /// Forgets `job` unless something newer than `entry` speaks of it.
     pub fn forget(&mut self, job: JobId, entry: u64) {
         if self.last(job) == Some(entry) {
-            self.0.remove(&key(job));
+            self.entries.remove(&key(job));
         }
     }
 
     /// Jobs remembered.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.entries.len()
     }
 
     /// Whether nothing is remembered.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.entries.is_empty()
+    }
+
+    /// The number of an entry: the newest one's, less how far it is behind.
+    fn whole(&self, entry: u32) -> u64 {
+        self.newest - u64::from(low(self.newest).wrapping_sub(entry))
     }
 }
 
-/// Job ids are digests, but bits of the first half are the UUID's version; the second half has only two fixed ones.
-fn key(job: JobId) -> u64 {
-    job.0.as_u64_pair().1
+/// The end of a job's id, which is a digest, and has no fixed bits there.
+pub(super) fn key(job: JobId) -> u32 {
+    low(job.0.as_u64_pair().1)
 }
 
-/// The keys are parts of a digest; hashing them again would gain nothing.
-#[derive(Debug, Default)]
-pub(super) struct Identity(u64);
+#[expect(clippy::cast_possible_truncation, reason = "the low half is what is asked for")]
+fn low(number: u64) -> u32 {
+    number as u32
+}
 
-impl std::hash::Hasher for Identity {
+/// Keys are parts of a digest; they are only to fill a whole word, of which the table takes control bits from the top and
+/// its place from the bottom.
+#[derive(Debug, Default)]
+pub(super) struct Spread(u64);
+
+impl std::hash::Hasher for Spread {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -71,10 +88,9 @@ impl std::hash::Hasher for Identity {
         }
     }
 
-    fn write_u64(&mut self, value: u64) {
-        // The table takes its control bits from the top and its place from the bottom. The UUID's variant, two fixed bits
-        // at the top, goes in between: a table in use has far fewer than 2^46 places.
-        self.0 = value.rotate_right(16);
+    fn write_u32(&mut self, key: u32) {
+        // 2^64 divided by the golden ratio.
+        self.0 = u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
 }
 
@@ -84,17 +100,37 @@ mod tests {
 
     use super::*;
 
+    fn job(number: u64) -> JobId {
+        JobId(shared::digest::derive("job", &[&number.to_string()]))
+    }
+
     #[test]
     fn jobs_are_spread_over_the_whole_table() {
         const PLACES: u64 = 1 << 18;
         let hash = |number: u64| {
-            let mut hasher = Identity::default();
-            hasher.write_u64(key(JobId(shared::digest::derive("job", &[&number.to_string()]))));
+            let mut hasher = Spread::default();
+            hasher.write_u32(key(job(number)));
             hasher.finish()
         };
         let taken = |part: fn(u64) -> u64| (0..PLACES).map(hash).map(part).collect::<HashSet<_>>().len();
         // As many balls in as many bins leave 1/e of them empty.
         assert!(taken(|hash| hash % PLACES) > 160_000);
         assert_eq!(taken(|hash| hash >> 57), 128, "control bits");
+    }
+
+    #[test]
+    fn entries_keep_their_numbers_where_the_low_half_begins_anew() {
+        let mut index = Index::default();
+        let around = (1 << 32) - 2..(1 << 32) + 2;
+        for entry in around.clone() {
+            assert_eq!(index.replace(job(entry), entry), None);
+        }
+        for entry in around.clone() {
+            assert_eq!(index.last(job(entry)), Some(entry));
+        }
+        assert_eq!(index.replace(job(around.start), around.end), Some(around.start));
+        index.forget(job(around.start), around.start);
+        assert_eq!(index.last(job(around.start)), Some(around.end));
+        assert_eq!(index.len(), 4);
     }
 }

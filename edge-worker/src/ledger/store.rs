@@ -21,6 +21,8 @@ use shared::{
 };
 use uuid::Uuid;
 
+use super::index;
+
 const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
 const OUTGOING: TableDefinition<u64, (&str, &[u8])> = TableDefinition::new("outgoing");
 const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
@@ -251,11 +253,10 @@ impl Store {
         };
         let mut earlier = None;
         let mut found = Vec::new();
-        let half = job.0.as_u64_pair().1;
         for packed in records(entry.value())? {
             let (record, before) = unpack(packed)?;
-            // Whoever shares half of the id shares the chain.
-            if record.job.0.as_u64_pair().1 == half {
+            // Whoever shares the index's key shares the chain.
+            if index::key(record.job) == index::key(job) {
                 earlier = before.filter(|before| *before < number).or(earlier);
             }
             if record.job == job {

@@ -23,7 +23,7 @@ use super::{
     Committed, Committer, Ledger, Outgoing, Record, Settled, Store, store::Commit, store::Followed, sync::still_news,
 };
 
-/// Two of them share the half of the id that the index knows.
+/// Two of them share the part of the id that the index knows.
 const JOBS: [JobId; 4] = [job(1, 1), job(2, 1), job(1, 2), job(3, 3)];
 
 const fn job(first: u64, second: u64) -> JobId {
