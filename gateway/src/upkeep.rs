@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream;
+use async_nats::jetstream::{self, stream::Config as Stream};
 use shared::{
     lifecycle::Lifecycle,
     nats::{
@@ -11,13 +11,20 @@ use shared::{
         topology::{self, ApplyError, Here, Mesh, Waker},
     },
 };
-use tokio::time::{Instant, interval, sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, interval, sleep},
+};
 
 /// How often sources and consumers are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// How often sources are looked at of which some sleep.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How much later than notifications everything else is asked for where a link was cut. After a minute there are as many
+/// records and receipts as notifications, and the first of them would wait behind those.
+const NOT_FIRST: Duration = Duration::from_millis(500);
 
 /// How often a gateway says what it waits for.
 const REMIND: Duration = Duration::from_secs(10);
@@ -68,26 +75,44 @@ impl Upkeep {
     }
 
     /// Keeps for ever.
-    pub(crate) async fn run(mut self) {
-        let (mut look, mut waker, mut awake) = (interval(LOOK), Waker::default(), true);
-        loop {
-            tokio::select! {
-                _ = look.tick() => self.mend().await,
-                () = sleep(LOOK_AGAIN), if !awake => {}
-            }
-            awake = waker.wake(&self.js, &self.mesh.streams()).await;
-        }
+    pub(crate) async fn run(self) {
+        let (changed, mesh) = watch::channel(self.mesh.clone());
+        let first = |stream: &Stream| stream.name == topology::NOTIFY;
+        tokio::join!(
+            self.mend(changed),
+            keep_awake(&self.js, &mesh, Waker::default(), first),
+            keep_awake(&self.js, &mesh, Waker::after(NOT_FIRST), |stream| !first(stream)),
+        );
     }
 
-    async fn mend(&mut self) {
-        let mesh = mesh(self.mesh.here.clone(), &self.config);
-        if self.mesh.regions != mesh.regions {
-            match apply(&self.js, &mesh).await {
-                Ok(()) => self.mesh = mesh,
-                Err(error) => tracing::warn!(%error, "the streams of this region could not be changed"),
+    async fn mend(&self, changed: watch::Sender<Mesh>) {
+        let mut look = interval(LOOK);
+        loop {
+            look.tick().await;
+            let mesh = mesh(self.mesh.here.clone(), &self.config);
+            if changed.borrow().regions != mesh.regions {
+                match apply(&self.js, &mesh).await {
+                    Ok(()) => drop(changed.send_replace(mesh)),
+                    Err(error) => tracing::warn!(%error, "the streams of this region could not be changed"),
+                }
             }
+            topology::mend_consumers(&self.js, &self.mesh.here.region).await;
         }
-        topology::mend_consumers(&self.js, &self.mesh.here.region).await;
+    }
+}
+
+/// Keeps the sources of some streams awake.
+async fn keep_awake(
+    js: &jetstream::Context,
+    mesh: &watch::Receiver<Mesh>,
+    mut waker: Waker,
+    some: impl Fn(&Stream) -> bool,
+) {
+    loop {
+        let mut streams = mesh.borrow().streams();
+        streams.retain(&some);
+        let awake = waker.wake(js, &streams).await;
+        sleep(if awake { LOOK } else { LOOK_AGAIN }).await;
     }
 }
 

@@ -680,10 +680,10 @@ fn api(domain: &str) -> String {
 const LOOK: Duration = Duration::from_secs(1);
 
 /// An origin that says nothing is asked so often,
-const QUESTIONS: u32 = 5;
+const QUESTIONS: u32 = 20;
 
 /// and so long after the last question.
-const ASK_AGAIN: Duration = Duration::from_millis(200);
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A source that was silent for this long sleeps: awake, it hears a heartbeat every second.
 const ASLEEP: Duration = Duration::from_secs(5);
@@ -695,11 +695,22 @@ const WAKING: Duration = Duration::from_secs(1);
 /// 45 seconds; told anew, it tries at once (0.15 s).
 #[derive(Debug, Default)]
 pub struct Waker {
+    /// How long after their origins were reached.
+    later: Duration,
     /// When the sources of a stream were last told anew.
     woken: HashMap<String, Instant>,
 }
 
 impl Waker {
+    /// Tells sources anew so long after their origins were reached, so that what matters more goes first: all that waits
+    /// comes over one link.
+    pub fn after(later: Duration) -> Self {
+        Self {
+            later,
+            ..Self::default()
+        }
+    }
+
     /// Wakes the sources of `streams` whose origins can be reached; whether all were awake already. Until they are it
     /// costs little to look several times a second, and a network that is whole again is noticed as soon.
     pub async fn wake(&mut self, js: &jetstream::Context, streams: &[Config]) -> bool {
@@ -707,7 +718,7 @@ impl Waker {
         self.woken.retain(|_, woken| now.duration_since(*woken) < WAKING);
         let waking = |config: &Config| self.woken.contains_key(&config.name);
         let looked = streams.iter().filter(|config| !waking(config)).map(async |config| {
-            let found = wake(js, config).await.unwrap_or_else(|error| {
+            let found = wake(js, config, self.later).await.unwrap_or_else(|error| {
                 tracing::debug!(stream = config.name, %error, "sources could not be looked at");
                 Found::Asleep
             });
@@ -731,7 +742,7 @@ enum Found {
     Told,
 }
 
-async fn wake(js: &jetstream::Context, config: &Config) -> Result<Found, async_nats::Error> {
+async fn wake(js: &jetstream::Context, config: &Config, later: Duration) -> Result<Found, async_nats::Error> {
     let Some(wanted) = &config.sources else {
         return Ok(Found::Awake);
     };
@@ -753,6 +764,7 @@ async fn wake(js: &jetstream::Context, config: &Config) -> Result<Found, async_n
         };
         reachable += usize::from(answers);
     }
+    tokio::time::sleep(later).await;
     js.update_stream(Config {
         sources: None,
         ..config.clone()
