@@ -28,8 +28,11 @@ use crate::{
 /// How often what looks wrong is looked at again.
 const LOOKS: u32 = 3;
 
-/// How long to wait before that: receipts and sources are under way for less.
+/// How long to wait before looking or asking again: receipts and sources are under way for less.
 const MOMENT: Duration = Duration::from_millis(1500);
+
+/// How often a region is asked that does not answer.
+const TRIES: u32 = 3;
 
 /// A gateway may record a little later what it accepted, so receipts this much younger than the oldest may lack theirs.
 const MARGIN: SignedDuration = SignedDuration::from_mins(1);
@@ -93,7 +96,7 @@ impl Reading<'_> {
     async fn look(&mut self) -> Result<(), Unreadable> {
         let mut before = Vec::with_capacity(self.regions.len());
         for region in self.regions {
-            before.push(self.ask(region).await.map_err(|error| unreadable(region, &error))?);
+            before.push(patiently(region, async || self.ask(region).await).await?);
         }
         for here in &before {
             self.receipts(here).await?;
@@ -111,9 +114,7 @@ impl Reading<'_> {
             self.work(here).await?;
         }
         for region in self.regions {
-            self.schedules(region)
-                .await
-                .map_err(|error| unreadable(region, &error))?;
+            patiently(region, async || self.schedules(region).await).await?;
         }
         Ok(())
     }
@@ -264,6 +265,7 @@ impl Reading<'_> {
             let found = direct::from(&js, &domain, topology::SCHEDULE, ">", next, BATCH).await?;
             let Some(last) = found.last() else { break };
             next = last.sequence + 1;
+            self.next.insert(key.clone(), next);
             for message in &found {
                 let target = envelope::header(&message.headers, "Nats-Schedule-Target");
                 let subject = target.unwrap_or(&message.subject);
@@ -278,7 +280,6 @@ impl Reading<'_> {
                 break;
             }
         }
-        self.next.insert(key, next);
         Ok(())
     }
 
@@ -303,6 +304,21 @@ impl Reading<'_> {
             self.next.insert(key, last + 1);
         }
         Ok(())
+    }
+}
+
+/// Asks again what a region did not answer: where a server was killed, the others first agree on who leads.
+async fn patiently<T>(
+    region: &Region,
+    mut ask: impl AsyncFnMut() -> Result<T, async_nats::Error>,
+) -> Result<T, Unreadable> {
+    let mut tries = 1;
+    loop {
+        match ask().await {
+            Err(_) if tries < TRIES => tries += 1,
+            asked => return asked.map_err(|error| unreadable(region, &error)),
+        }
+        tokio::time::sleep(MOMENT).await;
     }
 }
 
@@ -398,5 +414,29 @@ fn unreadable(region: &Region, error: &dyn std::fmt::Display) -> Unreadable {
     Unreadable {
         region: region.clone(),
         error: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_region_is_asked_again_a_few_times() {
+        let region: Region = "eu".parse().unwrap();
+        let asked = async |silent: u32| {
+            let mut tries = 0;
+            let answered = patiently(&region, async || {
+                tries += 1;
+                if tries > silent {
+                    Ok(tries)
+                } else {
+                    Err("timed out".into())
+                }
+            });
+            answered.await.map_err(|error| error.to_string())
+        };
+        assert_eq!(asked(2).await, Ok(3));
+        assert_eq!(asked(3).await, Err("region eu: timed out".to_owned()));
     }
 }
