@@ -85,7 +85,7 @@ pub async fn connect(nats: &Nats, role: &Role, name: &str) -> Result<Client, Con
         // The defaults of 2048 and 128 would make thousands of messages in flight wait for each other.
         .client_capacity(16_384)
         .subscription_capacity(65_536)
-        .reconnect_delay_callback(|attempts| Duration::from_millis(100 * attempts.clamp(1, 20) as u64))
+        .reconnect_delay_callback(|attempts| Duration::from_millis(100 * attempts.clamp(1, 5) as u64))
         .custom_inbox_prefix(role.inbox())
         .event_callback(move |event| {
             report(&told, &event);

@@ -689,7 +689,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 const ASLEEP: Duration = Duration::from_secs(5);
 
 /// A source that was told anew has this long to reach its origin before it is told again.
-const WAKING: Duration = Duration::from_secs(1);
+const WAKING: Duration = Duration::from_secs(2);
 
 /// Wakes sources. A server whose source lost its origin, or was made before the origin was, tries again only after up to
 /// 45 seconds; told anew, it tries at once (0.15 s).
