@@ -27,6 +27,9 @@ const FILL: Duration = Duration::from_millis(20);
 /// How often a worker that sends looks at what it needs.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// The same while it has nothing: its siblings give back what they took in excess at their own next look.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 /// How often a worker looks who wants to be lent.
 const LEND: Duration = Duration::from_secs(2);
 
@@ -141,7 +144,7 @@ impl Quotas {
             if terms.shared && (more > 0 || lent.is_some()) {
                 self.hold(&self.hub, quota, (Granted::Lent, 0, more), lent).await;
             }
-            sleep(LOOK).await;
+            sleep(if quota.rate() == 0 { LOOK_AGAIN } else { LOOK }).await;
         }
     }
 

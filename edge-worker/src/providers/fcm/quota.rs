@@ -27,14 +27,14 @@ const SAVED_S: f64 = 0.5;
 /// pushes of other providers find room.
 const QUEUE_S: f64 = 0.25;
 
-/// How long they wait at most, as when a grant is asked for.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long they wait at most, as when a grant is asked for: a sibling that has all gives back within half a second.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// While nothing is granted everybody waits, because a grant is being asked for.
 const ALL: usize = usize::MAX;
 
 /// When a push comes back that nothing was granted for.
-const NOTHING_GRANTED: Duration = Duration::from_secs(10);
+const NOTHING_GRANTED: Duration = Duration::from_secs(2);
 
 /// Where a grant is from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
