@@ -150,10 +150,10 @@ impl Quotas {
 
     /// Renews what is held of a pool, if that is due or something else is wanted.
     async fn hold(&self, place: &Place, quota: &Quota, ask: (Granted, u64, u64), held: &mut Option<Held>) {
-        let (_, _, wants) = ask;
+        let (_, own, wants) = ask;
         let still = held.filter(|held| held.ends > Instant::now());
         *held = still;
-        if still.is_some_and(|held| held.suffices(wants)) {
+        if still.is_some_and(|held| held.suffices(own, wants)) {
             return;
         }
         match self.take(place, quota, ask, still).await {
@@ -293,9 +293,11 @@ impl Held {
         self.ends.saturating_duration_since(Instant::now()) > LEASE / 2
     }
 
-    /// Whether nothing is to be said to anybody: it is enough, and not so much that others miss it.
-    fn suffices(&self, wants: u64) -> bool {
-        self.is_young() && wants <= self.rate && self.rate / 4 <= wants
+    /// Whether nothing is to be said to anybody: it is enough, not so much that others miss it, and not all that the region
+    /// has of its `own`, where a sibling that begins finds nothing.
+    fn suffices(&self, own: u64, wants: u64) -> bool {
+        let is_all = own > 0 && wants >= own;
+        self.is_young() && wants <= self.rate && self.rate / 4 <= wants && !is_all
     }
 }
 
@@ -323,6 +325,17 @@ impl Needs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_all_looks_whether_a_sibling_wants_some() {
+        let held = |rate| Held {
+            rate,
+            ends: Instant::now() + LEASE,
+        };
+        assert!(held(300).suffices(600, 300) && held(600).suffices(0, 600));
+        assert!(!held(600).suffices(600, 600));
+        assert!(!held(300).suffices(600, 400) && !held(300).suffices(600, 10));
+    }
 
     #[test]
     fn a_need_is_remembered_for_a_while() {
