@@ -227,16 +227,13 @@ impl Outgoing {
 impl Ledger {
     /// What of `outgoing` is news to the stream of receipts as it is now; `None`, and it is forgotten, if nothing is.
     async fn compare(&self, js: &jetstream::Context, outgoing: Outgoing) -> Result<Option<Outgoing>, Interrupted> {
-        let (standing, asked) = (follow::standing(js, topology::RECEIPTS).await?, Instant::now());
-        loop {
-            let followed = self.store.followed()?;
-            if standing.is_reached(followed.sequence, followed.created_at) {
-                break;
-            }
-            if asked.elapsed() > KNOWS {
-                return Err(Interrupted::Behind);
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        let standing = follow::standing(js, topology::RECEIPTS).await?;
+        let known = || {
+            let Followed { sequence, created_at } = self.store.followed()?;
+            Ok::<_, StoreError>((sequence, created_at))
+        };
+        if !standing.is_reached_within(KNOWS, known).await? {
+            return Err(Interrupted::Behind);
         }
         let (ledger, number) = (self.clone(), outgoing.number);
         let look = move || {

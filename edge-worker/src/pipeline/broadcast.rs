@@ -20,7 +20,7 @@ use shared::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
-    time::{Instant, interval, sleep},
+    time::interval,
 };
 
 use super::{Pipeline, Settlement, Step, Stop, Ticket, dedupe::Reserved};
@@ -38,9 +38,6 @@ const READ: usize = 256;
 
 /// How long the cache may take to know what its bucket knew when the work came.
 const KNOWS: Duration = Duration::from_secs(10);
-
-/// How often it is looked.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// How often the server is told that a slice is still worked on; it waits three times as long.
 const KEEP: Duration = Duration::from_secs(10);
@@ -159,19 +156,12 @@ impl Pipeline {
     /// meant too. `None` if that takes too long.
     async fn cache_knows(&self) -> Option<()> {
         let bucket = follow::standing(&self.js, topology::RECIPIENTS).await.ok()?;
-        let begun = Instant::now();
-        loop {
-            let standing = self.cache.standing().ok()?;
-            let (sequence, created_at) = standing.unwrap_or_default();
-            if bucket.is_reached(sequence, created_at) {
-                return Some(());
-            }
-            if begun.elapsed() > KNOWS {
-                tracing::warn!("the cache does not follow its bucket; a broadcast waits");
-                return None;
-            }
-            sleep(LOOK).await;
+        let known = || self.cache.standing().map(Option::unwrap_or_default);
+        if !bucket.is_reached_within(KNOWS, known).await.ok()? {
+            tracing::warn!("the cache does not follow its bucket; a broadcast waits");
+            return None;
         }
+        Some(())
     }
 
     /// Works on every member of a slice, many at one time.

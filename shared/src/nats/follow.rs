@@ -12,6 +12,7 @@ use async_nats::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
+use tokio::time::{Instant, sleep};
 
 use super::{
     connect,
@@ -21,11 +22,14 @@ use super::{
 /// How often an open consumer looks whether the connection is still the one it was made on.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// How often it is looked whether the end of a stream is reached.
+const LOOK_WHETHER_REACHED: Duration = Duration::from_millis(10);
+
 /// A stream that is being read and says nothing for this long is given up.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// How often in a row [`read`] tries to go on without getting any further.
-const ATTEMPTS: u32 = 3;
+/// How often in a row [`read`], and whoever else audits, tries to go on without getting any further.
+pub(super) const ATTEMPTS: u32 = 3;
 
 /// One message of a followed stream.
 #[derive(Debug, Clone)]
@@ -75,6 +79,28 @@ impl Standing {
     /// seen all that is there. An empty stream may have given out sequences.
     pub fn is_reached(&self, sequence: u64, created_at_ms: i64) -> bool {
         self.messages == 0 || (self.created_at.as_millisecond() == created_at_ms && sequence >= self.last)
+    }
+
+    /// Waits until it is reached by whoever's sequence and time of creation `known` tells; whether it was in time.
+    ///
+    /// # Errors
+    /// Those of `known`.
+    pub async fn is_reached_within<E>(
+        &self,
+        patience: Duration,
+        known: impl Fn() -> Result<(u64, i64), E>,
+    ) -> Result<bool, E> {
+        let begun = Instant::now();
+        loop {
+            let (sequence, created_at_ms) = known()?;
+            if self.is_reached(sequence, created_at_ms) {
+                return Ok(true);
+            }
+            if begun.elapsed() > patience {
+                return Ok(false);
+            }
+            sleep(LOOK_WHETHER_REACHED).await;
+        }
     }
 }
 
@@ -295,7 +321,7 @@ pub async fn follow_forever(
             }
         }
         tracing::info!(stream, next, "following was interrupted");
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        sleep(Duration::from_millis(200)).await;
     }
 }
 

@@ -692,7 +692,7 @@ const ASLEEP: Duration = Duration::from_secs(5);
 const WAKING: Duration = Duration::from_secs(2);
 
 /// Wakes sources. A server whose source lost its origin, or was made before the origin was, tries again only after up to
-/// 45 seconds; told anew, it tries at once (0.15 s).
+/// 45 seconds; told anew, it tries after 0.1 to 0.2 s.
 #[derive(Debug, Default)]
 pub struct Waker {
     /// How long after their origins were reached.

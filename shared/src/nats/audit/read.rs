@@ -31,9 +31,6 @@ const LOOKS: u32 = 3;
 /// How long to wait before looking or asking again: receipts and sources are under way for less.
 const MOMENT: Duration = Duration::from_millis(1500);
 
-/// How often a region is asked that does not answer.
-const TRIES: u32 = 3;
-
 /// A gateway may record a little later what it accepted, so receipts this much younger than the oldest may lack theirs.
 const MARGIN: SignedDuration = SignedDuration::from_mins(1);
 
@@ -315,7 +312,7 @@ async fn patiently<T>(
     let mut tries = 1;
     loop {
         match ask().await {
-            Err(_) if tries < TRIES => tries += 1,
+            Err(_) if tries < follow::ATTEMPTS => tries += 1,
             asked => return asked.map_err(|error| unreadable(region, &error)),
         }
         tokio::time::sleep(MOMENT).await;
