@@ -195,7 +195,8 @@ pub(crate) async fn replay(parts: &Parts, app: &AppId, letter: Letter) -> Result
     headers.insert(NATS_MESSAGE_ID, format!("replay:{}", letter.id));
     // A person wants it now, however old it is.
     headers.insert(envelope::ACCEPTED_AT, parts.clock.now().as_millisecond().to_string());
-    headers.insert(envelope::ATTEMPT, (letter.attempt + 1).to_string());
+    headers.insert(envelope::ATTEMPT, letter.attempt.saturating_add(1).to_string());
+    headers.insert(envelope::DISCOUNTED, letter.attempt.to_string());
     for name in [
         envelope::EVENT_ID,
         envelope::ORIGIN,

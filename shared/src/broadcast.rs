@@ -95,6 +95,7 @@ impl Broadcast {
             origin: self.origin.clone(),
             accepted_at: self.accepted_at,
             attempt: 1,
+            discounted: 0,
             remaining: None,
             slice: self.slice.as_ref().map(|slice| slice.number),
             body: job::Body {

@@ -83,6 +83,8 @@ pub struct Job {
     pub accepted_at: Timestamp,
     /// 1 for the first attempt.
     pub attempt: u32,
+    /// How many attempts before this one do not count: the job was not to blame, or a person wants it tried anew.
+    pub discounted: u32,
     /// The addresses that still wait, for a retry; `None` means all of the recipient's.
     pub remaining: Option<Vec<AddressId>>,
     /// Number of the slice of a broadcast that it came out of.
@@ -92,6 +94,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// Number of this attempt among those that count, from 1.
+    pub fn counted(&self) -> u32 {
+        self.attempt.saturating_sub(self.discounted).max(1)
+    }
+
     /// When the notification stops being worth delivering.
     pub fn expires_at(&self) -> Timestamp {
         expires_at(&self.body.push, self.accepted_at)

@@ -115,6 +115,7 @@ fn job(app: &AppId, text: String, now: Timestamp) -> anyhow::Result<Job> {
         origin: "eu".parse()?,
         accepted_at: now,
         attempt: 1,
+        discounted: 0,
         remaining: None,
         slice: None,
         body: Body {
@@ -141,5 +142,6 @@ fn name(outcome: &Outcome) -> String {
         Outcome::Ambiguous { reason } => format!("ambiguous {reason}"),
         Outcome::CredentialTrouble { reason, .. } => format!("credential_trouble {reason}"),
         Outcome::EndpointTrouble { reason, .. } => format!("endpoint_trouble {reason}"),
+        Outcome::NotYet { reason, .. } => format!("not_yet {reason}"),
     }
 }

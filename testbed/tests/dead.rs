@@ -145,6 +145,30 @@ async fn letters(peal: &Peal, region: &str, query: &str) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn trouble_with_the_credential_and_attempts_before_a_replay_do_not_use_attempts_up() {
+    let plan = Plan {
+        regions: vec!["eu".into()],
+        worker_settings: "max_attempts = 2".into(),
+        ..plan()
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
+    // The first is the credential's, two use the attempts up, and one is not enough after the replay.
+    for (times, reason) in [(1, "InvalidProviderToken"), (3, "InternalServerError")] {
+        let refuse = Rule::always().times(times).answer(Answer::reason(reason));
+        peal.apns.script().add(refuse).unwrap();
+    }
+    let notification = send(&peal, "e0", "ann").await;
+    let last = |delivery: Value| delivery["attempts"].as_array().unwrap().last().unwrap()["attempt"].clone();
+    assert_eq!(last(settled(&peal, &notification, "dead").await), 3);
+
+    let letter = letters(&peal, "eu", "").await.remove(0);
+    let replay = format!("/v1/dead-letters/{}/replay", letter["id"].as_str().unwrap());
+    peal.expect("POST", "eu", &replay, None).await.unwrap();
+    assert_eq!(last(settled(&peal, &notification, "delivered").await), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_is_listed_replayed_and_deleted_from_any_region() {
     let plan = Plan {
         worker_settings: "max_attempts = 1".into(),

@@ -261,6 +261,7 @@ fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job {
         origin: "eu".parse().unwrap(),
         accepted_at,
         attempt: 1,
+        discounted: 0,
         remaining: None,
         slice: None,
         body: Body {

@@ -110,36 +110,43 @@ impl Pipeline {
     }
 
     fn judge(&self, job: &Job, one: &OneTried) -> Verdict {
-        let again = |reason: &Reason, asked: Option<Duration>, most: u32| {
-            let now = self.clock.now();
-            let wait = Backoff::of(one.address.provider).after(job.attempt, asked, &mut rand::rng());
-            let due = now
-                .checked_add(SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX))
-                .unwrap_or(Timestamp::MAX);
+        let after = |reason: &Reason, wait: Duration| {
+            let wait = SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX);
+            let due = self.clock.now().checked_add(wait).unwrap_or(Timestamp::MAX);
             if job.is_expired(due) {
                 Verdict::Final(State::Expired, Some(reason.clone()), None)
-            } else if job.attempt >= most {
-                Verdict::Final(State::Dead, Some(reason.clone()), None)
             } else {
                 Verdict::Again(reason.clone(), due, Whose::Ours)
+            }
+        };
+        let backed_off = |reason: &Reason, attempt: u32, asked: Option<Duration>| {
+            let schedule = Backoff::of(one.address.provider);
+            after(reason, schedule.after(attempt, asked, &mut rand::rng()))
+        };
+        let again = |reason: &Reason, asked: Option<Duration>| {
+            let attempt = job.counted();
+            match backed_off(reason, attempt, asked) {
+                Verdict::Again(reason, ..) if attempt >= self.max_attempts => {
+                    Verdict::Final(State::Dead, Some(reason), None)
+                }
+                verdict => verdict,
             }
         };
         match &one.attempted.outcome {
             Outcome::Accepted { provider_id } => Verdict::Final(State::Delivered, None, provider_id.clone()),
             Outcome::Rejected { reason } => Verdict::Final(State::Rejected, Some(reason.clone()), None),
             Outcome::AddressGone { reason, since } => Verdict::Gone(reason.clone(), *since),
-            Outcome::RetryLater { reason, not_before } => again(reason, *not_before, self.max_attempts),
+            Outcome::RetryLater { reason, not_before } => again(reason, *not_before),
             Outcome::EndpointTrouble { reason, .. } if *self.helped.borrow() => {
                 Verdict::Again(reason.clone(), self.clock.now(), Whose::Anyones)
             }
             // Nothing was sent, and the notification is not to blame: it waits for as long as it is worth delivering.
             Outcome::CredentialTrouble { reason, not_before } | Outcome::EndpointTrouble { reason, not_before } => {
-                again(reason, *not_before, u32::MAX)
+                backed_off(reason, job.attempt, *not_before)
             }
+            Outcome::NotYet { reason, wait } => after(reason, *wait),
             // The same apns-id and collapse id make a second copy replace the first.
-            Outcome::Ambiguous { reason } if self.ambiguity(job) == Ambiguity::Resend => {
-                again(reason, None, self.max_attempts)
-            }
+            Outcome::Ambiguous { reason } if self.ambiguity(job) == Ambiguity::Resend => again(reason, None),
             Outcome::Ambiguous { reason } => Verdict::Final(State::Unknown, Some(reason.clone()), None),
         }
     }
@@ -153,7 +160,7 @@ impl Pipeline {
         span: Option<&Context>,
     ) -> Result<(), publish::NotStored> {
         match verdict {
-            Verdict::Again(_, due, whose) => self.park(delivery, job, one.address.id, *due, *whose, span).await,
+            Verdict::Again(_, due, whose) => self.park(delivery, job, one, *due, *whose, span).await,
             Verdict::Final(State::Dead | State::Unknown, reason, _) => {
                 let reason = reason.clone().unwrap_or_default();
                 let letter = DeadLetter::of(job, one.address.id, reason, self);
@@ -172,14 +179,14 @@ impl Pipeline {
         &self,
         delivery: &Delivery,
         job: &Job,
-        address: AddressId,
+        one: &OneTried,
         due: Timestamp,
         whose: Whose,
         span: Option<&Context>,
     ) -> Result<(), publish::NotStored> {
         let event = envelope::event_id(&job.body, delivery.headers()).map_err(|_| publish::NotStored::Refused)?;
-        let attempt = job.attempt + 1;
-        let mut headers = envelope::retry_headers(job, &event, attempt, address);
+        let address = one.address.id;
+        let mut headers = envelope::retry_headers(job, &event, one.attempted.outcome.counts(), address);
         headers.insert("Nats-Schedule", format!("@at {due}"));
         let lane = self.lane(job);
         headers.insert(
@@ -190,7 +197,10 @@ impl Pipeline {
             },
         );
         // The attempt is part of the id: the stream would take a second parking of the same delivery for a repetition.
-        headers.insert(NATS_MESSAGE_ID, format!("{}:{attempt}", job.delivery(address)));
+        headers.insert(
+            NATS_MESSAGE_ID,
+            format!("{}:{}", job.delivery(address), job.attempt.saturating_add(1)),
+        );
         // All attempts hang under the first send; what failed is traced from here on even if it was not before.
         if let Some(parent) = context::from_now_on_sampled(delivery.headers()).or_else(|| span.cloned()) {
             context::inject(&parent, &mut headers);

@@ -88,5 +88,6 @@ pub(super) const fn name(outcome: &Outcome) -> &'static str {
         Outcome::Ambiguous { .. } => "ambiguous",
         Outcome::CredentialTrouble { .. } => "credential_trouble",
         Outcome::EndpointTrouble { .. } => "endpoint_trouble",
+        Outcome::NotYet { .. } => "not_yet",
     }
 }

@@ -195,6 +195,7 @@ impl Breakers {
             }
             Outcome::EndpointTrouble { .. } | Outcome::Ambiguous { .. } => self.unreached(elsewhere),
             Outcome::RetryLater { .. } if failing => self.unreached(elsewhere),
+            Outcome::NotYet { .. } => {}
             Outcome::Accepted { .. }
             | Outcome::Rejected { .. }
             | Outcome::AddressGone { .. }

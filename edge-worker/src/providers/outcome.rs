@@ -47,6 +47,13 @@ pub enum Outcome {
         /// Least wait before the credential can work again, if known.
         not_before: Option<Duration>,
     },
+    /// It is not this push's turn: it was not sent, and nobody was asked.
+    NotYet {
+        /// Why.
+        reason: Reason,
+        /// How long until its turn.
+        wait: Duration,
+    },
     /// The provider was not reached, and nothing was sent.
     EndpointTrouble {
         /// Why.
@@ -57,6 +64,14 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Whether it counts against the attempts that a push has: not if the push is not to blame.
+    pub const fn counts(&self) -> bool {
+        !matches!(
+            self,
+            Self::CredentialTrouble { .. } | Self::EndpointTrouble { .. } | Self::NotYet { .. }
+        )
+    }
+
     pub(super) fn retry_later(reason: impl Into<Reason>, not_before: Option<Duration>) -> Self {
         Self::RetryLater {
             reason: reason.into(),

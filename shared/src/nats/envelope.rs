@@ -23,6 +23,8 @@ pub const ORIGIN: &str = "Peal-Origin";
 pub const EVENT_ID: &str = "Peal-Event-Id";
 /// Number of the attempt this message asks for, on retries.
 pub const ATTEMPT: &str = "Peal-Attempt";
+/// How many of the attempts before do not count against those that a job has.
+pub const DISCOUNTED: &str = "Peal-Discounted";
 /// The address this message is for, on retries.
 pub const ADDRESS: &str = "Peal-Address";
 /// Number of the slice of a broadcast that a job came out of.
@@ -79,13 +81,17 @@ pub fn kept(of: &HeaderMap) -> HeaderMap {
     headers
 }
 
-/// The headers of `job` when it comes back for attempt number `attempt` to `address`.
-pub fn retry_headers(job: &Job, event: &EventId, attempt: u32, address: AddressId) -> HeaderMap {
+/// The headers of `job` when it comes back for its next attempt, to `address`, after one that counted or not.
+pub fn retry_headers(job: &Job, event: &EventId, counted: bool, address: AddressId) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPTED_AT, job.accepted_at.as_millisecond().to_string());
     headers.insert(ORIGIN, job.origin.as_str());
     headers.insert(EVENT_ID, event.as_str());
-    headers.insert(ATTEMPT, attempt.to_string());
+    headers.insert(ATTEMPT, job.attempt.saturating_add(1).to_string());
+    let discounted = job.discounted.saturating_add(u32::from(!counted));
+    if discounted > 0 {
+        headers.insert(DISCOUNTED, discounted.to_string());
+    }
     headers.insert(ADDRESS, address.to_string());
     if let Some(slice) = job.slice {
         headers.insert(SLICE, slice.to_string());
@@ -159,6 +165,7 @@ pub fn read(
                 origin,
                 accepted_at,
                 attempt: optional(headers, ATTEMPT)?.unwrap_or(1),
+                discounted: optional(headers, DISCOUNTED)?.unwrap_or(0),
                 remaining: optional(headers, ADDRESS)?.map(|address| vec![address]),
                 slice: optional(headers, SLICE)?,
                 app: lane.app,
@@ -378,7 +385,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_job_is_read_as_it_was_written_and_parked(body in body(), ms in 0i64..1_000_000, retry in 2u32..20, id: u128) {
+        fn a_job_is_read_as_it_was_written_and_parked(body in body(), ms in 0i64..1_000_000, tried in (1u32..20, 0u32..20, any::<bool>()), id: u128) {
             let lane = Lane::parse("notify.push.eu.urgent.shop").unwrap();
             let (us, here) = ("us".parse().unwrap(), "eu".parse().unwrap());
             let event = body.event_id.clone().unwrap_or_else(|| "e1".parse().unwrap());
@@ -395,9 +402,12 @@ mod tests {
             prop_assert_eq!((read.attempt, &read.remaining), (1, &None));
 
             let address = AddressId(uuid::Uuid::from_u128(id));
-            let parked = retry_headers(&read, &event, retry, address);
+            let (attempt, discounted, counted) = tried;
+            let read = Job { attempt, discounted, ..read };
+            let parked = retry_headers(&read, &event, counted, address);
             let back = open(&lane.due(), &parked, &payload, stored, &here).unwrap();
-            let expected = Job { attempt: retry, remaining: Some(vec![address]), ..read };
+            let discounted = if counted { discounted } else { discounted + 1 };
+            let expected = Job { attempt: attempt + 1, discounted, remaining: Some(vec![address]), ..read };
             prop_assert_eq!(back, expected);
         }
 

@@ -28,6 +28,7 @@ pub fn check(data: &[u8], judged: fn(u16, &HeaderMap, Timestamp, &[u8]) -> Outco
         | Outcome::Ambiguous { reason }
         | Outcome::CredentialTrouble { reason, .. }
         | Outcome::EndpointTrouble { reason, .. } => reason,
+        Outcome::NotYet { .. } => panic!("an answer is no turn"),
     };
     let plain = reason.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     assert!(

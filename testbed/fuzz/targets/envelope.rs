@@ -35,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
     assert!(job.accepted_at <= now);
     let event = envelope::event_id(&job.body, &headers).expect("the job has one");
     let address = shared::id::AddressId(job.id.0);
-    let parked = envelope::retry_headers(&job, &event, job.attempt, address);
+    let parked = envelope::retry_headers(&job, &event, true, address);
     let again = envelope::open(subject, &parked, payload, now, &here).expect("what could be read can be read again");
     assert_eq!(again.remaining, Some(vec![address]));
     assert_eq!(
@@ -44,6 +44,6 @@ fuzz_target!(|data: &[u8]| {
     );
     assert_eq!(
         (again.accepted_at, again.attempt, again.origin),
-        (job.accepted_at, job.attempt, job.origin)
+        (job.accepted_at, job.attempt.saturating_add(1), job.origin)
     );
 });

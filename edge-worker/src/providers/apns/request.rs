@@ -135,6 +135,7 @@ mod tests {
             origin: "eu".parse().unwrap(),
             accepted_at: Timestamp::from_second(1_800_000_000).unwrap(),
             attempt: 1,
+            discounted: 0,
             remaining: None,
             slice: None,
             body: Body {

@@ -139,7 +139,10 @@ impl Quota {
             token.forget();
             return Ok(());
         }
-        Err(Outcome::credential("project_quota", Some(self.turn())))
+        Err(Outcome::NotYet {
+            reason: "project_quota".into(),
+            wait: self.turn(),
+        })
     }
 
     /// How long until this push's turn comes, behind those that were parked before it.
@@ -299,7 +302,7 @@ mod tests {
     async fn who_is_parked_comes_back_in_turn() {
         let quota = Quota::new("p".into());
         let wait = |outcome: Result<(), Outcome>| match outcome {
-            Err(Outcome::CredentialTrouble { not_before, .. }) => not_before.unwrap(),
+            Err(Outcome::NotYet { wait, .. }) => wait,
             other => panic!("{other:?}"),
         };
         assert_eq!(wait(quota.take().await), NOTHING_GRANTED);
