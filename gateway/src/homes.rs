@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use shared::{
     id::{AddressId, AppId, RecipientId, Region, Topic},
     nats::{facts, publish::NotStored},
@@ -13,6 +13,10 @@ use crate::parts::Parts;
 
 /// How often it is looked whether something has arrived.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// A move is over after this long, mostly: broadcasts accepted until then are still the former home's to send. It sends
+/// them on once it knows of the move, so that the new home can tell a repetition.
+const MOVING: SignedDuration = SignedDuration::from_secs(5);
 
 /// The topics of a recipient.
 pub(crate) type Topics = BTreeMap<Topic, Membership>;
@@ -88,10 +92,15 @@ impl Parts {
     /// what comes there.
     pub(crate) async fn relocate(&self, from: &Region, key: &RecipientKey, profile: Profile) -> Result<(), NotMoved> {
         let to = profile.home.clone();
+        let moved = self.clock.now().checked_add(MOVING).unwrap_or(Timestamp::MAX);
+        let along = |topic: &Topic, membership: &Membership| {
+            let moved = Some(moved);
+            Fact::Topic(topic.clone(), Membership { moved, ..*membership })
+        };
         let before = self.read(from, key).await?;
         let topics_before = self.topics(from, key).await?;
-        let topics = topics_before.clone().into_iter();
-        let topics = topics.map(|(topic, membership)| Fact::Topic(topic, membership));
+        let topics = topics_before.iter();
+        let topics = topics.map(|(topic, membership)| along(topic, membership));
         for fact in facts_of(&before).into_iter().chain(topics) {
             self.write(&to, key, fact).await?;
         }
@@ -117,7 +126,7 @@ impl Parts {
         let topics_after = self.topics(from, key).await?;
         for (topic, membership) in &topics_after {
             if topics_before.get(topic) != Some(membership) {
-                self.write(&to, key, Fact::Topic(topic.clone(), *membership)).await?;
+                self.write(&to, key, along(topic, membership)).await?;
             }
         }
         for topic in topics_before.keys().filter(|topic| !topics_after.contains_key(topic)) {
@@ -130,7 +139,8 @@ impl Parts {
         }
         self.remove(from, key, FactName::Preferences).await?;
         for topic in topics_after.into_keys() {
-            self.remove(from, key, FactName::Topic(topic)).await?;
+            let topic = (FactName::Topic(topic), moved);
+            facts::take_along(&self.js, &self.here, from, key, topic).await?;
         }
         Ok(())
     }

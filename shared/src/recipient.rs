@@ -141,6 +141,17 @@ pub struct Membership {
     /// Since when. A broadcast is for those who were members when it was accepted.
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
+    /// From when on its home sends it broadcasts, if it moved there: those accepted before are the former home's to send.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub moved: Option<Timestamp>,
+}
+
+impl Membership {
+    /// The first moment at which a broadcast can be accepted that this home sends to the recipient.
+    pub fn begins(&self) -> Timestamp {
+        self.moved.map_or(self.since, |moved| moved.max(self.since))
+    }
 }
 
 /// One thing that is known of a recipient. Each is stored under a key of its own and replaced whole.

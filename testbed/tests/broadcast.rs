@@ -277,6 +277,39 @@ async fn nobody_is_lost_when_a_worker_is_killed_half_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_moves_half_way_is_sent_it_once() {
+    let peal = start(plan(), MEMBERS).await;
+    let mut here: Vec<_> = (0..MEMBERS).map(|number| format!("eu-{number}")).collect();
+    here.sort();
+    // Of the first slice, and not read yet when the first are sent to.
+    let goes = &here[990];
+    // Sorts behind it in eu, and is among the first in us.
+    let comes = format!("{goes}-us");
+    peal.register(&comes, "us", &[("apns", &token(2_000_000))])
+        .await
+        .unwrap();
+    join(&peal, "us", &comes).await;
+    slow(&peal);
+    let path = broadcast(&peal, "moving").await;
+    until_delivered(&peal, 150).await;
+    for (recipient, from, to) in [(goes, "eu", "us"), (&comes, "us", "eu")] {
+        let home = json!({ "home": to });
+        let path = format!("/v1/recipients/{recipient}");
+        let moved = peal.expect("PUT", from, &path, Some(&home)).await.unwrap();
+        assert_eq!(moved["home"], to);
+    }
+    assert!(peal.apns.stats().delivered < 1800, "too late");
+    let done = status(&peal, &path, is_done).await;
+    assert_settled(&peal, 2 * MEMBERS + 1).await;
+    let stats = peal.apns.stats();
+    assert_eq!(
+        (stats.delivered, stats.duplicates),
+        (2 * MEMBERS as u64 + 1, 0),
+        "{done}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broadcast_is_withdrawn_half_way() {
     let peal = start(plan(), MEMBERS).await;
     slow(&peal);

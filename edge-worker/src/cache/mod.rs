@@ -6,6 +6,6 @@ mod store;
 mod sync;
 
 pub use self::{
-    store::{Change, Range, Store, StoreError},
+    store::{Became, Change, Range, Store, StoreError},
     sync::{Sync, SyncError},
 };

@@ -6,7 +6,8 @@
 //! recipient lie side by side, so one short range answers a job. `members` is an index of the topics: it maps
 //! `<app>.<topic>.<recipient>` to 4 bytes of checksum and 8 bytes of time since when, in milliseconds since 1970, big
 //! endian. Who joins again without having left keeps that time: a broadcast under way must not lose those whose
-//! application says at every start what it has said before. `meta` holds the last applied sequence and when the bucket was
+//! application says at every start what it has said before. Whose recipient moved away stays, with 8 bytes more, in the
+//! same form: a broadcast accepted before that time is sent on from here. `meta` holds the last applied sequence and when the bucket was
 //! created; its name changes when what is filled does, and the file is then filled over.
 //!
 //! A batch of facts and the sequence it reaches are one transaction: after a crash the file is at some earlier
@@ -76,8 +77,19 @@ pub struct Range<'a> {
     pub as_of: Timestamp,
 }
 
-/// One change to apply: the fact's key, its revision, and its value, or `None` for a removal.
-pub type Change = (String, u64, Option<Vec<u8>>);
+/// One change to apply: the fact's key, its revision, and what became of it.
+pub type Change = (String, u64, Became);
+
+/// What became of a fact.
+#[derive(Debug, Clone)]
+pub enum Became {
+    /// It is so now.
+    Fact(Vec<u8>),
+    /// It was removed.
+    Nothing,
+    /// It went along when its recipient moved. Broadcasts accepted before this are still this region's to send.
+    Elsewheres(Timestamp),
+}
 
 /// Why the cache cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -181,10 +193,15 @@ impl Store {
             let mut joined = Vec::new();
             for (key, revision, change) in changes {
                 if let Some(member) = member_key(&key) {
-                    joined.push((member, change.as_deref().and_then(since)));
+                    let change = match &change {
+                        Became::Fact(fact) => since(fact).map_or(Joining::Left, Joining::Joined),
+                        Became::Nothing => Joining::Left,
+                        Became::Elsewheres(from) => Joining::Moved(from.as_millisecond()),
+                    };
+                    joined.push((member, change));
                 }
                 match change {
-                    Some(fact) => {
+                    Became::Fact(fact) => {
                         value.clear();
                         value.extend_from_slice(&[0; 4]);
                         value.extend_from_slice(&revision.to_be_bytes());
@@ -193,7 +210,7 @@ impl Store {
                         value[..4].copy_from_slice(&sum);
                         facts.insert(key.as_str(), value.as_slice())?;
                     }
-                    None => {
+                    Became::Nothing | Became::Elsewheres(_) => {
                         facts.remove(key.as_str())?;
                     }
                 }
@@ -273,43 +290,92 @@ fn member_key(key: &str) -> Option<String> {
     (kind == "topic").then(|| format!("{app}.{topic}.{recipient}"))
 }
 
+/// What happened to a membership. Times are in milliseconds since 1970.
+#[derive(Debug, Clone, Copy)]
+enum Joining {
+    Joined(i64),
+    Left,
+    Moved(i64),
+}
+
+/// A line of the index.
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    since: i64,
+    /// Whose recipient moved away is a member for what was accepted before this.
+    until: Option<i64>,
+}
+
+impl Member {
+    fn read(key: &str, value: &[u8]) -> Result<Self, StoreError> {
+        let (sum, times) = value.split_first_chunk().ok_or(StoreError::Damaged)?;
+        if *sum != checksum(key, times) {
+            return Err(StoreError::Damaged);
+        }
+        let (since, until) = times.split_first_chunk().ok_or(StoreError::Damaged)?;
+        let until = match until {
+            [] => None,
+            until => Some(i64::from_be_bytes(until.try_into().map_err(|_| StoreError::Damaged)?)),
+        };
+        Ok(Self {
+            since: i64::from_be_bytes(*since),
+            until,
+        })
+    }
+
+    fn write(self, key: &str) -> Vec<u8> {
+        let mut times = self.since.to_be_bytes().to_vec();
+        times.extend(self.until.iter().flat_map(|until| until.to_be_bytes()));
+        [&checksum(key, &times)[..], &times].concat()
+    }
+
+    fn was_one(self, as_of: i64) -> bool {
+        self.since <= as_of && self.until.is_none_or(|until| as_of < until)
+    }
+}
+
 /// Since when a fact says that its recipient is a member, in milliseconds since 1970.
 fn since(fact: &[u8]) -> Option<i64> {
     let membership: Result<Membership, _> = serde_json::from_slice(fact);
     if membership.is_err() {
         tracing::error!("a membership cannot be read; its recipient is not taken for a member");
     }
-    Some(membership.ok()?.since.as_millisecond())
+    Some(membership.ok()?.begins().as_millisecond())
 }
 
-/// Who joined, with the time, and who left.
-fn index(members: &mut Table<'_, &str, &[u8]>, mut joined: Vec<(String, Option<i64>)>) -> Result<(), StoreError> {
+/// Who joined and who left.
+fn index(members: &mut Table<'_, &str, &[u8]>, mut joined: Vec<(String, Joining)>) -> Result<(), StoreError> {
     // Stable, as for the facts.
     joined.sort_by(|a, b| a.0.cmp(&b.0));
-    for (key, since) in joined {
-        let Some(since) = since else {
-            members.remove(key.as_str())?;
-            continue;
-        };
+    for (key, change) in joined {
         let before = match members.get(key.as_str())? {
-            Some(value) => Some(member_since(&key, value.value())?),
+            Some(value) => Some(Member::read(&key, value.value())?),
             None => None,
         };
-        let since = before.map_or(since, |before| before.min(since)).to_be_bytes();
-        members.insert(key.as_str(), [&checksum(&key, &since)[..], &since].concat().as_slice())?;
+        let member = match (change, before) {
+            (
+                Joining::Joined(since),
+                Some(Member {
+                    since: before,
+                    until: None,
+                }),
+            ) => Some(Member {
+                since: since.min(before),
+                until: None,
+            }),
+            (Joining::Joined(since), _) => Some(Member { since, until: None }),
+            (Joining::Moved(until), Some(before)) => Some(Member {
+                until: Some(until),
+                ..before
+            }),
+            (Joining::Moved(_), None) | (Joining::Left, _) => None,
+        };
+        match member {
+            Some(member) => members.insert(key.as_str(), member.write(&key).as_slice())?,
+            None => members.remove(key.as_str())?,
+        };
     }
     Ok(())
-}
-
-fn member_since(key: &str, value: &[u8]) -> Result<i64, StoreError> {
-    let (sum, since) = value.split_first_chunk().ok_or(StoreError::Damaged)?;
-    if *sum != checksum(key, since) {
-        return Err(StoreError::Damaged);
-    }
-    since
-        .try_into()
-        .map(i64::from_be_bytes)
-        .map_err(|_| StoreError::Damaged)
 }
 
 fn each_member(
@@ -330,7 +396,7 @@ fn each_member(
     for member in members.range::<&str>((from, to))? {
         let (key, value) = member?;
         let key = key.value();
-        if member_since(key, value.value())? > as_of {
+        if !Member::read(key, value.value())?.was_one(as_of) {
             continue;
         }
         let recipient = key.strip_prefix(all.as_str()).ok_or(StoreError::Damaged)?;
@@ -401,10 +467,10 @@ mod tests {
         let mut changes = Vec::new();
         for name in ["ann", "ann-2", "ann.b"] {
             let (key, value) = preferences(name);
-            changes.push((key, 1, Some(value)));
+            changes.push((key, 1, Became::Fact(value)));
         }
         let (removed, _) = preferences("ann-2");
-        changes.push((removed, 2, None));
+        changes.push((removed, 2, Became::Nothing));
         store.apply(changes, 2, 7).unwrap();
         assert!(!store.recipient(&key("ann")).unwrap().preferences.channels.is_empty());
         assert_eq!(store.recipient(&key("ann-2")).unwrap(), Recipient::default());
@@ -419,7 +485,7 @@ mod tests {
         let (fact, value) = preferences("ann");
         Store::open(&path)
             .unwrap()
-            .apply(vec![(fact, 1, Some(value))], 1, 7)
+            .apply(vec![(fact, 1, Became::Fact(value))], 1, 7)
             .unwrap();
         std::fs::write(&path, b"not a database").unwrap();
         let store = Store::open(&path).unwrap();
@@ -432,7 +498,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("cache.redb")).unwrap();
         let (fact, value) = preferences("ann");
-        store.apply(vec![(fact.clone(), 1, Some(value))], 1, 7).unwrap();
+        store.apply(vec![(fact.clone(), 1, Became::Fact(value))], 1, 7).unwrap();
         let database = store.inner.database.load();
         let transaction = database.begin_write().unwrap();
         {
@@ -447,15 +513,33 @@ mod tests {
         assert!(store.is_damaged());
     }
 
-    fn join(recipient: &str, topic: &str, ms: i64) -> (String, u64, Option<Vec<u8>>) {
-        let since = Timestamp::from_millisecond(ms).unwrap();
-        let fact = Fact::Topic(topic.parse().unwrap(), Membership { since });
-        (subject::fact_key(&key(recipient), fact.name()), 1, Some(fact.encode()))
+    fn join(recipient: &str, topic: &str, ms: i64) -> Change {
+        arrive(recipient, topic, ms, None)
     }
 
-    fn leave(recipient: &str, topic: &str) -> (String, u64, Option<Vec<u8>>) {
+    fn arrive(recipient: &str, topic: &str, ms: i64, moved: Option<i64>) -> Change {
+        let at = |ms| Timestamp::from_millisecond(ms).unwrap();
+        let membership = Membership {
+            since: at(ms),
+            moved: moved.map(at),
+        };
+        let fact = Fact::Topic(topic.parse().unwrap(), membership);
+        let key = subject::fact_key(&key(recipient), fact.name());
+        (key, 1, Became::Fact(fact.encode()))
+    }
+
+    fn leave(recipient: &str, topic: &str) -> Change {
         let (key, revision, _) = join(recipient, topic, 0);
-        (key, revision, None)
+        (key, revision, Became::Nothing)
+    }
+
+    fn depart(recipient: &str, topic: &str, ms: i64) -> Change {
+        let (key, revision, _) = join(recipient, topic, 0);
+        (
+            key,
+            revision,
+            Became::Elsewheres(Timestamp::from_millisecond(ms).unwrap()),
+        )
     }
 
     fn members(store: &Store, topic: &str, after: Option<&str>, up_to: Option<&str>, ms: i64) -> Vec<String> {
@@ -517,11 +601,31 @@ mod tests {
     }
 
     #[test]
+    fn every_broadcast_is_for_one_of_the_homes_of_who_moves() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = |name: &str| Store::open(&folder.path().join(name)).unwrap();
+        let (from, to) = (store("from"), store("to"));
+        from.apply(vec![join("ann", "news", 10), join("bob", "news", 10)], 1, 7)
+            .unwrap();
+        to.apply(vec![arrive("ann", "news", 10, Some(30))], 1, 7).unwrap();
+        from.apply(vec![depart("ann", "news", 30), depart("eve", "news", 30)], 2, 7)
+            .unwrap();
+        for (as_of, there, here) in [(9, "", ""), (29, "ann bob", ""), (30, "bob", "ann"), (99, "bob", "ann")] {
+            assert_eq!(members(&from, "news", None, None, as_of).join(" "), there, "{as_of}");
+            assert_eq!(members(&to, "news", None, None, as_of).join(" "), here, "{as_of}");
+        }
+        from.apply(vec![arrive("ann", "news", 10, Some(50)), leave("bob", "news")], 3, 7)
+            .unwrap();
+        assert_eq!(members(&from, "news", None, None, 49), [""; 0]);
+        assert_eq!(members(&from, "news", None, None, 50), ["ann"]);
+    }
+
+    #[test]
     fn a_store_can_be_replaced_while_it_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("cache.redb")).unwrap();
         let (fact, value) = preferences("ann");
-        store.apply(vec![(fact, 1, Some(value))], 1, 7).unwrap();
+        store.apply(vec![(fact, 1, Became::Fact(value))], 1, 7).unwrap();
         store.begin_anew().unwrap();
         assert_eq!(store.standing().unwrap(), None);
         drop(store);

@@ -13,7 +13,7 @@ use shared::{
 };
 use tokio::sync::watch;
 
-use super::{Change, Store, StoreError};
+use super::{Became, Change, Store, StoreError};
 
 /// Most facts in one transaction: large enough that sorting pays, small enough to stay below 200 MB.
 const BATCH: usize = 250_000;
@@ -123,6 +123,10 @@ fn change(entry: &Entry) -> Option<Change> {
     let key = subject::fact_key_of(&entry.subject)?.to_owned();
     // A fact of a kind that this version does not know is left alone.
     subject::parse_fact_key(&key)?;
-    let value = (!entry.is_removal()).then(|| entry.payload.to_vec());
-    Some((key, entry.sequence, value))
+    let became = if entry.is_removal() {
+        entry.moved().map_or(Became::Nothing, Became::Elsewheres)
+    } else {
+        Became::Fact(entry.payload.to_vec())
+    };
+    Some((key, entry.sequence, became))
 }

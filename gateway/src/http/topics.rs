@@ -66,6 +66,7 @@ pub(crate) async fn put(
     let home = parts.ensure_home(&key, &caller.app.default_region).await?;
     let membership = Membership {
         since: parts.clock.now(),
+        moved: None,
     };
     parts.write(&home, &key, Fact::Topic(topic.clone(), membership)).await?;
     Ok(axum::Json(TopicResponse::of((topic, membership))))
@@ -126,7 +127,7 @@ pub(crate) async fn list(
 }
 
 impl TopicResponse {
-    fn of((topic, Membership { since }): (Topic, Membership)) -> Self {
+    fn of((topic, Membership { since, .. }): (Topic, Membership)) -> Self {
         Self { topic, since }
     }
 }

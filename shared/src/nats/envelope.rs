@@ -33,6 +33,8 @@ pub const SLICE: &str = "Peal-Slice";
 pub const RANGE: &str = "Peal-Range";
 /// How often a message was sent on because its recipient moved.
 pub const FORWARDED: &str = "Peal-Forwarded";
+/// On the removal of a fact that went along with its recipient: see [`Membership`](crate::recipient::Membership).
+pub const MOVED: &str = "Peal-Moved";
 /// Why a message is a dead letter: a stable word.
 pub const REASON: &str = "Peal-Reason";
 /// What is wrong with it, for people.

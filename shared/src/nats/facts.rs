@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
+use jiff::Timestamp;
 
 use super::{
-    direct, publish, subject,
+    direct, envelope, publish, subject,
     topology::{self, Domain},
 };
 use crate::{
@@ -68,6 +69,23 @@ pub async fn remove(
     name: FactName,
 ) -> Result<publish::Stored, publish::NotStored> {
     publish::store(js, subject_for(here, home, key, name), removal(), "".into()).await
+}
+
+/// Takes a fact away from the former home of a recipient. Broadcasts accepted before `moved` are still that home's to send:
+/// see [`Membership::moved`](crate::recipient::Membership::moved).
+///
+/// # Errors
+/// When this region's stream did not say that it stored the removal.
+pub async fn take_along(
+    js: &jetstream::Context,
+    here: &Region,
+    home: &Region,
+    key: &RecipientKey,
+    (name, moved): (FactName, Timestamp),
+) -> Result<publish::Stored, publish::NotStored> {
+    let mut headers = removal();
+    headers.insert(envelope::MOVED, moved.as_millisecond().to_string());
+    publish::store(js, subject_for(here, home, key, name), headers, "".into()).await
 }
 
 /// Removes a fact of a recipient who lives here, unless it was written again after `revision`.

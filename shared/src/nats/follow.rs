@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    connect,
+    connect, envelope,
     refusal::{is_about, unless_refused},
 };
 
@@ -51,7 +51,13 @@ pub struct Entry {
 impl Entry {
     /// Whether the entry is a marker that its key was removed.
     pub fn is_removal(&self) -> bool {
-        super::envelope::header(&self.headers, "KV-Operation").is_some()
+        envelope::header(&self.headers, "KV-Operation").is_some()
+    }
+
+    /// For the removal of a fact that went along when its recipient moved: from when on broadcasts are the new home's.
+    pub fn moved(&self) -> Option<Timestamp> {
+        let ms = envelope::header(&self.headers, envelope::MOVED)?.parse().ok()?;
+        Timestamp::from_millisecond(ms).ok()
     }
 }
 

@@ -213,7 +213,7 @@ async fn fill(peal: &Peal, region: &str, numbers: impl Iterator<Item = usize>) -
     let members = recipients.map(|(recipient, topic)| {
         let (key, mut facts) = sample::facts(&home, &recipient, sample::token(&recipient))?;
         let since = Clock::system().now();
-        facts.push(Fact::Topic(topic.parse()?, Membership { since }));
+        facts.push(Fact::Topic(topic.parse()?, Membership { since, moved: None }));
         Ok((key, facts))
     });
     sample::fill(&js, members).await
