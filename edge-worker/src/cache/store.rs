@@ -88,7 +88,7 @@ pub enum Became {
     /// It was removed.
     Nothing,
     /// It went along when its recipient moved. Broadcasts accepted before this are still this region's to send.
-    Elsewheres(Timestamp),
+    TakenAlong(Timestamp),
 }
 
 /// Why the cache cannot be used.
@@ -196,7 +196,7 @@ impl Store {
                     let change = match &change {
                         Became::Fact(fact) => since(fact).map_or(Joining::Left, Joining::Joined),
                         Became::Nothing => Joining::Left,
-                        Became::Elsewheres(from) => Joining::Moved(from.as_millisecond()),
+                        Became::TakenAlong(from) => Joining::Moved(from.as_millisecond()),
                     };
                     joined.push((member, change));
                 }
@@ -210,7 +210,7 @@ impl Store {
                         value[..4].copy_from_slice(&sum);
                         facts.insert(key.as_str(), value.as_slice())?;
                     }
-                    Became::Nothing | Became::Elsewheres(_) => {
+                    Became::Nothing | Became::TakenAlong(_) => {
                         facts.remove(key.as_str())?;
                     }
                 }
@@ -538,7 +538,7 @@ mod tests {
         (
             key,
             revision,
-            Became::Elsewheres(Timestamp::from_millisecond(ms).unwrap()),
+            Became::TakenAlong(Timestamp::from_millisecond(ms).unwrap()),
         )
     }
 

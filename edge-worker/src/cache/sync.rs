@@ -124,7 +124,7 @@ fn change(entry: &Entry) -> Option<Change> {
     // A fact of a kind that this version does not know is left alone.
     subject::parse_fact_key(&key)?;
     let became = if entry.is_removal() {
-        entry.moved().map_or(Became::Nothing, Became::Elsewheres)
+        entry.moved().map_or(Became::Nothing, Became::TakenAlong)
     } else {
         Became::Fact(entry.payload.to_vec())
     };
