@@ -99,6 +99,12 @@ impl Job {
         self.attempt.saturating_sub(self.discounted).max(1)
     }
 
+    /// Number of the attempt after this one.
+    pub fn next_attempt(&self) -> u32 {
+        // A service may write any number into the header.
+        self.attempt.saturating_add(1)
+    }
+
     /// When the notification stops being worth delivering.
     pub fn expires_at(&self) -> Timestamp {
         expires_at(&self.body.push, self.accepted_at)

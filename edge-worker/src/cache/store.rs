@@ -6,9 +6,10 @@
 //! recipient lie side by side, so one short range answers a job. `members` is an index of the topics: it maps
 //! `<app>.<topic>.<recipient>` to 4 bytes of checksum and 8 bytes of time since when, in milliseconds since 1970, big
 //! endian. Who joins again without having left keeps that time: a broadcast under way must not lose those whose
-//! application says at every start what it has said before. Whose recipient moved away stays, with 8 bytes more, in the
-//! same form: a broadcast accepted before that time is sent on from here. `meta` holds the last applied sequence and when the bucket was
-//! created; its name changes when what is filled does, and the file is then filled over.
+//! application says at every start what it has said before. Who moved away stays, with 8 bytes
+//! more in the same form, until they come back or the file is filled anew: a broadcast accepted before that time is sent
+//! on from here. `meta` holds the last applied sequence and when the bucket was created; its name changes when what is
+//! filled does, and the file is then filled over.
 //!
 //! A batch of facts and the sequence it reaches are one transaction: after a crash the file is at some earlier
 //! sequence, and following resumes there. What cannot be read is no longer a copy of anything: the store moves to a new
@@ -193,12 +194,7 @@ impl Store {
             let mut joined = Vec::new();
             for (key, revision, change) in changes {
                 if let Some(member) = member_key(&key) {
-                    let change = match &change {
-                        Became::Fact(fact) => since(fact).map_or(Joining::Left, Joining::Joined),
-                        Became::Nothing => Joining::Left,
-                        Became::TakenAlong(from) => Joining::Moved(from.as_millisecond()),
-                    };
-                    joined.push((member, change));
+                    joined.push((member, Joining::of(&change)));
                 }
                 match change {
                     Became::Fact(fact) => {
@@ -298,6 +294,16 @@ enum Joining {
     Moved(i64),
 }
 
+impl Joining {
+    fn of(change: &Became) -> Self {
+        match change {
+            Became::Fact(fact) => since(fact).map_or(Self::Left, Self::Joined),
+            Became::Nothing => Self::Left,
+            Became::TakenAlong(moved) => Self::Moved(moved.as_millisecond()),
+        }
+    }
+}
+
 /// A line of the index.
 #[derive(Debug, Clone, Copy)]
 struct Member {
@@ -348,27 +354,23 @@ fn index(members: &mut Table<'_, &str, &[u8]>, mut joined: Vec<(String, Joining)
     // Stable, as for the facts.
     joined.sort_by(|a, b| a.0.cmp(&b.0));
     for (key, change) in joined {
-        let before = match members.get(key.as_str())? {
-            Some(value) => Some(Member::read(&key, value.value())?),
-            None => None,
+        let before = || {
+            let line = members.get(key.as_str())?;
+            line.map(|line| Member::read(&key, line.value())).transpose()
         };
-        let member = match (change, before) {
-            (
-                Joining::Joined(since),
+        let member = match change {
+            Joining::Joined(since) => {
+                let still = before()?.filter(|before| before.until.is_none());
                 Some(Member {
-                    since: before,
+                    since: still.map_or(since, |still| still.since.min(since)),
                     until: None,
-                }),
-            ) => Some(Member {
-                since: since.min(before),
-                until: None,
-            }),
-            (Joining::Joined(since), _) => Some(Member { since, until: None }),
-            (Joining::Moved(until), Some(before)) => Some(Member {
+                })
+            }
+            Joining::Left => None,
+            Joining::Moved(until) => before()?.map(|before| Member {
                 until: Some(until),
                 ..before
             }),
-            (Joining::Moved(_), None) | (Joining::Left, _) => None,
         };
         match member {
             Some(member) => members.insert(key.as_str(), member.write(&key).as_slice())?,

@@ -199,7 +199,7 @@ impl Pipeline {
         // The attempt is part of the id: the stream would take a second parking of the same delivery for a repetition.
         headers.insert(
             NATS_MESSAGE_ID,
-            format!("{}:{}", job.delivery(address), job.attempt.saturating_add(1)),
+            format!("{}:{}", job.delivery(address), job.next_attempt()),
         );
         // All attempts hang under the first send; what failed is traced from here on even if it was not before.
         if let Some(parent) = context::from_now_on_sampled(delivery.headers()).or_else(|| span.cloned()) {

@@ -89,7 +89,7 @@ pub fn retry_headers(job: &Job, event: &EventId, counted: bool, address: Address
     headers.insert(ACCEPTED_AT, job.accepted_at.as_millisecond().to_string());
     headers.insert(ORIGIN, job.origin.as_str());
     headers.insert(EVENT_ID, event.as_str());
-    headers.insert(ATTEMPT, job.attempt.saturating_add(1).to_string());
+    headers.insert(ATTEMPT, job.next_attempt().to_string());
     let discounted = job.discounted.saturating_add(u32::from(!counted));
     if discounted > 0 {
         headers.insert(DISCOUNTED, discounted.to_string());
