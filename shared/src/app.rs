@@ -1,46 +1,46 @@
 //! Tenants and their provider credentials.
 
-use std::{collections::BTreeMap, num::NonZeroU32};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{
-    channel::{Channel, Provider, words},
+    channel::{Channel, words},
     id::{AppId, Region},
-    seal::Sealed,
+    invalid::Invalid,
+    provider::{Credential, Provider},
+    seal::{MeshKey, SealError, Sealed},
 };
 
 /// A tenant, as kept in the `config` bucket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "Stored")]
 pub struct App {
     /// Its name.
     pub id: AppId,
-    /// Where recipients live that nobody registered a home for.
+    /// The home of recipients that none was registered for.
     pub default_region: Region,
     /// The one region in which its recipients, facts and content are kept; other regions refuse its requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub residency: Option<Region>,
-    /// What to do when nobody can know whether a notification was sent, by channel; where nothing is said,
-    /// [`Ambiguity::usual`].
+    /// What to do when it cannot be known whether a notification was sent, by channel; [`Ambiguity::usual`] where none is
+    /// given.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ambiguity: BTreeMap<Channel, Ambiguity>,
-    /// Where its developers are told of dead letters.
+    /// The webhook that reports dead letters to its developers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alerts: Option<Alerts>,
-    /// What Apple knows it by.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub apns: Option<ApnsCredential>,
-    /// What Google knows it by.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fcm: Option<FcmCredential>,
+    /// Its credentials, sealed.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub credentials: BTreeMap<Provider, SealedCredential>,
 }
 
 /// A webhook for alerts, signed by the rules of Standard Webhooks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Alerts {
-    /// Where they are posted.
+    /// The https URL that they are posted to.
     pub url: String,
     /// `whsec_` and the key of the signatures in base64.
     pub secret: Sealed,
@@ -76,8 +76,7 @@ impl App {
             residency: None,
             ambiguity: BTreeMap::new(),
             alerts: None,
-            apns: None,
-            fcm: None,
+            credentials: BTreeMap::new(),
         }
     }
 
@@ -90,40 +89,109 @@ impl App {
     }
 }
 
-/// Token-based authentication with APNs (Apple: Establishing a token-based connection to APNs).
+/// A credential as it is stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ApnsCredential {
-    /// The developer team, 10 characters.
-    pub team_id: String,
-    /// The signing key, 10 characters.
-    pub key_id: String,
-    /// The bundle id, used as `apns-topic` where an address names none.
-    pub topic: String,
-    /// The `.p8` file: a PKCS#8 P-256 private key in PEM.
-    pub private_key: Sealed,
+#[serde(untagged)]
+pub enum SealedCredential {
+    /// All members, as JSON, sealed together.
+    Whole(Sealed),
+    /// As 0.1 stored it: one member sealed, the others beside it in the clear.
+    Members(Map<String, Value>),
 }
 
-/// A Google service account that may send for one Firebase project.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FcmCredential {
-    /// The Firebase project.
-    pub project_id: String,
-    /// The service account's JSON file.
-    pub service_account: Sealed,
-    /// Messages a minute that Google lets the project send, if it is not [`FCM_QUOTA`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub quota_per_minute: Option<NonZeroU32>,
+/// Why a stored credential cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadCredential {
+    /// It was sealed for another place or under another mesh key.
+    #[error("{0}: {1}")]
+    Closed(Provider, SealError),
+    /// A member breaks a rule.
+    #[error("{0}.{1}")]
+    Invalid(Provider, Invalid),
 }
 
-/// Messages a minute that Google lets a project send that did not ask for more (Google: FCM throttling and quotas).
-pub const FCM_QUOTA: u64 = 600_000;
+impl SealedCredential {
+    fn open(&self, mesh_key: &MeshKey, app: &AppId, provider: Provider) -> Result<Credential, BadCredential> {
+        let name = seal_name(app, provider);
+        let closed = |error| BadCredential::Closed(provider, error);
+        let damaged = || closed(SealError::Closed);
+        let members = match self {
+            Self::Whole(sealed) => {
+                let json = mesh_key.open(&name, sealed).map_err(closed)?;
+                serde_json::from_str(&json).map_err(|_| damaged())?
+            }
+            Self::Members(members) => {
+                let mut members = members.clone();
+                let sealed = match provider {
+                    Provider::Apns => "private_key",
+                    Provider::Fcm => "service_account",
+                };
+                if let Some(member) = members.get_mut(sealed) {
+                    let text = serde_json::from_value(member.take()).map_err(|_| damaged())?;
+                    *member = mesh_key.open(&name, &text).map_err(closed)?.into();
+                }
+                members
+            }
+        };
+        Credential::read(provider, members).map_err(|invalid| BadCredential::Invalid(provider, invalid))
+    }
+}
 
-impl FcmCredential {
-    /// Messages a minute that the project may send.
-    pub fn quota(&self) -> u64 {
-        self.quota_per_minute.map_or(FCM_QUOTA, |quota| quota.get().into())
+impl App {
+    /// Stores `credential` in place of the one for the same provider.
+    pub fn seal(&mut self, mesh_key: &MeshKey, credential: &Credential) {
+        let provider = credential.provider();
+        let sealed = mesh_key.seal(&seal_name(&self.id, provider), &credential.reveal());
+        self.credentials.insert(provider, SealedCredential::Whole(sealed));
+    }
+
+    /// All its credentials in the clear.
+    ///
+    /// # Errors
+    /// The first that cannot be used.
+    pub fn credentials(&self, mesh_key: &MeshKey) -> Result<Vec<Credential>, BadCredential> {
+        let all = self.credentials.iter();
+        all.map(|(provider, sealed)| sealed.open(mesh_key, &self.id, *provider))
+            .collect()
+    }
+}
+
+/// An app's JSON, with the members in which 0.1 kept credentials.
+#[derive(Deserialize)]
+struct Stored {
+    id: AppId,
+    default_region: Region,
+    #[serde(default)]
+    residency: Option<Region>,
+    #[serde(default)]
+    ambiguity: BTreeMap<Channel, Ambiguity>,
+    #[serde(default)]
+    alerts: Option<Alerts>,
+    /// By the name of the provider; those of providers that this version does not know stay unused.
+    #[serde(default)]
+    credentials: BTreeMap<String, SealedCredential>,
+    #[serde(default)]
+    apns: Option<SealedCredential>,
+    #[serde(default)]
+    fcm: Option<SealedCredential>,
+}
+
+impl From<Stored> for App {
+    fn from(stored: Stored) -> Self {
+        let former = [(Provider::Apns, stored.apns), (Provider::Fcm, stored.fcm)];
+        let former = former
+            .into_iter()
+            .filter_map(|(provider, sealed)| Some((provider, sealed?)));
+        let known = stored.credentials.into_iter();
+        let known = known.filter_map(|(provider, sealed)| Some((provider.parse().ok()?, sealed)));
+        Self {
+            id: stored.id,
+            default_region: stored.default_region,
+            residency: stored.residency,
+            ambiguity: stored.ambiguity,
+            alerts: stored.alerts,
+            credentials: former.chain(known).collect(),
+        }
     }
 }
 
@@ -133,6 +201,75 @@ pub fn alerts_seal_name(app: &AppId) -> String {
 }
 
 /// The name under which the credential of `app` for `provider` is sealed; it opens nowhere else.
-pub fn seal_name(app: &AppId, provider: Provider) -> String {
+fn seal_name(app: &AppId, provider: Provider) -> String {
     format!("{app}/{provider}")
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    use serde_json::json;
+
+    use super::*;
+
+    fn key() -> MeshKey {
+        MeshKey::from_base64(&STANDARD.encode([7; 32])).unwrap()
+    }
+
+    fn members() -> Map<String, Value> {
+        let members =
+            json!({ "team_id": "TEAM", "key_id": "KEY", "topic": "com.example", "private_key": "top-secret" });
+        members.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn a_credential_is_sealed_whole() {
+        let mut app = App::new("shop".parse().unwrap(), "eu".parse().unwrap());
+        let credential = Credential::read(Provider::Apns, members()).unwrap();
+        app.seal(&key(), &credential);
+        let stored = serde_json::to_string(&app).unwrap();
+        assert!(!stored.contains("TEAM") && !format!("{credential:?}").contains("top-secret"));
+        let read: App = serde_json::from_str(&stored).unwrap();
+        assert_eq!(read, app);
+        assert_eq!(read.credentials(&key()).unwrap(), [credential.clone()]);
+        let other = App {
+            id: "bank".parse().unwrap(),
+            ..read
+        };
+        assert!(other.credentials(&key()).is_err(), "it opens for no other app");
+    }
+
+    #[test]
+    fn apps_that_0_1_stored_are_read() {
+        let mut apns = members();
+        let sealed = key().seal("shop/apns", "top-secret");
+        apns.insert("private_key".into(), serde_json::to_value(sealed).unwrap());
+        let stored = json!({ "id": "shop", "default_region": "eu", "apns": apns });
+        let app: App = serde_json::from_value(stored).unwrap();
+        let expected = Credential::read(Provider::Apns, members()).unwrap();
+        assert_eq!(app.credentials(&key()).unwrap(), [expected]);
+        let again: App = serde_json::from_value(serde_json::to_value(&app).unwrap()).unwrap();
+        assert_eq!(again, app);
+    }
+
+    #[test]
+    fn an_app_of_a_newer_version_is_read() {
+        let stored = json!({
+            "id": "shop", "default_region": "eu", "newer": 1,
+            "credentials": { "pigeon": key().seal("shop/pigeon", "x") },
+        });
+        let app: App = serde_json::from_value(stored).unwrap();
+        assert!(app.credentials.is_empty());
+    }
+
+    #[test]
+    fn a_bad_credential_names_the_member_and_not_the_value() {
+        let mut members = members();
+        members.insert("topic".into(), json!("top secret"));
+        let invalid = Credential::read(Provider::Apns, members.clone()).unwrap_err();
+        assert_eq!(invalid.field, "topic");
+        members.insert("topic".into(), json!("com.example"));
+        members.insert("team".into(), json!("top secret"));
+        assert_eq!(Credential::read(Provider::Apns, members).unwrap_err().field, "team");
+    }
 }

@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use crate::channel::Provider;
-
 /// Longest wait that a provider may impose; beyond it the clock of one of the two is wrong.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
@@ -19,20 +17,6 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The schedule for `provider`: Apple names none for server errors, Google asks for at least ten seconds.
-    pub const fn of(provider: Provider) -> Self {
-        match provider {
-            Provider::Apns => Self {
-                first: Duration::from_secs(1),
-                most: Duration::from_mins(15),
-            },
-            Provider::Fcm => Self {
-                first: Duration::from_secs(10),
-                most: Duration::from_mins(15),
-            },
-        }
-    }
-
     /// How long to wait after attempt number `attempt` (from 1) failed.
     ///
     /// Doubles each time up to the cap, with a quarter of jitter on top so that a herd spreads out. Never shorter than
@@ -50,13 +34,14 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::Provider;
     use proptest::prelude::*;
     use rand::{SeedableRng, rngs::StdRng};
 
     proptest! {
         #[test]
         fn never_earlier_than_told_and_never_beyond_the_cap(attempt in 1u32..1000, asked in 0u64..100_000, seed: u64) {
-            let schedule = Backoff::of(Provider::Fcm);
+            let schedule = Provider::Fcm.backoff();
             let asked = Duration::from_secs(asked);
             let wait = schedule.after(attempt, Some(asked), &mut StdRng::seed_from_u64(seed));
             prop_assert!(wait >= asked.min(MAX_RETRY_AFTER));
@@ -67,7 +52,7 @@ mod tests {
         #[test]
         fn it_doubles_up_to_the_cap_and_adds_at_most_a_quarter(attempt: u32, seed: u64) {
             for provider in [Provider::Apns, Provider::Fcm] {
-                let schedule = Backoff::of(provider);
+                let schedule = provider.backoff();
                 let doublings = attempt.saturating_sub(1).min(40).cast_signed();
                 let plain = schedule.first.as_secs_f64() * 2f64.powi(doublings);
                 let least = plain.min(schedule.most.as_secs_f64());
@@ -81,7 +66,7 @@ mod tests {
     fn a_herd_spreads_out() {
         let mut random = StdRng::seed_from_u64(1);
         let waits: std::collections::HashSet<_> = (0..100)
-            .map(|_| Backoff::of(Provider::Apns).after(3, None, &mut random))
+            .map(|_| Provider::Apns.backoff().after(3, None, &mut random))
             .collect();
         assert!(waits.len() > 90, "{} different waits", waits.len());
     }

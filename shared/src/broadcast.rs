@@ -3,50 +3,17 @@
 //! A broadcast is one job a region. There it is split into slices, each a range of the members in the order of their keys;
 //! a slice becomes one ordinary job for each member who is found in its range when it is worked on.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, str::FromStr};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use crate::{
     channel::{Channel, Class},
+    content::Content,
     id::{AppId, Category, EventId, JobId, NotificationId, RecipientId, Region, Topic},
     invalid::Invalid,
     job::{self, Job},
-    payload,
-    push::Push,
 };
-
-/// What a broadcast says: the JSON body of a message on `notify.<channel>.<region>.<class>.<app>` that names a topic in
-/// the place of a recipient.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = BroadcastBody)]
-pub struct Body {
-    /// The caller's name for what happened. Without it the message's `Nats-Msg-Id` is the event id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub event_id: Option<EventId>,
-    /// Whose members are to be reached.
-    pub topic: Topic,
-    /// What kind of notification this is, for the recipients' preferences.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub category: Option<Category>,
-    /// The content, for channel `push`.
-    #[schema(value_type = Push)]
-    pub push: Arc<Push>,
-}
-
-impl Body {
-    /// Checks what the types do not.
-    ///
-    /// # Errors
-    /// The first field that breaks a rule.
-    pub fn check(&self) -> Result<(), Invalid> {
-        self.push.check().map_err(|invalid| invalid.within("push"))?;
-        payload::check_size(&self.push)
-    }
-}
 
 /// A broadcast on its way, or one slice of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,25 +22,32 @@ pub struct Broadcast {
     pub id: JobId,
     /// The notification it belongs to.
     pub notification: NotificationId,
-    /// The tenant.
+    /// The app that sends it.
     pub app: AppId,
-    /// The way it takes.
-    pub channel: Channel,
-    /// The lane.
+    /// How urgent it is.
     pub class: Class,
-    /// Where it was accepted.
+    /// The region that accepted it.
     pub origin: Region,
-    /// When it was accepted. Who became a member later is not meant.
+    /// When it was accepted. It is not for members who joined later.
     pub accepted_at: Timestamp,
     /// The caller's name for what happened.
     pub event: EventId,
     /// Which part of the members; `None` if it is still to be split.
     pub slice: Option<Slice>,
-    /// The content.
-    pub body: Body,
+    /// The topic whose members are to be reached.
+    pub topic: Topic,
+    /// What kind of notification this is, for the recipients' preferences.
+    pub category: Option<Category>,
+    /// What it says.
+    pub content: Content,
 }
 
 impl Broadcast {
+    /// The channel it takes.
+    pub fn channel(&self) -> Channel {
+        self.content.channel()
+    }
+
     /// The id of this message's work: the broadcast's, or the slice's.
     pub fn work(&self) -> JobId {
         self.slice.as_ref().map_or(self.id, |slice| self.id.slice(slice.number))
@@ -81,16 +55,15 @@ impl Broadcast {
 
     /// Whether the notification is no longer worth delivering at `now`.
     pub fn is_expired(&self, now: Timestamp) -> bool {
-        job::is_expired(&self.body.push, self.accepted_at, now)
+        job::is_expired(&self.content, self.accepted_at, now)
     }
 
     /// The job for one member: the same as if that recipient had been named.
     pub fn job(&self, recipient: RecipientId) -> Job {
         Job {
-            id: JobId::of(&self.app, &self.event, &recipient, self.channel),
+            id: JobId::of(&self.app, &self.event, &recipient, self.channel()),
             notification: self.notification,
             app: self.app.clone(),
-            channel: self.channel,
             class: self.class,
             origin: self.origin.clone(),
             accepted_at: self.accepted_at,
@@ -98,12 +71,10 @@ impl Broadcast {
             discounted: 0,
             remaining: None,
             slice: self.slice.as_ref().map(|slice| slice.number),
-            body: job::Body {
-                event_id: Some(self.event.clone()),
-                recipient,
-                category: self.body.category.clone(),
-                push: self.body.push.clone(),
-            },
+            event: self.event.clone(),
+            recipient,
+            category: self.category.clone(),
+            content: self.content.clone(),
         }
     }
 }

@@ -1,12 +1,12 @@
-//! Channels, providers and classes.
+//! Channels and classes.
 
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident, $field:literal, { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
-        $(#[$doc])*
         #[derive(
             Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash,
             serde::Serialize, serde::Deserialize, utoipa::ToSchema,
         )]
+        $(#[$doc])*
         pub enum $name {
             $($(#[$vdoc])* #[serde(rename = $word)] $variant),+
         }
@@ -41,7 +41,7 @@ macro_rules! words {
 pub(crate) use words;
 
 words!(
-    /// The way a notification takes to a recipient.
+    /// The medium by which a notification reaches a recipient.
     Channel, "channel", {
         /// A push to a device, by APNs or FCM.
         Push = "push",
@@ -60,23 +60,13 @@ impl Channel {
 }
 
 words!(
-    /// Who carries a push to the device.
-    Provider, "provider", {
-        /// Apple Push Notification service.
-        Apns = "apns",
-        /// Firebase Cloud Messaging.
-        Fcm = "fcm",
-    }
-);
-
-words!(
-    /// A lane: classes do not wait for each other.
+    /// How urgent a notification is. Classes do not wait for each other.
     Class, "class", {
         /// Someone waits for it: one-time codes, calls, alarms.
         Urgent = "urgent",
         /// The default.
         Normal = "normal",
-        /// Campaigns: may wait, never delays the others.
+        /// Campaigns: may wait, and never delay the others.
         Bulk = "bulk",
     }
 );

@@ -9,7 +9,7 @@ use serde::{
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{channel::Channel, channel::Provider, digest::derive, invalid::Invalid};
+use crate::{channel::Channel, digest::derive, invalid::Invalid};
 
 /// A short string that obeys a rule; parsing is the only way in.
 macro_rules! name {
@@ -201,9 +201,9 @@ impl JobId {
 }
 
 impl AddressId {
-    /// The address that `token` of `provider` is for `app`.
-    pub fn of(app: &AppId, provider: Provider, token: &str) -> Self {
-        Self(derive("address", &[app.as_str(), provider.as_str(), token]))
+    /// The address of `app` that is a target of this kind, such as `apns`, with this canonical form.
+    pub(crate) fn of(app: &AppId, kind: &str, canonical: &str) -> Self {
+        Self(derive("address", &[app.as_str(), kind, canonical]))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Bad input, said so that the sender can mend it: which field, which rule.
+//! Bad input: which field breaks which rule, so that the sender can mend it.
 
 use std::fmt;
 
@@ -32,5 +32,129 @@ impl Invalid {
             format!("{outer}.{}", self.field)
         };
         self
+    }
+
+    /// What is wrong with a document and where, without quoting any of it.
+    pub fn of_json(error: &serde_path_to_error::Error<serde_json::Error>) -> Self {
+        let path = error.path().to_string();
+        let path = if path == "." { "" } else { &path };
+        let inner = error.inner();
+        let rule = match inner.classify() {
+            serde_json::error::Category::Syntax | serde_json::error::Category::Eof => {
+                format!(
+                    "must be JSON; broken at line {} column {}",
+                    inner.line(),
+                    inner.column()
+                )
+            }
+            serde_json::error::Category::Io => "cannot be read".to_owned(),
+            serde_json::error::Category::Data => {
+                let message = inner.to_string();
+                // serde blames the object that holds the field; the sender looks for the field.
+                for (complaint, rule) in [
+                    ("missing field `", "must be given"),
+                    ("duplicate field `", "must be given once"),
+                ] {
+                    let field = message.strip_prefix(complaint).and_then(|rest| rest.split_once('`'));
+                    if let Some((field, _)) = field {
+                        let invalid = Self::new(field, rule);
+                        return if path.is_empty() { invalid } else { invalid.within(path) };
+                    }
+                }
+                without_values(&message)
+            }
+        };
+        Invalid::new(if path.is_empty() { "body" } else { path }, rule)
+    }
+}
+
+/// The rule that a message of serde's states, in words of JSON. Messages quote the offending value in front of `expected`;
+/// only the expectation is kept.
+fn without_values(message: &str) -> String {
+    let message = message.rsplit_once(" at line ").map_or(message, |(before, _)| before);
+    let Some((before, expected)) = message.rsplit_once(", expected ") else {
+        return message.to_owned();
+    };
+    if before.starts_with("unknown field ") {
+        return format!("is not known; known here: {}", expected.trim_start_matches("one of "));
+    }
+    if before.starts_with("invalid ") || before.starts_with("unknown variant ") {
+        return format!("must be {}", in_words_of_json(expected));
+    }
+    message.to_owned()
+}
+
+fn in_words_of_json(expected: &str) -> &str {
+    match expected {
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "usize" => "a whole number, not negative",
+        "i8" | "i16" | "i32" | "i64" => "a whole number",
+        "a nonzero u32" => "a whole number from 1 to 4294967295",
+        "f32" | "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        "a borrowed string" => "a string",
+        "a map" => "an object",
+        "unit" => "null",
+        expected if expected.starts_with("struct ") || expected.starts_with("internally tagged enum ") => "an object",
+        expected if expected.starts_with("tuple ") || expected.contains(" element") => "a list",
+        expected if expected.starts_with("enum ") || expected == "variant identifier" => "one of the known words",
+        expected => expected,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only read")]
+    struct Sample {
+        number: Option<u32>,
+        list: Option<Vec<bool>>,
+        object: Option<std::collections::BTreeMap<String, String>>,
+        inner: Option<Box<Sample>>,
+        class: Option<crate::channel::Class>,
+    }
+
+    #[test]
+    fn rules_speak_of_json_and_quote_no_value() {
+        for (json, field, rule) in [
+            (
+                r#"{"number":-5551234}"#,
+                "number",
+                "must be a whole number from 0 to 4294967295",
+            ),
+            (
+                r#"{"number":"5551234"}"#,
+                "number",
+                "must be a whole number from 0 to 4294967295",
+            ),
+            (r#"{"list":"5551234"}"#, "list", "must be a list"),
+            (r#"{"list":[5551234]}"#, "list[0]", "must be true or false"),
+            (r#"{"object":["5551234"]}"#, "object", "must be an object"),
+            (r#"{"inner":"5551234"}"#, "inner", "must be an object"),
+            (
+                r#"{"class":"5551234"}"#,
+                "class",
+                "must be one of `urgent`, `normal`, `bulk`",
+            ),
+            (
+                r#"{"clas":"5551234"}"#,
+                "clas",
+                "is not known; known here: `number`, `list`, `object`, `inner`, `class`",
+            ),
+            (r#"{"number":1,"number":5551234}"#, "number", "must be given once"),
+        ] {
+            let mut reader = serde_json::Deserializer::from_str(json);
+            let error = serde_path_to_error::deserialize::<_, Sample>(&mut reader).unwrap_err();
+            let invalid = Invalid::of_json(&error);
+            assert_eq!((invalid.field.as_str(), invalid.rule.as_str()), (field, rule));
+        }
     }
 }

@@ -1,11 +1,14 @@
 #![doc = include_str!("../README.md")]
 
+pub mod address;
 pub mod api_key;
 pub mod app;
 pub mod backoff;
+pub mod body;
 pub mod broadcast;
 pub mod channel;
 pub mod clock;
+pub mod content;
 pub mod digest;
 pub mod failpoint;
 pub mod id;
@@ -13,11 +16,12 @@ pub mod invalid;
 pub mod job;
 pub mod lifecycle;
 pub mod nats;
-pub mod payload;
-pub mod push;
+pub mod provider;
 pub mod receipt;
 pub mod recipient;
 pub mod seal;
+pub mod secret;
 pub mod settings;
 pub mod site;
 pub mod telemetry;
+pub mod tolerant;

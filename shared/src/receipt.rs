@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    channel::{Channel, Provider, words},
+    channel::{Channel, words},
     id::{AddressId, AppId, EventId, JobId, NotificationId, RecipientId, Region, Topic},
+    provider::Provider,
 };
 
 words!(

@@ -1,15 +1,15 @@
 //! Who is to be reached, how, and what they agreed to.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    channel::{Channel, Provider, words},
+    address::Address,
+    channel::Channel,
     id::{AddressId, AppId, Category, RecipientId, Region, Topic},
-    invalid::Invalid,
 };
 
 /// What is known of a recipient besides addresses and preferences.
@@ -26,88 +26,6 @@ pub struct Profile {
     /// When this was last written.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
-}
-
-/// A device token. Whoever has it and the app's key can push to the device, so it is never shown.
-#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(transparent)]
-#[schema(value_type = String)]
-pub struct Token(String);
-
-impl Token {
-    /// The token itself, for the provider's request only.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-
-    /// Wraps a token of `provider`.
-    ///
-    /// # Errors
-    /// `token`, if it cannot be one: APNs tokens are hexadecimal (Apple: do not assume a length), FCM tokens are
-    /// printable ASCII; both at most 4096 characters.
-    pub fn new(provider: Provider, token: String) -> Result<Self, Invalid> {
-        let plausible = (1..=4096).contains(&token.len());
-        match provider {
-            Provider::Apns if !plausible || token.len() % 2 == 1 || !token.bytes().all(|b| b.is_ascii_hexdigit()) => {
-                Err(Invalid::new(
-                    "token",
-                    "must be hexadecimal, an even number of digits, for apns",
-                ))
-            }
-            Provider::Fcm if !plausible || !token.bytes().all(|b| b.is_ascii_graphic()) => Err(Invalid::new(
-                "token",
-                "must be 1 to 4096 printable ASCII characters for fcm",
-            )),
-            Provider::Apns => Ok(Self(token.to_ascii_lowercase())),
-            Provider::Fcm => Ok(Self(token)),
-        }
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(hidden)")
-    }
-}
-
-words!(
-    /// What a token is for.
-    AddressKind, "kind", {
-        /// An application on a device.
-        Device = "device",
-        /// One Live Activity, or the permission to start one.
-        LiveActivity = "live_activity",
-    }
-);
-
-words!(
-    /// Apple's two worlds; a token of one is unknown in the other.
-    Environment, "environment", {
-        /// App Store and `TestFlight` builds.
-        Production = "production",
-        /// Builds from Xcode.
-        Sandbox = "sandbox",
-    }
-);
-
-/// One way to reach a recipient.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Address {
-    /// Derived from app, provider and token.
-    pub id: AddressId,
-    /// Who carries pushes to it.
-    pub provider: Provider,
-    /// The device token.
-    pub token: Token,
-    /// What the token is for.
-    pub kind: AddressKind,
-    /// Which of Apple's worlds; production for FCM.
-    pub environment: Environment,
-    /// The bundle id of the application, if it is not the app's default topic (APNs only).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub topic: Option<String>,
-    /// When the device last registered; a provider's "gone since" removes only what is older.
-    pub registered_at: Timestamp,
 }
 
 /// What a recipient agreed to. Absent means agreed.
@@ -279,12 +197,5 @@ mod tests {
         assert!(preferences.allows(Channel::Push, None));
         preferences.channels.insert(Channel::Push, false);
         assert!(!preferences.allows(Channel::Push, None));
-    }
-
-    #[test]
-    fn a_token_never_shows_itself() {
-        let token = Token::new(Provider::Fcm, "top-secret".into()).unwrap();
-        assert!(!format!("{token:?}").contains("secret"));
-        assert!(Token::new(Provider::Apns, "xyz".into()).is_err());
     }
 }

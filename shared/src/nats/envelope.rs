@@ -5,13 +5,17 @@ use std::str::FromStr;
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use jiff::Timestamp;
 
-use super::subject::{self, Lane};
+use super::{
+    subject::{self, Lane},
+    version,
+};
 use crate::{
-    broadcast::{self, Broadcast, Slice, Work},
+    body::{Body, To},
+    broadcast::{Broadcast, Slice, Work},
     digest::derive,
     id::{AddressId, EventId, JobId, NotificationId, Region},
     invalid::Invalid,
-    job::{Body, Job},
+    job::Job,
     telemetry::trace::TRACEPARENT,
 };
 
@@ -56,7 +60,7 @@ pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 /// The headers of a fresh job.
 pub fn headers(id: JobId, accepted_at: Timestamp, origin: &Region) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+    let mut headers = version::headers();
     headers.insert(NATS_MESSAGE_ID, id.to_string());
     headers.insert(ACCEPTED_AT, accepted_at.as_millisecond().to_string());
     headers.insert(ORIGIN, origin.as_str());
@@ -84,11 +88,11 @@ pub fn kept(of: &HeaderMap) -> HeaderMap {
 }
 
 /// The headers of `job` when it comes back for its next attempt, to `address`, after one that counted or not.
-pub fn retry_headers(job: &Job, event: &EventId, counted: bool, address: AddressId) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+pub fn retry_headers(job: &Job, counted: bool, address: AddressId) -> HeaderMap {
+    let mut headers = version::headers();
     headers.insert(ACCEPTED_AT, job.accepted_at.as_millisecond().to_string());
     headers.insert(ORIGIN, job.origin.as_str());
-    headers.insert(EVENT_ID, event.as_str());
+    headers.insert(EVENT_ID, job.event.as_str());
     headers.insert(ATTEMPT, job.next_attempt().to_string());
     let discounted = job.discounted.saturating_add(u32::from(!counted));
     if discounted > 0 {
@@ -150,99 +154,63 @@ pub fn read(
     here: &Region,
 ) -> Result<Work, Invalid> {
     let lane = Lane::parse(subject)?;
-    let body = parse(payload)?;
+    let body = match version::of(headers) {
+        Some(_) => Body::read_tolerantly(payload)?,
+        None => Body::read(payload)?,
+    };
+    if body.content.channel() != lane.channel {
+        return Err(Invalid::new("subject", "must name the channel of the content"));
+    }
     let accepted_at = match optional::<i64>(headers, ACCEPTED_AT)? {
         // Later than its own storage is a wrong clock; it must not lengthen the life of the notification.
         Some(ms) => Timestamp::from_millisecond(ms).unwrap_or(stored_at).min(stored_at),
         None => stored_at,
     };
     let origin = optional(headers, ORIGIN)?.unwrap_or_else(|| here.clone());
-    Ok(match body {
-        Parsed::Job(body) => {
-            body.check(payload.len())?;
-            let event = event_id(&body, headers)?;
-            Work::Job(Job {
-                id: JobId::of(&lane.app, &event, &body.recipient, lane.channel),
-                notification: NotificationId::of(&lane.app, &event),
-                origin,
-                accepted_at,
-                attempt: optional(headers, ATTEMPT)?.unwrap_or(1),
-                discounted: optional(headers, DISCOUNTED)?.unwrap_or(0),
-                remaining: optional(headers, ADDRESS)?.map(|address| vec![address]),
-                slice: optional(headers, SLICE)?,
-                app: lane.app,
-                channel: lane.channel,
-                class: lane.class,
-                body,
-            })
-        }
-        Parsed::Broadcast(body) => {
-            body.check()?;
-            let event = event_of(body.event_id.as_ref(), headers)?;
-            Work::Broadcast(Broadcast {
-                id: JobId::of_broadcast(&lane.app, &event, &body.topic, lane.channel, &lane.region),
-                notification: NotificationId::of(&lane.app, &event),
-                origin,
-                accepted_at,
-                slice: if subject::is_slice(subject) {
-                    Some(optional(headers, RANGE)?.ok_or_else(|| Invalid::new(RANGE, "must be given"))?)
-                } else {
-                    None
-                },
-                app: lane.app,
-                channel: lane.channel,
-                class: lane.class,
-                event,
-                body,
-            })
-        }
+    let event = event_id(body.event_id, headers)?;
+    let notification = NotificationId::of(&lane.app, &event);
+    Ok(match body.to {
+        To::Recipient(recipient) => Work::Job(Job {
+            id: JobId::of(&lane.app, &event, &recipient, lane.channel),
+            notification,
+            origin,
+            accepted_at,
+            attempt: optional(headers, ATTEMPT)?.unwrap_or(1),
+            discounted: optional(headers, DISCOUNTED)?.unwrap_or(0),
+            remaining: optional(headers, ADDRESS)?.map(|address| vec![address]),
+            slice: optional(headers, SLICE)?,
+            app: lane.app,
+            class: lane.class,
+            event,
+            recipient,
+            category: body.category,
+            content: body.content,
+        }),
+        To::Topic(topic) => Work::Broadcast(Broadcast {
+            id: JobId::of_broadcast(&lane.app, &event, &topic, lane.channel, &lane.region),
+            notification,
+            origin,
+            accepted_at,
+            slice: if subject::is_slice(subject) {
+                Some(optional(headers, RANGE)?.ok_or_else(|| Invalid::new(RANGE, "must be given"))?)
+            } else {
+                None
+            },
+            app: lane.app,
+            class: lane.class,
+            event,
+            topic,
+            category: body.category,
+            content: body.content,
+        }),
     })
 }
 
-/// The body of a message.
-enum Parsed {
-    Job(Body),
-    Broadcast(broadcast::Body),
-}
-
-/// Reads a body. Whose it is if it is not a job's, and where it fails, is found out by reading once more: telling or
-/// keeping the path would cost every job as much as reading.
-fn parse(payload: &[u8]) -> Result<Parsed, Invalid> {
-    #[derive(serde::Deserialize)]
-    struct Addressed {
-        topic: Option<serde::de::IgnoredAny>,
-    }
-    if let Ok(body) = serde_json::from_slice(payload) {
-        return Ok(Parsed::Job(body));
-    }
-    let to_topic = serde_json::from_slice(payload).is_ok_and(|body: Addressed| body.topic.is_some());
-    if to_topic {
-        parse_as(payload).map(Parsed::Broadcast)
-    } else {
-        parse_as(payload).map(Parsed::Job)
-    }
-}
-
-fn parse_as<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<T, Invalid> {
-    let mut reader = serde_json::Deserializer::from_slice(payload);
-    let body = serde_path_to_error::deserialize(&mut reader).map_err(|error| describe(&error))?;
-    reader
-        .end()
-        .map_err(|_| Invalid::new("body", "must be one JSON document"))?;
-    Ok(body)
-}
-
-/// The event id of a message: in the body, else the one kept through scheduling, else the message id.
-///
-/// # Errors
-/// When there is none: without it a repeated message could not be told from a new one.
-pub fn event_id(body: &Body, headers: &HeaderMap) -> Result<EventId, Invalid> {
-    event_of(body.event_id.as_ref(), headers)
-}
-
-fn event_of(in_body: Option<&EventId>, headers: &HeaderMap) -> Result<EventId, Invalid> {
+/// The event id of a message: in the body, else the one kept through scheduling, else the message id. Without one a
+/// repeated message could not be told from a new one.
+fn event_id(in_body: Option<EventId>, headers: &HeaderMap) -> Result<EventId, Invalid> {
     if let Some(event) = in_body {
-        return Ok(event.clone());
+        return Ok(event);
     }
     let text = header(headers, EVENT_ID).or_else(|| header(headers, "Nats-Msg-Id"));
     let text = text.ok_or_else(|| Invalid::new("event_id", "must be in the body, or a Nats-Msg-Id header be set"))?;
@@ -271,50 +239,10 @@ fn optional<T: FromStr>(headers: &HeaderMap, name: &str) -> Result<Option<T>, In
     text.parse().map(Some).map_err(|_| Invalid::new(name, "cannot be read"))
 }
 
-/// What is wrong with a document and where, without quoting any of it.
-pub fn describe(error: &serde_path_to_error::Error<serde_json::Error>) -> Invalid {
-    let path = error.path().to_string();
-    let path = if path == "." { "" } else { &path };
-    let inner = error.inner();
-    let rule = match inner.classify() {
-        serde_json::error::Category::Syntax | serde_json::error::Category::Eof => {
-            format!(
-                "must be JSON; broken at line {} column {}",
-                inner.line(),
-                inner.column()
-            )
-        }
-        serde_json::error::Category::Io => "cannot be read".to_owned(),
-        serde_json::error::Category::Data => {
-            let message = inner.to_string();
-            // serde blames the object that lacks the field; the sender looks for the field.
-            if let Some((missing, _)) = message
-                .strip_prefix("missing field `")
-                .and_then(|rest| rest.split_once('`'))
-            {
-                let missing = Invalid::new(missing, "must be given");
-                return if path.is_empty() { missing } else { missing.within(path) };
-            }
-            without_values(&message)
-        }
-    };
-    Invalid::new(if path.is_empty() { "body" } else { path }, rule)
-}
-
-/// serde quotes the offending value between `invalid type: string "…"` and `expected`; only the expectation is kept.
-fn without_values(message: &str) -> String {
-    let message = message.rsplit_once(" at line ").map_or(message, |(before, _)| before);
-    match message.rsplit_once(", expected ") {
-        Some((before, expected)) if before.starts_with("invalid ") || before.starts_with("unknown variant ") => {
-            format!("must be {expected}")
-        }
-        _ => message.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::{Content, push::Push};
     use proptest::prelude::*;
 
     fn read_job(body: &str) -> Result<Job, Invalid> {
@@ -362,6 +290,41 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_member_of_a_newer_version_is_ignored_and_a_services_typing_error_is_not() {
+        let read = |headers: &HeaderMap| {
+            open(
+                "notify.push.eu.normal.shop",
+                headers,
+                br#"{"recipient":"ann","push":{"title":"Hi","newer":1}}"#,
+                Timestamp::UNIX_EPOCH,
+                &"eu".parse().unwrap(),
+            )
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", "e1");
+        assert_eq!(read(&headers).unwrap_err().field, "push.newer");
+        headers.insert(version::VERSION, "1");
+        assert!(read(&headers).is_ok());
+    }
+
+    #[test]
+    fn the_subject_names_the_channel_of_the_content() {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", "e1");
+        let body = br#"{"recipient":"ann","push":{"title":"Hi"}}"#;
+        let here = "eu".parse().unwrap();
+        let invalid = open(
+            "notify.email.eu.normal.shop",
+            &headers,
+            body,
+            Timestamp::UNIX_EPOCH,
+            &here,
+        )
+        .unwrap_err();
+        assert_eq!(invalid.field, "subject");
+    }
+
     fn body() -> impl Strategy<Value = Body> {
         let text = || proptest::option::of("\\PC{1,20}");
         let push = (
@@ -373,15 +336,15 @@ mod tests {
         let parts = ("[!-~]{1,20}", proptest::option::of("[!-~]{1,20}"), push);
         parts.prop_map(|(recipient, event, (title, body, badge, ttl))| Body {
             event_id: event.map(|event| event.parse().unwrap()),
-            recipient: recipient.parse().unwrap(),
+            to: To::Recipient(recipient.parse().unwrap()),
             category: None,
-            push: std::sync::Arc::new(crate::push::Push {
+            content: Content::Push(std::sync::Arc::new(Push {
                 title,
                 body: Some(body),
                 badge,
                 ttl,
-                ..crate::push::Push::default()
-            }),
+                ..Push::default()
+            })),
         })
     }
 
@@ -391,14 +354,15 @@ mod tests {
             let lane = Lane::parse("notify.push.eu.urgent.shop").unwrap();
             let (us, here) = ("us".parse().unwrap(), "eu".parse().unwrap());
             let event = body.event_id.clone().unwrap_or_else(|| "e1".parse().unwrap());
-            let job = JobId::of(&lane.app, &event, &body.recipient, lane.channel);
+            let To::Recipient(recipient) = &body.to else { unreachable!() };
+            let job = JobId::of(&lane.app, &event, recipient, lane.channel);
             let mut fresh = headers(job, Timestamp::from_millisecond(ms).unwrap(), &us);
             fresh.insert("Nats-Msg-Id", event.as_str());
             let payload = serde_json::to_vec(&body).unwrap();
             let stored = Timestamp::from_millisecond(1_000_000).unwrap();
 
             let read = open(&lane.notify(), &fresh, &payload, stored, &here).unwrap();
-            prop_assert_eq!(&read.body, &body);
+            prop_assert_eq!(read.body(), Body { event_id: Some(event.clone()), ..body });
             prop_assert_eq!((read.id, read.notification), (job, NotificationId::of(&lane.app, &event)));
             prop_assert_eq!((&read.origin, read.accepted_at.as_millisecond()), (&us, ms));
             prop_assert_eq!((read.attempt, &read.remaining), (1, &None));
@@ -406,7 +370,7 @@ mod tests {
             let address = AddressId(uuid::Uuid::from_u128(id));
             let (attempt, discounted, counted) = tried;
             let read = Job { attempt, discounted, ..read };
-            let parked = retry_headers(&read, &event, counted, address);
+            let parked = retry_headers(&read, counted, address);
             let back = open(&lane.due(), &parked, &payload, stored, &here).unwrap();
             let discounted = if counted { discounted } else { discounted + 1 };
             let expected = Job { attempt: attempt + 1, discounted, remaining: Some(vec![address]), ..read };

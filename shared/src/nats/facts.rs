@@ -10,8 +10,9 @@ use super::{
     topology::{self, Domain},
 };
 use crate::{
+    address::Address,
     id::{AddressId, Region, Topic},
-    recipient::{Address, Fact, FactName, Membership, Recipient, RecipientKey},
+    recipient::{Fact, FactName, Membership, Recipient, RecipientKey},
 };
 
 /// Why facts could not be read.

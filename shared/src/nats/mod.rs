@@ -20,3 +20,4 @@ pub mod roles;
 pub mod subject;
 pub mod time;
 pub mod topology;
+pub mod version;

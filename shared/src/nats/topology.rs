@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     channel::{Channel, Class},
+    content::MAX_LIFE_S,
     id::Region,
-    push::MAX_TTL_S,
 };
 
 /// Work to do in this region.
@@ -107,7 +107,7 @@ const DAY: Duration = Duration::from_hours(24);
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 
 /// Work is kept longer than the longest time to live, so that expiry is always the worker's decision.
-const WORK_AGE: Duration = Duration::from_secs(MAX_TTL_S as u64 + 2 * 24 * 3600);
+const WORK_AGE: Duration = Duration::from_secs(MAX_LIFE_S as u64 + 2 * 24 * 3600);
 
 /// This region, as its processes are told.
 #[derive(Debug, Clone, Deserialize)]

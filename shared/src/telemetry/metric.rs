@@ -7,10 +7,7 @@ use opentelemetry::{
     metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter},
 };
 
-use crate::{
-    channel::{Class, Provider},
-    receipt::State,
-};
+use crate::{channel::Class, provider::Provider, receipt::State};
 
 /// Bucket boundaries of the messaging conventions, in seconds, with finer ones below 5 ms.
 const SECONDS: [f64; 17] = [

@@ -1,15 +1,25 @@
-//! What a push says, independent of who carries it, and the overrides for each carrier.
+//! What a push says, whichever provider carries it, and the overrides for each provider.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::{channel::words, invalid::Invalid};
+use super::MAX_LIFE_S;
+use crate::{
+    address::Target,
+    channel::{Channel, words},
+    invalid::Invalid,
+    provider::{
+        Provider,
+        apns::{self, Kind, PushType},
+        fcm,
+    },
+};
 
-/// Longest life of a push in seconds: FCM's maximum of four weeks; Apple stores for 30 days.
-pub const MAX_TTL_S: u32 = 28 * 24 * 3600;
+/// A push whose own JSON has at most this many bytes renders within every provider's limit: rendering repeats no member
+/// but the collapse key and adds less than the rest. Callers that already have the JSON may skip [`Push::check_size`].
+pub const SURELY_FITS: usize = 3500;
 
 /// Longest collapse key in bytes (Apple: `apns-collapse-id` is at most 64 bytes).
 pub const MAX_COLLAPSE_KEY: usize = 64;
@@ -49,10 +59,10 @@ pub struct Push {
     pub silent: bool,
     /// What only Apple's devices get.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub apns: Option<ApnsOverride>,
+    pub apns: Option<apns::Override>,
     /// What only FCM's devices get.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub fcm: Option<FcmOverride>,
+    pub fcm: Option<fcm::Override>,
 }
 
 words!(
@@ -72,102 +82,14 @@ impl Default for Priority {
     }
 }
 
-/// Overrides for APNs.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ApnsOverride {
-    /// `apns-push-type`; default `alert`, or `background` for a silent push. `liveactivity` reaches the addresses
-    /// registered for Live Activities, every other type reaches devices.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub push_type: Option<ApnsPushType>,
-    /// `apns-topic`; default the topic of the address, with the suffix of the push type.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub topic: Option<String>,
-    /// `apns-priority` 10, 5 or 1; default by `priority`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub priority: Option<u8>,
-    /// Laid over the rendered payload: top-level members replace, members of `aps` are merged one by one. A Live
-    /// Activity puts `event`, `timestamp` and `content-state` here.
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    #[schema(value_type = Object)]
-    pub payload: Map<String, Value>,
-}
-
-/// Overrides for FCM.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct FcmOverride {
-    /// Laid over `message.android` member by member (`AndroidConfig` of FCM HTTP v1).
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    #[schema(value_type = Object)]
-    pub android: Map<String, Value>,
-    /// Laid over `message.webpush` (`WebpushConfig` of FCM HTTP v1).
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    #[schema(value_type = Object)]
-    pub webpush: Map<String, Value>,
-}
-
-words!(
-    /// `apns-push-type`, as Apple lists them.
-    ApnsPushType, "push.apns.push_type", {
-        /// Shows, sounds or badges.
-        Alert = "alert",
-        /// Wakes the application in the background; priority 5 at most.
-        Background = "background",
-        /// A call, for `PushKit`.
-        Voip = "voip",
-        /// Updates a watchOS complication.
-        Complication = "complication",
-        /// Signals a file provider extension.
-        Fileprovider = "fileprovider",
-        /// Talks to mobile device management.
-        Mdm = "mdm",
-        /// Starts, updates or ends a Live Activity.
-        Liveactivity = "liveactivity",
-        /// Updates a push-to-talk session.
-        Pushtotalk = "pushtotalk",
-        /// Asks for the location.
-        Location = "location",
-        /// Reloads controls.
-        Controls = "controls",
-        /// Reloads widgets.
-        Widgets = "widgets",
-    }
-);
-
-impl ApnsPushType {
-    /// What Apple wants behind the bundle id in `apns-topic` for this type; empty for most.
-    pub const fn topic_suffix(self) -> &'static str {
-        match self {
-            Self::Alert | Self::Background | Self::Mdm => "",
-            Self::Voip => ".voip",
-            Self::Complication => ".complication",
-            Self::Fileprovider => ".pushkit.fileprovider",
-            Self::Liveactivity => ".push-type.liveactivity",
-            Self::Pushtotalk => ".voip-ptt",
-            Self::Location => ".location-query",
-            Self::Controls => ".push-type.controls",
-            Self::Widgets => ".push-type.widgets",
-        }
-    }
-
-    /// Largest payload in bytes.
-    pub const fn max_payload(self) -> usize {
-        match self {
-            Self::Voip => 5120,
-            _ => 4096,
-        }
-    }
-}
-
 impl Push {
     /// `apns-push-type` of this push.
-    pub fn apns_push_type(&self) -> ApnsPushType {
+    pub fn apns_push_type(&self) -> PushType {
         let chosen = self.apns.as_ref().and_then(|apns| apns.push_type);
         chosen.unwrap_or(if self.silent {
-            ApnsPushType::Background
+            PushType::Background
         } else {
-            ApnsPushType::Alert
+            PushType::Alert
         })
     }
 
@@ -175,14 +97,44 @@ impl Push {
     pub fn apns_priority(&self) -> u8 {
         let chosen = self.apns.as_ref().and_then(|apns| apns.priority);
         chosen.unwrap_or(match (self.apns_push_type(), self.priority) {
-            (ApnsPushType::Background, _) | (_, Priority::Normal) => 5,
+            (PushType::Background, _) | (_, Priority::Normal) => 5,
             (_, Priority::High) => 10,
         })
     }
 
     /// Seconds of life.
     pub fn ttl_s(&self) -> u32 {
-        self.ttl.unwrap_or(MAX_TTL_S)
+        self.ttl.unwrap_or(MAX_LIFE_S)
+    }
+
+    /// Whether it is for this kind of address: Live Activities have tokens of their own, and FCM shows one only through an
+    /// override.
+    pub fn reaches(&self, target: &Target) -> bool {
+        let live = self.apns_push_type() == PushType::Liveactivity;
+        match target {
+            Target::Apns(target) => live == (target.kind == Kind::LiveActivity),
+            Target::Fcm(_) => !live || self.fcm.is_some(),
+        }
+    }
+
+    /// What makes a later copy replace an earlier one on the device: the collapse key, or `otherwise`.
+    pub fn collapse_id<'a>(&'a self, otherwise: impl FnOnce() -> String) -> Cow<'a, str> {
+        match &self.collapse_key {
+            Some(key) => Cow::Borrowed(key),
+            None => Cow::Owned(otherwise()),
+        }
+    }
+
+    /// Refuses a push that a provider would refuse for its size.
+    ///
+    /// # Errors
+    /// `push`, with both sizes in bytes.
+    pub fn check_size(&self) -> Result<(), Invalid> {
+        let of_push = |provider: &&Provider| provider.channel() == Channel::Push;
+        Provider::ALL
+            .iter()
+            .filter(of_push)
+            .try_for_each(|provider| provider.check_size(self))
     }
 
     /// Checks what the types do not: lengths, reserved names, and that there is something to send.
@@ -190,10 +142,10 @@ impl Push {
     /// # Errors
     /// The first field that breaks a rule, seen from this struct.
     pub fn check(&self) -> Result<(), Invalid> {
-        if self.ttl_s() > MAX_TTL_S {
+        if self.ttl_s() > MAX_LIFE_S {
             return Err(Invalid::new(
                 "ttl",
-                format_args!("must be at most {MAX_TTL_S} seconds (28 days)"),
+                format_args!("must be at most {MAX_LIFE_S} seconds (28 days)"),
             ));
         }
         let collapse = self.collapse_key.as_deref();
@@ -222,7 +174,7 @@ impl Push {
         let Some(apns) = &self.apns else { return Ok(()) };
         match (apns.priority, self.apns_push_type()) {
             (None | Some(5 | 1), _) => {}
-            (Some(10), kind) if kind != ApnsPushType::Background => {}
+            (Some(10), kind) if kind != PushType::Background => {}
             (Some(10), _) => return Err(Invalid::new("priority", "must be 5 or 1 for a background push")),
             (Some(_), _) => return Err(Invalid::new("priority", "must be 10, 5 or 1")),
         }
@@ -262,4 +214,79 @@ fn is_header_value(text: &str) -> bool {
 
 fn is_reserved(key: &str) -> bool {
     matches!(key, "aps" | "from" | "message_type" | "") || key.starts_with("google.") || key.starts_with("gcm.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn as_value(bytes: &[u8]) -> Value {
+        serde_json::from_slice(bytes).unwrap()
+    }
+
+    #[test]
+    fn an_alert_carries_title_body_and_data() {
+        let push = Push {
+            title: Some("Hello".into()),
+            badge: Some(3),
+            data: [("order".to_owned(), "42".to_owned())].into(),
+            ..Push::default()
+        };
+        assert_eq!(
+            as_value(&apns::render(&push)),
+            json!({ "aps": { "alert": { "title": "Hello" }, "badge": 3 }, "order": "42" })
+        );
+        let request = as_value(&fcm::request(&fcm::render(&push, "t"), "token"));
+        assert_eq!(request["message"]["token"], "token");
+        assert_eq!(request["message"]["android"]["ttl"], "2419200s");
+        assert_eq!(request["message"]["android"]["notification"]["tag"], "t");
+    }
+
+    #[test]
+    fn a_live_activity_is_laid_over_aps() {
+        let over = json!({ "aps": { "event": "update", "timestamp": 1, "content-state": { "score": 2 } } });
+        let push = Push {
+            apns: Some(apns::Override {
+                push_type: Some(PushType::Liveactivity),
+                payload: over.as_object().unwrap().clone(),
+                ..apns::Override::default()
+            }),
+            ..Push::default()
+        };
+        assert!(push.check().is_ok());
+        assert_eq!(as_value(&apns::render(&push)), over);
+    }
+
+    #[test]
+    fn a_push_with_little_json_fits_every_provider() {
+        // Every member that rendering repeats or renames, at its worst.
+        let mut push = Push {
+            title: Some("\"".repeat(100)),
+            badge: Some(u32::MAX),
+            sound: Some("s".repeat(50)),
+            image: Some("https://example.com/".into()),
+            collapse_key: Some("\"".repeat(64)),
+            data: [("k".to_owned(), "\u{1}".repeat(100))].into(),
+            ..Push::default()
+        };
+        let rest = serde_json::to_vec(&push).unwrap().len();
+        push.body = Some("x".repeat(SURELY_FITS - rest - r#","body":"""#.len()));
+        assert_eq!(serde_json::to_vec(&push).unwrap().len(), SURELY_FITS);
+        assert!(push.check().is_ok() && push.check_size().is_ok());
+    }
+
+    #[test]
+    fn a_push_too_large_is_refused_with_both_sizes() {
+        let push = Push {
+            body: Some("x".repeat(5000)),
+            ..Push::default()
+        };
+        let invalid = push.check_size().unwrap_err();
+        assert_eq!(invalid.field, "push");
+        assert!(
+            invalid.rule.contains("4096") && invalid.rule.contains("50"),
+            "{invalid}"
+        );
+    }
 }

@@ -1,0 +1,111 @@
+//! The body of a message that is a job or a broadcast.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize, Serializer};
+use utoipa::ToSchema;
+
+use crate::{
+    content::{Content, push::Push},
+    id::{Category, EventId, RecipientId, Topic},
+    invalid::Invalid,
+    tolerant,
+};
+
+/// The JSON body of a message on `notify.<channel>.<region>.<class>.<app>`, whether a gateway or a service wrote it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Body {
+    /// The caller's name for what happened. Without it the message's `Nats-Msg-Id` is the event id.
+    pub event_id: Option<EventId>,
+    /// Whom it is for.
+    pub to: To,
+    /// What kind of notification this is, for the recipient's preferences.
+    pub category: Option<Category>,
+    /// What it says.
+    pub content: Content,
+}
+
+/// Whom a message is for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum To {
+    /// One recipient: the message is a job.
+    Recipient(RecipientId),
+    /// The members of a topic who live in the region: the message is a broadcast.
+    Topic(Topic),
+}
+
+/// The members of the JSON: exactly one of `recipient` and `topic`, and the content under the name of its channel.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Body)]
+pub struct Members {
+    /// The caller's name for what happened. Without it the message's `Nats-Msg-Id` is the event id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_id: Option<EventId>,
+    /// The recipient to be reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<RecipientId>,
+    /// Instead of `recipient`: the topic whose members are to be reached, those who live in the region of the subject.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<Topic>,
+    /// What kind of notification this is, for the recipients' preferences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<Category>,
+    /// The content, for channel `push`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Push>)]
+    pub push: Option<Arc<Push>>,
+}
+
+impl Body {
+    /// Reads and checks a body that a service may have written: a member that is not known is an error.
+    ///
+    /// # Errors
+    /// The first member that breaks a rule.
+    pub fn read(json: &[u8]) -> Result<Self, Invalid> {
+        Self::of(tolerant::strictly(json)?, json.len())
+    }
+
+    /// Reads and checks a body that a program of Peal wrote, perhaps a newer one: members that are not known are ignored.
+    ///
+    /// # Errors
+    /// The first member that breaks a rule.
+    pub fn read_tolerantly(json: &[u8]) -> Result<Self, Invalid> {
+        Self::of(tolerant::read(json)?, json.len())
+    }
+
+    fn of(members: Members, size: usize) -> Result<Self, Invalid> {
+        let to = match (members.recipient, members.topic) {
+            (Some(recipient), None) => To::Recipient(recipient),
+            (None, Some(topic)) => To::Topic(topic),
+            (None, None) => return Err(Invalid::new("recipient", "must be given, or topic")),
+            (Some(_), Some(_)) => return Err(Invalid::new("recipient", "must not be given together with topic")),
+        };
+        let content = Content::Push(members.push.ok_or_else(|| Invalid::new("push", "must be given"))?);
+        content.check(size)?;
+        Ok(Self {
+            event_id: members.event_id,
+            to,
+            category: members.category,
+            content,
+        })
+    }
+}
+
+impl Serialize for Body {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (recipient, topic) = match self.to.clone() {
+            To::Recipient(recipient) => (Some(recipient), None),
+            To::Topic(topic) => (None, Some(topic)),
+        };
+        let Content::Push(push) = self.content.clone();
+        let members = Members {
+            event_id: self.event_id.clone(),
+            recipient,
+            topic,
+            category: self.category.clone(),
+            push: Some(push),
+        };
+        members.serialize(serializer)
+    }
+}

@@ -1,0 +1,261 @@
+//! APNs: what an app, an address and a message to it consist of.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::{lay_over, serialize};
+use crate::{address::Token, channel::words, content::push::Push, invalid::Invalid, secret::Secret};
+
+/// Token-based authentication with APNs (Apple: Establishing a token-based connection to APNs).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Credential {
+    /// The developer team, 10 characters.
+    pub team_id: String,
+    /// The signing key, 10 characters.
+    pub key_id: String,
+    /// The bundle id, used as `apns-topic` where an address names none.
+    pub topic: String,
+    /// The `.p8` file: a PKCS#8 P-256 private key in PEM.
+    #[serde(serialize_with = "crate::secret::reveal")]
+    pub private_key: Secret,
+}
+
+impl Credential {
+    pub(super) fn check(&self) -> Result<(), Invalid> {
+        let names = [("team_id", &self.team_id), ("key_id", &self.key_id)];
+        for (field, name) in names {
+            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric()) {
+                return Err(Invalid::new(field, "must be letters and digits"));
+            }
+        }
+        if !is_topic(&self.topic) {
+            return Err(Invalid::new("topic", TOPIC_RULE));
+        }
+        Ok(())
+    }
+}
+
+words!(
+    /// What a token is for.
+    #[schema(as = AddressKind)]
+    Kind, "kind", {
+        /// An application on a device.
+        Device = "device",
+        /// One Live Activity, or the permission to start one.
+        LiveActivity = "live_activity",
+    }
+);
+
+#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
+impl Default for Kind {
+    fn default() -> Self {
+        Self::Device
+    }
+}
+
+words!(
+    /// Apple's two environments; a token of one is unknown in the other.
+    Environment, "environment", {
+        /// App Store and `TestFlight` builds.
+        Production = "production",
+        /// Builds from Xcode.
+        Sandbox = "sandbox",
+    }
+);
+
+#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
+impl Default for Environment {
+    fn default() -> Self {
+        Self::Production
+    }
+}
+
+/// A device token and what it is for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Target {
+    /// The token, in lower case.
+    pub token: Token,
+    /// What the token is for.
+    pub kind: Kind,
+    /// The environment in which the token is valid.
+    pub environment: Environment,
+    /// The bundle id of the application, if it is not the app's default topic.
+    pub topic: Option<String>,
+}
+
+impl Target {
+    /// Checks and normalises what a device registered. Apple: do not assume a length of the token.
+    ///
+    /// # Errors
+    /// `token` or `topic`, with its rule.
+    pub fn new(token: String, kind: Kind, environment: Environment, topic: Option<String>) -> Result<Self, Invalid> {
+        let is_token = (1..=MAX_TOKEN).contains(&token.len())
+            && token.len() % 2 == 0
+            && token.bytes().all(|b| b.is_ascii_hexdigit());
+        if !is_token {
+            return Err(Invalid::new(
+                "token",
+                "must be hexadecimal, an even number of digits, for apns",
+            ));
+        }
+        if topic.as_deref().is_some_and(|topic| !is_topic(topic)) {
+            return Err(Invalid::new("topic", TOPIC_RULE));
+        }
+        Ok(Self {
+            token: Token::checked(token.to_ascii_lowercase()),
+            kind,
+            environment,
+            topic,
+        })
+    }
+}
+
+/// Longest token that is taken, in hexadecimal digits.
+const MAX_TOKEN: usize = 4096;
+
+const TOPIC_RULE: &str = "must be 1 to 255 printable ASCII characters without spaces";
+
+fn is_topic(text: &str) -> bool {
+    (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// Overrides for APNs.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schema(as = ApnsOverride)]
+pub struct Override {
+    /// `apns-push-type`; default `alert`, or `background` for a silent push. `liveactivity` reaches the addresses
+    /// registered for Live Activities, every other type reaches devices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub push_type: Option<PushType>,
+    /// `apns-topic`; default the topic of the address, with the suffix of the push type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
+    /// `apns-priority` 10, 5 or 1; default by `priority`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u8>,
+    /// Laid over the rendered payload: top-level members replace, members of `aps` are merged one by one. A Live
+    /// Activity puts `event`, `timestamp` and `content-state` here.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object)]
+    pub payload: Map<String, Value>,
+}
+
+words!(
+    /// `apns-push-type`, as Apple lists them.
+    #[schema(as = ApnsPushType)]
+    PushType, "push.apns.push_type", {
+        /// Shows, sounds or badges.
+        Alert = "alert",
+        /// Wakes the application in the background; priority 5 at most.
+        Background = "background",
+        /// A call, for `PushKit`.
+        Voip = "voip",
+        /// Updates a watchOS complication.
+        Complication = "complication",
+        /// Signals a file provider extension.
+        Fileprovider = "fileprovider",
+        /// Talks to mobile device management.
+        Mdm = "mdm",
+        /// Starts, updates or ends a Live Activity.
+        Liveactivity = "liveactivity",
+        /// Updates a push-to-talk session.
+        Pushtotalk = "pushtotalk",
+        /// Asks for the location.
+        Location = "location",
+        /// Reloads controls.
+        Controls = "controls",
+        /// Reloads widgets.
+        Widgets = "widgets",
+    }
+);
+
+impl PushType {
+    /// What Apple wants behind the bundle id in `apns-topic` for this type; empty for most.
+    pub const fn topic_suffix(self) -> &'static str {
+        match self {
+            Self::Alert | Self::Background | Self::Mdm => "",
+            Self::Voip => ".voip",
+            Self::Complication => ".complication",
+            Self::Fileprovider => ".pushkit.fileprovider",
+            Self::Liveactivity => ".push-type.liveactivity",
+            Self::Pushtotalk => ".voip-ptt",
+            Self::Location => ".location-query",
+            Self::Controls => ".push-type.controls",
+            Self::Widgets => ".push-type.widgets",
+        }
+    }
+
+    /// Largest payload in bytes.
+    pub const fn max_payload(self) -> usize {
+        match self {
+            Self::Voip => 5120,
+            _ => 4096,
+        }
+    }
+}
+
+/// The body of `POST /3/device/{token}` (Apple: Generating a remote notification).
+pub fn render(push: &Push) -> Vec<u8> {
+    let payload = Payload {
+        aps: Aps {
+            alert: (push.title.is_some() || push.body.is_some()).then_some(Alert {
+                title: push.title.as_deref(),
+                body: push.body.as_deref(),
+            }),
+            badge: push.badge,
+            content_available: push.silent.then_some(1),
+            // A notification service extension fetches the picture; Apple runs it only for mutable content.
+            mutable_content: push.image.is_some().then_some(1),
+            sound: push.sound.as_deref(),
+        },
+        image: push.image.as_deref().filter(|_| !push.data.contains_key("image")),
+        data: &push.data,
+    };
+    match &push.apns {
+        Some(over) if !over.payload.is_empty() => {
+            let Ok(Value::Object(mut members)) = serde_json::to_value(&payload) else {
+                unreachable!("strings and numbers always make an object")
+            };
+            lay_over(&mut members, &over.payload);
+            serialize(&members)
+        }
+        _ => serialize(&payload),
+    }
+}
+
+#[derive(Serialize)]
+struct Payload<'a> {
+    aps: Aps<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<&'a str>,
+    #[serde(flatten)]
+    data: &'a BTreeMap<String, String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Aps<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alert: Option<Alert<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    badge: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_available: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mutable_content: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sound: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Alert<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    title: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<&'a str>,
+}

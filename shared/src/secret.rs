@@ -1,0 +1,34 @@
+//! A string that must not be shown.
+
+use std::fmt;
+
+use serde::{Deserialize, Serializer};
+
+/// A string that `Debug` hides and that is only serialized where a field asks for it with [`reveal`].
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The secret itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(secret: String) -> Self {
+        Self(secret)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(hidden)")
+    }
+}
+
+/// Serializes a secret in the clear, for `#[serde(serialize_with)]` on the fields of what is sealed as a whole.
+pub(crate) fn reveal<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(secret.reveal())
+}

@@ -1,0 +1,118 @@
+//! Reading JSON that another version of Peal may have written.
+//!
+//! Types refuse members that they do not know, so that a caller's typing error is found. What Peal itself stored or sent
+//! may have members of a newer version; they are dropped and the rest is read again, which costs nothing where there are
+//! none.
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::invalid::Invalid;
+
+/// Reads `json` and refuses members that are not known.
+///
+/// # Errors
+/// The first member that breaks a rule.
+pub fn strictly<T: DeserializeOwned>(json: &[u8]) -> Result<T, Invalid> {
+    // Only what fails is read with the path to the failure: keeping track of it costs as much as reading.
+    if let Ok(value) = serde_json::from_slice(json) {
+        return Ok(value);
+    }
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| Invalid::of_json(&error))?;
+    reader
+        .end()
+        .map_err(|_| Invalid::new("body", "must be one JSON document"))?;
+    Ok(value)
+}
+
+/// Reads `json` and ignores members that are not known.
+///
+/// # Errors
+/// The first member that breaks a rule.
+pub fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Invalid> {
+    if let Ok(value) = serde_json::from_slice(json) {
+        return Ok(value);
+    }
+    let Ok(mut document) = serde_json::from_slice::<Value>(json) else {
+        return strictly(json);
+    };
+    loop {
+        let error = match serde_path_to_error::deserialize(&document) {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        if !remove_unknown(&mut document, &error) {
+            return Err(Invalid::of_json(&error));
+        }
+    }
+}
+
+/// Removes the member that `error` calls unknown. `false` if it complains of something else.
+fn remove_unknown(document: &mut Value, error: &serde_path_to_error::Error<serde_json::Error>) -> bool {
+    use serde_path_to_error::Segment;
+
+    let message = error.inner().to_string();
+    let unknown = message
+        .strip_prefix("unknown field `")
+        .and_then(|rest| rest.split_once('`'));
+    let Some((unknown, _)) = unknown else { return false };
+    let mut path: Vec<_> = error.path().iter().collect();
+    if matches!(path.last(), Some(Segment::Map { key }) if key == unknown) {
+        path.pop();
+    }
+    let mut at = document;
+    for segment in path {
+        let inner = match segment {
+            Segment::Map { key } => at.get_mut(key),
+            Segment::Seq { index } => at.get_mut(index),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        };
+        let Some(inner) = inner else { return false };
+        at = inner;
+    }
+    at.as_object_mut()
+        .is_some_and(|members| members.remove(unknown).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        known: u32,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Outer {
+        list: Vec<Inner>,
+    }
+
+    #[test]
+    fn members_of_a_newer_version_are_ignored_at_any_depth() {
+        let json = br#"{"new":[1],"list":[{"known":1},{"known":2,"newer":{"x":1},"newest":null}]}"#;
+        let expected = vec![Inner { known: 1 }, Inner { known: 2 }];
+        assert_eq!(read::<Outer>(json).unwrap(), Outer { list: expected });
+        assert_eq!(strictly::<Outer>(json).unwrap_err().field, "new");
+    }
+
+    #[test]
+    fn what_is_wrong_stays_wrong() {
+        for (json, field) in [
+            (r#"{"list":[{"known":"5551234"}]}"#, "list[0].known"),
+            (r#"{"new":1}"#, "list"),
+            (r#"{"list":"#, "list"),
+            ("", "body"),
+            (r#"{"list":[]} x"#, "body"),
+        ] {
+            let invalid = read::<Outer>(json.as_bytes()).unwrap_err();
+            assert_eq!(invalid.field, field, "{invalid}");
+            assert!(!invalid.to_string().contains("5551234"));
+        }
+    }
+}
