@@ -12,6 +12,7 @@ pub mod id;
 pub mod invalid;
 pub mod job;
 pub mod lifecycle;
+pub mod lifetime;
 pub mod nats;
 pub mod payload;
 pub mod push;

@@ -6,10 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::{channel::words, invalid::Invalid};
-
-/// Longest life of a push in seconds: FCM's maximum of four weeks; Apple stores for 30 days.
-pub const MAX_TTL_S: u32 = 28 * 24 * 3600;
+use crate::{channel::words, invalid::Invalid, lifetime::MAX_TTL_S};
 
 /// Longest collapse key in bytes (Apple: `apns-collapse-id` is at most 64 bytes).
 pub const MAX_COLLAPSE_KEY: usize = 64;

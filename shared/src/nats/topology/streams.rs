@@ -11,7 +11,7 @@ use super::{
     ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, HUB, Here, IDEMPOTENCY, Mesh, NOTIFY, OUTBOX, QUOTA,
     RECEIPTS, RECIPIENTS, RETRY_CONSUMER, SCHEDULE, SPILL_CONSUMER, api, lane_consumer, slice_consumer,
 };
-use crate::{id::Region, nats::subject, push::MAX_TTL_S};
+use crate::{id::Region, lifetime::MAX_TTL_S, nats::subject};
 
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);

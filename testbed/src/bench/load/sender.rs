@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri,
 use http_body_util::Full;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use shared::{clock::Clock, push::MAX_TTL_S};
+use shared::{clock::Clock, lifetime::MAX_TTL_S};
 use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsConnector,
