@@ -19,6 +19,7 @@ pub mod push;
 pub mod receipt;
 pub mod recipient;
 pub mod seal;
+pub mod secret;
 pub mod settings;
 pub mod site;
 pub mod telemetry;
