@@ -1,4 +1,4 @@
-//! Making the server match.
+//! Makes a server's streams and consumers match the wanted ones.
 
 use std::{fmt, time::Duration};
 
@@ -23,7 +23,7 @@ pub enum Change {
     Created(String),
     /// It differed, in these settings, and was made to match.
     Updated(String, Vec<String>),
-    /// It differs in settings that cannot be changed on a living stream.
+    /// It differs, in these settings, and they cannot be changed on an existing stream.
     Drifted(String, Vec<String>),
 }
 
@@ -49,7 +49,7 @@ pub enum ApplyError {
     /// A consumer could not be created, changed or read.
     #[error("consumer {0}: {1}")]
     Consumer(String, String),
-    /// The key is not one of the role that this process has, or the server's configuration is an old one.
+    /// The key is not that of this process's role, or the server's configuration is outdated.
     #[error("{0}; the server's roles.conf and nats.nkey_file must be of this role and region")]
     Forbidden(#[from] Forbidden),
 }
@@ -84,7 +84,7 @@ pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Cha
     Ok(changes)
 }
 
-/// Makes a region's streams and consumers match, and says in the log what was done about it.
+/// Makes a region's streams and consumers match, and logs the changes.
 ///
 /// # Errors
 /// When the server does not answer or refuses.
@@ -101,31 +101,31 @@ pub async fn apply_region(js: &jetstream::Context, mesh: &Mesh) -> Result<(), Ap
     unless_refused(&js.client(), |_| true, applying).await?
 }
 
-/// How often [`wait_for_region`] looks.
-const WAIT: Duration = Duration::from_millis(200);
+/// How often [`wait_for_region`] checks.
+const REGION_CHECKED_EVERY: Duration = Duration::from_millis(200);
 
-/// Waits until a region's streams and the consumers of its workers are there, which its gateway makes.
+/// Waits until a region's gateway has created the region's streams and the consumers of its workers.
 ///
 /// # Errors
 /// When the server refuses.
 pub async fn wait_for_region(js: &jetstream::Context, region: &Region) -> Result<(), ApplyError> {
-    let mut said = None;
+    let mut logged = None;
     loop {
         let missing = match unless_refused(&js.client(), |_| true, missing(js, region)).await? {
             Ok(None) => return Ok(()),
             Ok(Some(missing)) => missing,
-            // Three servers that have just started agree on nothing for some seconds.
+            // Three servers that have just started need some seconds to elect a leader.
             Err(error) => error.to_string(),
         };
-        if said.as_ref() != Some(&missing) {
+        if logged.as_ref() != Some(&missing) {
             tracing::info!(%region, missing, "waiting for the region's gateway");
-            said = Some(missing);
+            logged = Some(missing);
         }
-        tokio::time::sleep(WAIT).await;
+        tokio::time::sleep(REGION_CHECKED_EVERY).await;
     }
 }
 
-/// The first consumer of workers that is not there. A gateway makes the streams first.
+/// The first missing consumer of workers. If there is none, no stream is missing: a gateway creates streams first.
 async fn missing(js: &jetstream::Context, region: &Region) -> Result<Option<String>, ApplyError> {
     for (stream, config) in workers_consumers(region) {
         let name = config.durable_name.unwrap_or_default();
@@ -136,7 +136,7 @@ async fn missing(js: &jetstream::Context, region: &Region) -> Result<Option<Stri
     Ok(None)
 }
 
-/// How the server describes a stream; `None` if there is no such stream.
+/// What the server reports about a stream; `None` if there is no such stream.
 async fn info(js: &jetstream::Context, name: &str) -> Result<Option<Info>, ApplyError> {
     match js.get_stream(name).await {
         Ok(stream) => Ok(Some(stream.cached_info().clone())),
@@ -158,20 +158,20 @@ async fn has_consumer(js: &jetstream::Context, stream: &str, name: &str) -> Resu
     }
 }
 
-/// Makes the consumers of `region` again that somebody removed. Only a gateway may.
+/// Recreates consumers of `region` that somebody removed. Only a gateway is permitted to.
 pub async fn mend_consumers(js: &jetstream::Context, region: &Region) {
     for (stream, config) in consumers(region) {
         let name = config.durable_name.clone().unwrap_or_default();
         if matches!(has_consumer(js, stream, &name).await, Ok(false)) {
             match js.create_consumer_on_stream(config, stream).await {
-                Ok(_) => tracing::warn!(stream, name, "a consumer was missing and is made again"),
-                Err(error) => tracing::error!(stream, name, %error, "a consumer is missing"),
+                Ok(_) => tracing::warn!(stream, name, "recreated a missing consumer"),
+                Err(error) => tracing::error!(stream, name, %error, "a consumer is missing and cannot be recreated"),
             }
         }
     }
 }
 
-/// Makes the server's consumers match.
+/// Makes a region's consumers match.
 ///
 /// # Errors
 /// When the server does not answer or refuses.
@@ -185,7 +185,7 @@ async fn apply_consumers(js: &jetstream::Context, region: &Region) -> Result<(),
     Ok(())
 }
 
-/// Settings in which `found` differs from `wanted`. What `wanted` leaves at its default is the server's to choose.
+/// Settings in which `found` differs from `wanted`. Settings that `wanted` leaves at their default are the server's choice.
 fn differences(wanted: &Config, found: &Config) -> Vec<String> {
     let as_map = |config: &Config| match serde_json::to_value(config) {
         Ok(Value::Object(map)) => map,
@@ -216,7 +216,7 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// `value` without members that say nothing, which the server adds or drops as it likes.
+/// `value` without empty members, which the server adds and drops freely.
 fn normal(value: &Value) -> Value {
     match value {
         Value::Object(map) => Value::Object(
@@ -236,7 +236,7 @@ mod tests {
     use crate::nats::topology::{NOTIFY, mesh_of_two};
 
     #[test]
-    fn what_the_server_fills_in_is_no_difference() {
+    fn defaults_filled_in_by_the_server_are_no_difference() {
         for wanted in mesh_of_two("eu").streams() {
             let mut found = wanted.clone();
             found.max_consumers = -1;

@@ -1,4 +1,7 @@
-//! Streams, consumers and buckets as data, and making the server match.
+//! The streams, consumers and buckets of the mesh.
+//!
+//! Their names stand here, their settings as data in `streams`; `apply` makes a server match them. `wake` reports how far
+//! a stream has copied its sources, and wakes sources after a cut.
 
 mod apply;
 mod streams;
@@ -9,7 +12,10 @@ use serde::{Deserialize, Serialize};
 pub(super) use self::streams::work_for;
 pub use self::{
     apply::{ApplyError, Change, apply, apply_region, mend_consumers, wait_for_region},
-    streams::{consumers, hub_streams, workers_consumers},
+    streams::{
+        ALERTS_ACK_WAIT, DUPLICATE_WINDOW, LETTERS_MAX_AGE, RECEIPTS_MAX_AGE, WORK_ACK_WAIT, WORK_MAX_AGE, consumers,
+        hub_streams, workers_consumers,
+    },
     wake::{Sourced, Waker, sources},
 };
 use crate::{
@@ -17,19 +23,19 @@ use crate::{
     id::Region,
 };
 
-/// Work to do in this region.
+/// Jobs and broadcasts to be worked on in this region.
 pub const NOTIFY: &str = "NOTIFY";
-/// Work and facts on their way to other regions.
+/// Jobs, broadcasts and facts for other regions, which source it.
 pub const OUTBOX: &str = "OUTBOX";
-/// Retries that wait for their time, and those that are due; slices of broadcasts.
+/// Retries that wait for their time or are due, and slices of broadcasts.
 pub const SCHEDULE: &str = "SCHEDULE";
-/// What happened.
+/// Receipts of attempts, and gateways' records of what they accepted.
 pub const RECEIPTS: &str = "RECEIPTS";
-/// What could not be delivered.
+/// Dead letters.
 pub const DEAD: &str = "DEAD";
-/// Who lives where, and whose an address is; every region holds all of it.
+/// Homes of recipients, owners of addresses and withdrawals. Every region holds the entries of all regions.
 pub const DIRECTORY: &str = "DIRECTORY";
-/// The bucket of facts about the recipients who live in this region.
+/// The bucket of facts about the recipients whose home is this region.
 pub const RECIPIENTS_BUCKET: &str = "recipients";
 /// The stream under that bucket.
 pub const RECIPIENTS: &str = "KV_recipients";
@@ -37,28 +43,27 @@ pub const RECIPIENTS: &str = "KV_recipients";
 pub const CONFIG_BUCKET: &str = "config";
 /// The stream under that bucket.
 pub const CONFIG: &str = "KV_config";
-/// The stream of the bucket of pools from which workers take their part of a provider's quota; one in each region and one
-/// at the hub.
+/// The stream of the bucket of quota pools, from which workers lease their part of a provider's quota. Each region has
+/// one, and so has the hub.
 pub const QUOTA: &str = "KV_quota";
 /// The `JetStream` domain of the hub. No region may have this name.
 pub const HUB: &str = "hub";
-
-/// What idempotency keys were used for; every region holds all of it.
+/// Records of idempotency keys. Every region holds the records of all regions.
 pub const IDEMPOTENCY: &str = "IDEMPOTENCY";
 
-/// Whose JetStream is asked.
+/// Which `JetStream` domain to address.
 #[derive(Debug, Clone, Copy)]
 pub enum Domain<'a> {
-    /// That of the server one is connected to.
+    /// The domain of the server that the client is connected to.
     Here,
-    /// That of another region.
+    /// A region's, by name: another region's, or this one's whatever server the client is connected to.
     Region(&'a Region),
     /// The hub's.
     Hub,
 }
 
 impl<'a> Domain<'a> {
-    /// That of `region`, seen from `here`.
+    /// The domain of `region`, seen from `here`.
     pub fn of(region: &'a Region, here: &Region) -> Self {
         if region == here {
             Self::Here
@@ -67,7 +72,7 @@ impl<'a> Domain<'a> {
         }
     }
 
-    /// The prefix of its API's subjects.
+    /// The prefix of its API's subjects, such as `$JS.eu.API`.
     pub fn api(&self) -> String {
         match self {
             Self::Here => "$JS.API".to_owned(),
@@ -76,30 +81,31 @@ impl<'a> Domain<'a> {
         }
     }
 
-    /// Where it is asked how `stream` stands, and what time it is.
+    /// The subject of requests for the state of `stream`; the answer also tells the server's time.
     pub(super) fn info_of(&self, stream: &str) -> String {
         format!("{}.STREAM.INFO.{stream}", self.api())
     }
 }
 
-/// The durable consumer on [`SCHEDULE`] for work that is due again.
+/// The durable consumer on [`SCHEDULE`] for retries that are due.
 pub const RETRY_CONSUMER: &str = "retry";
 
-/// The durable consumer on [`SCHEDULE`] for what a region's own workers could not send and others may.
+/// The durable consumer on [`SCHEDULE`] for jobs that a region's own workers could not send and helpers may.
 pub const SPILL_CONSUMER: &str = "spill";
 
-/// The durable consumer on [`DEAD`] from which gateways tell developers of dead letters.
+/// The durable consumer on [`DEAD`] from which gateways alert developers to dead letters.
 pub const ALERTS_CONSUMER: &str = "alerts";
-/// This region, as its processes are told.
+
+/// This region: the settings that all its processes share.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Here {
     /// Its name.
     pub region: Region,
-    /// What is stored survives what; the same in every process of the region.
+    /// Which failures stored messages survive; the same in every process of the region.
     #[serde(default)]
     pub durability: Durability,
-    /// Most bytes of [`NOTIFY`] and [`OUTBOX`] each; a full stream refuses. -1 for no limit but the disk.
+    /// Maximum bytes of [`NOTIFY`] and of [`OUTBOX`]; a full stream refuses. -1: no limit but the disk.
     #[serde(default = "unlimited")]
     pub max_bytes: i64,
 }
@@ -117,11 +123,11 @@ pub struct Mesh {
     pub regions: Vec<Region>,
 }
 
-/// What a region's servers are trusted with. A process that is killed loses nothing with any of them.
+/// How much a region's servers protect stored messages. None of the levels loses anything when a process is killed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
-    /// One copy. A power cut loses what was not yet flushed to the disk: of a server's own default, two minutes.
+    /// One copy. A power cut loses what was not yet flushed to the disk: by the server's default, up to two minutes.
     #[default]
     Demo,
     /// One copy, on the disk before it is acknowledged (`sync_interval: always`). A power cut loses nothing.
@@ -131,7 +137,7 @@ pub enum Durability {
 }
 
 impl Durability {
-    /// Copies of every stream, each on a server of its own.
+    /// Number of copies of every stream, each on a different server.
     pub fn replicas(self) -> usize {
         match self {
             Self::Demo | Self::Single => 1,
@@ -139,8 +145,8 @@ impl Durability {
         }
     }
 
-    /// Whether a flush to the disk is waited for that only an atomic batch shares. Where none is waited for, and where
-    /// three copies agree, which they do in groups, single publishes are faster.
+    /// Whether atomic batches pay off: each acknowledgement waits for a flush to the disk, which only a batch shares. Without
+    /// that wait single publishes are faster, and so they are with three copies, which agree on messages in groups.
     pub fn wants_batches(self) -> bool {
         match self {
             Self::Single => true,
@@ -173,13 +179,13 @@ pub fn slice_consumer(channel: Channel, class: Class) -> String {
     format!("slice-{channel}-{class}")
 }
 
-/// Where a publish to `subject`, which the hub keeps, goes from any region: links between domains do not carry `$KV.>`; under
-/// the hub's API prefix its server takes it from anywhere.
+/// The subject under which any region publishes to `subject` at the hub: links between domains do not carry `$KV.>`, but
+/// the hub's server accepts it under the prefix of its API.
 pub(super) fn at_hub(subject: &str) -> String {
     format!("{}.{subject}", api(HUB))
 }
 
-/// The prefix of the API of a domain's `JetStream`.
+/// The API prefix of a `JetStream` domain.
 fn api(domain: &str) -> String {
     format!("$JS.{domain}.API")
 }

@@ -13,26 +13,48 @@ use super::{
 };
 use crate::{id::Region, lifetime::MAX_TTL_S, nats::subject};
 
-const HOUR: Duration = Duration::from_hours(1);
-const DAY: Duration = Duration::from_hours(24);
+/// How long streams of work remember a message id. The workers' ledgers remember jobs for days.
+pub const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 
-/// How long a message id is remembered by the streams. The ledgers remember for days.
-const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
+/// How long [`RECEIPTS`] and [`DEAD`] remember a message id.
+const RECORDS_DUPLICATE_WINDOW: Duration = Duration::from_hours(1);
 
-/// Work is kept longer than the longest time to live, so that expiry is always the worker's decision.
-const WORK_AGE: Duration = Duration::from_secs(MAX_TTL_S as u64 + 2 * 24 * 3600);
+/// How long work is kept: longer than the longest time to live, so that expiry is always a worker's decision.
+pub const WORK_MAX_AGE: Duration = Duration::from_secs(MAX_TTL_S as u64 + 2 * 24 * 3600);
+
+/// How long receipts are kept.
+pub const RECEIPTS_MAX_AGE: Duration = Duration::from_hours(3 * 24);
+
+/// How long dead letters are kept.
+pub const LETTERS_MAX_AGE: Duration = Duration::from_hours(28 * 24);
 
 /// How long the record of an idempotency key is kept.
 const IDEMPOTENCY_MAX_AGE: Duration = Duration::from_hours(48);
 
+/// How long a region's quota pool is kept after its last change.
+const REGION_QUOTA_MAX_AGE: Duration = Duration::from_hours(1);
+
+/// How long a quota pool at the hub is kept after its last change: workers look at every pool that is there.
+const HUB_QUOTA_MAX_AGE: Duration = Duration::from_mins(2);
+
+/// How long the server waits for a worker's acknowledgement before it gives the message to another one. Must be longer
+/// than an attempt and its settlement may take, or a second worker repeats an attempt that is still under way.
+pub const WORK_ACK_WAIT: Duration = Duration::from_secs(30);
+
+/// How long the server waits for a gateway's acknowledgement of an alert before it gives the letter to another one.
+pub const ALERTS_ACK_WAIT: Duration = Duration::from_mins(2);
+
+/// Maximum number of messages that all workers of a region together have pulled from one consumer and not acknowledged.
+const CONSUMER_UNACKNOWLEDGED_MAX: i64 = 65_536;
+
 impl Here {
-    /// The copy of the hub's configuration. All else can be made once it is known which regions there are.
+    /// The region's copy of the hub's configuration. It names the regions, which all other streams need.
     pub fn config_stream(&self) -> Config {
         Config {
             max_messages_per_subject: 1,
             allow_rollup: true,
             deny_delete: true,
-            // Not a mirror: a source can be woken after a cut (0.15 s), a mirror takes up to 39 s.
+            // Not a mirror: after a cut, a source can be woken within 0.15 s; a mirror takes up to 39 s.
             sources: Some(vec![source(CONFIG, HUB, None)]),
             ..self.base(CONFIG, Vec::new())
         }
@@ -51,7 +73,7 @@ impl Here {
 }
 
 impl Mesh {
-    /// The streams of this region.
+    /// All streams of this region.
     pub fn streams(&self) -> Vec<Config> {
         [self.work(), self.records(), self.knowledge()].concat()
     }
@@ -60,15 +82,15 @@ impl Mesh {
         self.here.base(name, subjects)
     }
 
-    /// What is to be done, here, elsewhere and later.
+    /// The streams of work: for this region, for others, and for later.
     fn work(&self) -> Vec<Config> {
         let here = &self.here.region;
         let notify = Config {
-            max_age: WORK_AGE,
+            max_age: WORK_MAX_AGE,
             max_bytes: self.here.max_bytes,
             duplicate_window: DUPLICATE_WINDOW,
             allow_atomic_publish: true,
-            // One filter for all channels: the filter is part of the source's identity, and another one would replay all.
+            // One filter for all channels: it is part of the source's identity, so changing it would replay everything.
             sources: self.sources(|other| source(OUTBOX, other.as_str(), Some(subject::notify_all_filter(here)))),
             ..self.base(NOTIFY, work_for(here).collect())
         };
@@ -76,22 +98,22 @@ impl Mesh {
             .others()
             .flat_map(|other| work_for(other).chain([subject::fact_filter(other)]));
         let outbox = Config {
-            max_age: WORK_AGE,
+            max_age: WORK_MAX_AGE,
             max_bytes: self.here.max_bytes,
             duplicate_window: DUPLICATE_WINDOW,
             allow_atomic_publish: true,
             ..self.base(OUTBOX, outbound.collect())
         };
         let schedule = Config {
-            // A retry is removed when it is done; only what waits is worth keeping.
+            // A retry is removed once it is acknowledged; only waiting ones are worth keeping.
             retention: RetentionPolicy::WorkQueue,
-            max_age: WORK_AGE,
+            max_age: WORK_MAX_AGE,
             duplicate_window: DUPLICATE_WINDOW,
             allow_message_schedules: true,
             allow_message_ttl: true,
             allow_rollup: true,
             allow_atomic_publish: true,
-            // The server refuses schedules together with `New`; without other limits nothing is discarded but by age.
+            // The server refuses schedules together with `New`. Without a size limit, age alone discards.
             discard: DiscardPolicy::Old,
             ..self.base(
                 SCHEDULE,
@@ -106,7 +128,7 @@ impl Mesh {
                 .to_vec(),
             )
         };
-        // A mesh of one region has nothing to send elsewhere, and a stream needs subjects.
+        // A mesh of one region has no other to send to, and a stream needs subjects.
         if outbox.subjects.is_empty() {
             vec![notify, schedule]
         } else {
@@ -114,12 +136,12 @@ impl Mesh {
         }
     }
 
-    /// What happened.
+    /// The streams of records: receipts, dead letters and idempotency keys.
     fn records(&self) -> Vec<Config> {
         let here = &self.here.region;
         let receipts = Config {
-            max_age: 3 * DAY,
-            duplicate_window: HOUR,
+            max_age: RECEIPTS_MAX_AGE,
+            duplicate_window: RECORDS_DUPLICATE_WINDOW,
             sources: self.sources(|other| {
                 source(
                     RECEIPTS,
@@ -130,8 +152,8 @@ impl Mesh {
             ..self.base(RECEIPTS, vec![subject::receipt_filter(here)])
         };
         let dead = Config {
-            max_age: 28 * DAY,
-            duplicate_window: HOUR,
+            max_age: LETTERS_MAX_AGE,
+            duplicate_window: RECORDS_DUPLICATE_WINDOW,
             ..self.base(DEAD, vec![subject::dead_filter(here)])
         };
         let idempotency = Config {
@@ -145,7 +167,7 @@ impl Mesh {
         vec![receipts, dead, idempotency]
     }
 
-    /// What is known of recipients and apps.
+    /// The streams of knowledge about recipients and apps, and of quotas.
     fn knowledge(&self) -> Vec<Config> {
         let here = &self.here.region;
         let directory = Config {
@@ -169,7 +191,7 @@ impl Mesh {
         };
         let quota = Config {
             max_messages_per_subject: 1,
-            max_age: HOUR,
+            max_age: REGION_QUOTA_MAX_AGE,
             ..self.base(QUOTA, vec![subject::QUOTA_FILTER.into()])
         };
         vec![directory, recipients, quota, self.here.config_stream()]
@@ -181,12 +203,12 @@ impl Mesh {
     }
 }
 
-/// The durable consumers of a region: the stream and the consumer.
+/// The durable consumers of a region, each with its stream.
 pub fn consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
     let alerts = pull::Config {
-        // What is old was told of, or was there before anybody wanted to be told.
+        // Older letters were reported, or came before anyone had asked for alerts.
         deliver_policy: DeliverPolicy::New,
-        ack_wait: Duration::from_mins(2),
+        ack_wait: ALERTS_ACK_WAIT,
         ..consumer(ALERTS_CONSUMER, subject::dead_filter(region))
     };
     let mut all = workers_consumers(region);
@@ -194,7 +216,7 @@ pub fn consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
     all
 }
 
-/// Those that a region's workers share.
+/// The durable consumers that a region's workers share, each with its stream.
 pub fn workers_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
     let mut all: Vec<_> = Mesh::lanes()
         .map(|(channel, class)| {
@@ -211,7 +233,7 @@ pub fn workers_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
     all
 }
 
-/// The subjects of every lane of `region`. No stream takes others, so whoever misspells a class is told by the server.
+/// The subjects of every lane of `region`. No stream accepts others, so the server refuses a misspelled class.
 pub(in crate::nats) fn work_for(region: &Region) -> impl Iterator<Item = String> {
     Mesh::lanes().map(move |(channel, class)| subject::notify_class_filter(channel, region, class))
 }
@@ -235,16 +257,15 @@ pub fn hub_streams(replicas: usize) -> Vec<Config> {
     let quota = Config {
         name: QUOTA.into(),
         subjects: vec![subject::QUOTA_FILTER.into()],
-        // What nobody asks for any more is not looked at any more.
-        max_age: Duration::from_mins(2),
+        max_age: HUB_QUOTA_MAX_AGE,
         ..base
     };
     vec![config, quota]
 }
 
-/// A source that misses nothing. Where the server knows no position, as when the destination was trimmed before the
-/// first message came, it would begin at the time of the destination's last message and skip what is older, silently;
-/// told to begin at 1 it replays instead, which message ids and ledgers make harmless.
+/// A source that misses nothing. A server that knows no position, for example because the destination was trimmed before
+/// its first message came, begins at the time of the destination's last message and silently skips older ones. With an
+/// explicit start at 1 it replays instead, which message ids and ledgers make harmless.
 fn source(stream: &str, domain: &str, filter_subject: Option<String>) -> Source {
     Source {
         name: stream.to_owned(),
@@ -263,11 +284,10 @@ fn consumer(name: &str, filter: String) -> pull::Config {
         durable_name: Some(name.to_owned()),
         filter_subject: filter,
         ack_policy: AckPolicy::Explicit,
-        // Longer than a provider's time-out, so that work in progress is not given to a sibling.
-        ack_wait: Duration::from_secs(30),
-        // Attempts are counted by the workers; the server would only make a message invisible.
+        ack_wait: WORK_ACK_WAIT,
+        // Workers count attempts; a limit here would only make a message invisible.
         max_deliver: -1,
-        max_ack_pending: 65_536,
+        max_ack_pending: CONSUMER_UNACKNOWLEDGED_MAX,
         ..pull::Config::default()
     }
 }

@@ -1,4 +1,4 @@
-//! How sources stand, and waking those that sleep.
+//! How far streams have copied their sources, and waking sources that sleep.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,27 +17,27 @@ use tokio::time::Instant;
 use super::Domain;
 use crate::id::Region;
 
-/// How a stream stands with one of its sources.
+/// The state of one source of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sourced {
     /// The stream that is sourced.
     pub stream: String,
     /// The region whose stream it is.
     pub from: String,
-    /// Messages that are not taken yet, when it was last heard of.
+    /// Messages not copied yet, as of the last contact.
     pub lag: u64,
-    /// For how long it was silent, if it was ever heard of. Awake, it is heard of every second.
+    /// Time since the last contact; `None` if there was none yet. A source that is awake has contact every second.
     pub silent: Option<Duration>,
 }
 
 impl Sourced {
-    /// Whether what it says is current.
+    /// Whether [`Self::lag`] is current.
     pub fn is_awake(&self) -> bool {
-        self.silent.is_some_and(|silent| silent < ASLEEP)
+        self.silent.is_some_and(|silent| silent < ASLEEP_AFTER)
     }
 }
 
-/// How the sources of `stream` in `region` stand. The client's own call does not say whose they are.
+/// The states of the sources of `stream` in `region`. The client's own call does not name their regions.
 ///
 /// # Errors
 /// When the server does not answer or has no such stream.
@@ -76,73 +76,74 @@ pub async fn sources(client: &Client, region: &Region, stream: &str) -> Result<V
     Ok(sourced.collect())
 }
 
-/// How long an origin may take to answer whether it is there.
-const LOOK: Duration = Duration::from_secs(1);
+/// How long to wait for each answer of an origin.
+const ORIGIN_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
-/// An origin that says nothing is asked so often,
-const QUESTIONS: u32 = 20;
+/// How often a silent origin is asked.
+const ORIGIN_QUESTIONS_MAX: u32 = 20;
 
-/// and so long after the last question.
-const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// Time between two questions to an origin.
+const ORIGIN_ASKED_EVERY: Duration = Duration::from_millis(50);
 
-/// A source that was silent for this long sleeps: awake, it hears a heartbeat every second.
-const ASLEEP: Duration = Duration::from_secs(5);
+/// A source without contact for this long is asleep: one that is awake gets a heartbeat every second.
+const ASLEEP_AFTER: Duration = Duration::from_secs(5);
 
-/// A source that was told anew has this long to reach its origin before it is told again.
-const WAKING: Duration = Duration::from_secs(2);
+/// How long a source that was configured again has to reach its origin before that is repeated.
+const WAKE_RETRIED_AFTER: Duration = Duration::from_secs(2);
 
-/// Wakes sources. A server whose source lost its origin, or was made before the origin was, tries again only after up to
-/// 45 seconds; told anew, it tries after 0.1 to 0.2 s.
+/// Wakes sources. When a source has lost its origin, or was created before it, the server retries only after up to 45
+/// seconds; when the source is configured again, it retries after 0.1 to 0.2 s.
 #[derive(Debug, Default)]
 pub struct Waker {
-    /// How long after their origins were reached.
-    later: Duration,
-    /// When the sources of a stream were last told anew.
+    /// How long to wait after the origins were reached.
+    delay: Duration,
+    /// When each stream's sources were last configured again.
     woken: HashMap<String, Instant>,
 }
 
 impl Waker {
-    /// Tells sources anew so long after their origins were reached, so that what matters more goes first: all that waits
-    /// comes over one link.
-    pub fn after(later: Duration) -> Self {
+    /// Wakes sources only after a further `delay`, so that more important streams go first: everything that waited comes
+    /// over one link.
+    pub fn after(delay: Duration) -> Self {
         Self {
-            later,
+            delay,
             ..Self::default()
         }
     }
 
-    /// Wakes the sources of `streams` whose origins can be reached; whether all were awake already. Until they are it
-    /// costs little to look several times a second, and a network that is whole again is noticed as soon.
+    /// Wakes the sources of `streams` whose origins can be reached, and returns whether all were awake already. Until they
+    /// are, call this several times a second: it costs little, and the end of a cut is noticed soon.
     pub async fn wake(&mut self, js: &jetstream::Context, streams: &[Config]) -> bool {
         let now = Instant::now();
-        self.woken.retain(|_, woken| now.duration_since(*woken) < WAKING);
+        self.woken
+            .retain(|_, woken| now.duration_since(*woken) < WAKE_RETRIED_AFTER);
         let waking = |config: &Config| self.woken.contains_key(&config.name);
-        let looked = streams.iter().filter(|config| !waking(config)).map(async |config| {
-            let found = wake(js, config, self.later).await.unwrap_or_else(|error| {
-                tracing::debug!(stream = config.name, %error, "sources could not be looked at");
+        let checked = streams.iter().filter(|config| !waking(config)).map(async |config| {
+            let found = wake(js, config, self.delay).await.unwrap_or_else(|error| {
+                tracing::debug!(stream = config.name, %error, "sources could not be checked");
                 Found::Asleep
             });
             (config, found)
         });
-        let looked = futures::future::join_all(looked).await;
-        let told = looked.iter().filter(|(_, found)| *found == Found::Told);
+        let checked = futures::future::join_all(checked).await;
+        let woken = checked.iter().filter(|(_, found)| *found == Found::Woken);
         self.woken
-            .extend(told.map(|(config, _)| (config.name.clone(), Instant::now())));
-        self.woken.is_empty() && looked.iter().all(|(_, found)| *found == Found::Awake)
+            .extend(woken.map(|(config, _)| (config.name.clone(), Instant::now())));
+        self.woken.is_empty() && checked.iter().all(|(_, found)| *found == Found::Awake)
     }
 }
 
-/// How the sources of a stream are.
+/// The state in which [`wake`] found a stream's sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
     Awake,
-    /// Some sleep, and their origins cannot be reached.
+    /// Some are asleep, and their origins cannot be reached.
     Asleep,
-    /// Some slept, and were told anew.
-    Told,
+    /// Some were asleep, and all were configured again.
+    Woken,
 }
 
-async fn wake(js: &jetstream::Context, config: &Config, later: Duration) -> Result<Found, async_nats::Error> {
+async fn wake(js: &jetstream::Context, config: &Config, delay: Duration) -> Result<Found, async_nats::Error> {
     let Some(wanted) = &config.sources else {
         return Ok(Found::Awake);
     };
@@ -150,21 +151,21 @@ async fn wake(js: &jetstream::Context, config: &Config, later: Duration) -> Resu
     let found = &stream.cached_info().sources;
     let awake = found
         .iter()
-        .filter(|source| source.active.is_some_and(|silent| silent < ASLEEP))
+        .filter(|source| source.active.is_some_and(|silent| silent < ASLEEP_AFTER))
         .count();
     if awake == wanted.len() {
         return Ok(Found::Awake);
     }
     let mut answers: FuturesUnordered<_> = wanted.iter().map(|source| answers(js, source)).collect();
     let mut reachable = 0;
-    // Which of them sleep is not told; but if more are reachable than are awake, one of those sleeps.
+    // The server does not report which are asleep; but if more are reachable than awake, a reachable one is asleep.
     while reachable <= awake {
         let Some(answers) = answers.next().await else {
             return Ok(Found::Asleep);
         };
         reachable += usize::from(answers);
     }
-    tokio::time::sleep(later).await;
+    tokio::time::sleep(delay).await;
     js.update_stream(Config {
         sources: None,
         ..config.clone()
@@ -172,11 +173,11 @@ async fn wake(js: &jetstream::Context, config: &Config, later: Duration) -> Resu
     .await?;
     js.update_stream(config).await?;
     tracing::info!(stream = config.name, awake, "sources woken");
-    Ok(Found::Told)
+    Ok(Found::Woken)
 }
 
-/// Whether the origin of `source` is there. Asked again while nothing is heard: a question that was on its way when the
-/// network was cut is lost, and the next need not wait for it.
+/// Whether the origin of `source` answers. The question is repeated without waiting for the former one's time-out: a
+/// question under way when the network was cut is lost.
 async fn answers(js: &jetstream::Context, source: &Source) -> bool {
     let Some(external) = &source.external else { return true };
     let (client, subject) = (
@@ -184,10 +185,10 @@ async fn answers(js: &jetstream::Context, source: &Source) -> bool {
         format!("{}.STREAM.INFO.{}", external.api_prefix, source.name),
     );
     let ask = async |nth: u32| {
-        tokio::time::sleep(ASK_AGAIN * nth).await;
-        tokio::time::timeout(LOOK, client.request(subject.clone(), "".into())).await
+        tokio::time::sleep(ORIGIN_ASKED_EVERY * nth).await;
+        tokio::time::timeout(ORIGIN_ANSWERS_WITHIN, client.request(subject.clone(), "".into())).await
     };
-    let asked = futures::future::select_ok((0..QUESTIONS).map(|nth| Box::pin(ask(nth)))).await;
+    let asked = futures::future::select_ok((0..ORIGIN_QUESTIONS_MAX).map(|nth| Box::pin(ask(nth)))).await;
     let Ok((Ok(answer), _)) = asked else { return false };
     serde_json::from_slice::<Map<String, Value>>(&answer.payload).is_ok_and(|info| !info.contains_key("error"))
 }
