@@ -6,20 +6,20 @@ use rand::Rng;
 
 use crate::channel::Provider;
 
-/// Longest wait that a provider may impose; beyond it the clock of one of the two is wrong.
+/// Longest wait that a provider may impose. If it asks for more, its clock or ours is wrong.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// An exponential schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
-    /// Before the second attempt.
+    /// Wait before the second attempt.
     pub first: Duration,
-    /// Never longer than this.
+    /// Longest wait, before jitter.
     pub most: Duration,
 }
 
 impl Backoff {
-    /// The schedule for `provider`: Apple names none for server errors, Google asks for at least ten seconds.
+    /// The schedule for `provider`: Apple documents none for server errors, Google asks for at least ten seconds.
     pub const fn of(provider: Provider) -> Self {
         match provider {
             Provider::Apns => Self {
@@ -55,7 +55,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_earlier_than_told_and_never_beyond_the_cap(attempt in 1u32..1000, asked in 0u64..100_000, seed: u64) {
+        fn never_earlier_than_asked_and_never_beyond_the_cap(attempt in 1u32..1000, asked in 0u64..100_000, seed: u64) {
             let schedule = Backoff::of(Provider::Fcm);
             let asked = Duration::from_secs(asked);
             let wait = schedule.after(attempt, Some(asked), &mut StdRng::seed_from_u64(seed));

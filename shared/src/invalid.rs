@@ -1,4 +1,4 @@
-//! Bad input, said so that the sender can mend it: which field, which rule.
+//! Invalid input, reported so that the sender can correct it: which field, which rule.
 
 use std::fmt;
 
@@ -6,14 +6,14 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {rule}")]
 pub struct Invalid {
-    /// Where: a dotted path from the top of the document, such as `push.title` or `to.recipients[3]`.
+    /// The field: a dotted path from the top of the document, such as `push.title` or `to.recipients[3]`.
     pub field: String,
     /// The rule that was broken, as a sentence without subject: "must be 1 to 128 bytes".
     pub rule: String,
 }
 
 impl Invalid {
-    /// The field at `field` breaks `rule`.
+    /// Reports that `field` breaks `rule`.
     pub fn new(field: impl Into<String>, rule: impl fmt::Display) -> Self {
         Self {
             field: field.into(),
@@ -21,7 +21,7 @@ impl Invalid {
         }
     }
 
-    /// The same complaint seen from one level further out.
+    /// The same error with the path of its field put inside `outer`.
     #[must_use]
     pub fn within(mut self, outer: &str) -> Self {
         self.field = if self.field.is_empty() {
