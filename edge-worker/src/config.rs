@@ -4,10 +4,8 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 use shared::{
-    nats::{
-        connect::{Nats, Secret},
-        topology::Here,
-    },
+    nats::{connect::Nats, topology::Here},
+    secret::Secret,
     telemetry,
 };
 

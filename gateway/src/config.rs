@@ -5,10 +5,11 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 use serde::Deserialize;
 use shared::{
     nats::{
-        connect::{Nats, Secret},
+        connect::Nats,
         topology::{HUB, Here},
     },
     seal::{MeshKey, SealError},
+    secret::Secret,
     settings::{self, BadSettings},
     telemetry,
 };

@@ -1,5 +1,5 @@
 //! API keys: `peal_<key id>_<secret>`. The secret has 256 bits, so an HMAC is enough to store it; a slow hash would
-//! only be a lever for denial of service.
+//! only help a denial of service.
 
 use std::{fmt, str::FromStr};
 
@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use crate::{channel::words, id::AppId, seal::MeshKey};
 
 words!(
-    /// What a key may do.
+    /// One permission of a key.
     Scope, "scope", {
         /// Send notifications.
         Send = "notifications:write",
         /// Send to all members of a topic; needs the scope to send too.
         Broadcast = "notifications:broadcast",
-        /// Read what became of notifications.
+        /// Read the status of notifications.
         Status = "notifications:read",
         /// Write recipients, addresses and preferences.
         RecipientsWrite = "recipients:write",
@@ -33,18 +33,18 @@ words!(
 pub struct ApiKey {
     /// Names the key; 16 hexadecimal digits.
     pub key_id: String,
-    /// The only tenant it speaks for.
+    /// The only app that it acts for.
     pub app: AppId,
     /// HMAC-SHA256 of the secret, base64url.
     pub hmac: String,
-    /// What it may do.
+    /// Its permissions; anything else is refused.
     pub scopes: Vec<Scope>,
-    /// After this it is refused.
+    /// From this time on it is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
 }
 
-/// A key as its owner presents it.
+/// A key as a client presents it.
 pub struct Presented {
     /// Names the key.
     pub key_id: String,
@@ -52,10 +52,10 @@ pub struct Presented {
 }
 
 impl ApiKey {
-    /// Makes a key; the text is shown once and kept nowhere.
+    /// Makes a key. The returned text holds the secret: show it once, store it nowhere.
     ///
     /// # Panics
-    /// If the operating system has no randomness to give.
+    /// If the operating system provides no randomness.
     pub fn issue(mesh: &MeshKey, app: AppId, scopes: Vec<Scope>) -> (Self, String) {
         let (mut id, mut secret) = ([0; 8], [0; 32]);
         OsRng
@@ -79,7 +79,7 @@ impl ApiKey {
         )
     }
 
-    /// Whether `presented` is this key, in constant time, and the key is still good at `now`.
+    /// Whether `presented` is this key, compared in constant time, and the key has not expired at `now`.
     pub fn admits(&self, mesh: &MeshKey, presented: &Presented, now: Timestamp) -> bool {
         let Ok(expected) = URL_SAFE_NO_PAD.decode(&self.hmac) else {
             return false;

@@ -40,7 +40,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_earlier_than_told_and_never_beyond_the_cap(attempt in 1u32..1000, asked in 0u64..100_000, seed: u64) {
+        fn never_earlier_than_asked_and_never_beyond_the_cap(attempt in 1u32..1000, asked in 0u64..100_000, seed: u64) {
             let schedule = Provider::Fcm.backoff();
             let asked = Duration::from_secs(asked);
             let wait = schedule.after(attempt, Some(asked), &mut StdRng::seed_from_u64(seed));

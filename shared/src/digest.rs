@@ -5,14 +5,14 @@ use uuid::Uuid;
 
 /// The first 16 bytes of SHA-256 over `kind` and `parts`, as a version 8 UUID (RFC 9562 §5.8).
 ///
-/// Each part is followed by a zero byte, which no identifier may contain, so that no two lists of parts run
-/// together. A service in any language can compute the same value; the README of this crate shows how.
+/// Each part is followed by a zero byte, which no identifier may contain, so that two different lists of
+/// parts never give the same bytes. A service in any language can compute the value; this crate's README shows how.
 pub fn derive(kind: &str, parts: &[&str]) -> Uuid {
     let bytes = std::iter::once(&kind).chain(parts).map(|part| part.as_bytes());
     uuid(bytes)
 }
 
-/// The same of content, of which only the digest is to be kept.
+/// The digest of content that is not itself to be stored.
 pub fn of_content(content: &[u8]) -> Uuid {
     uuid([b"content", content].into_iter())
 }

@@ -1,6 +1,6 @@
-//! Places with names where a test may end the process. In a program that is shipped they are nothing at all.
+//! Named places where a test may end the process. Shipped programs compile them to nothing.
 
-/// A crash may be wanted here. What happens is set with [`fail::cfg_callback`] where the feature `failpoints` is on.
+/// A place where a test may inject a crash, with [`fail::cfg_callback`] and the feature `failpoints`.
 ///
 /// [`fail::cfg_callback`]: https://docs.rs/fail/0.5/fail/fn.cfg_callback.html
 #[inline]

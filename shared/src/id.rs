@@ -54,7 +54,7 @@ macro_rules! name {
     };
 }
 
-/// Parses a string where it lies; the reader of the document adds the field to the rule that is broken.
+/// Parses a borrowed string. The error holds the broken rule alone; the document's reader adds the field.
 struct Parse<T>(&'static str, PhantomData<T>);
 
 impl<T: FromStr> Visitor<'_> for Parse<T> {
@@ -90,7 +90,7 @@ name!(
     |text| (1..=128).contains(&text.len()) && !text.chars().any(|c| c.is_whitespace() || c.is_control())
 );
 name!(
-    /// The caller's name for what happened; two requests with one event id are one notification.
+    /// The caller's name for an event; two requests with the same event id are one notification.
     EventId, "event_id", "must be 1 to 255 printable ASCII characters without spaces",
     |text| (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 );
@@ -109,14 +109,14 @@ name!(
 );
 
 impl AppId {
-    /// Stands for the app of a message that does not name one.
+    /// The app of messages that do not name one.
     pub fn unknown() -> Self {
         Self("unknown".into())
     }
 }
 
 impl EventId {
-    /// A fresh event id for a caller who named none: a version 7 UUID, so ordered by time.
+    /// A new event id for a request without one: a version 7 UUID, so ordered by time.
     pub fn fresh() -> Self {
         Self(Uuid::now_v7().to_string().into())
     }
@@ -147,7 +147,7 @@ macro_rules! uuid_id {
 }
 
 uuid_id!(
-    /// What a service asked for, once: derived from app and event id.
+    /// One event of an app, however often it is requested: derived from app and event id.
     NotificationId
 );
 uuid_id!(

@@ -27,7 +27,7 @@ pub enum SealError {
     /// The mesh key is not 32 bytes of base64.
     #[error("the mesh key must be 32 bytes in base64")]
     Key,
-    /// Sealed under another mesh key or another name, or damaged.
+    /// It was sealed under another mesh key or another name, or is damaged.
     #[error("cannot be opened with this mesh key")]
     Closed,
 }
@@ -42,7 +42,7 @@ impl MeshKey {
         if bytes.len() != 32 {
             return Err(SealError::Key);
         }
-        // Two uses, two keys: the second is derived, so that neither use says anything about the other.
+        // Two uses, two keys: the second is derived, so that neither use reveals anything about the other.
         let root = hmac::Key::new(hmac::HMAC_SHA256, &bytes);
         let for_hmac = hmac::sign(&root, b"peal api keys");
         let seal = RandomizedNonceKey::new(&AES_256_GCM, &bytes).map_err(|_| SealError::Key)?;
@@ -52,7 +52,7 @@ impl MeshKey {
         })
     }
 
-    /// Seals `secret` for the place called `name`; it opens nowhere else.
+    /// Seals `secret` under `name`, for example `shop/apns`; it opens only under the same name.
     pub fn seal(&self, name: &str, secret: &str) -> Sealed {
         let mut data = secret.as_bytes().to_vec();
         let nonce = self
@@ -64,7 +64,7 @@ impl MeshKey {
         Sealed(STANDARD.encode(whole))
     }
 
-    /// Opens what was sealed for `name`.
+    /// Opens a secret that was sealed under `name`.
     ///
     /// # Errors
     /// [`SealError::Closed`].

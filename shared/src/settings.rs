@@ -1,4 +1,4 @@
-//! Settings: defaults, then a file, then the environment. An error names the key and where it came from.
+//! Settings: defaults, then a file, then the environment. Errors name the key and its source.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use figment::{
 };
 use serde::de::DeserializeOwned;
 
-/// Settings that cannot be used: the key, what is wrong with it, and the file or variable it came from.
+/// Unusable settings: names the key, the fault, and the file or variable that set it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct BadSettings(Box<figment::Error>);
@@ -27,7 +27,7 @@ pub fn load<T: DeserializeOwned>(defaults: &str, file: Option<&Path>) -> Result<
         .map_err(|error| BadSettings(error.into()))?
         .into_keys()
         .collect();
-    // Only variables whose first part is a key: PEAL_ is also the prefix of variables for other programs.
+    // Only variables whose first part is a known key: other programs use the prefix PEAL_ too.
     let env = Env::prefixed("PEAL_").filter(move |key| {
         let first = key.as_str().to_ascii_lowercase();
         known
@@ -40,7 +40,7 @@ pub fn load<T: DeserializeOwned>(defaults: &str, file: Option<&Path>) -> Result<
         .map_err(|error| BadSettings(error.into()))
 }
 
-/// Reads one TOML file, with nothing laid over it.
+/// Reads one TOML file, without defaults or environment.
 ///
 /// # Errors
 /// When the file is missing, a key is unknown, or a value does not fit.

@@ -5,8 +5,6 @@
 //! and reads everybody's; two regions that are cut off from each other, or use a key within the same few milliseconds,
 //! both accept, and the jobs' own ids keep the deliveries single.
 
-use std::time::Duration;
-
 use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -211,9 +209,6 @@ impl Held {
             .map(|stored| stored.sequence)
     }
 }
-
-/// How long a record is kept.
-pub const KEPT: Duration = Duration::from_hours(48);
 
 #[cfg(test)]
 mod tests {

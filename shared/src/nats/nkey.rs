@@ -2,7 +2,7 @@
 
 use nkeys::KeyPair;
 
-use super::connect::Secret;
+use crate::secret::Secret;
 
 /// A new key of a user.
 #[derive(Debug)]

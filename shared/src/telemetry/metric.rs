@@ -1,4 +1,4 @@
-//! Every metric: its name, its unit, what it says. Names follow the OpenTelemetry semantic conventions where they have one.
+//! Every metric: name, unit, meaning. Names follow the OpenTelemetry semantic conventions where they have one.
 
 use std::time::Duration;
 
@@ -41,10 +41,10 @@ pub struct Metrics {
     spans: Counter<u64>,
 }
 
-/// What is measured of one endpoint of a provider.
+/// Measurements of one endpoint of a provider.
 #[derive(Debug, Clone, Copy)]
 pub struct Endpoint<'a> {
-    /// Whose.
+    /// The provider that runs the endpoint.
     pub provider: Provider,
     /// `production` or `sandbox`; empty where the provider has one only.
     pub environment: &'static str,
@@ -52,17 +52,17 @@ pub struct Endpoint<'a> {
     pub name: &'a str,
     /// Every reason to choose an endpoint, and whether this one was chosen for it.
     pub chosen_for: [(&'static str, bool); 4],
-    /// Whether it did not fail lately.
+    /// Whether no attempt through it failed lately.
     pub is_healthy: bool,
     /// Whether a spare connection is kept to it.
     pub is_spare: bool,
     /// Open connections.
     pub connections: u64,
-    /// Mean milliseconds of connecting.
+    /// Mean time to connect, in milliseconds.
     pub connect_ms: Option<f64>,
-    /// Mean milliseconds of a ping.
+    /// Mean round trip of a ping, in milliseconds.
     pub round_trip_ms: Option<f64>,
-    /// Mean milliseconds from a push to its answer.
+    /// Mean time from a request to its answer, in milliseconds.
     pub answer_ms: Option<f64>,
     /// Mean share of pushes that failed, 0 to 1.
     pub errors: f64,
@@ -171,7 +171,7 @@ impl Metrics {
         self.refused.add(1, &[KeyValue::new("code", code)]);
     }
 
-    /// A job came to be processed `wait` after it was accepted.
+    /// Processing of a job began, `wait` after it was accepted.
     pub fn pulled(&self, class: Class, wait: Duration) {
         self.in_flight.add(1, &[]);
         self.waited
@@ -205,7 +205,7 @@ impl Metrics {
         self.attempts.record(took.as_secs_f64(), &labels);
     }
 
-    /// The ledger had it already.
+    /// The ledger had already settled a job or a delivery.
     pub fn duplicate(&self) {
         self.duplicates.add(1, &[]);
     }
@@ -239,14 +239,14 @@ impl Metrics {
         self.breakers.record(is_open.into(), &labels);
     }
 
-    /// This worker may send `granted` messages a minute for `project`, and has sent `used` since this was said last.
+    /// This worker may send `granted` messages a minute for `project`, and has sent `used` since the last report.
     pub fn quota(&self, project: &str, granted: u64, used: u64) {
         let labels = [KeyValue::new("credential", project.to_owned())];
         self.quota_granted.record(granted, &labels);
         self.quota_used.add(used, &labels);
     }
 
-    /// What is known of an endpoint.
+    /// Records the measurements of an endpoint.
     pub fn endpoint(&self, endpoint: &Endpoint<'_>) {
         let with = |more: Option<(&'static str, &'static str)>| {
             let labels = [

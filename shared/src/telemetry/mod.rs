@@ -18,14 +18,14 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitEx
 
 use crate::{id::Region, telemetry::metric::Metrics};
 
-/// Where telemetry goes.
+/// Where telemetry is sent, and how much of it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// OTLP/gRPC endpoint of a collector, such as `http://127.0.0.1:4317`; none means that spans are not made.
+    /// OTLP/gRPC endpoint of a collector, such as `http://127.0.0.1:4317`; if absent, no spans are made.
     #[serde(default)]
     pub otlp_endpoint: Option<String>,
-    /// Share of notifications that are traced if the caller did not decide, 0 to 1. What fails is always traced.
+    /// Share of notifications that are traced if the caller did not decide, 0 to 1. Failed attempts are always traced.
     pub sample_ratio: f64,
     /// Log filter in the syntax of `tracing_subscriber::EnvFilter`.
     pub log: String,
@@ -36,9 +36,9 @@ pub struct Settings {
 /// The telemetry of a process; ends with [`Telemetry::stop`].
 #[derive(Debug, Clone)]
 pub struct Telemetry {
-    /// Makes spans.
+    /// Creates spans.
     pub tracer: SdkTracer,
-    /// Counts.
+    /// The instruments of the process.
     pub metrics: Metrics,
     spans: SdkTracerProvider,
     meters: SdkMeterProvider,
@@ -46,7 +46,7 @@ pub struct Telemetry {
     exports: bool,
 }
 
-/// Telemetry that cannot be set up.
+/// Telemetry that cannot be set up; names the setting or exporter.
 #[derive(Debug, thiserror::Error)]
 #[error("telemetry: {0}")]
 pub struct BadTelemetry(String);
@@ -117,7 +117,8 @@ impl Telemetry {
         })
     }
 
-    /// Whether spans go anywhere. If not, making one would only break the chain from the caller to the next who does.
+    /// Whether spans are exported. If not, a span made here would only break the chain from the caller to the next process
+    /// that exports.
     pub fn exports_spans(&self) -> bool {
         self.exports
     }
@@ -126,12 +127,12 @@ impl Telemetry {
     pub fn prometheus(&self) -> String {
         let mut text = Vec::new();
         if let Err(error) = prometheus::TextEncoder::new().encode(&self.registry.gather(), &mut text) {
-            tracing::error!(%error, "metrics cannot be shown");
+            tracing::error!(%error, "metrics cannot be encoded");
         }
         String::from_utf8(text).unwrap_or_default()
     }
 
-    /// Sends what has not been sent and ends. Blocks for at most the exporters' time-outs.
+    /// Sends what is still queued and stops. Takes at most the exporters' time-outs.
     pub async fn stop(self) {
         let ended = tokio::task::spawn_blocking(move || (self.spans.shutdown(), self.meters.shutdown())).await;
         match ended {

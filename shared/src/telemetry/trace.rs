@@ -1,4 +1,4 @@
-//! Trace context on NATS and HTTP headers, and the rule of what is kept.
+//! Trace context in NATS and HTTP headers, and which spans are kept.
 
 use std::time::Duration;
 
@@ -24,20 +24,20 @@ pub const KEEP: &str = "peal.keep";
 /// The W3C header that carries the trace.
 pub const TRACEPARENT: &str = "traceparent";
 
-/// The trace that a message brings, if it is sampled. An unsampled one costs no more than a look at its flag.
+/// The trace context of a message, if it is sampled. For an unsampled one only its flag is parsed.
 pub fn sampled(headers: &HeaderMap) -> Option<Context> {
     let flags = envelope::header(headers, TRACEPARENT)?.rsplit('-').next()?;
     let sampled = u8::from_str_radix(flags, 16).is_ok_and(|flags| flags & 1 == 1);
     sampled.then(|| remote(headers)).flatten()
 }
 
-/// The trace that a message brings, sampled or not.
+/// The trace context of a message, sampled or not.
 pub fn remote(headers: &HeaderMap) -> Option<Context> {
     let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &NatsHeaders(headers));
     context.span().span_context().is_valid().then_some(context)
 }
 
-/// The trace that a message brings, from now on sampled: an attempt failed, and its successors must be seen.
+/// The trace context of a message, made sampled from here on: an attempt failed, and later ones must be seen.
 pub fn from_now_on_sampled(headers: &HeaderMap) -> Option<Context> {
     let remote = remote(headers)?;
     let span = remote.span().span_context().clone();
@@ -46,17 +46,17 @@ pub fn from_now_on_sampled(headers: &HeaderMap) -> Option<Context> {
     Some(Context::new().with_remote_span_context(sampled))
 }
 
-/// The trace that an HTTP request brings.
+/// The trace context of an HTTP request.
 pub fn remote_http(headers: &http::HeaderMap) -> Context {
     TraceContextPropagator::new().extract_with_context(&Context::new(), &HttpHeaders(headers))
 }
 
-/// Writes the trace of `context` into a message's headers.
+/// Writes `context` into the headers of a message.
 pub fn inject(context: &Context, headers: &mut HeaderMap) {
     TraceContextPropagator::new().inject_context(context, &mut NatsHeadersMut(headers));
 }
 
-/// The trace id of `context`, for people.
+/// The trace id of `context` as 32 hexadecimal digits, if it has one.
 pub fn trace_id(context: &Context) -> Option<String> {
     let id = context.span().span_context().trace_id();
     (id != TraceId::INVALID).then(|| id.to_string())
@@ -96,7 +96,7 @@ impl Extractor for HttpHeaders<'_> {
     }
 }
 
-/// Follows the parent's decision; decides by ratio where there is no parent; keeps what failed in any case.
+/// Follows the parent's decision; decides by ratio without a parent; always keeps failures.
 #[derive(Debug, Clone)]
 pub(super) struct KeepFailures(Sampler);
 
@@ -124,7 +124,7 @@ impl ShouldSample for KeepFailures {
     }
 }
 
-/// Counts spans that the collector did not take; the SDK's own counters call them processed.
+/// Counts spans as sent or lost; the SDK's own counters call lost ones processed.
 #[derive(Debug)]
 pub(super) struct Counting<E> {
     inner: E,

@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri,
 use http_body_util::Full;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use shared::{clock::Clock, push::MAX_TTL_S};
+use shared::{clock::Clock, content::MAX_LIFE_S};
 use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsConnector,
@@ -69,7 +69,7 @@ struct Pushes {
 
 impl Pushes {
     fn new(target: &Target) -> anyhow::Result<Self> {
-        let expires = Clock::system().now().as_second() + i64::from(MAX_TTL_S);
+        let expires = Clock::system().now().as_second() + i64::from(MAX_LIFE_S);
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(
             AUTHORIZATION,

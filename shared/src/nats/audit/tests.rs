@@ -1,0 +1,242 @@
+//! Small histories of one region, and what the equation says of each.
+
+use super::*;
+use crate::{
+    channel::Channel,
+    id::EventId,
+    receipt::{ExpandedSlice, Split},
+};
+
+fn id(number: u128) -> Uuid {
+    // Ids are digests; small numbers would not be spread as those are.
+    crate::digest::derive("test", &[&number.to_string()])
+}
+
+/// An audit of one region whose streams lost nothing, and its one group.
+fn audit() -> (Audit, u32) {
+    let mut audit = Audit::default();
+    let eu: Region = "eu".parse().unwrap();
+    audit.read.insert(eu.clone(), Removed::default());
+    let group = audit.group(&"shop".parse().unwrap(), &eu, &eu);
+    (audit, group)
+}
+
+fn receipt(job: u128, address: u128, attempt: u32, state: State) -> Receipt {
+    let (notification, job) = (NotificationId(id(job + 1000)), JobId(id(job)));
+    Receipt {
+        address: Some(AddressId(id(address + 2000))),
+        attempt,
+        ..Receipt::new(notification, job, Channel::Push, state, Timestamp::UNIX_EPOCH)
+    }
+}
+
+fn stored(audit: &mut Audit, job: u128, place: Place) {
+    audit.stored(JobId(id(job)), NotificationId(id(job + 1000)), 0, place, Part::Whole);
+}
+
+fn breaks(audit: &Audit) -> Vec<(Break, usize)> {
+    let report = audit.report(&Scope::default());
+    report.broken.iter().map(|broken| (broken.how, broken.count)).collect()
+}
+
+#[test]
+fn what_the_streams_hold_is_in_flight_and_what_nothing_holds_is_lost() {
+    let (mut audit, group) = audit();
+    stored(&mut audit, 1, Place::Lane);
+    stored(&mut audit, 2, Place::Outbox);
+    stored(&mut audit, 3, Place::Acknowledged);
+    audit.receipt(&receipt(3, 1, 1, State::Delivered), group);
+    audit.receipt(&receipt(3, 2, 1, State::Parked), group);
+    audit.scheduled(JobId(id(3)), AddressId(id(2002)));
+    let total = audit.report(&Scope::default()).total();
+    assert!(total.holds() && !total.is_settled());
+    assert_eq!((total.accepted, total.deliveries, total.in_flight), (3, 4, 3));
+
+    stored(&mut audit, 4, Place::Acknowledged);
+    stored(&mut audit, 5, Place::Lost);
+    stored(&mut audit, 6, Place::Acknowledged);
+    audit.receipt(&receipt(6, 1, 1, State::Parked), group);
+    let expected = [(Break::Unanswered, 1), (Break::Strayed, 1), (Break::Abandoned, 1)];
+    assert_eq!(breaks(&audit), expected);
+    let total = audit.report(&Scope::default()).total();
+    assert_eq!((total.accepted, total.deliveries, total.lost), (6, 7, 3));
+}
+
+#[test]
+fn a_promise_without_a_trace_is_named() {
+    let (mut audit, group) = audit();
+    let accepted = Accepted {
+        notification: NotificationId(id(1001)),
+        event_id: "e".parse().unwrap(),
+        jobs: 2,
+        topic: None,
+        at: Timestamp::UNIX_EPOCH,
+        trace: None,
+    };
+    audit.accepted(&accepted, group);
+    audit.accepted(&accepted, group);
+    audit.receipt(&receipt(1, 1, 1, State::Delivered), group);
+    assert_eq!(breaks(&audit), [(Break::Vanished, 1)]);
+    let report = audit.report(&Scope::default());
+    assert_eq!(report.broken[0].named[0].id, id(1001));
+    assert_eq!(report.total().accepted, 2);
+}
+
+#[test]
+fn two_final_receipts_are_a_contradiction_and_late_or_replayed_ones_are_not() {
+    let (mut audit, group) = audit();
+    stored(&mut audit, 1, Place::Acknowledged);
+    audit.receipt(&receipt(1, 1, 1, State::Dead), group);
+    audit.letter(DeliveryId::of(JobId(id(1)), AddressId(id(2001))).0, group);
+    audit.receipt(&receipt(1, 1, 2, State::Delivered), group);
+    audit.receipt(&receipt(1, 1, 1, State::Parked), group);
+    assert_eq!(breaks(&audit), []);
+    let total = audit.report(&Scope::default()).total();
+    assert_eq!((total.by_state.get(&State::Delivered), total.deliveries), (Some(&1), 1));
+    audit.receipt(&receipt(1, 1, 2, State::Delivered), group);
+    assert_eq!(breaks(&audit), [(Break::Contradicted, 1)]);
+    assert_eq!(audit.report(&Scope::default()).total().wrong, 1);
+}
+
+#[test]
+fn letters_and_receipts_of_them_belong_together_unless_letters_were_removed() {
+    let (mut audit, group) = audit();
+    stored(&mut audit, 1, Place::Acknowledged);
+    audit.receipt(&receipt(1, 1, 1, State::Dead), group);
+    audit.letter(id(7), group);
+    assert_eq!(breaks(&audit), [(Break::LetterAlone, 1), (Break::LetterMissing, 1)]);
+    audit.read.values_mut().for_each(|removed| removed.letters = 1);
+    assert_eq!(breaks(&audit), [(Break::LetterAlone, 1)]);
+}
+
+#[test]
+fn a_broadcast_counts_as_what_it_became() {
+    let (mut audit, group) = audit();
+    let broadcast = JobId(id(1));
+    let told = |job: JobId, expanded: &Expanded| Receipt {
+        job,
+        address: None,
+        notification: NotificationId(id(1001)),
+        expanded: Some(expanded.clone().into()),
+        ..receipt(1, 1, 1, State::Expanded)
+    };
+    let accepted_at = Timestamp::UNIX_EPOCH;
+    let split = Expanded::Slices(Split {
+        slices: 3,
+        members: 5,
+        accepted_at,
+    });
+    let slice = |number, jobs, cancelled| {
+        Expanded::Jobs(ExpandedSlice {
+            broadcast,
+            number,
+            of: 3,
+            jobs,
+            by_state: BTreeMap::new(),
+            cancelled,
+            forwarded: 0,
+            accepted_at,
+        })
+    };
+    let member = |job| Receipt {
+        notification: NotificationId(id(1001)),
+        slice: Some(0),
+        ..receipt(job, 1, 1, State::Delivered)
+    };
+    stored(&mut audit, 1, Place::Lane);
+    assert_eq!(audit.report(&Scope::default()).total().in_flight, 1);
+    audit.expanded(&told(broadcast, &split), &split, group, true);
+    assert_eq!(breaks(&audit), [(Break::SliceLost, 3)]);
+    for number in 0..3 {
+        let slice = broadcast.slice(number);
+        audit.stored(slice, NotificationId(id(1001)), group, Place::Scheduled, Part::Slice);
+    }
+    audit.receipt(&member(11), group);
+    let total = audit.report(&Scope::default()).total();
+    assert!(total.holds(), "{total}");
+    assert_eq!((total.accepted, total.in_flight), (4, 3));
+    // Nobody was found in the second, and the third was withdrawn but for one.
+    for (number, jobs, cancelled) in [(0, 2, 0), (1, 0, 0), (2, 1, 2)] {
+        let slice = slice(number, jobs, cancelled);
+        audit.expanded(&told(broadcast.slice(number), &slice), &slice, group, true);
+    }
+    assert_eq!(
+        breaks(&audit),
+        [(Break::Vanished, 2)],
+        "a slice says it became what nothing speaks of"
+    );
+    audit.receipt(&member(12), group);
+    audit.receipt(&member(13), group);
+    let total = audit.report(&Scope::default()).total();
+    assert!(total.is_settled(), "{total}");
+    assert_eq!((total.accepted, total.deliveries), (5, 5));
+    let ends = [(State::Delivered, 3), (State::Cancelled, 2)];
+    assert_eq!(total.by_state, ends.into());
+}
+
+#[test]
+fn who_is_named_and_a_member_has_one_job_for_both() {
+    for named_first in [true, false] {
+        let (mut audit, group) = audit();
+        let notification = NotificationId(id(1001));
+        let part = if named_first { Part::Whole } else { Part::Member };
+        for topic in [None, Some("news".parse().unwrap())] {
+            let accepted = Accepted {
+                notification,
+                event_id: EventId::fresh(),
+                jobs: 1,
+                topic,
+                at: Timestamp::UNIX_EPOCH,
+                trace: None,
+            };
+            audit.accepted(&accepted, group);
+        }
+        let of = |job: u128, part| Receipt {
+            notification,
+            slice: (part == Part::Member).then_some(0),
+            ..receipt(job, 1, 1, State::Delivered)
+        };
+        audit.receipt(&of(11, part), group);
+        audit.stored(JobId(id(11)), notification, group, Place::Acknowledged, Part::Whole);
+        let accepted_at = Timestamp::UNIX_EPOCH;
+        let split = Split {
+            slices: 1,
+            members: 2,
+            accepted_at,
+        };
+        let broadcast = JobId(id(1));
+        let slice = ExpandedSlice {
+            broadcast,
+            number: 0,
+            of: 1,
+            jobs: 2,
+            by_state: BTreeMap::new(),
+            cancelled: 0,
+            forwarded: 0,
+            accepted_at,
+        };
+        for (job, expanded) in [
+            (broadcast, Expanded::Slices(split)),
+            (broadcast.slice(0), Expanded::Jobs(slice)),
+        ] {
+            let told = Receipt {
+                job,
+                address: None,
+                ..of(1, Part::Whole)
+            };
+            audit.expanded(&told, &expanded, group, true);
+        }
+        assert_eq!(breaks(&audit), [(Break::Vanished, 1)], "the other member has nothing");
+        audit.receipt(&of(12, Part::Member), group);
+        assert_eq!(breaks(&audit), [], "named first: {named_first}");
+    }
+}
+
+#[test]
+fn receipts_of_what_nothing_holds_are_excused_only_by_what_was_trimmed() {
+    let (mut audit, group) = audit();
+    audit.receipt(&receipt(1, 1, 1, State::Delivered), group);
+    assert_eq!(breaks(&audit), [(Break::NeverAccepted, 1)]);
+    audit.read.values_mut().for_each(|removed| removed.work = 1);
+    assert_eq!(breaks(&audit), []);
+}

@@ -1,0 +1,262 @@
+//! Makes a server's streams and consumers match the wanted ones.
+
+use std::{fmt, time::Duration};
+
+use async_nats::jetstream::{
+    self,
+    consumer::PullConsumer,
+    context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind},
+    stream::{Config, ConsumerErrorKind, Info},
+};
+use serde_json::{Map, Value};
+
+use super::{Mesh, consumers, workers_consumers};
+use crate::{
+    id::Region,
+    nats::refusal::{Forbidden, unless_refused},
+};
+
+/// What [`apply`] did to one stream or consumer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It was missing.
+    Created(String),
+    /// It differed, in these settings, and was made to match.
+    Updated(String, Vec<String>),
+    /// It differs, in these settings, and they cannot be changed on an existing stream.
+    Drifted(String, Vec<String>),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Created(name) => write!(f, "created {name}"),
+            Self::Updated(name, settings) => write!(f, "updated {name}: {}", settings.join("; ")),
+            Self::Drifted(name, settings) => write!(f, "{name} differs and cannot be changed: {}", settings.join("; ")),
+        }
+    }
+}
+
+/// Why the topology could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A stream could not be read.
+    #[error("stream {0}: {1}")]
+    Read(String, String),
+    /// A stream could not be created.
+    #[error("stream {0}: {1}")]
+    Create(String, CreateStreamError),
+    /// A consumer could not be created, changed or read.
+    #[error("consumer {0}: {1}")]
+    Consumer(String, String),
+    /// The key is not that of this process's role, or the server's configuration is outdated.
+    #[error("{0}; the server's roles.conf and nats.nkey_file must be of this role and region")]
+    Forbidden(#[from] Forbidden),
+}
+
+/// Makes the server's streams match `wanted`; safe to repeat and to run from several processes at once.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Change>, ApplyError> {
+    let mut changes = Vec::new();
+    for config in wanted {
+        let name = config.name.clone();
+        let Some(info) = info(js, &name).await? else {
+            match js.create_stream(config.clone()).await {
+                Ok(_) => changes.push(Change::Created(name)),
+                // Another process was faster.
+                Err(error) if matches!(error.kind(), CreateStreamErrorKind::JetStream(ref e) if e.error_code() == jetstream::ErrorCode::STREAM_NAME_EXIST) =>
+                    {}
+                Err(error) => return Err(ApplyError::Create(name, error)),
+            }
+            continue;
+        };
+        let differences = differences(config, &info.config);
+        if differences.is_empty() {
+            continue;
+        }
+        changes.push(match js.update_stream(config.clone()).await {
+            Ok(_) => Change::Updated(name, differences),
+            Err(_) => Change::Drifted(name, differences),
+        });
+    }
+    Ok(changes)
+}
+
+/// Makes a region's streams and consumers match, and logs the changes.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn apply_region(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
+    let applying = async {
+        for change in apply(js, &mesh.streams()).await? {
+            match change {
+                Change::Created(_) | Change::Updated(..) => tracing::info!(%change, "topology"),
+                Change::Drifted(..) => tracing::error!(%change, "topology drifted; an operator must decide"),
+            }
+        }
+        apply_consumers(js, &mesh.here.region).await
+    };
+    unless_refused(&js.client(), |_| true, applying).await?
+}
+
+/// How often [`wait_for_region`] checks.
+const REGION_CHECKED_EVERY: Duration = Duration::from_millis(200);
+
+/// Waits until a region's gateway has created the region's streams and the consumers of its workers.
+///
+/// # Errors
+/// When the server refuses.
+pub async fn wait_for_region(js: &jetstream::Context, region: &Region) -> Result<(), ApplyError> {
+    let mut logged = None;
+    loop {
+        let missing = match unless_refused(&js.client(), |_| true, missing(js, region)).await? {
+            Ok(None) => return Ok(()),
+            Ok(Some(missing)) => missing,
+            // Three servers that have just started need some seconds to elect a leader.
+            Err(error) => error.to_string(),
+        };
+        if logged.as_ref() != Some(&missing) {
+            tracing::info!(%region, missing, "waiting for the region's gateway");
+            logged = Some(missing);
+        }
+        tokio::time::sleep(REGION_CHECKED_EVERY).await;
+    }
+}
+
+/// The first missing consumer of workers. If there is none, no stream is missing: a gateway creates streams first.
+async fn missing(js: &jetstream::Context, region: &Region) -> Result<Option<String>, ApplyError> {
+    for (stream, config) in workers_consumers(region) {
+        let name = config.durable_name.unwrap_or_default();
+        if !has_consumer(js, stream, &name).await? {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// What the server reports about a stream; `None` if there is no such stream.
+async fn info(js: &jetstream::Context, name: &str) -> Result<Option<Info>, ApplyError> {
+    match js.get_stream(name).await {
+        Ok(stream) => Ok(Some(stream.cached_info().clone())),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.code() == 404 => Ok(None),
+            _ => Err(ApplyError::Read(name.to_owned(), error.to_string())),
+        },
+    }
+}
+
+async fn has_consumer(js: &jetstream::Context, stream: &str, name: &str) -> Result<bool, ApplyError> {
+    let found: Result<PullConsumer, _> = js.get_consumer_from_stream(name, stream).await;
+    match found {
+        Ok(_) => Ok(true),
+        Err(error) => match error.kind() {
+            ConsumerErrorKind::JetStream(error) if error.code() == 404 => Ok(false),
+            _ => Err(ApplyError::Consumer(name.to_owned(), error.to_string())),
+        },
+    }
+}
+
+/// Recreates consumers of `region` that somebody removed. Only a gateway is permitted to.
+pub async fn mend_consumers(js: &jetstream::Context, region: &Region) {
+    for (stream, config) in consumers(region) {
+        let name = config.durable_name.clone().unwrap_or_default();
+        if matches!(has_consumer(js, stream, &name).await, Ok(false)) {
+            match js.create_consumer_on_stream(config, stream).await {
+                Ok(_) => tracing::warn!(stream, name, "recreated a missing consumer"),
+                Err(error) => tracing::error!(stream, name, %error, "a consumer is missing and cannot be recreated"),
+            }
+        }
+    }
+}
+
+/// Makes a region's consumers match.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+async fn apply_consumers(js: &jetstream::Context, region: &Region) -> Result<(), ApplyError> {
+    for (stream, config) in consumers(region) {
+        let name = config.durable_name.clone().unwrap_or_default();
+        js.create_consumer_on_stream(config, stream)
+            .await
+            .map_err(|error| ApplyError::Consumer(name, error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Settings in which `found` differs from `wanted`. Settings that `wanted` leaves at their default are the server's choice.
+fn differences(wanted: &Config, found: &Config) -> Vec<String> {
+    let as_map = |config: &Config| match serde_json::to_value(config) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
+    let (wanted, found, default) = (as_map(wanted), as_map(found), as_map(&Config::default()));
+    let mut differences = Vec::new();
+    for (key, value) in &wanted {
+        let value = normal(value);
+        let other = found.get(key).map_or(Value::Null, normal);
+        if key != "metadata" && default.get(key).map(normal).as_ref() != Some(&value) && value != other {
+            differences.push(format!("{key} is {other}, should be {value}"));
+        }
+    }
+    if !wanted.contains_key("sources") && found.get("sources").is_some_and(|value| !is_empty(value)) {
+        differences.push("sources should be empty".to_owned());
+    }
+    differences
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    }
+}
+
+/// `value` without empty members, which the server adds and drops freely.
+fn normal(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => Value::Object(
+            map.iter()
+                .map(|(k, v)| (k.clone(), normal(v)))
+                .filter(|(_, v)| !is_empty(v))
+                .collect(),
+        ),
+        Value::Array(items) => Value::Array(items.iter().map(normal).collect()),
+        other => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nats::topology::{NOTIFY, mesh_of_two};
+
+    #[test]
+    fn defaults_filled_in_by_the_server_are_no_difference() {
+        for wanted in mesh_of_two("eu").streams() {
+            let mut found = wanted.clone();
+            found.max_consumers = -1;
+            found.metadata.insert("_nats.ver".into(), "2.15.1".into());
+            assert_eq!(differences(&wanted, &found), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn a_changed_setting_is_named() {
+        let wanted = mesh_of_two("eu")
+            .streams()
+            .into_iter()
+            .find(|stream| stream.name == NOTIFY)
+            .unwrap();
+        let found = Config {
+            max_age: Duration::from_hours(1),
+            ..wanted.clone()
+        };
+        assert_eq!(differences(&wanted, &found).len(), 1);
+        assert!(differences(&wanted, &found)[0].starts_with("max_age is 3600"));
+    }
+}

@@ -1,0 +1,307 @@
+//! The streams and consumers of a region and of the hub, as data.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    consumer::{AckPolicy, DeliverPolicy, pull},
+    stream::{Config, DiscardPolicy, External, RetentionPolicy, Source, SubjectTransform},
+};
+
+use super::{
+    ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, HUB, Here, IDEMPOTENCY, Mesh, NOTIFY, OUTBOX, QUOTA,
+    RECEIPTS, RECIPIENTS, RETRY_CONSUMER, SCHEDULE, SPILL_CONSUMER, api, lane_consumer, slice_consumer,
+};
+use crate::{id::Region, content::MAX_LIFE_S, nats::subject};
+
+/// How long streams of work remember a message id. The workers' ledgers remember jobs for days.
+pub const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
+
+/// How long [`RECEIPTS`] and [`DEAD`] remember a message id.
+const RECORDS_DUPLICATE_WINDOW: Duration = Duration::from_hours(1);
+
+/// How long work is kept: longer than the longest time to live, so that expiry is always a worker's decision.
+pub const WORK_MAX_AGE: Duration = Duration::from_secs(MAX_LIFE_S as u64 + 2 * 24 * 3600);
+
+/// How long receipts are kept.
+pub const RECEIPTS_MAX_AGE: Duration = Duration::from_hours(3 * 24);
+
+/// How long dead letters are kept.
+pub const LETTERS_MAX_AGE: Duration = Duration::from_hours(28 * 24);
+
+/// How long the record of an idempotency key is kept.
+const IDEMPOTENCY_MAX_AGE: Duration = Duration::from_hours(48);
+
+/// How long a region's quota pool is kept after its last change.
+const REGION_QUOTA_MAX_AGE: Duration = Duration::from_hours(1);
+
+/// How long a quota pool at the hub is kept after its last change: workers look at every pool that is there.
+const HUB_QUOTA_MAX_AGE: Duration = Duration::from_mins(2);
+
+/// How long the server waits for a worker's acknowledgement before it gives the message to another one. Must be longer
+/// than an attempt and its settlement may take, or a second worker repeats an attempt that is still under way.
+pub const WORK_ACK_WAIT: Duration = Duration::from_secs(30);
+
+/// How long the server waits for a gateway's acknowledgement of an alert before it gives the letter to another one.
+pub const ALERTS_ACK_WAIT: Duration = Duration::from_mins(2);
+
+/// Maximum number of messages that all workers of a region together have pulled from one consumer and not acknowledged.
+const CONSUMER_UNACKNOWLEDGED_MAX: i64 = 65_536;
+
+impl Here {
+    /// The region's copy of the hub's configuration. It names the regions, which all other streams need.
+    pub fn config_stream(&self) -> Config {
+        Config {
+            max_messages_per_subject: 1,
+            allow_rollup: true,
+            deny_delete: true,
+            // Not a mirror: after a cut, a source can be woken within 0.15 s; a mirror takes up to 39 s.
+            sources: Some(vec![source(CONFIG, HUB, None)]),
+            ..self.base(CONFIG, Vec::new())
+        }
+    }
+
+    fn base(&self, name: &str, subjects: Vec<String>) -> Config {
+        Config {
+            name: name.to_owned(),
+            subjects,
+            discard: DiscardPolicy::New,
+            num_replicas: self.durability.replicas(),
+            allow_direct: true,
+            ..Config::default()
+        }
+    }
+}
+
+impl Mesh {
+    /// All streams of this region.
+    pub fn streams(&self) -> Vec<Config> {
+        [self.work(), self.records(), self.knowledge()].concat()
+    }
+
+    fn base(&self, name: &str, subjects: Vec<String>) -> Config {
+        self.here.base(name, subjects)
+    }
+
+    /// The streams of work: for this region, for others, and for later.
+    fn work(&self) -> Vec<Config> {
+        let here = &self.here.region;
+        let notify = Config {
+            max_age: WORK_MAX_AGE,
+            max_bytes: self.here.max_bytes,
+            duplicate_window: DUPLICATE_WINDOW,
+            allow_atomic_publish: true,
+            // One filter for all channels: it is part of the source's identity, so changing it would replay everything.
+            sources: self.sources(|other| source(OUTBOX, other.as_str(), Some(subject::notify_all_filter(here)))),
+            ..self.base(NOTIFY, work_for(here).collect())
+        };
+        let outbound = self
+            .others()
+            .flat_map(|other| work_for(other).chain([subject::fact_filter(other)]));
+        let outbox = Config {
+            max_age: WORK_MAX_AGE,
+            max_bytes: self.here.max_bytes,
+            duplicate_window: DUPLICATE_WINDOW,
+            allow_atomic_publish: true,
+            ..self.base(OUTBOX, outbound.collect())
+        };
+        let schedule = Config {
+            // A retry is removed once it is acknowledged; only waiting ones are worth keeping.
+            retention: RetentionPolicy::WorkQueue,
+            max_age: WORK_MAX_AGE,
+            duplicate_window: DUPLICATE_WINDOW,
+            allow_message_schedules: true,
+            allow_message_ttl: true,
+            allow_rollup: true,
+            allow_atomic_publish: true,
+            // The server refuses schedules together with `New`. Without a size limit, age alone discards.
+            discard: DiscardPolicy::Old,
+            ..self.base(
+                SCHEDULE,
+                [
+                    subject::SCHEDULE_FILTER,
+                    subject::DUE_FILTER,
+                    subject::SPILL_FILTER,
+                    subject::SLICE_FILTER,
+                    subject::SPLIT_FILTER,
+                ]
+                .map(str::to_owned)
+                .to_vec(),
+            )
+        };
+        // A mesh of one region has no other to send to, and a stream needs subjects.
+        if outbox.subjects.is_empty() {
+            vec![notify, schedule]
+        } else {
+            vec![outbox, notify, schedule]
+        }
+    }
+
+    /// The streams of records: receipts, dead letters and idempotency keys.
+    fn records(&self) -> Vec<Config> {
+        let here = &self.here.region;
+        let receipts = Config {
+            max_age: RECEIPTS_MAX_AGE,
+            duplicate_window: RECORDS_DUPLICATE_WINDOW,
+            sources: self.sources(|other| {
+                source(
+                    RECEIPTS,
+                    other.as_str(),
+                    Some(subject::receipt_origin_filter(other, here)),
+                )
+            }),
+            ..self.base(RECEIPTS, vec![subject::receipt_filter(here)])
+        };
+        let dead = Config {
+            max_age: LETTERS_MAX_AGE,
+            duplicate_window: RECORDS_DUPLICATE_WINDOW,
+            ..self.base(DEAD, vec![subject::dead_filter(here)])
+        };
+        let idempotency = Config {
+            max_age: IDEMPOTENCY_MAX_AGE,
+            max_messages_per_subject: 1,
+            sources: self
+                .sources(|other| source(IDEMPOTENCY, other.as_str(), Some(subject::idempotency_filter(other)))),
+            discard: DiscardPolicy::Old,
+            ..self.base(IDEMPOTENCY, vec![subject::idempotency_filter(here)])
+        };
+        vec![receipts, dead, idempotency]
+    }
+
+    /// The streams of knowledge about recipients and apps, and of quotas.
+    fn knowledge(&self) -> Vec<Config> {
+        let here = &self.here.region;
+        let directory = Config {
+            max_messages_per_subject: 1,
+            sources: self.sources(|other| source(DIRECTORY, other.as_str(), Some(subject::directory_filter(other)))),
+            discard: DiscardPolicy::Old,
+            ..self.base(DIRECTORY, vec![subject::directory_filter(here)])
+        };
+        let recipients = Config {
+            max_messages_per_subject: 1,
+            allow_rollup: true,
+            deny_delete: true,
+            sources: self.sources(|other| Source {
+                subject_transforms: vec![SubjectTransform {
+                    source: subject::fact_filter(here),
+                    destination: subject::FACTS_FILTER.into(),
+                }],
+                ..source(OUTBOX, other.as_str(), None)
+            }),
+            ..self.base(RECIPIENTS, vec![subject::FACTS_FILTER.into()])
+        };
+        let quota = Config {
+            max_messages_per_subject: 1,
+            max_age: REGION_QUOTA_MAX_AGE,
+            ..self.base(QUOTA, vec![subject::QUOTA_FILTER.into()])
+        };
+        vec![directory, recipients, quota, self.here.config_stream()]
+    }
+
+    fn sources(&self, of: impl Fn(&Region) -> Source) -> Option<Vec<Source>> {
+        let sources: Vec<Source> = self.others().map(of).collect();
+        (!sources.is_empty()).then_some(sources)
+    }
+}
+
+/// The durable consumers of a region, each with its stream.
+pub fn consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
+    let alerts = pull::Config {
+        // Older letters were reported, or came before anyone had asked for alerts.
+        deliver_policy: DeliverPolicy::New,
+        ack_wait: ALERTS_ACK_WAIT,
+        ..consumer(ALERTS_CONSUMER, subject::dead_filter(region))
+    };
+    let mut all = workers_consumers(region);
+    all.push((DEAD, alerts));
+    all
+}
+
+/// The durable consumers that a region's workers share, each with its stream.
+pub fn workers_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
+    let mut all: Vec<_> = Mesh::lanes()
+        .map(|(channel, class)| {
+            let filter = subject::notify_class_filter(channel, region, class);
+            (NOTIFY, consumer(&lane_consumer(channel, class), filter))
+        })
+        .collect();
+    all.push((SCHEDULE, consumer(RETRY_CONSUMER, subject::DUE_FILTER.into())));
+    all.push((SCHEDULE, consumer(SPILL_CONSUMER, subject::SPILL_FILTER.into())));
+    all.extend(Mesh::lanes().map(|(channel, class)| {
+        let filter = subject::slice_class_filter(channel, class);
+        (SCHEDULE, consumer(&slice_consumer(channel, class), filter))
+    }));
+    all
+}
+
+/// The subjects of every lane of `region`. No stream accepts others, so the server refuses a misspelled class.
+pub(in crate::nats) fn work_for(region: &Region) -> impl Iterator<Item = String> {
+    Mesh::lanes().map(move |(channel, class)| subject::notify_class_filter(channel, region, class))
+}
+
+/// The streams of the hub.
+pub fn hub_streams(replicas: usize) -> Vec<Config> {
+    let base = Config {
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::New,
+        allow_direct: true,
+        num_replicas: replicas,
+        ..Config::default()
+    };
+    let config = Config {
+        name: CONFIG.into(),
+        subjects: vec![format!("$KV.{CONFIG_BUCKET}.>")],
+        allow_rollup: true,
+        deny_delete: true,
+        ..base.clone()
+    };
+    let quota = Config {
+        name: QUOTA.into(),
+        subjects: vec![subject::QUOTA_FILTER.into()],
+        max_age: HUB_QUOTA_MAX_AGE,
+        ..base
+    };
+    vec![config, quota]
+}
+
+/// A source that misses nothing. A server that knows no position, for example because the destination was trimmed before
+/// its first message came, begins at the time of the destination's last message and silently skips older ones. With an
+/// explicit start at 1 it replays instead, which message ids and ledgers make harmless.
+fn source(stream: &str, domain: &str, filter_subject: Option<String>) -> Source {
+    Source {
+        name: stream.to_owned(),
+        external: Some(External {
+            api_prefix: api(domain),
+            delivery_prefix: None,
+        }),
+        start_sequence: Some(1),
+        filter_subject,
+        ..Source::default()
+    }
+}
+
+fn consumer(name: &str, filter: String) -> pull::Config {
+    pull::Config {
+        durable_name: Some(name.to_owned()),
+        filter_subject: filter,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: WORK_ACK_WAIT,
+        // Workers count attempts; a limit here would only make a message invisible.
+        max_deliver: -1,
+        max_ack_pending: CONSUMER_UNACKNOWLEDGED_MAX,
+        ..pull::Config::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::nats::topology::{OUTBOX, mesh_of_two};
+
+    #[test]
+    fn no_region_stores_what_is_for_another_but_its_outbox() {
+        let streams = mesh_of_two("eu").streams();
+        for stream in &streams {
+            let foreign = stream.subjects.iter().any(|subject| subject.contains(".us."));
+            assert_eq!(foreign, stream.name == OUTBOX, "{}", stream.name);
+        }
+    }
+}
