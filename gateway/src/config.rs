@@ -13,7 +13,7 @@ use shared::{
     telemetry,
 };
 
-use crate::alerts;
+use crate::records::alerts;
 
 /// The defaults, with an explanation of every key.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");

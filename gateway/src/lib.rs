@@ -1,23 +1,15 @@
 #![doc = include_str!("../README.md")]
 
-mod accept;
-pub mod alerts;
-pub mod asyncapi;
-mod canary;
-pub mod cli;
 pub mod config;
-mod content;
-mod dead;
-mod homes;
-mod http;
-mod owners;
-mod parts;
+mod context;
+pub mod documents;
+mod doors;
+mod intake;
+mod keeping;
 pub mod program;
 pub mod provision;
-mod publish;
-mod receipts;
-mod record;
-mod upkeep;
+mod recipients;
+mod records;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -39,12 +31,17 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    alerts::Alerts,
     config::{Settings, Unusable},
-    parts::Parts,
-    publish::Publisher,
-    receipts::Receipts,
-    upkeep::Upkeep,
+    context::Parts,
+    doors::http,
+    intake::publish::Publisher,
+    keeping::{canary, upkeep::Upkeep},
+    recipients::owners,
+    records::{
+        alerts::{self, Alerts},
+        receipts::Receipts,
+        recorder,
+    },
 };
 
 /// A running gateway. It ends with the [`Lifecycle`] it was started under.
@@ -103,7 +100,7 @@ impl Gateway {
         let (clock, keeper) = Timekeeper::new(js.client(), here.clone(), clock);
         keeper.look().await;
         lifecycle.spawn_endless("time", keeper.run());
-        let (recorder, writer) = record::pair(js.clone(), here.clone(), name);
+        let (recorder, writer) = recorder::pair(js.clone(), here.clone(), name);
         let parts = Arc::new(Parts {
             instance,
             here,

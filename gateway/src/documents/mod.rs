@@ -1,0 +1,3 @@
+//! Documents of the contract, written from the code.
+
+pub mod asyncapi;

@@ -1,0 +1,5 @@
+//! From an order to stored jobs.
+
+pub(crate) mod accept;
+pub(crate) mod content;
+pub(crate) mod publish;

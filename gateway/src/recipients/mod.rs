@@ -1,0 +1,4 @@
+//! Where recipients live, and to whom an address belongs.
+
+pub(crate) mod homes;
+pub(crate) mod owners;

@@ -1,0 +1,6 @@
+//! What happened: the records that gateways write, the receipts of the workers, and dead letters.
+
+pub(crate) mod alerts;
+pub(crate) mod dead_letters;
+pub(crate) mod receipts;
+pub(crate) mod recorder;
