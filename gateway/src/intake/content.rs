@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use shared::{invalid::Invalid, payload};
 
-use super::accept::{Order, To};
+use super::order::{Order, To};
 
 /// What stands before and behind the name of the recipient or the topic.
 pub(crate) struct Content {

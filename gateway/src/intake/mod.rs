@@ -2,4 +2,5 @@
 
 pub(crate) mod accept;
 pub(crate) mod content;
+pub(crate) mod order;
 pub(crate) mod publish;

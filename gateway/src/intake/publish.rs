@@ -1,13 +1,15 @@
-//! Jobs into streams, each with its span.
+//! Publishes jobs into streams, each with its span.
 
-use async_nats::{HeaderMap, jetstream};
+use std::sync::Arc;
+
+use async_nats::HeaderMap;
 use bytes::Bytes;
 use futures::{
     Stream, StreamExt,
     stream::{self, FuturesUnordered},
 };
 use opentelemetry::{
-    Context, KeyValue,
+    Context as SpanContext, KeyValue,
     trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Tracer},
 };
 use shared::{
@@ -22,86 +24,83 @@ use shared::{
     telemetry::trace::{self, TRACEPARENT},
 };
 
-use crate::{context::Parts, doors::http::Trace};
+use crate::{context::Context, trace::Trace};
 
-/// Messages of one request that are unacknowledged at one time, if each is published by itself.
-const PIPELINE: usize = 1024;
+/// Unacknowledged messages of one request at one time, if each is published by itself.
+const UNACKNOWLEDGED_MAX: usize = 1024;
 
-/// One message to publish.
+/// One job to publish.
 #[derive(Debug)]
-pub(crate) struct Outgoing {
+pub(crate) struct OutgoingJob {
     pub(crate) lane: Lane,
     pub(crate) headers: HeaderMap,
     pub(crate) payload: Bytes,
     pub(crate) id: JobId,
 }
 
-/// How jobs get into streams.
+/// Publishes jobs.
 #[derive(Debug)]
-pub(crate) enum Publisher {
-    /// Each by itself, many under way at one time.
-    Singly,
-    /// Together with others for the same stream.
-    Together {
-        /// Into `NOTIFY`.
-        here: Batcher,
-        /// Into `OUTBOX`.
-        elsewhere: Batcher,
-    },
+pub(crate) struct Publisher {
+    context: Arc<Context>,
+    /// Absent if each job is published by itself, many under way at one time.
+    batchers: Option<Batchers>,
+}
+
+/// Publish jobs together with others for the same stream.
+#[derive(Debug)]
+struct Batchers {
+    /// Into `NOTIFY`.
+    here: Batcher,
+    /// Into `OUTBOX`.
+    elsewhere: Batcher,
 }
 
 impl Publisher {
-    /// The faster way with this durability.
-    pub(crate) fn new(durability: Durability, js: &jetstream::Context) -> Self {
-        if durability.wants_batches() {
-            Self::Together {
-                here: Batcher::new(js.clone()),
-                elsewhere: Batcher::new(js.clone()),
-            }
-        } else {
-            Self::Singly
+    /// Publishes in batches if that is faster with this durability.
+    pub(crate) fn new(context: Arc<Context>, durability: Durability) -> Self {
+        let batchers = durability.wants_batches().then(|| Batchers {
+            here: Batcher::new(context.js.clone()),
+            elsewhere: Batcher::new(context.js.clone()),
+        });
+        Self { context, batchers }
+    }
+
+    /// Publishes jobs and waits until they are stored: what became of each, as it becomes known.
+    pub(super) fn store(&self, jobs: Vec<OutgoingJob>, trace: &Trace) -> impl Stream<Item = Result<Stored, NotStored>> {
+        let context = &self.context;
+        let messages = jobs.into_iter().map(move |mut job| {
+            let span = start_span(context, &mut job, trace);
+            let message = Message {
+                subject: job.lane.notify(),
+                headers: job.headers,
+                payload: job.payload,
+            };
+            (message, job.lane.region == context.here, span)
+        });
+        match &self.batchers {
+            // Acknowledgements are taken while messages are still being sent: requests that only sent until all places
+            // for unacknowledged messages were taken would wait for each other forever.
+            None => stream::iter(messages)
+                .map(move |(message, _, span)| async move {
+                    failpoint("gateway.before-publish");
+                    finish(message.store(&context.js).await, span)
+                })
+                .buffer_unordered(UNACKNOWLEDGED_MAX)
+                .left_stream(),
+            // All are queued before the first is waited for.
+            Some(Batchers { here, elsewhere }) => messages
+                .map(|(message, is_here, span)| {
+                    failpoint("gateway.before-publish");
+                    let stored = if is_here { here } else { elsewhere }.store(message);
+                    async move { finish(stored.await, span) }
+                })
+                .collect::<FuturesUnordered<_>>()
+                .right_stream(),
         }
     }
 }
 
-/// Publishes jobs and waits until they are stored: what became of each, as it becomes known.
-pub(crate) fn store(
-    parts: &Parts,
-    jobs: Vec<Outgoing>,
-    trace: &Trace,
-) -> impl Stream<Item = Result<Stored, NotStored>> {
-    let messages = jobs.into_iter().map(move |mut job| {
-        let span = start_span(parts, &mut job, trace);
-        let message = Message {
-            subject: job.lane.notify(),
-            headers: job.headers,
-            payload: job.payload,
-        };
-        (message, job.lane.region == parts.here, span)
-    });
-    match &parts.publisher {
-        // Acknowledgements are taken while messages are still being sent: requests that only sent until all places for
-        // unacknowledged messages were taken would wait for each other for ever.
-        Publisher::Singly => stream::iter(messages)
-            .map(move |(message, _, span)| async move {
-                failpoint("gateway.before-publish");
-                finish(message.store(&parts.js).await, span)
-            })
-            .buffer_unordered(PIPELINE)
-            .left_stream(),
-        // All are queued before the first is waited for.
-        Publisher::Together { here, elsewhere } => messages
-            .map(|(message, is_here, span)| {
-                failpoint("gateway.before-publish");
-                let stored = if is_here { here } else { elsewhere }.store(message);
-                async move { finish(stored.await, span) }
-            })
-            .collect::<FuturesUnordered<_>>()
-            .right_stream(),
-    }
-}
-
-fn finish(stored: Result<Stored, NotStored>, span: Option<Context>) -> Result<Stored, NotStored> {
+fn finish(stored: Result<Stored, NotStored>, span: Option<SpanContext>) -> Result<Stored, NotStored> {
     failpoint("gateway.after-publish");
     if let Some(span) = span {
         end_span(&span, &stored);
@@ -110,18 +109,18 @@ fn finish(stored: Result<Stored, NotStored>, span: Option<Context>) -> Result<St
 }
 
 /// Lets the message go on with the trace; gives the span of sending it, if there is to be one.
-fn start_span(parts: &Parts, job: &mut Outgoing, trace: &Trace) -> Option<Context> {
+fn start_span(context: &Context, job: &mut OutgoingJob, trace: &Trace) -> Option<SpanContext> {
     match trace {
         Trace::None => None,
-        Trace::Forwarded(word) => {
-            job.headers.insert(TRACEPARENT, word.as_str());
+        Trace::Forwarded(traceparent) => {
+            job.headers.insert(TRACEPARENT, traceparent.as_str());
             None
         }
-        Trace::Recorded(context) => Some(record_span(parts, job, context)),
+        Trace::Recorded(parent) => Some(record_span(context, job, parent)),
     }
 }
 
-fn record_span(parts: &Parts, job: &mut Outgoing, parent: &Context) -> Context {
+fn record_span(context: &Context, job: &mut OutgoingJob, parent: &SpanContext) -> SpanContext {
     let span = SpanBuilder::from_name(format!("send {NOTIFY_TEMPLATE}"))
         .with_kind(SpanKind::Producer)
         .with_attributes([
@@ -132,13 +131,13 @@ fn record_span(parts: &Parts, job: &mut Outgoing, parent: &Context) -> Context {
             KeyValue::new("messaging.destination.template", NOTIFY_TEMPLATE),
             KeyValue::new("messaging.message.id", job.id.to_string()),
         ]);
-    let context = parent.with_span(parts.telemetry.tracer.build_with_context(span, parent));
-    trace::inject(&context, &mut job.headers);
-    context
+    let span = parent.with_span(context.telemetry.tracer.build_with_context(span, parent));
+    trace::inject(&span, &mut job.headers);
+    span
 }
 
-fn end_span(context: &Context, stored: &Result<Stored, NotStored>) {
-    let span = context.span();
+fn end_span(span: &SpanContext, stored: &Result<Stored, NotStored>) {
+    let span = span.span();
     match stored {
         Ok(stored) => {
             span.set_attribute(KeyValue::new("messaging.nats.stream", stored.stream.clone()));

@@ -16,20 +16,20 @@ use tokio::{
     time::{Instant, interval, sleep},
 };
 
-/// How often sources and consumers are looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often sources and consumers are checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often sources are looked at of which some sleep.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How often sources are checked while some of them sleep.
+const CHECK_SLEEPING_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How much later than notifications everything else is asked for where a link was cut. After a minute there are as many
 /// records and receipts as notifications, and the first of them would wait behind those.
-const NOT_FIRST: Duration = Duration::from_millis(500);
+const OTHER_STREAMS_DELAY: Duration = Duration::from_millis(500);
 
 /// How often a gateway says what it waits for.
-const REMIND: Duration = Duration::from_secs(10);
+const REMINDER_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What is kept.
+/// The streams, sources and consumers of this region.
 #[derive(Debug)]
 pub(crate) struct Upkeep {
     js: jetstream::Context,
@@ -56,16 +56,16 @@ impl Upkeep {
             return Ok(None);
         }
         lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
-        let (mut changes, mut look, mut said) = (config.changes(), interval(LOOK), Instant::now());
+        let (mut changes, mut check, mut reminded) = (config.changes(), interval(CHECK_INTERVAL), Instant::now());
         let mut waker = Waker::default();
         while !config.tenants().regions.contains_key(&here.region) {
             tokio::select! {
                 heard = changes.changed() => if heard.is_err() { return Ok(None) },
-                _ = look.tick() => drop(waker.wake(&js, &copy).await),
+                _ = check.tick() => drop(waker.wake(&js, &copy).await),
                 () = lifecycle.finishing() => return Ok(None),
             }
-            if said.elapsed() >= REMIND {
-                said = Instant::now();
+            if reminded.elapsed() >= REMINDER_INTERVAL {
+                reminded = Instant::now();
                 tracing::warn!(region = %here.region, "the hub has not said yet that this region is in the mesh");
             }
         }
@@ -74,21 +74,23 @@ impl Upkeep {
         Ok(applied.map(|()| Self { js, config, mesh }))
     }
 
-    /// Keeps for ever.
+    /// Runs until the process ends.
     pub(crate) async fn run(self) {
         let (changed, mesh) = watch::channel(self.mesh.clone());
         let first = |stream: &Stream| stream.name == topology::NOTIFY;
         tokio::join!(
             self.mend(changed),
             keep_awake(&self.js, &mesh, Waker::default(), first),
-            keep_awake(&self.js, &mesh, Waker::after(NOT_FIRST), |stream| !first(stream)),
+            keep_awake(&self.js, &mesh, Waker::after(OTHER_STREAMS_DELAY), |stream| !first(
+                stream
+            )),
         );
     }
 
     async fn mend(&self, changed: watch::Sender<Mesh>) {
-        let mut look = interval(LOOK);
+        let mut check = interval(CHECK_INTERVAL);
         loop {
-            look.tick().await;
+            check.tick().await;
             let mesh = mesh(self.mesh.here.clone(), &self.config);
             if changed.borrow().regions != mesh.regions {
                 match apply(&self.js, &mesh).await {
@@ -112,7 +114,7 @@ async fn keep_awake(
         let mut streams = mesh.borrow().streams();
         streams.retain(&some);
         let awake = waker.wake(js, &streams).await;
-        sleep(if awake { LOOK } else { LOOK_AGAIN }).await;
+        sleep(if awake { CHECK_INTERVAL } else { CHECK_SLEEPING_INTERVAL }).await;
     }
 }
 
@@ -132,7 +134,7 @@ where
             Err(error) => tracing::warn!(%error, "the streams of this region could not be made yet"),
         }
         tokio::select! {
-            () = sleep(LOOK) => {}
+            () = sleep(CHECK_INTERVAL) => {}
             () = lifecycle.finishing() => return Ok(None),
         }
     }

@@ -1,6 +1,6 @@
 //! Where a recipient's facts are, and making a home for one who has none.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use shared::{
@@ -9,14 +9,14 @@ use shared::{
     recipient::{Address, Fact, FactName, Membership, Preferences, Profile, Recipient, RecipientKey},
 };
 
-use crate::context::Parts;
+use crate::context::Context;
 
-/// How often it is looked whether something has arrived.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often a home is asked whether a profile has arrived.
+const ARRIVAL_POLL: Duration = Duration::from_millis(20);
 
 /// A move is over after this long, mostly: broadcasts accepted until then are still the former home's to send. It sends
 /// them on once it knows of the move, so that the new home can tell a repetition.
-const MOVING: SignedDuration = SignedDuration::from_secs(5);
+const MOVE_TAKES: SignedDuration = SignedDuration::from_secs(5);
 
 /// The topics of a recipient.
 pub(crate) type Topics = BTreeMap<Topic, Membership>;
@@ -51,38 +51,56 @@ fn facts_of(recipient: &Recipient) -> Vec<Fact> {
     facts
 }
 
-impl Parts {
-    /// The home of `key`, registered or not: nobody's facts are elsewhere.
+/// Reads and writes facts at the homes of recipients. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Homes {
+    pub(crate) context: Arc<Context>,
+}
+
+impl Homes {
+    /// The home of `key`; `None` if it is not registered.
+    pub(crate) fn home(&self, key: &RecipientKey) -> Option<Region> {
+        self.context.directory.home(key)
+    }
+
+    /// The home of `key`, registered or not.
     pub(crate) fn home_or(&self, key: &RecipientKey, default: &Region) -> Region {
-        self.directory.home(key).unwrap_or_else(|| default.clone())
+        self.context.home_or(key, default)
     }
 
     /// Everything that the recipient's home knows.
     pub(crate) async fn read(&self, home: &Region, key: &RecipientKey) -> Result<Recipient, facts::NotRead> {
-        facts::read(&self.js, &self.here, home, key).await
+        facts::read(&self.context.js, &self.context.here, home, key).await
     }
 
     /// The topics of a recipient, as its home knows.
     pub(crate) async fn topics(&self, home: &Region, key: &RecipientKey) -> Result<Topics, facts::NotRead> {
-        facts::topics(&self.js, &self.here, home, key).await
+        facts::topics(&self.context.js, &self.context.here, home, key).await
     }
 
     /// Removes a fact from the recipient's home.
     pub(crate) async fn remove(&self, home: &Region, key: &RecipientKey, name: FactName) -> Result<(), NotStored> {
-        facts::remove(&self.js, &self.here, home, key, name).await.map(|_| ())
+        facts::remove(&self.context.js, &self.context.here, home, key, name)
+            .await
+            .map(|_| ())
     }
 
     /// Stores `fact` in the recipient's home.
     pub(crate) async fn write(&self, home: &Region, key: &RecipientKey, fact: Fact) -> Result<(), NotStored> {
-        facts::write(&self.js, &self.here, home, key, &fact).await.map(|_| ())
+        facts::write(&self.context.js, &self.context.here, home, key, &fact)
+            .await
+            .map(|_| ())
     }
 
     /// Stores a profile and then says where its recipient lives, so that nobody is sent to a home that knows nothing.
     pub(crate) async fn settle(&self, key: &RecipientKey, profile: Profile) -> Result<(), NotStored> {
         let (home, at) = (profile.home.clone(), profile.updated_at);
         self.write(&home, key, Fact::Profile(profile)).await?;
-        if self.directory.home(key).as_ref() != Some(&home) {
-            self.directory.put_home(&self.js, &self.here, key, &home, at).await?;
+        if self.home(key).as_ref() != Some(&home) {
+            self.context
+                .directory
+                .put_home(&self.context.js, &self.context.here, key, &home, at)
+                .await?;
         }
         Ok(())
     }
@@ -92,7 +110,12 @@ impl Parts {
     /// what comes there.
     pub(crate) async fn relocate(&self, from: &Region, key: &RecipientKey, profile: Profile) -> Result<(), NotMoved> {
         let to = profile.home.clone();
-        let moved = self.clock.now().checked_add(MOVING).unwrap_or(Timestamp::MAX);
+        let moved = self
+            .context
+            .clock
+            .now()
+            .checked_add(MOVE_TAKES)
+            .unwrap_or(Timestamp::MAX);
         let along = |topic: &Topic, membership: &Membership| {
             let moved = Some(moved);
             Fact::Topic(topic.clone(), Membership { moved, ..*membership })
@@ -133,14 +156,17 @@ impl Parts {
             self.remove(&to, key, FactName::Topic(topic.clone())).await?;
         }
         let at = profile.updated_at;
-        self.directory.put_home(&self.js, &self.here, key, &to, at).await?;
+        self.context
+            .directory
+            .put_home(&self.context.js, &self.context.here, key, &to, at)
+            .await?;
         for (address, _) in &after.addresses {
             self.remove(from, key, FactName::Address(address.id)).await?;
         }
         self.remove(from, key, FactName::Preferences).await?;
         for topic in topics_after.into_keys() {
             let topic = (FactName::Topic(topic), moved);
-            facts::take_along(&self.js, &self.here, from, key, topic).await?;
+            facts::take_along(&self.context.js, &self.context.here, from, key, topic).await?;
         }
         Ok(())
     }
@@ -157,7 +183,7 @@ impl Parts {
             if known.profile.as_ref() == Some(profile) {
                 return Ok(known);
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(ARRIVAL_POLL).await;
         }
     }
 
@@ -170,7 +196,7 @@ impl Parts {
         known: &Recipient,
         topics: Topics,
     ) -> Result<(), NotStored> {
-        let at = self.clock.now();
+        let at = self.context.clock.now();
         for topic in topics.into_keys() {
             self.remove(home, key, FactName::Topic(topic)).await?;
         }
@@ -180,7 +206,10 @@ impl Parts {
         for name in [FactName::Preferences, FactName::Profile] {
             self.remove(home, key, name).await?;
         }
-        self.directory.forget_home(&self.js, &self.here, key, at).await
+        self.context
+            .directory
+            .forget_home(&self.context.js, &self.context.here, key, at)
+            .await
     }
 
     /// Removes an address and, unless another recipient has registered it since, says that it is nobody's.
@@ -191,8 +220,9 @@ impl Parts {
         address: AddressId,
     ) -> Result<(), NotStored> {
         self.remove(home, key, FactName::Address(address)).await?;
-        if self.directory.owner(&key.app, address).as_ref() == Some(&key.recipient) {
-            self.put_owner(&key.app, address, None, self.clock.now()).await?;
+        if self.context.directory.owner(&key.app, address).as_ref() == Some(&key.recipient) {
+            self.put_owner(&key.app, address, None, self.context.clock.now())
+                .await?;
         }
         Ok(())
     }
@@ -205,14 +235,15 @@ impl Parts {
         owner: Option<RecipientId>,
         at: Timestamp,
     ) -> Result<(), NotStored> {
-        self.directory
-            .put_owner(&self.js, &self.here, app, address, owner, at)
+        self.context
+            .directory
+            .put_owner(&self.context.js, &self.context.here, app, address, owner, at)
             .await
     }
 
     /// The home of `key`; a recipient that nobody registered gets one at `default`.
     pub(crate) async fn ensure_home(&self, key: &RecipientKey, default: &Region) -> Result<Region, NotStored> {
-        if let Some(home) = self.directory.home(key) {
+        if let Some(home) = self.home(key) {
             return Ok(home);
         }
         let home = default.clone();
@@ -220,7 +251,7 @@ impl Parts {
             home: home.clone(),
             locale: None,
             timezone: None,
-            updated_at: self.clock.now(),
+            updated_at: self.context.clock.now(),
         };
         self.settle(key, profile).await?;
         Ok(home)

@@ -3,9 +3,9 @@
 //! The gateways of a region share a durable consumer on the dead letters, so each letter is told of once, and again
 //! later if the receiver did not take it. The webhook is signed as Standard Webhooks 1.0 says.
 
-use std::{collections::BTreeMap, fmt::Display, time::Duration};
+use std::{collections::BTreeMap, fmt::Display, sync::Arc, time::Duration};
 
-use async_nats::jetstream::{self, AckKind, Message, consumer::PullConsumer};
+use async_nats::jetstream::{AckKind, Message, consumer::PullConsumer};
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::StreamExt;
@@ -13,36 +13,34 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 use shared::{
     app::{App, alerts_seal_name},
-    clock::Clock,
     id::{AppId, Region},
     nats::{
-        config::Config,
         envelope,
         refusal::{is_about, unless_refused},
         subject::{self, DeadSubject},
         topology,
     },
-    seal::MeshKey,
 };
 
 use super::dead_letters::LetterId;
+use crate::context::Context;
 
 /// Letters that one alert tells of at most; the rest is told of by the next.
-const MOST: usize = 5000;
+const ALERT_LETTERS_MAX: usize = 5000;
 
 /// How long a burst is waited for after its first letter.
-const BURST: Duration = Duration::from_secs(1);
+const BURST_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a receiver may take to answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+const RECEIVER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Longest time until an alert that was not taken is tried again.
-const MOST_WAIT: Duration = Duration::from_hours(1);
+const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
 
 /// How alerts are sent.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct AlertSettings {
     /// Least seconds between two alerts of one app.
     pub every_s: u64,
 }
@@ -50,13 +48,9 @@ pub struct Settings {
 /// Sends the alerts of a region.
 #[derive(Debug)]
 pub(crate) struct Alerts {
-    pub(crate) js: jetstream::Context,
-    pub(crate) here: Region,
-    pub(crate) config: Config,
-    pub(crate) mesh_key: MeshKey,
-    pub(crate) clock: Clock,
-    pub(crate) every: Duration,
-    pub(crate) http: reqwest::Client,
+    context: Arc<Context>,
+    every: Duration,
+    http: reqwest::Client,
 }
 
 /// What is posted.
@@ -88,7 +82,7 @@ struct Group<'a> {
 
 /// One letter to tell of.
 #[derive(Debug)]
-struct Letter {
+struct PulledLetter {
     channel: String,
     reason: String,
     sequence: u64,
@@ -96,16 +90,23 @@ struct Letter {
     message: Message,
 }
 
-/// A client for alerts. Redirects are not followed: a receiver has one address.
-pub(crate) fn client() -> Result<reqwest::Client, reqwest::Error> {
-    reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .timeout(ANSWER_WITHIN)
-        .user_agent(concat!("peal-gateway/", env!("CARGO_PKG_VERSION")))
-        .build()
-}
-
 impl Alerts {
+    /// # Errors
+    /// When no HTTP client can be made.
+    pub(crate) fn new(context: Arc<Context>, settings: AlertSettings) -> Result<Self, reqwest::Error> {
+        // Redirects are not followed: a receiver has one address.
+        let http = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(RECEIVER_TIMEOUT)
+            .user_agent(concat!("peal-gateway/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        Ok(Self {
+            context,
+            every: Duration::from_secs(settings.every_s),
+            http,
+        })
+    }
+
     /// Tells for ever.
     pub(crate) async fn run(self) {
         loop {
@@ -125,12 +126,13 @@ impl Alerts {
                 .iter()
                 .all(|name| is_about(subject, name))
         };
-        unless_refused(&self.js.client(), concerns, self.round()).await?
+        unless_refused(&self.context.js.client(), concerns, self.round()).await?
     }
 
     /// Waits for a letter, and tells of it and of what came with it.
     async fn round(&self) -> Result<(), async_nats::Error> {
         let consumer: PullConsumer = self
+            .context
             .js
             .get_consumer_from_stream(topology::ALERTS_CONSUMER, topology::DEAD)
             .await?;
@@ -142,14 +144,14 @@ impl Alerts {
             .await?;
         let Some(first) = first.next().await else { return Ok(()) };
         let mut messages = vec![first?];
-        tokio::time::sleep(BURST).await;
-        let mut more = consumer.fetch().max_messages(MOST).messages().await?;
+        tokio::time::sleep(BURST_WAIT).await;
+        let mut more = consumer.fetch().max_messages(ALERT_LETTERS_MAX).messages().await?;
         while let Some(message) = more.next().await {
             messages.push(message?);
         }
-        let mut by_app: BTreeMap<AppId, Vec<Letter>> = BTreeMap::new();
+        let mut by_app: BTreeMap<AppId, Vec<PulledLetter>> = BTreeMap::new();
         for message in messages {
-            match Letter::read(message) {
+            match PulledLetter::read(message) {
                 Ok((app, letter)) => by_app.entry(app).or_default().push(letter),
                 // Nobody is there to be told.
                 Err(message) => message.ack().await?,
@@ -161,8 +163,8 @@ impl Alerts {
         Ok(())
     }
 
-    async fn tell(&self, app: &AppId, letters: Vec<Letter>) -> Result<(), async_nats::Error> {
-        let tenants = self.config.tenants();
+    async fn tell(&self, app: &AppId, letters: Vec<PulledLetter>) -> Result<(), async_nats::Error> {
+        let tenants = self.context.config.tenants();
         let taken = match tenants.apps.get(app) {
             Some(known) => self.post(known, &letters).await,
             None => Ok(()),
@@ -172,7 +174,7 @@ impl Alerts {
             tracing::warn!(%app, error, dead_letters = letters.len(), tries, "alert was not taken and will be tried again");
         }
         let doublings = u32::try_from(tries.clamp(1, 16) - 1).unwrap_or(0);
-        let wait = self.every.saturating_mul(1 << doublings).min(MOST_WAIT);
+        let wait = self.every.saturating_mul(1 << doublings).min(RETRY_AFTER_MAX);
         for letter in letters {
             let kind = match taken {
                 Ok(()) => AckKind::Ack,
@@ -183,20 +185,21 @@ impl Alerts {
         Ok(())
     }
 
-    async fn post(&self, app: &App, letters: &[Letter]) -> Result<(), String> {
+    async fn post(&self, app: &App, letters: &[PulledLetter]) -> Result<(), String> {
         let Some(alerts) = &app.alerts else { return Ok(()) };
         let secret = self
+            .context
             .mesh_key
             .open(&alerts_seal_name(&app.id), &alerts.secret)
             .map_err(|error| error.to_string())?;
         let key = key(&secret).ok_or("the secret is not whsec_ and base64")?;
-        let now = self.clock.now();
+        let now = self.context.clock.now();
         let alert = Alert {
             kind: "dead_letters.created",
             timestamp: now,
             data: Data {
                 app: &app.id,
-                region: &self.here,
+                region: &self.context.here,
                 dead_letters: letters.len(),
                 groups: self.groups(letters),
             },
@@ -205,7 +208,7 @@ impl Alerts {
         let sequences = letters.iter().map(|letter| letter.sequence);
         // The same letters are the same alert, however often it is tried.
         let (first, last) = (sequences.clone().min().unwrap_or(0), sequences.max().unwrap_or(0));
-        let id = format!("dead-{}-{}-{first}-{last}", self.here, app.id);
+        let id = format!("dead-{}-{}-{first}-{last}", self.context.here, app.id);
         let seconds = now.as_second();
         let request = self
             .http
@@ -228,7 +231,7 @@ impl Alerts {
         }
     }
 
-    fn groups<'a>(&self, letters: &'a [Letter]) -> Vec<Group<'a>> {
+    fn groups<'a>(&self, letters: &'a [PulledLetter]) -> Vec<Group<'a>> {
         let mut groups: BTreeMap<(&str, &str), (usize, u64)> = BTreeMap::new();
         for letter in letters {
             let (count, newest) = groups.entry((&letter.channel, &letter.reason)).or_default();
@@ -242,7 +245,7 @@ impl Alerts {
                 reason,
                 dead_letters: count,
                 letter: LetterId {
-                    region: self.here.clone(),
+                    region: self.context.here.clone(),
                     sequence: newest,
                 },
             })
@@ -254,7 +257,7 @@ fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, 
     serializer.collect_str(value)
 }
 
-impl Letter {
+impl PulledLetter {
     #[expect(clippy::result_large_err, reason = "the message must be acknowledged either way")]
     fn read(message: Message) -> Result<(AppId, Self), Message> {
         let Some(DeadSubject { channel, app }) = subject::parse_dead(&message.subject) else {

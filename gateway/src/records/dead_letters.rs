@@ -3,7 +3,7 @@
 //! A letter is named by its region and its place in that region's stream. What a person does with a letter is recorded
 //! among the receipts, so that the books stay whole although the letter is gone.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use bytes::Bytes;
@@ -24,10 +24,18 @@ use shared::{
     receipt::{Handled, HandledAs},
 };
 
-use crate::context::Parts;
+use super::recorder::Recorder;
+use crate::context::Context;
 
 /// Messages fetched at one time.
-const PAGE: usize = 256;
+const LETTERS_PER_FETCH: usize = 256;
+
+/// The dead letters of every region. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct DeadLetters {
+    pub(crate) context: Arc<Context>,
+    pub(crate) recorder: Recorder,
+}
 
 /// Names a letter: `<region>-<sequence>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +83,7 @@ pub(crate) struct Letter {
 
 /// Which letters are meant.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Filter {
+pub(crate) struct LetterFilter {
     pub(crate) channel: Option<Channel>,
     pub(crate) reason: Option<String>,
     pub(crate) since: Option<Timestamp>,
@@ -84,7 +92,7 @@ pub(crate) struct Filter {
 
 /// Some letters, oldest first within each region.
 #[derive(Debug, Default)]
-pub(crate) struct Page {
+pub(crate) struct LetterPage {
     pub(crate) letters: Vec<Letter>,
     /// Where the next page begins; absent if there is none.
     pub(crate) next: Option<LetterId>,
@@ -116,7 +124,7 @@ impl From<direct::NoAnswer> for Unhandled {
     }
 }
 
-impl Filter {
+impl LetterFilter {
     fn admits(&self, letter: &Letter) -> bool {
         self.channel.is_none_or(|channel| letter.channel == Some(channel))
             && self.reason.as_ref().is_none_or(|reason| letter.reason == *reason)
@@ -125,131 +133,150 @@ impl Filter {
     }
 }
 
-/// At most `most` letters of `app` from `from` on. A region that does not answer is named and passed over.
-pub(crate) async fn list(parts: &Parts, app: &AppId, filter: &Filter, from: Option<LetterId>, most: usize) -> Page {
-    let mut page = Page::default();
-    let (first, mut sequence) = match from {
-        Some(from) => (Some(from.region), from.sequence),
-        None => (None, 1),
-    };
-    let regions = parts.regions();
-    let regions = regions
-        .iter()
-        .skip_while(|region| first.as_ref().is_some_and(|first| *region != first));
-    for region in regions {
-        loop {
-            let filter_subject = subject::dead_of(region, app);
-            let domain = Domain::of(region, &parts.here);
-            let found = direct::from(&parts.js, &domain, topology::DEAD, &filter_subject, sequence, PAGE).await;
-            let Ok(found) = found else {
-                page.unreachable.push(region.clone());
-                break;
-            };
-            let is_last = found.len() < PAGE;
-            for found in found {
-                sequence = found.sequence + 1;
-                let letter = Letter::read(region, found);
-                if !filter.admits(&letter) {
-                    continue;
+impl DeadLetters {
+    /// At most `most` letters of `app` from `from` on. A region that does not answer is named and passed over.
+    pub(crate) async fn list(
+        &self,
+        app: &AppId,
+        filter: &LetterFilter,
+        from: Option<LetterId>,
+        most: usize,
+    ) -> LetterPage {
+        let mut page = LetterPage::default();
+        let (first, mut sequence) = match from {
+            Some(from) => (Some(from.region), from.sequence),
+            None => (None, 1),
+        };
+        let regions = self.context.regions();
+        let regions = regions
+            .iter()
+            .skip_while(|region| first.as_ref().is_some_and(|first| *region != first));
+        for region in regions {
+            loop {
+                let filter_subject = subject::dead_of(region, app);
+                let domain = Domain::of(region, &self.context.here);
+                let found = direct::from(
+                    &self.context.js,
+                    &domain,
+                    topology::DEAD,
+                    &filter_subject,
+                    sequence,
+                    LETTERS_PER_FETCH,
+                )
+                .await;
+                let Ok(found) = found else {
+                    page.unreachable.push(region.clone());
+                    break;
+                };
+                let is_last = found.len() < LETTERS_PER_FETCH;
+                for found in found {
+                    sequence = found.sequence + 1;
+                    let letter = Letter::read(region, found);
+                    if !filter.admits(&letter) {
+                        continue;
+                    }
+                    if page.letters.len() == most {
+                        page.next = Some(letter.id);
+                        return page;
+                    }
+                    page.letters.push(letter);
                 }
-                if page.letters.len() == most {
-                    page.next = Some(letter.id);
-                    return page;
+                if is_last {
+                    break;
                 }
-                page.letters.push(letter);
             }
-            if is_last {
-                break;
+            sequence = 1;
+        }
+        page
+    }
+
+    /// One letter of `app`.
+    pub(crate) async fn get(&self, app: &AppId, id: &LetterId) -> Result<Letter, Unhandled> {
+        if !self.context.is_region(&id.region) {
+            return Err(Unhandled::NotFound);
+        }
+        let filter = subject::dead_of(&id.region, app);
+        let domain = Domain::of(&id.region, &self.context.here);
+        let found = direct::from(&self.context.js, &domain, topology::DEAD, &filter, id.sequence, 1).await?;
+        found
+            .into_iter()
+            .find(|found| found.sequence == id.sequence)
+            .map(|found| Letter::read(&id.region, found))
+            .ok_or(Unhandled::NotFound)
+    }
+
+    /// Has another attempt made at what `letter` tells of, and takes the letter away.
+    pub(crate) async fn replay(&self, app: &AppId, letter: Letter) -> Result<(), Unhandled> {
+        let lane = letter.lane.as_ref().ok_or(Unhandled::NoLane)?;
+        // The region of the letter has the recipient; what else the lane says stays.
+        let lane = Lane {
+            region: letter.id.region.clone(),
+            ..lane.clone()
+        };
+        let mut headers = HeaderMap::new();
+        // Its own id, so that no stream takes it for what it has seen before; the same if it is replayed twice at once.
+        headers.insert(NATS_MESSAGE_ID, format!("replay:{}", letter.id));
+        // A person wants it now, however old it is.
+        headers.insert(
+            envelope::ACCEPTED_AT,
+            self.context.clock.now().as_millisecond().to_string(),
+        );
+        headers.insert(envelope::ATTEMPT, letter.attempt.saturating_add(1).to_string());
+        headers.insert(envelope::DISCOUNTED, letter.attempt.to_string());
+        for name in [
+            envelope::EVENT_ID,
+            envelope::ORIGIN,
+            envelope::ADDRESS,
+            envelope::SLICE,
+            "traceparent",
+        ] {
+            if let Some(value) = envelope::header(&letter.headers, name) {
+                headers.insert(name, value);
             }
         }
-        sequence = 1;
+        publish::store(&self.context.js, lane.notify(), headers, letter.payload.clone())
+            .await
+            .map_err(Unhandled::NotStored)?;
+        self.take_away(app, &letter, HandledAs::Replayed).await
     }
-    page
-}
 
-/// One letter of `app`.
-pub(crate) async fn get(parts: &Parts, app: &AppId, id: &LetterId) -> Result<Letter, Unhandled> {
-    if !parts.is_region(&id.region) {
-        return Err(Unhandled::NotFound);
+    /// Takes a letter away for good.
+    pub(crate) async fn delete(&self, app: &AppId, letter: Letter) -> Result<(), Unhandled> {
+        self.take_away(app, &letter, HandledAs::Deleted).await
     }
-    let filter = subject::dead_of(&id.region, app);
-    let domain = Domain::of(&id.region, &parts.here);
-    let found = direct::from(&parts.js, &domain, topology::DEAD, &filter, id.sequence, 1).await?;
-    found
-        .into_iter()
-        .find(|found| found.sequence == id.sequence)
-        .map(|found| Letter::read(&id.region, found))
-        .ok_or(Unhandled::NotFound)
-}
 
-/// Has another attempt made at what `letter` tells of, and takes the letter away.
-pub(crate) async fn replay(parts: &Parts, app: &AppId, letter: Letter) -> Result<(), Unhandled> {
-    let lane = letter.lane.as_ref().ok_or(Unhandled::NoLane)?;
-    // The region of the letter has the recipient; what else the lane says stays.
-    let lane = Lane {
-        region: letter.id.region.clone(),
-        ..lane.clone()
-    };
-    let mut headers = HeaderMap::new();
-    // Its own id, so that no stream takes it for what it has seen before; the same if it is replayed twice at once.
-    headers.insert(NATS_MESSAGE_ID, format!("replay:{}", letter.id));
-    // A person wants it now, however old it is.
-    headers.insert(envelope::ACCEPTED_AT, parts.clock.now().as_millisecond().to_string());
-    headers.insert(envelope::ATTEMPT, letter.attempt.saturating_add(1).to_string());
-    headers.insert(envelope::DISCOUNTED, letter.attempt.to_string());
-    for name in [
-        envelope::EVENT_ID,
-        envelope::ORIGIN,
-        envelope::ADDRESS,
-        envelope::SLICE,
-        "traceparent",
-    ] {
-        if let Some(value) = envelope::header(&letter.headers, name) {
-            headers.insert(name, value);
-        }
-    }
-    publish::store(&parts.js, lane.notify(), headers, letter.payload.clone())
-        .await
-        .map_err(Unhandled::NotStored)?;
-    take_away(parts, app, &letter, HandledAs::Replayed).await
-}
-
-/// Takes a letter away for good.
-pub(crate) async fn delete(parts: &Parts, app: &AppId, letter: Letter) -> Result<(), Unhandled> {
-    take_away(parts, app, &letter, HandledAs::Deleted).await
-}
-
-async fn take_away(parts: &Parts, app: &AppId, letter: &Letter, handled_as: HandledAs) -> Result<(), Unhandled> {
-    parts.recorder.handled(
-        app.clone(),
-        Handled {
-            letter: letter.id.to_string(),
-            handled_as,
-            notification: letter.notification,
-            job: letter.job,
-            address: letter.address,
-            attempt: letter.attempt,
-            at: parts.clock.now(),
-        },
-    );
-    let js = if letter.id.region == parts.here {
-        parts.js.clone()
-    } else {
-        connect::jetstream_of(parts.js.client(), &letter.id.region)
-    };
-    let stream = js
-        .get_stream_no_info(topology::DEAD)
-        .await
-        .map_err(|_| Unhandled::Unreachable)?;
-    let deleting = stream.delete_message(letter.id.sequence);
-    let of_letters = |subject: &str| refusal::is_about(subject, topology::DEAD);
-    match refusal::unless_refused(&js.client(), of_letters, deleting).await {
-        Err(_) => Err(Unhandled::Forbidden),
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => {
-            // The replay is under way; the letter that stays behind can be taken away again, which sends nothing twice.
-            tracing::warn!(letter = %letter.id, %error, "dead letter could not be removed");
-            Err(Unhandled::Unreachable)
+    async fn take_away(&self, app: &AppId, letter: &Letter, handled_as: HandledAs) -> Result<(), Unhandled> {
+        self.recorder.handled(
+            app.clone(),
+            Handled {
+                letter: letter.id.to_string(),
+                handled_as,
+                notification: letter.notification,
+                job: letter.job,
+                address: letter.address,
+                attempt: letter.attempt,
+                at: self.context.clock.now(),
+            },
+        );
+        let js = if letter.id.region == self.context.here {
+            self.context.js.clone()
+        } else {
+            connect::jetstream_of(self.context.js.client(), &letter.id.region)
+        };
+        let stream = js
+            .get_stream_no_info(topology::DEAD)
+            .await
+            .map_err(|_| Unhandled::Unreachable)?;
+        let deleting = stream.delete_message(letter.id.sequence);
+        let of_letters = |subject: &str| refusal::is_about(subject, topology::DEAD);
+        match refusal::unless_refused(&js.client(), of_letters, deleting).await {
+            Err(_) => Err(Unhandled::Forbidden),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                // The replay is under way; the letter that stays behind can be taken away again, which sends nothing twice.
+                tracing::warn!(letter = %letter.id, %error, "dead letter could not be removed");
+                Err(Unhandled::Unreachable)
+            }
         }
     }
 }

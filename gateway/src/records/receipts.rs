@@ -20,17 +20,17 @@ use shared::{
 };
 
 /// Batches of one question that are fetched at one time.
-const PARALLEL: usize = 16;
+const BATCHES_AT_ONCE: usize = 16;
 /// How long a question waits for a record that may still be on its way: a little more than records take to be written.
-const ON_ITS_WAY: Duration = Duration::from_millis(250);
+const RECORD_WAIT: Duration = Duration::from_millis(250);
 /// Receipts that are younger may have overtaken the record.
-const RECENT: Duration = Duration::from_secs(1);
-/// How often it looks.
-const LOOK: Duration = Duration::from_millis(25);
+const RECENT_RECEIPT: Duration = Duration::from_secs(1);
+/// How often a question looks into the index meanwhile.
+const INDEX_POLL: Duration = Duration::from_millis(25);
 
 /// Most places of one notification. A thousand recipients with a few devices each need fewer; a caller who repeats one
 /// event for ever must not make the index grow, nor a question about it read the whole stream.
-const MOST_PLACES: usize = 4096;
+const PLACES_MAX: usize = 4096;
 
 /// The receipts of every region. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -85,14 +85,14 @@ impl Receipts {
     }
 
     fn learn(&self, entry: &follow::Entry) {
-        match serde_json::from_slice::<Ids>(&entry.payload) {
+        match serde_json::from_slice::<BatchIds>(&entry.payload) {
             Ok(ids) => {
                 let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
                 for id in &ids.accepted {
                     index.learn(id.notification, entry.sequence);
                 }
-                for told in &ids.receipts {
-                    index.learn_receipt(told, &ids.region, entry.sequence);
+                for receipt in &ids.receipts {
+                    index.learn_receipt(receipt, &ids.region, entry.sequence);
                 }
                 index.learnt = index.learnt.max(entry.sequence);
             }
@@ -109,10 +109,11 @@ impl Receipts {
         now: Timestamp,
     ) -> Result<Option<History>, Unanswered> {
         let found = self.look(app, id).await?;
-        let is_fresh = |(_, receipt): &(Region, Receipt)| now.duration_since(receipt.at).unsigned_abs() < RECENT;
+        let is_fresh =
+            |(_, receipt): &(Region, Receipt)| now.duration_since(receipt.at).unsigned_abs() < RECENT_RECEIPT;
         match found {
             Some(found) if found.accepted.is_empty() && found.receipts.iter().any(is_fresh) => {
-                tokio::time::sleep(ON_ITS_WAY).await;
+                tokio::time::sleep(RECORD_WAIT).await;
                 self.look(app, id).await
             }
             found => Ok(found),
@@ -141,7 +142,7 @@ impl Receipts {
                     }
                 }
             })
-            .buffered(PARALLEL)
+            .buffered(BATCHES_AT_ONCE)
             .try_collect()
             .await?;
         let mut history = History {
@@ -172,25 +173,25 @@ impl Receipts {
                 if !places.is_empty() {
                     return places;
                 }
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(INDEX_POLL).await;
             }
         };
-        tokio::time::timeout(ON_ITS_WAY, wait).await.unwrap_or_default()
+        tokio::time::timeout(RECORD_WAIT, wait).await.unwrap_or_default()
     }
 }
 
 /// The part of a batch that the index needs.
 #[derive(Deserialize)]
-struct Ids {
+struct BatchIds {
     region: Region,
     #[serde(default)]
-    accepted: Vec<Id>,
+    accepted: Vec<AcceptedId>,
     #[serde(default)]
-    receipts: Vec<Told>,
+    receipts: Vec<ReceiptIds>,
 }
 
 #[derive(Deserialize)]
-struct Told {
+struct ReceiptIds {
     notification: NotificationId,
     attempt: u32,
     state: State,
@@ -199,7 +200,7 @@ struct Told {
 }
 
 #[derive(Deserialize)]
-struct Id {
+struct AcceptedId {
     notification: NotificationId,
 }
 
@@ -237,12 +238,12 @@ impl Index {
 
     /// A job of a broadcast has no place of its own: what its first attempt came to is in its slice's receipt, and what
     /// came of later ones is counted.
-    fn learn_receipt(&mut self, told: &Told, region: &Region, sequence: u64) {
-        if told.slice.is_none() {
-            self.learn(told.notification, sequence);
-        } else if told.attempt > 1 && told.state.is_final() && sequence > self.learnt {
-            let late = self.late.entry(hash(told.notification)).or_default();
-            *late.entry((region.clone(), told.state)).or_default() += 1;
+    fn learn_receipt(&mut self, receipt: &ReceiptIds, region: &Region, sequence: u64) {
+        if receipt.slice.is_none() {
+            self.learn(receipt.notification, sequence);
+        } else if receipt.attempt > 1 && receipt.state.is_final() && sequence > self.learnt {
+            let late = self.late.entry(hash(receipt.notification)).or_default();
+            *late.entry((region.clone(), receipt.state)).or_default() += 1;
         }
     }
 
@@ -291,7 +292,7 @@ impl Places {
             Self::Many(many) => {
                 // Sequences rise, unless the stream is read again.
                 let is_new = many.last().is_some_and(|last| *last < sequence) || !many.contains(&sequence);
-                if is_new && many.len() < MOST_PLACES {
+                if is_new && many.len() < PLACES_MAX {
                     many.push(sequence);
                 }
                 return;
@@ -325,17 +326,17 @@ mod tests {
     fn jobs_of_a_broadcast_take_no_places_and_what_ends_late_is_counted_once() {
         let mut index = Index::new(10);
         let eu: Region = "eu".parse().unwrap();
-        let told = |attempt, state, slice| Told {
+        let receipt = |attempt, state, slice| ReceiptIds {
             notification: id(1),
             attempt,
             state,
             slice,
         };
         for _again in 0..2 {
-            index.learn_receipt(&told(1, State::Expanded, None), &eu, 3);
-            index.learn_receipt(&told(1, State::Parked, Some(0)), &eu, 4);
-            index.learn_receipt(&told(2, State::Delivered, Some(0)), &eu, 5);
-            index.learn_receipt(&told(2, State::Delivered, Some(1)), &eu, 5);
+            index.learn_receipt(&receipt(1, State::Expanded, None), &eu, 3);
+            index.learn_receipt(&receipt(1, State::Parked, Some(0)), &eu, 4);
+            index.learn_receipt(&receipt(2, State::Delivered, Some(0)), &eu, 5);
+            index.learn_receipt(&receipt(2, State::Delivered, Some(1)), &eu, 5);
             index.learnt = 5;
         }
         assert_eq!(index.places(id(1)), [3]);

@@ -22,13 +22,13 @@ use tokio_util::sync::CancellationToken;
 
 /// Records that may wait; what comes on top is lost and counted. A record is a convenience of status questions: the
 /// notification itself is stored.
-const WAITING: usize = 65_536;
+const WAITING_RECORDS_MAX: usize = 65_536;
 /// Most records of one message.
-const BATCH: usize = 256;
+const MESSAGE_RECORDS_MAX: usize = 256;
 /// How long a record waits for others to share a message with.
-const PATIENCE: Duration = Duration::from_millis(50);
+const COLLECT_FOR: Duration = Duration::from_millis(50);
 /// How often a message is published until the stream has it.
-const TRIES: u32 = 3;
+const PUBLISH_TRIES: u32 = 3;
 
 /// Takes records. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -55,6 +55,13 @@ enum Record {
     Handled(Handled),
 }
 
+/// Records of one app, as one message.
+struct RecordMessage {
+    subject: String,
+    headers: HeaderMap,
+    batch: Batch,
+}
+
 impl Recorder {
     /// Records that a notification was accepted; never waits.
     pub(crate) fn accepted(&self, app: AppId, accepted: Accepted) {
@@ -75,7 +82,7 @@ impl Recorder {
 
 /// A recorder and its writer, which calls itself `name`.
 pub(crate) fn pair(js: jetstream::Context, here: Region, name: String) -> (Recorder, Writer) {
-    let (sender, records) = mpsc::channel(WAITING);
+    let (sender, records) = mpsc::channel(WAITING_RECORDS_MAX);
     let lost = Arc::new(AtomicU64::new(0));
     let recorder = Recorder {
         records: sender,
@@ -100,7 +107,7 @@ impl Writer {
     pub(crate) async fn run(mut self, last: CancellationToken) {
         while let Some(Some(first)) = last.run_until_cancelled(self.records.recv()).await {
             // Not listening while others come keeps every request from waking this task.
-            last.run_until_cancelled(sleep(PATIENCE)).await;
+            last.run_until_cancelled(sleep(COLLECT_FOR)).await;
             self.take(first);
             while let Ok(next) = self.records.try_recv() {
                 self.take(next);
@@ -123,7 +130,7 @@ impl Writer {
         for (app, records) in mem::take(&mut self.waiting) {
             let mut records = records.into_iter();
             loop {
-                let some: Vec<_> = records.by_ref().take(BATCH).collect();
+                let some: Vec<_> = records.by_ref().take(MESSAGE_RECORDS_MAX).collect();
                 if some.is_empty() {
                     break;
                 }
@@ -141,7 +148,7 @@ impl Writer {
         }
     }
 
-    fn message(&mut self, app: AppId, records: Vec<Record>) -> (String, HeaderMap, Batch) {
+    fn message(&mut self, app: AppId, records: Vec<Record>) -> RecordMessage {
         self.number += 1;
         let number = format!("{}:{}", self.name, self.number);
         let mut headers = HeaderMap::new();
@@ -164,17 +171,21 @@ impl Writer {
                 Record::Handled(handled) => batch.handled.push(handled),
             }
         }
-        (subject, headers, batch)
+        RecordMessage {
+            subject,
+            headers,
+            batch,
+        }
     }
 }
 
 /// Stores one message; how many records were lost if it could not be.
-async fn store(js: &jetstream::Context, (subject, headers, batch): (String, HeaderMap, Batch)) -> u64 {
-    let records = (batch.accepted.len() + batch.handled.len()) as u64;
-    let payload = bytes::Bytes::from(serde_json::to_vec(&batch).expect("batches always serialize"));
-    for _ in 0..TRIES {
+async fn store(js: &jetstream::Context, message: RecordMessage) -> u64 {
+    let records = (message.batch.accepted.len() + message.batch.handled.len()) as u64;
+    let payload = bytes::Bytes::from(serde_json::to_vec(&message.batch).expect("batches always serialize"));
+    for _ in 0..PUBLISH_TRIES {
         // The message id makes a repetition harmless.
-        match publish::store(js, subject.clone(), headers.clone(), payload.clone()).await {
+        match publish::store(js, message.subject.clone(), message.headers.clone(), payload.clone()).await {
             Ok(_) => return 0,
             Err(publish::NotStored::NoAnswer) => {}
             Err(_) => break,

@@ -1,7 +1,5 @@
 //! `/v1/recipients/{recipient_id}/addresses`: the ways to reach a recipient. A token is taken and never shown again.
 
-use std::sync::Arc;
-
 use axum::{
     extract::State,
     response::{IntoResponse, Response},
@@ -25,7 +23,7 @@ use super::{
     problem::{NOT_FOUND, Problem},
     recipients,
 };
-use crate::{context::Parts, recipients::owners};
+use crate::recipients::{homes::Homes, owners};
 
 /// An address to register.
 #[derive(Deserialize, ToSchema)]
@@ -97,32 +95,32 @@ pub(crate) struct AddressList {
     responses(
         (status = 200, description = "Refreshed: the recipient had registered it before", body = AddressResponse),
         (status = 201, description = "Registered, or moved here", body = AddressResponse),
-        openapi::RefusedWrite,
+        openapi::WriteRefusal,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
 pub(crate) async fn register(
-    State(parts): State<Arc<Parts>>,
+    State(homes): State<Homes>,
     caller: Caller<ToWrite>,
     Named(recipient): Named<RecipientId>,
     Json(wanted): Json<PostAddress>,
 ) -> Result<Response, Problem> {
     let key = caller.key(recipient);
-    let address = wanted.into_address(&key, parts.clock.now())?;
-    let home = parts.ensure_home(&key, &caller.app.default_region).await?;
+    let address = wanted.into_address(&key, homes.context.clock.now())?;
+    let home = homes.ensure_home(&key, &caller.app.default_region).await?;
     // The owner's entry is written last: until then a repetition does all of it again.
-    let former = parts.directory.owner(&key.app, address.id);
+    let former = homes.context.directory.owner(&key.app, address.id);
     let is_new = former.as_ref() != Some(&key.recipient);
-    parts.write(&home, &key, Fact::Address(address.clone())).await?;
+    homes.write(&home, &key, Fact::Address(address.clone())).await?;
     if is_new {
         let owner = Some(key.recipient.clone());
-        parts
+        homes
             .put_owner(&key.app, address.id, owner, address.registered_at)
             .await?;
     }
     if is_new && former.is_some() {
         // Every gateway that reads the owner's entry does the same; here it is done before the answer.
-        owners::settle_now(&parts, &key.app, address.id).await;
+        owners::settle_now(&homes, &key.app, address.id).await;
     }
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, axum::Json(AddressResponse::from(address))).into_response())
@@ -137,18 +135,18 @@ pub(crate) async fn register(
     params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
     responses(
         (status = 200, description = "Its addresses, without tokens", body = AddressList),
-        openapi::RefusedRead,
+        openapi::ReadRefusal,
     ),
     security(("api_key" = ["recipients:read"])),
 )]
 pub(crate) async fn list(
-    State(parts): State<Arc<Parts>>,
+    State(homes): State<Homes>,
     caller: Caller<ToRead>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<AddressList>, Problem> {
     let key = caller.key(recipient);
-    let mut known = parts
-        .read(&parts.home_or(&key, &caller.app.default_region), &key)
+    let mut known = homes
+        .read(&homes.home_or(&key, &caller.app.default_region), &key)
         .await?;
     if !known.is_known() {
         return Err(recipients::unknown());
@@ -172,23 +170,23 @@ pub(crate) async fn list(
     params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
     responses(
         (status = 204, description = "It has none any more"),
-        openapi::RefusedWrite,
+        openapi::WriteRefusal,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
 pub(crate) async fn remove_all(
-    State(parts): State<Arc<Parts>>,
+    State(homes): State<Homes>,
     caller: Caller<ToWrite>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<StatusCode, Problem> {
     let key = caller.key(recipient);
-    let home = parts.home_or(&key, &caller.app.default_region);
-    let known = parts.read(&home, &key).await?;
+    let home = homes.home_or(&key, &caller.app.default_region);
+    let known = homes.read(&home, &key).await?;
     if !known.is_known() {
         return Err(recipients::unknown());
     }
     for (address, _) in known.addresses {
-        parts.remove_address(&home, &key, address.id).await?;
+        homes.remove_address(&home, &key, address.id).await?;
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -205,22 +203,22 @@ pub(crate) async fn remove_all(
     ),
     responses(
         (status = 204, description = "Removed"),
-        openapi::RefusedWrite,
+        openapi::WriteRefusal,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
 pub(crate) async fn remove(
-    State(parts): State<Arc<Parts>>,
+    State(homes): State<Homes>,
     caller: Caller<ToWrite>,
     Named((recipient, address)): Named<(RecipientId, AddressId)>,
 ) -> Result<StatusCode, Problem> {
     let key = caller.key(recipient);
-    let home = parts.home_or(&key, &caller.app.default_region);
-    let known = parts.read(&home, &key).await?;
+    let home = homes.home_or(&key, &caller.app.default_region);
+    let known = homes.read(&home, &key).await?;
     if !known.addresses.iter().any(|(known, _)| known.id == address) {
         return Err(Problem::new(NOT_FOUND, "The recipient has no such address."));
     }
-    parts.remove_address(&home, &key, address).await?;
+    homes.remove_address(&home, &key, address).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

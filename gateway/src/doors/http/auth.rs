@@ -11,8 +11,10 @@ use shared::{
     recipient::RecipientKey,
 };
 
-use super::problem::{FORBIDDEN, Problem, RESIDES_ELSEWHERE, UNAUTHENTICATED};
-use crate::context::Parts;
+use super::{
+    api::Api,
+    problem::{FORBIDDEN, Problem, RESIDES_ELSEWHERE, UNAUTHENTICATED},
+};
 
 /// What a route needs a key to allow.
 pub(crate) trait Needs: Send + Sync + 'static {
@@ -47,21 +49,22 @@ pub(crate) struct Caller<N> {
     needs: PhantomData<N>,
 }
 
-impl<N: Needs> FromRequestParts<Arc<Parts>> for Caller<N> {
+impl<N: Needs> FromRequestParts<Arc<Api>> for Caller<N> {
     type Rejection = Problem;
 
-    async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
+    async fn from_request_parts(request: &mut request::Parts, api: &Arc<Api>) -> Result<Self, Problem> {
+        let context = &api.context;
         let presented = presented(&request.headers)?;
-        let tenants = parts.config.tenants();
+        let tenants = context.config.tenants();
         let key = tenants.keys.get(&presented.key_id).ok_or_else(unknown)?;
-        if !key.admits(&parts.mesh_key, &presented, parts.clock.now()) {
+        if !key.admits(&context.mesh_key, &presented, context.clock.now()) {
             return Err(unknown());
         }
         let app = tenants.apps.get(&key.app).ok_or_else(unknown)?;
         if !key.scopes.contains(&N::SCOPE) {
             return Err(lacking(N::SCOPE));
         }
-        if let Some(residency) = app.residency.as_ref().filter(|region| **region != parts.here) {
+        if let Some(residency) = app.residency.as_ref().filter(|region| **region != context.here) {
             let detail = format!("What concerns this app stays in {residency}. Ask a gateway there.");
             return Err(Problem::new(RESIDES_ELSEWHERE, detail));
         }

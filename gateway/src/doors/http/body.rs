@@ -12,21 +12,23 @@ use serde::de::DeserializeOwned;
 use shared::{invalid::Invalid, nats::envelope};
 use tokio::time::timeout;
 
-use super::problem::{BODY_TIMEOUT, MALFORMED, MEDIA_TYPE, Problem, TOO_LARGE};
-use crate::context::Parts;
+use super::{
+    api::{Api, Limits},
+    problem::{BODY_TIMEOUT, MALFORMED, MEDIA_TYPE, Problem, TOO_LARGE},
+};
 
 /// A caller who takes longer for a body holds a place that others could have.
-const BODY_TIME: Duration = Duration::from_secs(5);
+const BODY_ARRIVES_WITHIN: Duration = Duration::from_secs(5);
 
 /// The body as `T`.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
 
-impl<T: DeserializeOwned> FromRequest<Arc<Parts>> for Json<T> {
+impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Json<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        parse(&read(request, parts).await?).map(Self)
+    async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
+        parse(&read(request, &api.limits).await?).map(Self)
     }
 }
 
@@ -34,24 +36,24 @@ impl<T: DeserializeOwned> FromRequest<Arc<Parts>> for Json<T> {
 #[derive(Debug)]
 pub(crate) struct Verbatim<T>(pub(crate) T, pub(crate) Bytes);
 
-impl<T: DeserializeOwned> FromRequest<Arc<Parts>> for Verbatim<T> {
+impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Verbatim<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        let bytes = read(request, parts).await?;
+    async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
+        let bytes = read(request, &api.limits).await?;
         Ok(Self(parse(&bytes)?, bytes))
     }
 }
 
-async fn read(request: Request, parts: &Parts) -> Result<Bytes, Problem> {
+async fn read(request: Request, limits: &Limits) -> Result<Bytes, Problem> {
     if !is_json(request.headers()) {
         return Err(Problem::new(
             MEDIA_TYPE,
             "Send the header Content-Type: application/json.",
         ));
     }
-    let limit = parts.limits.body_bytes;
-    timeout(BODY_TIME, to_bytes(request.into_body(), limit))
+    let limit = limits.body_bytes;
+    timeout(BODY_ARRIVES_WITHIN, to_bytes(request.into_body(), limit))
         .await
         .map_err(|_| Problem::new(BODY_TIMEOUT, "The body must arrive within 5 seconds."))?
         .map_err(|error| match error.source() {

@@ -1,7 +1,5 @@
 //! `/v1/dead-letters`: what was given up, for people to look at and try again.
 
-use std::sync::Arc;
-
 use axum::extract::{Query, State, rejection::QueryRejection};
 use http::StatusCode;
 use jiff::Timestamp;
@@ -21,15 +19,12 @@ use super::{
     openapi,
     problem::{Document, LETTER_UNREADABLE, NOT_FOUND, Problem, REGION_UNREACHABLE},
 };
-use crate::{
-    context::Parts,
-    records::dead_letters::{self as dead, Filter, Letter, LetterId, Unhandled},
-};
+use crate::records::dead_letters::{DeadLetters, Letter, LetterFilter, LetterId, Unhandled};
 
 /// Letters of one answer, unless the caller wants fewer.
-const MOST: usize = 100;
+const LISTED_LETTERS_MAX: usize = 100;
 /// Letters of one replay; a caller who wants more asks again.
-const MOST_REPLAYED: usize = 1000;
+const REPLAYED_LETTERS_MAX: usize = 1000;
 
 /// Which letters are meant.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -143,12 +138,12 @@ pub(crate) struct Replayed {
     params(Wanted),
     responses(
         (status = 200, description = "A page of them", body = Listed),
-        openapi::Refused,
+        openapi::AnyRefusal,
     ),
     security(("api_key" = ["notifications:read"])),
 )]
 pub(crate) async fn list(
-    State(parts): State<Arc<Parts>>,
+    State(letters): State<DeadLetters>,
     caller: Caller<ToAsk>,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<axum::Json<Listed>, Problem> {
@@ -156,16 +151,16 @@ pub(crate) async fn list(
         let rule = "may have channel, reason, since, until (RFC 3339), limit and cursor";
         Problem::from(Invalid::new("query", rule))
     })?;
-    let most = limit(wanted.limit, MOST)?;
+    let most = limit(wanted.limit, LISTED_LETTERS_MAX)?;
     let from = wanted.cursor.map(|cursor| cursor.parse()).transpose();
     let from = from.map_err(|()| Invalid::new("cursor", "must be the `next` of a former answer"))?;
-    let filter = Filter {
+    let filter = LetterFilter {
         channel: wanted.channel,
         reason: wanted.reason,
         since: wanted.since,
         until: wanted.until,
     };
-    let page = dead::list(&parts, &caller.app.id, &filter, from, most).await;
+    let page = letters.list(&caller.app.id, &filter, from, most).await;
     Ok(axum::Json(Listed {
         dead_letters: page.letters.into_iter().map(DeadLetter::from).collect(),
         next: page.next.map(|next| next.to_string()),
@@ -182,18 +177,18 @@ pub(crate) async fn list(
     params(("letter_id" = String, Path, description = "The letter")),
     responses(
         (status = 200, description = "The letter with its message", body = DeadLetter),
-        openapi::Refused,
+        openapi::AnyRefusal,
         (status = 503, description = "Its region does not answer", body = Document,
             content_type = "application/problem+json"),
     ),
     security(("api_key" = ["notifications:read"])),
 )]
 pub(crate) async fn get(
-    State(parts): State<Arc<Parts>>,
+    State(letters): State<DeadLetters>,
     caller: Caller<ToAsk>,
     Named(id): Named<LetterId>,
 ) -> Result<axum::Json<DeadLetter>, Problem> {
-    let letter = dead::get(&parts, &caller.app.id, &id).await?;
+    let letter = letters.get(&caller.app.id, &id).await?;
     let payload = serde_json::from_slice(&letter.payload).ok();
     Ok(axum::Json(DeadLetter {
         payload,
@@ -213,17 +208,17 @@ pub(crate) async fn get(
     params(("letter_id" = String, Path, description = "The letter")),
     responses(
         (status = 202, description = "Under way again; the letter is gone", body = Replayed),
-        openapi::RefusedWrite,
+        openapi::WriteRefusal,
     ),
     security(("api_key" = ["notifications:write"])),
 )]
 pub(crate) async fn replay(
-    State(parts): State<Arc<Parts>>,
+    State(letters): State<DeadLetters>,
     caller: Caller<ToSend>,
     Named(id): Named<LetterId>,
 ) -> Result<(StatusCode, axum::Json<Replayed>), Problem> {
-    let letter = dead::get(&parts, &caller.app.id, &id).await?;
-    dead::replay(&parts, &caller.app.id, letter).await?;
+    let letter = letters.get(&caller.app.id, &id).await?;
+    letters.replay(&caller.app.id, letter).await?;
     let replayed = Replayed {
         replayed: 1,
         more: None,
@@ -243,28 +238,28 @@ pub(crate) async fn replay(
     request_body = Replay,
     responses(
         (status = 202, description = "Under way again", body = Replayed),
-        openapi::Refused,
+        openapi::AnyRefusal,
         (status = 503, description = "Not all stored; repeat", body = Document,
             content_type = "application/problem+json"),
     ),
     security(("api_key" = ["notifications:write"])),
 )]
 pub(crate) async fn replay_many(
-    State(parts): State<Arc<Parts>>,
+    State(letters): State<DeadLetters>,
     caller: Caller<ToSend>,
     Json(wanted): Json<Replay>,
 ) -> Result<(StatusCode, axum::Json<Replayed>), Problem> {
-    let most = limit(wanted.limit, MOST_REPLAYED)?;
-    let filter = Filter {
+    let most = limit(wanted.limit, REPLAYED_LETTERS_MAX)?;
+    let filter = LetterFilter {
         channel: wanted.channel,
         reason: wanted.reason,
         since: wanted.since,
         until: wanted.until,
     };
-    let page = dead::list(&parts, &caller.app.id, &filter, None, most).await;
+    let page = letters.list(&caller.app.id, &filter, None, most).await;
     let mut replayed = 0;
     for letter in page.letters {
-        match dead::replay(&parts, &caller.app.id, letter).await {
+        match letters.replay(&caller.app.id, letter).await {
             Ok(()) => replayed += 1,
             Err(Unhandled::NoLane | Unhandled::NotFound) => {}
             Err(error) => return Err(error.into()),
@@ -283,19 +278,19 @@ pub(crate) async fn replay_many(
     params(("letter_id" = String, Path, description = "The letter")),
     responses(
         (status = 204, description = "Gone"),
-        openapi::Refused,
+        openapi::AnyRefusal,
         (status = 503, description = "Its region does not answer", body = Document,
             content_type = "application/problem+json"),
     ),
     security(("api_key" = ["notifications:write"])),
 )]
 pub(crate) async fn delete(
-    State(parts): State<Arc<Parts>>,
+    State(letters): State<DeadLetters>,
     caller: Caller<ToSend>,
     Named(id): Named<LetterId>,
 ) -> Result<StatusCode, Problem> {
-    let letter = dead::get(&parts, &caller.app.id, &id).await?;
-    dead::delete(&parts, &caller.app.id, letter).await?;
+    let letter = letters.get(&caller.app.id, &id).await?;
+    letters.delete(&caller.app.id, letter).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -10,7 +10,8 @@ use http::{StatusCode, header};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::context::Parts;
+use super::api::Api;
+use crate::keeping::readiness::Readiness;
 
 /// Whether requests should be sent here.
 #[derive(Debug, Serialize, ToSchema)]
@@ -34,8 +35,8 @@ pub(crate) async fn healthz() -> &'static str {
     (status = 200, description = "Yes", body = ReadyResponse),
     (status = 503, description = "No, and why", body = ReadyResponse),
 ))]
-pub(crate) async fn readyz(State(parts): State<Arc<Parts>>) -> Response {
-    let missing = parts.missing();
+pub(crate) async fn readyz(State(readiness): State<Readiness>) -> Response {
+    let missing = readiness.missing();
     let status = if missing.is_empty() {
         StatusCode::OK
     } else {
@@ -53,10 +54,10 @@ pub(crate) async fn readyz(State(parts): State<Arc<Parts>>) -> Response {
 
 /// Metrics in Prometheus' text format
 #[utoipa::path(get, path = "/metrics", tag = "operations", responses((status = 200, description = "Metrics", body = String)))]
-pub(crate) async fn metrics(State(parts): State<Arc<Parts>>) -> Response {
+pub(crate) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        parts.telemetry.prometheus(),
+        api.context.telemetry.prometheus(),
     )
         .into_response()
 }

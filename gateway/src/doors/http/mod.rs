@@ -1,9 +1,9 @@
 //! The HTTP API: routes, and what happens around every request.
 
 mod addresses;
+pub(crate) mod api;
 mod auth;
 mod body;
-mod broadcast;
 mod dead_letters;
 mod health;
 mod named;
@@ -26,15 +26,15 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 #[cfg(any(fuzzing, test))]
 pub(crate) use self::send::jobs;
+pub(crate) use self::serve::serve;
 use self::{
+    api::Api,
     openapi::Description,
     problem::{METHOD, NOT_FOUND, Problem},
 };
-pub(crate) use self::{serve::serve, trace::Trace};
-use crate::context::Parts;
 
 /// Every route, each registered together with its description.
-fn routes() -> OpenApiRouter<Arc<Parts>> {
+fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(send::send))
         .routes(routes!(notifications::get, notifications::cancel))
@@ -62,14 +62,14 @@ pub(crate) fn describe() -> String {
         .expect("the description always serializes")
 }
 
-/// The whole API over `parts`.
-pub(crate) fn router(parts: Arc<Parts>) -> Router {
+/// The whole API.
+pub(crate) fn router(api: Arc<Api>) -> Router {
     let (router, _) = routes().split_for_parts();
     router
         .fallback(async || Problem::new(NOT_FOUND, "There is no such path; /v1/openapi.json lists them."))
         .method_not_allowed_fallback(async || Problem::new(METHOD, "The header Allow lists the methods of this path."))
-        .layer(middleware::from_fn_with_state(Arc::clone(&parts), outer::around))
-        .with_state(parts)
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), outer::around))
+        .with_state(api)
 }
 
 #[cfg(test)]

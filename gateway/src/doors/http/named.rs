@@ -1,7 +1,5 @@
 //! What the path and the headers of a request name.
 
-use std::sync::Arc;
-
 use axum::extract::{FromRequestParts, Path};
 use http::{HeaderName, request};
 use serde::de::DeserializeOwned;
@@ -11,26 +9,26 @@ use shared::{
 };
 
 use super::problem::{NOT_FOUND, Problem};
-use crate::{context::Parts, records::dead_letters::LetterId};
+use crate::records::dead_letters::LetterId;
 
 /// The things that the path names, in order.
 #[derive(Debug)]
 pub(crate) struct Named<T>(pub(crate) T);
 
-impl FromRequestParts<Arc<Parts>> for Named<RecipientId> {
+impl<S: Send + Sync> FromRequestParts<S> for Named<RecipientId> {
     type Rejection = Problem;
 
-    async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        let text: String = segments(request, parts).await?;
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let text: String = segments(request, state).await?;
         Ok(Self(text.parse()?))
     }
 }
 
-impl FromRequestParts<Arc<Parts>> for Named<(RecipientId, AddressId)> {
+impl<S: Send + Sync> FromRequestParts<S> for Named<(RecipientId, AddressId)> {
     type Rejection = Problem;
 
-    async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        let (recipient, address): (String, String) = segments(request, parts).await?;
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let (recipient, address): (String, String) = segments(request, state).await?;
         let address = address
             .parse()
             .map_err(|_| Problem::new(NOT_FOUND, "Address ids are UUIDs."))?;
@@ -38,39 +36,42 @@ impl FromRequestParts<Arc<Parts>> for Named<(RecipientId, AddressId)> {
     }
 }
 
-impl FromRequestParts<Arc<Parts>> for Named<(RecipientId, Topic)> {
+impl<S: Send + Sync> FromRequestParts<S> for Named<(RecipientId, Topic)> {
     type Rejection = Problem;
 
-    async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        let (recipient, topic): (String, String) = segments(request, parts).await?;
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let (recipient, topic): (String, String) = segments(request, state).await?;
         Ok(Self((recipient.parse()?, topic.parse()?)))
     }
 }
 
-impl FromRequestParts<Arc<Parts>> for Named<NotificationId> {
+impl<S: Send + Sync> FromRequestParts<S> for Named<NotificationId> {
     type Rejection = Problem;
 
-    async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        let text: String = segments(request, parts).await?;
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let text: String = segments(request, state).await?;
         text.parse()
             .map(Self)
             .map_err(|_| Problem::new(NOT_FOUND, "Notification ids are UUIDs."))
     }
 }
 
-impl FromRequestParts<Arc<Parts>> for Named<LetterId> {
+impl<S: Send + Sync> FromRequestParts<S> for Named<LetterId> {
     type Rejection = Problem;
 
-    async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Problem> {
-        let text: String = segments(request, parts).await?;
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let text: String = segments(request, state).await?;
         text.parse()
             .map(Self)
             .map_err(|()| Problem::new(NOT_FOUND, "Ids of dead letters are a region and a number, as eu-42."))
     }
 }
 
-async fn segments<T: DeserializeOwned + Send>(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<T, Problem> {
-    match Path::from_request_parts(request, parts).await {
+async fn segments<T: DeserializeOwned + Send, S: Send + Sync>(
+    request: &mut request::Parts,
+    state: &S,
+) -> Result<T, Problem> {
+    match Path::from_request_parts(request, state).await {
         Ok(Path(segments)) => Ok(segments),
         Err(_) => Err(Invalid::new("path", "must be percent-encoded UTF-8").into()),
     }
@@ -83,10 +84,10 @@ pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempote
 #[derive(Debug)]
 pub(crate) struct IdempotencyKey(pub(crate) Option<EventId>);
 
-impl FromRequestParts<Arc<Parts>> for IdempotencyKey {
+impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Problem;
 
-    async fn from_request_parts(request: &mut request::Parts, _: &Arc<Parts>) -> Result<Self, Problem> {
+    async fn from_request_parts(request: &mut request::Parts, _: &S) -> Result<Self, Problem> {
         let Some(value) = request.headers.get(IDEMPOTENCY_KEY) else {
             return Ok(Self(None));
         };

@@ -63,27 +63,27 @@ pub(crate) async fn document() -> ([(HeaderName, &'static str); 1], &'static str
 }
 
 /// How every request may be refused.
-pub(crate) struct Refused;
+pub(crate) struct AnyRefusal;
 
 /// How one that reads what a recipient's home knows may be refused.
-pub(crate) struct RefusedRead;
+pub(crate) struct ReadRefusal;
 
 /// How one that stores may be refused.
-pub(crate) struct RefusedWrite;
+pub(crate) struct WriteRefusal;
 
-impl IntoResponses for Refused {
+impl IntoResponses for AnyRefusal {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
         BTreeMap::from([refusal("4XX", "Refused")])
     }
 }
 
-impl IntoResponses for RefusedRead {
+impl IntoResponses for ReadRefusal {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
         BTreeMap::from([refusal("4XX", "Refused"), refusal("503", "Its home does not answer")])
     }
 }
 
-impl IntoResponses for RefusedWrite {
+impl IntoResponses for WriteRefusal {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
         BTreeMap::from([refusal("4XX", "Refused"), refusal("503", "Not stored; repeat")])
     }

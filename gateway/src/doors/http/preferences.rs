@@ -1,7 +1,5 @@
 //! `/v1/recipients/{recipient_id}/preferences`: what a recipient agreed to.
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use shared::{
     id::RecipientId,
@@ -17,7 +15,7 @@ use super::{
     problem::Problem,
     recipients,
 };
-use crate::context::Parts;
+use crate::recipients::homes::Homes;
 
 /// More categories than a person can have chosen from.
 const MOST_CATEGORIES: usize = 256;
@@ -35,12 +33,12 @@ const MOST_CATEGORIES: usize = 256;
     request_body = Preferences,
     responses(
         (status = 200, description = "As they are now", body = Preferences),
-        openapi::RefusedWrite,
+        openapi::WriteRefusal,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
 pub(crate) async fn put(
-    State(parts): State<Arc<Parts>>,
+    State(homes): State<Homes>,
     caller: Caller<ToWrite>,
     Named(recipient): Named<RecipientId>,
     Json(wanted): Json<Preferences>,
@@ -49,8 +47,8 @@ pub(crate) async fn put(
         return Err(Invalid::new("categories", format_args!("must be at most {MOST_CATEGORIES}")).into());
     }
     let key = caller.key(recipient);
-    let home = parts.ensure_home(&key, &caller.app.default_region).await?;
-    parts.write(&home, &key, Fact::Preferences(wanted.clone())).await?;
+    let home = homes.ensure_home(&key, &caller.app.default_region).await?;
+    homes.write(&home, &key, Fact::Preferences(wanted.clone())).await?;
     Ok(axum::Json(wanted))
 }
 
@@ -63,18 +61,18 @@ pub(crate) async fn put(
     params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
     responses(
         (status = 200, description = "As they are", body = Preferences),
-        openapi::RefusedRead,
+        openapi::ReadRefusal,
     ),
     security(("api_key" = ["recipients:read"])),
 )]
 pub(crate) async fn get(
-    State(parts): State<Arc<Parts>>,
+    State(homes): State<Homes>,
     caller: Caller<ToRead>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<Preferences>, Problem> {
     let key = caller.key(recipient);
-    let known = parts
-        .read(&parts.home_or(&key, &caller.app.default_region), &key)
+    let known = homes
+        .read(&homes.home_or(&key, &caller.app.default_region), &key)
         .await?;
     if known.is_known() {
         Ok(axum::Json(known.preferences))

@@ -17,13 +17,14 @@ use shared::{
 use utoipa::ToSchema;
 
 use super::{
+    api::Api,
     auth::{Caller, ToRead, ToWrite},
     body::Json,
     named::Named,
     openapi,
     problem::{NOT_FOUND, Problem, TIMEOUT},
 };
-use crate::context::Parts;
+use crate::recipients::homes::Homes;
 
 /// A recipient, as the caller wants it to be. What is left out is unset, but for the home.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -74,18 +75,18 @@ pub(crate) struct RecipientResponse {
     responses(
         (status = 200, description = "Replaced", body = RecipientResponse),
         (status = 201, description = "Registered", body = RecipientResponse),
-        openapi::RefusedWrite,
+        openapi::WriteRefusal,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
 pub(crate) async fn put(
-    State(parts): State<Arc<Parts>>,
+    State(api): State<Arc<Api>>,
     caller: Caller<ToWrite>,
     Named(recipient): Named<RecipientId>,
     Json(wanted): Json<PutRecipient>,
 ) -> Result<Response, Problem> {
     check(&wanted)?;
-    if wanted.home.as_ref().is_some_and(|home| !parts.is_region(home)) {
+    if wanted.home.as_ref().is_some_and(|home| !api.context.is_region(home)) {
         return Err(Invalid::new("home", "must be a region of this mesh").into());
     }
     if let (Some(home), Some(residency)) = (&wanted.home, &caller.app.residency)
@@ -94,7 +95,7 @@ pub(crate) async fn put(
         return Err(Invalid::new("home", format!("must be {residency}, where this app's data stays")).into());
     }
     let key = caller.key(recipient);
-    let known = parts.directory.home(&key);
+    let known = api.homes.home(&key);
     let status = if known.is_some() {
         StatusCode::OK
     } else {
@@ -105,15 +106,15 @@ pub(crate) async fn put(
         home,
         locale: wanted.locale,
         timezone: wanted.timezone,
-        updated_at: parts.clock.now(),
+        updated_at: api.context.clock.now(),
     };
     match known.filter(|known| *known != profile.home) {
         Some(from) => {
-            let moving = parts.relocate(&from, &key, profile.clone());
-            let moved = tokio::time::timeout(parts.limits.request_timeout(), moving).await;
+            let moving = api.homes.relocate(&from, &key, profile.clone());
+            let moved = tokio::time::timeout(api.limits.request_timeout(), moving).await;
             moved.map_err(|_| Problem::new(TIMEOUT, "Repeat; what was done of the move stays."))??;
         }
-        None => parts.settle(&key, profile.clone()).await?,
+        None => api.homes.settle(&key, profile.clone()).await?,
     }
     Ok((status, axum::Json(RecipientResponse::of(key.recipient, profile, None))).into_response())
 }
@@ -127,18 +128,18 @@ pub(crate) async fn put(
     params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
     responses(
         (status = 200, description = "As it is", body = RecipientResponse),
-        openapi::RefusedRead,
+        openapi::ReadRefusal,
     ),
     security(("api_key" = ["recipients:read"])),
 )]
 pub(crate) async fn get(
-    State(parts): State<Arc<Parts>>,
+    State(homes): State<Homes>,
     caller: Caller<ToRead>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<RecipientResponse>, Problem> {
     let key = caller.key(recipient);
-    let home = parts.home_or(&key, &caller.app.default_region);
-    let known = parts.read(&home, &key).await?;
+    let home = homes.home_or(&key, &caller.app.default_region);
+    let known = homes.read(&home, &key).await?;
     let Some(profile) = known.profile else {
         return Err(unknown());
     };
@@ -160,24 +161,24 @@ pub(crate) async fn get(
     params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
     responses(
         (status = 204, description = "Forgotten"),
-        openapi::RefusedWrite,
+        openapi::WriteRefusal,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
 pub(crate) async fn delete(
-    State(parts): State<Arc<Parts>>,
+    State(homes): State<Homes>,
     caller: Caller<ToWrite>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<StatusCode, Problem> {
     let key = caller.key(recipient);
-    let home = parts.home_or(&key, &caller.app.default_region);
-    let known = parts.read(&home, &key).await?;
+    let home = homes.home_or(&key, &caller.app.default_region);
+    let known = homes.read(&home, &key).await?;
     // A directory entry without facts is what a crash in the middle of forgetting leaves.
-    if !known.is_known() && parts.directory.home(&key).is_none() {
+    if !known.is_known() && homes.home(&key).is_none() {
         return Err(unknown());
     }
-    let topics = parts.topics(&home, &key).await?;
-    parts.forget(&home, &key, &known, topics).await?;
+    let topics = homes.topics(&home, &key).await?;
+    homes.forget(&home, &key, &known, topics).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -24,19 +24,22 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
+    api::Api,
     auth::{Caller, ToSend},
     body::Verbatim,
     named::IdempotencyKey,
     openapi,
     problem::{CHANNEL_UNAVAILABLE, Document, KEY_IN_USE, KEY_REUSED, Problem, REGION_UNAVAILABLE, TIMEOUT},
-    trace::Trace,
 };
 use crate::{
-    context::Parts,
-    intake::accept::{Order, Refused, To, accept},
+    intake::{
+        accept::NotAccepted,
+        order::{Order, To},
+    },
+    trace::Trace,
 };
 
-const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// A notification to send.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -115,14 +118,14 @@ pub(crate) struct SendResponse {
             ("Idempotent-Replayed" = String, description = "`true` if this answers a repetition of the header \
                 Idempotency-Key with what the first request was answered"),
         )),
-        openapi::Refused,
+        openapi::AnyRefusal,
         (status = 503, description = "Not stored, or not surely; repeat with the same event id",
             body = Document, content_type = "application/problem+json"),
     ),
     security(("api_key" = ["notifications:write"])),
 )]
 pub(crate) async fn send(
-    State(parts): State<Arc<Parts>>,
+    State(api): State<Arc<Api>>,
     caller: Caller<ToSend>,
     trace: Trace,
     IdempotencyKey(key): IdempotencyKey,
@@ -131,11 +134,11 @@ pub(crate) async fn send(
     if request.to.topic.is_some() {
         caller.must(Scope::Broadcast)?;
     }
-    let order = request.into_order(caller.app.clone(), key.clone(), parts.limits.recipients)?;
+    let order = request.into_order(caller.app.clone(), key.clone(), api.limits.recipients)?;
     let event = order.event.clone();
     let held = match key {
         None => None,
-        Some(key) => match claim(&parts, &caller, &key, of_content(&text)).await? {
+        Some(key) => match claim(&api, &caller, &key, of_content(&text)).await? {
             Claim::Held(held) => Some(held),
             Claim::Answered(answer) => return Ok(replayed(&order.app.id, answer)),
             Claim::InProgress => return Err(Problem::new(KEY_IN_USE, "Repeat after the time in Retry-After.")),
@@ -146,13 +149,16 @@ pub(crate) async fn send(
             }
         },
     };
-    let accepted = timeout(parts.limits.request_timeout(), accept(&parts, order, &trace)).await;
-    let nothing_stored = matches!(&accepted, Ok(Err(Refused::Invalid(_) | Refused::NoSuchRegion(_))));
+    let accepted = timeout(api.limits.request_timeout(), api.intake.accept(order, &trace)).await;
+    let nothing_stored = matches!(
+        &accepted,
+        Ok(Err(NotAccepted::Invalid(_) | NotAccepted::NoSuchRegion(_)))
+    );
     let answer = match accepted {
-        Ok(Ok(outcome)) => Ok(Answer {
+        Ok(Ok(stored)) => Ok(Answer {
             event_id: event,
-            jobs: outcome.jobs,
-            duplicates: outcome.duplicates,
+            jobs: stored.jobs,
+            duplicates: stored.duplicates,
             trace_id: trace.id(),
         }),
         Ok(Err(refused)) => Err(problem(refused).event(event)),
@@ -163,8 +169,8 @@ pub(crate) async fn send(
     };
     if let Some(held) = held {
         match &answer {
-            Ok(answer) => held.complete(&parts.js, answer.clone()).await,
-            Err(_) => held.release(&parts.js, nothing_stored).await,
+            Ok(answer) => held.complete(&api.context.js, answer.clone()).await,
+            Err(_) => held.release(&api.context.js, nothing_stored).await,
         }
     }
     failpoint("gateway.before-answer");
@@ -205,18 +211,18 @@ impl Addressees {
     }
 }
 
-async fn claim(parts: &Parts, caller: &Caller<ToSend>, key: &EventId, request: Uuid) -> Result<Claim, Problem> {
-    let alone = parts.config.tenants().regions.len() == 1;
+async fn claim(api: &Api, caller: &Caller<ToSend>, key: &EventId, request: Uuid) -> Result<Claim, Problem> {
+    let alone = api.context.config.tenants().regions.len() == 1;
     let claimed = idempotency::claim(
-        &parts.js,
-        &parts.here,
+        &api.context.js,
+        &api.context.here,
         alone,
         &caller.app.id,
         key,
         request,
-        parts.clock.now(),
+        api.context.clock.now(),
     );
-    match timeout(parts.limits.request_timeout(), claimed).await {
+    match timeout(api.limits.request_timeout(), claimed).await {
         Ok(Ok(claim)) => Ok(claim),
         Ok(Err(error)) => Err(Problem::from(error).event(key.clone())),
         Err(_) => Err(Problem::new(TIMEOUT, "Nothing was stored; repeating is safe.").event(key.clone())),
@@ -277,18 +283,18 @@ fn replayed(app: &AppId, answer: Answer) -> Response {
     let mut response = stored(app, answer);
     response
         .headers_mut()
-        .insert(REPLAYED, HeaderValue::from_static("true"));
+        .insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     response
 }
 
-fn problem(refused: Refused) -> Problem {
+fn problem(refused: NotAccepted) -> Problem {
     match refused {
-        Refused::Invalid(invalid) => invalid.into(),
-        Refused::NoSuchRegion(region) => Problem::new(
+        NotAccepted::Invalid(invalid) => invalid.into(),
+        NotAccepted::NoSuchRegion(region) => Problem::new(
             REGION_UNAVAILABLE,
             format!("A recipient lives in {region}, which this mesh does not have."),
         ),
-        Refused::NotStored { why, stored, jobs } => Problem::from(why).because(format!(
+        NotAccepted::NotStored { why, stored, jobs } => Problem::from(why).because(format!(
             "{stored} of {jobs} jobs are stored: {why}. Repeat with the same event id; no job is sent twice."
         )),
     }

@@ -14,19 +14,22 @@ use tokio_util::task::TaskTracker;
 
 /// Longest wait for the head of a request, idle connections included. Longer than usual clients and balancers keep
 /// idle connections, so that it is they who close them and not this end under their hands.
-const HEAD_TIME: Duration = Duration::from_secs(75);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// Requests on one HTTP/2 connection at one time.
-const STREAMS: u32 = 1024;
+const CONNECTION_STREAMS_MAX: u32 = 1024;
 
 /// Serves `router` until the process finishes and no request is in progress any more.
 pub(crate) async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) {
     let connections = TaskTracker::new();
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
+        .max_concurrent_streams(CONNECTION_STREAMS_MAX)
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20));
     loop {

@@ -1,7 +1,5 @@
 //! `/v1/recipients/{recipient_id}/topics`: what a recipient is a member of.
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use http::StatusCode;
 use jiff::Timestamp;
@@ -19,7 +17,7 @@ use super::{
     problem::Problem,
     recipients,
 };
-use crate::context::Parts;
+use crate::recipients::homes::Homes;
 
 /// A topic that a recipient is a member of.
 #[derive(Debug, Serialize, ToSchema)]
@@ -53,22 +51,22 @@ pub(crate) struct TopicsResponse {
     ),
     responses(
         (status = 200, description = "It is a member", body = TopicResponse),
-        openapi::RefusedWrite,
+        openapi::WriteRefusal,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
 pub(crate) async fn put(
-    State(parts): State<Arc<Parts>>,
+    State(homes): State<Homes>,
     caller: Caller<ToWrite>,
     Named((recipient, topic)): Named<(RecipientId, Topic)>,
 ) -> Result<axum::Json<TopicResponse>, Problem> {
     let key = caller.key(recipient);
-    let home = parts.ensure_home(&key, &caller.app.default_region).await?;
+    let home = homes.ensure_home(&key, &caller.app.default_region).await?;
     let membership = Membership {
-        since: parts.clock.now(),
+        since: homes.context.clock.now(),
         moved: None,
     };
-    parts.write(&home, &key, Fact::Topic(topic.clone(), membership)).await?;
+    homes.write(&home, &key, Fact::Topic(topic.clone(), membership)).await?;
     Ok(axum::Json(TopicResponse::of((topic, membership))))
 }
 
@@ -86,18 +84,18 @@ pub(crate) async fn put(
     ),
     responses(
         (status = 204, description = "It is no member"),
-        openapi::RefusedWrite,
+        openapi::WriteRefusal,
     ),
     security(("api_key" = ["recipients:write"])),
 )]
 pub(crate) async fn delete(
-    State(parts): State<Arc<Parts>>,
+    State(homes): State<Homes>,
     caller: Caller<ToWrite>,
     Named((recipient, topic)): Named<(RecipientId, Topic)>,
 ) -> Result<StatusCode, Problem> {
     let key = caller.key(recipient);
-    let home = parts.directory.home(&key).ok_or_else(recipients::unknown)?;
-    parts.remove(&home, &key, FactName::Topic(topic)).await?;
+    let home = homes.home(&key).ok_or_else(recipients::unknown)?;
+    homes.remove(&home, &key, FactName::Topic(topic)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -110,18 +108,18 @@ pub(crate) async fn delete(
     params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
     responses(
         (status = 200, description = "As they are", body = TopicsResponse),
-        openapi::RefusedRead,
+        openapi::ReadRefusal,
     ),
     security(("api_key" = ["recipients:read"])),
 )]
 pub(crate) async fn list(
-    State(parts): State<Arc<Parts>>,
+    State(homes): State<Homes>,
     caller: Caller<ToRead>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<TopicsResponse>, Problem> {
     let key = caller.key(recipient);
-    let home = parts.directory.home(&key).ok_or_else(recipients::unknown)?;
-    let topics = parts.topics(&home, &key).await?;
+    let home = homes.home(&key).ok_or_else(recipients::unknown)?;
+    let topics = homes.topics(&home, &key).await?;
     let topics = topics.into_iter().map(TopicResponse::of).collect();
     Ok(axum::Json(TopicsResponse { topics }))
 }

@@ -9,7 +9,7 @@ use shared::{
 };
 use utoipa::ToSchema;
 
-use crate::records::receipts::History;
+use super::receipts::History;
 
 /// How far a broadcast is.
 #[derive(Debug, Default, Serialize, ToSchema)]
@@ -54,7 +54,7 @@ impl Broadcast {
     /// How far it is, and whether it is done; `None` if it is no broadcast.
     pub(super) fn of(history: &History) -> Option<(Self, bool)> {
         let topic = history.accepted.iter().find_map(|accepted| accepted.topic.clone());
-        let mut regions: BTreeMap<&Region, In> = BTreeMap::new();
+        let mut regions: BTreeMap<&Region, RegionReceipts> = BTreeMap::new();
         // What is told of no recipient is told of a broadcast or a slice.
         for (region, receipt) in history
             .receipts
@@ -98,16 +98,16 @@ impl Broadcast {
     }
 }
 
-/// What a region says of a broadcast.
+/// What the receipts of one region state of a broadcast.
 #[derive(Default)]
-struct In<'a> {
+struct RegionReceipts<'a> {
     split: Option<&'a Split>,
     slices: BTreeMap<u32, &'a ExpandedSlice>,
     /// How it ended without being split.
     unsent: Option<DeliveryState>,
 }
 
-impl In<'_> {
+impl RegionReceipts<'_> {
     fn count(self, late: impl Iterator<Item = (DeliveryState, u64)>) -> BroadcastIn {
         let slices = self.split.map(|split| split.slices);
         let mut counted = BroadcastIn {
