@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::Failure;
 
 /// Longer than a gateway takes to give a request up.
-const PATIENCE: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the gateway is, and the key to it.
 #[derive(Args)]
@@ -39,7 +39,10 @@ pub(super) struct Api {
 
 impl ApiArgs {
     pub(super) fn open(self) -> Result<Api, Failure> {
-        let http = reqwest::Client::builder().timeout(PATIENCE).build().map_err(http)?;
+        let http = reqwest::Client::builder()
+            .timeout(REQUEST_TIMEOUT)
+            .build()
+            .map_err(http)?;
         Ok(Api { http, args: self })
     }
 }
@@ -72,7 +75,7 @@ impl Api {
             return serde_json::from_slice(&body).map_err(|_| Failure::Http("the answer is not JSON".to_owned()));
         }
         let problem = serde_json::from_slice(&body).unwrap_or_default();
-        let refused = Refused {
+        let refused = Refusal {
             status: status.as_u16(),
             problem,
         };
@@ -82,7 +85,7 @@ impl Api {
 
 /// What a request was refused with (RFC 9457).
 #[derive(Debug)]
-pub(super) struct Refused {
+pub(super) struct Refusal {
     pub(super) status: u16,
     problem: Problem,
 }
@@ -105,7 +108,7 @@ struct Broken {
     rule: String,
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let problem = &self.problem;
         let title = problem.title.as_deref().unwrap_or("the gateway refused");
@@ -161,7 +164,7 @@ mod tests {
                 "errors":[{"field":"push.title","rule":"must be given"}],"request_id":"r1","new":1}"#,
         )
         .unwrap();
-        let text = Refused { status: 422, problem }.to_string();
+        let text = Refusal { status: 422, problem }.to_string();
         for part in [
             "A field breaks a rule (422 validation_failed)",
             "push.title: must be given",

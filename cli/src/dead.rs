@@ -14,7 +14,7 @@ use super::{
     table::Table,
 };
 
-const PATH: &str = "/v1/dead-letters";
+const DEAD_LETTERS_PATH: &str = "/v1/dead-letters";
 
 #[derive(Debug, Args)]
 pub(super) struct DeadArgs {
@@ -156,7 +156,7 @@ async fn list(
         let mut query = which.members();
         query.push(("limit", left.to_string()));
         query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
-        let page = api.ask(Method::GET, PATH, &query, None).await?;
+        let page = api.ask(Method::GET, DEAD_LETTERS_PATH, &query, None).await?;
         let letters = page.get("dead_letters").and_then(Value::as_array);
         let letters = letters.map(Vec::as_slice).unwrap_or_default();
         for letter in letters.iter().take(left) {
@@ -221,7 +221,12 @@ async fn replay(api: &Api, which: &Which, limit: Option<usize>, out: &mut impl W
             request.insert("limit".to_owned(), json!(limit - total));
         }
         let answer = api
-            .ask(Method::POST, &format!("{PATH}/replay"), &[], Some(&request.into()))
+            .ask(
+                Method::POST,
+                &format!("{DEAD_LETTERS_PATH}/replay"),
+                &[],
+                Some(&request.into()),
+            )
             .await?;
         let replayed = answer.get("replayed").and_then(Value::as_u64).unwrap_or_default();
         total += usize::try_from(replayed).unwrap_or(usize::MAX);
@@ -240,5 +245,5 @@ fn path(id: &str) -> Result<String, Failure> {
             "the id must be one that `peal dead list` shows".to_owned(),
         ));
     }
-    Ok(format!("{PATH}/{id}"))
+    Ok(format!("{DEAD_LETTERS_PATH}/{id}"))
 }

@@ -68,7 +68,7 @@ enum Failure {
     #[error("cannot reach the gateway: {0}")]
     Http(String),
     #[error("{0}")]
-    Refused(Box<api::Refused>),
+    Refused(Box<api::Refusal>),
     #[error("cannot write: {0}")]
     Output(#[from] io::Error),
 }

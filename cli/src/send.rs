@@ -19,7 +19,7 @@ use super::{
 };
 
 /// How often the status is asked for.
-const LOOK: Duration = Duration::from_millis(200);
+const STATUS_POLL: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
 pub(super) struct SendArgs {
@@ -160,7 +160,7 @@ async fn wait(api: &Api, id: &str, patience: Duration, out: &mut impl Write) -> 
             }
             return Ok(if done && delivered { Answer::Yes } else { Answer::No });
         }
-        sleep(LOOK).await;
+        sleep(STATUS_POLL).await;
     }
 }
 

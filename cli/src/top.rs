@@ -23,7 +23,7 @@ use super::{
 };
 
 /// The cursor home, and what is below it gone.
-const CLEAR: &str = "\x1b[H\x1b[2J";
+const CLEAR_SCREEN: &str = "\x1b[H\x1b[2J";
 
 #[derive(Debug, Args)]
 pub(super) struct TopArgs {
@@ -61,7 +61,7 @@ pub(super) async fn run(args: TopArgs, clock: &Clock, out: &mut impl Write) -> R
         // Speeds are known from the second look on.
         if !(first && answered) {
             if !args.once && io::stdout().is_terminal() {
-                out.write_all(CLEAR.as_bytes())?;
+                out.write_all(CLEAR_SCREEN.as_bytes())?;
             }
             out.write_all(&screen)?;
             out.flush()?;
