@@ -1,4 +1,6 @@
 //! The gateway's settings. `config.default.toml` says what each means.
+//!
+//! They are put together from the rooms' own settings, so they stand beside the program: no room knows them whole.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -14,7 +16,7 @@ use shared::{
     telemetry,
 };
 
-use crate::alerts;
+pub use crate::{doors::http::api::Limits, records::alerts::AlertSettings};
 
 /// The defaults, with an explanation of every key.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
@@ -36,25 +38,9 @@ pub struct Settings {
     /// What a caller may ask for.
     pub limits: Limits,
     /// How developers are told of dead letters.
-    pub alerts: alerts::Settings,
+    pub alerts: AlertSettings,
     /// Where telemetry goes.
     pub telemetry: telemetry::Settings,
-}
-
-/// What a caller may ask for.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Limits {
-    /// Largest request body in bytes.
-    pub body_bytes: usize,
-    /// Most recipients of one request.
-    pub recipients: usize,
-    /// Requests in progress at one time.
-    pub in_flight: usize,
-    /// Seconds after which a request is given up.
-    pub request_timeout_s: u64,
-    /// Notifications that status questions can be answered for.
-    pub status_notifications: usize,
 }
 
 /// A setting that has the right type and still cannot be.
@@ -107,12 +93,6 @@ impl Settings {
     /// Time for requests in flight to finish at the end.
     pub fn grace(&self) -> Duration {
         Duration::from_secs(self.grace_s)
-    }
-}
-
-impl Limits {
-    pub(crate) fn request_timeout(&self) -> Duration {
-        Duration::from_secs(self.request_timeout_s)
     }
 }
 

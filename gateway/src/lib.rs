@@ -1,25 +1,18 @@
 #![doc = include_str!("../README.md")]
 
-mod accept;
-pub mod alerts;
-pub mod asyncapi;
-mod canary;
-pub mod cli;
 pub mod config;
-mod content;
-mod dead;
-mod homes;
-mod http;
-mod owners;
-mod parts;
+mod context;
+pub mod documents;
+mod doors;
+mod intake;
+mod keeping;
 pub mod program;
 pub mod provision;
-mod publish;
-mod receipts;
-mod record;
-mod upkeep;
+mod recipients;
+mod records;
+mod trace;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use shared::{
     clock::Clock,
@@ -39,19 +32,20 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    alerts::Alerts,
     config::{Settings, Unusable},
-    parts::Parts,
-    publish::Publisher,
-    receipts::Receipts,
-    upkeep::Upkeep,
+    context::Context,
+    doors::http::{self, api::Api},
+    intake::{accept::Intake, publish::Publisher},
+    keeping::{canary, readiness::Readiness, upkeep::Upkeep},
+    recipients::{homes::Homes, owners},
+    records::{alerts::Alerts, dead_letters::DeadLetters, receipts::Receipts, recorder},
 };
 
 /// A running gateway. It ends with the [`Lifecycle`] it was started under.
 #[derive(Debug)]
 pub struct Gateway {
     addr: SocketAddr,
-    parts: Arc<Parts>,
+    readiness: Readiness,
 }
 
 /// Why a gateway could not start.
@@ -103,53 +97,59 @@ impl Gateway {
         let (clock, keeper) = Timekeeper::new(js.client(), here.clone(), clock);
         keeper.look().await;
         lifecycle.spawn_endless("time", keeper.run());
-        let (recorder, writer) = record::pair(js.clone(), here.clone(), name);
-        let parts = Arc::new(Parts {
-            instance,
+        let (recorder, writer) = recorder::pair(js.clone(), here.clone(), name);
+        let receipts = Receipts::new(js.clone(), settings.limits.status_notifications);
+        let context = Arc::new(Context {
             here,
-            publisher: Publisher::new(settings.mesh.durability, &js),
+            js,
             directory: Directory::default(),
             config,
-            stores: Arc::default(),
-            receipts: Receipts::new(js.clone(), settings.limits.status_notifications),
-            js: js.clone(),
             mesh_key,
             clock,
             telemetry,
-            recorder,
-            places: Semaphore::new(settings.limits.in_flight),
-            limits: settings.limits,
-            lifecycle: lifecycle.clone(),
         });
+        let readiness = Readiness::new(Arc::clone(&context), lifecycle.clone());
+        let homes = Homes {
+            context: Arc::clone(&context),
+        };
         let refused = |error| StartError::Listen(settings.listen, error);
         let listener = TcpListener::bind(settings.listen).await.map_err(refused)?;
         let addr = listener.local_addr().map_err(refused)?;
 
-        lifecycle.spawn_endless("directory", owners::run(Arc::clone(&parts)));
+        lifecycle.spawn_endless("directory", owners::run(homes.clone()));
         lifecycle.spawn_endless("upkeep", upkeep.run());
-        let alerts = Alerts {
-            js: js.clone(),
-            here: parts.here.clone(),
-            config: parts.config.clone(),
-            mesh_key: parts.mesh_key.clone(),
-            clock: parts.clock.clone(),
-            every: Duration::from_secs(settings.alerts.every_s),
-            http: alerts::client()?,
-        };
+        let alerts = Alerts::new(Arc::clone(&context), settings.alerts)?;
         lifecycle.spawn_endless("alerts", alerts.run());
-        let canary = canary::run(js.clone(), parts.here.clone(), Arc::clone(&parts.stores));
-        lifecycle.spawn_endless("canary", canary);
-        lifecycle.spawn_endless("receipts", parts.receipts.clone().follow());
+        lifecycle.spawn_endless("canary", canary::run(Arc::clone(&context), readiness.clone()));
+        lifecycle.spawn_endless("receipts", receipts.clone().follow());
         // Records are taken until the last request is answered.
         let answered = CancellationToken::new();
         lifecycle.spawn_job(writer.run(answered.clone()));
-        let serving = http::serve(listener, http::router(Arc::clone(&parts)), lifecycle.clone());
+        let api = Api {
+            instance,
+            intake: Intake {
+                context: Arc::clone(&context),
+                publisher: Publisher::new(Arc::clone(&context), settings.mesh.durability),
+                recorder: recorder.clone(),
+            },
+            homes,
+            receipts,
+            dead_letters: DeadLetters {
+                context: Arc::clone(&context),
+                recorder,
+            },
+            readiness: readiness.clone(),
+            limits: settings.limits,
+            permits: Semaphore::new(settings.limits.in_flight),
+            context: Arc::clone(&context),
+        };
+        let serving = http::serve(listener, http::router(api.into()), lifecycle.clone());
         lifecycle.spawn("http", async move {
             serving.await;
             answered.cancel();
         });
-        tracing::info!(%addr, region = %parts.here, durability = ?settings.mesh.durability, "serving");
-        Ok(Self { addr, parts })
+        tracing::info!(%addr, region = %context.here, durability = ?settings.mesh.durability, "serving");
+        Ok(Self { addr, readiness })
     }
 
     /// Where HTTP is served.
@@ -159,13 +159,8 @@ impl Gateway {
 
     /// Whether requests are served at this moment; what `/readyz` says.
     pub fn is_ready(&self) -> bool {
-        self.parts.missing().is_empty()
+        self.readiness.missing().is_empty()
     }
-}
-
-/// The description of the HTTP API (`OpenAPI` 3.1, JSON), as served at `/v1/openapi.json`.
-pub fn openapi() -> String {
-    http::describe()
 }
 
 /// The jobs, as recipient and body, that a request to send with this body would become; `None` if it is refused.

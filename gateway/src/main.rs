@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use gateway::{asyncapi, program};
+use gateway::{documents, program};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -44,8 +44,8 @@ async fn main() -> ExitCode {
     match command.unwrap_or(Command::Run) {
         Command::Run => program::run(config.as_deref()).await,
         Command::Provision { file } => program::provision(config.as_deref(), &file).await,
-        Command::Asyncapi => print(&asyncapi::document()),
-        Command::Openapi => print(&gateway::openapi()),
+        Command::Asyncapi => print(&documents::asyncapi::document()),
+        Command::Openapi => print(&documents::openapi()),
     }
 }
 

@@ -1,4 +1,6 @@
 //! Making apps known to the mesh: credentials sealed, API keys issued, both written at the hub.
+//!
+//! A command of the program that an operator runs at the hub, not a part of the gateway that serves: it knows no room.
 
 use std::{
     collections::BTreeMap,

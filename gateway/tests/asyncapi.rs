@@ -7,7 +7,7 @@ const WRITTEN: &str = include_str!("../../docs/asyncapi.yaml");
 #[test]
 fn the_document_is_what_the_code_writes() {
     assert!(
-        WRITTEN == gateway::asyncapi::document(),
+        WRITTEN == gateway::documents::asyncapi::document(),
         "docs/asyncapi.yaml is out of date; run: cargo run -p peal-gateway -- asyncapi > docs/asyncapi.yaml"
     );
 }

@@ -50,6 +50,6 @@ fn arm(crash_at: Option<(String, u64)>) {
 }
 
 /// Runs `peal`.
-pub async fn peal(args: gateway::cli::Arguments) -> ExitCode {
-    gateway::cli::run(args).await
+pub async fn peal(args: cli::Arguments) -> ExitCode {
+    cli::run(args).await
 }

@@ -37,7 +37,7 @@ enum Command {
     EdgeWorker(child::ChildArgs),
     /// Runs `peal`.
     #[command(hide = true)]
-    Peal(gateway::cli::Arguments),
+    Peal(cli::Arguments),
 }
 
 fn main() -> ExitCode {

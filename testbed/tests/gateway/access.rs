@@ -21,7 +21,7 @@ struct Operation {
 
 /// Every operation that the API describes.
 fn operations(notification: &str, address: &str) -> Vec<Operation> {
-    let api: Value = serde_json::from_str(&gateway::openapi()).unwrap();
+    let api: Value = serde_json::from_str(&gateway::documents::openapi()).unwrap();
     let mut operations = Vec::new();
     for (path, item) in api["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {

@@ -1,0 +1,181 @@
+//! Asking a gateway over HTTP.
+
+use std::{fmt, time::Duration};
+
+use clap::Args;
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Failure;
+
+/// Longer than a gateway takes to give a request up.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where the gateway is, and the key to it.
+#[derive(Args)]
+pub(super) struct ApiArgs {
+    /// The gateway.
+    #[arg(long, value_name = "URL", env = "PEAL_URL")]
+    url: String,
+    /// An API key. Better as a variable: what is on a command line can be seen by others.
+    #[arg(long, env = "PEAL_KEY", hide_env_values = true)]
+    key: String,
+}
+
+impl fmt::Debug for ApiArgs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiArgs")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A gateway.
+pub(super) struct Api {
+    http: reqwest::Client,
+    args: ApiArgs,
+}
+
+impl ApiArgs {
+    pub(super) fn open(self) -> Result<Api, Failure> {
+        let http = reqwest::Client::builder()
+            .timeout(REQUEST_TIMEOUT)
+            .build()
+            .map_err(http)?;
+        Ok(Api { http, args: self })
+    }
+}
+
+impl Api {
+    /// Asks; the body of the answer, or null if it has none.
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, String)],
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
+        let url = format!("{}{path}", self.args.url.trim_end_matches('/'));
+        let mut url = reqwest::Url::parse(&url).map_err(|error| Failure::Arguments(format!("--url: {error}")))?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let mut request = self.http.request(method, url).bearer_auth(&self.args.key);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await.map_err(http)?;
+        let status = answer.status();
+        let body = answer.bytes().await.map_err(http)?;
+        if status.is_success() {
+            if body.is_empty() {
+                return Ok(Value::Null);
+            }
+            return serde_json::from_slice(&body).map_err(|_| Failure::Http("the answer is not JSON".to_owned()));
+        }
+        let problem = serde_json::from_slice(&body).unwrap_or_default();
+        let refused = Refusal {
+            status: status.as_u16(),
+            problem,
+        };
+        Err(Failure::Refused(refused.into()))
+    }
+}
+
+/// What a request was refused with (RFC 9457).
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) status: u16,
+    problem: Problem,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Problem {
+    title: Option<String>,
+    detail: Option<String>,
+    code: Option<String>,
+    errors: Vec<Broken>,
+    event_id: Option<String>,
+    request_id: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Broken {
+    field: String,
+    rule: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let problem = &self.problem;
+        let title = problem.title.as_deref().unwrap_or("the gateway refused");
+        write!(f, "{title} ({}", self.status)?;
+        if let Some(code) = &problem.code {
+            write!(f, " {code}")?;
+        }
+        write!(f, ")")?;
+        if let Some(detail) = &problem.detail {
+            write!(f, "\n  {detail}")?;
+        }
+        for broken in &problem.errors {
+            write!(f, "\n  {}: {}", broken.field, broken.rule)?;
+        }
+        for (name, value) in [("event id", &problem.event_id), ("request id", &problem.request_id)] {
+            if let Some(value) = value {
+                write!(f, "\n  {name} {value}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The error without the URL, whose query is nobody's business.
+#[expect(clippy::needless_pass_by_value, reason = "used where an error is mapped")]
+fn http(error: reqwest::Error) -> Failure {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(inner) = source {
+        text = inner.to_string();
+        source = inner.source();
+    }
+    Failure::Http(text)
+}
+
+/// A member of an answer as text; a dash if it is absent.
+pub(super) fn text(value: &Value, member: &str) -> String {
+    match value.get(member) {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_told_whole_and_the_key_never() {
+        let problem = serde_json::from_str(
+            r#"{"title":"A field breaks a rule","status":422,"detail":"push.title must be given","code":"validation_failed",
+                "errors":[{"field":"push.title","rule":"must be given"}],"request_id":"r1","new":1}"#,
+        )
+        .unwrap();
+        let text = Refusal { status: 422, problem }.to_string();
+        for part in [
+            "A field breaks a rule (422 validation_failed)",
+            "push.title: must be given",
+            "request id r1",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        let args = ApiArgs {
+            url: "http://g".into(),
+            key: "secret".into(),
+        };
+        assert!(!format!("{args:?}").contains("secret"));
+    }
+}

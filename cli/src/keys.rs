@@ -1,0 +1,63 @@
+//! `peal roles` and `peal nkey`: what a nats-server must know of who may do what.
+
+use std::{
+    fs::OpenOptions,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use shared::{
+    id::{AppId, Region},
+    nats::{nkey::Nkey, roles},
+};
+
+use super::{Answer, Failure};
+use gateway::provision;
+
+#[derive(Debug, Args)]
+pub(super) struct RolesArgs {
+    /// The file of regions and apps that `peal-gateway provision` takes.
+    file: PathBuf,
+    /// For the servers of this region; without it, for those of the hub.
+    #[arg(long, value_name = "REGION")]
+    region: Option<Region>,
+    /// An app whose services publish by themselves; may be repeated.
+    #[arg(long = "app", value_name = "APP")]
+    apps: Vec<AppId>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NkeyArgs {
+    /// Where the secret half goes; must not exist. The public half is printed.
+    file: PathBuf,
+}
+
+pub(super) fn roles(args: &RolesArgs, out: &mut impl Write) -> Result<Answer, Failure> {
+    let sites = provision::regions(&args.file).map_err(|error| Failure::Arguments(error.to_string()))?;
+    let regions: Vec<Region> = sites.keys().cloned().collect();
+    let roles = match &args.region {
+        None => roles::of_hub(&regions),
+        Some(region) => {
+            let unknown = || Failure::Arguments(format!("--region: the file has no region {region}"));
+            let site = sites.get(region).ok_or_else(unknown)?;
+            roles::of_region(region, &site.helpers, &args.apps)
+        }
+    };
+    out.write_all(roles::conf(&roles, &regions).as_bytes())?;
+    Ok(Answer::Yes)
+}
+
+pub(super) fn nkey(args: &NkeyArgs, out: &mut impl Write) -> Result<Answer, Failure> {
+    let key = Nkey::generate();
+    write_secret(&args.file, key.seed.reveal())?;
+    writeln!(out, "{}", key.public)?;
+    Ok(Answer::Yes)
+}
+
+fn write_secret(file: &Path, secret: &str) -> Result<(), Failure> {
+    let unwritten = |error| Failure::Arguments(format!("{}: {error}", file.display()));
+    let options = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
+    writeln!(options.map_err(unwritten)?, "{secret}").map_err(unwritten)
+}

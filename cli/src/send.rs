@@ -1,0 +1,214 @@
+//! `peal send`: one notification, and what becomes of it.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    time::Duration,
+};
+
+use clap::Args;
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+use shared::{channel::Class, receipt::State};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Answer, Failure,
+    api::{Api, ApiArgs, text},
+    table::Table,
+};
+
+/// How often the status is asked for.
+const STATUS_POLL: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Args)]
+pub(super) struct SendArgs {
+    #[command(flatten)]
+    api: ApiArgs,
+    /// A recipient; may be repeated.
+    #[arg(long, value_name = "RECIPIENT")]
+    to: Vec<String>,
+    /// All members of this topic.
+    #[arg(long, conflicts_with = "to")]
+    topic: Option<String>,
+    /// First line of the alert.
+    #[arg(long)]
+    title: Option<String>,
+    /// Text of the alert.
+    #[arg(long)]
+    body: Option<String>,
+    /// A value for the application; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    data: Vec<(String, String)>,
+    /// The lane: urgent, normal or bulk.
+    #[arg(long)]
+    class: Option<Class>,
+    /// What kind of notification this is, for the recipients' preferences.
+    #[arg(long)]
+    category: Option<String>,
+    /// Your name for what happened: the same one is never delivered twice.
+    #[arg(long)]
+    event_id: Option<String>,
+    /// Seconds for which it is worth delivering.
+    #[arg(long, value_name = "SECONDS")]
+    ttl: Option<u32>,
+    /// The request as JSON, from a file or from standard input (-); flags are laid over it.
+    #[arg(long, value_name = "FILE")]
+    json: Option<String>,
+    /// Wait until every delivery has ended; exit with 1 unless all were delivered.
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout: u64,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+pub(super) async fn run(args: SendArgs, out: &mut impl Write) -> Result<Answer, Failure> {
+    let request = args.request()?;
+    let api = args.api.open()?;
+    let answer = api.ask(Method::POST, "/v1/notifications", &[], Some(&request)).await?;
+    let id = text(&answer, "notification_id");
+    writeln!(out, "{id}")?;
+    if !args.wait {
+        return Ok(Answer::Yes);
+    }
+    out.flush()?;
+    wait(&api, &id, Duration::from_secs(args.timeout), out).await
+}
+
+impl SendArgs {
+    fn request(&self) -> Result<Value, Failure> {
+        let mut request = match self.json.as_deref().map(read).transpose()? {
+            None => Map::new(),
+            Some(Value::Object(request)) => request,
+            Some(_) => return Err(Failure::Arguments("--json: must be an object".to_owned())),
+        };
+        if !self.to.is_empty() {
+            request.insert("to".to_owned(), json!({ "recipients": self.to }));
+        }
+        if let Some(topic) = &self.topic {
+            request.insert("to".to_owned(), json!({ "topic": topic }));
+        }
+        let class = self.class.map(|class| json!(class));
+        let words = [
+            ("class", class),
+            ("category", self.category.as_ref().map(|text| json!(text))),
+            ("event_id", self.event_id.as_ref().map(|text| json!(text))),
+        ];
+        lay_over(&mut request, words);
+        let data: Map<_, _> = self
+            .data
+            .iter()
+            .map(|(key, value)| (key.clone(), json!(value)))
+            .collect();
+        let content = [
+            ("title", self.title.as_ref().map(|text| json!(text))),
+            ("body", self.body.as_ref().map(|text| json!(text))),
+            ("data", (!data.is_empty()).then_some(Value::Object(data))),
+            ("ttl", self.ttl.map(|ttl| json!(ttl))),
+        ];
+        if content.iter().any(|(_, value)| value.is_some()) {
+            let push = request.entry("push").or_insert_with(|| json!({}));
+            let push = push.as_object_mut();
+            lay_over(
+                push.ok_or_else(|| Failure::Arguments("push: must be an object".to_owned()))?,
+                content,
+            );
+        }
+        Ok(Value::Object(request))
+    }
+}
+
+fn lay_over<const N: usize>(to: &mut Map<String, Value>, members: [(&str, Option<Value>); N]) {
+    let given = members
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    to.extend(given);
+}
+
+fn read(file: &str) -> Result<Value, Failure> {
+    let text = if file == "-" {
+        let mut text = String::new();
+        io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        fs::read_to_string(file)
+    };
+    let text = text.map_err(|error| Failure::Arguments(format!("--json: cannot read {file}: {error}")))?;
+    serde_json::from_str(&text).map_err(|error| Failure::Arguments(format!("--json: {error}")))
+}
+
+async fn wait(api: &Api, id: &str, patience: Duration, out: &mut impl Write) -> Result<Answer, Failure> {
+    let deadline = Instant::now() + patience;
+    let path = format!("/v1/notifications/{id}");
+    loop {
+        let status = match api.ask(Method::GET, &path, &[], None).await {
+            Ok(status) => status,
+            // The record of it is written a moment after it is stored.
+            Err(Failure::Refused(refused)) if refused.status == 404 => Value::Null,
+            Err(failure) => return Err(failure),
+        };
+        let done = status.get("state").and_then(Value::as_str) == Some("done");
+        if done || Instant::now() >= deadline {
+            let delivered = show(&status, out)?;
+            if !done {
+                writeln!(out, "not done after {} s", patience.as_secs())?;
+            }
+            return Ok(if done && delivered { Answer::Yes } else { Answer::No });
+        }
+        sleep(STATUS_POLL).await;
+    }
+}
+
+/// Shows every delivery; whether all were delivered.
+fn show(status: &Value, out: &mut impl Write) -> Result<bool, Failure> {
+    let deliveries = status.get("deliveries").and_then(Value::as_array);
+    let mut table = Table::new(["recipient", "region", "provider", "state", "reason", " attempts"]);
+    let mut delivered = true;
+    for delivery in deliveries.into_iter().flatten() {
+        delivered &= text(delivery, "state") == State::Delivered.as_str();
+        let attempts = delivery.get("attempts").and_then(Value::as_array).map_or(0, Vec::len);
+        let members = ["recipient", "region", "provider", "state", "reason"];
+        let cells = members.into_iter().map(|member| text(delivery, member));
+        table.row(cells.chain([attempts.to_string()]));
+    }
+    if !table.is_empty() {
+        table.write(out)?;
+    }
+    if let Some(broadcast) = status.get("broadcast") {
+        delivered &= show_broadcast(broadcast, out)?;
+    }
+    Ok(delivered)
+}
+
+/// Shows what became of a broadcast, by region; whether all of it was delivered.
+fn show_broadcast(broadcast: &Value, out: &mut impl Write) -> Result<bool, Failure> {
+    let mut table = Table::new(["region", " members", " done", "deliveries"]);
+    let mut delivered = true;
+    for (region, here) in broadcast
+        .get("by_region")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
+        let count = |name: &str| here.get(name).map_or_else(|| "0".to_owned(), Value::to_string);
+        let by_state = here.get("by_state").and_then(Value::as_object);
+        let states: Vec<String> = by_state
+            .into_iter()
+            .flatten()
+            .map(|(state, count)| {
+                delivered &= state == State::Delivered.as_str();
+                format!("{count} {state}")
+            })
+            .collect();
+        table.row([region.clone(), count("total"), count("done"), states.join(", ")]);
+    }
+    if !table.is_empty() {
+        table.write(out)?;
+    }
+    Ok(delivered)
+}

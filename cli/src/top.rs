@@ -1,0 +1,197 @@
+//! `peal top`: how the lanes stand, from what JetStream says of its streams and consumers.
+
+use std::{
+    collections::HashMap,
+    io::{self, IsTerminal, Write},
+    time::Duration,
+};
+
+use async_nats::jetstream::{self, consumer::PullConsumer, stream::Stream};
+use clap::Args;
+use jiff::Timestamp;
+use shared::{
+    clock::Clock,
+    id::Region,
+    nats::{connect, follow, topology},
+};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Answer, Failure,
+    mesh::{MeshArgs, Reach},
+    table::Table,
+};
+
+/// The cursor home, and what is below it gone.
+const CLEAR_SCREEN: &str = "\x1b[H\x1b[2J";
+
+#[derive(Debug, Args)]
+pub(super) struct TopArgs {
+    #[command(flatten)]
+    mesh: MeshArgs,
+    /// Once instead of again and again.
+    #[arg(long)]
+    once: bool,
+    /// Seconds between two looks; speeds are measured over them.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    interval: u64,
+}
+
+/// How far counters had come, and when.
+type Counters = HashMap<(Region, String), (u64, Instant)>;
+
+pub(super) async fn run(args: TopArgs, clock: &Clock, out: &mut impl Write) -> Result<Answer, Failure> {
+    let reach = args.mesh.connect().await?;
+    let mut counters = Counters::new();
+    let mut first = true;
+    loop {
+        let mut screen = Vec::new();
+        writeln!(screen, "{}", clock.now().strftime("%Y-%m-%d %H:%M:%S UTC"))?;
+        let mut answered = false;
+        for region in &reach.regions {
+            match show(&reach, region, clock.now(), &mut counters, &mut screen).await {
+                Ok(()) => answered = true,
+                Err(Unseen::Output(error)) => return Err(error.into()),
+                Err(Unseen::Streams(error)) if args.once => {
+                    return Err(Failure::Streams(format!("region {region}: {error}")));
+                }
+                Err(Unseen::Streams(error)) => writeln!(screen, "\n{region}  does not answer: {error}")?,
+            }
+        }
+        // Speeds are known from the second look on.
+        if !(first && answered) {
+            if !args.once && io::stdout().is_terminal() {
+                out.write_all(CLEAR_SCREEN.as_bytes())?;
+            }
+            out.write_all(&screen)?;
+            out.flush()?;
+            if args.once {
+                return Ok(Answer::Yes);
+            }
+        }
+        sleep(Duration::from_secs(if first { 1 } else { args.interval })).await;
+        first = false;
+    }
+}
+
+/// Why a region is not shown.
+enum Unseen {
+    Streams(async_nats::Error),
+    Output(io::Error),
+}
+
+impl<E: Into<async_nats::Error>> From<E> for Unseen {
+    fn from(error: E) -> Self {
+        Self::Streams(error.into())
+    }
+}
+
+async fn show(
+    reach: &Reach,
+    region: &Region,
+    now: Timestamp,
+    counters: &mut Counters,
+    out: &mut Vec<u8>,
+) -> Result<(), Unseen> {
+    let js = connect::jetstream_of(reach.client.clone(), region);
+    let mut table = Table::new(["lane", " pending", " ack pending", " redelivered", " oldest", " done/s"]);
+    let mut due = 0;
+    for (stream, config) in topology::workers_consumers(region) {
+        let name = config.durable_name.unwrap_or_default();
+        let lane = js.get_stream(stream).await?;
+        let consumer: PullConsumer = lane.get_consumer(&name).await?;
+        let info = consumer.cached_info();
+        let (pending, unacknowledged) = (info.num_pending, info.num_ack_pending as u64);
+        if stream == topology::SCHEDULE {
+            due = pending + unacknowledged;
+        }
+        let oldest = if pending + unacknowledged == 0 {
+            None
+        } else {
+            oldest(&lane, &config.filter_subject, info.ack_floor.stream_sequence + 1).await
+        };
+        let done = speed(counters, region, &name, info.ack_floor.consumer_sequence);
+        table.row([
+            name,
+            pending.to_string(),
+            unacknowledged.to_string(),
+            info.num_redelivered.to_string(),
+            oldest.map_or_else(|| "-".to_owned(), |at| age(at, now)),
+            done,
+        ]);
+    }
+    let [notify, schedule, receipts, dead] = [
+        state(&js, topology::NOTIFY).await?,
+        state(&js, topology::SCHEDULE).await?,
+        state(&js, topology::RECEIPTS).await?,
+        state(&js, topology::DEAD).await?,
+    ];
+    let batches = speed(counters, region, topology::RECEIPTS, receipts.last_sequence);
+    let write = |out: &mut Vec<u8>| -> io::Result<()> {
+        writeln!(
+            out,
+            "\n{region}  stored {}  schedules waiting {}  dead letters {}  receipts {} batches, {batches}/s",
+            notify.messages,
+            schedule.messages.saturating_sub(due),
+            dead.messages,
+            receipts.messages
+        )?;
+        table.write(out)
+    };
+    write(out).map_err(Unseen::Output)?;
+    // What waits for this region in the others' outboxes.
+    for source in topology::sources(&reach.client, region, topology::NOTIFY).await? {
+        let silent = source.silent.map_or_else(
+            || "never heard of".to_owned(),
+            |silent| format!("not heard of for {}", duration(silent)),
+        );
+        let current = if source.is_awake() {
+            String::new()
+        } else {
+            format!(" or more, {silent}")
+        };
+        writeln!(
+            out,
+            "outbox of {} for {region}: {} waiting{current}",
+            source.from, source.lag
+        )
+        .map_err(Unseen::Output)?;
+    }
+    Ok(())
+}
+
+async fn state(js: &jetstream::Context, stream: &str) -> Result<jetstream::stream::State, async_nats::Error> {
+    Ok(js.get_stream(stream).await?.cached_info().state.clone())
+}
+
+/// When the first message of `filter` at or after `sequence` was stored.
+async fn oldest(stream: &Stream, filter: &str, sequence: u64) -> Option<Timestamp> {
+    let message = stream.direct_get_next_for_subject(filter, Some(sequence)).await.ok()?;
+    Some(follow::timestamp(message.time.unix_timestamp_nanos()))
+}
+
+/// By how much a counter grows in a second, since it was last asked for.
+fn speed(counters: &mut Counters, region: &Region, name: &str, count: u64) -> String {
+    let now = Instant::now();
+    let before = counters.insert((region.clone(), name.to_owned()), (count, now));
+    let Some((before, then)) = before else {
+        return "-".to_owned();
+    };
+    let seconds = now.duration_since(then).as_secs_f64().max(0.001);
+    #[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
+    let speed = count.saturating_sub(before) as f64 / seconds;
+    format!("{speed:.1}")
+}
+
+fn age(at: Timestamp, now: Timestamp) -> String {
+    duration(now.duration_since(at).try_into().unwrap_or_default())
+}
+
+fn duration(long: Duration) -> String {
+    match long.as_secs() {
+        seconds @ 0..120 => format!("{seconds}s"),
+        seconds @ 120..7200 => format!("{}m", seconds / 60),
+        seconds @ 7200..172_800 => format!("{}h", seconds / 3600),
+        seconds => format!("{}d", seconds / 86_400),
+    }
+}

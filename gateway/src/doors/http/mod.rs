@@ -1,0 +1,130 @@
+//! The HTTP API: routes, and what happens around every request.
+
+mod addresses;
+pub(crate) mod api;
+mod auth;
+mod body;
+mod dead_letters;
+mod health;
+mod named;
+mod notifications;
+mod openapi;
+mod outer;
+mod preferences;
+mod problem;
+mod recipients;
+mod send;
+mod serve;
+mod topics;
+mod trace;
+
+use std::sync::Arc;
+
+use axum::{Router, middleware};
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+#[cfg(any(fuzzing, test))]
+pub(crate) use self::send::jobs;
+pub(crate) use self::serve::serve;
+use self::{
+    api::Api,
+    openapi::Description,
+    problem::{METHOD, NOT_FOUND, Problem},
+};
+
+/// Every route, each registered together with its description.
+fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(send::send))
+        .routes(routes!(notifications::get, notifications::cancel))
+        .routes(routes!(dead_letters::list))
+        .routes(routes!(dead_letters::replay_many))
+        .routes(routes!(dead_letters::get, dead_letters::delete))
+        .routes(routes!(dead_letters::replay))
+        .routes(routes!(recipients::put, recipients::get, recipients::delete))
+        .routes(routes!(addresses::register, addresses::list, addresses::remove_all))
+        .routes(routes!(addresses::remove))
+        .routes(routes!(preferences::put, preferences::get))
+        .routes(routes!(topics::list))
+        .routes(routes!(topics::put, topics::delete))
+        .routes(routes!(openapi::document))
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics))
+}
+
+/// The description of the API (`OpenAPI` 3.1, JSON).
+pub(crate) fn describe() -> String {
+    routes()
+        .into_openapi()
+        .to_pretty_json()
+        .expect("the description always serializes")
+}
+
+/// The whole API.
+pub(crate) fn router(api: Arc<Api>) -> Router {
+    let (router, _) = routes().split_for_parts();
+    router
+        .fallback(async || Problem::new(NOT_FOUND, "There is no such path; /v1/openapi.json lists them."))
+        .method_not_allowed_fallback(async || Problem::new(METHOD, "The header Allow lists the methods of this path."))
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), outer::around))
+        .with_state(api)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Calls `look` for every member called `name`, however deep.
+    fn each<'a>(value: &'a Value, name: &str, look: &mut impl FnMut(&'a Value)) {
+        match value {
+            Value::Object(members) => {
+                for (key, value) in members {
+                    if key == name {
+                        look(value);
+                    }
+                    each(value, name, look);
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|value| each(value, name, look)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_description_is_whole() {
+        let api: Value = serde_json::from_str(&describe()).unwrap();
+        assert_eq!(api["openapi"], "3.1.0");
+        let mut references = 0;
+        each(&api, "$ref", &mut |reference| {
+            references += 1;
+            let pointer = reference.as_str().unwrap().strip_prefix('#').unwrap();
+            assert!(api.pointer(pointer).is_some(), "{pointer} leads nowhere");
+        });
+        assert!(references > 50);
+        let (mut ids, mut operations) = (HashSet::new(), 0);
+        each(&api, "operationId", &mut |id| {
+            operations += 1;
+            ids.insert(id.as_str().unwrap());
+        });
+        assert_eq!((ids.len(), operations), (24, 24), "operation ids are distinct");
+    }
+
+    #[test]
+    fn what_is_refused_is_described_as_a_problem() {
+        let api: Value = serde_json::from_str(&describe()).unwrap();
+        for (path, item) in api["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                if operation.get("security").is_some() {
+                    let problem = &operation["responses"]["4XX"]["content"]["application/problem+json"]["schema"];
+                    assert_eq!(problem["$ref"], "#/components/schemas/Problem", "{method} {path}");
+                }
+            }
+        }
+    }
+}

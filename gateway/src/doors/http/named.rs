@@ -1,0 +1,100 @@
+//! What the path and the headers of a request name.
+
+use axum::extract::{FromRequestParts, Path};
+use http::{HeaderName, request};
+use serde::de::DeserializeOwned;
+use shared::{
+    id::{AddressId, EventId, NotificationId, RecipientId, Topic},
+    invalid::Invalid,
+};
+
+use super::problem::{NOT_FOUND, Problem};
+use crate::records::dead_letters::LetterId;
+
+/// The things that the path names, in order.
+#[derive(Debug)]
+pub(crate) struct Named<T>(pub(crate) T);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named<RecipientId> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let text: String = segments(request, state).await?;
+        Ok(Self(text.parse()?))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Named<(RecipientId, AddressId)> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let (recipient, address): (String, String) = segments(request, state).await?;
+        let address = address
+            .parse()
+            .map_err(|_| Problem::new(NOT_FOUND, "Address ids are UUIDs."))?;
+        Ok(Self((recipient.parse()?, address)))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Named<(RecipientId, Topic)> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let (recipient, topic): (String, String) = segments(request, state).await?;
+        Ok(Self((recipient.parse()?, topic.parse()?)))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Named<NotificationId> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let text: String = segments(request, state).await?;
+        text.parse()
+            .map(Self)
+            .map_err(|_| Problem::new(NOT_FOUND, "Notification ids are UUIDs."))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Named<LetterId> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let text: String = segments(request, state).await?;
+        text.parse()
+            .map(Self)
+            .map_err(|()| Problem::new(NOT_FOUND, "Ids of dead letters are a region and a number, as eu-42."))
+    }
+}
+
+async fn segments<T: DeserializeOwned + Send, S: Send + Sync>(
+    request: &mut request::Parts,
+    state: &S,
+) -> Result<T, Problem> {
+    match Path::from_request_parts(request, state).await {
+        Ok(Path(segments)) => Ok(segments),
+        Err(_) => Err(Invalid::new("path", "must be percent-encoded UTF-8").into()),
+    }
+}
+
+/// The header in which a caller names what happened.
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The caller's event id, if the header names one.
+#[derive(Debug)]
+pub(crate) struct IdempotencyKey(pub(crate) Option<EventId>);
+
+impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, _: &S) -> Result<Self, Problem> {
+        let Some(value) = request.headers.get(IDEMPOTENCY_KEY) else {
+            return Ok(Self(None));
+        };
+        let event = value.to_str().ok().and_then(|text| text.parse().ok());
+        let rule = "must be 1 to 255 printable ASCII characters without spaces";
+        event
+            .map(|event| Self(Some(event)))
+            .ok_or_else(|| Invalid::new("Idempotency-Key", rule).into())
+    }
+}

@@ -1,0 +1,99 @@
+//! `/v1/openapi.json`: this API, described by the code that serves it.
+
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use http::{HeaderName, header};
+use utoipa::{
+    IntoResponses, Modify, OpenApi, ToSchema,
+    openapi::{
+        Content, Ref, RefOr, Response, ResponseBuilder,
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
+};
+
+use super::problem::{self, Document};
+
+/// What the routes do not say themselves.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Peal",
+        description = "Hands notifications to a delivery mesh. Errors are RFC 9457 problem documents with a stable `code`.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    modifiers(&ApiKey),
+    tags(
+        (name = "notifications", description = "Send, and ask what became of it"),
+        (name = "recipients", description = "Who can be reached"),
+        (name = "addresses", description = "The devices of a recipient"),
+        (name = "preferences", description = "What a recipient agreed to"),
+        (name = "topics", description = "Groups of recipients to broadcast to"),
+        (name = "operations", description = "For those who run the mesh"),
+    ),
+)]
+pub(crate) struct Description;
+
+struct ApiKey;
+
+impl Modify for ApiKey {
+    fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("peal_<key id>_<secret>")
+            .description(Some(
+                "An API key. It speaks for one app, within the scopes that each operation names.",
+            ))
+            .build();
+        let components = api.components.get_or_insert_default();
+        components.add_security_scheme("api_key", SecurityScheme::Http(scheme));
+    }
+}
+
+/// The description itself
+#[utoipa::path(
+    get,
+    path = "/v1/openapi.json",
+    operation_id = "getOpenApi",
+    tag = "operations",
+    responses((status = 200, description = "OpenAPI 3.1", body = Object)),
+)]
+pub(crate) async fn document() -> ([(HeaderName, &'static str); 1], &'static str) {
+    static DOCUMENT: LazyLock<String> = LazyLock::new(super::describe);
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str())
+}
+
+/// How every request may be refused.
+pub(crate) struct AnyRefusal;
+
+/// How one that reads what a recipient's home knows may be refused.
+pub(crate) struct ReadRefusal;
+
+/// How one that stores may be refused.
+pub(crate) struct WriteRefusal;
+
+impl IntoResponses for AnyRefusal {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        BTreeMap::from([refusal("4XX", "Refused")])
+    }
+}
+
+impl IntoResponses for ReadRefusal {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        BTreeMap::from([refusal("4XX", "Refused"), refusal("503", "Its home does not answer")])
+    }
+}
+
+impl IntoResponses for WriteRefusal {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        BTreeMap::from([refusal("4XX", "Refused"), refusal("503", "Not stored; repeat")])
+    }
+}
+
+fn refusal(status: &str, description: &str) -> (String, RefOr<Response>) {
+    let document = Ref::from_schema_name(Document::name());
+    let response = ResponseBuilder::new()
+        .description(description)
+        .content(problem::PROBLEM_JSON, Content::new(Some(document)))
+        .build();
+    (status.to_owned(), response.into())
+}

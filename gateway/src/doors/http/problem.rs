@@ -1,0 +1,399 @@
+//! Errors as RFC 9457 problem documents. A problem names fields and rules and never repeats a value.
+
+use std::borrow::Cow;
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use serde::Serialize;
+use shared::{
+    id::EventId,
+    invalid::Invalid,
+    nats::{facts::NotRead, publish::NotStored},
+};
+use utoipa::ToSchema;
+
+use crate::recipients::homes::NotMoved;
+
+/// What a problem document is sent as (RFC 9457 §6.1).
+pub(super) const PROBLEM_JSON: &str = "application/problem+json";
+
+/// A kind of problem: its stable code, its status, and a title for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kind {
+    pub(crate) code: &'static str,
+    pub(crate) status: StatusCode,
+    pub(crate) title: &'static str,
+    /// Seconds after which repeating makes sense, for what passes by itself.
+    retry_after: Option<u32>,
+}
+
+const fn kind(code: &'static str, status: StatusCode, title: &'static str, retry_after: Option<u32>) -> Kind {
+    Kind {
+        code,
+        status,
+        title,
+        retry_after,
+    }
+}
+
+pub(crate) const MALFORMED: Kind = kind(
+    "malformed_json",
+    StatusCode::BAD_REQUEST,
+    "The body is not one JSON document",
+    None,
+);
+pub(crate) const INVALID: Kind = kind(
+    "validation_failed",
+    StatusCode::UNPROCESSABLE_ENTITY,
+    "A field breaks a rule",
+    None,
+);
+pub(crate) const CHANNEL_UNAVAILABLE: Kind = kind(
+    "channel_unavailable",
+    StatusCode::UNPROCESSABLE_ENTITY,
+    "No provider carries this channel yet",
+    None,
+);
+pub(crate) const UNAUTHENTICATED: Kind = kind(
+    "unauthenticated",
+    StatusCode::UNAUTHORIZED,
+    "A valid API key is needed",
+    None,
+);
+pub(crate) const FORBIDDEN: Kind = kind("forbidden", StatusCode::FORBIDDEN, "The API key may not do this", None);
+pub(crate) const NOT_FOUND: Kind = kind("not_found", StatusCode::NOT_FOUND, "There is no such thing", None);
+pub(crate) const METHOD: Kind = kind(
+    "method_not_allowed",
+    StatusCode::METHOD_NOT_ALLOWED,
+    "This resource has no such method",
+    None,
+);
+pub(crate) const BODY_TIMEOUT: Kind = kind(
+    "body_timeout",
+    StatusCode::REQUEST_TIMEOUT,
+    "The body did not arrive in time",
+    None,
+);
+pub(crate) const KEY_IN_USE: Kind = kind(
+    "idempotency_key_in_use",
+    StatusCode::CONFLICT,
+    "The first request with this key is still in progress",
+    Some(1),
+);
+pub(crate) const KEY_REUSED: Kind = kind(
+    "idempotency_key_reused",
+    StatusCode::UNPROCESSABLE_ENTITY,
+    "This key was used for another request",
+    None,
+);
+pub(crate) const LETTER_UNREADABLE: Kind = kind(
+    "letter_unreadable",
+    StatusCode::CONFLICT,
+    "This dead letter cannot be replayed",
+    None,
+);
+pub(crate) const REGION_UNREACHABLE: Kind = kind(
+    "region_unreachable",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The region of this does not answer",
+    Some(5),
+);
+pub(crate) const TOO_LARGE: Kind = kind(
+    "too_large",
+    StatusCode::PAYLOAD_TOO_LARGE,
+    "The body is too large",
+    None,
+);
+pub(crate) const MEDIA_TYPE: Kind = kind(
+    "unsupported_media_type",
+    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    "The body must be application/json",
+    None,
+);
+pub(crate) const RESIDES_ELSEWHERE: Kind = kind(
+    "resides_elsewhere",
+    StatusCode::MISDIRECTED_REQUEST,
+    "This app's data does not leave its region",
+    None,
+);
+pub(crate) const OVERLOADED: Kind = kind(
+    "overloaded",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "Too many requests are in progress",
+    Some(1),
+);
+pub(crate) const STARTING: Kind = kind(
+    "starting",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The gateway has not read its configuration yet",
+    Some(1),
+);
+pub(crate) const TIMEOUT: Kind = kind(
+    "timeout",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The request was given up",
+    Some(2),
+);
+pub(crate) const STREAM_FULL: Kind = kind(
+    "stream_full",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The stream is full and refuses",
+    Some(5),
+);
+pub(crate) const STREAM_UNAVAILABLE: Kind = kind(
+    "stream_unavailable",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The stream did not say that it stored this",
+    Some(2),
+);
+pub(crate) const NOT_PERMITTED: Kind = kind(
+    "gateway_not_permitted",
+    StatusCode::INTERNAL_SERVER_ERROR,
+    "The gateway lacks a permission",
+    None,
+);
+pub(crate) const REGION_UNAVAILABLE: Kind = kind(
+    "region_unavailable",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "A recipient's home is not part of this mesh",
+    Some(30),
+);
+pub(crate) const HOME_UNREACHABLE: Kind = kind(
+    "home_unreachable",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The recipient's home region does not answer",
+    Some(5),
+);
+pub(crate) const STATUS_UNAVAILABLE: Kind = kind(
+    "status_unavailable",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The receipts cannot be read",
+    Some(2),
+);
+
+/// Every kind, for the documentation.
+#[cfg(test)]
+pub(crate) const KINDS: [Kind; 24] = [
+    MALFORMED,
+    INVALID,
+    CHANNEL_UNAVAILABLE,
+    UNAUTHENTICATED,
+    FORBIDDEN,
+    NOT_FOUND,
+    METHOD,
+    BODY_TIMEOUT,
+    RESIDES_ELSEWHERE,
+    KEY_IN_USE,
+    KEY_REUSED,
+    LETTER_UNREADABLE,
+    REGION_UNREACHABLE,
+    TOO_LARGE,
+    MEDIA_TYPE,
+    OVERLOADED,
+    STARTING,
+    TIMEOUT,
+    STREAM_FULL,
+    STREAM_UNAVAILABLE,
+    NOT_PERMITTED,
+    REGION_UNAVAILABLE,
+    HOME_UNREACHABLE,
+    STATUS_UNAVAILABLE,
+];
+
+/// What went wrong with a request. As a response it is empty: the outermost layer adds the request id and writes it.
+#[derive(Debug, Clone)]
+pub(crate) struct Problem(Box<Told>);
+
+#[derive(Debug, Clone)]
+struct Told {
+    kind: Kind,
+    detail: Cow<'static, str>,
+    errors: Vec<Invalid>,
+    event_id: Option<EventId>,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl Problem {
+    pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self(Box::new(Told {
+            kind,
+            detail: detail.into(),
+            errors: Vec::new(),
+            event_id: None,
+            header: None,
+        }))
+    }
+
+    /// The server refuses what this gateway must be able to do; its log says which subject.
+    pub(crate) fn not_permitted() -> Self {
+        Self::new(
+            NOT_PERMITTED,
+            "The NATS server refused this gateway; its operator must mend the permissions. Repeating the same request is safe.",
+        )
+    }
+
+    /// The same problem, told better.
+    pub(crate) fn because(mut self, detail: String) -> Self {
+        self.0.detail = detail.into();
+        self
+    }
+
+    /// Says under which event id the request may safely be repeated.
+    pub(crate) fn event(mut self, event: EventId) -> Self {
+        self.0.event_id = Some(event);
+        self
+    }
+
+    pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.0.header = Some((name, value));
+        self
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// The problem as the answer to the request called `request_id`.
+    pub(crate) fn render(self, request_id: &str, trace_id: Option<&str>) -> Response {
+        let Told {
+            kind,
+            detail,
+            errors,
+            event_id,
+            header,
+        } = *self.0;
+        let document = Document {
+            kind: format!("urn:peal:problem:{}", kind.code),
+            title: kind.title,
+            status: kind.status.as_u16(),
+            detail: &detail,
+            code: kind.code,
+            errors: errors
+                .iter()
+                .map(|invalid| Broken {
+                    field: &invalid.field,
+                    rule: &invalid.rule,
+                })
+                .collect(),
+            event_id: event_id.as_ref().map(EventId::as_str),
+            trace_id,
+            request_id,
+        };
+        let body = serde_json::to_vec(&document).expect("a problem always serializes");
+        let json = HeaderValue::from_static(PROBLEM_JSON);
+        let mut response = (kind.status, [(header::CONTENT_TYPE, json)], body).into_response();
+        if let Some(seconds) = kind.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some((name, value)) = header {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.0.kind.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<Invalid> for Problem {
+    fn from(invalid: Invalid) -> Self {
+        let mut problem = Self::new(INVALID, invalid.to_string());
+        problem.0.errors.push(invalid);
+        problem
+    }
+}
+
+impl From<NotStored> for Problem {
+    fn from(error: NotStored) -> Self {
+        match error {
+            NotStored::Full => Self::new(
+                STREAM_FULL,
+                "The stream is at its limit; repeating the same request is safe.",
+            ),
+            NotStored::TooLarge => Self::new(TOO_LARGE, "The message is larger than the server accepts."),
+            NotStored::Forbidden => Self::not_permitted(),
+            NotStored::NoStream | NotStored::NoAnswer | NotStored::Refused => Self::new(
+                STREAM_UNAVAILABLE,
+                format!("{error}; repeating the same request is safe."),
+            ),
+        }
+    }
+}
+
+impl From<NotRead> for Problem {
+    fn from(error: NotRead) -> Self {
+        match error {
+            NotRead::Forbidden => Self::not_permitted(),
+            NotRead::NoAnswer | NotRead::Unreadable => Self::new(HOME_UNREACHABLE, error.to_string()),
+        }
+    }
+}
+
+impl From<NotMoved> for Problem {
+    fn from(error: NotMoved) -> Self {
+        match error {
+            NotMoved::Read(error) => error.into(),
+            NotMoved::Write(error) => error.into(),
+        }
+    }
+}
+
+/// An error (RFC 9457), sent as `application/problem+json`.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(crate) struct Document<'a> {
+    /// A URI that names the kind of problem: `urn:peal:problem:` and the code.
+    #[serde(rename = "type")]
+    kind: String,
+    /// The kind of problem, for people.
+    title: &'a str,
+    /// The status of the answer.
+    status: u16,
+    /// What happened this time, for people.
+    detail: &'a str,
+    /// The kind of problem, for programs. Stable.
+    code: &'a str,
+    /// The fields at fault.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<Broken<'a>>,
+    /// The event id under which the request may be repeated without sending anything twice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_id: Option<&'a str>,
+    /// The trace, if this request was traced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<&'a str>,
+    /// Names this request in the gateway's logs; also in the header `X-Request-Id`.
+    request_id: &'a str,
+}
+
+/// One field that breaks one rule.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Broken<'a> {
+    /// Where: a path such as `push.title` or `to.recipients[3]`.
+    field: &'a str,
+    /// The rule.
+    rule: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn codes_are_distinct_and_the_manual_lists_them_all() {
+        let manual = include_str!("../../../README.md");
+        let codes: HashSet<_> = KINDS.iter().map(|kind| kind.code).collect();
+        assert_eq!(codes.len(), KINDS.len());
+        for kind in KINDS {
+            let row = format!("| `{}` | {} |", kind.code, kind.status.as_u16());
+            assert!(manual.contains(&row), "README.md lacks the row {row}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! `/v1/recipients/{recipient_id}/topics`: what a recipient is a member of.
+
+use axum::extract::State;
+use http::StatusCode;
+use jiff::Timestamp;
+use serde::Serialize;
+use shared::{
+    id::{RecipientId, Topic},
+    recipient::{Fact, FactName, Membership},
+};
+use utoipa::ToSchema;
+
+use super::{
+    auth::{Caller, ToRead, ToWrite},
+    named::Named,
+    openapi,
+    problem::Problem,
+    recipients,
+};
+use crate::recipients::homes::Homes;
+
+/// A topic that a recipient is a member of.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct TopicResponse {
+    /// The topic.
+    topic: Topic,
+    /// Since when, as it was said last.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+}
+
+/// The topics of a recipient.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct TopicsResponse {
+    /// In the order of their names.
+    topics: Vec<TopicResponse>,
+}
+
+/// Make a recipient a member of a topic
+///
+/// What is sent to the topic from now on reaches it too. A recipient that nobody registered is registered at the app's
+/// default region. Repeating is harmless.
+#[utoipa::path(
+    put,
+    path = "/v1/recipients/{recipient_id}/topics/{topic}",
+    operation_id = "putTopic",
+    tag = "topics",
+    params(
+        ("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded"),
+        ("topic" = Topic, Path, description = "The topic; it exists when it has a member"),
+    ),
+    responses(
+        (status = 200, description = "It is a member", body = TopicResponse),
+        openapi::WriteRefusal,
+    ),
+    security(("api_key" = ["recipients:write"])),
+)]
+pub(crate) async fn put(
+    State(homes): State<Homes>,
+    caller: Caller<ToWrite>,
+    Named((recipient, topic)): Named<(RecipientId, Topic)>,
+) -> Result<axum::Json<TopicResponse>, Problem> {
+    let key = caller.key(recipient);
+    let home = homes.ensure_home(&key, &caller.app.default_region).await?;
+    let membership = Membership {
+        since: homes.context.clock.now(),
+        moved: None,
+    };
+    homes.write(&home, &key, Fact::Topic(topic.clone(), membership)).await?;
+    Ok(axum::Json(TopicResponse::of((topic, membership))))
+}
+
+/// End a recipient's membership of a topic
+///
+/// Also of what was sent to the topic before and is not yet sent to the recipient. Repeating is harmless.
+#[utoipa::path(
+    delete,
+    path = "/v1/recipients/{recipient_id}/topics/{topic}",
+    operation_id = "deleteTopic",
+    tag = "topics",
+    params(
+        ("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded"),
+        ("topic" = Topic, Path, description = "The topic"),
+    ),
+    responses(
+        (status = 204, description = "It is no member"),
+        openapi::WriteRefusal,
+    ),
+    security(("api_key" = ["recipients:write"])),
+)]
+pub(crate) async fn delete(
+    State(homes): State<Homes>,
+    caller: Caller<ToWrite>,
+    Named((recipient, topic)): Named<(RecipientId, Topic)>,
+) -> Result<StatusCode, Problem> {
+    let key = caller.key(recipient);
+    let home = homes.home(&key).ok_or_else(recipients::unknown)?;
+    homes.remove(&home, &key, FactName::Topic(topic)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// List the topics of a recipient
+#[utoipa::path(
+    get,
+    path = "/v1/recipients/{recipient_id}/topics",
+    operation_id = "listTopics",
+    tag = "topics",
+    params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
+    responses(
+        (status = 200, description = "As they are", body = TopicsResponse),
+        openapi::ReadRefusal,
+    ),
+    security(("api_key" = ["recipients:read"])),
+)]
+pub(crate) async fn list(
+    State(homes): State<Homes>,
+    caller: Caller<ToRead>,
+    Named(recipient): Named<RecipientId>,
+) -> Result<axum::Json<TopicsResponse>, Problem> {
+    let key = caller.key(recipient);
+    let home = homes.home(&key).ok_or_else(recipients::unknown)?;
+    let topics = homes.topics(&home, &key).await?;
+    let topics = topics.into_iter().map(TopicResponse::of).collect();
+    Ok(axum::Json(TopicsResponse { topics }))
+}
+
+impl TopicResponse {
+    fn of((topic, Membership { since, .. }): (Topic, Membership)) -> Self {
+        Self { topic, since }
+    }
+}

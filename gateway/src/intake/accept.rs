@@ -1,0 +1,158 @@
+//! Accepts an order: one job per recipient, each in its home region's lane; or, for a topic, one per region.
+
+use std::sync::Arc;
+
+use futures::{StreamExt, pin_mut};
+use jiff::Timestamp;
+use shared::{
+    id::{JobId, NotificationId, RecipientId, Region, Topic},
+    invalid::Invalid,
+    nats::{envelope, publish::NotStored},
+    receipt,
+    recipient::RecipientKey,
+};
+use tokio::time::Instant;
+
+use super::{
+    content::Content,
+    order::{Order, To},
+    publish::{OutgoingJob, Publisher},
+};
+use crate::{context::Context, records::recorder::Recorder, trace::Trace};
+
+/// Turns orders into stored jobs.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    pub(crate) context: Arc<Context>,
+    pub(crate) publisher: Publisher,
+    pub(crate) recorder: Recorder,
+}
+
+/// How many jobs of an order are stored: all of them.
+#[derive(Debug)]
+pub(crate) struct StoredJobs {
+    pub(crate) jobs: usize,
+    /// How many of them the streams had already.
+    pub(crate) duplicates: usize,
+}
+
+/// Why an order was not accepted.
+#[derive(Debug)]
+pub(crate) enum NotAccepted {
+    /// The content breaks a rule.
+    Invalid(Invalid),
+    /// The home of a recipient is a region that this mesh does not have.
+    NoSuchRegion(Region),
+    /// Some of the jobs are not known to be stored.
+    NotStored { why: NotStored, stored: usize, jobs: usize },
+}
+
+impl Intake {
+    /// Stores every job of `order`. An order that is refused for a rule or a region has stored nothing.
+    pub(crate) async fn accept(&self, order: Order, trace: &Trace) -> Result<StoredJobs, NotAccepted> {
+        let content = Content::render(&order).map_err(NotAccepted::Invalid)?;
+        let notification = NotificationId::of(&order.app.id, &order.event);
+        let at = self.context.clock.now();
+        let jobs = match &order.to {
+            To::Recipients(recipients) => self.to_recipients(&order, recipients, &content, at)?,
+            To::Topic(topic) => self.to_topic(&order, topic, &content, at),
+        };
+        let started = Instant::now();
+        let stored = self.store_all(jobs, trace).await?;
+        self.context
+            .telemetry
+            .metrics
+            .accepted(order.class, stored.jobs as u64, started.elapsed());
+        self.recorder.accepted(
+            order.app.id.clone(),
+            receipt::Accepted {
+                notification,
+                event_id: order.event,
+                jobs: u32::try_from(stored.jobs).unwrap_or(u32::MAX),
+                topic: match order.to {
+                    To::Recipients(_) => None,
+                    To::Topic(topic) => Some(topic),
+                },
+                at,
+                trace: trace.id(),
+            },
+        );
+        Ok(stored)
+    }
+
+    fn to_recipients(
+        &self,
+        order: &Order,
+        recipients: &[RecipientId],
+        content: &Content,
+        at: Timestamp,
+    ) -> Result<Vec<OutgoingJob>, NotAccepted> {
+        let mut jobs = Vec::with_capacity(recipients.len());
+        for recipient in recipients {
+            let key = RecipientKey {
+                app: order.app.id.clone(),
+                recipient: recipient.clone(),
+            };
+            let region = self.context.home_or(&key, &order.app.default_region);
+            if !self.context.is_region(&region) {
+                return Err(NotAccepted::NoSuchRegion(region));
+            }
+            let id = JobId::of(&key.app, &order.event, recipient, order.channel);
+            jobs.push(OutgoingJob {
+                lane: order.lane(region),
+                headers: envelope::headers(id, at, &self.context.here),
+                payload: content.to(recipient.as_str()),
+                id,
+            });
+        }
+        Ok(jobs)
+    }
+
+    /// One job for each region in which members may live.
+    fn to_topic(&self, order: &Order, topic: &Topic, content: &Content, at: Timestamp) -> Vec<OutgoingJob> {
+        let regions = match &order.app.residency {
+            Some(region) => vec![region.clone()],
+            None => self.context.regions(),
+        };
+        let job = |region: Region| {
+            let id = JobId::of_broadcast(&order.app.id, &order.event, topic, order.channel, &region);
+            OutgoingJob {
+                lane: order.lane(region),
+                headers: envelope::headers(id, at, &self.context.here),
+                payload: content.to(topic.as_str()),
+                id,
+            }
+        };
+        regions.into_iter().map(job).collect()
+    }
+
+    /// Publishes all jobs and waits until all are stored.
+    async fn store_all(&self, jobs: Vec<OutgoingJob>, trace: &Trace) -> Result<StoredJobs, NotAccepted> {
+        let count = jobs.len();
+        let acks = self.publisher.store(jobs, trace);
+        pin_mut!(acks);
+        let (mut stored, mut duplicates, mut refused) = (0, 0, None);
+        while let Some(ack) = acks.next().await {
+            match ack {
+                Ok(ack) => {
+                    stored += 1;
+                    duplicates += usize::from(ack.duplicate);
+                }
+                // A full stream says more than a lost answer.
+                Err(NotStored::Full) => refused = Some(NotStored::Full),
+                Err(why) => refused = refused.or(Some(why)),
+            }
+        }
+        match refused {
+            None => Ok(StoredJobs {
+                jobs: count,
+                duplicates,
+            }),
+            Some(why) => Err(NotAccepted::NotStored {
+                why,
+                stored,
+                jobs: count,
+            }),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Keeps the region's streams, sources and consumers as the mesh wants them, while regions come and go.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{self, stream::Config as Stream};
+use shared::{
+    lifecycle::Lifecycle,
+    nats::{
+        config::Config,
+        refusal::unless_refused,
+        topology::{self, ApplyError, Here, Mesh, Waker},
+    },
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, interval, sleep},
+};
+
+/// How often sources and consumers are checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often sources are checked while some of them sleep.
+const CHECK_SLEEPING_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How much later than notifications everything else is asked for where a link was cut. After a minute there are as many
+/// records and receipts as notifications, and the first of them would wait behind those.
+const OTHER_STREAMS_DELAY: Duration = Duration::from_millis(500);
+
+/// How often a gateway says what it waits for.
+const REMINDER_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The streams, sources and consumers of this region.
+#[derive(Debug)]
+pub(crate) struct Upkeep {
+    js: jetstream::Context,
+    config: Config,
+    mesh: Mesh,
+}
+
+impl Upkeep {
+    /// Waits until it is known which regions there are, and makes this one's streams match. `None` if the process is to
+    /// end before that.
+    ///
+    /// # Errors
+    /// When the server refuses for want of a permission.
+    pub(crate) async fn begin(
+        js: jetstream::Context,
+        here: Here,
+        config: Config,
+        lifecycle: &Lifecycle,
+    ) -> Result<Option<Self>, ApplyError> {
+        let copy = [here.config_stream()];
+        let client = js.client();
+        let applying = || async { unless_refused(&client, |_| true, topology::apply(&js, &copy)).await? };
+        if patiently(applying, lifecycle).await?.is_none() {
+            return Ok(None);
+        }
+        lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
+        let (mut changes, mut check, mut reminded) = (config.changes(), interval(CHECK_INTERVAL), Instant::now());
+        let mut waker = Waker::default();
+        while !config.tenants().regions.contains_key(&here.region) {
+            tokio::select! {
+                heard = changes.changed() => if heard.is_err() { return Ok(None) },
+                _ = check.tick() => drop(waker.wake(&js, &copy).await),
+                () = lifecycle.finishing() => return Ok(None),
+            }
+            if reminded.elapsed() >= REMINDER_INTERVAL {
+                reminded = Instant::now();
+                tracing::warn!(region = %here.region, "the hub has not said yet that this region is in the mesh");
+            }
+        }
+        let mesh = mesh(here, &config);
+        let applied = patiently(|| apply(&js, &mesh), lifecycle).await?;
+        Ok(applied.map(|()| Self { js, config, mesh }))
+    }
+
+    /// Runs until the process ends.
+    pub(crate) async fn run(self) {
+        let (changed, mesh) = watch::channel(self.mesh.clone());
+        let first = |stream: &Stream| stream.name == topology::NOTIFY;
+        tokio::join!(
+            self.mend(changed),
+            keep_awake(&self.js, &mesh, Waker::default(), first),
+            keep_awake(&self.js, &mesh, Waker::after(OTHER_STREAMS_DELAY), |stream| !first(
+                stream
+            )),
+        );
+    }
+
+    async fn mend(&self, changed: watch::Sender<Mesh>) {
+        let mut check = interval(CHECK_INTERVAL);
+        loop {
+            check.tick().await;
+            let mesh = mesh(self.mesh.here.clone(), &self.config);
+            if changed.borrow().regions != mesh.regions {
+                match apply(&self.js, &mesh).await {
+                    Ok(()) => drop(changed.send_replace(mesh)),
+                    Err(error) => tracing::warn!(%error, "the streams of this region could not be changed"),
+                }
+            }
+            topology::mend_consumers(&self.js, &self.mesh.here.region).await;
+        }
+    }
+}
+
+/// Keeps the sources of some streams awake.
+async fn keep_awake(
+    js: &jetstream::Context,
+    mesh: &watch::Receiver<Mesh>,
+    mut waker: Waker,
+    some: impl Fn(&Stream) -> bool,
+) {
+    loop {
+        let mut streams = mesh.borrow().streams();
+        streams.retain(&some);
+        let awake = waker.wake(js, &streams).await;
+        sleep(if awake { CHECK_INTERVAL } else { CHECK_SLEEPING_INTERVAL }).await;
+    }
+}
+
+/// Tries until it succeeds: three servers that have just started agree on nothing for some seconds. `None` if the
+/// process is to end before.
+///
+/// # Errors
+/// When the server refuses for want of a permission, which trying again does not mend.
+async fn patiently<T, D>(doing: impl Fn() -> D, lifecycle: &Lifecycle) -> Result<Option<T>, ApplyError>
+where
+    D: Future<Output = Result<T, ApplyError>>,
+{
+    loop {
+        match doing().await {
+            Ok(done) => return Ok(Some(done)),
+            Err(error @ ApplyError::Forbidden(_)) => return Err(error),
+            Err(error) => tracing::warn!(%error, "the streams of this region could not be made yet"),
+        }
+        tokio::select! {
+            () = sleep(CHECK_INTERVAL) => {}
+            () = lifecycle.finishing() => return Ok(None),
+        }
+    }
+}
+
+async fn apply(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
+    topology::apply_region(js, mesh).await?;
+    tracing::info!(
+        regions = mesh.regions.len(),
+        "the streams of this region are as the mesh wants them"
+    );
+    Ok(())
+}
+
+fn mesh(here: Here, config: &Config) -> Mesh {
+    Mesh {
+        here,
+        regions: config.tenants().regions.keys().cloned().collect(),
+    }
+}

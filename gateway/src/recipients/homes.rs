@@ -1,0 +1,259 @@
+//! Where a recipient's facts are, and making a home for one who has none.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use shared::{
+    id::{AddressId, AppId, RecipientId, Region, Topic},
+    nats::{facts, publish::NotStored},
+    recipient::{Address, Fact, FactName, Membership, Preferences, Profile, Recipient, RecipientKey},
+};
+
+use crate::context::Context;
+
+/// How often a home is asked whether a profile has arrived.
+const ARRIVAL_POLL: Duration = Duration::from_millis(20);
+
+/// A move is over after this long, mostly: broadcasts accepted until then are still the former home's to send. It sends
+/// them on once it knows of the move, so that the new home can tell a repetition.
+const MOVE_TAKES: SignedDuration = SignedDuration::from_secs(5);
+
+/// The topics of a recipient.
+pub(crate) type Topics = BTreeMap<Topic, Membership>;
+
+/// Why a recipient was not moved, or not wholly.
+#[derive(Debug)]
+pub(crate) enum NotMoved {
+    /// One of the two homes does not answer.
+    Read(facts::NotRead),
+    /// The stream did not say that it stored something.
+    Write(NotStored),
+}
+
+impl From<facts::NotRead> for NotMoved {
+    fn from(error: facts::NotRead) -> Self {
+        Self::Read(error)
+    }
+}
+
+impl From<NotStored> for NotMoved {
+    fn from(error: NotStored) -> Self {
+        Self::Write(error)
+    }
+}
+
+fn facts_of(recipient: &Recipient) -> Vec<Fact> {
+    let addresses = recipient.addresses.iter();
+    let mut facts: Vec<Fact> = addresses.map(|(address, _)| Fact::Address(address.clone())).collect();
+    if recipient.preferences != Preferences::default() {
+        facts.push(Fact::Preferences(recipient.preferences.clone()));
+    }
+    facts
+}
+
+/// Reads and writes facts at the homes of recipients. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Homes {
+    pub(crate) context: Arc<Context>,
+}
+
+impl Homes {
+    /// The home of `key`; `None` if it is not registered.
+    pub(crate) fn home(&self, key: &RecipientKey) -> Option<Region> {
+        self.context.directory.home(key)
+    }
+
+    /// The home of `key`, registered or not.
+    pub(crate) fn home_or(&self, key: &RecipientKey, default: &Region) -> Region {
+        self.context.home_or(key, default)
+    }
+
+    /// Everything that the recipient's home knows.
+    pub(crate) async fn read(&self, home: &Region, key: &RecipientKey) -> Result<Recipient, facts::NotRead> {
+        facts::read(&self.context.js, &self.context.here, home, key).await
+    }
+
+    /// The topics of a recipient, as its home knows.
+    pub(crate) async fn topics(&self, home: &Region, key: &RecipientKey) -> Result<Topics, facts::NotRead> {
+        facts::topics(&self.context.js, &self.context.here, home, key).await
+    }
+
+    /// Removes a fact from the recipient's home.
+    pub(crate) async fn remove(&self, home: &Region, key: &RecipientKey, name: FactName) -> Result<(), NotStored> {
+        facts::remove(&self.context.js, &self.context.here, home, key, name)
+            .await
+            .map(|_| ())
+    }
+
+    /// Stores `fact` in the recipient's home.
+    pub(crate) async fn write(&self, home: &Region, key: &RecipientKey, fact: Fact) -> Result<(), NotStored> {
+        facts::write(&self.context.js, &self.context.here, home, key, &fact)
+            .await
+            .map(|_| ())
+    }
+
+    /// Stores a profile and then says where its recipient lives, so that nobody is sent to a home that knows nothing.
+    pub(crate) async fn settle(&self, key: &RecipientKey, profile: Profile) -> Result<(), NotStored> {
+        let (home, at) = (profile.home.clone(), profile.updated_at);
+        self.write(&home, key, Fact::Profile(profile)).await?;
+        if self.home(key).as_ref() != Some(&home) {
+            self.context
+                .directory
+                .put_home(&self.context.js, &self.context.here, key, &home, at)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Moves a recipient from `from` to the home that `profile` names, with all that is known of it. Both regions must
+    /// answer. Safe to repeat after any interruption. From the moment at which the former home knows, its workers send on
+    /// what comes there.
+    pub(crate) async fn relocate(&self, from: &Region, key: &RecipientKey, profile: Profile) -> Result<(), NotMoved> {
+        let to = profile.home.clone();
+        let moved = self
+            .context
+            .clock
+            .now()
+            .checked_add(MOVE_TAKES)
+            .unwrap_or(Timestamp::MAX);
+        let along = |topic: &Topic, membership: &Membership| {
+            let moved = Some(moved);
+            Fact::Topic(topic.clone(), Membership { moved, ..*membership })
+        };
+        let before = self.read(from, key).await?;
+        let topics_before = self.topics(from, key).await?;
+        let topics = topics_before.iter();
+        let topics = topics.map(|(topic, membership)| along(topic, membership));
+        for fact in facts_of(&before).into_iter().chain(topics) {
+            self.write(&to, key, fact).await?;
+        }
+        self.write(&to, key, Fact::Profile(profile.clone())).await?;
+        // What travels there arrives in order, so the profile comes last.
+        self.once_there(&to, key, &profile).await?;
+        // What stays behind says where to and nothing else.
+        let sign = Profile {
+            locale: None,
+            timezone: None,
+            ..profile.clone()
+        };
+        self.write(from, key, Fact::Profile(sign.clone())).await?;
+        // The profile there comes last too: what else was written before it is known now.
+        let after = self.once_there(from, key, &sign).await?;
+        let is_new = |(_, revision): &&(Address, u64)| !before.addresses.iter().any(|(_, known)| known == revision);
+        for (address, _) in after.addresses.iter().filter(is_new) {
+            self.write(&to, key, Fact::Address(address.clone())).await?;
+        }
+        if after.preferences != before.preferences {
+            self.write(&to, key, Fact::Preferences(after.preferences)).await?;
+        }
+        let topics_after = self.topics(from, key).await?;
+        for (topic, membership) in &topics_after {
+            if topics_before.get(topic) != Some(membership) {
+                self.write(&to, key, along(topic, membership)).await?;
+            }
+        }
+        for topic in topics_before.keys().filter(|topic| !topics_after.contains_key(topic)) {
+            self.remove(&to, key, FactName::Topic(topic.clone())).await?;
+        }
+        let at = profile.updated_at;
+        self.context
+            .directory
+            .put_home(&self.context.js, &self.context.here, key, &to, at)
+            .await?;
+        for (address, _) in &after.addresses {
+            self.remove(from, key, FactName::Address(address.id)).await?;
+        }
+        self.remove(from, key, FactName::Preferences).await?;
+        for topic in topics_after.into_keys() {
+            let topic = (FactName::Topic(topic), moved);
+            facts::take_along(&self.context.js, &self.context.here, from, key, topic).await?;
+        }
+        Ok(())
+    }
+
+    /// What `home` knows, as soon as `profile` has arrived there.
+    async fn once_there(
+        &self,
+        home: &Region,
+        key: &RecipientKey,
+        profile: &Profile,
+    ) -> Result<Recipient, facts::NotRead> {
+        loop {
+            let known = self.read(home, key).await?;
+            if known.profile.as_ref() == Some(profile) {
+                return Ok(known);
+            }
+            tokio::time::sleep(ARRIVAL_POLL).await;
+        }
+    }
+
+    /// Removes every fact of a recipient, and then who lives where and whose its addresses are. `known` and `topics` are
+    /// what its home said. Whatever fails in between, a repetition finds what is left: the profile is the last fact to go.
+    pub(crate) async fn forget(
+        &self,
+        home: &Region,
+        key: &RecipientKey,
+        known: &Recipient,
+        topics: Topics,
+    ) -> Result<(), NotStored> {
+        let at = self.context.clock.now();
+        for topic in topics.into_keys() {
+            self.remove(home, key, FactName::Topic(topic)).await?;
+        }
+        for (address, _) in &known.addresses {
+            self.remove_address(home, key, address.id).await?;
+        }
+        for name in [FactName::Preferences, FactName::Profile] {
+            self.remove(home, key, name).await?;
+        }
+        self.context
+            .directory
+            .forget_home(&self.context.js, &self.context.here, key, at)
+            .await
+    }
+
+    /// Removes an address and, unless another recipient has registered it since, says that it is nobody's.
+    pub(crate) async fn remove_address(
+        &self,
+        home: &Region,
+        key: &RecipientKey,
+        address: AddressId,
+    ) -> Result<(), NotStored> {
+        self.remove(home, key, FactName::Address(address)).await?;
+        if self.context.directory.owner(&key.app, address).as_ref() == Some(&key.recipient) {
+            self.put_owner(&key.app, address, None, self.context.clock.now())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Says whose an address is since `at`. Whoever had it before loses it, in every region as soon as it hears.
+    pub(crate) async fn put_owner(
+        &self,
+        app: &AppId,
+        address: AddressId,
+        owner: Option<RecipientId>,
+        at: Timestamp,
+    ) -> Result<(), NotStored> {
+        self.context
+            .directory
+            .put_owner(&self.context.js, &self.context.here, app, address, owner, at)
+            .await
+    }
+
+    /// The home of `key`; a recipient that nobody registered gets one at `default`.
+    pub(crate) async fn ensure_home(&self, key: &RecipientKey, default: &Region) -> Result<Region, NotStored> {
+        if let Some(home) = self.home(key) {
+            return Ok(home);
+        }
+        let home = default.clone();
+        let profile = Profile {
+            home: home.clone(),
+            locale: None,
+            timezone: None,
+            updated_at: self.context.clock.now(),
+        };
+        self.settle(key, profile).await?;
+        Ok(home)
+    }
+}

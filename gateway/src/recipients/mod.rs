@@ -1,0 +1,4 @@
+//! Where the facts of a recipient are, and to which recipient an address belongs.
+
+pub(crate) mod homes;
+pub(crate) mod owners;

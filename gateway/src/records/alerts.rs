@@ -1,0 +1,308 @@
+//! Tells developers of dead letters: one webhook an app at most every so often, grouped by channel and reason.
+//!
+//! The gateways of a region share a durable consumer on the dead letters, so each letter is told of once, and again
+//! later if the receiver did not take it. The webhook is signed as Standard Webhooks 1.0 says.
+
+use std::{collections::BTreeMap, fmt::Display, sync::Arc, time::Duration};
+
+use async_nats::jetstream::{AckKind, Message, consumer::PullConsumer};
+use aws_lc_rs::hmac;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use futures::StreamExt;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, Serializer};
+use shared::{
+    app::{App, alerts_seal_name},
+    id::{AppId, Region},
+    nats::{
+        envelope,
+        refusal::{is_about, unless_refused},
+        subject::{self, DeadSubject},
+        topology,
+    },
+};
+
+use super::dead_letters::LetterId;
+use crate::context::Context;
+
+/// Letters that one alert tells of at most; the rest is told of by the next.
+const ALERT_LETTERS_MAX: usize = 5000;
+
+/// How long a burst is waited for after its first letter.
+const BURST_WAIT: Duration = Duration::from_secs(1);
+
+/// How long a receiver may take to answer.
+const RECEIVER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Longest time until an alert that was not taken is tried again.
+const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
+
+/// How alerts are sent.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AlertSettings {
+    /// Least seconds between two alerts of one app.
+    pub every_s: u64,
+}
+
+/// Sends the alerts of a region.
+#[derive(Debug)]
+pub(crate) struct Alerts {
+    context: Arc<Context>,
+    every: Duration,
+    http: reqwest::Client,
+}
+
+/// What is posted.
+#[derive(Debug, Serialize)]
+struct Alert<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    timestamp: Timestamp,
+    data: Data<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Data<'a> {
+    app: &'a AppId,
+    region: &'a Region,
+    dead_letters: usize,
+    groups: Vec<Group<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Group<'a> {
+    channel: &'a str,
+    reason: &'a str,
+    dead_letters: usize,
+    /// The newest of them, to look at.
+    #[serde(serialize_with = "as_text")]
+    letter: LetterId,
+}
+
+/// One letter to tell of.
+#[derive(Debug)]
+struct PulledLetter {
+    channel: String,
+    reason: String,
+    sequence: u64,
+    delivered: i64,
+    message: Message,
+}
+
+impl Alerts {
+    /// # Errors
+    /// When no HTTP client can be made.
+    pub(crate) fn new(context: Arc<Context>, settings: AlertSettings) -> Result<Self, reqwest::Error> {
+        // Redirects are not followed: a receiver has one address.
+        let http = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(RECEIVER_TIMEOUT)
+            .user_agent(concat!("peal-gateway/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        Ok(Self {
+            context,
+            every: Duration::from_secs(settings.every_s),
+            http,
+        })
+    }
+
+    /// Tells for ever.
+    pub(crate) async fn run(self) {
+        loop {
+            match self.round_if_permitted().await {
+                Ok(()) => tokio::time::sleep(self.every).await,
+                Err(error) => {
+                    tracing::warn!(%error, "dead letters cannot be read for alerts");
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                }
+            }
+        }
+    }
+
+    async fn round_if_permitted(&self) -> Result<(), async_nats::Error> {
+        let concerns = |subject: &str| {
+            [topology::DEAD, topology::ALERTS_CONSUMER]
+                .iter()
+                .all(|name| is_about(subject, name))
+        };
+        unless_refused(&self.context.js.client(), concerns, self.round()).await?
+    }
+
+    /// Waits for a letter, and tells of it and of what came with it.
+    async fn round(&self) -> Result<(), async_nats::Error> {
+        let consumer: PullConsumer = self
+            .context
+            .js
+            .get_consumer_from_stream(topology::ALERTS_CONSUMER, topology::DEAD)
+            .await?;
+        let mut first = consumer
+            .batch()
+            .max_messages(1)
+            .expires(Duration::from_secs(30))
+            .messages()
+            .await?;
+        let Some(first) = first.next().await else { return Ok(()) };
+        let mut messages = vec![first?];
+        tokio::time::sleep(BURST_WAIT).await;
+        let mut more = consumer.fetch().max_messages(ALERT_LETTERS_MAX).messages().await?;
+        while let Some(message) = more.next().await {
+            messages.push(message?);
+        }
+        let mut by_app: BTreeMap<AppId, Vec<PulledLetter>> = BTreeMap::new();
+        for message in messages {
+            match PulledLetter::read(message) {
+                Ok((app, letter)) => by_app.entry(app).or_default().push(letter),
+                // Nobody is there to be told.
+                Err(message) => message.ack().await?,
+            }
+        }
+        for (app, letters) in by_app {
+            self.tell(&app, letters).await?;
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, app: &AppId, letters: Vec<PulledLetter>) -> Result<(), async_nats::Error> {
+        let tenants = self.context.config.tenants();
+        let taken = match tenants.apps.get(app) {
+            Some(known) => self.post(known, &letters).await,
+            None => Ok(()),
+        };
+        let tries = letters.iter().map(|letter| letter.delivered).max().unwrap_or(1);
+        if let Err(error) = &taken {
+            tracing::warn!(%app, error, dead_letters = letters.len(), tries, "alert was not taken and will be tried again");
+        }
+        let doublings = u32::try_from(tries.clamp(1, 16) - 1).unwrap_or(0);
+        let wait = self.every.saturating_mul(1 << doublings).min(RETRY_AFTER_MAX);
+        for letter in letters {
+            let kind = match taken {
+                Ok(()) => AckKind::Ack,
+                Err(_) => AckKind::Nak(Some(wait)),
+            };
+            letter.message.ack_with(kind).await?;
+        }
+        Ok(())
+    }
+
+    async fn post(&self, app: &App, letters: &[PulledLetter]) -> Result<(), String> {
+        let Some(alerts) = &app.alerts else { return Ok(()) };
+        let secret = self
+            .context
+            .mesh_key
+            .open(&alerts_seal_name(&app.id), &alerts.secret)
+            .map_err(|error| error.to_string())?;
+        let key = key(&secret).ok_or("the secret is not whsec_ and base64")?;
+        let now = self.context.clock.now();
+        let alert = Alert {
+            kind: "dead_letters.created",
+            timestamp: now,
+            data: Data {
+                app: &app.id,
+                region: &self.context.here,
+                dead_letters: letters.len(),
+                groups: self.groups(letters),
+            },
+        };
+        let body = serde_json::to_string(&alert).expect("an alert always serializes");
+        let sequences = letters.iter().map(|letter| letter.sequence);
+        // The same letters are the same alert, however often it is tried.
+        let (first, last) = (sequences.clone().min().unwrap_or(0), sequences.max().unwrap_or(0));
+        let id = format!("dead-{}-{}-{first}-{last}", self.context.here, app.id);
+        let seconds = now.as_second();
+        let request = self
+            .http
+            .post(&alerts.url)
+            .header("content-type", "application/json")
+            .header("webhook-id", &id)
+            .header("webhook-timestamp", seconds)
+            .header("webhook-signature", signature(&key, &id, seconds, &body))
+            .body(body);
+        match request.send().await.map(|answer| answer.status().as_u16()) {
+            Ok(200..300) => Ok(()),
+            // By the specification the receiver wants no more of them.
+            Ok(410) => {
+                tracing::error!(app = %app.id, "the receiver of alerts is gone; change its URL");
+                Ok(())
+            }
+            Ok(status) => Err(format!("answered with {status}")),
+            // The error names the URL, which may hold a secret.
+            Err(error) => Err(error.without_url().to_string()),
+        }
+    }
+
+    fn groups<'a>(&self, letters: &'a [PulledLetter]) -> Vec<Group<'a>> {
+        let mut groups: BTreeMap<(&str, &str), (usize, u64)> = BTreeMap::new();
+        for letter in letters {
+            let (count, newest) = groups.entry((&letter.channel, &letter.reason)).or_default();
+            *count += 1;
+            *newest = letter.sequence.max(*newest);
+        }
+        groups
+            .into_iter()
+            .map(|((channel, reason), (count, newest))| Group {
+                channel,
+                reason,
+                dead_letters: count,
+                letter: LetterId {
+                    region: self.context.here.clone(),
+                    sequence: newest,
+                },
+            })
+            .collect()
+    }
+}
+
+fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+impl PulledLetter {
+    #[expect(clippy::result_large_err, reason = "the message must be acknowledged either way")]
+    fn read(message: Message) -> Result<(AppId, Self), Message> {
+        let Some(DeadSubject { channel, app }) = subject::parse_dead(&message.subject) else {
+            return Err(message);
+        };
+        let Ok(info) = message.info() else { return Err(message) };
+        let (sequence, delivered) = (info.stream_sequence, info.delivered);
+        let headers = message.headers.as_ref();
+        let reason = headers.and_then(|headers| envelope::header(headers, envelope::REASON));
+        let letter = Self {
+            channel,
+            reason: reason.unwrap_or("unknown").to_owned(),
+            sequence,
+            delivered,
+            message,
+        };
+        Ok((app, letter))
+    }
+}
+
+/// The key of a secret as Standard Webhooks writes it.
+fn key(secret: &str) -> Option<hmac::Key> {
+    let bytes = STANDARD.decode(secret.strip_prefix("whsec_")?).ok()?;
+    Some(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
+}
+
+fn signature(key: &hmac::Key, id: &str, seconds: i64, body: &str) -> String {
+    let signed = hmac::sign(key, format!("{id}.{seconds}.{body}").as_bytes());
+    format!("v1,{}", STANDARD.encode(signed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_signs_as_the_specification_shows() {
+        let key = key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        let signed = signature(
+            &key,
+            "msg_p5jXN8AQM9LWM0D4loKWxJek",
+            1_614_265_330,
+            r#"{"test": 2432232314}"#,
+        );
+        assert_eq!(signed, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+        assert!(super::key("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").is_none());
+    }
+}

@@ -1,0 +1,334 @@
+//! Dead letters of every region: listed, replayed, deleted.
+//!
+//! A letter is named by its region and its place in that region's stream. What a person does with a letter is recorded
+//! among the receipts, so that the books stay whole although the letter is gone.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
+use bytes::Bytes;
+use jiff::Timestamp;
+use shared::{
+    channel::Channel,
+    id::{AddressId, AppId, JobId, NotificationId, RecipientId, Region},
+    job::Body,
+    nats::{
+        connect,
+        direct::{self, Found},
+        envelope,
+        publish::{self, NotStored},
+        refusal,
+        subject::{self, Lane},
+        topology::{self, Domain},
+    },
+    receipt::{Handled, HandledAs},
+};
+
+use super::recorder::Recorder;
+use crate::context::Context;
+
+/// Messages fetched at one time.
+const LETTERS_PER_FETCH: usize = 256;
+
+/// The dead letters of every region. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct DeadLetters {
+    pub(crate) context: Arc<Context>,
+    pub(crate) recorder: Recorder,
+}
+
+/// Names a letter: `<region>-<sequence>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LetterId {
+    pub(crate) region: Region,
+    pub(crate) sequence: u64,
+}
+
+impl fmt::Display for LetterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.region, self.sequence)
+    }
+}
+
+impl FromStr for LetterId {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (region, sequence) = text.rsplit_once('-').ok_or(())?;
+        Ok(Self {
+            region: region.parse().map_err(|_| ())?,
+            sequence: sequence.parse().map_err(|_| ())?,
+        })
+    }
+}
+
+/// A message that was given up.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    pub(crate) id: LetterId,
+    pub(crate) channel: Option<Channel>,
+    pub(crate) reason: String,
+    pub(crate) detail: Option<String>,
+    pub(crate) event_id: Option<String>,
+    pub(crate) notification: Option<NotificationId>,
+    pub(crate) job: Option<JobId>,
+    pub(crate) recipient: Option<RecipientId>,
+    pub(crate) address: Option<AddressId>,
+    pub(crate) attempt: u32,
+    pub(crate) died_at: Timestamp,
+    pub(crate) payload: Bytes,
+    /// Where it came, if that can be read.
+    lane: Option<Lane>,
+    headers: HeaderMap,
+}
+
+/// Which letters are meant.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LetterFilter {
+    pub(crate) channel: Option<Channel>,
+    pub(crate) reason: Option<String>,
+    pub(crate) since: Option<Timestamp>,
+    pub(crate) until: Option<Timestamp>,
+}
+
+/// Some letters, oldest first within each region.
+#[derive(Debug, Default)]
+pub(crate) struct LetterPage {
+    pub(crate) letters: Vec<Letter>,
+    /// Where the next page begins; absent if there is none.
+    pub(crate) next: Option<LetterId>,
+    /// Regions that did not answer.
+    pub(crate) unreachable: Vec<Region>,
+}
+
+/// Why a letter could not be replayed or deleted.
+#[derive(Debug)]
+pub(crate) enum Unhandled {
+    /// There is no such letter, or it is another app's.
+    NotFound,
+    /// Nobody knows where it belongs.
+    NoLane,
+    /// Its region does not answer.
+    Unreachable,
+    /// The server does not permit it.
+    Forbidden,
+    /// The stream did not say that it stored the replay.
+    NotStored(NotStored),
+}
+
+impl From<direct::NoAnswer> for Unhandled {
+    fn from(error: direct::NoAnswer) -> Self {
+        match error {
+            direct::NoAnswer::Silent => Self::Unreachable,
+            direct::NoAnswer::Forbidden => Self::Forbidden,
+        }
+    }
+}
+
+impl LetterFilter {
+    fn admits(&self, letter: &Letter) -> bool {
+        self.channel.is_none_or(|channel| letter.channel == Some(channel))
+            && self.reason.as_ref().is_none_or(|reason| letter.reason == *reason)
+            && self.since.is_none_or(|since| letter.died_at >= since)
+            && self.until.is_none_or(|until| letter.died_at < until)
+    }
+}
+
+impl DeadLetters {
+    /// At most `most` letters of `app` from `from` on. A region that does not answer is named and passed over.
+    pub(crate) async fn list(
+        &self,
+        app: &AppId,
+        filter: &LetterFilter,
+        from: Option<LetterId>,
+        most: usize,
+    ) -> LetterPage {
+        let mut page = LetterPage::default();
+        let (first, mut sequence) = match from {
+            Some(from) => (Some(from.region), from.sequence),
+            None => (None, 1),
+        };
+        let regions = self.context.regions();
+        let regions = regions
+            .iter()
+            .skip_while(|region| first.as_ref().is_some_and(|first| *region != first));
+        for region in regions {
+            loop {
+                let filter_subject = subject::dead_of(region, app);
+                let domain = Domain::of(region, &self.context.here);
+                let found = direct::from(
+                    &self.context.js,
+                    &domain,
+                    topology::DEAD,
+                    &filter_subject,
+                    sequence,
+                    LETTERS_PER_FETCH,
+                )
+                .await;
+                let Ok(found) = found else {
+                    page.unreachable.push(region.clone());
+                    break;
+                };
+                let is_last = found.len() < LETTERS_PER_FETCH;
+                for found in found {
+                    sequence = found.sequence + 1;
+                    let letter = Letter::read(region, found);
+                    if !filter.admits(&letter) {
+                        continue;
+                    }
+                    if page.letters.len() == most {
+                        page.next = Some(letter.id);
+                        return page;
+                    }
+                    page.letters.push(letter);
+                }
+                if is_last {
+                    break;
+                }
+            }
+            sequence = 1;
+        }
+        page
+    }
+
+    /// One letter of `app`.
+    pub(crate) async fn get(&self, app: &AppId, id: &LetterId) -> Result<Letter, Unhandled> {
+        if !self.context.is_region(&id.region) {
+            return Err(Unhandled::NotFound);
+        }
+        let filter = subject::dead_of(&id.region, app);
+        let domain = Domain::of(&id.region, &self.context.here);
+        let found = direct::from(&self.context.js, &domain, topology::DEAD, &filter, id.sequence, 1).await?;
+        found
+            .into_iter()
+            .find(|found| found.sequence == id.sequence)
+            .map(|found| Letter::read(&id.region, found))
+            .ok_or(Unhandled::NotFound)
+    }
+
+    /// Has another attempt made at what `letter` tells of, and takes the letter away.
+    pub(crate) async fn replay(&self, app: &AppId, letter: Letter) -> Result<(), Unhandled> {
+        let lane = letter.lane.as_ref().ok_or(Unhandled::NoLane)?;
+        // The region of the letter has the recipient; what else the lane says stays.
+        let lane = Lane {
+            region: letter.id.region.clone(),
+            ..lane.clone()
+        };
+        let mut headers = HeaderMap::new();
+        // Its own id, so that no stream takes it for what it has seen before; the same if it is replayed twice at once.
+        headers.insert(NATS_MESSAGE_ID, format!("replay:{}", letter.id));
+        // A person wants it now, however old it is.
+        headers.insert(
+            envelope::ACCEPTED_AT,
+            self.context.clock.now().as_millisecond().to_string(),
+        );
+        headers.insert(envelope::ATTEMPT, letter.attempt.saturating_add(1).to_string());
+        headers.insert(envelope::DISCOUNTED, letter.attempt.to_string());
+        for name in [
+            envelope::EVENT_ID,
+            envelope::ORIGIN,
+            envelope::ADDRESS,
+            envelope::SLICE,
+            "traceparent",
+        ] {
+            if let Some(value) = envelope::header(&letter.headers, name) {
+                headers.insert(name, value);
+            }
+        }
+        publish::store(&self.context.js, lane.notify(), headers, letter.payload.clone())
+            .await
+            .map_err(Unhandled::NotStored)?;
+        self.take_away(app, &letter, HandledAs::Replayed).await
+    }
+
+    /// Takes a letter away for good.
+    pub(crate) async fn delete(&self, app: &AppId, letter: Letter) -> Result<(), Unhandled> {
+        self.take_away(app, &letter, HandledAs::Deleted).await
+    }
+
+    async fn take_away(&self, app: &AppId, letter: &Letter, handled_as: HandledAs) -> Result<(), Unhandled> {
+        self.recorder.handled(
+            app.clone(),
+            Handled {
+                letter: letter.id.to_string(),
+                handled_as,
+                notification: letter.notification,
+                job: letter.job,
+                address: letter.address,
+                attempt: letter.attempt,
+                at: self.context.clock.now(),
+            },
+        );
+        let js = if letter.id.region == self.context.here {
+            self.context.js.clone()
+        } else {
+            connect::jetstream_of(self.context.js.client(), &letter.id.region)
+        };
+        let stream = js
+            .get_stream_no_info(topology::DEAD)
+            .await
+            .map_err(|_| Unhandled::Unreachable)?;
+        let deleting = stream.delete_message(letter.id.sequence);
+        let of_letters = |subject: &str| refusal::is_about(subject, topology::DEAD);
+        match refusal::unless_refused(&js.client(), of_letters, deleting).await {
+            Err(_) => Err(Unhandled::Forbidden),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                // The replay is under way; the letter that stays behind can be taken away again, which sends nothing twice.
+                tracing::warn!(letter = %letter.id, %error, "dead letter could not be removed");
+                Err(Unhandled::Unreachable)
+            }
+        }
+    }
+}
+
+impl Letter {
+    fn read(region: &Region, found: Found) -> Self {
+        let header = |name| envelope::header(&found.headers, name);
+        let lane = header(envelope::SUBJECT).and_then(|subject| Lane::parse(subject).ok());
+        // A letter that nobody can read has only what its headers say.
+        let job = lane.as_ref().and_then(|lane| {
+            let subject = lane.notify();
+            envelope::open(&subject, &found.headers, &found.payload, found.stored_at, region).ok()
+        });
+        let body: Option<Body> = serde_json::from_slice(&found.payload).ok();
+        Self {
+            id: LetterId {
+                region: region.clone(),
+                sequence: found.sequence,
+            },
+            channel: lane.as_ref().map(|lane| lane.channel),
+            reason: header(envelope::REASON).unwrap_or("unknown").to_owned(),
+            detail: header(envelope::DETAIL).map(str::to_owned),
+            event_id: body
+                .as_ref()
+                .and_then(|body| Some(body.event_id.as_ref()?.to_string()))
+                .or_else(|| header(envelope::EVENT_ID).map(str::to_owned)),
+            notification: job.as_ref().map(|job| job.notification),
+            job: job.as_ref().map(|job| job.id),
+            recipient: body.map(|body| body.recipient),
+            address: header(envelope::ADDRESS).and_then(|text| text.parse().ok()),
+            attempt: header(envelope::ATTEMPT)
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(1),
+            died_at: found.stored_at,
+            lane,
+            headers: found.headers,
+            payload: found.payload,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_letter_is_named_by_region_and_place() {
+        let id: LetterId = "eu-west-1-42".parse().unwrap();
+        assert_eq!((id.region.as_str(), id.sequence), ("eu-west-1", 42));
+        assert_eq!(id.to_string(), "eu-west-1-42");
+        for bad in ["", "eu", "eu-", "-1", "eu-x", "EU-1"] {
+            assert!(bad.parse::<LetterId>().is_err(), "{bad}");
+        }
+    }
+}

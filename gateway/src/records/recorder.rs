@@ -1,0 +1,195 @@
+//! Records of what callers did, many to a message, off the path of the requests.
+
+use std::{
+    collections::HashMap,
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
+use futures::future::join_all;
+use shared::{
+    id::{AppId, Region},
+    nats::{envelope, publish, subject},
+    receipt::{Accepted, Batch, Handled},
+};
+use tokio::{sync::mpsc, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+/// Records that may wait; what comes on top is lost and counted. A record is a convenience of status questions: the
+/// notification itself is stored.
+const WAITING_RECORDS_MAX: usize = 65_536;
+/// Most records of one message.
+const MESSAGE_RECORDS_MAX: usize = 256;
+/// How long a record waits for others to share a message with.
+const COLLECT_FOR: Duration = Duration::from_millis(50);
+/// How often a message is published until the stream has it.
+const PUBLISH_TRIES: u32 = 3;
+
+/// Takes records. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Recorder {
+    records: mpsc::Sender<(AppId, Record)>,
+    lost: Arc<AtomicU64>,
+}
+
+/// Publishes what the [`Recorder`] takes.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    js: jetstream::Context,
+    here: Region,
+    name: String,
+    records: mpsc::Receiver<(AppId, Record)>,
+    lost: Arc<AtomicU64>,
+    waiting: HashMap<AppId, Vec<Record>>,
+    number: u64,
+}
+
+#[derive(Debug)]
+enum Record {
+    Accepted(Accepted),
+    Handled(Handled),
+}
+
+/// Records of one app, as one message.
+struct RecordMessage {
+    subject: String,
+    headers: HeaderMap,
+    batch: Batch,
+}
+
+impl Recorder {
+    /// Records that a notification was accepted; never waits.
+    pub(crate) fn accepted(&self, app: AppId, accepted: Accepted) {
+        self.record(app, Record::Accepted(accepted));
+    }
+
+    /// Records what was done with a dead letter; never waits.
+    pub(crate) fn handled(&self, app: AppId, handled: Handled) {
+        self.record(app, Record::Handled(handled));
+    }
+
+    fn record(&self, app: AppId, record: Record) {
+        if self.records.try_send((app, record)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A recorder and its writer, which calls itself `name`.
+pub(crate) fn pair(js: jetstream::Context, here: Region, name: String) -> (Recorder, Writer) {
+    let (sender, records) = mpsc::channel(WAITING_RECORDS_MAX);
+    let lost = Arc::new(AtomicU64::new(0));
+    let recorder = Recorder {
+        records: sender,
+        lost: Arc::clone(&lost),
+    };
+    (
+        recorder,
+        Writer {
+            js,
+            here,
+            name,
+            records,
+            lost,
+            waiting: HashMap::new(),
+            number: 0,
+        },
+    )
+}
+
+impl Writer {
+    /// Writes until `last` says that no request is in progress any more, and what then remains.
+    pub(crate) async fn run(mut self, last: CancellationToken) {
+        while let Some(Some(first)) = last.run_until_cancelled(self.records.recv()).await {
+            // Not listening while others come keeps every request from waking this task.
+            last.run_until_cancelled(sleep(COLLECT_FOR)).await;
+            self.take(first);
+            while let Ok(next) = self.records.try_recv() {
+                self.take(next);
+            }
+            self.flush().await;
+        }
+        self.records.close();
+        while let Some(next) = self.records.recv().await {
+            self.take(next);
+        }
+        self.flush().await;
+    }
+
+    fn take(&mut self, (app, record): (AppId, Record)) {
+        self.waiting.entry(app).or_default().push(record);
+    }
+
+    async fn flush(&mut self) {
+        let mut messages = Vec::new();
+        for (app, records) in mem::take(&mut self.waiting) {
+            let mut records = records.into_iter();
+            loop {
+                let some: Vec<_> = records.by_ref().take(MESSAGE_RECORDS_MAX).collect();
+                if some.is_empty() {
+                    break;
+                }
+                messages.push(self.message(app.clone(), some));
+            }
+        }
+        let js = &self.js;
+        let stored = join_all(messages.into_iter().map(|message| store(js, message))).await;
+        let lost = self.lost.swap(0, Ordering::Relaxed) + stored.into_iter().sum::<u64>();
+        if lost > 0 {
+            tracing::warn!(
+                lost,
+                "records of what was accepted were lost; the notifications are stored"
+            );
+        }
+    }
+
+    fn message(&mut self, app: AppId, records: Vec<Record>) -> RecordMessage {
+        self.number += 1;
+        let number = format!("{}:{}", self.name, self.number);
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, number.as_str());
+        headers.insert(envelope::BATCH, number);
+        let subject = subject::receipt(&self.here, &self.here, &app);
+        let region = self.here.clone();
+        let mut batch = Batch {
+            app,
+            origin: region.clone(),
+            region,
+            writer: self.name.clone(),
+            accepted: Vec::new(),
+            receipts: Vec::new(),
+            handled: Vec::new(),
+        };
+        for record in records {
+            match record {
+                Record::Accepted(accepted) => batch.accepted.push(accepted),
+                Record::Handled(handled) => batch.handled.push(handled),
+            }
+        }
+        RecordMessage {
+            subject,
+            headers,
+            batch,
+        }
+    }
+}
+
+/// Stores one message; how many records were lost if it could not be.
+async fn store(js: &jetstream::Context, message: RecordMessage) -> u64 {
+    let records = (message.batch.accepted.len() + message.batch.handled.len()) as u64;
+    let payload = bytes::Bytes::from(serde_json::to_vec(&message.batch).expect("batches always serialize"));
+    for _ in 0..PUBLISH_TRIES {
+        // The message id makes a repetition harmless.
+        match publish::store(js, message.subject.clone(), message.headers.clone(), payload.clone()).await {
+            Ok(_) => return 0,
+            Err(publish::NotStored::NoAnswer) => {}
+            Err(_) => break,
+        }
+    }
+    records
+}

@@ -1,0 +1,393 @@
+//! What became of a notification, folded from its receipts.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use shared::{
+    channel::Provider,
+    id::{AddressId, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region},
+    receipt::{Receipt, State as DeliveryState},
+};
+use utoipa::ToSchema;
+
+use super::{broadcast::Broadcast, receipts::History};
+
+/// What became of a notification.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Status {
+    /// The notification.
+    notification_id: NotificationId,
+    /// The caller's name for it; absent while no gateway's record of it is there, or if a service published to NATS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_id: Option<EventId>,
+    /// When a gateway accepted it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    accepted_at: Option<Timestamp>,
+    /// Jobs it became: one per recipient. Of a broadcast, the members who are known so far.
+    jobs: usize,
+    /// Jobs all of whose deliveries are in a final state.
+    done: usize,
+    /// The trace, if it was traced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
+    /// How far it is as a whole.
+    state: Progress,
+    /// How far it is, if it is a broadcast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broadcast: Option<Broadcast>,
+    /// Its deliveries: one for each address of each recipient that was tried, or one without address for a recipient
+    /// who has none. Those of a broadcast are counted instead.
+    deliveries: Vec<Delivery>,
+}
+
+/// How far a notification is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Progress {
+    /// Stored; nothing has happened yet.
+    Accepted,
+    /// Some of it has happened.
+    #[serde(rename = "in_progress")]
+    Working,
+    /// All of it has happened.
+    Done,
+}
+
+/// One job to one address.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Delivery {
+    /// Names the delivery, and is the `apns-id` of its attempts; absent if there was no address.
+    #[serde(rename = "delivery_id", skip_serializing_if = "Option::is_none")]
+    id: Option<DeliveryId>,
+    /// The job.
+    job: JobId,
+    /// Whom it was for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recipient: Option<RecipientId>,
+    /// The address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address_id: Option<AddressId>,
+    /// Who carried it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider: Option<Provider>,
+    /// Where it was worked on.
+    region: Region,
+    /// What became of it.
+    state: DeliveryState,
+    /// Why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Every attempt, in order.
+    attempts: Vec<Attempt>,
+}
+
+/// One attempt of a delivery.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Attempt {
+    /// Counted from 1.
+    #[serde(rename = "attempt")]
+    number: u32,
+    /// What it came to.
+    state: DeliveryState,
+    /// Why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    at: Timestamp,
+    /// How long the provider took to answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    took_ms: Option<f64>,
+    /// When the next attempt is due.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    next_at: Option<Timestamp>,
+    /// The provider's name for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider_id: Option<String>,
+    /// The region whose worker did it, if that helped the recipient's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    by: Option<Region>,
+    /// How old what was known of the recipient's consent was, in seconds, if older than the class may bear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stale_s: Option<u32>,
+}
+
+impl Status {
+    /// What `history` comes to.
+    pub(crate) fn of(id: NotificationId, history: History) -> Self {
+        // A repeated request is accepted again; the first time counts.
+        let first = history.accepted.iter().min_by_key(|accepted| accepted.at);
+        let event_id = first.map(|accepted| accepted.event_id.clone());
+        let accepted_at = first.map(|accepted| accepted.at);
+        let promised = history
+            .accepted
+            .iter()
+            .map(|accepted| accepted.jobs as usize)
+            .max()
+            .unwrap_or_default();
+        let trace_id = history
+            .accepted
+            .iter()
+            .find_map(|accepted| accepted.trace.clone())
+            .or_else(|| history.receipts.iter().find_map(|(_, receipt)| receipt.trace.clone()));
+
+        let broadcast = Broadcast::of(&history);
+        let named = history.receipts.into_iter();
+        let deliveries = match &broadcast {
+            Some(_) => deliveries(named.filter(|(_, receipt)| receipt.recipient.is_some()).collect()),
+            None => deliveries(named.collect()),
+        };
+        let mut finished: BTreeMap<JobId, bool> = BTreeMap::new();
+        for delivery in &deliveries {
+            *finished.entry(delivery.job).or_insert(true) &= delivery.state.is_final();
+        }
+        let mut done = finished.values().filter(|finished| **finished).count();
+        let (mut jobs, mut has_begun) = (promised.max(finished.len()), !deliveries.is_empty());
+        let mut is_done = done == jobs;
+        if let Some((broadcast, all)) = &broadcast {
+            let count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+            is_done = *all && done == finished.len();
+            has_begun |= !broadcast.by_region.is_empty();
+            jobs = count(broadcast.total) + finished.len();
+            done += count(broadcast.done);
+        }
+        let state = match (has_begun, is_done) {
+            (false, _) => Progress::Accepted,
+            (true, false) => Progress::Working,
+            (true, true) => Progress::Done,
+        };
+        Self {
+            notification_id: id,
+            event_id,
+            accepted_at,
+            jobs,
+            done,
+            trace_id,
+            state,
+            broadcast: broadcast.map(|(broadcast, _)| broadcast),
+            deliveries,
+        }
+    }
+}
+
+/// Receipts by delivery, in the order in which deliveries first occur.
+fn deliveries(receipts: Vec<(Region, Receipt)>) -> Vec<Delivery> {
+    let mut by_delivery = BTreeMap::<_, Vec<_>>::new();
+    for (region, receipt) in receipts {
+        by_delivery
+            .entry((receipt.job, receipt.address))
+            .or_default()
+            .push((region, receipt));
+    }
+    let mut deliveries: Vec<Delivery> = by_delivery
+        .into_iter()
+        .filter_map(|((job, address), mut receipts)| {
+            receipts.sort_by_key(|(_, receipt)| (receipt.attempt, receipt.state.is_final(), receipt.at));
+            // After a fault a worker may write a receipt again.
+            receipts.dedup_by(|(_, b), (_, a)| a.attempt == b.attempt && a.state == b.state && a.reason == b.reason);
+            // Nothing comes after a final state, whatever the order of arrival.
+            let (region, last) = receipts
+                .iter()
+                .rfind(|(_, r)| r.state.is_final())
+                .or(receipts.last())?
+                .clone();
+            Some(Delivery {
+                id: address.map(|address| DeliveryId::of(job, address)),
+                job,
+                recipient: last.recipient,
+                address_id: address,
+                provider: last.provider,
+                region,
+                state: last.state,
+                reason: last.reason.map(String::from),
+                attempts: receipts
+                    .into_iter()
+                    .map(|(_, receipt)| Attempt::from(receipt))
+                    .collect(),
+            })
+        })
+        .collect();
+    deliveries.sort_by_key(|delivery| delivery.attempts.first().map(|attempt| attempt.at));
+    deliveries
+}
+
+impl From<Receipt> for Attempt {
+    fn from(receipt: Receipt) -> Self {
+        Self {
+            number: receipt.attempt,
+            state: receipt.state,
+            reason: receipt.reason.map(String::from),
+            at: receipt.at,
+            took_ms: receipt.took_us.map(|us| f64::from(us) / 1000.0),
+            next_at: receipt.next_at,
+            provider_id: receipt.provider_id,
+            by: receipt.by,
+            stale_s: receipt.stale_s,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::{
+        channel::Channel,
+        receipt::{Accepted, Expanded, ExpandedSlice, Split},
+    };
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::records::receipts::Late;
+
+    fn receipt(job: u128, address: u128, attempt: u32, state: DeliveryState) -> (Region, Receipt) {
+        let (notification, job) = (NotificationId(Uuid::from_u128(1)), JobId(Uuid::from_u128(job)));
+        let at = Timestamp::from_second(i64::from(attempt)).unwrap();
+        let receipt = Receipt {
+            recipient: Some("ann".parse().unwrap()),
+            address: Some(AddressId(Uuid::from_u128(address))),
+            provider: Some(Provider::Apns),
+            attempt,
+            took_us: Some(1500),
+            ..Receipt::new(notification, job, Channel::Push, state, at)
+        };
+        ("eu".parse().unwrap(), receipt)
+    }
+
+    fn status(jobs: u32, receipts: Vec<(Region, Receipt)>) -> Status {
+        let id = NotificationId(Uuid::from_u128(1));
+        let at = Timestamp::UNIX_EPOCH;
+        let accepted = vec![Accepted {
+            notification: id,
+            event_id: "e".parse().unwrap(),
+            jobs,
+            topic: None,
+            at,
+            trace: None,
+        }];
+        let late = Late::new();
+        Status::of(
+            id,
+            History {
+                accepted,
+                receipts,
+                late,
+            },
+        )
+    }
+
+    #[test]
+    fn a_broadcast_is_done_when_every_slice_of_every_region_is_and_nothing_waits() {
+        use DeliveryState::{Cancelled, Delivered, Parked};
+        let id = NotificationId(Uuid::from_u128(1));
+        let accepted_at = Timestamp::UNIX_EPOCH;
+        let accepted = Accepted {
+            notification: id,
+            event_id: "e".parse().unwrap(),
+            jobs: 2,
+            topic: Some("news".parse().unwrap()),
+            at: accepted_at,
+            trace: None,
+        };
+        let told = |region: &str, job: u128, expanded: Expanded| {
+            let (_, receipt) = receipt(job, 0, 1, DeliveryState::Expanded);
+            let receipt = Receipt {
+                recipient: None,
+                address: None,
+                expanded: Some(expanded.into()),
+                ..receipt
+            };
+            (region.parse().unwrap(), receipt)
+        };
+        let split = |region: &str, slices, members| {
+            let split = Split {
+                slices,
+                members,
+                accepted_at,
+            };
+            told(region, 1, Expanded::Slices(split))
+        };
+        let slice = |number, jobs, by_state: &[(DeliveryState, u32)], cancelled| {
+            let slice = ExpandedSlice {
+                broadcast: JobId(Uuid::from_u128(1)),
+                number,
+                of: 2,
+                jobs,
+                by_state: by_state.iter().copied().collect(),
+                cancelled,
+                forwarded: 0,
+                accepted_at,
+            };
+            told("eu", 2 + u128::from(number), Expanded::Jobs(slice))
+        };
+        let of = |receipts: &[(Region, Receipt)], late: Late| {
+            let history = History {
+                accepted: vec![accepted.clone()],
+                receipts: receipts.to_vec(),
+                late,
+            };
+            let status = Status::of(id, history);
+            let broadcast = status.broadcast.unwrap();
+            (status.state, status.jobs, status.done, broadcast.by_state)
+        };
+        let mut receipts = Vec::new();
+        let begun = of(&receipts, Late::new());
+        assert_eq!((begun.0, begun.1, begun.2), (Progress::Accepted, 0, 0));
+        receipts.extend([
+            split("eu", 2, 1500),
+            slice(0, 1000, &[(Delivered, 999), (Parked, 1)], 0),
+        ]);
+        let half = of(&receipts, Late::new());
+        assert_eq!((half.0, half.1, half.2), (Progress::Working, 1500, 1000));
+        // A slice that is told twice counts once; nobody lives in the other region.
+        receipts.extend([
+            slice(1, 300, &[(Delivered, 300)], 199),
+            receipts[1].clone(),
+            split("us", 0, 0),
+        ]);
+        let waiting = of(&receipts, Late::new());
+        assert_eq!((waiting.0, waiting.1, waiting.2), (Progress::Working, 1499, 1499));
+        let late = [(("eu".parse().unwrap(), Delivered), 1)].into();
+        let done = of(&receipts, late);
+        assert_eq!((done.0, done.1, done.2), (Progress::Done, 1499, 1499));
+        assert_eq!(done.3, [(Delivered, 1300), (Cancelled, 199)].into());
+    }
+
+    #[test]
+    fn a_notification_is_done_when_every_delivery_of_every_job_is() {
+        use DeliveryState::{Delivered, Parked, Rejected};
+        let of = |status: &Status| (status.state, status.done, status.deliveries.len());
+        assert_eq!(of(&status(2, vec![])), (Progress::Accepted, 0, 0));
+        let mut receipts = vec![receipt(1, 1, 1, Delivered), receipt(1, 2, 1, Parked)];
+        assert_eq!(of(&status(2, receipts.clone())), (Progress::Working, 0, 2));
+        receipts.push(receipt(1, 2, 2, Rejected));
+        assert_eq!(of(&status(2, receipts.clone())), (Progress::Working, 1, 2));
+        receipts.push(receipt(2, 3, 1, Delivered));
+        let done = status(2, receipts);
+        assert_eq!(of(&done), (Progress::Done, 2, 3));
+        let retried = done
+            .deliveries
+            .iter()
+            .find(|delivery| delivery.attempts.len() == 2)
+            .unwrap();
+        assert_eq!(retried.state, Rejected);
+        assert_eq!(retried.attempts[0].took_ms, Some(1.5));
+    }
+
+    #[test]
+    fn a_receipt_that_arrives_twice_or_late_changes_nothing() {
+        use DeliveryState::{Delivered, Parked};
+        let status = status(
+            1,
+            vec![
+                receipt(1, 1, 2, Delivered),
+                receipt(1, 1, 1, Parked),
+                receipt(1, 1, 2, Delivered),
+            ],
+        );
+        assert_eq!((status.state, status.deliveries[0].attempts.len()), (Progress::Done, 2));
+        assert_eq!(status.deliveries[0].state, Delivered);
+    }
+}
