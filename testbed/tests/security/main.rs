@@ -399,7 +399,7 @@ async fn nobody_gets_in_without_the_right_key_and_certificate() {
 
 /// What stands in the region's way to another region, taken away as by somebody who has its servers.
 fn without_denials() -> Vec<(String, String)> {
-    let config = include_str!("../../deploy/nats/region.conf");
+    let config = include_str!("../../../deploy/nats/region.conf");
     ["deny_exports: [", "deny_imports: ["]
         .map(|list| {
             let (_, rest) = config.split_once(list).unwrap();

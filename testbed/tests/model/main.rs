@@ -1,9 +1,7 @@
 //! One job's life, in every order of steps and faults. What the edge worker does is in `model/job.rs`, step by step; what
 //! must hold is at its end. A rule of the worker that is broken on purpose must show.
 
-#[path = "model/job.rs"]
 mod job;
-#[path = "model/state.rs"]
 mod state;
 
 use job::{ENDS, ENDS_ONCE, FEW_PUSHES, Flaw, Job, NOT_LOST, STORED_FIRST};

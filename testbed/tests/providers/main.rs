@@ -29,7 +29,6 @@ use testbed::providers::{
     Answer, Apns, ApnsConfig, ApnsKey, Authority, Fcm, FcmConfig, RetryAfter, Rule, apns::JwtMode, script::ResetCode,
 };
 
-#[path = "providers/endpoints.rs"]
 mod endpoints;
 
 const TOPIC: &str = "com.example.shop";
