@@ -1,11 +1,17 @@
 //! Which endpoint the providers use, how many connections they open, and when they close them.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
-use edge_worker::providers::{EndpointSettings, EndpointState, Why};
-use testbed::faults::{Proxy, Trouble};
+use edge_worker::providers::{EndpointSettings, EndpointState, Outcome, Why};
+use futures::future::join_all;
+use jiff::Timestamp;
+use shared::channel::Provider;
+use testbed::{
+    faults::{Proxy, Trouble},
+    providers::{Answer, Apns, ApnsConfig, Authority, Fcm, FcmConfig, Rule},
+};
 
-use super::*;
+use crate::rig::{Choices, NowForTests, Rig, accepted, all_accepted, ambiguous, https, later, local};
 
 const PATIENCE: Duration = Duration::from_millis(500);
 

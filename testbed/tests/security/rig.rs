@@ -1,0 +1,34 @@
+//! What the tests of permissions share.
+
+use std::time::Duration;
+
+use shared::id::{AppId, Region};
+use testbed::{
+    nats,
+    peal::{Peal, Plan},
+};
+
+/// Longer than anything takes on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) fn region(name: &str) -> Region {
+    name.parse().unwrap()
+}
+
+pub(crate) fn app(name: &str) -> AppId {
+    name.parse().unwrap()
+}
+
+pub(crate) fn settings() -> nats::Settings {
+    nats::Settings::new(nats::from_env().unwrap())
+}
+
+/// A mesh whose streams are there, so that an act that is not refused would be done.
+pub(crate) async fn mesh() -> Peal {
+    let plan = Plan {
+        workers: 1,
+        sample_ratio: 0.0,
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    };
+    Peal::start(plan).await.unwrap()
+}
