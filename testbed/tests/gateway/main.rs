@@ -1,4 +1,4 @@
-//! The gateway over real nats-servers: what it promises to callers, and what it does when the servers fail it.
+//! The gateway over real nats-servers: what it promises to callers, and what it does when the servers fail.
 #![expect(clippy::unwrap_used, reason = "in a test's helpers a surprise fails the test")]
 
 mod rig;

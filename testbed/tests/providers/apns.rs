@@ -1,4 +1,4 @@
-//! What Apple is sent, and what its answers come to.
+//! APNs: requests, and the outcome of each answer.
 
 use std::collections::BTreeSet;
 
@@ -10,15 +10,18 @@ use shared::{
 };
 use testbed::providers::{Answer, ApnsConfig, RetryAfter, Rule, apns::JwtMode, script::ResetCode};
 
-use crate::rig::{Choices, NowForTests, Rig, accepted, address, credential, endpoint, job, later, local, rejected};
+use crate::rig::{
+    Choices, Rig, address, credential_trouble, endpoint_trouble, is_accepted, job, localhost, now, rejected,
+    retry_later,
+};
 
 #[tokio::test]
-async fn apns_takes_every_push_type() {
+async fn apns_accepts_every_push_type() {
     let strict = ApnsConfig {
         jwt: JwtMode::Strict,
         ..ApnsConfig::default()
     };
-    let (rig, apns) = Rig::apns(strict, Choices::default()).await;
+    let (rig, apns) = Rig::with_apns(strict, Choices::default()).await;
     for kind in ApnsPushType::ALL {
         let priority = (*kind == ApnsPushType::Background).then_some(5);
         let over = ApnsOverride {
@@ -32,12 +35,12 @@ async fn apns_takes_every_push_type() {
             ttl: Some(60),
             ..Push::default()
         };
-        let now = Timestamp::now_for_tests();
+        let now = now();
         let attempted = rig.push(Provider::Apns, "beef", kind.as_str(), push.clone(), now).await;
-        assert!(accepted(&attempted), "{kind}: {attempted:?}");
+        assert!(is_accepted(&attempted), "{kind}: {attempted:?}");
         assert_eq!(
             (attempted.status, &*attempted.endpoint),
-            (Some(200), &*local(apns.addr().port()))
+            (Some(200), &*localhost(apns.addr().port()))
         );
         let received = apns.log().delivered().pop().unwrap();
         let job = job(&rig.app, kind.as_str(), push, now);
@@ -53,9 +56,9 @@ async fn apns_takes_every_push_type() {
 
 #[tokio::test]
 async fn apns_gets_the_same_id_at_every_attempt() {
-    let (rig, apns) = Rig::apns(ApnsConfig::default(), Choices::default()).await;
-    let first = rig.apple("beef").await;
-    let second = rig.apple("beef").await;
+    let (rig, apns) = Rig::with_apns(ApnsConfig::default(), Choices::default()).await;
+    let first = rig.push_apns("beef").await;
+    let second = rig.push_apns("beef").await;
     assert_eq!(first.outcome, second.outcome);
     let ids: BTreeSet<_> = apns
         .log()
@@ -67,12 +70,12 @@ async fn apns_gets_the_same_id_at_every_attempt() {
 }
 
 #[tokio::test]
-async fn apns_says_since_when_a_device_is_gone() {
-    let (rig, apns) = Rig::apns(ApnsConfig::default(), Choices::default()).await;
+async fn apns_reports_since_when_a_device_is_gone() {
+    let (rig, apns) = Rig::with_apns(ApnsConfig::default(), Choices::default()).await;
     for reason in ["Unregistered", "ExpiredToken"] {
         let gone = Answer::reason(reason).timestamp_ms(1_700_000_000_123);
         apns.script().add(Rule::token("dead").times(1).answer(gone)).unwrap();
-        let attempted = rig.apple("dead").await;
+        let attempted = rig.push_apns("dead").await;
         let since = Timestamp::from_millisecond(1_700_000_000_123).ok();
         assert_eq!(
             attempted.outcome,
@@ -87,45 +90,51 @@ async fn apns_says_since_when_a_device_is_gone() {
 }
 
 #[tokio::test]
-async fn apns_refusals_are_told_apart() {
-    let (rig, apns) = Rig::apns(ApnsConfig::default(), Choices::default()).await;
+async fn apns_refusals_are_distinguished() {
+    let (rig, apns) = Rig::with_apns(ApnsConfig::default(), Choices::default()).await;
     let seconds = |answer: Answer, seconds| answer.retry_after(RetryAfter::Seconds(seconds));
     for (answer, outcome) in [
         (Answer::reason("BadDeviceToken"), rejected("BadDeviceToken")),
         (Answer::reason("PayloadTooLarge"), rejected("PayloadTooLarge")),
         (Answer::reason("Brandnew").status(400), rejected("Brandnew")),
-        (Answer::reason("TooManyRequests"), later("TooManyRequests", Some(30))),
+        (
+            Answer::reason("TooManyRequests"),
+            retry_later("TooManyRequests", Some(30)),
+        ),
         (
             Answer::reason("InternalServerError"),
-            later("InternalServerError", None),
+            retry_later("InternalServerError", None),
         ),
         (
             seconds(Answer::reason("ServiceUnavailable"), 7),
-            later("ServiceUnavailable", Some(7)),
+            retry_later("ServiceUnavailable", Some(7)),
         ),
         (
             Answer::reason("ServiceUnavailable").delivered(true),
-            later("ServiceUnavailable", None),
+            retry_later("ServiceUnavailable", None),
         ),
         (
             Answer::reason("InvalidProviderToken"),
-            credential("InvalidProviderToken"),
+            credential_trouble("InvalidProviderToken"),
         ),
-        (Answer::reason("BadDeviceToken").body("<html>"), endpoint("not_apns")),
+        (
+            Answer::reason("BadDeviceToken").body("<html>"),
+            endpoint_trouble("not_apns"),
+        ),
         (
             Answer::reason("BadDeviceToken").body(&"x".repeat(17 * 1024)),
-            later("answer_incomplete", None),
+            retry_later("answer_incomplete", None),
         ),
     ] {
         apns.script()
             .add(Rule::always().times(1).answer(answer.clone()))
             .unwrap();
-        assert_eq!(rig.apple("beef").await.outcome, outcome, "{answer:?}");
+        assert_eq!(rig.push_apns("beef").await.outcome, outcome, "{answer:?}");
         apns.script().clear();
     }
     let date = Answer::reason("ServiceUnavailable").retry_after(RetryAfter::DateIn(60));
     apns.script().add(Rule::always().answer(date)).unwrap();
-    let attempted = rig.apple("beef").await;
+    let attempted = rig.push_apns("beef").await;
     let Outcome::RetryLater {
         not_before: Some(wait), ..
     } = attempted.outcome
@@ -136,15 +145,15 @@ async fn apns_refusals_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_refused_stream_is_sent_again_at_once_and_not_for_ever() {
-    let (rig, apns) = Rig::apns(ApnsConfig::default(), Choices::default()).await;
+async fn a_refused_stream_is_retried_at_once_and_not_forever() {
+    let (rig, apns) = Rig::with_apns(ApnsConfig::default(), Choices::default()).await;
     let refused = Answer::reset(ResetCode::RefusedStream);
     apns.script()
         .add(Rule::token("aa").times(2).answer(refused.clone()))
         .unwrap();
     apns.script().add(Rule::token("bb").answer(refused)).unwrap();
-    assert!(accepted(&rig.apple("aa").await));
-    assert_eq!(rig.apple("bb").await.outcome, later("refused_stream", None));
+    assert!(is_accepted(&rig.push_apns("aa").await));
+    assert_eq!(rig.push_apns("bb").await.outcome, retry_later("refused_stream", None));
     assert_eq!(apns.log().requests_for("bb").len(), 3);
     assert_eq!(apns.log().delivered_to("aa").len(), 1);
 }

@@ -1,4 +1,4 @@
-//! A worker's providers, pointed at simulators, and what their attempts may come to.
+//! A worker's providers, pointed at simulators, and the outcomes that tests expect.
 
 use std::{
     path::PathBuf,
@@ -33,7 +33,7 @@ pub(crate) struct Rig {
     _ca: tempfile::TempDir,
 }
 
-/// What can be chosen about a [`Rig`].
+/// The settings of a [`Rig`] that tests vary. Without endpoints, the rig uses those of the simulator that it starts.
 pub(crate) struct Choices {
     pub(crate) apns: Vec<String>,
     pub(crate) fcm: Vec<String>,
@@ -82,7 +82,7 @@ impl Rig {
         }
     }
 
-    pub(crate) async fn apns(config: ApnsConfig, choices: Choices) -> (Self, Apns) {
+    pub(crate) async fn with_apns(config: ApnsConfig, choices: Choices) -> (Self, Apns) {
         let authority = config
             .authority
             .clone()
@@ -94,7 +94,7 @@ impl Rig {
         .await
         .unwrap();
         let endpoints = if choices.apns.is_empty() {
-            vec![local(apns.addr().port())]
+            vec![localhost(apns.addr().port())]
         } else {
             choices.apns
         };
@@ -109,7 +109,7 @@ impl Rig {
         (rig, apns)
     }
 
-    pub(crate) async fn fcm(config: FcmConfig, choices: Choices) -> (Self, Fcm) {
+    pub(crate) async fn with_fcm(config: FcmConfig, choices: Choices) -> (Self, Fcm) {
         let authority = config
             .authority
             .clone()
@@ -121,7 +121,7 @@ impl Rig {
         .await
         .unwrap();
         let endpoints = if choices.fcm.is_empty() {
-            vec![https(fcm.addr().port())]
+            vec![https_localhost(fcm.addr().port())]
         } else {
             choices.fcm
         };
@@ -151,14 +151,13 @@ impl Rig {
         self.providers.configure(&self.app, None, Some(account))
     }
 
-    /// One attempt at the alert `event` for the device `token`.
+    /// Makes one attempt to push the alert `event` to the device `token`.
     pub(crate) async fn alert(&self, provider: Provider, token: &str, event: &str) -> Attempted {
         let push = Push {
             title: Some("ding".into()),
             ..Push::default()
         };
-        self.push(provider, token, event, push, Timestamp::now_for_tests())
-            .await
+        self.push(provider, token, event, push, now()).await
     }
 
     pub(crate) async fn push(
@@ -184,45 +183,39 @@ impl Rig {
             .await
     }
 
-    pub(crate) async fn apple(&self, token: &str) -> Attempted {
+    pub(crate) async fn push_apns(&self, token: &str) -> Attempted {
         self.alert(Provider::Apns, token, "event").await
     }
 
-    pub(crate) async fn google(&self, token: &str) -> Attempted {
+    pub(crate) async fn push_fcm(&self, token: &str) -> Attempted {
         self.alert(Provider::Fcm, token, "event").await
     }
 
-    /// One alert to each of this many devices, at once.
-    pub(crate) async fn apple_many(&self, devices: usize) -> Vec<Attempted> {
-        join_all((0..devices).map(async |n| self.apple(&format!("{n:08x}")).await)).await
+    /// Pushes one alert to each of `devices` devices at once.
+    pub(crate) async fn push_many_apns(&self, devices: usize) -> Vec<Attempted> {
+        join_all((0..devices).map(async |n| self.push_apns(&format!("{n:08x}")).await)).await
     }
 
-    pub(crate) async fn google_many(&self, devices: usize) -> Vec<Attempted> {
-        join_all((0..devices).map(async |n| self.google(&format!("device-{n}")).await)).await
-    }
-}
-
-/// The system's time, as the tests need it for what they accept.
-pub(crate) trait NowForTests {
-    fn now_for_tests() -> Self;
-}
-
-impl NowForTests for Timestamp {
-    fn now_for_tests() -> Self {
-        Clock::system().now()
+    pub(crate) async fn push_many_fcm(&self, devices: usize) -> Vec<Attempted> {
+        join_all((0..devices).map(async |n| self.push_fcm(&format!("device-{n}")).await)).await
     }
 }
 
-pub(crate) fn local(port: u16) -> String {
+/// The system's time.
+pub(crate) fn now() -> Timestamp {
+    Clock::system().now()
+}
+
+pub(crate) fn localhost(port: u16) -> String {
     format!("localhost:{port}")
 }
 
-pub(crate) fn https(port: u16) -> String {
+pub(crate) fn https_localhost(port: u16) -> String {
     format!("https://localhost:{port}")
 }
 
-/// A port on which nobody listens.
-pub(crate) fn dead_port() -> u16 {
+/// A port on which nothing listens.
+pub(crate) fn unused_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -275,12 +268,12 @@ pub(crate) fn address(app: &AppId, provider: Provider, token: &str) -> Address {
     }
 }
 
-pub(crate) fn accepted(attempted: &Attempted) -> bool {
+pub(crate) fn is_accepted(attempted: &Attempted) -> bool {
     matches!(attempted.outcome, Outcome::Accepted { .. })
 }
 
-pub(crate) fn all_accepted(attempts: &[Attempted]) {
-    let others: Vec<_> = attempts.iter().filter(|attempted| !accepted(attempted)).collect();
+pub(crate) fn assert_all_accepted(attempts: &[Attempted]) {
+    let others: Vec<_> = attempts.iter().filter(|attempted| !is_accepted(attempted)).collect();
     assert!(
         others.is_empty(),
         "{} of {} were not accepted: {:?}",
@@ -298,29 +291,29 @@ pub(crate) fn rejected(reason: &'static str) -> Outcome {
     Outcome::Rejected { reason: reason.into() }
 }
 
-pub(crate) fn later(reason: &'static str, seconds: Option<u64>) -> Outcome {
+pub(crate) fn retry_later(reason: &'static str, seconds: Option<u64>) -> Outcome {
     Outcome::RetryLater {
         reason: reason.into(),
         not_before: seconds.map(Duration::from_secs),
     }
 }
 
-pub(crate) fn endpoint(reason: &'static str) -> Outcome {
+pub(crate) fn endpoint_trouble(reason: &'static str) -> Outcome {
     Outcome::EndpointTrouble {
         reason: reason.into(),
         not_before: None,
     }
 }
 
-pub(crate) fn credential(reason: &'static str) -> Outcome {
+pub(crate) fn credential_trouble(reason: &'static str) -> Outcome {
     Outcome::CredentialTrouble {
         reason: reason.into(),
         not_before: None,
     }
 }
 
-/// A clock that stands where it is put.
-pub(crate) fn set_clock(at: Timestamp) -> (Clock, Arc<AtomicI64>) {
+/// A clock that stands still, and the seconds since the epoch that it shows, for a test to change.
+pub(crate) fn settable_clock(at: Timestamp) -> (Clock, Arc<AtomicI64>) {
     let seconds = Arc::new(AtomicI64::new(at.as_second()));
     let shown = seconds.clone();
     (

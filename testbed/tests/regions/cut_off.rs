@@ -1,4 +1,4 @@
-//! Regions that are cut off: stale consent, and provider tokens.
+//! Regions that are cut off: stale consent, and provider tokens that stay the same.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use testbed::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::rig::{PATIENCE, ended, register_ann, send, start};
+use crate::rig::{TIMEOUT, register_ann, send, start, wait_ended};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_region_that_is_cut_off_says_how_old_its_knowledge_is() {
+async fn a_region_that_is_cut_off_reports_how_stale_its_data_is() {
     let peal = start(|plan| {
         plan.workers = 1;
         plan.links = Links::Proxies(1);
@@ -21,9 +21,9 @@ async fn a_region_that_is_cut_off_says_how_old_its_knowledge_is() {
     })
     .await;
     register_ann(&peal).await;
-    // The class of what is sent, until what becomes of it is as it should be.
+    // Sends with `class` until a delivery ends in `state`, with or without an age of the data. Returns the reason.
     let until = async |class: &str, state: &str, stale: bool| {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         for number in 0.. {
             let event = format!("{class}-{state}-{stale}-{number}");
             let body = json!({ "event_id": event, "class": class, "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
@@ -31,7 +31,7 @@ async fn a_region_that_is_cut_off_says_how_old_its_knowledge_is() {
                 .expect("POST", "eu", "/v1/notifications", Some(&body))
                 .await
                 .unwrap();
-            let deliveries = ended(&peal, "eu", answer["notification_id"].as_str().unwrap(), 1).await;
+            let deliveries = wait_ended(&peal, "eu", answer["notification_id"].as_str().unwrap(), 1).await;
             let attempt = &deliveries[0]["attempts"][0];
             if deliveries[0]["state"] == state && attempt["stale_s"].is_u64() == stale {
                 return deliveries[0]["reason"].as_str().map(str::to_owned);
@@ -39,33 +39,33 @@ async fn a_region_that_is_cut_off_says_how_old_its_knowledge_is() {
             assert!(Instant::now() < deadline, "{deliveries:?}\n{}", peal.complaints());
             sleep(Duration::from_millis(200)).await;
         }
-        unreachable!("the numbers do not end")
+        unreachable!("the loop returns or panics")
     };
     assert_eq!(until("bulk", "delivered", false).await, None);
-    let ways = |trouble: &Trouble| {
+    let region_links = |trouble: &Trouble| {
         let links = peal.links.iter().filter(|link| link.between == Between::Regions);
         links.for_each(|link| link.set(trouble).unwrap());
     };
-    ways(&Trouble::Cut);
+    region_links(&Trouble::Cut);
     assert_eq!(
         until("bulk", "suppressed", true).await.as_deref(),
         Some("stale_consent")
     );
     assert_eq!(until("urgent", "delivered", true).await, None);
     assert_eq!(until("normal", "delivered", true).await, None);
-    ways(&Trouble::None);
+    region_links(&Trouble::None);
     assert_eq!(until("bulk", "delivered", false).await, None);
 }
 
-/// The slot of 50 minutes whose provider token workers use at this moment.
-fn slot() -> usize {
+/// The number of the slot of 50 minutes whose provider token workers use now.
+fn current_slot() -> usize {
     usize::try_from((now_s() - 5 * 60) / (50 * 60)).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_workers_show_apple_one_provider_token_also_when_cut_off_or_started_anew() {
+async fn all_workers_use_one_provider_token_even_when_cut_off_or_restarted() {
     let mut peal = start(|plan| plan.links = Links::Proxies(1)).await;
-    let before = slot();
+    let before = current_slot();
     for (recipient, home) in [("ann", "eu"), ("bob", "us")] {
         let first = if home == "eu" { 0 } else { 20 };
         let devices: Vec<String> = (first..first + 20).map(|device| format!("{device:064x}")).collect();
@@ -76,7 +76,7 @@ async fn all_workers_show_apple_one_provider_token_also_when_cut_off_or_started_
         for (recipient, home) in [("ann", "eu"), ("bob", "us")] {
             for number in 0..4 {
                 let id = send(peal, home, &format!("{event}-{home}-{number}"), &[recipient]).await;
-                let deliveries = ended(peal, home, &id, 20).await;
+                let deliveries = wait_ended(peal, home, &id, 20).await;
                 assert!(
                     deliveries.iter().all(|delivery| delivery["state"] == "delivered"),
                     "{deliveries:?}"
@@ -85,11 +85,11 @@ async fn all_workers_show_apple_one_provider_token_also_when_cut_off_or_started_
         }
     };
     deliver(&peal, "together").await;
-    let ways = peal
+    let region_links = peal
         .links
         .iter()
         .filter(|link| link.between == Between::Regions && link.region == "us");
-    ways.for_each(|link| link.set(&Trouble::Cut).unwrap());
+    region_links.for_each(|link| link.set(&Trouble::Cut).unwrap());
     let (program, http) = (peal.program(), peal.http.clone());
     for worker in &mut peal.region_mut("us").workers {
         worker.process.kill().await.unwrap();
@@ -98,6 +98,9 @@ async fn all_workers_show_apple_one_provider_token_also_when_cut_off_or_started_
     }
     deliver(&peal, "cut-off").await;
     let tokens = peal.apns.provider_tokens();
-    assert!((1..=1 + slot() - before).contains(&tokens), "{tokens} provider tokens");
+    assert!(
+        (1..=1 + current_slot() - before).contains(&tokens),
+        "{tokens} provider tokens"
+    );
     assert_eq!(peal.apns.stats().delivered, 2 * 2 * 4 * 20);
 }

@@ -1,4 +1,4 @@
-//! Regions that come while the others run, and that help each other.
+//! Regions together: added, cut off, helping each other, and moving recipients, tokens and quota between them.
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 

@@ -3,10 +3,10 @@
 use serde_json::json;
 use testbed::providers::{Answer, Rule};
 
-use crate::rig::{assert_settled, ended, send, start, wait_cached};
+use crate::rig::{assert_settled, send, start, wait_cached, wait_ended};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_moves_takes_everything_along_and_misses_nothing() {
+async fn a_recipient_who_moves_keeps_everything_and_misses_nothing() {
     let peal = start(|plan| plan.workers = 1).await;
     let devices = [("apns", "a1"), ("fcm", "fcm:tablet")];
     peal.register("ann", "eu", &devices).await.unwrap();
@@ -16,11 +16,11 @@ async fn who_moves_takes_everything_along_and_misses_nothing() {
         .unwrap();
     // Profile, two devices, preferences.
     wait_cached(&peal, "eu", 4.0).await;
-    // A retry of this waits in eu while ann moves.
+    // A retry of this notification waits in eu while ann moves.
     let busy = Answer::reason("ServiceUnavailable");
     peal.apns.script().add(Rule::token("a1").times(1).answer(busy)).unwrap();
     let parked = send(&peal, "eu", "parked", &["ann"]).await;
-    ended(&peal, "eu", &parked, 1).await;
+    wait_ended(&peal, "eu", &parked, 1).await;
     let ((), moved) = tokio::join!(
         async {
             for number in 0..40 {
@@ -37,7 +37,7 @@ async fn who_moves_takes_everything_along_and_misses_nothing() {
     assert_eq!(moved["home"], "us");
     let after = send(&peal, "eu", "after", &["ann"]).await;
     for (event, region) in [(&parked, None), (&after, Some("us"))] {
-        let deliveries = ended(&peal, "eu", event, 2).await;
+        let deliveries = wait_ended(&peal, "eu", event, 2).await;
         assert_eq!(deliveries.len(), 2, "{deliveries:?}");
         for delivery in deliveries {
             assert_eq!(delivery["state"], "delivered", "{delivery}");
@@ -49,8 +49,8 @@ async fn who_moves_takes_everything_along_and_misses_nothing() {
         .expect("POST", "us", "/v1/notifications", Some(&offer))
         .await
         .unwrap();
-    let deliveries = ended(&peal, "us", offer["notification_id"].as_str().unwrap(), 1).await;
-    assert_eq!(deliveries[0]["reason"], "opted_out", "what was agreed to moved along");
+    let deliveries = wait_ended(&peal, "us", offer["notification_id"].as_str().unwrap(), 1).await;
+    assert_eq!(deliveries[0]["reason"], "opted_out", "preferences moved along");
     assert_settled(&peal).await;
     let delivered = peal.apns.stats().delivered + peal.fcm.stats().delivered;
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Whose an address is, while regions hear each other and while they do not.
+//! Which recipient an address belongs to, also when regions were cut off from each other.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use testbed::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::rig::{PATIENCE, assert_settled, ended, send, set_ways, start};
+use crate::rig::{TIMEOUT, assert_settled, send, set_region_links, start, wait_ended};
 
-/// The tokens of the addresses that a recipient has, as `region` tells: their ids.
+/// The ids of a recipient's addresses, as the gateway of `region` lists them.
 async fn addresses(peal: &Peal, region: &str, recipient: &str) -> Vec<String> {
     let path = format!("/v1/recipients/{recipient}/addresses");
     let (_, answer) = peal.ask("GET", region, &path, None).await.unwrap();
@@ -23,7 +23,7 @@ async fn addresses(peal: &Peal, region: &str, recipient: &str) -> Vec<String> {
 
 /// Waits until a recipient has these addresses and no others.
 async fn wait_addresses(peal: &Peal, region: &str, recipient: &str, wanted: &[&str]) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let found = addresses(peal, region, recipient).await;
         if found == wanted {
@@ -34,7 +34,7 @@ async fn wait_addresses(peal: &Peal, region: &str, recipient: &str, wanted: &[&s
     }
 }
 
-/// Registers a device in a region's gateway and returns the address.
+/// Registers a device of APNs at a region's gateway and returns the id of its address.
 async fn register_device(peal: &Peal, region: &str, recipient: &str, token: &str) -> String {
     let path = format!("/v1/recipients/{recipient}/addresses");
     let body = json!({ "provider": "apns", "token": token });
@@ -42,17 +42,17 @@ async fn register_device(peal: &Peal, region: &str, recipient: &str, token: &str
     answer["address_id"].as_str().unwrap().to_owned()
 }
 
-/// How one delivery ended, and why.
-async fn delivered(peal: &Peal, region: &str, event: &str, recipient: &str) -> (String, Option<String>) {
+/// Sends a notification and returns the state and the reason with which its first delivery ends.
+async fn send_and_wait(peal: &Peal, region: &str, event: &str, recipient: &str) -> (String, Option<String>) {
     let id = send(peal, region, event, &[recipient]).await;
-    let delivery = ended(peal, region, &id, 1).await.remove(0);
+    let delivery = wait_ended(peal, region, &id, 1).await.remove(0);
     let text = |name: &str| delivery[name].as_str().map(str::to_owned);
     (text("state").unwrap(), text("reason"))
 }
 
-/// Waits until so many deliveries of a notification wait for another attempt.
+/// Waits until `deliveries` deliveries of a notification wait for another attempt.
 async fn wait_parked(peal: &Peal, region: &str, id: &str, deliveries: usize) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let path = format!("/v1/notifications/{id}");
     loop {
         let (_, answer) = peal.ask("GET", region, &path, None).await.unwrap();
@@ -65,11 +65,11 @@ async fn wait_parked(peal: &Peal, region: &str, id: &str, deliveries: usize) {
     }
 }
 
-/// Sends until no worker tries a device any more: its cache hears a moment after the bucket.
+/// Sends until no worker finds a device any more; its cache follows the bucket some milliseconds later.
 async fn wait_unreachable(peal: &Peal, region: &str, event: &str, recipient: &str) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     for number in 0.. {
-        let ended = delivered(peal, region, &format!("{event}-{number}"), recipient).await;
+        let ended = send_and_wait(peal, region, &format!("{event}-{number}"), recipient).await;
         if ended == ("suppressed".to_owned(), Some("no_address".to_owned())) {
             return;
         }
@@ -77,12 +77,12 @@ async fn wait_unreachable(peal: &Peal, region: &str, event: &str, recipient: &st
     }
 }
 
-/// Sends until so many devices of a recipient are tried.
+/// Sends until `devices` devices of a recipient are reached.
 async fn wait_reached(peal: &Peal, region: &str, recipient: &str, devices: usize) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     for number in 0.. {
         let id = send(peal, region, &format!("reach-{recipient}-{number}"), &[recipient]).await;
-        let found = ended(peal, region, &id, 1).await;
+        let found = wait_ended(peal, region, &id, 1).await;
         if found.len() == devices {
             return;
         }
@@ -104,35 +104,35 @@ async fn two_regions_that_can_be_cut_off() -> Peal {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_serves_only_who_registered_it_last() {
+async fn a_token_serves_only_the_recipient_who_registered_it_last() {
     let peal = two_regions_that_can_be_cut_off().await;
     let token = format!("{:064x}", 1);
     let id = register_device(&peal, "eu", "ann", &token).await;
-    assert_eq!(delivered(&peal, "eu", "to-ann", "ann").await.0, "delivered");
+    assert_eq!(send_and_wait(&peal, "eu", "to-ann", "ann").await.0, "delivered");
 
-    // While the regions hear each other.
+    // While the regions are connected.
     register_device(&peal, "us", "bob", &token).await;
     wait_addresses(&peal, "eu", "ann", &[]).await;
     wait_unreachable(&peal, "eu", "bobs", "ann").await;
-    assert_eq!(delivered(&peal, "eu", "to-bob", "bob").await.0, "delivered");
+    assert_eq!(send_and_wait(&peal, "eu", "to-bob", "bob").await.0, "delivered");
 
-    // While they do not: ann's device is known in eu only, and it was the last.
-    set_ways(&peal, &Trouble::Cut);
+    // While they are cut off: only eu knows that ann registered it last.
+    set_region_links(&peal, &Trouble::Cut);
     register_device(&peal, "eu", "ann", &token).await;
-    assert_eq!(delivered(&peal, "eu", "both-ann", "ann").await.0, "delivered");
+    assert_eq!(send_and_wait(&peal, "eu", "both-ann", "ann").await.0, "delivered");
     assert_eq!(
-        delivered(&peal, "us", "both-bob", "bob").await.0,
+        send_and_wait(&peal, "us", "both-bob", "bob").await.0,
         "delivered",
         "us cannot know"
     );
-    set_ways(&peal, &Trouble::None);
+    set_region_links(&peal, &Trouble::None);
     wait_addresses(&peal, "us", "bob", &[]).await;
     assert_eq!(addresses(&peal, "eu", "ann").await, [id.as_str()]);
     wait_unreachable(&peal, "us", "anns", "bob").await;
-    assert_eq!(delivered(&peal, "us", "anns-ann", "ann").await.0, "delivered");
+    assert_eq!(send_and_wait(&peal, "us", "anns-ann", "ann").await.0, "delivered");
 
-    // us gives it to bob, and then to eve, who lives in eu; there ann says once more, and last, that it is hers.
-    set_ways(&peal, &Trouble::Cut);
+    // us gives it to bob and then to eve, who lives in eu; there ann registers it once more, and last.
+    set_region_links(&peal, &Trouble::Cut);
     register_device(&peal, "us", "bob", &token).await;
     register_device(&peal, "us", "eve", &token).await;
     let last = json!({ "categories": { "offers": { "push": false } } });
@@ -141,9 +141,9 @@ async fn a_token_serves_only_who_registered_it_last() {
         .unwrap();
     assert!(addresses(&peal, "us", "bob").await.is_empty(), "eve has it in us");
     register_device(&peal, "eu", "ann", &token).await;
-    set_ways(&peal, &Trouble::None);
-    // What us wrote of eve has arrived in eu, in order.
-    let deadline = Instant::now() + PATIENCE;
+    set_region_links(&peal, &Trouble::None);
+    // Once eu has eve's preferences, it has her address too, which us wrote earlier.
+    let deadline = Instant::now() + TIMEOUT;
     let path = "/v1/recipients/eve/preferences";
     while peal.ask("GET", "eu", path, None).await.unwrap().1["categories"] != last["categories"] {
         assert!(Instant::now() < deadline, "{}", peal.complaints());
@@ -156,17 +156,17 @@ async fn a_token_serves_only_who_registered_it_last() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_died_in_one_region_is_dead_in_all() {
+async fn a_token_that_is_gone_in_one_region_is_gone_in_all() {
     let peal = two_regions_that_can_be_cut_off().await;
     let tokens = [1, 2].map(|number| format!("{number:064x}"));
-    set_ways(&peal, &Trouble::Cut);
+    set_region_links(&peal, &Trouble::Cut);
     for token in &tokens {
         register_device(&peal, "us", "bob", token).await;
         register_device(&peal, "eu", "ann", token).await;
     }
     wait_reached(&peal, "us", "bob", 2).await;
     wait_reached(&peal, "eu", "ann", 2).await;
-    // What bob is sent waits for a second attempt while the tokens die in eu.
+    // A notification to bob waits for its second attempt while Apple reports the tokens gone in eu.
     let busy = Answer::reason("ServiceUnavailable").retry_after(RetryAfter::Seconds(12));
     peal.apns.script().add(Rule::always().times(2).answer(busy)).unwrap();
     let waiting = send(&peal, "us", "waiting", &["bob"]).await;
@@ -175,16 +175,16 @@ async fn a_token_that_died_in_one_region_is_dead_in_all() {
     peal.apns.script().clear();
     peal.apns.script().add(Rule::always().times(2).answer(gone)).unwrap();
     let id = send(&peal, "eu", "dead", &["ann"]).await;
-    for delivery in ended(&peal, "eu", &id, 2).await {
+    for delivery in wait_ended(&peal, "eu", &id, 2).await {
         assert_eq!(delivery["reason"], "Unregistered", "{delivery}");
     }
     wait_addresses(&peal, "eu", "ann", &[]).await;
-    // The second device comes back after that, where nobody has heard of it.
+    // After that the second device registers again in us, which does not know yet that it was gone.
     let alive = register_device(&peal, "us", "bob", &tokens[1]).await;
-    set_ways(&peal, &Trouble::None);
+    set_region_links(&peal, &Trouble::None);
     wait_addresses(&peal, "us", "bob", &[&alive]).await;
     let asked = peal.apns.log().requests_for(&tokens[0]).len();
-    for delivery in ended(&peal, "us", &waiting, 2).await {
+    for delivery in wait_ended(&peal, "us", &waiting, 2).await {
         let (state, reason) = if delivery["address_id"] == alive.as_str() {
             ("delivered", Value::Null)
         } else {
@@ -199,8 +199,8 @@ async fn a_token_that_died_in_one_region_is_dead_in_all() {
     assert_eq!(
         peal.apns.log().requests_for(&tokens[0]).len(),
         asked,
-        "Apple is not asked again"
+        "nothing more is sent to the token that is gone"
     );
-    assert_eq!(delivered(&peal, "eu", "alive", "bob").await.0, "delivered");
+    assert_eq!(send_and_wait(&peal, "eu", "alive", "bob").await.0, "delivered");
     assert_settled(&peal).await;
 }

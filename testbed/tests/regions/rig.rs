@@ -1,4 +1,4 @@
-//! A mesh of regions, and what a caller sees of it.
+//! A mesh of regions, and what tests do in all of them.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use testbed::{
 };
 use tokio::time::{Instant, sleep};
 
-/// Longer than anything takes that goes well, on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+/// Longer than any step of these tests takes on a busy machine.
+pub(crate) const TIMEOUT: Duration = Duration::from_mins(1);
 
 pub(crate) async fn start(adjust: impl FnOnce(&mut Plan)) -> Peal {
     let mut plan = Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap());
@@ -27,7 +27,7 @@ pub(crate) async fn register_ann(peal: &Peal) {
 }
 
 pub(crate) async fn assert_settled(peal: &Peal) {
-    let audit = Audit::read_settled(peal, PATIENCE).await.unwrap();
+    let audit = Audit::read_settled(peal, TIMEOUT).await.unwrap();
     assert!(audit.equation().is_settled(), "{}", audit.equation());
 }
 
@@ -41,9 +41,9 @@ pub(crate) async fn send(peal: &Peal, region: &str, event: &str, recipients: &[&
     answer["notification_id"].as_str().unwrap().to_owned()
 }
 
-/// The deliveries of a notification once all have ended.
-pub(crate) async fn ended(peal: &Peal, region: &str, id: &str, deliveries: usize) -> Vec<Value> {
-    let deadline = Instant::now() + PATIENCE;
+/// Waits until `deliveries` deliveries of a notification have ended, and returns all of them.
+pub(crate) async fn wait_ended(peal: &Peal, region: &str, id: &str, deliveries: usize) -> Vec<Value> {
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let path = format!("/v1/notifications/{id}");
         let (_, answer) = peal.ask("GET", region, &path, None).await.unwrap();
@@ -58,12 +58,12 @@ pub(crate) async fn ended(peal: &Peal, region: &str, id: &str, deliveries: usize
     }
 }
 
-pub(crate) fn set_ways(peal: &Peal, trouble: &Trouble) {
+pub(crate) fn set_region_links(peal: &Peal, trouble: &Trouble) {
     let links = peal.links.iter().filter(|link| link.between == Between::Regions);
     links.for_each(|link| link.set(trouble).unwrap());
 }
 
-/// What the workers of `region` say of themselves by this name, together.
+/// The sum of the metric `name` over the workers of `region`.
 pub(crate) async fn metric(peal: &Peal, region: &str, name: &str) -> f64 {
     let mut sum = 0.0;
     for worker in &peal.region(region).workers {
@@ -78,9 +78,9 @@ pub(crate) async fn metric(peal: &Peal, region: &str, name: &str) -> f64 {
     sum
 }
 
-/// Waits until the only worker of `region` has so many facts in its cache.
+/// Waits until the cache of the only worker of `region` has applied `facts` facts.
 pub(crate) async fn wait_cached(peal: &Peal, region: &str, facts: f64) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while metric(peal, region, "peal_cache_sequence").await < facts {
         assert!(Instant::now() < deadline, "{}", peal.complaints());
         sleep(Duration::from_millis(20)).await;

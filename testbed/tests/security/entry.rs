@@ -1,4 +1,4 @@
-//! Who gets in: keys, certificates, and regions that the hub knows.
+//! Which clients and which regions may connect.
 
 use std::{fs, time::Duration};
 
@@ -9,23 +9,23 @@ use shared::nats::{
 use testbed::nats::{self, Keys, Mesh, Server};
 use tokio::time::timeout;
 
-use crate::rig::{PATIENCE, region, settings};
+use crate::rig::{TIMEOUT, region, settings};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_gets_in_without_the_right_key_and_certificate() {
+async fn connecting_requires_the_right_key_and_certificate() {
     let mesh = Mesh::start(settings(), &["eu"]).await.unwrap();
     let (eu, role) = (mesh.region("eu"), Role::Gateway(region("eu")));
     let good = eu.nats(&role).unwrap();
     connect::connect(&good, &role, "test").await.unwrap();
 
-    let strangers = Keys::generate().unwrap();
-    let of_strangers = strangers.of(&role).unwrap().file;
-    let (ca, cert, key) = (strangers.ca(), strangers.cert(), strangers.key());
+    let unknown = Keys::generate().unwrap();
+    let unknown_nkey = unknown.of(&role).unwrap().file;
+    let (ca, cert, key) = (unknown.ca(), unknown.cert(), unknown.key());
     let bad: [(&str, Nats); 7] = [
         (
             "another key",
             Nats {
-                nkey_file: Some(of_strangers),
+                nkey_file: Some(unknown_nkey),
                 ..good.clone()
             },
         ),
@@ -52,7 +52,7 @@ async fn nobody_gets_in_without_the_right_key_and_certificate() {
             },
         ),
         (
-            "a certificate that nobody vouches for",
+            "a certificate of an unknown authority",
             Nats {
                 cert_file: Some(cert),
                 key_file: Some(key),
@@ -60,14 +60,14 @@ async fn nobody_gets_in_without_the_right_key_and_certificate() {
             },
         ),
         (
-            "a server that nobody vouches for",
+            "a server of an unknown authority",
             Nats {
                 ca_file: Some(ca),
                 ..good.clone()
             },
         ),
         (
-            "half a certificate",
+            "a certificate without its key",
             Nats {
                 key_file: None,
                 ..good.clone()
@@ -75,13 +75,13 @@ async fn nobody_gets_in_without_the_right_key_and_certificate() {
         ),
     ];
     for (why, nats) in bad {
-        let refused = timeout(PATIENCE, connect::connect(&nats, &role, "test")).await.unwrap();
+        let refused = timeout(TIMEOUT, connect::connect(&nats, &role, "test")).await.unwrap();
         assert!(refused.is_err(), "{why}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_hub_lets_in_no_region_that_it_does_not_know() {
+async fn the_hub_refuses_a_region_that_it_does_not_know() {
     let mesh = Mesh::start(settings(), &["eu"]).await.unwrap();
     let role = nats::Role::Region {
         hub: mesh.hub().leaf_url(),
@@ -97,5 +97,5 @@ async fn the_hub_lets_in_no_region_that_it_does_not_know() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(PATIENCE, refused).await.unwrap();
+    timeout(TIMEOUT, refused).await.unwrap();
 }

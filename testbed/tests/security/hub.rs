@@ -1,4 +1,4 @@
-//! What the hub lets a region do to another region.
+//! The hub keeps regions from publishing for each other.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use futures::StreamExt;
 use testbed::nats::{self, Mesh};
 use tokio::time::timeout;
 
-use crate::rig::{PATIENCE, settings};
+use crate::rig::{TIMEOUT, settings};
 
-/// What stands in the region's way to another region, taken away as by somebody who has its servers.
+/// Edits that remove the denials from a region's leaf link, as somebody who controls the region's servers could.
 fn without_denials() -> Vec<(String, String)> {
     let config = include_str!("../../../deploy/nats/region.conf");
     ["deny_exports: [", "deny_imports: ["]
@@ -21,7 +21,7 @@ fn without_denials() -> Vec<(String, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_hub_lets_no_region_speak_for_another() {
+async fn the_hub_lets_no_region_publish_for_another() {
     let settings = nats::Settings {
         edits: without_denials(),
         ..settings()
@@ -50,7 +50,7 @@ async fn the_hub_lets_no_region_speak_for_another() {
         "$JS.hub.API.STREAM.DELETE.KV_config",
         "$JS.hub.API.$KV.config.app.shop",
     ];
-    // From a region to the hub and on, and from the hub to a region.
+    // From a region to the hub and to another region, and from the hub to a region.
     for (from, to, inbox, more) in [
         (&eu, &hub, "_INBOX.hub.test", &of_regions[..]),
         (&eu, &us, "_INBOX.us.test", &of_regions[..4]),
@@ -61,8 +61,8 @@ async fn the_hub_lets_no_region_speak_for_another() {
             heard.push(to.subscribe(*subject).await.unwrap());
         }
         let mut heard = futures::stream::select_all(heard);
-        // The last subscription is known when its first message comes, and the others are then known too.
-        timeout(PATIENCE, async {
+        // Once a message arrives on the last subscription, the servers know that one and all before it.
+        timeout(TIMEOUT, async {
             loop {
                 from.publish(inbox, "known".into()).await.unwrap();
                 if timeout(Duration::from_millis(100), heard.next()).await.is_ok() {
@@ -77,7 +77,7 @@ async fn the_hub_lets_no_region_speak_for_another() {
         }
         from.publish(inbox, "last".into()).await.unwrap();
         loop {
-            let message = timeout(PATIENCE, heard.next()).await.unwrap().unwrap();
+            let message = timeout(TIMEOUT, heard.next()).await.unwrap().unwrap();
             assert_eq!(message.subject.as_str(), inbox);
             if message.payload == "last" {
                 break;

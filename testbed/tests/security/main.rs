@@ -1,6 +1,6 @@
-//! Who may do what: every forbidden act is refused by real nats-servers, and whoever tries is told so.
+//! Permissions: real nats-servers refuse every forbidden act, and the client learns of it at once.
 //!
-//! That the permissions are enough is what every other test of a whole mesh shows: all run under them.
+//! Every other test of a whole mesh shows that the permissions suffice: all run under them.
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 

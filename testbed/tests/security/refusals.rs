@@ -1,4 +1,4 @@
-//! What programs and callers see of a refusal.
+//! How programs and callers learn of a refusal.
 
 use async_nats::HeaderMap;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -33,10 +33,10 @@ use testbed::{
 };
 use tokio::time::timeout;
 
-use crate::rig::{PATIENCE, app, mesh, region, settings};
+use crate::rig::{TIMEOUT, app, mesh, region, settings};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_an_error_and_no_silence() {
+async fn a_refusal_is_an_error_and_not_a_timeout() {
     let peal = mesh().await;
     let eu = peal.nats.region("eu");
     let js = connect::jetstream(eu.connect(&Role::Service(region("eu"), app("shop"))).await.unwrap());
@@ -45,7 +45,7 @@ async fn a_refusal_is_an_error_and_no_silence() {
         stored.map(|stored| stored.stream)
     };
     assert_eq!(store("notify.push.eu.normal.bank").await, Err(NotStored::Forbidden));
-    // One refusal ends the wait of all who wait for the same, and of nobody else.
+    // One refusal ends all waits for the same subject, and no others.
     let many = (0..2000).map(|number| {
         let shop = number % 2 == 0;
         let subject = format!("notify.push.us.bulk.{}", if shop { "shop" } else { "bank" });
@@ -69,20 +69,20 @@ async fn a_refusal_is_an_error_and_no_silence() {
     assert!(error.to_string().contains("permission denied for"), "{error}");
     let found = direct::last_of(&js, &Domain::Here, topology::RECIPIENTS, &["x".to_owned()]).await;
     assert!(matches!(found, Err(NoAnswer::Forbidden)));
-    // The hub's tenants are written by an operator there.
+    // Only an operator may write the hub's apps.
     let hub = provision::hub(eu.connect(&Role::Gateway(region("eu"))).await.unwrap());
-    let forged = config::put_app(&hub, &tenants(&peal).await).await;
+    let forged = config::put_app(&hub, &existing_app(&peal).await).await;
     assert_eq!(forged, Err(NotStored::Forbidden));
 }
 
-/// The app that the mesh has.
-async fn tenants(peal: &Peal) -> App {
+/// The app that the mesh was started with.
+async fn existing_app(peal: &Peal) -> App {
     let hub = provision::hub(peal.connect_as_operator().await.unwrap());
     let tenants = config::read(&hub).await.unwrap();
     App::clone(&tenants.apps[&app(APP)])
 }
 
-/// A gateway's settings, for whoever has this key.
+/// Settings of a gateway of eu that connects with `nats`.
 fn gateway_settings(nats: Nats) -> Settings {
     let mut settings = Settings::load(None).unwrap();
     settings.listen = "127.0.0.1:0".parse().unwrap();
@@ -93,7 +93,7 @@ fn gateway_settings(nats: Nats) -> Settings {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_with_the_key_of_another_role_ends_at_once_and_says_why() {
+async fn a_process_with_the_key_of_another_role_ends_at_once_with_the_reason() {
     let mesh = Mesh::start(settings(), &["eu"]).await.unwrap();
     let eu = mesh.region("eu");
     let lifecycle = Lifecycle::default();
@@ -118,7 +118,7 @@ async fn a_process_with_the_key_of_another_role_ends_at_once_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_is_told_that_the_gateway_lacks_a_permission() {
+async fn a_caller_learns_that_the_gateway_lacks_a_permission() {
     let settings = nats::Settings {
         edits: vec![("\"notify.push.eu.normal.>\"".into(), String::new())],
         ..settings()
@@ -150,16 +150,16 @@ async fn a_caller_is_told_that_the_gateway_lacks_a_permission() {
         .await
         .unwrap();
 
-    let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
+    let http = reqwest::Client::builder().timeout(TIMEOUT).build().unwrap();
     let send = async |class: &str| {
         let body = json!({ "to": { "recipients": ["ann"] }, "class": class, "push": { "title": "Hi" } });
         let url = format!("http://{}/v1/notifications", gateway.addr());
         let answer = http.post(url).bearer_auth(&keys[0]).json(&body).send().await.unwrap();
         (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
     };
-    // Until the gateway knows the key.
+    // Wait until the gateway knows the key.
     let known = async { while matches!(send("urgent").await.0, 401 | 503) {} };
-    timeout(PATIENCE, known).await.unwrap();
+    timeout(TIMEOUT, known).await.unwrap();
     assert_eq!(send("urgent").await.0, 202);
     let (status, problem) = send("normal").await;
     assert_eq!(

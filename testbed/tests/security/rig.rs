@@ -1,4 +1,4 @@
-//! What the tests of permissions share.
+//! Names, settings and a mesh for the tests of permissions.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use testbed::{
     peal::{Peal, Plan},
 };
 
-/// Longer than anything takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than any step of these tests takes on a busy machine.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) fn region(name: &str) -> Region {
     name.parse().unwrap()
@@ -23,7 +23,7 @@ pub(crate) fn settings() -> nats::Settings {
     nats::Settings::new(nats::from_env().unwrap())
 }
 
-/// A mesh whose streams are there, so that an act that is not refused would be done.
+/// A mesh that has its streams, so that an act that is not refused would take effect.
 pub(crate) async fn mesh() -> Peal {
     let plan = Plan {
         workers: 1,

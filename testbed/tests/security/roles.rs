@@ -7,20 +7,20 @@ use shared::nats::{connect::Nats, roles::Role};
 use testbed::nats::Server;
 use tokio::{sync::mpsc, time::timeout};
 
-use crate::rig::{PATIENCE, app, mesh, region};
+use crate::rig::{TIMEOUT, app, mesh, region};
 
-/// Nobody but the test's own user may use it, so that its refusal marks a place in the order of refusals.
-const MARK: &str = "mark";
+/// No role may publish here, so that its refusal marks a place in the order of refusals.
+const MARK_SUBJECT: &str = "mark";
 
-/// A client of a role who tries things, and hears what the server says to that.
+/// A client with a role's key that tries forbidden acts, and the errors that the server sends it.
 struct Intruder {
     client: Client,
-    said: mpsc::UnboundedReceiver<String>,
+    errors: mpsc::UnboundedReceiver<String>,
 }
 
 impl Intruder {
     async fn new(nats: &Nats, role: &Role) -> Self {
-        let (tell, said) = mpsc::unbounded_channel();
+        let (report, errors) = mpsc::unbounded_channel();
         let seed = fs::read_to_string(nats.nkey_file.as_ref().unwrap()).unwrap();
         let client = ConnectOptions::with_nkey(seed)
             .add_root_certificates(nats.ca_file.clone().unwrap())
@@ -28,17 +28,17 @@ impl Intruder {
             .require_tls(true)
             .custom_inbox_prefix(role.inbox())
             .event_callback(move |event| {
-                let told = if let Event::ServerError(error) = event {
-                    tell.send(error.to_string()).is_ok()
+                let reported = if let Event::ServerError(error) = event {
+                    report.send(error.to_string()).is_ok()
                 } else {
                     true
                 };
-                async move { assert!(told) }
+                async move { assert!(reported) }
             })
             .connect(&nats.url)
             .await
             .unwrap();
-        Self { client, said }
+        Self { client, errors }
     }
 
     async fn of(server: &Server, role: &Role) -> Self {
@@ -46,51 +46,58 @@ impl Intruder {
     }
 
     /// Whether the server refuses this publish.
-    async fn is_refused(&mut self, subject: &str) -> bool {
+    async fn is_publish_refused(&mut self, subject: &str) -> bool {
         self.client.publish(subject.to_owned(), "{}".into()).await.unwrap();
         self.was_refused("Publish", subject).await
     }
 
     /// Whether the server refuses this subscription.
-    async fn is_deaf(&mut self, subject: &str) -> bool {
+    async fn is_subscribe_refused(&mut self, subject: &str) -> bool {
         let subscription = self.client.subscribe(subject.to_owned()).await.unwrap();
-        let deaf = self.was_refused("Subscription", subject).await;
+        let refused = self.was_refused("Subscription", subject).await;
         drop(subscription);
-        deaf
+        refused
     }
 
-    /// Refusals come in the order of what is refused.
+    /// Whether the server has refused this act. Refusals arrive in the order of the acts, so it has if it does so
+    /// before the mark.
     async fn was_refused(&mut self, what: &str, subject: &str) -> bool {
-        self.client.publish(MARK, "".into()).await.unwrap();
+        self.client.publish(MARK_SUBJECT, "".into()).await.unwrap();
         let mut refused = false;
         loop {
-            let said = timeout(PATIENCE, self.said.recv()).await.unwrap().unwrap();
-            if said.contains(&format!("Publish to \"{MARK}\"")) {
+            let error = timeout(TIMEOUT, self.errors.recv()).await.unwrap().unwrap();
+            if error.contains(&format!("Publish to \"{MARK_SUBJECT}\"")) {
                 return refused;
             }
-            refused |= said.contains(&format!("{what} to \"{subject}\""));
+            refused |= error.contains(&format!("{what} to \"{subject}\""));
         }
     }
 
-    async fn is_refused_all(&mut self, who: &str, publishes: &[&str], subscriptions: &[&str]) {
+    async fn assert_forbidden(&mut self, who: &str, publishes: &[&str], subscriptions: &[&str]) {
         for subject in publishes {
-            assert!(self.is_refused(subject).await, "{who} may publish to {subject}");
+            assert!(self.is_publish_refused(subject).await, "{who} may publish to {subject}");
         }
         for subject in subscriptions {
-            assert!(self.is_deaf(subject).await, "{who} may listen to {subject}");
+            assert!(
+                self.is_subscribe_refused(subject).await,
+                "{who} may subscribe to {subject}"
+            );
         }
     }
 
-    async fn may_all(&mut self, who: &str, publishes: &[&str]) {
+    async fn assert_allowed(&mut self, who: &str, publishes: &[&str]) {
         for subject in publishes {
-            assert!(!self.is_refused(subject).await, "{who} may not publish to {subject}");
+            assert!(
+                !self.is_publish_refused(subject).await,
+                "{who} may not publish to {subject}"
+            );
         }
     }
 }
 
-/// What a gateway of eu may not publish.
-const NOT_FOR_GATEWAY: &[&str] = &[
-    // Work, and whatever else workers say.
+/// Subjects to which a gateway of eu may not publish.
+const FORBIDDEN_TO_GATEWAY: &[&str] = &[
+    // Taking work, and whatever only workers publish.
     "$JS.API.CONSUMER.MSG.NEXT.NOTIFY.push-normal",
     "$JS.API.CONSUMER.MSG.NEXT.SCHEDULE.retry",
     "$JS.ACK.NOTIFY.push-normal.1.1.1.1.0",
@@ -99,7 +106,7 @@ const NOT_FOR_GATEWAY: &[&str] = &[
     "schedule.job.address",
     "due.push.eu.normal.shop",
     "receipt.eu.us.shop",
-    // Streams and consumers of others, and what cannot be undone.
+    // Streams and consumers of others, and acts that cannot be undone.
     "$JS.API.CONSUMER.CREATE.NOTIFY.mine",
     "$JS.API.CONSUMER.CREATE.NOTIFY.mine.notify.push.eu.normal.>",
     "$JS.API.CONSUMER.CREATE.KV_recipients.mine",
@@ -108,7 +115,7 @@ const NOT_FOR_GATEWAY: &[&str] = &[
     "$JS.API.STREAM.DELETE.NOTIFY",
     "$JS.API.STREAM.PURGE.NOTIFY",
     "$JS.API.STREAM.MSG.DELETE.RECEIPTS",
-    // Other regions, and regions that there are not.
+    // Other regions, and regions that do not exist.
     "receipt.us.us.shop",
     "directory.us.home.shop.ann",
     "idempotency.us.shop.key",
@@ -121,14 +128,14 @@ const NOT_FOR_GATEWAY: &[&str] = &[
     "$KV.config.app.shop",
     "$JS.hub.API.$KV.config.app.shop",
     "$JS.hub.API.STREAM.DELETE.KV_config",
-    // What workers divide among themselves.
+    // The quotas that workers share.
     "$KV.quota.project",
     "$JS.hub.API.$KV.quota.project",
 ];
 
-/// What a worker of eu may not publish.
-const NOT_FOR_WORKER: &[&str] = &[
-    // Work, and whatever else gateways say.
+/// Subjects to which a worker of eu may not publish.
+const FORBIDDEN_TO_WORKER: &[&str] = &[
+    // Handing out work, and whatever only gateways publish.
     "notify.push.eu.normal.shop",
     "due.push.eu.normal.shop",
     "fact.us.shop.ann.profile",
@@ -146,7 +153,7 @@ const NOT_FOR_WORKER: &[&str] = &[
     "$JS.us.API.STREAM.PURGE.NOTIFY",
     "$JS.us.API.DIRECT.GET.KV_recipients",
     "$JS.us.API.$KV.quota.project",
-    // Streams, and consumers beside its own.
+    // Streams, and consumers other than its own.
     "$JS.API.STREAM.CREATE.NOTIFY",
     "$JS.API.STREAM.UPDATE.NOTIFY",
     "$JS.API.STREAM.DELETE.NOTIFY",
@@ -165,8 +172,8 @@ const NOT_FOR_WORKER: &[&str] = &[
     "$JS.ACK.NOTIFY.other.1.1.1.1.0",
 ];
 
-/// What a service of shop in eu may not publish.
-const NOT_FOR_SERVICE: &[&str] = &[
+/// Subjects to which a service of shop in eu may not publish.
+const FORBIDDEN_TO_SERVICE: &[&str] = &[
     "notify.push.eu.normal.bank",
     "notify.push.us.urgent.bank",
     "notify.push.ap.normal.shop",
@@ -184,8 +191,8 @@ const NOT_FOR_SERVICE: &[&str] = &[
     "$JS.ACK.NOTIFY.push-normal.1.1.1.1.0",
 ];
 
-/// What an operator may not publish.
-const NOT_FOR_OPERATOR: &[&str] = &[
+/// Subjects to which an operator may not publish.
+const FORBIDDEN_TO_OPERATOR: &[&str] = &[
     "notify.push.eu.normal.shop",
     "receipt.eu.eu.shop",
     "dead.push.eu.shop",
@@ -196,13 +203,13 @@ const NOT_FOR_OPERATOR: &[&str] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_role_is_refused_what_is_not_its_own() {
+async fn each_role_is_refused_everything_beyond_its_permissions() {
     let peal = mesh().await;
     let (hub, eu) = (peal.nats.hub(), peal.nats.region("eu"));
 
     let mut gateway = Intruder::of(eu, &Role::Gateway(region("eu"))).await;
     gateway
-        .may_all(
+        .assert_allowed(
             "a gateway",
             &["notify.push.us.urgent.shop", "$JS.API.STREAM.INFO.NOTIFY"],
         )
@@ -216,12 +223,12 @@ async fn each_role_is_refused_what_is_not_its_own() {
         "_INBOX.us.gateway.>",
     ];
     gateway
-        .is_refused_all("a gateway", NOT_FOR_GATEWAY, &subscriptions)
+        .assert_forbidden("a gateway", FORBIDDEN_TO_GATEWAY, &subscriptions)
         .await;
 
     let mut worker = Intruder::of(eu, &Role::Worker(region("eu"))).await;
     worker
-        .may_all(
+        .assert_allowed(
             "a worker",
             &["receipt.eu.us.shop", "$JS.API.CONSUMER.INFO.NOTIFY.push-bulk"],
         )
@@ -234,11 +241,13 @@ async fn each_role_is_refused_what_is_not_its_own() {
         "_INBOX.eu.gateway.>",
         "_INBOX.us.worker.>",
     ];
-    worker.is_refused_all("a worker", NOT_FOR_WORKER, &subscriptions).await;
+    worker
+        .assert_forbidden("a worker", FORBIDDEN_TO_WORKER, &subscriptions)
+        .await;
 
     let mut service = Intruder::of(eu, &Role::Service(region("eu"), app("shop"))).await;
     service
-        .may_all("a service", &["notify.push.eu.bulk.shop", "notify.push.us.normal.shop"])
+        .assert_allowed("a service", &["notify.push.eu.bulk.shop", "notify.push.us.normal.shop"])
         .await;
     let subscriptions = [
         ">",
@@ -253,20 +262,23 @@ async fn each_role_is_refused_what_is_not_its_own() {
         "dead.*.eu.bank",
     ];
     for own in ["receipt.eu.*.shop", "receipt.eu.*.members.shop", "dead.*.eu.shop"] {
-        assert!(!service.is_deaf(own).await, "a service may not listen to {own}");
+        assert!(
+            !service.is_subscribe_refused(own).await,
+            "a service may not subscribe to {own}"
+        );
     }
     service
-        .is_refused_all("a service", NOT_FOR_SERVICE, &subscriptions)
+        .assert_forbidden("a service", FORBIDDEN_TO_SERVICE, &subscriptions)
         .await;
 
     for server in [hub, eu] {
         let mut operator = Intruder::of(server, &Role::Operator(region("eu"))).await;
         operator
-            .may_all("an operator", &["$JS.us.API.STREAM.INFO.NOTIFY"])
+            .assert_allowed("an operator", &["$JS.us.API.STREAM.INFO.NOTIFY"])
             .await;
         let subscriptions = [">", "notify.>", "_INBOX.>", "_INBOX.eu.gateway.>"];
         operator
-            .is_refused_all("an operator", NOT_FOR_OPERATOR, &subscriptions)
+            .assert_forbidden("an operator", FORBIDDEN_TO_OPERATOR, &subscriptions)
             .await;
     }
 }

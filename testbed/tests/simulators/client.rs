@@ -1,4 +1,4 @@
-//! An APNs client that sees streams and settings.
+//! An APNs client that shows streams, settings and every header.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,13 +25,13 @@ pub(crate) struct Client {
     pub(crate) token: String,
 }
 
-pub(crate) struct Answered {
+pub(crate) struct Response {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-impl Answered {
+impl Response {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
@@ -41,7 +41,7 @@ impl Answered {
     }
 }
 
-/// A push, with everything that can be wrong in it.
+/// A request to APNs. Tests start with a valid one and break one rule at a time.
 #[derive(Clone)]
 pub(crate) struct Draft {
     pub(crate) method: Method,
@@ -51,7 +51,7 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    pub(crate) fn to(token: &str) -> Self {
+    pub(crate) fn message_to(token: &str) -> Self {
         Self {
             method: Method::POST,
             path: format!("/3/device/{token}"),
@@ -113,13 +113,13 @@ pub(crate) async fn tls(port: u16, ca_pem: &str) -> tokio_rustls::client::TlsStr
 }
 
 impl Client {
-    /// `eager` is how many streams it opens before it has seen the server's settings.
+    /// `eager`: how many streams the client opens before it has received the server's settings.
     pub(crate) async fn connect(apns: &Apns, eager: usize) -> Self {
         let token = apns.key().provider_token(now_s()).unwrap();
-        Self::on(apns.addr().port(), apns.ca_pem(), eager, token).await
+        Self::connect_to(apns.addr().port(), apns.ca_pem(), eager, token).await
     }
 
-    pub(crate) async fn on(port: u16, ca_pem: &str, eager: usize, token: String) -> Self {
+    pub(crate) async fn connect_to(port: u16, ca_pem: &str, eager: usize, token: String) -> Self {
         let io = tls(port, ca_pem).await;
         let (send, connection) = h2::client::Builder::new()
             .initial_max_send_streams(eager)
@@ -130,7 +130,7 @@ impl Client {
         Self { send, token }
     }
 
-    pub(crate) async fn push(&self, draft: Draft) -> Result<Answered, h2::Error> {
+    pub(crate) async fn push(&self, draft: Draft) -> Result<Response, h2::Error> {
         let mut send = self.send.clone().ready().await?;
         let mut request = Request::builder()
             .method(draft.method)
@@ -150,21 +150,24 @@ impl Client {
         while let Some(chunk) = body.data().await {
             read.extend_from_slice(&chunk?);
         }
-        Ok(Answered {
+        Ok(Response {
             status: head.status,
             headers: head.headers,
             body: read.into(),
         })
     }
 
-    pub(crate) async fn streams_become(&self, wanted: usize) {
+    pub(crate) async fn wait_for_streams(&self, wanted: usize) {
         for _ in 0..5000 {
             if self.send.current_max_send_streams() == wanted {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        panic!("{} streams, not {wanted}", self.send.current_max_send_streams());
+        panic!(
+            "the limit is {} streams, not {wanted}",
+            self.send.current_max_send_streams()
+        );
     }
 }
 

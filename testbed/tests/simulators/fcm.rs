@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testbed::providers::{Answer, Fcm, FcmConfig, RetryAfter, Rule, ServiceAccount, now_s};
 
-struct FcmClient {
+struct Client {
     http: reqwest::Client,
     base: String,
     token: String,
@@ -20,20 +20,20 @@ fn http_client(fcm: &Fcm, http1: bool) -> reqwest::Client {
     builder.build().unwrap()
 }
 
-async fn exchange(http: &reqwest::Client, fcm: &Fcm, assertion: &str) -> (u16, Value) {
+async fn exchange_assertion(http: &reqwest::Client, fcm: &Fcm, assertion: &str) -> (u16, Value) {
     let form = [
         ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),
         ("assertion", assertion),
     ];
-    let answered = http.post(fcm.token_uri()).form(&form).send().await.unwrap();
-    (answered.status().as_u16(), answered.json().await.unwrap())
+    let response = http.post(fcm.token_uri()).form(&form).send().await.unwrap();
+    (response.status().as_u16(), response.json().await.unwrap())
 }
 
-impl FcmClient {
+impl Client {
     async fn connect(fcm: &Fcm, http1: bool) -> Self {
         let http = http_client(fcm, http1);
         let assertion = fcm.account().assertion(&fcm.token_uri(), now_s()).unwrap();
-        let (status, token) = exchange(&http, fcm, &assertion).await;
+        let (status, token) = exchange_assertion(&http, fcm, &assertion).await;
         assert_eq!(
             (status, &token["expires_in"], &token["token_type"]),
             (200, &json!(3599), &json!("Bearer"))
@@ -57,15 +57,16 @@ impl FcmClient {
     }
 
     async fn send(&self, request: &Value) -> (u16, Value) {
-        let answered = self.post("peal-test", request.to_string()).await;
-        (answered.status().as_u16(), answered.json().await.unwrap())
+        let response = self.post("peal-test", request.to_string()).await;
+        (response.status().as_u16(), response.json().await.unwrap())
     }
 }
 
-fn to(token: &str) -> Value {
+fn message_to(token: &str) -> Value {
     json!({"message": {"token": token, "notification": {"title": "ding"}}})
 }
 
+/// The `errorCode` of an error of FCM, or nothing.
 fn error_code(body: &Value) -> &str {
     let details = body["error"]["details"].as_array().map_or(&[][..], Vec::as_slice);
     details
@@ -74,7 +75,8 @@ fn error_code(body: &Value) -> &str {
         .unwrap_or("")
 }
 
-fn violated(body: &Value) -> &str {
+/// The first field that an error of FCM names as invalid, or "-".
+fn invalid_field(body: &Value) -> &str {
     let details = body["error"]["details"].as_array().map_or(&[][..], Vec::as_slice);
     details
         .iter()
@@ -86,10 +88,10 @@ fn violated(body: &Value) -> &str {
 async fn fcm_accepts_over_both_versions_of_http() {
     let fcm = Fcm::start(FcmConfig::default()).await.unwrap();
     for (http1, version) in [(false, http::Version::HTTP_2), (true, http::Version::HTTP_11)] {
-        let client = FcmClient::connect(&fcm, http1).await;
-        let answered = client.post("peal-test", to("phone").to_string()).await;
-        assert_eq!((answered.status().as_u16(), answered.version()), (200, version));
-        let name = answered.json::<Value>().await.unwrap()["name"].clone();
+        let client = Client::connect(&fcm, http1).await;
+        let response = client.post("peal-test", message_to("phone").to_string()).await;
+        assert_eq!((response.status().as_u16(), response.version()), (200, version));
+        let name = response.json::<Value>().await.unwrap()["name"].clone();
         assert!(name.as_str().unwrap().starts_with("projects/peal-test/messages/"));
         assert_eq!(fcm.log().delivered().last().unwrap().id, name.as_str().unwrap());
     }
@@ -99,7 +101,7 @@ async fn fcm_accepts_over_both_versions_of_http() {
         "apns": {"headers": {"apns-priority": "10"}, "payload": {"aps": {"badge": 1}}},
         "webpush": {"notification": {"any": ["thing"]}},
     }});
-    let client = FcmClient::connect(&fcm, false).await;
+    let client = Client::connect(&fcm, false).await;
     assert_eq!(client.send(&rich).await.0, 200);
     let push = fcm.log().delivered().pop().unwrap();
     assert_eq!(push.collapse_id.as_deref(), Some("c"));
@@ -109,9 +111,9 @@ async fn fcm_accepts_over_both_versions_of_http() {
 }
 
 #[tokio::test]
-async fn fcm_names_the_field_that_is_wrong() {
+async fn fcm_names_the_invalid_field() {
     let fcm = Fcm::start(FcmConfig::default()).await.unwrap();
-    let client = FcmClient::connect(&fcm, false).await;
+    let client = Client::connect(&fcm, false).await;
     let message = |more: Value| {
         let mut message = json!({"token": "phone"});
         message
@@ -150,7 +152,7 @@ async fn fcm_names_the_field_that_is_wrong() {
     ];
     for (request, field) in cases {
         let (status, body) = client.send(&request).await;
-        assert_eq!((status, violated(&body)), (400, field), "{request} {body}");
+        assert_eq!((status, invalid_field(&body)), (400, field), "{request} {body}");
         assert_eq!(body["error"]["status"], "INVALID_ARGUMENT");
     }
     assert_eq!(client.post("peal-test", "{").await.status(), 400);
@@ -163,21 +165,21 @@ async fn fcm_names_the_field_that_is_wrong() {
 }
 
 #[tokio::test]
-async fn fcm_wants_an_access_token_for_the_project() {
+async fn fcm_requires_an_access_token_for_the_project() {
     let fcm = Fcm::start(FcmConfig::default()).await.unwrap();
-    let mut client = FcmClient::connect(&fcm, false).await;
-    let other = client.post("other", to("a").to_string()).await;
+    let mut client = Client::connect(&fcm, false).await;
+    let other = client.post("other", message_to("a").to_string()).await;
     assert_eq!(
         other.json::<Value>().await.unwrap()["error"]["status"],
         "PERMISSION_DENIED"
     );
-    assert_eq!(client.send(&to("a")).await.0, 200);
+    assert_eq!(client.send(&message_to("a")).await.0, 200);
     fcm.revoke_access_tokens();
-    let (status, body) = client.send(&to("a")).await;
+    let (status, body) = client.send(&message_to("a")).await;
     assert_eq!((status, error_code(&body)), (401, ""));
     assert_eq!(body["error"]["status"], "UNAUTHENTICATED");
     client.token = String::new();
-    assert_eq!(client.send(&to("a")).await.0, 401);
+    assert_eq!(client.send(&message_to("a")).await.0, 401);
     let unknown = client
         .http
         .get(format!("{}/v1/projects", client.base))
@@ -194,13 +196,13 @@ async fn fcm_wants_an_access_token_for_the_project() {
     .unwrap();
     let http = http_client(&short, false);
     let assertion = short.account().assertion(&short.token_uri(), now_s()).unwrap();
-    let (_, token) = exchange(&http, &short, &assertion).await;
-    let expired = FcmClient {
+    let (_, token) = exchange_assertion(&http, &short, &assertion).await;
+    let expired = Client {
         http,
         base: format!("https://localhost:{}", short.addr().port()),
         token: token["access_token"].as_str().unwrap().to_owned(),
     };
-    assert_eq!(expired.send(&to("a")).await.0, 401);
+    assert_eq!(expired.send(&message_to("a")).await.0, 401);
 }
 
 #[tokio::test]
@@ -210,7 +212,9 @@ async fn assertions_are_verified() {
     let (account, own, now) = (fcm.account(), fcm.token_uri(), now_s());
     let google = "https://oauth2.googleapis.com/token";
     assert_eq!(
-        exchange(&http, &fcm, &account.assertion(google, now).unwrap()).await.0,
+        exchange_assertion(&http, &fcm, &account.assertion(google, now).unwrap())
+            .await
+            .0,
         200
     );
 
@@ -228,20 +232,20 @@ async fn assertions_are_verified() {
         (stranger.assertion(&own, now).unwrap(), "account not found"),
         ("x.y.z".into(), "parse"),
     ] {
-        let (status, body) = exchange(&http, &fcm, &assertion).await;
+        let (status, body) = exchange_assertion(&http, &fcm, &assertion).await;
         assert_eq!((status, &body["error"]), (400, &json!("invalid_grant")), "{body}");
         assert!(body["error_description"].as_str().unwrap().contains(why), "{body}");
     }
     let form = [("grant_type", "password")];
-    let answered = http.post(own).form(&form).send().await.unwrap();
+    let response = http.post(own).form(&form).send().await.unwrap();
     assert_eq!(
-        answered.json::<Value>().await.unwrap()["error"],
+        response.json::<Value>().await.unwrap()["error"],
         "unsupported_grant_type"
     );
 }
 
 #[tokio::test]
-async fn fcm_errors_have_googles_shape() {
+async fn fcm_errors_have_the_shape_of_googles() {
     let rules = [
         ("INVALID_ARGUMENT", 400, "INVALID_ARGUMENT"),
         ("THIRD_PARTY_AUTH_ERROR", 401, "UNAUTHENTICATED"),
@@ -260,32 +264,35 @@ async fn fcm_errors_have_googles_shape() {
     let later = Answer::reason("QUOTA_EXCEEDED").retry_after(RetryAfter::Seconds(60));
     fcm.script().add(Rule::token("later").answer(later)).unwrap();
     fcm.script().add(Rule::token("cut").answer(Answer::close())).unwrap();
-    let client = FcmClient::connect(&fcm, false).await;
+    let client = Client::connect(&fcm, false).await;
     for (code, http_status, status) in rules {
-        let (answered, body) = client.send(&to(code)).await;
-        assert_eq!((answered, error_code(&body)), (http_status, code));
+        let (received, body) = client.send(&message_to(code)).await;
+        assert_eq!((received, error_code(&body)), (http_status, code));
         assert_eq!(
             (&body["error"]["code"], &body["error"]["status"]),
             (&json!(http_status), &json!(status))
         );
     }
-    let later = client.post("peal-test", to("later").to_string()).await;
+    let later = client.post("peal-test", message_to("later").to_string()).await;
     assert_eq!(
         (later.status().as_u16(), &later.headers()["retry-after"]),
         (429, &"60".parse().unwrap())
     );
     for http1 in [false, true] {
-        let client = FcmClient::connect(&fcm, http1).await;
+        let client = Client::connect(&fcm, http1).await;
         let request = client
             .http
             .post(format!("{}/v1/projects/peal-test/messages:send", client.base))
             .bearer_auth(&client.token)
-            .body(to("cut").to_string());
+            .body(message_to("cut").to_string());
         assert!(request.send().await.is_err());
     }
     fcm.devices().register("phone", "peal-test");
     fcm.devices().register("theirs", "another-project");
-    assert_eq!(client.send(&to("phone")).await.0, 200);
-    assert_eq!(error_code(&client.send(&to("theirs")).await.1), "SENDER_ID_MISMATCH");
-    assert_eq!(error_code(&client.send(&to("nobody")).await.1), "UNREGISTERED");
+    assert_eq!(client.send(&message_to("phone")).await.0, 200);
+    assert_eq!(
+        error_code(&client.send(&message_to("theirs")).await.1),
+        "SENDER_ID_MISMATCH"
+    );
+    assert_eq!(error_code(&client.send(&message_to("nobody")).await.1), "UNREGISTERED");
 }

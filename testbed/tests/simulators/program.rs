@@ -13,7 +13,7 @@ struct Program {
 }
 
 #[tokio::test]
-async fn the_program_writes_what_a_client_needs() {
+async fn the_program_writes_the_files_that_a_client_needs() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap();
     let script = dir.path().join("script.json");
@@ -40,14 +40,17 @@ async fn the_program_writes_what_a_client_needs() {
     }
     let at: Value = serde_json::from_str(&read("simulators.json").unwrap()).unwrap();
     let port = u16::try_from(at["apns_port"].as_u64().unwrap()).unwrap();
-    let client = Client::on(
+    let client = Client::connect_to(
         port,
         &read("ca.pem").unwrap(),
         1,
         read("apns-provider-token.jwt").unwrap(),
     )
     .await;
-    assert_eq!(client.push(Draft::to("0a")).await.unwrap().reason(), "Unregistered");
+    assert_eq!(
+        client.push(Draft::message_to("0a")).await.unwrap().reason(),
+        "Unregistered"
+    );
 
     let admin = at["admin"].as_str().unwrap();
     let put = |body: Value| {
@@ -57,12 +60,12 @@ async fn the_program_writes_what_a_client_needs() {
             .send()
     };
     assert_eq!(put(json!({"apns": {"rules": []}})).await.unwrap().status(), 204);
-    assert_eq!(client.push(Draft::to("0a")).await.unwrap().status, 200);
+    assert_eq!(client.push(Draft::message_to("0a")).await.unwrap().status, 200);
     let unknown = json!({"fcm": {"rules": [{"answer": {"reason": "Unregistered"}}]}});
     assert_eq!(put(unknown).await.unwrap().status(), 422);
     let get = async |path: &str| -> Value {
-        let answered = http.get(format!("{admin}{path}")).send().await.unwrap();
-        answered.json().await.unwrap()
+        let response = http.get(format!("{admin}{path}")).send().await.unwrap();
+        response.json().await.unwrap()
     };
     assert_eq!(get("/log").await["apns"][1]["token"], "0a");
     assert_eq!(get("/stats").await["apns"]["delivered"], 1);

@@ -1,4 +1,4 @@
-//! APNs: provider tokens.
+//! APNs: which provider tokens are accepted.
 
 use aws_lc_rs::{
     rand::SystemRandom,
@@ -17,7 +17,7 @@ use testbed::providers::{
 
 use crate::client::{Client, Draft};
 
-/// A provider token as the `a2` crate makes it with OpenSSL: padded standard base64 and a DER signature.
+/// A provider token in the form that the `a2` crate makes with OpenSSL: padded standard base64 and a DER signature.
 fn token_like_a2(key: &ApnsKey, issued: &Value) -> String {
     let header = json!({"alg": "ES256", "kid": key.key_id}).to_string();
     let claims = json!({"iss": key.team_id, "iat": issued}).to_string();
@@ -29,15 +29,15 @@ fn token_like_a2(key: &ApnsKey, issued: &Value) -> String {
     format!("{signed}.{}", BASE64_STANDARD.encode(signature))
 }
 
-async fn reason_for(apns: &Apns, token: &str) -> String {
+async fn push_and_get_reason(apns: &Apns, token: &str) -> String {
     let client = Client::connect(apns, 1).await;
-    let draft = Draft::to("beef").set("authorization", &format!("Bearer {token}"));
+    let draft = Draft::message_to("beef").set("authorization", &format!("Bearer {token}"));
     client.push(draft).await.unwrap().reason()
 }
 
 #[tokio::test]
-async fn the_two_modes_read_provider_tokens_as_they_say() {
-    for (mode, tolerant) in [(JwtMode::Apple, true), (JwtMode::Strict, false)] {
+async fn each_mode_accepts_the_provider_tokens_that_it_should() {
+    for (mode, is_tolerant) in [(JwtMode::Apple, true), (JwtMode::Strict, false)] {
         let apns = Apns::start(ApnsConfig {
             jwt: mode,
             ..ApnsConfig::default()
@@ -45,30 +45,36 @@ async fn the_two_modes_read_provider_tokens_as_they_say() {
         .await
         .unwrap();
         let key = apns.key().clone();
-        let expect = if tolerant { "" } else { "InvalidProviderToken" };
+        let expect = if is_tolerant { "" } else { "InvalidProviderToken" };
         let now = now_s();
 
-        assert_eq!(reason_for(&apns, &key.provider_token(now).unwrap()).await, "");
-        assert_eq!(reason_for(&apns, &token_like_a2(&key, &json!(now))).await, expect);
+        assert_eq!(push_and_get_reason(&apns, &key.provider_token(now).unwrap()).await, "");
+        assert_eq!(
+            push_and_get_reason(&apns, &token_like_a2(&key, &json!(now))).await,
+            expect
+        );
         let milliseconds = json!((now * 1000).to_string());
-        assert_eq!(reason_for(&apns, &token_like_a2(&key, &milliseconds)).await, expect);
+        assert_eq!(
+            push_and_get_reason(&apns, &token_like_a2(&key, &milliseconds)).await,
+            expect
+        );
 
         let old = key.provider_token(now - 3601).unwrap();
-        assert_eq!(reason_for(&apns, &old).await, "ExpiredProviderToken");
+        assert_eq!(push_and_get_reason(&apns, &old).await, "ExpiredProviderToken");
         let ahead = key.provider_token(now + 3600).unwrap();
-        assert_eq!(reason_for(&apns, &ahead).await, "InvalidProviderToken");
+        assert_eq!(push_and_get_reason(&apns, &ahead).await, "InvalidProviderToken");
         let stranger = ApnsKey::generate(&key.team_id, &key.key_id).unwrap();
         let forged = stranger.provider_token(now).unwrap();
-        assert_eq!(reason_for(&apns, &forged).await, "InvalidProviderToken");
+        assert_eq!(push_and_get_reason(&apns, &forged).await, "InvalidProviderToken");
         let unknown = ApnsKey::generate(&key.team_id, "UNKNOWN001").unwrap();
         let unknown = unknown.provider_token(now).unwrap();
-        assert_eq!(reason_for(&apns, &unknown).await, "InvalidProviderToken");
+        assert_eq!(push_and_get_reason(&apns, &unknown).await, "InvalidProviderToken");
         let none = format!(
             "{}.{}.",
             BASE64_URL_SAFE_NO_PAD.encode(json!({"alg": "none", "kid": key.key_id}).to_string()),
             BASE64_URL_SAFE_NO_PAD.encode(json!({"iss": key.team_id, "iat": now}).to_string()),
         );
-        assert_eq!(reason_for(&apns, &none).await, "InvalidProviderToken");
+        assert_eq!(push_and_get_reason(&apns, &none).await, "InvalidProviderToken");
     }
 }
 
@@ -100,7 +106,7 @@ async fn a_connection_belongs_to_one_team_and_kind_of_key() {
     let client = Client::connect(&apns, 1).await;
     let reason = async |key: &ApnsKey| {
         let token = key.provider_token(now_s()).unwrap();
-        let draft = Draft::to("beef").set("authorization", &format!("bearer {token}"));
+        let draft = Draft::message_to("beef").set("authorization", &format!("bearer {token}"));
         client.push(draft).await.unwrap().reason()
     };
     assert_eq!(reason(&team).await, "");
@@ -108,15 +114,18 @@ async fn a_connection_belongs_to_one_team_and_kind_of_key() {
     assert_eq!(reason(&other).await, "Forbidden");
     assert_eq!(reason(&scoped).await, "UnrelatedKeyIdInToken");
     let alone = |key: &ApnsKey| key.provider_token(now_s()).unwrap();
-    assert_eq!(reason_for(&apns, &alone(&sandbox)).await, "BadEnvironmentKeyIdInToken");
-    assert_eq!(reason_for(&apns, &alone(&scoped)).await, "TopicDisallowed");
+    assert_eq!(
+        push_and_get_reason(&apns, &alone(&sandbox)).await,
+        "BadEnvironmentKeyIdInToken"
+    );
+    assert_eq!(push_and_get_reason(&apns, &alone(&scoped)).await, "TopicDisallowed");
 
     apns.revoke_key("TEAMTEAM01", "KEYKEYKEY1");
-    assert_eq!(reason_for(&apns, &client.token).await, "InvalidProviderToken");
+    assert_eq!(push_and_get_reason(&apns, &client.token).await, "InvalidProviderToken");
 }
 
 #[tokio::test]
-async fn a_team_that_changes_its_token_too_often_is_told_so() {
+async fn a_team_that_changes_its_token_too_often_is_refused() {
     let apns = Apns::start(ApnsConfig {
         limit_token_updates: true,
         ..ApnsConfig::default()
@@ -125,11 +134,11 @@ async fn a_team_that_changes_its_token_too_often_is_told_so() {
     .unwrap();
     let (key, now) = (apns.key().clone(), now_s());
     let first = key.provider_token(now - 60).unwrap();
-    assert_eq!(reason_for(&apns, &first).await, "");
-    let same_moment = key.provider_token(now - 60).unwrap();
-    assert_ne!(same_moment, first);
-    assert_eq!(reason_for(&apns, &same_moment).await, "");
+    assert_eq!(push_and_get_reason(&apns, &first).await, "");
+    let same_iat = key.provider_token(now - 60).unwrap();
+    assert_ne!(same_iat, first);
+    assert_eq!(push_and_get_reason(&apns, &same_iat).await, "");
     let next = key.provider_token(now).unwrap();
-    assert_eq!(reason_for(&apns, &next).await, "TooManyProviderTokenUpdates");
-    assert_eq!(reason_for(&apns, &first).await, "");
+    assert_eq!(push_and_get_reason(&apns, &next).await, "TooManyProviderTokenUpdates");
+    assert_eq!(push_and_get_reason(&apns, &first).await, "");
 }

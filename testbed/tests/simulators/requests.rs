@@ -1,4 +1,4 @@
-//! APNs: the rules of a request.
+//! APNs: which requests are accepted, and the reason for each refusal.
 
 use http::Method;
 use testbed::providers::{Apns, ApnsConfig, apns::Environment};
@@ -11,17 +11,17 @@ async fn an_accepted_push_is_answered_with_its_id_and_logged() {
     let client = Client::connect(&apns, 1).await;
     let id = "123e4567-e89b-12d3-a456-4266554400a0";
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    let draft = Draft::to("beef")
+    let draft = Draft::message_to("beef")
         .set("apns-id", id)
         .set("apns-collapse-id", "score")
         .set("apns-priority", "5")
         .set("apns-expiration", "0")
         .set("traceparent", trace);
-    let answered = client.push(draft).await.unwrap();
+    let response = client.push(draft).await.unwrap();
 
-    assert_eq!(answered.status, 200);
-    assert_eq!(answered.headers["apns-id"], id);
-    assert!(answered.body.is_empty());
+    assert_eq!(response.status, 200);
+    assert_eq!(response.headers["apns-id"], id);
+    assert!(response.body.is_empty());
     let pushes = apns.log().delivered_to("beef");
     assert_eq!(pushes.len(), 1);
     let push = &pushes[0];
@@ -34,14 +34,14 @@ async fn an_accepted_push_is_answered_with_its_id_and_logged() {
     assert_eq!(push.traceparent.as_deref(), Some(trace));
     assert_eq!(push.payload, PAYLOAD);
 
-    let generated = client.push(Draft::to("beef")).await.unwrap();
+    let generated = client.push(Draft::message_to("beef")).await.unwrap();
     assert_eq!(generated.headers["apns-id"].len(), 36);
     assert!(!generated.headers.contains_key("apns-unique-id"));
 }
 
 #[tokio::test]
-async fn every_rule_has_its_reason() {
-    let good = || Draft::to("beef");
+async fn every_broken_rule_has_its_reason() {
+    let good = || Draft::message_to("beef");
     let long = |n: usize| format!("{{\"x\":\"{}\"}}", "x".repeat(n - 8));
     let cases = [
         (good().method(Method::GET), 405, "MethodNotAllowed"),
@@ -90,7 +90,7 @@ async fn every_rule_has_its_reason() {
             413,
             "PayloadTooLarge",
         ),
-        // The earlier rule wins.
+        // Where two rules are broken, the earlier one names the reason.
         (
             good()
                 .without("apns-topic")
@@ -109,14 +109,14 @@ async fn every_rule_has_its_reason() {
     let apns = apns().await;
     let client = Client::connect(&apns, 1).await;
     for (nth, (draft, status, reason)) in cases.into_iter().enumerate() {
-        let answered = client.push(draft).await.unwrap();
+        let response = client.push(draft).await.unwrap();
         assert_eq!(
-            (answered.status.as_u16(), answered.reason().as_str()),
+            (response.status.as_u16(), response.reason().as_str()),
             (status, reason),
             "case {nth}"
         );
-        assert_eq!(answered.headers["content-type"], "application/json");
-        assert_eq!(answered.headers["apns-id"].len(), 36);
+        assert_eq!(response.headers["content-type"], "application/json");
+        assert_eq!(response.headers["apns-id"].len(), 36);
     }
     assert!(apns.log().delivered().is_empty());
 }
@@ -138,18 +138,25 @@ async fn every_push_type_goes_to_its_own_topic() {
         ("pushtotalk", ".voip-ptt"),
         ("widgets", ".push-type.widgets"),
     ] {
-        let draft = Draft::to("beef")
+        let draft = Draft::message_to("beef")
             .set("apns-push-type", push_type)
             .set("apns-topic", &format!("{TOPIC}{suffix}"));
         assert_eq!(client.push(draft).await.unwrap().status, 200, "{push_type}");
     }
     let largest = format!("{{\"x\":\"{}\"}}", "x".repeat(4088));
     assert_eq!(largest.len(), 4096);
-    assert_eq!(client.push(Draft::to("BEEF").body(largest)).await.unwrap().status, 200);
+    assert_eq!(
+        client
+            .push(Draft::message_to("BEEF").body(largest))
+            .await
+            .unwrap()
+            .status,
+        200
+    );
 }
 
 #[tokio::test]
-async fn devices_and_bundles_can_be_listed() {
+async fn known_devices_and_bundles_can_be_limited() {
     let apns = Apns::start(ApnsConfig {
         bundles: Some(vec![TOPIC.into(), "com.example.other".into()]),
         environment: Environment::Development,
@@ -159,18 +166,18 @@ async fn devices_and_bundles_can_be_listed() {
     .unwrap();
     apns.devices().register("aa", TOPIC);
     let client = Client::connect(&apns, 1).await;
-    let answered = client.push(Draft::to("aa")).await.unwrap();
-    assert_eq!(answered.status, 200);
-    assert_eq!(answered.headers["apns-unique-id"].len(), 36);
+    let response = client.push(Draft::message_to("aa")).await.unwrap();
+    assert_eq!(response.status, 200);
+    assert_eq!(response.headers["apns-unique-id"].len(), 36);
     let reason = |draft| async { client.push(draft).await.unwrap().reason() };
-    assert_eq!(reason(Draft::to("bb")).await, "BadDeviceToken");
+    assert_eq!(reason(Draft::message_to("bb")).await, "BadDeviceToken");
     assert_eq!(
-        reason(Draft::to("aa").set("apns-topic", "com.example.other")).await,
+        reason(Draft::message_to("aa").set("apns-topic", "com.example.other")).await,
         "DeviceTokenNotForTopic"
     );
     apns.devices().register("cc", "com.example.unknown");
     assert_eq!(
-        reason(Draft::to("cc").set("apns-topic", "com.example.unknown")).await,
+        reason(Draft::message_to("cc").set("apns-topic", "com.example.unknown")).await,
         "TopicDisallowed"
     );
 }

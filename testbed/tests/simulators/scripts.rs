@@ -9,7 +9,7 @@ use testbed::providers::{Answer, Apns, ApnsConfig, LogMode, RetryAfter, Rule, no
 use crate::client::{Client, Draft, scripted};
 
 #[tokio::test]
-async fn scripted_errors_carry_what_the_real_ones_do() {
+async fn scripted_errors_have_the_fields_of_real_ones() {
     let apns = scripted(vec![
         Rule::token("0a").answer(Answer::reason("Unregistered").timestamp_ms(1_700_000_000_123)),
         Rule::token("0b").answer(Answer::reason("ExpiredToken")),
@@ -21,7 +21,7 @@ async fn scripted_errors_carry_what_the_real_ones_do() {
     ])
     .await;
     let client = Client::connect(&apns, 1).await;
-    let push = async |token: &str| client.push(Draft::to(token)).await.unwrap();
+    let push = async |token: &str| client.push(Draft::message_to(token)).await.unwrap();
 
     let gone = push("0a").await;
     assert_eq!(gone.status, 410);
@@ -51,14 +51,14 @@ async fn scripted_errors_carry_what_the_real_ones_do() {
     assert_eq!(push("0e").await.status, 503);
     assert_eq!(apns.log().delivered_to("0e").len(), 1);
 
-    let statuses = [push("0f").await, push("0f").await, push("0f").await].map(|answered| answered.status.as_u16());
+    let statuses = [push("0f").await, push("0f").await, push("0f").await].map(|response| response.status.as_u16());
     assert_eq!(statuses, [503, 503, 200]);
     let stats = apns.stats();
     assert_eq!((stats.requests, stats.delivered, stats.reasons["Shutdown"]), (9, 2, 2));
 }
 
 #[tokio::test]
-async fn scripted_faults_do_what_they_say_on_the_wire() {
+async fn scripted_faults_appear_on_the_wire() {
     let apns = scripted(vec![
         Rule::token("0a").answer(Answer::reset(script::ResetCode::RefusedStream)),
         Rule::token("0b").answer(Answer::reset(script::ResetCode::InternalError).delivered(true)),
@@ -69,7 +69,7 @@ async fn scripted_faults_do_what_they_say_on_the_wire() {
     ])
     .await;
     let client = Client::connect(&apns, 1).await;
-    let push = async |token: &str| client.push(Draft::to(token)).await;
+    let push = async |token: &str| client.push(Draft::message_to(token)).await;
     let reset = async |token| push(token).await.err().and_then(|error| error.reason());
     assert_eq!(reset("0a").await, Some(Reason::REFUSED_STREAM));
     assert_eq!(reset("0b").await, Some(Reason::INTERNAL_ERROR));
@@ -86,22 +86,22 @@ async fn scripted_faults_do_what_they_say_on_the_wire() {
     assert!(push("aa").await.is_err());
 
     let client = Client::connect(&apns, 1).await;
-    client.push(Draft::to("aa")).await.unwrap();
-    client.streams_become(1000).await;
-    let frozen = client.push(Draft::to("0f"));
+    client.push(Draft::message_to("aa")).await.unwrap();
+    client.wait_for_streams(1000).await;
+    let frozen = client.push(Draft::message_to("0f"));
     assert!(tokio::time::timeout(patience, frozen).await.is_err());
-    let behind = client.push(Draft::to("aa"));
+    let behind = client.push(Draft::message_to("aa"));
     assert!(tokio::time::timeout(patience, behind).await.is_err());
     let fresh = Client::connect(&apns, 1).await;
-    assert_eq!(fresh.push(Draft::to("aa")).await.unwrap().status, 200);
+    assert_eq!(fresh.push(Draft::message_to("aa")).await.unwrap().status, 200);
 
     apns.script().clear();
-    assert_eq!(fresh.push(Draft::to("0a")).await.unwrap().status, 200);
+    assert_eq!(fresh.push(Draft::message_to("0a")).await.unwrap().status, 200);
     apns.stop().await;
 }
 
 #[tokio::test]
-async fn counting_mode_counts_duplicates_and_keeps_nothing() {
+async fn counting_mode_counts_duplicates_and_keeps_no_pushes() {
     let apns = Apns::start(ApnsConfig {
         log: LogMode::Counting,
         ..ApnsConfig::default()
@@ -111,7 +111,7 @@ async fn counting_mode_counts_duplicates_and_keeps_nothing() {
     let client = Client::connect(&apns, 1).await;
     let ids = ["a", "b", "a"].map(|end| format!("123e4567-e89b-12d3-a456-42665544000{end}"));
     for id in &ids {
-        client.push(Draft::to("beef").set("apns-id", id)).await.unwrap();
+        client.push(Draft::message_to("beef").set("apns-id", id)).await.unwrap();
     }
     let stats = apns.stats();
     assert_eq!((stats.requests, stats.delivered, stats.duplicates), (3, 3, 1));
