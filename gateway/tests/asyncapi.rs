@@ -1,20 +1,20 @@
-//! The document in the repository says what the code does.
+//! `docs/asyncapi.yaml` agrees with the code.
 
 use shared::nats::subject::Lane;
 
-const WRITTEN: &str = include_str!("../../docs/asyncapi.yaml");
+const DOCUMENT: &str = include_str!("../../docs/asyncapi.yaml");
 
 #[test]
-fn the_document_is_what_the_code_writes() {
+fn the_document_is_up_to_date() {
     assert!(
-        WRITTEN == gateway::documents::asyncapi::document(),
+        DOCUMENT == gateway::documents::asyncapi::document(),
         "docs/asyncapi.yaml is out of date; run: cargo run -p peal-gateway -- asyncapi > docs/asyncapi.yaml"
     );
 }
 
 #[test]
-fn the_documented_subject_is_the_one_that_is_read() {
-    let address = WRITTEN
+fn the_documented_subject_is_parsed() {
+    let address = DOCUMENT
         .lines()
         .filter_map(|line| line.trim().strip_prefix("address: "))
         .map(|address| address.trim_matches('"'))
@@ -34,12 +34,12 @@ fn the_documented_subject_is_the_one_that_is_read() {
 }
 
 #[test]
-fn the_example_is_a_job_that_is_taken() {
+fn the_example_is_a_valid_job() {
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Nats-Msg-Id", "order-42-shipped");
     let payload = br#"{"recipient":"ann","push":{"title":"Shipped","body":"Your order is on its way."}}"#;
     for word in ["order-42-shipped", "Shipped", "Your order is on its way."] {
-        assert!(WRITTEN.contains(word), "the example changed; change this test with it");
+        assert!(DOCUMENT.contains(word), "the example changed; change this test with it");
     }
     let now = jiff::Timestamp::UNIX_EPOCH;
     let here = "eu".parse().expect("a region");

@@ -1,7 +1,6 @@
 //! Whatever comes back in the name of a provider is judged, and is never an acceptance.
 #![no_main]
 
-#[path = "answer.rs"]
 mod answer;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| answer::check(data, edge_worker::providers::apns::judged));

@@ -1,4 +1,4 @@
-//! Handing in notifications.
+//! Sending notifications: what is stored, repeated and refused.
 
 use std::collections::HashSet;
 
@@ -21,7 +21,7 @@ use testbed::nats::{self, Mesh};
 
 use crate::rig::{Rig, app, eventually, region, send};
 
-/// Every job that a stream holds, with its headers.
+/// Every job that a stream holds, with its subject and headers.
 async fn jobs(rig: &Rig, stream: &str) -> Vec<(String, async_nats::HeaderMap, Job)> {
     if rig.count(stream).await == 0 {
         return Vec::new();
@@ -48,7 +48,7 @@ async fn jobs(rig: &Rig, stream: &str) -> Vec<(String, async_nats::HeaderMap, Jo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn accepted_is_stored_one_job_per_recipient_in_its_home_region() {
+async fn each_accepted_job_is_stored_for_the_home_region_of_its_recipient() {
     let rig = Rig::start().await;
     assert_eq!(
         rig.ask("PUT", "/v1/recipients/far", json!({ "home": "us" }))
@@ -107,7 +107,7 @@ async fn repeating_an_event_stores_nothing_twice() {
     assert_eq!((&again.body["jobs"], &again.body["duplicates"]), (&json!(3), &json!(2)));
     assert_eq!(rig.count(topology::NOTIFY).await, 3);
 
-    // The header names the event too, and neither makes every request a new one.
+    // The header names the event too; without either, every request is a new event.
     let body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
     let request = || {
         rig.request("POST", "/v1/notifications")
@@ -126,7 +126,7 @@ async fn repeating_an_event_stores_nothing_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_is_answered_once_and_for_all() {
+async fn a_repeated_idempotency_key_gets_the_first_answer() {
     let rig = Rig::start().await;
     let ask = async |key: &str, recipient: &str| {
         let body = json!({ "to": { "recipients": [recipient] }, "push": { "title": "Hi" } });
@@ -151,10 +151,10 @@ async fn a_key_is_answered_once_and_for_all() {
     );
     assert_eq!(rig.count(topology::NOTIFY).await, 1);
 
-    // What stored nothing keeps no key.
-    let silly = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "x".repeat(5000) } });
+    // A request that stored nothing does not use up its key.
+    let too_large = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "x".repeat(5000) } });
     let request = rig.request("POST", "/v1/notifications").bearer_auth(&rig.key);
-    let refused = send(request.header("Idempotency-Key", "k2").json(&silly)).await;
+    let refused = send(request.header("Idempotency-Key", "k2").json(&too_large)).await;
     assert_eq!(
         (refused.status, refused.code()),
         (422, "validation_failed"),
@@ -163,7 +163,7 @@ async fn a_key_is_answered_once_and_for_all() {
     assert_eq!(ask("k2", "ann").await.status, 202);
 
     // Another app's key of the same name is another key.
-    let key = rig.issue("bank", Scope::ALL).await;
+    let key = rig.issue_key("bank", Scope::ALL).await;
     let body = json!({ "to": { "recipients": ["eve"] }, "push": { "title": "Hi" } });
     let request = rig.request("POST", "/v1/notifications").bearer_auth(&key);
     let others = send(request.header("Idempotency-Key", "k1").json(&body)).await;
@@ -171,7 +171,7 @@ async fn a_key_is_answered_once_and_for_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_requests_with_one_key_at_once_one_is_worked_on() {
+async fn of_concurrent_requests_with_one_key_one_is_processed() {
     let rig = Rig::start().await;
     let body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
     for round in 0..5 {
@@ -199,7 +199,7 @@ async fn of_requests_with_one_key_at_once_one_is_worked_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_was_used_in_one_region_is_known_in_the_others() {
+async fn a_key_used_in_one_region_is_known_in_the_others() {
     let nats = Mesh::start(nats::from_env().unwrap(), &["eu", "us"]).await.unwrap();
     let mut regions = Vec::new();
     for name in ["eu", "us"] {
@@ -244,7 +244,7 @@ async fn a_key_that_was_used_in_one_region_is_known_in_the_others() {
         .unwrap()
     };
     let Claim::Held(held) = claim(0, b"a").await else {
-        panic!("nobody holds it")
+        panic!("the key should be free")
     };
     eventually("us knows that eu holds it", async || match claim(1, b"a").await {
         Claim::InProgress => true,
@@ -264,15 +264,16 @@ async fn a_key_that_was_used_in_one_region_is_known_in_the_others() {
     held.complete(&regions[0].1, answer.clone()).await;
     eventually(
         "eu has answered",
-        async || matches!(claim(1, b"a").await, Claim::Answered(said) if said == answer),
+        async || matches!(claim(1, b"a").await, Claim::Answered(answered) if answered == answer),
     )
     .await;
     assert!(matches!(claim(1, b"b").await, Claim::OtherRequest));
     assert!(matches!(claim(0, b"b").await, Claim::OtherRequest));
 }
 
-/// Bodies that break a rule: the status, the code and the field of the answer. The value 5551234 must not come back.
-fn broken() -> Vec<(Value, u16, &'static str, &'static str)> {
+/// Bodies that break a rule, with the status, the code and the field of the answer. The answer must not repeat the
+/// value 5551234.
+fn invalid_bodies() -> Vec<(Value, u16, &'static str, &'static str)> {
     let to = |recipients: Value, push: Value| json!({ "to": { "recipients": recipients }, "push": push });
     let with = |member: &str, value: Value| {
         let mut body = to(json!(["ann"]), json!({ "title": "Hi" }));
@@ -372,9 +373,9 @@ fn broken() -> Vec<(Value, u16, &'static str, &'static str)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_breaks_a_rule_is_named_and_never_repeated() {
+async fn an_invalid_field_is_named_and_its_value_never_repeated() {
     let rig = Rig::with(|settings| settings.limits.recipients = 3).await;
-    for (body, status, code, field) in broken() {
+    for (body, status, code, field) in invalid_bodies() {
         let answer = rig.ask("POST", "/v1/notifications", body.clone()).await;
         assert_eq!((answer.status, answer.code()), (status, code), "{body}: {answer:?}");
         if !field.is_empty() {
@@ -386,7 +387,7 @@ async fn what_breaks_a_rule_is_named_and_never_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_are_no_requests_are_problems_too() {
+async fn malformed_requests_are_answered_with_problems() {
     let rig = Rig::with(|settings| settings.limits.body_bytes = 1000).await;
     let post = || rig.request("POST", "/v1/notifications").bearer_auth(&rig.key);
     let json = |body: &str| {
@@ -394,20 +395,20 @@ async fn requests_that_are_no_requests_are_problems_too() {
             .header("content-type", "application/json; charset=utf-8")
             .body(body.to_owned())
     };
-    let whole = r#"{"to":{"recipients":["ann"]},"push":{"title":"Hi"}}"#;
+    let valid = r#"{"to":{"recipients":["ann"]},"push":{"title":"Hi"}}"#;
     let cases = [
         (json("{"), 400, "malformed_json"),
         (json(""), 400, "malformed_json"),
-        (json(&format!("{whole} x")), 400, "malformed_json"),
-        (post().body(whole), 415, "unsupported_media_type"),
+        (json(&format!("{valid} x")), 400, "malformed_json"),
+        (post().body(valid), 415, "unsupported_media_type"),
         (
-            post().header("content-type", "text/plain").body(whole),
+            post().header("content-type", "text/plain").body(valid),
             415,
             "unsupported_media_type",
         ),
-        (json(&format!("{whole}{}", " ".repeat(1000))), 413, "too_large"),
+        (json(&format!("{valid}{}", " ".repeat(1000))), 413, "too_large"),
         (
-            json(whole).header("Idempotency-Key", "with space"),
+            json(valid).header("Idempotency-Key", "with space"),
             422,
             "validation_failed",
         ),
@@ -442,9 +443,9 @@ async fn requests_that_are_no_requests_are_problems_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_large_requests_at_once_do_not_wait_for_each_other_for_ever() {
+async fn many_large_requests_at_once_do_not_block_each_other_forever() {
     let rig = Rig::start().await;
-    // Together more messages than may be unacknowledged at one time.
+    // Together they have more messages than may be unacknowledged at once.
     let requests = (0..12).map(|request| {
         let rig = &rig;
         async move {
@@ -460,7 +461,7 @@ async fn many_large_requests_at_once_do_not_wait_for_each_other_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_callers_trace_goes_on_as_it_came_where_spans_go_nowhere() {
+async fn without_a_collector_the_callers_trace_is_passed_on_unchanged() {
     let rig = Rig::start().await;
     for (recipient, sent, is_trace) in [
         (

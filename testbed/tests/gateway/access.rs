@@ -1,4 +1,4 @@
-//! Who may do what: generated from the routes, so that a new one cannot be forgotten.
+//! Scopes and tenants: the cases are generated from the API's description, so that no operation is forgotten.
 
 use async_nats::HeaderMap;
 use gateway::provision;
@@ -10,7 +10,7 @@ use shared::{
 
 use crate::rig::{Rig, app, eventually};
 
-/// One operation of the API, with things of `shop` in its path.
+/// One operation of the API, with ids of `shop` in its path.
 #[derive(Debug)]
 struct Operation {
     method: String,
@@ -28,7 +28,7 @@ fn operations(notification: &str, address: &str) -> Vec<Operation> {
             let scope = operation["security"][0]["api_key"][0]
                 .as_str()
                 .map(|scope| scope.parse().unwrap());
-            // A replay takes its letter away.
+            // A replay removes its letter.
             let letter = if path.ends_with("/replay") { "eu-2" } else { "eu-1" };
             operations.push(Operation {
                 method: method.to_uppercase(),
@@ -47,7 +47,7 @@ fn operations(notification: &str, address: &str) -> Vec<Operation> {
 }
 
 impl Operation {
-    /// A body that the operation takes.
+    /// A valid body for the operation, if it takes one.
     fn body(&self) -> Option<Value> {
         let body = match self.path.rsplit('/').next().unwrap() {
             "notifications" => json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } }),
@@ -60,8 +60,9 @@ impl Operation {
     }
 }
 
-/// What `shop` has: a notification and an address of ann's, who opted out, and two dead letters.
-async fn fill(rig: &Rig) -> (String, String) {
+/// Stores for `shop` a notification and an address of ann, who opts out, and two dead letters. Returns the ids of the
+/// first two.
+async fn store_samples(rig: &Rig) -> (String, String) {
     let sent = rig.notify("e1", &["ann"]).await;
     let address = rig
         .ask(
@@ -93,7 +94,7 @@ async fn fill(rig: &Rig) -> (String, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_operation_needs_its_scope_and_no_other() {
     let rig = Rig::start().await;
-    let (notification, address) = fill(&rig).await;
+    let (notification, address) = store_samples(&rig).await;
     let operations = operations(&notification, &address);
     let open: Vec<&str> = operations
         .iter()
@@ -116,9 +117,9 @@ async fn every_operation_needs_its_scope_and_no_other() {
     .await
     .unwrap();
     for &scope in Scope::ALL {
-        let only = rig.issue("shop", &[scope]).await;
+        let only = rig.issue_key("shop", &[scope]).await;
         let others: Vec<Scope> = Scope::ALL.iter().copied().filter(|other| *other != scope).collect();
-        let others = rig.issue("shop", &others).await;
+        let others = rig.issue_key("shop", &others).await;
         for operation in operations.iter().filter(|operation| operation.scope == Some(scope)) {
             let ask = async |key| {
                 rig.call(&operation.method, &operation.path, key, operation.body())
@@ -142,7 +143,7 @@ async fn every_operation_needs_its_scope_and_no_other() {
                 answer.body["detail"].as_str().unwrap().contains(scope.as_str()),
                 "{answer:?}"
             );
-            // Deleting would take away what the next operation looks for.
+            // A deletion would remove what the next operation needs.
             if operation.method != "DELETE" {
                 let answer = ask(Some(&only)).await;
                 assert!((200..300).contains(&answer.status), "{operation:?}: {answer:?}");
@@ -152,10 +153,10 @@ async fn every_operation_needs_its_scope_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_app_never_sees_or_changes_what_is_anothers() {
+async fn one_app_never_sees_or_changes_data_of_another() {
     let rig = Rig::start().await;
-    let (notification, address) = fill(&rig).await;
-    let rival = rig.issue("rival", Scope::ALL).await;
+    let (notification, address) = store_samples(&rig).await;
+    let rival = rig.issue_key("rival", Scope::ALL).await;
     let operations = operations(&notification, &address);
     let reads = || operations.iter().filter(|op| op.scope.is_some() && op.method == "GET");
     let view = async |key: &str| {
@@ -184,7 +185,7 @@ async fn one_app_never_sees_or_changes_what_is_anothers() {
         let nothing = status == 404 || shown["dead_letters"] == json!([]);
         assert!(nothing, "{path} is visible to another app");
     }
-    // First what would delete: afterwards the other app has a recipient of its own by the same name.
+    // Deletions come first: writes give the other app a recipient of its own with the same name.
     let (deletes, writes): (Vec<_>, Vec<_>) = operations
         .iter()
         .filter(|operation| operation.scope.is_some() && operation.method != "GET")
@@ -208,7 +209,7 @@ async fn one_app_never_sees_or_changes_what_is_anothers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_app_that_was_provisioned_from_a_file_can_send() {
+async fn an_app_provisioned_from_a_file_can_send() {
     let rig = Rig::start().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("apps.toml");
@@ -229,9 +230,9 @@ async fn an_app_that_was_provisioned_from_a_file_can_send() {
     let issued = run().await.unwrap();
     assert_eq!(issued.len(), 2);
     let again = run().await.unwrap();
-    assert!(again.is_empty(), "repeating issues no more keys");
+    assert!(again.is_empty(), "provisioning again issues no more keys");
     let body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
-    eventually("the new key is good", async || {
+    eventually("the gateway accepts the new key", async || {
         rig.call("POST", "/v1/notifications", Some(&issued[0].text), Some(body.clone()))
             .await
             .status

@@ -11,8 +11,8 @@ use shared::nats::{
 
 use crate::rig::{Answer, Rig, send};
 
-/// How many jobs of a stream came in which batch; those that came by themselves are under `None`. No message id is
-/// there twice.
+/// How many jobs of a stream each batch holds; jobs outside of batches are counted under `None`. Checks that no message
+/// id is stored twice.
 async fn batches(rig: &Rig, stream: &str) -> BTreeMap<Option<String>, usize> {
     let mut entries = follow::follow(&rig.js, stream, "notify.>", 1).await.unwrap();
     let (mut batches, mut ids) = (BTreeMap::new(), HashSet::new());
@@ -37,8 +37,8 @@ async fn notify(rig: &Rig, event: &str, recipients: &[String]) -> Answer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_jobs_of_a_request_are_one_batch_and_a_lone_job_is_none() {
-    let rig = Rig::single(|_| ()).await;
+async fn the_jobs_of_a_request_are_one_batch_and_a_single_job_is_none() {
+    let rig = Rig::with_single_durability(|_| ()).await;
     assert_eq!(rig.notify("lone", &["ann"]).await.status, 202);
     assert_eq!(batches(&rig, topology::NOTIFY).await, BTreeMap::from([(None, 1)]));
 
@@ -49,14 +49,14 @@ async fn the_jobs_of_a_request_are_one_batch_and_a_lone_job_is_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_come_at_once_share_batches_and_are_stored_once() {
+async fn concurrent_requests_share_batches_and_are_stored_once() {
     const REQUESTS: usize = 400;
-    let rig = Rig::single(|_| ()).await;
+    let rig = Rig::with_single_durability(|_| ()).await;
     for number in (0..10).map(|number| format!("r{number}")) {
         let path = format!("/v1/recipients/{number}");
         assert_eq!(rig.ask("PUT", &path, json!({ "home": "us" })).await.status, 201);
     }
-    // Every tenth is for elsewhere, and everybody's servers report the hops of what is sampled.
+    // Every tenth is for another region. All are sampled, so the servers report the hops of each.
     let asked = (0..REQUESTS).map(|number| {
         let body = json!({
             "event_id": format!("e{number}"),
@@ -79,13 +79,13 @@ async fn requests_that_come_at_once_share_batches_and_are_stored_once() {
     let here = batches(&rig, topology::NOTIFY).await;
     assert_eq!(here.values().sum::<usize>(), REQUESTS - REQUESTS / 10);
     assert!(here.keys().any(Option::is_some), "{here:?}");
-    // A stream that gets a few at a time needs no batches; what a request is told depends on neither.
+    // A stream that gets few messages at a time uses no batches, and answers do not depend on it.
     assert_eq!(rig.count(topology::OUTBOX).await, (REQUESTS / 10) as u64 + 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_for_elsewhere_is_a_batch_of_its_own() {
-    let rig = Rig::single(|_| ()).await;
+async fn jobs_for_another_region_are_a_batch_of_their_own() {
+    let rig = Rig::with_single_durability(|_| ()).await;
     let far = names(0..100);
     let registered = far.iter().map(|name| {
         let path = format!("/v1/recipients/{name}");
@@ -107,8 +107,8 @@ async fn what_is_for_elsewhere_is_a_batch_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_is_stored_already_does_not_spoil_the_batch_of_the_others() {
-    let rig = Rig::single(|_| ()).await;
+async fn a_duplicate_does_not_fail_the_other_jobs_of_its_batch() {
+    let rig = Rig::with_single_durability(|_| ()).await;
     assert_eq!(rig.notify("e1", &["r700"]).await.status, 202);
     let answer = notify(&rig, "e1", &names(0..1000)).await;
     assert_eq!(
@@ -130,10 +130,10 @@ async fn one_that_is_stored_already_does_not_spoil_the_batch_of_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_event_at_once_is_stored_once() {
-    let rig = Rig::single(|_| ()).await;
-    let everybody = names(0..200);
-    let answers = join_all((0..8).map(|_| notify(&rig, "e1", &everybody))).await;
+async fn concurrent_requests_with_one_event_are_stored_once() {
+    let rig = Rig::with_single_durability(|_| ()).await;
+    let recipients = names(0..200);
+    let answers = join_all((0..8).map(|_| notify(&rig, "e1", &recipients))).await;
     let mut duplicates = 0;
     for answer in answers {
         assert_eq!(answer.status, 202, "{answer:?}");
@@ -144,10 +144,10 @@ async fn the_same_event_at_once_is_stored_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_fills_up_in_a_batch_refuses_and_is_mended_by_repeating() {
-    let rig = Rig::single(|settings| settings.mesh.max_bytes = 100_000).await;
-    let everybody = names(0..1000);
-    let refused = notify(&rig, "e1", &everybody).await;
+async fn a_batch_that_fills_the_stream_is_refused_and_completed_by_repeating_it() {
+    let rig = Rig::with_single_durability(|settings| settings.mesh.max_bytes = 100_000).await;
+    let recipients = names(0..1000);
+    let refused = notify(&rig, "e1", &recipients).await;
     assert_eq!((refused.status, refused.code()), (503, "stream_full"), "{refused:?}");
     let stored = rig.count(topology::NOTIFY).await;
     assert!((1..1000).contains(&stored), "{stored}");
@@ -159,7 +159,7 @@ async fn a_stream_that_fills_up_in_a_batch_refuses_and_is_mended_by_repeating() 
         "{refused:?}"
     );
     rig.lift_limit().await;
-    let again = notify(&rig, "e1", &everybody).await;
+    let again = notify(&rig, "e1", &recipients).await;
     assert_eq!(
         (again.status, &again.body["duplicates"]),
         (202, &json!(stored)),
@@ -169,25 +169,25 @@ async fn a_stream_that_fills_up_in_a_batch_refuses_and_is_mended_by_repeating() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_an_answer_it_refuses_and_stores_once_when_repeated() {
-    let rig = Rig::single(|settings| settings.limits.request_timeout_s = 7).await;
-    let everybody = names(0..500);
+async fn a_batch_without_an_answer_is_refused_and_stored_once_when_repeated() {
+    let rig = Rig::with_single_durability(|settings| settings.limits.request_timeout_s = 7).await;
+    let recipients = names(0..500);
     rig.nats.region("eu").pause().unwrap();
-    let refused = notify(&rig, "e1", &everybody).await;
+    let refused = notify(&rig, "e1", &recipients).await;
     assert_eq!(
         (refused.status, refused.code()),
         (503, "stream_unavailable"),
         "{refused:?}"
     );
     rig.nats.region("eu").resume().unwrap();
-    let again = notify(&rig, "e1", &everybody).await;
+    let again = notify(&rig, "e1", &recipients).await;
     assert_eq!((again.status, &again.body["jobs"]), (202, &json!(500)), "{again:?}");
     assert_eq!(batches(&rig, topology::NOTIFY).await.values().sum::<usize>(), 500);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everybody_is_told_the_place_of_their_own_message() {
-    let rig = Rig::single(|_| ()).await;
+async fn each_publisher_gets_the_sequence_of_its_own_message() {
+    let rig = Rig::with_single_durability(|_| ()).await;
     let batcher = Batcher::new(rig.js.clone());
     let store = |id: usize| {
         let mut headers = async_nats::HeaderMap::new();

@@ -1,4 +1,4 @@
-//! Servers that are full or gone, and a gateway that has too much to do.
+//! Servers that are full or gone, and a gateway that is overloaded or shuts down.
 
 use std::{future::ready, time::Duration};
 
@@ -32,7 +32,7 @@ fn eu(rig: &Rig) -> &Server {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_stream_refuses_and_says_when_to_repeat() {
+async fn a_full_stream_refuses_with_the_time_to_retry() {
     let rig = Rig::with(|settings| settings.mesh.max_bytes = 20_000).await;
     let mut accepted = 0;
     let refused = loop {
@@ -41,7 +41,7 @@ async fn a_full_stream_refuses_and_says_when_to_repeat() {
             break answer;
         }
         accepted += 1;
-        assert!(accepted < 1000, "the stream never fills");
+        assert!(accepted < 1000, "the stream does not fill");
     };
     assert_eq!((refused.status, refused.code()), (503, "stream_full"), "{refused:?}");
     assert_eq!(refused.header("retry-after"), Some("5"));
@@ -49,10 +49,10 @@ async fn a_full_stream_refuses_and_says_when_to_repeat() {
     assert_eq!(
         rig.count(topology::NOTIFY).await,
         accepted,
-        "what was refused is not stored, what was accepted is"
+        "exactly the accepted jobs are stored"
     );
 
-    // Room again: the same event goes through.
+    // With room again, the same event is accepted.
     rig.js
         .get_stream(topology::NOTIFY)
         .await
@@ -65,7 +65,7 @@ async fn a_full_stream_refuses_and_says_when_to_repeat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_stored_in_part_is_refused_whole_and_mended_by_repeating() {
+async fn a_request_stored_in_part_is_refused_and_completed_by_repeating_it() {
     let rig = Rig::with(|settings| settings.mesh.max_bytes = 5000).await;
     let names: Vec<String> = (0..100).map(|n| format!("r{n}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -90,7 +90,7 @@ async fn a_request_stored_in_part_is_refused_whole_and_mended_by_repeating() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_nats_it_is_not_ready_and_refuses_and_then_recovers() {
+async fn without_nats_a_gateway_is_not_ready_refuses_and_recovers() {
     let rig = Rig::with(|settings| settings.limits.request_timeout_s = 3).await;
     eventually("the gateway is ready", async || {
         readiness(&rig).await == (200, json!({ "ready": true, "missing": [] }))
@@ -112,16 +112,16 @@ async fn without_nats_it_is_not_ready_and_refuses_and_then_recovers() {
     assert!(refused.header("retry-after").is_some());
     eu(&rig).restart().await.unwrap();
     eventually("the gateway is ready again", async || readiness(&rig).await.0 == 200).await;
-    // The refused one may have been stored when the connection came back; repeating is safe either way.
+    // The refused request may have been stored when the connection came back; repeating it is safe either way.
     assert_eq!(rig.notify("e1", &["ann"]).await.status, 202);
     assert_eq!(rig.count(topology::NOTIFY).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_is_read_whole_over_a_restart_of_its_server() {
+async fn a_stream_is_read_completely_across_a_restart_of_its_server() {
     const MESSAGES: u64 = 6000;
     let rig = Rig::start().await;
-    // More than the server sends before it wants to hear that it was read.
+    // More than the server sends without flow control.
     let body = Bytes::from(vec![0; 1024]);
     let stream = jetstream::stream::Config {
         name: "LONG".to_owned(),
@@ -145,13 +145,13 @@ async fn a_stream_is_read_whole_over_a_restart_of_its_server() {
         }
     });
     assert_eq!(last.await.unwrap(), Some(MESSAGES));
-    assert!(seen.into_iter().eq(1..=MESSAGES), "each once and in order");
+    assert!(seen.into_iter().eq(1..=MESSAGES), "every message once and in order");
     let missing = follow::read(&rig.js, "NOWHERE", ">", Start::Sequence(1), |_| ()).await;
     assert!(missing.unwrap_err().to_string().contains("NOWHERE"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connected_to_a_server_that_does_not_store_it_is_not_ready() {
+async fn a_gateway_whose_server_does_not_store_is_not_ready() {
     let rig = Rig::start().await;
     eventually("the gateway is ready", async || readiness(&rig).await.0 == 200).await;
     let stream = rig.js.get_stream(topology::IDEMPOTENCY).await.unwrap();
@@ -164,12 +164,12 @@ async fn connected_to_a_server_that_does_not_store_it_is_not_ready() {
     rig.js.create_stream(config).await.unwrap();
     eventually("the gateway is ready again", async || readiness(&rig).await.0 == 200).await;
     let stored = rig.count(topology::IDEMPOTENCY).await;
-    assert_eq!(stored, 1, "only the newest is kept");
+    assert_eq!(stored, 1, "only the newest probe is kept");
 }
 
-/// Stops the nats-server and asks, one request after the other, until one is refused: then those before it hold all places.
-/// Returns the answers to come, and how many were accepted before the server stood still.
-async fn hold_all_places(rig: &Rig) -> (FuturesUnordered<impl Future<Output = Answer>>, usize) {
+/// Pauses the nats-server and sends requests until one is refused, so that those before it occupy all places.
+/// Returns their pending answers, and how many were accepted before the server stood still.
+async fn fill_all_places(rig: &Rig) -> (FuturesUnordered<impl Future<Output = Answer>>, usize) {
     eu(rig).pause().unwrap();
     let mut accepted = 0;
     let mut held = FuturesUnordered::new();
@@ -184,23 +184,23 @@ async fn hold_all_places(rig: &Rig) -> (FuturesUnordered<impl Future<Output = An
             _ => {}
         }
     }
-    panic!("nothing is refused");
+    panic!("no request is refused");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_than_it_can_hold_is_refused_at_once() {
+async fn requests_beyond_the_limit_are_refused_at_once() {
     let rig = Rig::with(|settings| settings.limits.in_flight = 2).await;
-    let (held, before) = hold_all_places(&rig).await;
+    let (held, before) = fill_all_places(&rig).await;
     eu(&rig).resume().unwrap();
     let accepted = held.filter(|answer| ready(answer.status == 202)).count().await;
-    assert!(accepted >= 2, "{accepted} of the two that had a place");
+    assert!(accepted >= 2, "{accepted} of the two that had a place were accepted");
     assert_eq!(rig.count(topology::NOTIFY).await, (before + accepted) as u64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_under_way_at_the_end_is_answered() {
+async fn a_request_in_flight_at_shutdown_is_answered() {
     let rig = Rig::with(|settings| settings.limits.in_flight = 1).await;
-    let (held, before) = hold_all_places(&rig).await;
+    let (held, before) = fill_all_places(&rig).await;
     let resume = async {
         sleep(Duration::from_millis(300)).await;
         eu(&rig).resume().unwrap();
@@ -217,7 +217,7 @@ async fn a_request_under_way_at_the_end_is_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_refused_and_accepted_is_counted() {
+async fn accepted_jobs_and_refused_requests_are_counted() {
     let rig = Rig::start().await;
     rig.notify("e1", &["ann", "bob"]).await;
     rig.ask("POST", "/v1/notifications", json!({})).await;

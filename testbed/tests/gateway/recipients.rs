@@ -1,4 +1,4 @@
-//! Recipients, addresses and preferences, as facts in their home.
+//! Recipients, addresses and preferences, stored as facts in the home region.
 
 use serde_json::{Value, json};
 use shared::{
@@ -22,7 +22,7 @@ async fn register(rig: &Rig, name: &str, token: &str) -> (u16, Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_recipient_is_replaced_whole_and_keeps_its_home() {
+async fn a_profile_is_replaced_whole_and_keeps_its_home() {
     let rig = Rig::start().await;
     let path = "/v1/recipients/m%C3%BCller%2F1";
     let put = async |body| rig.ask("PUT", path, body).await;
@@ -34,7 +34,7 @@ async fn a_recipient_is_replaced_whole_and_keeps_its_home() {
     );
     let answer = put(json!({ "home": "eu" })).await;
     assert_eq!((answer.status, answer.body.get("locale")), (200, None));
-    // Nobody runs us in this test.
+    // No server runs us in this test.
     let answer = put(json!({ "home": "us" })).await;
     assert_eq!((answer.status, answer.code()), (503, "home_unreachable"));
     let answer = put(json!({ "home": "mars" })).await;
@@ -48,14 +48,14 @@ async fn a_recipient_is_replaced_whole_and_keeps_its_home() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_belongs_to_the_one_who_registered_it_last() {
+async fn a_token_belongs_to_the_recipient_who_registered_it_last() {
     let rig = Rig::start().await;
     let (status, first) = register(&rig, "ann", "phone").await;
     assert_eq!(status, 201);
     assert_eq!(
         register(&rig, "ann", "tablet").await.0,
         201,
-        "a known recipient gains a device"
+        "a known recipient gets a second device"
     );
     assert_eq!(
         register(&rig, "ann", "phone").await.0,
@@ -75,7 +75,7 @@ async fn a_token_belongs_to_the_one_who_registered_it_last() {
     };
     assert_eq!(tokens(stored(&rig, "ann").await), ["tablet"]);
     assert_eq!(tokens(stored(&rig, "bob").await), ["phone"]);
-    assert_eq!(register(&rig, "ann", "phone").await.0, 201, "and back");
+    assert_eq!(register(&rig, "ann", "phone").await.0, 201, "the token returns to ann");
     assert!(stored(&rig, "bob").await.addresses.is_empty());
 
     let list = rig.ask("GET", "/v1/recipients/ann/addresses", Value::Null).await.body;
@@ -113,7 +113,7 @@ async fn addresses_and_recipients_are_removed() {
     let answer = rig.ask("GET", "/v1/recipients/ann", Value::Null).await;
     assert_eq!((answer.status, answer.code()), (404, "not_found"));
 
-    // Forgotten means that nothing of before counts: neither whose the token was nor where its owner lived.
+    // After a deletion nothing earlier counts: neither the owner of the token nor the home of the recipient.
     assert_eq!(register(&rig, "ann", "phone").await.0, 201);
     assert_eq!(
         rig.ask("GET", "/v1/recipients/ann", Value::Null).await.body["addresses"],
@@ -129,7 +129,7 @@ async fn addresses_and_recipients_are_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_stored_even_before_there_is_an_address() {
+async fn an_opt_out_is_stored_even_before_there_is_an_address() {
     let rig = Rig::start().await;
     let path = "/v1/recipients/ann/preferences";
     let wanted = json!({ "channels": { "push": false }, "categories": { "offers": { "email": false } } });
@@ -143,7 +143,7 @@ async fn a_refusal_is_stored_even_before_there_is_an_address() {
     rig.ask("PUT", path, json!({})).await;
     assert!(
         stored(&rig, "ann").await.preferences.allows(Channel::Push, None),
-        "replaced whole"
+        "preferences are replaced whole"
     );
     for (body, field) in [
         (json!({ "channels": { "fax": false } }), "channels"),
@@ -157,9 +157,9 @@ async fn a_refusal_is_stored_even_before_there_is_an_address() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_home_that_is_cut_off_takes_facts_and_shows_none() {
+async fn facts_for_a_home_that_is_cut_off_are_stored_and_cannot_be_read() {
     let rig = Rig::start().await;
-    // No server plays us: what is for it waits in the outbox.
+    // No server runs us, so its facts wait in the outbox.
     assert_eq!(
         rig.ask("PUT", "/v1/recipients/far", json!({ "home": "us" }))
             .await

@@ -1,4 +1,5 @@
-//! A gateway in this process, in a mesh of a hub and the region `eu`; the region `us` is known and never there.
+//! A gateway in this process, in a mesh of a hub and the region `eu`. The region `us` is configured, but no server runs
+//! it.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -29,8 +30,8 @@ use shared::{
 use testbed::nats::{self, Mesh, SyncInterval};
 use tokio::time::{sleep, timeout};
 
-/// Longer than anything takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than any step of these tests takes on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) struct Rig {
     pub(crate) nats: Mesh,
@@ -38,13 +39,13 @@ pub(crate) struct Rig {
     pub(crate) js: jetstream::Context,
     pub(crate) hub: jetstream::Context,
     pub(crate) mesh_key: MeshKey,
-    /// A key of the app `shop` that may do everything.
+    /// An API key of the app `shop` with every scope.
     pub(crate) key: String,
     gateway: Gateway,
     http: reqwest::Client,
 }
 
-/// What came back.
+/// A response of the gateway.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -57,25 +58,25 @@ impl Rig {
         Self::with(|_| ()).await
     }
 
-    /// Starts with settings that `adjust` made from those of a test.
+    /// Starts with the settings of a test as `adjust` changes them.
     pub(crate) async fn with(adjust: impl FnOnce(&mut Settings)) -> Self {
-        Self::over(nats::from_env().unwrap().into(), adjust).await
+        Self::start_on(nats::from_env().unwrap().into(), adjust).await
     }
 
-    /// As [`Self::with`], on servers that flush before they acknowledge.
-    pub(crate) async fn single(adjust: impl FnOnce(&mut Settings)) -> Self {
+    /// Starts like [`Self::with`], on servers that flush before they acknowledge.
+    pub(crate) async fn with_single_durability(adjust: impl FnOnce(&mut Settings)) -> Self {
         let servers = nats::Settings {
             sync_interval: SyncInterval::Always,
             ..nats::from_env().unwrap().into()
         };
-        Self::over(servers, |settings| {
+        Self::start_on(servers, |settings| {
             settings.mesh.durability = Durability::Single;
             adjust(settings);
         })
         .await
     }
 
-    async fn over(servers: nats::Settings, adjust: impl FnOnce(&mut Settings)) -> Self {
+    async fn start_on(servers: nats::Settings, adjust: impl FnOnce(&mut Settings)) -> Self {
         let servers = nats::Settings {
             regions: vec![region("eu"), region("us")],
             ..servers
@@ -111,14 +112,14 @@ impl Rig {
             mesh_key: MeshKey::from_base64(&mesh_key).unwrap(),
             key: String::new(),
             gateway,
-            http: reqwest::Client::builder().timeout(PATIENCE).build().unwrap(),
+            http: reqwest::Client::builder().timeout(TIMEOUT).build().unwrap(),
         };
-        rig.key = rig.issue("shop", Scope::ALL).await;
+        rig.key = rig.issue_key("shop", Scope::ALL).await;
         rig
     }
 
-    /// A key of `app`, which is made known with it; returns when the gateway knows it.
-    pub(crate) async fn issue(&self, app: &str, scopes: &[Scope]) -> String {
+    /// Provisions `app` with a key of these scopes, and returns the key once the gateway knows it.
+    pub(crate) async fn issue_key(&self, app: &str, scopes: &[Scope]) -> String {
         let app = NewApp {
             id: app.parse().unwrap(),
             default_region: region("eu"),
@@ -132,7 +133,7 @@ impl Rig {
             .await
             .unwrap();
         let key = keys.remove(0);
-        eventually("the key is known", async || {
+        eventually("the gateway knows the key", async || {
             let status = self
                 .call("GET", "/v1/notifications/none", Some(&key), None)
                 .await
@@ -143,7 +144,7 @@ impl Rig {
         key
     }
 
-    /// Asks with the key of `shop`.
+    /// Calls with the key of `shop`. `Value::Null` stands for no body.
     pub(crate) async fn ask(&self, method: &str, path: &str, body: Value) -> Answer {
         let body = (body != Value::Null).then_some(body);
         self.call(method, path, Some(&self.key), body).await
@@ -165,7 +166,7 @@ impl Rig {
             .request(method.parse().unwrap(), format!("http://{}{path}", self.gateway.addr()))
     }
 
-    /// Lets the stream of work take as much as the disk has room for.
+    /// Removes the limit on the size of NOTIFY.
     pub(crate) async fn lift_limit(&self) {
         let stream = self.js.get_stream(topology::NOTIFY).await.unwrap();
         let mut config = stream.cached_info().config.clone();
@@ -204,7 +205,7 @@ impl Answer {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// The code of a problem, after checking that it is a whole one.
+    /// The code of a problem, after checking its other members and its content type.
     pub(crate) fn code(&self) -> &str {
         assert_eq!(
             self.header("content-type"),
@@ -238,14 +239,14 @@ pub(crate) fn recipient(name: &str) -> RecipientKey {
     }
 }
 
-/// Waits until `what` is so.
-pub(crate) async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
+/// Waits until `holds`; `what` names the condition in the panic.
+pub(crate) async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
     let wait = async {
-        while !is_so().await {
+        while !holds().await {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(PATIENCE, wait)
+    timeout(TIMEOUT, wait)
         .await
-        .unwrap_or_else(|_| panic!("not in time: {what}"));
+        .unwrap_or_else(|_| panic!("timed out; expected: {what}"));
 }

@@ -1,4 +1,4 @@
-//! What became of notifications, from receipts that the test writes in a worker's place.
+//! The status of notifications, made of receipts that the tests write in place of a worker.
 
 use async_nats::HeaderMap;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use shared::{
 
 use crate::rig::{Rig, app, eventually, region};
 
-/// One worker's word about ann's only device.
+/// A receipt of one attempt to push to ann's only device.
 fn receipt(event: &str, attempt: u32, state: State) -> Receipt {
     let (event, ann): (_, RecipientId) = (event.parse().unwrap(), "ann".parse().unwrap());
     let (notification, job) = (
@@ -30,7 +30,7 @@ fn receipt(event: &str, attempt: u32, state: State) -> Receipt {
     }
 }
 
-async fn write(rig: &Rig, number: u32, of: AppId, origin: Region, receipts: Vec<Receipt>) {
+async fn write_receipts(rig: &Rig, number: u32, of: AppId, origin: Region, receipts: Vec<Receipt>) {
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Msg-Id", format!("worker:{number}"));
     headers.insert(envelope::BATCH, format!("worker:{number}"));
@@ -61,7 +61,7 @@ async fn status(rig: &Rig, event: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_notification_goes_from_accepted_over_in_progress_to_done() {
+async fn a_notification_goes_from_accepted_through_in_progress_to_done() {
     let rig = Rig::start().await;
     assert_eq!(rig.notify("e1", &["ann"]).await.status, 202);
     let accepted = status(&rig, "e1").await;
@@ -72,12 +72,12 @@ async fn a_notification_goes_from_accepted_over_in_progress_to_done() {
     assert_eq!(accepted["event_id"], "e1");
     assert!(accepted["accepted_at"].is_string());
 
-    write(&rig, 1, app(), region("eu"), vec![receipt("e1", 1, State::Parked)]).await;
-    eventually("the first attempt is told", async || {
+    write_receipts(&rig, 1, app(), region("eu"), vec![receipt("e1", 1, State::Parked)]).await;
+    eventually("the first attempt is recorded", async || {
         status(&rig, "e1").await["state"] == "in_progress"
     })
     .await;
-    write(
+    write_receipts(
         &rig,
         2,
         app(),
@@ -85,7 +85,10 @@ async fn a_notification_goes_from_accepted_over_in_progress_to_done() {
         vec![receipt("e0", 1, State::Delivered), receipt("e1", 2, State::Delivered)],
     )
     .await;
-    eventually("the end is told", async || status(&rig, "e1").await["state"] == "done").await;
+    eventually("the end is recorded", async || {
+        status(&rig, "e1").await["state"] == "done"
+    })
+    .await;
 
     let done = status(&rig, "e1").await;
     assert_eq!(done["done"], 1);
@@ -110,34 +113,34 @@ async fn a_notification_goes_from_accepted_over_in_progress_to_done() {
         (&json!("unavailable"), &json!(2.5))
     );
 
-    // A service that publishes to NATS itself has no gateway's record.
+    // A notification that a service published to NATS itself has no record of a gateway.
     let unaccepted = status(&rig, "e0").await;
     assert_eq!((&unaccepted["state"], &unaccepted["jobs"]), (&json!("done"), &json!(1)));
     assert_eq!(unaccepted.get("event_id"), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn receipts_of_another_app_tell_nothing() {
+async fn receipts_of_another_app_are_not_shown() {
     let rig = Rig::start().await;
     let rival: AppId = "rival".parse().unwrap();
-    write(&rig, 1, rival, region("eu"), vec![receipt("e1", 1, State::Delivered)]).await;
+    write_receipts(&rig, 1, rival, region("eu"), vec![receipt("e1", 1, State::Delivered)]).await;
     assert_eq!(status(&rig, "e1").await["state"], "not_found");
     assert_eq!(status(&rig, "e2").await["state"], "not_found");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn records_of_accepted_notifications_are_written_before_the_end() {
+async fn records_of_accepted_notifications_are_written_before_shutdown_ends() {
     let rig = Rig::start().await;
     for event in 0..20 {
         rig.notify(&format!("e{event}"), &["ann"]).await;
     }
     let end = rig.lifecycle.finish_within(std::time::Duration::from_secs(10)).await;
     assert_eq!(end, shared::lifecycle::End::Clean);
-    let mut told = 0;
+    let mut recorded = 0;
     let stream = rig.js.get_stream("RECEIPTS").await.unwrap();
     for sequence in 1..=stream.cached_info().state.last_sequence {
         let batch: Batch = serde_json::from_slice(&stream.direct_get(sequence).await.unwrap().payload).unwrap();
-        told += batch.accepted.len();
+        recorded += batch.accepted.len();
     }
-    assert_eq!(told, 20);
+    assert_eq!(recorded, 20);
 }

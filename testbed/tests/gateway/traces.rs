@@ -1,4 +1,4 @@
-//! What the gateway tells a collector.
+//! The spans that the gateway exports.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use testbed::sink::{Seen, Sink};
 
 use crate::rig::{Answer, Rig, send};
 
-const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
-const CALLER: &str = "b7ad6b7169203331";
+const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
+const CALLER_SPAN_ID: &str = "b7ad6b7169203331";
 
 async fn traced(rig: &Rig, recipients: &[&str]) -> Answer {
     let body =
@@ -19,7 +19,7 @@ async fn traced(rig: &Rig, recipients: &[&str]) -> Answer {
         .request("POST", "/v1/notifications")
         .bearer_auth(&rig.key)
         .json(&body);
-    send(request.header("traceparent", format!("00-{TRACE}-{CALLER}-01"))).await
+    send(request.header("traceparent", format!("00-{TRACE_ID}-{CALLER_SPAN_ID}-01"))).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -27,18 +27,18 @@ async fn a_request_is_a_span_with_one_child_for_each_message() {
     let sink = Sink::start().await.unwrap();
     let rig = Rig::with(|settings| settings.telemetry.otlp_endpoint = Some(sink.endpoint())).await;
     let answer = traced(&rig, &["secret-ann", "secret-bob"]).await;
-    assert_eq!((answer.status, &answer.body["trace_id"]), (202, &json!(TRACE)));
+    assert_eq!((answer.status, &answer.body["trace_id"]), (202, &json!(TRACE_ID)));
     let message = rig.js.get_stream("NOTIFY").await.unwrap().direct_get(1).await.unwrap();
     let parent = message.headers.get("traceparent").unwrap().to_string();
     let refused = traced(&rig, &[]).await;
-    assert_eq!(refused.body["trace_id"], TRACE);
+    assert_eq!(refused.body["trace_id"], TRACE_ID);
     let path = "/v1/recipients/secret-ann/addresses";
     let body = json!({ "provider": "fcm", "token": "secret-token" });
     let request = rig.request("POST", path).bearer_auth(&rig.key).json(&body);
-    send(request.header("traceparent", format!("00-{TRACE}-{CALLER}-01"))).await;
+    send(request.header("traceparent", format!("00-{TRACE_ID}-{CALLER_SPAN_ID}-01"))).await;
 
     let spans = sink
-        .trace(TRACE, Duration::from_secs(20), |spans| spans.len() >= 5)
+        .trace(TRACE_ID, Duration::from_secs(20), |spans| spans.len() >= 5)
         .await;
     let named = |name: &str| spans.iter().filter(|seen| seen.span.name == name).collect::<Vec<_>>();
     let server = named("POST /v1/notifications");
@@ -54,7 +54,7 @@ async fn a_request_is_a_span_with_one_child_for_each_message() {
         .unwrap();
     assert_eq!(refused.attribute("error.type").as_deref(), Some("validation_failed"));
     assert_eq!(accepted.span.kind(), SpanKind::Server);
-    assert_eq!(hex(&accepted.span.parent_span_id), CALLER);
+    assert_eq!(hex(&accepted.span.parent_span_id), CALLER_SPAN_ID);
     assert_eq!(accepted.attribute("http.route").as_deref(), Some("/v1/notifications"));
     assert_eq!(named("POST /v1/recipients/{recipient_id}/addresses").len(), 1);
 
@@ -62,11 +62,11 @@ async fn a_request_is_a_span_with_one_child_for_each_message() {
     assert_eq!(sends.len(), 2);
     let parents: Vec<_> = sends
         .iter()
-        .map(|seen| format!("00-{TRACE}-{}-01", hex(&seen.span.span_id)))
+        .map(|seen| format!("00-{TRACE_ID}-{}-01", hex(&seen.span.span_id)))
         .collect();
     assert!(
         parents.contains(&parent),
-        "the message's parent is the span of sending it"
+        "the message names the span of sending it as its parent"
     );
     for seen in sends {
         assert_eq!(seen.span.kind(), SpanKind::Producer);
@@ -87,12 +87,12 @@ async fn a_request_is_a_span_with_one_child_for_each_message() {
     }
     assert!(
         !format!("{spans:?}").contains("secret"),
-        "names, tokens and content belong in no span"
+        "a span contains a name, a token or content"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_sampled_makes_no_spans() {
+async fn unsampled_requests_make_no_spans() {
     let sink = Sink::start().await.unwrap();
     let rig = Rig::with(|settings| settings.telemetry.otlp_endpoint = Some(sink.endpoint())).await;
     assert_eq!(rig.notify("e1", &["ann"]).await.status, 202);
@@ -101,7 +101,7 @@ async fn what_is_not_sampled_makes_no_spans() {
         .request("POST", "/v1/notifications")
         .bearer_auth(&rig.key)
         .json(&body);
-    send(request.header("traceparent", format!("00-{TRACE}-{CALLER}-00"))).await;
+    send(request.header("traceparent", format!("00-{TRACE_ID}-{CALLER_SPAN_ID}-00"))).await;
     let stored = async |sequence| {
         rig.js
             .get_stream("NOTIFY")
@@ -116,15 +116,15 @@ async fn what_is_not_sampled_makes_no_spans() {
     let forwarded = stored(2).await;
     assert_eq!(
         forwarded.get("traceparent").unwrap().as_str(),
-        format!("00-{TRACE}-{CALLER}-00"),
-        "unchanged"
+        format!("00-{TRACE_ID}-{CALLER_SPAN_ID}-00"),
+        "the trace context is passed on unchanged"
     );
     traced(&rig, &["last"]).await;
     let spans = sink
-        .trace(TRACE, Duration::from_secs(20), |spans| spans.len() >= 2)
+        .trace(TRACE_ID, Duration::from_secs(20), |spans| spans.len() >= 2)
         .await;
     assert_eq!(spans.len(), 2);
-    assert_eq!(sink.spans().len(), 2, "only the sampled request has any");
+    assert_eq!(sink.spans().len(), 2, "only the sampled request has spans");
 }
 
 fn hex(id: &[u8]) -> String {

@@ -1,60 +1,63 @@
-//! What can happen to one job, step by step, as the edge worker does it, and what can go wrong between any two steps.
+//! Every step that the edge worker takes with one job, and every fault that can happen between two steps.
 
 use stateright::{Model, Property};
 
-use crate::state::{Address, Attempt, Batch, Ended, Faults, Life, Pass, Place, Records, State, Work, Worker, said};
+use crate::state::{
+    Address, Attempt, Batch, Faults, Life, Outcome, Pass, Place, Records, State, Work, Worker, records_of,
+};
 
-/// A rule of the worker that can be broken, to see what it is for.
+/// A way to break a rule of the worker, to see which property the rule protects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flaw {
-    /// The job is acknowledged when the provider has answered.
+    /// The job is acknowledged as soon as the provider has answered.
     AckBeforeCommit,
-    /// Receipts are published before they are in the ledger.
+    /// Receipts are published before they are committed to the ledger.
     PublishBeforeCommit,
-    /// The outcome is in the ledger before its retry or dead letter is stored.
+    /// The outcome is committed before its retry or dead letter is stored.
     CommitBeforePark,
-    /// A message of receipts is published under a new id each time.
+    /// A batch of receipts is published under a new id each time.
     NewIds,
-    /// Who settles a delivery second speaks too.
-    SecondSpeaks,
-    /// An acceptance is no news once a retry is known to be parked.
+    /// The second worker to settle a delivery publishes a receipt too.
+    SecondPublishes,
+    /// An acceptance is not reported if a later retry is known to be parked.
     ParkedOutweighs,
     /// Any record of a job means that its first pass is complete, even the record of a retry.
-    AnyRecordEnds,
-    /// After a restart all is published that was left, whatever others have said meanwhile.
-    LeftOversSpeak,
+    AnyRecordCompletes,
+    /// After a restart everything that was left is published, even if others have published final receipts since.
+    LeftoversPublished,
 }
 
 /// One job for one recipient, two workers, and the streams of their region.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) addresses: Address,
-    /// So many of them may be refused; the provider takes every push to the others.
+    /// To this many of them pushes may be refused; the provider accepts every push to the others.
     pub(crate) flaky: Address,
-    /// Attempts before a delivery is a dead letter.
+    /// How many attempts a delivery has before it becomes a dead letter.
     pub(crate) attempts: Attempt,
     pub(crate) faults: Faults,
-    /// Whether workers that crashed come back.
+    /// Whether workers that crashed restart.
     pub(crate) restarts: bool,
-    /// Whether two final receipts are forgiven where two workers settled a delivery at one moment.
+    /// Whether two final receipts are allowed where two workers settled a delivery at the same time.
     pub(crate) lenient: bool,
     pub(crate) flaws: &'static [Flaw],
 }
 
-/// What becomes of something sent to the server.
+/// The result of a write to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     Stored,
-    /// Stored, but the worker does not hear of it.
+    /// It is stored, but the answer does not reach the worker.
     Unanswered,
     Refused,
 }
 
-/// One step. Workers and their passes go by number.
+/// One step. Workers and their passes are given by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Pulls and asks the ledger. If the job is new, pushes to each address; the provider accepts those with a set bit,
-    /// and refuses the others for now or keeps silent, which for the worker is the same.
+    /// A worker pulls a message and looks it up in the ledger. If it is new, the worker pushes to each address. The
+    /// provider accepts the pushes with a set bit; it refuses the others for now or does not answer, which is the same
+    /// to the worker.
     Pull {
         worker: usize,
         work: Work,
@@ -71,11 +74,11 @@ pub(crate) enum Step {
     Publish(usize, usize, Fate),
     Ack(usize, usize, Fate),
     Crash(usize),
-    /// Starts again and catches up with the receipts.
+    /// A worker restarts and catches up with the receipts.
     Restart(usize),
-    /// Publishes what a former run left.
+    /// Publishes the next batch that the last run left.
     PublishLeft(usize),
-    /// Gives out a message that a worker still holds.
+    /// The server redelivers a message that a worker still holds.
     Redeliver(Work),
     ServerCrash {
         forgets_acks: bool,
@@ -88,30 +91,30 @@ impl Job {
         self.flaws.contains(&flaw)
     }
 
-    fn ended(&self, attempt: Attempt, accepted: bool) -> Ended {
+    fn ended(&self, attempt: Attempt, accepted: bool) -> Outcome {
         if accepted {
-            Ended::Delivered
+            Outcome::Delivered
         } else if attempt >= self.attempts {
-            Ended::Dead
+            Outcome::Dead
         } else {
-            Ended::Parked
+            Outcome::Parked
         }
     }
 
-    /// Addresses to which `work` is to be pushed by a worker who knows `ledger`.
+    /// The addresses to which a worker with the records `ledger` pushes `work`.
     fn wanted(&self, ledger: Records, work: Work) -> impl Iterator<Item = Address> {
         let attempt = work.attempt();
         let done = match work {
-            Work::Fresh(_) if self.is(Flaw::AnyRecordEnds) => !ledger.is_empty(),
+            Work::Fresh(_) if self.is(Flaw::AnyRecordCompletes) => !ledger.is_empty(),
             // All outcomes of one pass are committed together.
-            Work::Fresh(_) => ledger.know_attempt(attempt),
+            Work::Fresh(_) => ledger.knows_attempt(attempt),
             Work::Retry(..) => false,
         };
         let wanted = move |address: &Address| !done && work.concerns(*address) && !ledger.has(*address, attempt);
         (0..self.addresses).filter(wanted)
     }
 
-    /// What happens sooner or later.
+    /// The steps that happen without faults.
     fn progress(&self, state: &State, steps: &mut Vec<Step>) {
         for (worker, it) in state.workers.iter().enumerate() {
             match it.life {
@@ -132,12 +135,12 @@ impl Job {
         }
     }
 
-    /// Every way a pull can end, for a worker who has just followed the receipts and for one who lags behind.
+    /// Every way a pull can end, for a worker that has just followed the receipts and for one that lags behind.
     fn pulls(&self, state: &State, worker: usize, work: Work, steps: &mut Vec<Step>) {
         let Worker {
-            ledger, settles_down, ..
+            ledger, is_catching_up, ..
         } = state.workers[worker];
-        for follows in lag(state, worker).take(if settles_down { 1 } else { 2 }) {
+        for follows in lag(state, worker).take(if is_catching_up { 1 } else { 2 }) {
             let mut known = ledger;
             if follows {
                 known.add(state.unfollowed(worker));
@@ -190,7 +193,7 @@ impl Job {
         state.place(work, Place::Out);
         let mut pass = Pass {
             work,
-            came_to: Records::default(),
+            outcomes: Records::default(),
             to_store: 0,
             committed: false,
             number: None,
@@ -199,7 +202,7 @@ impl Job {
         };
         for address in self.wanted(ledger, work) {
             let accepted = accepted & 1 << address != 0;
-            pass.came_to
+            pass.outcomes
                 .add(Records::one(address, attempt, self.ended(attempt, accepted)));
             if !accepted {
                 pass.to_store |= 1 << address;
@@ -207,7 +210,7 @@ impl Job {
             let overlaps = is_under_way(state, worker, address);
             state.allowance[usize::from(address)] += i8::from(overlaps) - i8::from(accepted);
         }
-        if pass.came_to.is_empty() {
+        if pass.outcomes.is_empty() {
             state.place(work, Place::Done);
         } else {
             state.workers[worker].passes.push(pass);
@@ -221,10 +224,10 @@ impl Job {
         pass.to_store &= !(1 << next);
         let (address, attempt) = (u8::try_from(next).expect("is an address"), pass.work.attempt());
         if fate != Fate::Refused {
-            if self.ended(attempt, false) == Ended::Dead {
+            if self.ended(attempt, false) == Outcome::Dead {
                 state.dead.insert(address, attempt);
             } else if state.schedule_ids.insert(address, attempt + 1) {
-                // One schedule a subject: it replaces what waits there.
+                // There is one schedule for each subject, so it replaces a retry that waits there.
                 state.schedule[usize::from(address)] = Some(attempt + 1);
                 state.parked.insert(address, attempt + 1);
             }
@@ -238,17 +241,17 @@ impl Job {
 
     fn commit(&self, state: &mut State, worker: usize, number: usize) {
         let ledger = state.workers[worker].ledger;
-        let came_to = state.workers[worker].passes[number].came_to;
+        let outcomes = state.workers[worker].passes[number].outcomes;
         let mut news = Records::default();
-        for (address, attempt, ended) in came_to.iter() {
+        for (address, attempt, ended) in outcomes.iter() {
             let known = match ended {
-                Ended::Delivered | Ended::Dead if !self.is(Flaw::ParkedOutweighs) => ledger.is_final(address),
+                Outcome::Delivered | Outcome::Dead if !self.is(Flaw::ParkedOutweighs) => ledger.is_final(address),
                 _ => ledger.has(address, attempt),
             };
-            if self.is(Flaw::SecondSpeaks) || !known {
+            if self.is(Flaw::SecondPublishes) || !known {
                 news.add(Records::one(address, attempt, ended));
                 let others = state.unfollowed(worker).is_final(address);
-                state.raced[usize::from(address)] |= ended != Ended::Parked && others;
+                state.raced[usize::from(address)] |= ended != Outcome::Parked && others;
             }
         }
         let it = &mut state.workers[worker];
@@ -278,14 +281,14 @@ impl Job {
                 .find(|batch| Some(batch.number) == pass.number)
                 .cloned()
         } else {
-            // Only if the order is broken: the number is the one that the commit will have.
+            // This happens only with a flaw in the order; the commit will use this number.
             Some(Batch {
                 writer: worker,
                 number: it.last + 1,
-                records: pass.came_to,
+                records: pass.outcomes,
             })
         };
-        // What was seen in the stream before its answer came is no longer there to publish.
+        // A batch that the worker has seen in the stream before its answer arrived needs no publishing.
         if let Some(batch) = batch {
             self.announce(state, batch);
         }
@@ -297,7 +300,7 @@ impl Job {
         finish(state, worker, number);
     }
 
-    /// Stores a message of receipts, if the stream does not have its id.
+    /// Stores a batch of receipts, unless the stream has its id already.
     fn announce(&self, state: &mut State, batch: Batch) {
         if state.has(&batch) && !self.is(Flaw::NewIds) {
             return;
@@ -305,9 +308,9 @@ impl Job {
         let up = |writer: usize| writer != batch.writer && state.workers[writer].life != Life::Down;
         let others = (0..state.workers.len()).filter(|writer| up(*writer));
         let outgoing = others.flat_map(|writer| &state.workers[writer].outgoing);
-        let unsaid = said(outgoing.filter(|other| !state.has(other)));
+        let unpublished = records_of(outgoing.filter(|other| !state.has(other)));
         for address in 0..self.addresses {
-            let both = batch.records.is_final(address) && unsaid.is_final(address);
+            let both = batch.records.is_final(address) && unpublished.is_final(address);
             state.raced[usize::from(address)] |= both;
         }
         state.receipts.push(batch);
@@ -315,10 +318,10 @@ impl Job {
 
     fn restart(&self, state: &mut State, worker: usize) {
         follow(state, worker);
-        let others = said(state.receipts.iter().filter(|batch| batch.writer != worker));
+        let others = records_of(state.receipts.iter().filter(|batch| batch.writer != worker));
         let it = &mut state.workers[worker];
-        if !self.is(Flaw::LeftOversSpeak) {
-            // Another worker has had the job meanwhile.
+        if !self.is(Flaw::LeftoversPublished) {
+            // Another worker has finished the job since.
             for address in (0..self.addresses).filter(|address| others.is_final(*address)) {
                 for batch in &mut it.outgoing {
                     batch.records = batch.records.without(batch.records.of(address));
@@ -345,8 +348,8 @@ impl Job {
     }
 }
 
-/// What may happen besides, as long as there are faults to come.
-fn mishaps(state: &State, steps: &mut Vec<Step>) {
+/// The faults that may happen next, while any are left.
+fn faults_of(state: &State, steps: &mut Vec<Step>) {
     let faults = state.faults;
     if faults.lost > 0 {
         for step in steps.clone() {
@@ -365,7 +368,7 @@ fn mishaps(state: &State, steps: &mut Vec<Step>) {
         let up = (0..state.workers.len()).filter(|worker| state.workers[*worker].life != Life::Down);
         steps.extend(up.map(Step::Crash));
     }
-    if faults.impatience > 0 {
+    if faults.early_redeliveries > 0 {
         let held = state.work().filter(|(_, place)| *place == Place::Out);
         steps.extend(held.map(|(work, _)| Step::Redeliver(work)));
     }
@@ -393,7 +396,7 @@ fn ack(state: &mut State, worker: usize, number: usize, fate: Fate) {
     finish(state, worker, number);
 }
 
-/// Ends a pass of which nothing is left to do.
+/// Removes a pass if nothing is left to do.
 fn finish(state: &mut State, worker: usize, number: usize) {
     let pass = &state.workers[worker].passes[number];
     if pass.to_store == 0 && pass.committed && pass.announced && pass.acknowledged {
@@ -401,19 +404,20 @@ fn finish(state: &mut State, worker: usize, number: usize) {
     }
 }
 
-/// Whether a worker has just followed the receipts. When it did matters only to what it knows when it looks.
+/// The possible answers to whether a worker follows the receipts before a step. It matters only when the worker reads
+/// its ledger.
 fn lag(state: &State, worker: usize) -> impl Iterator<Item = bool> + use<> {
     let behind = state.workers[worker].followed < state.receipts.len();
     [behind, false].into_iter().take(1 + usize::from(behind))
 }
 
-/// Applies what the stream of receipts has: records of others, and which of the own messages arrived.
+/// Applies RECEIPTS: the records of others, and which of the worker's own batches arrived.
 fn follow(state: &mut State, worker: usize) {
     let it = &mut state.workers[worker];
     it.followed = state.receipts.len();
-    it.settles_down = false;
+    it.is_catching_up = false;
     it.ledger
-        .add(said(state.receipts.iter().filter(|batch| batch.writer != worker)));
+        .add(records_of(state.receipts.iter().filter(|batch| batch.writer != worker)));
     let arrived = |number| {
         state
             .receipts
@@ -423,25 +427,25 @@ fn follow(state: &mut State, worker: usize) {
     it.outgoing.retain(|batch| !arrived(batch.number));
 }
 
-/// Whether somebody pushes to `address`, or has, and `worker` cannot know.
+/// Whether another pass pushes to `address`, or has pushed to it, without a record that `worker` has.
 fn is_under_way(state: &State, worker: usize, address: Address) -> bool {
     let mut passes = state.workers.iter().flat_map(|it| &it.passes);
     let pushed = !state.unfollowed(worker).of(address).is_empty();
-    pushed || passes.any(|pass| !pass.came_to.of(address).is_empty())
+    pushed || passes.any(|pass| !pass.outcomes.of(address).is_empty())
 }
 
-/// Gives a message back. A push whose outcome is forgotten, or not yet told, will be repeated.
+/// Returns a message to the server. A push whose outcome is not committed, or not yet published, will be repeated.
 fn give_back(state: &mut State, worker: usize, pass: &Pass) {
     let outgoing = &state.workers[worker].outgoing;
-    let untold = |batch: &Batch| Some(batch.number) == pass.number && !state.has(batch);
-    let repeated = !pass.committed || outgoing.iter().any(untold);
-    for (address, _, ended) in pass.came_to.iter() {
-        state.allowance[usize::from(address)] += i8::from(repeated && ended == Ended::Delivered);
+    let unpublished = |batch: &Batch| Some(batch.number) == pass.number && !state.has(batch);
+    let repeated = !pass.committed || outgoing.iter().any(unpublished);
+    for (address, _, ended) in pass.outcomes.iter() {
+        state.allowance[usize::from(address)] += i8::from(repeated && ended == Outcome::Delivered);
     }
     return_unheld(state, pass.work);
 }
 
-/// Sooner or later the server gives out again what nobody works on and nobody has acknowledged.
+/// Lets a message wait again if no worker holds it and none has acknowledged it: the server will redeliver it.
 fn return_unheld(state: &mut State, work: Work) {
     let mut passes = state.workers.iter().flat_map(|it| &it.passes);
     let held = passes.any(|pass| pass.work == work && !pass.acknowledged);
@@ -470,9 +474,9 @@ fn server_crash(state: &mut State, forgets_acks: bool) {
         state.place(work, Place::Waiting);
     }
     for it in &mut state.workers {
-        it.settles_down = it.life == Life::Pulling;
+        it.is_catching_up = it.life == Life::Pulling;
     }
-    // It remembers the ids of the messages that it still has.
+    // The server remembers the message ids of the schedules that it still has.
     let schedule = state.schedule;
     state
         .schedule_ids
@@ -489,7 +493,7 @@ impl Model for Job {
 
     fn actions(&self, state: &State, steps: &mut Vec<Step>) {
         self.progress(state, steps);
-        mishaps(state, steps);
+        faults_of(state, steps);
     }
 
     fn next_state(&self, state: &State, step: Step) -> Option<State> {
@@ -521,7 +525,7 @@ impl Model for Job {
                 self.publish_left(state, worker, done);
             }
             Step::Redeliver(work) => {
-                state.faults.impatience -= 1;
+                state.faults.early_redeliveries -= 1;
                 state.place(work, Place::Waiting);
             }
             Step::ServerCrash { forgets_acks } => server_crash(state, forgets_acks),
@@ -540,7 +544,7 @@ impl Model for Job {
                     let kept = state
                         .work()
                         .any(|(work, place)| place != Place::Done && work.concerns(address));
-                    let committed = said(state.workers.iter().flat_map(|it| &it.outgoing));
+                    let committed = records_of(state.workers.iter().flat_map(|it| &it.outgoing));
                     kept || committed.is_final(address) || state.finals(address) > 0
                 })
             }),
@@ -553,15 +557,15 @@ impl Model for Job {
                     .all(|address| state.finals(address) <= 1 || (job.lenient && state.raced[usize::from(address)]))
             }),
             Property::always(STORED_FIRST, |_, state: &State| {
-                let mut all = said(&state.receipts);
+                let mut all = records_of(&state.receipts);
                 state.workers.iter().for_each(|it| all.add(it.ledger));
                 all.iter().all(|(address, attempt, ended)| match ended {
-                    Ended::Delivered => true,
-                    Ended::Dead => state.dead.has(address, attempt),
-                    Ended::Parked => state.parked.has(address, attempt + 1),
+                    Outcome::Delivered => true,
+                    Outcome::Dead => state.dead.has(address, attempt),
+                    Outcome::Parked => state.parked.has(address, attempt + 1),
                 })
             }),
-            Property::always(FEW_PUSHES, |_, state: &State| {
+            Property::always(EXCUSED_PUSHES, |_, state: &State| {
                 state.allowance.iter().all(|left| *left >= 0)
             }),
         ]
@@ -569,7 +573,7 @@ impl Model for Job {
 }
 
 impl Job {
-    /// Whether nothing happens any more but faults.
+    /// Whether no step is left but faults.
     fn is_at_rest(&self, state: &State) -> bool {
         let pulling = state.workers.iter().any(|it| it.life == Life::Pulling);
         let waiting = || state.work().any(|(_, place)| place == Place::Waiting);
@@ -583,7 +587,7 @@ impl Job {
 }
 
 pub(crate) const NOT_LOST: &str = "what was accepted is in a stream of work until its end is in a ledger or a receipt";
-pub(crate) const ENDS: &str = "when nothing moves every delivery has ended";
-pub(crate) const ENDS_ONCE: &str = "a delivery has one final receipt, unless two workers settled it at one moment";
+pub(crate) const ENDS: &str = "when no step is left every delivery has ended";
+pub(crate) const ENDS_ONCE: &str = "a delivery has one final receipt, unless two workers settled it at the same time";
 pub(crate) const STORED_FIRST: &str = "a retry or a dead letter is stored before the outcome that mentions it";
-pub(crate) const FEW_PUSHES: &str = "there is no push without a fault or an overlap to excuse it";
+pub(crate) const EXCUSED_PUSHES: &str = "every repeated push has a fault or an overlap as its cause";

@@ -1,23 +1,23 @@
-//! What there is of one job: in the streams, in the workers' files and in their memories. Packed, because millions of
-//! these are compared.
+//! The whole state of one job: in the streams, in the workers' files and in their memory. It is packed, because
+//! millions of states are compared.
 
 use std::fmt;
 
-/// Number of an address, from 0.
+/// The number of an address, from 0.
 pub(crate) type Address = u8;
 
-/// Number of an attempt, from 1.
+/// The number of an attempt, from 1.
 pub(crate) type Attempt = u8;
 
-/// How many addresses there is room for.
+/// The largest number of addresses that a state can hold.
 pub(crate) const ADDRESSES: usize = 2;
 
-/// How many attempts there is room for.
+/// The largest number of attempts at one address that a state can hold.
 pub(crate) const ATTEMPTS: u8 = 3;
 
-/// What an attempt came to.
+/// The outcome of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum Outcome {
     Delivered,
     Dead,
     Parked,
@@ -33,7 +33,7 @@ impl Records {
     const FINAL: u32 = 0b011_011_011;
     const PARKED: u32 = 0b100_100_100;
 
-    pub(crate) fn one(address: Address, attempt: Attempt, ended: Ended) -> Self {
+    pub(crate) fn one(address: Address, attempt: Attempt, ended: Outcome) -> Self {
         let bit = u32::from(address) * Self::OF_ADDRESS + u32::from(attempt - 1) * Self::OF_ATTEMPT + ended as u32;
         Self(1 << bit)
     }
@@ -63,27 +63,27 @@ impl Records {
         self.meets(Self::some(address, Self::FINAL))
     }
 
-    /// Whether an attempt needs no more work, as `History::has` of the ledger says it.
+    /// Whether an attempt needs no more work; the rule of `History::has` in the ledger.
     pub(crate) fn has(self, address: Address, attempt: Attempt) -> bool {
         let later = Self::PARKED << (u32::from(attempt - 1) * Self::OF_ATTEMPT) & Self::PARKED;
         self.meets(Self::some(address, Self::FINAL | later))
     }
 
-    /// Whether anything is known of attempts with this number.
-    pub(crate) fn know_attempt(self, attempt: Attempt) -> bool {
+    /// Whether there is a record of any attempt with this number.
+    pub(crate) fn knows_attempt(self, attempt: Attempt) -> bool {
         let bits = 0b111 << (u32::from(attempt - 1) * Self::OF_ATTEMPT);
         (0..2).any(|address| self.meets(Self::some(address, bits)))
     }
 
-    /// All that is said of `address`.
+    /// The records of `address`.
     pub(crate) fn of(self, address: Address) -> Self {
         Self(self.0 & Self::some(address, Self::FINAL | Self::PARKED).0)
     }
 
-    pub(crate) fn iter(self) -> impl Iterator<Item = (Address, Attempt, Ended)> {
+    pub(crate) fn iter(self) -> impl Iterator<Item = (Address, Attempt, Outcome)> {
         let all = (0..2).flat_map(|address| (1..=ATTEMPTS).map(move |attempt| (address, attempt)));
         let all = all.flat_map(|(address, attempt)| {
-            [Ended::Delivered, Ended::Dead, Ended::Parked].map(|ended| (address, attempt, ended))
+            [Outcome::Delivered, Outcome::Dead, Outcome::Parked].map(|ended| (address, attempt, ended))
         });
         all.filter(move |(address, attempt, ended)| self.meets(Self::one(*address, *attempt, *ended)))
     }
@@ -108,7 +108,7 @@ impl Attempts {
         self.0 & Self::bit(address, attempt) != 0
     }
 
-    /// Adds one; whether it is new.
+    /// Adds an attempt and returns whether it is new.
     pub(crate) fn insert(&mut self, address: Address, attempt: Attempt) -> bool {
         let new = !self.has(address, attempt);
         self.0 |= Self::bit(address, attempt);
@@ -141,7 +141,7 @@ impl Work {
         }
     }
 
-    /// What a worker reserves while it works on this.
+    /// The address that a worker reserves while it works on a retry.
     pub(crate) fn key(self) -> Option<Address> {
         match self {
             Self::Fresh(_) => None,
@@ -154,32 +154,32 @@ impl Work {
     }
 }
 
-/// Where a message stands with its consumer.
+/// The state of a message in its consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Place {
     Waiting,
-    /// A worker works on it. Once nobody does, the server will give it out again: it waits.
+    /// A worker has pulled it. When no worker holds it any more, it waits again, since the server will redeliver it.
     Out,
     /// Acknowledged.
     Done,
 }
 
-/// How far a worker is with one message. Lost in a crash.
+/// A worker's progress with one message. A crash loses it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Pass {
     pub(crate) work: Work,
-    /// What each attempt came to.
-    pub(crate) came_to: Records,
-    /// Addresses whose retry or dead letter is still to be stored: a set of bits.
+    /// The outcome of each attempt.
+    pub(crate) outcomes: Records,
+    /// A set of bits: addresses whose retry or dead letter is still to be stored.
     pub(crate) to_store: u8,
     pub(crate) committed: bool,
-    /// The number of the message that announces it. Without one there is no news.
+    /// The number of the batch of receipts that reports it. `None` if there is nothing new to report.
     pub(crate) number: Option<u8>,
     pub(crate) announced: bool,
     pub(crate) acknowledged: bool,
 }
 
-/// One message of the stream of receipts; writer and number are its id.
+/// One message of RECEIPTS. Writer and number are its id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Batch {
     pub(crate) writer: usize,
@@ -191,50 +191,50 @@ pub(crate) struct Batch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Life {
     Down,
-    /// Has caught up with the receipts and publishes what a former run left; so many messages are done.
+    /// It has caught up with the receipts and publishes the batches that its last run left; this many are published.
     Starting(usize),
     Pulling,
 }
 
-/// One edge worker. All but `life` and `passes` is in its file.
+/// One edge worker. Everything but `life` and `passes` survives a crash in its file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Worker {
     pub(crate) life: Life,
     pub(crate) passes: Vec<Pass>,
     pub(crate) ledger: Records,
-    /// Committed, and not yet seen in the stream.
+    /// Batches that are committed and not yet seen in the stream.
     pub(crate) outgoing: Vec<Batch>,
-    /// Number of the last message it made.
+    /// The number of the last batch that it made.
     pub(crate) last: u8,
-    /// How many messages of the stream of receipts it has applied.
+    /// How many messages of RECEIPTS it has applied.
     pub(crate) followed: usize,
-    /// The connection was lost: it pulls nothing before it has followed the receipts to their end.
-    pub(crate) settles_down: bool,
+    /// The connection was lost, so it pulls nothing before it has followed the receipts to their end.
+    pub(crate) is_catching_up: bool,
 }
 
-/// What may still go wrong.
+/// How many faults of each kind may still happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub(crate) struct Faults {
-    /// Workers that crash.
+    /// Crashes of workers.
     pub(crate) crashes: u8,
-    /// Crashes of the server, which forgets what it gave to whom, and perhaps what was acknowledged.
+    /// Crashes of the server, which forgets which worker has which message, and perhaps acknowledgements.
     pub(crate) server_crashes: u8,
-    /// Messages given to a second worker while the first still works on them.
-    pub(crate) impatience: u8,
-    /// Answers of the server that do not arrive, and stores that fail.
+    /// Redeliveries to a second worker while the first still works on the message.
+    pub(crate) early_redeliveries: u8,
+    /// Lost answers of the server, and writes that fail.
     pub(crate) lost: u8,
-    /// Further copies of the job under other message ids.
+    /// More copies of the job, under other message ids.
     pub(crate) copies: u8,
 }
 
-/// Everything.
+/// The state of the whole system.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct State {
     /// NOTIFY: the copies of the job.
     pub(crate) fresh: Vec<Place>,
-    /// SCHEDULE: the retry that waits for its time, one an address. Whoever pulls it makes its time come.
+    /// SCHEDULE: the retry of each address that waits for its time. The pull of a retry makes it due.
     pub(crate) schedule: [Option<Attempt>; ADDRESSES],
-    /// SCHEDULE: retries whose time has come.
+    /// SCHEDULE: retries that are due.
     pub(crate) due: Vec<(Address, Attempt, Place)>,
     /// SCHEDULE: message ids that the stream remembers.
     pub(crate) schedule_ids: Attempts,
@@ -244,11 +244,11 @@ pub(crate) struct State {
     pub(crate) dead: Attempts,
     pub(crate) workers: [Worker; 2],
     pub(crate) faults: Faults,
-    /// Retries that were stored at some time. Here and below: what nobody in the system knows.
+    /// Retries that were ever stored. No part of the real system knows this or the fields below.
     pub(crate) parked: Attempts,
-    /// Pushes that the provider may still take: one, and one more for each fault or overlap that can cause it.
+    /// How many more pushes the provider may accept: one, and one for each fault or overlap that can cause another.
     pub(crate) allowance: [i8; ADDRESSES],
-    /// Two workers settled this address before either could know of the other.
+    /// Whether two workers settled this address before either could know of the other.
     pub(crate) raced: [bool; ADDRESSES],
 }
 
@@ -261,7 +261,7 @@ impl State {
             outgoing: Vec::new(),
             last: 0,
             followed: 0,
-            settles_down: false,
+            is_catching_up: false,
         };
         Self {
             fresh: vec![Place::Waiting],
@@ -278,7 +278,7 @@ impl State {
         }
     }
 
-    /// Every message of work with where it stands.
+    /// Every message of work with its state in the consumer.
     pub(crate) fn work(&self) -> impl Iterator<Item = (Work, Place)> {
         let fresh = (0u8..)
             .zip(&self.fresh)
@@ -294,7 +294,7 @@ impl State {
         fresh.chain(due).chain(waiting)
     }
 
-    /// Moves a message. A retry becomes due by being moved.
+    /// Changes the state of a message. A scheduled retry becomes due by it.
     pub(crate) fn place(&mut self, work: Work, place: Place) {
         match work {
             Work::Fresh(copy) => self.fresh[usize::from(copy)] = place,
@@ -316,7 +316,7 @@ impl State {
             .any(|stored| stored.writer == batch.writer && stored.number == batch.number)
     }
 
-    /// Final receipts of `address`.
+    /// The number of final receipts of `address`.
     pub(crate) fn finals(&self, address: Address) -> usize {
         self.receipts
             .iter()
@@ -324,14 +324,14 @@ impl State {
             .count()
     }
 
-    /// What the stream of receipts says that `worker` has not applied.
+    /// The records in RECEIPTS that `worker` has not applied.
     pub(crate) fn unfollowed(&self, worker: usize) -> Records {
-        said(&self.receipts[self.workers[worker].followed..])
+        records_of(&self.receipts[self.workers[worker].followed..])
     }
 }
 
-/// All that is said in `batches`.
-pub(crate) fn said<'a>(batches: impl IntoIterator<Item = &'a Batch>) -> Records {
+/// All records in `batches`.
+pub(crate) fn records_of<'a>(batches: impl IntoIterator<Item = &'a Batch>) -> Records {
     let mut records = Records::default();
     for batch in batches {
         records.add(batch.records);

@@ -1,16 +1,24 @@
-//! Which endpoint the providers use, how many connections they open, and when they close them.
+//! Which endpoint a provider uses, how many connections it opens, and when it closes them.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
-use edge_worker::providers::{EndpointSettings, EndpointState, Why};
-use testbed::faults::{Proxy, Trouble};
+use edge_worker::providers::{EndpointSettings, EndpointState, Outcome, Why};
+use futures::future::join_all;
+use shared::channel::Provider;
+use testbed::{
+    faults::{Proxy, Trouble},
+    providers::{Answer, Apns, ApnsConfig, Authority, Fcm, FcmConfig, Rule},
+};
 
-use super::*;
+use crate::rig::{
+    Choices, Rig, ambiguous, assert_all_accepted, https_localhost, is_accepted, localhost, now, retry_later,
+};
 
+/// How long a faster endpoint must have been healthy before it is chosen: `patience_ms` of [`quick_settings`].
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// So that a test need not wait for minutes.
-fn quick() -> EndpointSettings {
+/// Settings with which a test need not wait for minutes.
+fn quick_settings() -> EndpointSettings {
     EndpointSettings {
         probe_ms: 100,
         patience_ms: 500,
@@ -18,31 +26,31 @@ fn quick() -> EndpointSettings {
     }
 }
 
-/// Two ways to one simulator, the slow one first in the settings.
-struct Setting {
+/// Two endpoints that lead to one simulator; the slow one stands first in the settings.
+struct TwoEndpoints {
     rig: Rig,
     simulator: Apns,
     near: Proxy,
     far: Proxy,
 }
 
-async fn two_ways_to_apns(choices: Choices) -> Setting {
+async fn two_endpoints_of_apns(choices: Choices) -> TwoEndpoints {
     let authority = Authority::generate().unwrap();
     let config = ApnsConfig {
         authority: Some(authority.clone()),
         ..ApnsConfig::default()
     };
     let simulator = Apns::start(config).await.unwrap();
-    let (near, far) = proxies(simulator.addr());
+    let (near, far) = near_and_far_proxies(simulator.addr());
     let choices = Choices {
-        apns: vec![local(far.address().port()), local(near.address().port())],
-        endpoints: quick(),
+        apns: vec![localhost(far.address().port()), localhost(near.address().port())],
+        endpoints: quick_settings(),
         ..choices
     };
     let rig = Rig::new(authority, choices);
     rig.configure_apns(simulator.key());
     tokio::spawn(rig.providers.watch());
-    Setting {
+    TwoEndpoints {
         rig,
         simulator,
         near,
@@ -50,28 +58,29 @@ async fn two_ways_to_apns(choices: Choices) -> Setting {
     }
 }
 
-fn proxies(target: SocketAddr) -> (Proxy, Proxy) {
+fn near_and_far_proxies(target: SocketAddr) -> (Proxy, Proxy) {
     let (near, far) = (Proxy::start(target, 1).unwrap(), Proxy::start(target, 2).unwrap());
     far.set(&Trouble::Delay { ms: 100, jitter_ms: 0 }).unwrap();
     (near, far)
 }
 
 impl Rig {
-    /// Pushes until the near way has answered and the far one is kept as the spare.
+    /// Pushes until the near endpoint has answered and the far one is kept as the spare.
     async fn push_until_measured(&self, provider: Provider, near: &Proxy, far: &Proxy) {
         let (near, far) = (near.address().port(), far.address().port());
         self.push_until(provider, || {
-            self.endpoint(near).answer_ms.is_some() && self.endpoint(far).spare
+            self.endpoint_on(near).answer_ms.is_some() && self.endpoint_on(far).spare
         })
         .await;
     }
 
-    /// The state of the endpoint on `port` of this machine that APNs' production, or FCM, may use.
-    fn endpoint(&self, port: u16) -> EndpointState {
+    /// The state of the endpoint on `port` of this machine, of APNs' production environment or of FCM.
+    fn endpoint_on(&self, port: u16) -> EndpointState {
         let states = self.providers.endpoint_states().into_iter();
         let mut states = states.filter(|state| state.environment != Some("sandbox"));
-        // The name may have an address of IPv6 too, on which nobody listens.
-        let is = |state: &EndpointState| *state.endpoint == *local(port) && state.address.is_none_or(|it| it.is_ipv4());
+        // `localhost` may have an IPv6 address too, on which nothing listens.
+        let is =
+            |state: &EndpointState| *state.endpoint == *localhost(port) && state.address.is_none_or(|it| it.is_ipv4());
         states.find(is).unwrap()
     }
 
@@ -79,34 +88,40 @@ impl Rig {
     async fn push_until(&self, provider: Provider, done: impl Fn() -> bool) {
         for n in 0..3000 {
             let attempted = self.alert(provider, &format!("{n:08x}"), "event").await;
-            assert!(accepted(&attempted), "{attempted:?}");
+            assert!(is_accepted(&attempted), "{attempted:?}");
             if done() {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("it does not come: {:#?}", self.providers.endpoint_states());
+        panic!(
+            "the endpoints do not get there: {:#?}",
+            self.providers.endpoint_states()
+        );
     }
 }
 
 #[tokio::test]
 async fn the_fastest_endpoint_is_chosen_and_another_kept_in_reserve() {
-    let Setting {
+    let TwoEndpoints {
         rig,
         simulator,
         near,
         far,
-    } = two_ways_to_apns(Choices::default()).await;
-    assert_eq!(rig.endpoint(near.address().port()).why, "not resolved");
+    } = two_endpoints_of_apns(Choices::default()).await;
+    assert_eq!(rig.endpoint_on(near.address().port()).why, "not resolved");
     rig.push_until(Provider::Apns, || {
-        rig.endpoint(near.address().port()).chosen && rig.endpoint(far.address().port()).spare
+        rig.endpoint_on(near.address().port()).chosen && rig.endpoint_on(far.address().port()).spare
     })
     .await;
     rig.push_until(Provider::Apns, || {
-        rig.endpoint(near.address().port()).answer_ms.is_some()
+        rig.endpoint_on(near.address().port()).answer_ms.is_some()
     })
     .await;
-    let (near, far) = (rig.endpoint(near.address().port()), rig.endpoint(far.address().port()));
+    let (near, far) = (
+        rig.endpoint_on(near.address().port()),
+        rig.endpoint_on(far.address().port()),
+    );
     assert_eq!(near.chosen_for, Some(Why::Fastest));
     assert!(near.healthy && far.healthy && !far.chosen && !near.spare);
     assert!(near.connect_ms < far.connect_ms && near.round_trip_ms < far.round_trip_ms);
@@ -129,36 +144,39 @@ async fn the_fastest_fcm_endpoint_is_chosen() {
         ..FcmConfig::default()
     };
     let fcm = Fcm::start(config).await.unwrap();
-    let (near, far) = proxies(fcm.addr());
+    let (near, far) = near_and_far_proxies(fcm.addr());
     let choices = Choices {
-        fcm: vec![https(far.address().port()), https(near.address().port())],
-        endpoints: quick(),
+        fcm: vec![
+            https_localhost(far.address().port()),
+            https_localhost(near.address().port()),
+        ],
+        endpoints: quick_settings(),
         ..Choices::default()
     };
     let rig = Rig::new(authority, choices);
     rig.configure_fcm("peal-test", fcm.service_account_json()).unwrap();
     tokio::spawn(rig.providers.watch());
     rig.push_until_measured(Provider::Fcm, &near, &far).await;
-    assert!(rig.endpoint(near.address().port()).chosen);
+    assert!(rig.endpoint_on(near.address().port()).chosen);
 }
 
 #[tokio::test]
-async fn a_dead_endpoint_is_left_at_once_and_trusted_again_only_after_a_while() {
-    let Setting {
+async fn a_dead_endpoint_is_abandoned_at_once_and_chosen_again_only_after_some_time() {
+    let TwoEndpoints {
         rig,
         simulator,
         near,
         far,
-    } = two_ways_to_apns(Choices::default()).await;
+    } = two_endpoints_of_apns(Choices::default()).await;
     rig.push_until_measured(Provider::Apns, &near, &far).await;
 
-    // As the pipeline does, whatever is not accepted is tried again.
+    // As in the pipeline, an attempt that was not accepted is retried.
     simulator.log().clear();
     let push = async |device: usize| {
         loop {
-            match rig.apple(&format!("{device:08x}")).await.outcome {
+            match rig.push_apns(&format!("{device:08x}")).await.outcome {
                 Outcome::Accepted { .. } => return,
-                // It was on its way when the connection broke.
+                // It was in flight when the connection broke.
                 Outcome::Ambiguous { reason } => assert_eq!(reason, "connection_lost"),
                 other => panic!("{other:?}"),
             }
@@ -180,10 +198,13 @@ async fn a_dead_endpoint_is_left_at_once_and_trusted_again_only_after_a_while() 
         let device = format!("{device:08x}");
         assert!(
             !simulator.log().delivered_to(&device).is_empty(),
-            "{device} got nothing"
+            "{device} received nothing"
         );
     }
-    let (dead, other) = (rig.endpoint(near.address().port()), rig.endpoint(far.address().port()));
+    let (dead, other) = (
+        rig.endpoint_on(near.address().port()),
+        rig.endpoint_on(far.address().port()),
+    );
     assert_eq!((dead.healthy, dead.chosen), (false, false));
     assert_eq!((other.chosen, other.chosen_for), (true, Some(Why::Failover)));
     assert!(
@@ -195,61 +216,61 @@ async fn a_dead_endpoint_is_left_at_once_and_trusted_again_only_after_a_while() 
     );
 
     near.set(&Trouble::None).unwrap();
-    let last_ill = std::cell::Cell::new(Timestamp::now_for_tests());
+    let last_unhealthy = std::cell::Cell::new(now());
     rig.push_until(Provider::Apns, || {
-        let state = rig.endpoint(near.address().port());
+        let state = rig.endpoint_on(near.address().port());
         if !state.healthy {
-            last_ill.set(Timestamp::now_for_tests());
+            last_unhealthy.set(now());
         }
         state.chosen
     })
     .await;
-    let back = rig.endpoint(near.address().port());
+    let back = rig.endpoint_on(near.address().port());
     assert_eq!(back.chosen_for, Some(Why::Faster));
-    let waited = back.since.unwrap().duration_since(last_ill.get());
+    let waited = back.since.unwrap().duration_since(last_unhealthy.get());
     assert!(
         waited >= PATIENCE.try_into().unwrap(),
-        "{waited} after it was ill it was chosen"
+        "chosen {waited} after it was last unhealthy"
     );
     for _ in 0..3000 {
-        if *rig.apple("beef").await.endpoint == *back.endpoint {
+        if *rig.push_apns("beef").await.endpoint == *back.endpoint {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("connections stay where they were");
+    panic!("pushes do not return to the faster endpoint");
 }
 
 #[tokio::test]
-async fn a_silent_endpoint_is_left() {
+async fn a_silent_endpoint_is_abandoned() {
     let short = Choices {
         timeout: Duration::from_secs(2),
         ..Choices::default()
     };
-    let Setting {
+    let TwoEndpoints {
         rig,
         simulator: _simulator,
         near,
         far,
-    } = two_ways_to_apns(short).await;
+    } = two_endpoints_of_apns(short).await;
     rig.push_until_measured(Provider::Apns, &near, &far).await;
-    let for_ever = Trouble::Delay {
+    let an_hour = Trouble::Delay {
         ms: 3_600_000,
         jitter_ms: 0,
     };
-    near.set(&for_ever).unwrap();
-    assert_eq!(rig.apple("beef").await.outcome, ambiguous("timeout"));
-    let attempted = rig.apple("beef").await;
+    near.set(&an_hour).unwrap();
+    assert_eq!(rig.push_apns("beef").await.outcome, ambiguous("timeout"));
+    let attempted = rig.push_apns("beef").await;
     assert_eq!(
-        (accepted(&attempted), &*attempted.endpoint),
-        (true, &*local(far.address().port())),
+        (is_accepted(&attempted), &*attempted.endpoint),
+        (true, &*localhost(far.address().port())),
         "{attempted:?}"
     );
-    assert_eq!(rig.endpoint(near.address().port()).why, "silent");
+    assert_eq!(rig.endpoint_on(near.address().port()).why, "silent");
 }
 
 #[tokio::test]
-async fn an_endpoint_that_answers_with_errors_is_left_before_the_breaker_opens() {
+async fn an_endpoint_that_answers_with_errors_is_abandoned_before_the_breaker_opens() {
     let authority = Authority::generate().unwrap();
     let config = ApnsConfig {
         authority: Some(authority.clone()),
@@ -262,63 +283,71 @@ async fn an_endpoint_that_answers_with_errors_is_left_before_the_breaker_opens()
         .add(Rule::always().answer(Answer::reason("ServiceUnavailable")))
         .unwrap();
     let choices = Choices {
-        apns: vec![local(bad.addr().port()), local(good.addr().port())],
+        apns: vec![localhost(bad.addr().port()), localhost(good.addr().port())],
         ..Choices::default()
     };
     let rig = Rig::new(authority, choices);
     rig.configure_apns(bad.key());
     let mut failures = 0;
     loop {
-        let attempted = rig.apple("beef").await;
-        if accepted(&attempted) {
-            assert_eq!(*attempted.endpoint, *local(good.addr().port()));
+        let attempted = rig.push_apns("beef").await;
+        if is_accepted(&attempted) {
+            assert_eq!(*attempted.endpoint, *localhost(good.addr().port()));
             break;
         }
-        assert_eq!(attempted.outcome, later("ServiceUnavailable", None));
+        assert_eq!(attempted.outcome, retry_later("ServiceUnavailable", None));
         failures += 1;
         assert!(failures < 10, "the breaker would open");
-        // The connection that leads there is replaced meanwhile.
+        // Meanwhile the connection to the failing endpoint is replaced.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let state = rig.endpoint(bad.addr().port());
+    let state = rig.endpoint_on(bad.addr().port());
     assert_eq!((state.healthy, &*state.why), (false, "errors"));
     assert!(state.errors > 0.5);
 }
 
 #[tokio::test]
-async fn connections_are_opened_as_streams_are_needed_and_closed_when_they_are_not() {
+async fn connections_are_opened_as_streams_are_needed_and_closed_when_idle() {
     let narrow = ApnsConfig {
         streams: 100,
         ..ApnsConfig::default()
     };
     let choices = Choices {
-        endpoints: quick(),
+        endpoints: quick_settings(),
         ..Choices::default()
     };
-    let (rig, apns) = Rig::apns(narrow, choices).await;
-    // The first answers tell how many streams there may be.
+    let (rig, apns) = Rig::with_apns(narrow, choices).await;
+    // The first answers carry the limit of streams.
     for _ in 0..4 {
-        assert!(accepted(&rig.apple("beef").await));
+        assert!(is_accepted(&rig.push_apns("beef").await));
     }
     apns.script()
         .add(Rule::always().delay(Duration::from_millis(100)))
         .unwrap();
-    all_accepted(&rig.apple_many(90).await);
-    assert_eq!(apns.stats().connections, 1, "nine tenths of the streams");
-    all_accepted(&rig.apple_many(91).await);
+    assert_all_accepted(&rig.push_many_apns(90).await);
+    assert_eq!(
+        apns.stats().connections,
+        1,
+        "nine tenths of the streams fit on one connection"
+    );
+    assert_all_accepted(&rig.push_many_apns(91).await);
     assert_eq!(apns.stats().connections, 2);
-    all_accepted(&rig.apple_many(2000).await);
+    assert_all_accepted(&rig.push_many_apns(2000).await);
     let stats = apns.stats();
     assert_eq!(
         (stats.connections, stats.refused_streams),
         (4, 0),
-        "as many as the settings allow"
+        "no more connections than the settings allow"
     );
 
     apns.script().clear();
     rig.push_until(Provider::Apns, || apns.stats().open_connections == 1)
         .await;
-    assert_eq!(apns.stats().connections, 4, "the last stays open as long as it is used");
+    assert_eq!(
+        apns.stats().connections,
+        4,
+        "the last connection stays open while it is used"
+    );
     for _ in 0..3000 {
         if apns.stats().open_connections == 0 {
             return;

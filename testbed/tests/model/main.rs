@@ -1,19 +1,17 @@
-//! One job's life, in every order of steps and faults. What the edge worker does is in `model/job.rs`, step by step; what
-//! must hold is at its end. A rule of the worker that is broken on purpose must show.
+//! The life of one job, in every order of steps and faults. `job.rs` has the steps of the edge worker, and at its end
+//! the properties that must hold. A test breaks each rule of the worker on purpose and expects a property to fail.
 
-#[path = "model/job.rs"]
 mod job;
-#[path = "model/state.rs"]
 mod state;
 
-use job::{ENDS, ENDS_ONCE, FEW_PUSHES, Flaw, Job, NOT_LOST, STORED_FIRST};
+use job::{ENDS, ENDS_ONCE, EXCUSED_PUSHES, Flaw, Job, NOT_LOST, STORED_FIRST};
 use state::Faults;
 use stateright::{Checker, HasDiscoveries, Model};
 
 const FAULTLESS: Faults = Faults {
     crashes: 0,
     server_crashes: 0,
-    impatience: 0,
+    early_redeliveries: 0,
     lost: 0,
     copies: 0,
 };
@@ -39,20 +37,20 @@ const TWO_ADDRESSES: Job = Job {
     ..ONE_ADDRESS
 };
 
-/// Explores everything, and insists.
-fn holds(job: Job) {
+/// Explores every state and asserts that all properties hold.
+fn assert_holds(job: Job) {
     let checker = job.checker().threads(2).spawn_bfs().join();
     eprintln!("{} states, {} deep", checker.unique_state_count(), checker.max_depth());
     checker.assert_properties();
 }
 
-/// Insists that one of `expected` does not hold.
-fn fails(job: Job, expected: &[&'static str]) {
+/// Asserts that one of the properties `expected` does not hold.
+fn assert_fails(job: Job, expected: &[&'static str]) {
     let any = HasDiscoveries::AnyOf(expected.iter().copied().collect());
     let checker = job.checker().threads(2).finish_when(any).spawn_bfs().join();
     let found = expected.iter().find_map(|name| checker.discovery(name));
-    let steps = found.expect("a broken rule must show").into_actions();
-    eprintln!("{} states, shown by {steps:#?}", checker.unique_state_count());
+    let steps = found.expect("a broken rule violates a property").into_actions();
+    eprintln!("{} states, violated by {steps:#?}", checker.unique_state_count());
 }
 
 #[test]
@@ -62,20 +60,20 @@ fn without_faults_there_is_one_final_receipt() {
         flaky: 2,
         ..TWO_ADDRESSES
     };
-    holds(strict);
+    assert_holds(strict);
 }
 
 #[test]
-fn a_worker_may_crash_anywhere() {
-    holds(Job {
+fn a_worker_may_crash_at_any_step() {
+    assert_holds(Job {
         faults: CRASH,
         ..ONE_ADDRESS
     });
 }
 
 #[test]
-fn a_worker_that_never_comes_back_is_not_missed() {
-    holds(Job {
+fn the_other_worker_finishes_for_one_that_never_restarts() {
+    assert_holds(Job {
         faults: CRASH,
         restarts: false,
         ..TWO_ADDRESSES
@@ -83,35 +81,35 @@ fn a_worker_that_never_comes_back_is_not_missed() {
 }
 
 #[test]
-fn the_server_may_forget_what_it_gave_out_and_what_was_acknowledged() {
+fn the_server_may_forget_pulls_and_acknowledgements() {
     let faults = Faults {
         server_crashes: 1,
         ..FAULTLESS
     };
-    holds(Job { faults, ..ONE_ADDRESS });
+    assert_holds(Job { faults, ..ONE_ADDRESS });
 }
 
 #[test]
 fn answers_of_the_server_may_be_lost() {
     let faults = Faults { lost: 1, ..FAULTLESS };
-    holds(Job {
+    assert_holds(Job {
         faults,
         ..TWO_ADDRESSES
     });
 }
 
 #[test]
-fn a_job_may_come_twice() {
+fn a_job_may_arrive_twice() {
     for faults in [
         Faults { copies: 1, ..FAULTLESS },
         Faults {
-            impatience: 1,
+            early_redeliveries: 1,
             ..FAULTLESS
         },
     ] {
-        holds(Job { faults, ..ONE_ADDRESS });
-        // Two workers who have it at one moment both have the last word: the one window that is known.
-        fails(
+        assert_holds(Job { faults, ..ONE_ADDRESS });
+        // Two workers that have it at the same time may both publish a final receipt: the only known window.
+        assert_fails(
             Job {
                 faults,
                 lenient: false,
@@ -124,25 +122,25 @@ fn a_job_may_come_twice() {
 
 #[test]
 #[ignore = "takes minutes"]
-fn faults_may_meet() {
-    let some = |crashes, server_crashes, impatience, lost, copies| Faults {
+fn faults_may_combine() {
+    let faults = |crashes, server_crashes, early_redeliveries, lost, copies| Faults {
         crashes,
         server_crashes,
-        impatience,
+        early_redeliveries,
         lost,
         copies,
     };
     for faults in [
-        some(2, 0, 0, 0, 0),
-        some(1, 0, 1, 0, 0),
-        some(1, 0, 0, 1, 0),
-        some(1, 0, 0, 0, 1),
-        some(0, 0, 1, 0, 1),
-        some(0, 0, 0, 2, 0),
+        faults(2, 0, 0, 0, 0),
+        faults(1, 0, 1, 0, 0),
+        faults(1, 0, 0, 1, 0),
+        faults(1, 0, 0, 0, 1),
+        faults(0, 0, 1, 0, 1),
+        faults(0, 0, 0, 2, 0),
     ] {
-        holds(Job { faults, ..ONE_ADDRESS });
+        assert_holds(Job { faults, ..ONE_ADDRESS });
     }
-    holds(Job {
+    assert_holds(Job {
         faults: CRASH,
         ..TWO_ADDRESSES
     });
@@ -157,13 +155,13 @@ fn every_rule_is_needed() {
         (&[Flaw::CommitBeforePark], CRASH, ONE_ADDRESS, &[ENDS]),
         (&[Flaw::CommitBeforePark], FAULTLESS, ONE_ADDRESS, &[STORED_FIRST]),
         (&[Flaw::NewIds], lost, ONE_ADDRESS, &[ENDS_ONCE]),
-        (&[Flaw::SecondSpeaks], CRASH, ONE_ADDRESS, &[ENDS_ONCE]),
-        (&[Flaw::ParkedOutweighs], CRASH, ONE_ADDRESS, &[FEW_PUSHES]),
-        (&[Flaw::LeftOversSpeak], CRASH, ONE_ADDRESS, &[ENDS_ONCE]),
-        (&[Flaw::AnyRecordEnds], CRASH, TWO_ADDRESSES, &[NOT_LOST]),
+        (&[Flaw::SecondPublishes], CRASH, ONE_ADDRESS, &[ENDS_ONCE]),
+        (&[Flaw::ParkedOutweighs], CRASH, ONE_ADDRESS, &[EXCUSED_PUSHES]),
+        (&[Flaw::LeftoversPublished], CRASH, ONE_ADDRESS, &[ENDS_ONCE]),
+        (&[Flaw::AnyRecordCompletes], CRASH, TWO_ADDRESSES, &[NOT_LOST]),
     ];
     for (flaws, faults, job, expected) in rules {
         eprintln!("{flaws:?}");
-        fails(Job { faults, flaws, ..job }, expected);
+        assert_fails(Job { faults, flaws, ..job }, expected);
     }
 }

@@ -1,0 +1,12 @@
+//! The gateway over real nats-servers: what it promises to callers, and what it does when the servers fail.
+#![expect(clippy::unwrap_used, reason = "in a test's helpers a surprise fails the test")]
+
+mod rig;
+
+mod accept;
+mod access;
+mod durable;
+mod faults;
+mod recipients;
+mod status;
+mod traces;

@@ -1,0 +1,11 @@
+//! The edge worker's providers against the simulators: real TLS, real HTTP/2, real tokens.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+mod rig;
+
+mod apns;
+mod connections;
+mod credentials;
+mod endpoints;
+mod fcm;

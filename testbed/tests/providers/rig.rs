@@ -1,0 +1,323 @@
+//! A worker's providers, pointed at simulators, and the outcomes that tests expect.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use edge_worker::providers::{
+    ApnsAccount, Attempt, Attempted, BadCredential, EndpointSettings, FcmAccount, Message, Outcome, Providers, Settings,
+};
+use futures::future::join_all;
+use jiff::Timestamp;
+use shared::{
+    channel::{Channel, Class, Provider},
+    clock::Clock,
+    id::{AddressId, AppId, EventId, JobId, NotificationId},
+    job::{Body, Job},
+    push::Push,
+    recipient::{Address, AddressKind, Environment, Token},
+};
+use testbed::providers::{Apns, ApnsConfig, ApnsKey, Authority, Fcm, FcmConfig};
+
+pub(crate) const TOPIC: &str = "com.example.shop";
+
+pub(crate) struct Rig {
+    pub(crate) providers: Providers,
+    pub(crate) app: AppId,
+    pub(crate) authority: Authority,
+    _ca: tempfile::TempDir,
+}
+
+/// The settings of a [`Rig`] that tests vary. Without endpoints, the rig uses those of the simulator that it starts.
+pub(crate) struct Choices {
+    pub(crate) apns: Vec<String>,
+    pub(crate) fcm: Vec<String>,
+    pub(crate) connections: usize,
+    pub(crate) timeout: Duration,
+    pub(crate) endpoints: EndpointSettings,
+    pub(crate) clock: Clock,
+}
+
+impl Default for Choices {
+    fn default() -> Self {
+        Self {
+            apns: Vec::new(),
+            fcm: Vec::new(),
+            connections: 4,
+            timeout: Duration::from_secs(10),
+            endpoints: EndpointSettings::default(),
+            clock: Clock::system(),
+        }
+    }
+}
+
+impl Rig {
+    pub(crate) fn new(authority: Authority, choices: Choices) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let ca_file: PathBuf = directory.path().join("ca.pem");
+        std::fs::write(&ca_file, authority.pem()).unwrap();
+        let timeout_ms = u64::try_from(choices.timeout.as_millis()).unwrap();
+        let mut settings = Settings::default();
+        settings.apns.production.clone_from(&choices.apns);
+        settings.apns.sandbox = choices.apns;
+        settings.apns.ca_file = Some(ca_file.clone());
+        settings.apns.connections = choices.connections;
+        settings.apns.timeout_ms = timeout_ms;
+        settings.fcm.endpoints = choices.fcm;
+        settings.fcm.ca_file = Some(ca_file);
+        settings.fcm.connections = choices.connections;
+        settings.fcm.timeout_ms = timeout_ms;
+        settings.endpoints = choices.endpoints;
+        let providers = Providers::new(&settings, choices.clock).unwrap();
+        Self {
+            providers,
+            app: "shop".parse().unwrap(),
+            authority,
+            _ca: directory,
+        }
+    }
+
+    pub(crate) async fn with_apns(config: ApnsConfig, choices: Choices) -> (Self, Apns) {
+        let authority = config
+            .authority
+            .clone()
+            .unwrap_or_else(|| Authority::generate().unwrap());
+        let apns = Apns::start(ApnsConfig {
+            authority: Some(authority.clone()),
+            ..config
+        })
+        .await
+        .unwrap();
+        let endpoints = if choices.apns.is_empty() {
+            vec![localhost(apns.addr().port())]
+        } else {
+            choices.apns
+        };
+        let rig = Self::new(
+            authority,
+            Choices {
+                apns: endpoints,
+                ..choices
+            },
+        );
+        rig.configure_apns(apns.key());
+        (rig, apns)
+    }
+
+    pub(crate) async fn with_fcm(config: FcmConfig, choices: Choices) -> (Self, Fcm) {
+        let authority = config
+            .authority
+            .clone()
+            .unwrap_or_else(|| Authority::generate().unwrap());
+        let fcm = Fcm::start(FcmConfig {
+            authority: Some(authority.clone()),
+            ..config
+        })
+        .await
+        .unwrap();
+        let endpoints = if choices.fcm.is_empty() {
+            vec![https_localhost(fcm.addr().port())]
+        } else {
+            choices.fcm
+        };
+        let rig = Self::new(
+            authority,
+            Choices {
+                fcm: endpoints,
+                ..choices
+            },
+        );
+        rig.configure_fcm(&fcm.account().project_id, fcm.service_account_json())
+            .unwrap();
+        (rig, fcm)
+    }
+
+    pub(crate) fn configure_apns(&self, key: &ApnsKey) {
+        self.providers
+            .configure(&self.app, Some(apns_account(key)), None)
+            .unwrap();
+    }
+
+    pub(crate) fn configure_fcm(&self, project_id: &str, service_account: String) -> Result<(), BadCredential> {
+        let account = FcmAccount {
+            project_id: project_id.to_owned(),
+            service_account,
+        };
+        self.providers.configure(&self.app, None, Some(account))
+    }
+
+    /// Makes one attempt to push the alert `event` to the device `token`.
+    pub(crate) async fn alert(&self, provider: Provider, token: &str, event: &str) -> Attempted {
+        let push = Push {
+            title: Some("ding".into()),
+            ..Push::default()
+        };
+        self.push(provider, token, event, push, now()).await
+    }
+
+    pub(crate) async fn push(
+        &self,
+        provider: Provider,
+        token: &str,
+        event: &str,
+        push: Push,
+        accepted_at: Timestamp,
+    ) -> Attempted {
+        let job = job(&self.app, event, push, accepted_at);
+        let address = address(&self.app, provider, token);
+        let job = Arc::new(job);
+        let message = Message::render(job.clone(), Arc::default());
+        self.providers
+            .deliver(Attempt {
+                app: &self.app,
+                address: &address,
+                delivery: job.delivery(address.id),
+                message: &message,
+                expires_at: job.expires_at(),
+            })
+            .await
+    }
+
+    pub(crate) async fn push_apns(&self, token: &str) -> Attempted {
+        self.alert(Provider::Apns, token, "event").await
+    }
+
+    pub(crate) async fn push_fcm(&self, token: &str) -> Attempted {
+        self.alert(Provider::Fcm, token, "event").await
+    }
+
+    /// Pushes one alert to each of `devices` devices at once.
+    pub(crate) async fn push_many_apns(&self, devices: usize) -> Vec<Attempted> {
+        join_all((0..devices).map(async |n| self.push_apns(&format!("{n:08x}")).await)).await
+    }
+
+    pub(crate) async fn push_many_fcm(&self, devices: usize) -> Vec<Attempted> {
+        join_all((0..devices).map(async |n| self.push_fcm(&format!("device-{n}")).await)).await
+    }
+}
+
+/// The system's time.
+pub(crate) fn now() -> Timestamp {
+    Clock::system().now()
+}
+
+pub(crate) fn localhost(port: u16) -> String {
+    format!("localhost:{port}")
+}
+
+pub(crate) fn https_localhost(port: u16) -> String {
+    format!("https://localhost:{port}")
+}
+
+/// A port on which nothing listens.
+pub(crate) fn unused_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+pub(crate) fn apns_account(key: &ApnsKey) -> ApnsAccount {
+    ApnsAccount {
+        team_id: key.team_id.clone(),
+        key_id: key.key_id.clone(),
+        topic: TOPIC.into(),
+        private_key: key.pem.clone(),
+    }
+}
+
+pub(crate) fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job {
+    let event: EventId = event.parse().unwrap();
+    let recipient = "ann".parse().unwrap();
+    Job {
+        id: JobId::of(app, &event, &recipient, Channel::Push),
+        notification: NotificationId::of(app, &event),
+        app: app.clone(),
+        channel: Channel::Push,
+        class: Class::Normal,
+        origin: "eu".parse().unwrap(),
+        accepted_at,
+        attempt: 1,
+        discounted: 0,
+        remaining: None,
+        slice: None,
+        body: Body {
+            event_id: Some(event),
+            recipient,
+            category: None,
+            push: push.into(),
+        },
+    }
+}
+
+pub(crate) fn address(app: &AppId, provider: Provider, token: &str) -> Address {
+    Address {
+        id: AddressId::of(app, provider, token),
+        provider,
+        token: Token::new(provider, token.to_owned()).unwrap(),
+        kind: AddressKind::Device,
+        environment: Environment::Production,
+        topic: None,
+        registered_at: Timestamp::UNIX_EPOCH,
+    }
+}
+
+pub(crate) fn is_accepted(attempted: &Attempted) -> bool {
+    matches!(attempted.outcome, Outcome::Accepted { .. })
+}
+
+pub(crate) fn assert_all_accepted(attempts: &[Attempted]) {
+    let others: Vec<_> = attempts.iter().filter(|attempted| !is_accepted(attempted)).collect();
+    assert!(
+        others.is_empty(),
+        "{} of {} were not accepted: {:?}",
+        others.len(),
+        attempts.len(),
+        others.first()
+    );
+}
+
+pub(crate) fn ambiguous(reason: &'static str) -> Outcome {
+    Outcome::Ambiguous { reason: reason.into() }
+}
+
+pub(crate) fn rejected(reason: &'static str) -> Outcome {
+    Outcome::Rejected { reason: reason.into() }
+}
+
+pub(crate) fn retry_later(reason: &'static str, seconds: Option<u64>) -> Outcome {
+    Outcome::RetryLater {
+        reason: reason.into(),
+        not_before: seconds.map(Duration::from_secs),
+    }
+}
+
+pub(crate) fn endpoint_trouble(reason: &'static str) -> Outcome {
+    Outcome::EndpointTrouble {
+        reason: reason.into(),
+        not_before: None,
+    }
+}
+
+pub(crate) fn credential_trouble(reason: &'static str) -> Outcome {
+    Outcome::CredentialTrouble {
+        reason: reason.into(),
+        not_before: None,
+    }
+}
+
+/// A clock that stands still, and the seconds since the epoch that it shows, for a test to change.
+pub(crate) fn settable_clock(at: Timestamp) -> (Clock, Arc<AtomicI64>) {
+    let seconds = Arc::new(AtomicI64::new(at.as_second()));
+    let shown = seconds.clone();
+    (
+        Clock::from_fn(move || Timestamp::from_second(shown.load(Ordering::Relaxed)).unwrap()),
+        seconds,
+    )
+}

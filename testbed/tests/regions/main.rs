@@ -1,0 +1,13 @@
+//! Regions together: added, cut off, helping each other, and moving recipients, tokens and quota between them.
+
+#![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
+
+mod rig;
+
+mod addition;
+mod cut_off;
+mod help;
+mod moving;
+mod owners;
+mod quota;
+mod residency;
