@@ -15,13 +15,13 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     cache,
     config::Settings,
-    delivery::Returns,
     freshness::Freshness,
     janitor::Janitor,
     ledger::{self, Committer, Ledger},
     pipeline::{Announcer, Brake, InFlight, Pace, Pipeline, lanes, members},
     presence::{Presence, Rank},
     providers::Providers,
+    pulled::Returns,
     worker::StartError,
 };
 

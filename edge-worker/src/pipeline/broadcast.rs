@@ -25,9 +25,8 @@ use tokio::{
 
 use super::{Pipeline, Settlement, Step, Stop, Ticket, dedupe::Reserved};
 use crate::{
-    cache,
-    delivery::{Delivery, Ended, Envelope},
-    ledger,
+    cache, ledger,
+    pulled::{Ended, Envelope, Pulled},
 };
 
 /// Members of a slice, unless there are too many for so many slices as can be stored at once.
@@ -47,30 +46,30 @@ const AGAIN: Duration = Duration::from_secs(2);
 
 impl Pipeline {
     /// Splits a broadcast, or works on a slice of one.
-    pub(super) async fn broadcast(self: &Arc<Self>, delivery: Delivery, broadcast: Broadcast) -> Step<Settlement> {
+    pub(super) async fn broadcast(self: &Arc<Self>, pulled: Pulled, broadcast: Broadcast) -> Step<Settlement> {
         let work = broadcast.work();
         let Some(reserved) = self.in_flight.reserve((work, None)) else {
-            return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(1)));
+            return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(1)));
         };
         match self.ledger.look_up(work) {
             Ok(history) if history.has_outcome() => {
                 self.telemetry.metrics.duplicate();
-                return Ok(settlement(delivery, &broadcast, reserved, None));
+                return Ok(settlement(pulled, &broadcast, reserved, None));
             }
             Ok(_) => {}
             Err(error) => {
                 tracing::error!(%error, "ledger cannot be read; jobs wait");
-                return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(5)));
+                return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(5)));
             }
         }
         match &broadcast.slice {
-            None => self.split(delivery, &broadcast, reserved).await,
-            Some(slice) => self.expand(delivery, &broadcast, slice, reserved).await,
+            None => self.split(pulled, &broadcast, reserved).await,
+            Some(slice) => self.expand(pulled, &broadcast, slice, reserved).await,
         }
     }
 
     /// Stores the slices of a broadcast, once.
-    async fn split(&self, delivery: Delivery, broadcast: &Broadcast, reserved: Reserved) -> Step<Settlement> {
+    async fn split(&self, pulled: Pulled, broadcast: &Broadcast, reserved: Reserved) -> Step<Settlement> {
         let split = match slices::former(&self.js, broadcast).await {
             Ok(Some(split)) => split,
             Ok(None) => {
@@ -81,24 +80,24 @@ impl Pipeline {
                         reason: Some(state.as_str().into()),
                         ..self.of_work(broadcast)
                     };
-                    return Ok(settlement(delivery, broadcast, reserved, Some(receipt)));
+                    return Ok(settlement(pulled, broadcast, reserved, Some(receipt)));
                 }
                 let Some(plan) = self.plan(broadcast).await else {
-                    return Err(Stop::GiveBack(delivery.into(), AGAIN));
+                    return Err(Stop::GiveBack(pulled.into(), AGAIN));
                 };
                 failpoint("worker.before-split");
-                let (lane, payload) = (self.lane_of(broadcast), delivery.payload());
-                match slices::split(&self.js, broadcast, &lane, delivery.headers(), &payload, &plan).await {
+                let (lane, payload) = (self.lane_of(broadcast), pulled.payload());
+                match slices::split(&self.js, broadcast, &lane, pulled.headers(), &payload, &plan).await {
                     Ok(split) => split,
                     Err(error) => {
                         tracing::warn!(job = %broadcast.id, %error, "broadcast could not be split; it is given back");
-                        return Err(Stop::GiveBack(delivery.into(), AGAIN));
+                        return Err(Stop::GiveBack(pulled.into(), AGAIN));
                     }
                 }
             }
             Err(error) => {
                 tracing::warn!(job = %broadcast.id, %error, "broadcast cannot be split; it is given back");
-                return Err(Stop::GiveBack(delivery.into(), AGAIN));
+                return Err(Stop::GiveBack(pulled.into(), AGAIN));
             }
         };
         failpoint("worker.after-split");
@@ -107,7 +106,7 @@ impl Pipeline {
             expanded: Some(Expanded::Slices(split).into()),
             ..self.of_work(broadcast)
         };
-        Ok(settlement(delivery, broadcast, reserved, Some(receipt)))
+        Ok(settlement(pulled, broadcast, reserved, Some(receipt)))
     }
 
     /// How a broadcast ends of which nothing is to be sent any more.
@@ -167,18 +166,18 @@ impl Pipeline {
     /// Works on every member of a slice, many at one time.
     async fn expand(
         self: &Arc<Self>,
-        delivery: Delivery,
+        pulled: Pulled,
         broadcast: &Broadcast,
         slice: &Slice,
         reserved: Reserved,
     ) -> Step<Settlement> {
         let connected = connect::connects(&self.js.client());
         if self.cache_knows().await.is_none() {
-            return Err(Stop::GiveBack(delivery.into(), AGAIN));
+            return Err(Stop::GiveBack(pulled.into(), AGAIN));
         }
         let permits = &self.members[&broadcast.class];
         let (told, mut ended) = mpsc::unbounded_channel();
-        let mut expansion = Expansion::new(self, &delivery, broadcast, slice, told);
+        let mut expansion = Expansion::new(self, &pulled, broadcast, slice, told);
         let mut keep = interval(KEEP);
         loop {
             // A server that was lost may have given the slice to another worker meanwhile.
@@ -191,7 +190,7 @@ impl Pipeline {
             }
             tokio::select! {
                 biased;
-                _ = keep.tick() => if let Err(error) = delivery.keep().await {
+                _ = keep.tick() => if let Err(error) = pulled.keep().await {
                     tracing::warn!(%error, "the server could not be told that a slice is worked on");
                 },
                 Some(end) = ended.recv(), if expansion.under_way > 0 => expansion.ended(end),
@@ -200,7 +199,7 @@ impl Pipeline {
         }
         let Expansion { again, tally, .. } = expansion;
         if let Some(again) = again {
-            return Err(Stop::GiveBack(delivery.into(), again));
+            return Err(Stop::GiveBack(pulled.into(), again));
         }
         failpoint("worker.after-slice");
         let expanded = ExpandedSlice {
@@ -217,7 +216,7 @@ impl Pipeline {
             expanded: Some(Expanded::Jobs(expanded).into()),
             ..self.of_work(broadcast)
         };
-        Ok(settlement(delivery, broadcast, reserved, Some(receipt)))
+        Ok(settlement(pulled, broadcast, reserved, Some(receipt)))
     }
 
     fn lane_of(&self, broadcast: &Broadcast) -> subject::Lane {
@@ -236,12 +235,12 @@ impl Pipeline {
     }
 }
 
-fn settlement(delivery: Delivery, broadcast: &Broadcast, reserved: Reserved, receipt: Option<Receipt>) -> Settlement {
+fn settlement(pulled: Pulled, broadcast: &Broadcast, reserved: Reserved, receipt: Option<Receipt>) -> Settlement {
     Settlement {
         app: broadcast.app.clone(),
         origin: broadcast.origin.clone(),
         receipts: receipt.into_iter().collect(),
-        ticket: Ticket::new(delivery, Some(reserved), None),
+        ticket: Ticket::new(pulled, Some(reserved), None),
     }
 }
 
@@ -265,7 +264,7 @@ fn plan(members: usize, ends: &[String]) -> Vec<Slice> {
 /// A slice under way.
 struct Expansion<'a> {
     pipeline: &'a Arc<Pipeline>,
-    delivery: &'a Delivery,
+    pulled: &'a Pulled,
     broadcast: &'a Broadcast,
     slice: &'a Slice,
     envelope: Arc<Envelope>,
@@ -308,7 +307,7 @@ impl Tally {
 impl<'a> Expansion<'a> {
     fn new(
         pipeline: &'a Arc<Pipeline>,
-        delivery: &'a Delivery,
+        pulled: &'a Pulled,
         broadcast: &'a Broadcast,
         slice: &'a Slice,
         told: mpsc::UnboundedSender<Ended>,
@@ -316,11 +315,11 @@ impl<'a> Expansion<'a> {
         Self {
             envelope: Arc::new(Envelope {
                 subject: pipeline.lane_of(broadcast).notify().into(),
-                headers: envelope::member_headers(delivery.headers(), slice),
+                headers: envelope::member_headers(pulled.headers(), slice),
                 apns: Arc::default(),
             }),
             pipeline,
-            delivery,
+            pulled,
             broadcast,
             slice,
             told,
@@ -399,8 +398,8 @@ impl<'a> Expansion<'a> {
         };
         let job = Arc::new(self.broadcast.job(recipient));
         let (envelope, told, now) = (self.envelope.clone(), self.told.clone(), self.pipeline.clock.now());
-        let delivery = self.delivery.member(envelope, job.clone(), permit, told, now);
-        let opened = self.pipeline.opened(delivery, job);
+        let pulled = self.pulled.member(envelope, job.clone(), permit, told, now);
+        let opened = self.pipeline.opened(pulled, job);
         self.under_way += 1;
         let pipeline = self.pipeline.clone();
         self.pipeline.lifecycle.spawn_job(Box::pin(pipeline.run_member(opened)));

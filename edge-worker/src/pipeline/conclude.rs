@@ -34,8 +34,8 @@ use super::{
     trace,
 };
 use crate::{
-    delivery::Delivery,
     providers::{Outcome, Reason},
+    pulled::Pulled,
 };
 
 /// What is to become of one delivery.
@@ -58,7 +58,7 @@ enum Whose {
 impl Pipeline {
     pub(super) async fn conclude(&self, tried: Tried) -> Step<Settlement> {
         let Tried {
-            delivery,
+            pulled,
             job,
             reserved,
             attempts,
@@ -74,7 +74,7 @@ impl Pipeline {
             .iter()
             .map(|(_, verdict)| verdict.state())
             .find(|state| trace::is_failure(*state));
-        let span = self.process_span(&delivery, &job, worst);
+        let span = self.process_span(&pulled, &job, worst);
         if let Some(span) = &span {
             for (one, verdict) in &verdicts {
                 self.attempt_span(span, &job, one, verdict.state());
@@ -85,12 +85,12 @@ impl Pipeline {
             // Seldom taken and large; every job in flight would carry its size.
             let taken = match verdict {
                 Verdict::Final(state, ..) if !state.is_replayable() => Ok(()),
-                _ => Box::pin(self.carry_out(&delivery, &job, &one, &verdict, span.as_ref())).await,
+                _ => Box::pin(self.carry_out(&pulled, &job, &one, &verdict, span.as_ref())).await,
             };
             if let Err(error) = taken {
                 // The outcome is not recorded, so the attempt will be repeated: rather twice than never.
                 tracing::warn!(%error, "outcome could not be stored; job is given back");
-                return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(2)));
+                return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(2)));
             }
             self.telemetry
                 .metrics
@@ -100,7 +100,7 @@ impl Pipeline {
                 ..verdict.into_receipt(&job, &one, span.as_ref())
             });
         }
-        let ticket = Ticket::new(delivery, Some(reserved), span);
+        let ticket = Ticket::new(pulled, Some(reserved), span);
         Ok(Settlement {
             app: job.app.clone(),
             origin: job.origin.clone(),
@@ -153,21 +153,21 @@ impl Pipeline {
 
     async fn carry_out(
         &self,
-        delivery: &Delivery,
+        pulled: &Pulled,
         job: &Job,
         one: &OneTried,
         verdict: &Verdict,
         span: Option<&Context>,
     ) -> Result<(), publish::NotStored> {
         match verdict {
-            Verdict::Again(_, due, whose) => self.park(delivery, job, one, *due, *whose, span).await,
+            Verdict::Again(_, due, whose) => self.park(pulled, job, one, *due, *whose, span).await,
             Verdict::Final(State::Dead | State::Unknown, reason, _) => {
                 let reason = reason.clone().unwrap_or_default();
                 let letter = DeadLetter::of(job, one.address.id, reason, self);
-                letter.send(self, delivery).await
+                letter.send(self, pulled).await
             }
             Verdict::Gone(_, since) => {
-                self.remove_address(delivery, job, one, *since).await;
+                self.remove_address(pulled, job, one, *since).await;
                 Ok(())
             }
             Verdict::Final(..) => Ok(()),
@@ -177,14 +177,14 @@ impl Pipeline {
     /// Lets JetStream bring the job back at `due`, for this address alone.
     async fn park(
         &self,
-        delivery: &Delivery,
+        pulled: &Pulled,
         job: &Job,
         one: &OneTried,
         due: Timestamp,
         whose: Whose,
         span: Option<&Context>,
     ) -> Result<(), publish::NotStored> {
-        let event = envelope::event_id(&job.body, delivery.headers()).map_err(|_| publish::NotStored::Refused)?;
+        let event = envelope::event_id(&job.body, pulled.headers()).map_err(|_| publish::NotStored::Refused)?;
         let address = one.address.id;
         let mut headers = envelope::retry_headers(job, &event, one.attempted.outcome.counts(), address);
         headers.insert("Nats-Schedule", format!("@at {due}"));
@@ -202,22 +202,16 @@ impl Pipeline {
             format!("{}:{}", job.delivery(address), job.next_attempt()),
         );
         // All attempts hang under the first send; what failed is traced from here on even if it was not before.
-        if let Some(parent) = context::from_now_on_sampled(delivery.headers()).or_else(|| span.cloned()) {
+        if let Some(parent) = context::from_now_on_sampled(pulled.headers()).or_else(|| span.cloned()) {
             context::inject(&parent, &mut headers);
         }
-        publish::store(
-            &self.js,
-            subject::schedule(job.id, address),
-            headers,
-            delivery.payload(),
-        )
-        .await?;
+        publish::store(&self.js, subject::schedule(job.id, address), headers, pulled.payload()).await?;
         failpoint("worker.after-park");
         Ok(())
     }
 
     /// Removes an address that its provider says is gone, unless the device registered again since.
-    async fn remove_address(&self, delivery: &Delivery, job: &Job, one: &OneTried, since: Option<Timestamp>) {
+    async fn remove_address(&self, pulled: &Pulled, job: &Job, one: &OneTried, since: Option<Timestamp>) {
         if since.is_some_and(|since| one.address.registered_at > since) {
             return;
         }
@@ -233,7 +227,7 @@ impl Pipeline {
         // says no time, it was gone when the job came, by the server's clock: this worker's may be wrong.
         let gone = Ownership {
             is: None,
-            at: since.unwrap_or(delivery.stored_at.max(one.address.registered_at)),
+            at: since.unwrap_or(pulled.stored_at.max(one.address.registered_at)),
             was: vec![key.recipient.clone()],
         };
         if let Err(error) = directory::put_ownership(&self.js, &self.region, &key.app, one.address.id, gone).await {
@@ -308,10 +302,10 @@ impl DeadLetter {
     }
 
     /// Keeps the message as it came, with why it died.
-    pub(super) async fn send(self, pipeline: &Pipeline, delivery: &Delivery) -> Result<(), publish::NotStored> {
-        let mut headers = envelope::kept(delivery.headers());
+    pub(super) async fn send(self, pipeline: &Pipeline, pulled: &Pulled) -> Result<(), publish::NotStored> {
+        let mut headers = envelope::kept(pulled.headers());
         headers.insert(NATS_MESSAGE_ID, self.id);
-        headers.insert(envelope::SUBJECT, delivery.subject().as_str());
+        headers.insert(envelope::SUBJECT, pulled.subject().as_str());
         headers.insert(envelope::REASON, &*self.reason);
         headers.insert(envelope::ATTEMPT, self.attempt.to_string());
         if let Some(detail) = self.detail {
@@ -321,7 +315,7 @@ impl DeadLetter {
             headers.insert(envelope::ADDRESS, address.to_string());
         }
         let channel = subject::parse_dead(&self.subject).map(|subject| subject.channel);
-        publish::store(&pipeline.js, self.subject, headers, delivery.payload()).await?;
+        publish::store(&pipeline.js, self.subject, headers, pulled.payload()).await?;
         let metrics = &pipeline.telemetry.metrics;
         metrics.dead_letter(&channel.unwrap_or_default(), &self.reason);
         Ok(())

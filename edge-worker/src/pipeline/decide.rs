@@ -11,12 +11,12 @@ use shared::{
 };
 
 use super::{Pipeline, Settlement, Step, Stop, Ticket, dedupe::Reserved, resolve::Addressed};
-use crate::{delivery::Delivery, providers::Message};
+use crate::{providers::Message, pulled::Pulled};
 
 /// A job that is to be sent now.
 #[derive(Debug)]
 pub(super) struct Ready {
-    pub(super) delivery: Delivery,
+    pub(super) pulled: Pulled,
     pub(super) job: Arc<Job>,
     pub(super) reserved: Reserved,
     pub(super) addresses: Vec<(Address, u64)>,
@@ -39,15 +39,15 @@ impl Pipeline {
             return Err(self.end(addressed, State::Suppressed, "stale_consent"));
         }
         let Addressed {
-            delivery,
+            pulled,
             job,
             reserved,
             addresses,
             preferences: _,
         } = addressed;
         Ok(Ready {
-            message: Message::render(job.clone(), delivery.apns()),
-            delivery,
+            message: Message::render(job.clone(), pulled.apns()),
+            pulled,
             job,
             reserved,
             addresses,
@@ -57,13 +57,10 @@ impl Pipeline {
     /// Ends the path without sending. A retry ends for its address, a fresh job as a whole.
     pub(super) fn end(&self, addressed: Addressed, state: State, reason: &'static str) -> Stop {
         let Addressed {
-            delivery,
-            job,
-            reserved,
-            ..
+            pulled, job, reserved, ..
         } = addressed;
         let at = self.clock.now();
-        let span = self.process_span(&delivery, &job, Some(state));
+        let span = self.process_span(&pulled, &job, Some(state));
         let ending = match &job.remaining {
             Some(remaining) => remaining.iter().copied().map(Some).collect(),
             None => vec![None],
@@ -82,7 +79,7 @@ impl Pipeline {
                 }
             })
             .collect();
-        let ticket = Ticket::new(delivery, Some(reserved), span);
+        let ticket = Ticket::new(pulled, Some(reserved), span);
         Stop::Settle(Box::new(Settlement {
             app: job.app.clone(),
             origin: job.origin.clone(),

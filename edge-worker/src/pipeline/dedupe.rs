@@ -14,12 +14,12 @@ use shared::{id::JobId, job::Job};
 use uuid::Uuid;
 
 use super::{Pipeline, Settlement, Step, Stop, Ticket, open::Opened};
-use crate::{delivery::Delivery, ledger::History};
+use crate::{ledger::History, pulled::Pulled};
 
 /// A job that was not done before, reserved for this process.
 #[derive(Debug)]
 pub(super) struct Fresh {
-    pub(super) delivery: Delivery,
+    pub(super) pulled: Pulled,
     pub(super) job: Arc<Job>,
     pub(super) reserved: Reserved,
     /// What is known of it all the same.
@@ -68,16 +68,16 @@ impl Drop for Reserved {
 
 impl Pipeline {
     pub(super) fn dedupe(&self, opened: Opened) -> Step<Fresh> {
-        let Opened { delivery, job } = opened;
+        let Opened { pulled, job } = opened;
         let address = job.remaining.as_ref().and_then(|remaining| remaining.first()).copied();
         let Some(reserved) = self.in_flight.reserve((job.id, address.map(|address| address.0))) else {
-            return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(1)));
+            return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(1)));
         };
         let history = match self.ledger.look_up(job.id) {
             Ok(history) => history,
             Err(error) => {
                 tracing::error!(%error, "ledger cannot be read; jobs wait");
-                return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(5)));
+                return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(5)));
             }
         };
         let done = match address {
@@ -85,10 +85,10 @@ impl Pipeline {
             Some(address) => history.is_settled_whole() || history.has(address, job.attempt),
         };
         if done {
-            return Err(self.repeated(delivery, &job, reserved));
+            return Err(self.repeated(pulled, &job, reserved));
         }
         Ok(Fresh {
-            delivery,
+            pulled,
             job,
             reserved,
             history,
@@ -96,17 +96,17 @@ impl Pipeline {
     }
 
     /// Ends the path of a job that was done before.
-    pub(super) fn repeated(&self, delivery: Delivery, job: &Job, reserved: Reserved) -> Stop {
+    pub(super) fn repeated(&self, pulled: Pulled, job: &Job, reserved: Reserved) -> Stop {
         self.telemetry.metrics.duplicate();
-        Stop::silently(delivery, job, reserved)
+        Stop::silently(pulled, job, reserved)
     }
 }
 
 impl Stop {
     /// Ends the path of a job of which there is nothing more to be said here.
-    pub(super) fn silently(delivery: Delivery, job: &Job, reserved: Reserved) -> Self {
+    pub(super) fn silently(pulled: Pulled, job: &Job, reserved: Reserved) -> Self {
         Self::Settle(Box::new(Settlement {
-            ticket: Ticket::new(delivery, Some(reserved), None),
+            ticket: Ticket::new(pulled, Some(reserved), None),
             app: job.app.clone(),
             origin: job.origin.clone(),
             receipts: Vec::new(),

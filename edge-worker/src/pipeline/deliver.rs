@@ -8,14 +8,14 @@ use shared::{failpoint::failpoint, job::Job, recipient::Address};
 
 use super::{Pipeline, decide::Ready, dedupe::Reserved};
 use crate::{
-    delivery::Delivery,
     providers::{Attempt, Attempted, Outcome},
+    pulled::Pulled,
 };
 
 /// A job after one attempt at each of its addresses.
 #[derive(Debug)]
 pub(super) struct Tried {
-    pub(super) delivery: Delivery,
+    pub(super) pulled: Pulled,
     pub(super) job: Arc<Job>,
     pub(super) reserved: Reserved,
     pub(super) attempts: Vec<OneTried>,
@@ -35,7 +35,7 @@ pub(super) struct OneTried {
 impl Pipeline {
     pub(super) async fn deliver(&self, ready: Ready) -> Tried {
         let Ready {
-            delivery,
+            pulled,
             job,
             reserved,
             addresses,
@@ -70,7 +70,7 @@ impl Pipeline {
             Err(several) => Box::pin(join_all(several.into_iter().map(one))).await,
         };
         Tried {
-            delivery,
+            pulled,
             job,
             reserved,
             attempts,

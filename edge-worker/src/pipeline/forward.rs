@@ -13,7 +13,7 @@ use shared::{
 };
 
 use super::{Pipeline, Stop, dedupe::Reserved};
-use crate::delivery::Delivery;
+use crate::pulled::Pulled;
 
 /// How often a job may be sent on. More often, and two regions each believe that the recipient lives in the other.
 const MOST: u32 = 8;
@@ -21,16 +21,16 @@ const MOST: u32 = 8;
 impl Pipeline {
     /// Hands the job to the region to which its recipient moved. It is the same job there, under the same id, and what
     /// becomes of it is said there.
-    pub(super) async fn forward(&self, delivery: Delivery, job: &Arc<Job>, reserved: Reserved, home: &Region) -> Stop {
-        let times = envelope::header(delivery.headers(), envelope::FORWARDED)
+    pub(super) async fn forward(&self, pulled: Pulled, job: &Arc<Job>, reserved: Reserved, home: &Region) -> Stop {
+        let times = envelope::header(pulled.headers(), envelope::FORWARDED)
             .and_then(|times| times.parse().ok())
             .unwrap_or(0)
             + 1;
         if times > MOST {
             tracing::error!(job = %job.id, %home, "a job goes in circles; it waits until the homes are mended");
-            return Stop::GiveBack(delivery.into(), Duration::from_mins(1));
+            return Stop::GiveBack(pulled.into(), Duration::from_mins(1));
         }
-        let mut headers = envelope::kept(delivery.headers());
+        let mut headers = envelope::kept(pulled.headers());
         headers.insert(envelope::FORWARDED, times.to_string());
         headers.insert(envelope::ACCEPTED_AT, job.accepted_at.as_millisecond().to_string());
         headers.insert(envelope::ORIGIN, job.origin.as_str());
@@ -43,14 +43,14 @@ impl Pipeline {
             region: home.clone(),
             ..self.lane(job)
         };
-        match publish::store(&self.js, lane.notify(), headers, delivery.payload()).await {
+        match publish::store(&self.js, lane.notify(), headers, pulled.payload()).await {
             Ok(_) => {
                 tracing::info!(job = %job.id, %home, "sent on to where the recipient moved");
-                Stop::silently(delivery, job, reserved)
+                Stop::silently(pulled, job, reserved)
             }
             Err(error) => {
                 tracing::warn!(job = %job.id, %error, "could not be sent on; job is given back");
-                Stop::GiveBack(delivery.into(), Duration::from_secs(2))
+                Stop::GiveBack(pulled.into(), Duration::from_secs(2))
             }
         }
     }

@@ -37,23 +37,23 @@ impl Pipeline {
             return Ok(fresh);
         }
         let Fresh {
-            delivery,
+            pulled,
             job,
             reserved,
             history: _,
         } = fresh;
-        if delivery.delivered < 2 {
-            return Err(Stop::GiveBack(delivery.into(), ANSWER_DUE));
+        if pulled.tries < 2 {
+            return Err(Stop::GiveBack(pulled.into(), ANSWER_DUE));
         }
-        let span = self.process_span(&delivery, &job, Some(State::Unknown));
+        let span = self.process_span(&pulled, &job, Some(State::Unknown));
         let mut receipts = Vec::with_capacity(in_doubt.len());
         for address in in_doubt {
             if let Err(error) = DeadLetter::of(&job, address, "interrupted".into(), self)
-                .send(self, &delivery)
+                .send(self, &pulled)
                 .await
             {
                 tracing::warn!(%error, "dead letter could not be kept; job is given back");
-                return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(2)));
+                return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(2)));
             }
             self.telemetry.metrics.delivery(None, State::Unknown);
             receipts.push(Receipt {
@@ -67,7 +67,7 @@ impl Pipeline {
             app: job.app.clone(),
             origin: job.origin.clone(),
             receipts,
-            ticket: Ticket::new(delivery, Some(reserved), span),
+            ticket: Ticket::new(pulled, Some(reserved), span),
         })))
     }
 
@@ -86,7 +86,7 @@ impl Pipeline {
         if Box::pin(written).await {
             Ok(ready)
         } else {
-            Err(Stop::GiveBack(ready.delivery.into(), Duration::from_secs(2)))
+            Err(Stop::GiveBack(ready.pulled.into(), Duration::from_secs(2)))
         }
     }
 

@@ -1,5 +1,5 @@
 //! The path of one notification through this worker, in order. Each stage takes what the stage before made and gives
-//! its own type, so that the order is compiled; whatever drops a delivery gives it back to the server.
+//! its own type, so that the order is compiled; a dropped message is given back to the server.
 
 mod broadcast;
 mod conclude;
@@ -40,10 +40,10 @@ pub use self::{
 };
 use crate::{
     cache,
-    delivery::Delivery,
     freshness::Freshness,
     ledger::{Committer, Ledger},
     providers::Providers,
+    pulled::Pulled,
 };
 
 /// Everything a job meets on its way.
@@ -89,7 +89,7 @@ pub struct Pipeline {
     pub lifecycle: Lifecycle,
 }
 
-/// The end of the path: what happened, and the delivery to be acknowledged once that is safe.
+/// The end of the path: what happened, and the message to acknowledge once that is safe.
 #[derive(Debug)]
 struct Settlement {
     app: AppId,
@@ -106,15 +106,15 @@ enum Stop {
     /// Nothing more is to be done.
     Settle(Box<Settlement>),
     /// It cannot be done now.
-    GiveBack(Box<Delivery>, Duration),
+    GiveBack(Box<Pulled>, Duration),
 }
 
 impl Pipeline {
-    /// Takes one delivery all the way.
-    pub async fn run(self: Arc<Self>, delivery: Delivery) {
-        let ended = match self.open(delivery).await {
+    /// Takes one pulled message all the way.
+    pub async fn run(self: Arc<Self>, pulled: Pulled) {
+        let ended = match self.open(pulled).await {
             Ok(Read::Job(opened)) => self.path(opened).await,
-            Ok(Read::Broadcast(delivery, broadcast)) => Box::pin(self.broadcast(delivery, *broadcast)).await,
+            Ok(Read::Broadcast(pulled, broadcast)) => Box::pin(self.broadcast(pulled, *broadcast)).await,
             Err(stop) => Err(stop),
         };
         self.end_path(ended).await;
@@ -130,7 +130,7 @@ impl Pipeline {
         match ended {
             Ok(settlement) => self.settle(settlement).await,
             Err(Stop::Settle(settlement)) => self.settle(*settlement).await,
-            Err(Stop::GiveBack(delivery, wait)) => delivery.give_back(wait),
+            Err(Stop::GiveBack(pulled, wait)) => pulled.give_back(wait),
         }
     }
 

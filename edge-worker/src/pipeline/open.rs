@@ -13,12 +13,12 @@ use shared::{
 };
 
 use super::{Pipeline, Settlement, Step, Stop, Ticket};
-use crate::{delivery::Delivery, pipeline::conclude::DeadLetter};
+use crate::{pipeline::conclude::DeadLetter, pulled::Pulled};
 
 /// A message for one recipient that could be read.
 #[derive(Debug)]
 pub(super) struct Opened {
-    pub(super) delivery: Delivery,
+    pub(super) pulled: Pulled,
     pub(super) job: Arc<Job>,
 }
 
@@ -26,36 +26,36 @@ pub(super) struct Opened {
 #[derive(Debug)]
 pub(super) enum Read {
     Job(Opened),
-    Broadcast(Delivery, Box<Broadcast>),
+    Broadcast(Pulled, Box<Broadcast>),
 }
 
 impl Pipeline {
-    pub(super) async fn open(&self, delivery: Delivery) -> Step<Read> {
+    pub(super) async fn open(&self, pulled: Pulled) -> Step<Read> {
         let read = envelope::read(
-            delivery.subject(),
-            delivery.headers(),
-            &delivery.payload(),
-            delivery.stored_at,
+            pulled.subject(),
+            pulled.headers(),
+            &pulled.payload(),
+            pulled.stored_at,
             &self.region,
         );
         match read {
-            Ok(Work::Job(job)) => Ok(Read::Job(self.opened(delivery, job.into()))),
-            Ok(Work::Broadcast(broadcast)) => Ok(Read::Broadcast(delivery, broadcast.into())),
-            Err(invalid) => Err(Box::pin(self.bury(delivery, &invalid)).await),
+            Ok(Work::Job(job)) => Ok(Read::Job(self.opened(pulled, job.into()))),
+            Ok(Work::Broadcast(broadcast)) => Ok(Read::Broadcast(pulled, broadcast.into())),
+            Err(invalid) => Err(Box::pin(self.bury(pulled, &invalid)).await),
         }
     }
 
-    pub(super) fn opened(&self, delivery: Delivery, job: Arc<Job>) -> Opened {
+    pub(super) fn opened(&self, pulled: Pulled, job: Arc<Job>) -> Opened {
         let metrics = &self.telemetry.metrics;
         metrics.pulled(job.class, self.clock.since(job.accepted_at));
-        Opened { delivery, job }
+        Opened { pulled, job }
     }
 
     /// Keeps a message that nobody can read among the dead letters, with what is wrong with it.
-    async fn bury(&self, delivery: Delivery, invalid: &Invalid) -> Stop {
+    async fn bury(&self, pulled: Pulled, invalid: &Invalid) -> Stop {
         self.telemetry.metrics.unreadable();
-        let lane = subject::Lane::parse(delivery.subject()).ok();
-        let (job, notification) = envelope::unreadable(delivery.sequence, delivery.stored_at, &self.region);
+        let lane = subject::Lane::parse(pulled.subject()).ok();
+        let (job, notification) = envelope::unreadable(pulled.sequence, pulled.stored_at, &self.region);
         let letter = DeadLetter {
             subject: lane
                 .as_ref()
@@ -66,11 +66,11 @@ impl Pipeline {
             address: None,
             attempt: 1,
         };
-        if let Err(error) = letter.send(self, &delivery).await {
+        if let Err(error) = letter.send(self, &pulled).await {
             tracing::warn!(%error, "dead letter could not be kept; the message stays in its lane");
-            return Stop::GiveBack(delivery.into(), Duration::from_secs(2));
+            return Stop::GiveBack(pulled.into(), Duration::from_secs(2));
         }
-        tracing::warn!(subject = %delivery.subject(), field = invalid.field, rule = invalid.rule, "message cannot be read");
+        tracing::warn!(subject = %pulled.subject(), field = invalid.field, rule = invalid.rule, "message cannot be read");
         let channel = lane.as_ref().map_or(Channel::Push, |lane| lane.channel);
         let receipt = Receipt {
             reason: Some(Cow::Borrowed("unreadable")),
@@ -81,7 +81,7 @@ impl Pipeline {
             app: lane.map_or_else(AppId::unknown, |lane| lane.app),
             origin: self.region.clone(),
             receipts: vec![receipt],
-            ticket: Ticket::new(delivery, None, None),
+            ticket: Ticket::new(pulled, None, None),
         }))
     }
 }

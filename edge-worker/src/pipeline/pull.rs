@@ -18,8 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{Pace, Pipeline};
 use crate::{
-    delivery::{Delivery, Returns},
     presence::Presence,
+    pulled::{Pulled, Returns},
 };
 
 /// Most messages in one pull.
@@ -145,8 +145,8 @@ impl Lane {
             };
             let concerns = |subject: &str| is_about(subject, self.stream) && is_about(subject, &self.consumer);
             let pulling = self.pull(&mut consumer, (permits, connected), pipeline, returns, lifecycle);
-            let pulled = unless_refused(&client, concerns, pulling).await;
-            if let Err(error) = pulled.map_err(Into::into).flatten() {
+            let result = unless_refused(&client, concerns, pulling).await;
+            if let Err(error) = result.map_err(Into::into).flatten() {
                 tracing::warn!(consumer = self.consumer, %error, "cannot pull");
                 consumer = None;
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -228,7 +228,7 @@ impl Lane {
             };
             let Some(message) = message else { return Ok(()) };
             let Some(permit) = permits.split(1) else { return Ok(()) };
-            let Some(delivery) = Delivery::new(message?, permit, returns.clone(), pipeline.clock.now()) else {
+            let Some(pulled) = Pulled::new(message?, permit, returns.clone(), pipeline.clock.now()) else {
                 continue;
             };
             if !self.comes_again {
@@ -237,11 +237,11 @@ impl Lane {
             failpoint("worker.after-pull");
             if connect::connects(&client) == connected {
                 // The runtime moves a task's future several times before it runs; this one has some kilobytes.
-                lifecycle.spawn_job(Box::pin(pipeline.clone().run(delivery)));
+                lifecycle.spawn_job(Box::pin(pipeline.clone().run(pulled)));
             } else {
                 // Sent before the connection was lost, or asked for while it was: not to be worked on before
                 // everybody has settled down.
-                delivery.give_back(SETTLE_DOWN);
+                pulled.give_back(SETTLE_DOWN);
             }
         }
     }

@@ -15,12 +15,12 @@ use super::{
     Pipeline, Step, Stop,
     dedupe::{Fresh, Reserved},
 };
-use crate::delivery::Delivery;
+use crate::pulled::Pulled;
 
 /// A job whose recipient is known and can be reached.
 #[derive(Debug)]
 pub(super) struct Addressed {
-    pub(super) delivery: Delivery,
+    pub(super) pulled: Pulled,
     pub(super) job: Arc<Job>,
     pub(super) reserved: Reserved,
     pub(super) addresses: Vec<(Address, u64)>,
@@ -30,7 +30,7 @@ pub(super) struct Addressed {
 impl Pipeline {
     pub(super) async fn resolve(&self, fresh: Fresh) -> Step<Addressed> {
         let Fresh {
-            delivery,
+            pulled,
             job,
             reserved,
             history,
@@ -48,12 +48,12 @@ impl Pipeline {
                 Ok(recipient) => recipient,
                 Err(error) => {
                     tracing::warn!(%error, "recipient cannot be looked up; job waits");
-                    return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(2)));
+                    return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(2)));
                 }
             },
         };
         if let Some(home) = recipient.moved_to(&self.region).cloned() {
-            return Err(Box::pin(self.forward(delivery, &job, reserved, &home)).await);
+            return Err(Box::pin(self.forward(pulled, &job, reserved, &home)).await);
         }
         let known = recipient.is_known();
         recipient.addresses.retain(|(address, _)| takes(address, &job));
@@ -62,13 +62,13 @@ impl Pipeline {
             .addresses
             .retain(|(address, _)| !history.has(address.id, job.attempt));
         if reachable && recipient.addresses.is_empty() {
-            return Err(self.repeated(delivery, &job, reserved));
+            return Err(self.repeated(pulled, &job, reserved));
         }
         let Recipient {
             addresses, preferences, ..
         } = recipient;
         let fresh = Addressed {
-            delivery,
+            pulled,
             job,
             reserved,
             addresses,

@@ -19,8 +19,8 @@ use tokio::{
 
 use super::{Pipeline, Settlement, dedupe::Reserved, trace};
 use crate::{
-    delivery::Delivery,
     ledger::{Committed, Ledger, Settled},
+    pulled::Pulled,
 };
 
 /// What is given back once the receipts of a job are safe.
@@ -29,9 +29,9 @@ pub struct Ticket(Waiting);
 
 #[derive(Debug)]
 enum Waiting {
-    /// A job that is done: the delivery to acknowledge and the span to end.
+    /// A job that is done: the message to acknowledge and the span to end.
     Done {
-        delivery: Delivery,
+        pulled: Pulled,
         /// Held to the end: until the ledger knows the outcome only this keeps a redelivery away.
         _reserved: Option<Reserved>,
         span: Option<Context>,
@@ -41,9 +41,9 @@ enum Waiting {
 }
 
 impl Ticket {
-    pub(super) fn new(delivery: Delivery, reserved: Option<Reserved>, span: Option<Context>) -> Self {
+    pub(super) fn new(pulled: Pulled, reserved: Option<Reserved>, span: Option<Context>) -> Self {
         Self(Waiting::Done {
-            delivery,
+            pulled,
             _reserved: reserved,
             span,
         })
@@ -84,9 +84,9 @@ impl Pipeline {
         } = settlement;
         self.sign(&mut receipts);
         let mut since = Instant::now();
-        if let Waiting::Done { delivery, .. } = &mut ticket.0 {
-            delivery.note(&receipts);
-            let age = self.clock.since(delivery.pulled_at);
+        if let Waiting::Done { pulled, .. } = &mut ticket.0 {
+            pulled.note(&receipts);
+            let age = self.clock.since(pulled.pulled_at);
             since = since.checked_sub(age).unwrap_or(since);
         }
         if self
@@ -139,8 +139,8 @@ impl Announcer {
         let published = self.now();
         let mut jobs = 0;
         for Ticket(waiting) in group.tickets {
-            let (delivery, span) = match waiting {
-                Waiting::Done { delivery, span, .. } => (delivery, span),
+            let (pulled, span) = match waiting {
+                Waiting::Done { pulled, span, .. } => (pulled, span),
                 Waiting::Intent(told) => {
                     // Whoever waited may have been dropped with the process's last tasks.
                     let (Ok(()) | Err(())) = told.send(());
@@ -149,7 +149,7 @@ impl Announcer {
             };
             jobs += 1;
             failpoint("worker.before-ack");
-            if let Err(error) = delivery.ack().await {
+            if let Err(error) = pulled.ack().await {
                 tracing::warn!(%error, "acknowledgement could not be sent; the ledger will drop the redelivery");
             }
             failpoint("worker.after-ack");

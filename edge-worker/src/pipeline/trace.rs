@@ -23,7 +23,7 @@ use super::{
     Pipeline,
     deliver::{OneTried, name},
 };
-use crate::delivery::Delivery;
+use crate::pulled::Pulled;
 
 /// Whether a delivery in this state is traced although its trace was not sampled.
 pub(super) const fn is_failure(state: State) -> bool {
@@ -37,31 +37,27 @@ pub(super) fn id(span: &Context) -> Option<String> {
 
 impl Pipeline {
     /// The `process` span of a job: if its trace is sampled, or if it `failed`.
-    pub(super) fn process_span(&self, delivery: &Delivery, job: &Job, state: Option<State>) -> Option<Context> {
+    pub(super) fn process_span(&self, pulled: &Pulled, job: &Job, state: Option<State>) -> Option<Context> {
         let failure = state.filter(|state| is_failure(*state));
-        let sampled = context::sampled(delivery.headers());
-        let kept = job.attempt > 1 || delivery.delivered > 1 || failure.is_some();
+        let sampled = context::sampled(pulled.headers());
+        let kept = job.attempt > 1 || pulled.tries > 1 || failure.is_some();
         if sampled.is_none() && !kept {
             return None;
         }
         let parent = sampled
-            .or_else(|| context::remote(delivery.headers()))
+            .or_else(|| context::remote(pulled.headers()))
             .unwrap_or_default();
         let tracer = &self.telemetry.tracer;
-        let waited = delivery
-            .pulled_at
-            .duration_since(job.accepted_at)
-            .as_secs_f64()
-            .max(0.0);
+        let waited = pulled.pulled_at.duration_since(job.accepted_at).as_secs_f64().max(0.0);
         let mut attributes = vec![
             KeyValue::new("messaging.system", "nats"),
             KeyValue::new("messaging.operation.name", "process"),
             KeyValue::new("messaging.operation.type", "process"),
-            KeyValue::new("messaging.destination.name", delivery.subject().to_string()),
+            KeyValue::new("messaging.destination.name", pulled.subject().to_string()),
             KeyValue::new("messaging.destination.template", NOTIFY_TEMPLATE),
             KeyValue::new("messaging.message.id", job.id.to_string()),
-            KeyValue::new("messaging.nats.stream.sequence", delivery.sequence.cast_signed()),
-            KeyValue::new("messaging.nats.delivery_count", delivery.delivered),
+            KeyValue::new("messaging.nats.stream.sequence", pulled.sequence.cast_signed()),
+            KeyValue::new("messaging.nats.delivery_count", pulled.tries),
             KeyValue::new("peal.notification.id", job.notification.to_string()),
             KeyValue::new("peal.app", job.app.to_string()),
             KeyValue::new("peal.attempt", i64::from(job.attempt)),
@@ -81,7 +77,7 @@ impl Pipeline {
         let mut builder = tracer
             .span_builder(format!("process {NOTIFY_TEMPLATE}"))
             .with_kind(SpanKind::Consumer)
-            .with_start_time(SystemTime::from(delivery.pulled_at))
+            .with_start_time(SystemTime::from(pulled.pulled_at))
             .with_attributes(attributes);
         if creation.is_valid() {
             builder = builder.with_links(vec![Link::new(creation, Vec::new(), 0)]);

@@ -22,15 +22,15 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// Work under way through the pipeline, and the permit under which it was taken.
 #[derive(Debug)]
-pub struct Delivery {
+pub struct Pulled {
     from: Option<From>,
     _permit: OwnedSemaphorePermit,
     /// When the stream stored it.
     pub stored_at: Timestamp,
     /// Its place in its stream.
     pub sequence: u64,
-    /// How often the server has delivered it, this time included.
-    pub delivered: i64,
+    /// How many times the server has handed it out, this time included.
+    pub tries: i64,
     /// When this worker received it.
     pub pulled_at: Timestamp,
 }
@@ -92,11 +92,11 @@ impl Returns {
     }
 }
 
-impl Delivery {
+impl Pulled {
     /// Takes responsibility for `message`. `None` if it did not come from a consumer.
     pub fn new(message: Message, permit: OwnedSemaphorePermit, returns: Returns, now: Timestamp) -> Option<Self> {
         let info = message.info().ok()?;
-        let (stored_at, sequence, delivered) = (
+        let (stored_at, sequence, tries) = (
             follow::timestamp(info.published.unix_timestamp_nanos()),
             info.stream_sequence,
             info.delivered,
@@ -106,7 +106,7 @@ impl Delivery {
             _permit: permit,
             stored_at,
             sequence,
-            delivered,
+            tries,
             pulled_at: now,
         })
     }
@@ -132,7 +132,7 @@ impl Delivery {
             _permit: permit,
             stored_at: self.stored_at,
             sequence: self.sequence,
-            delivered: self.delivered,
+            tries: self.tries,
             pulled_at: now,
         }
     }
@@ -216,7 +216,7 @@ impl Delivery {
     fn from(&self) -> &From {
         self.from
             .as_ref()
-            .expect("only ack and drop take it, and both end the delivery")
+            .expect("only ack and drop take it, and both end the pulled")
     }
 
     fn return_after(&mut self, wait: Duration) {
@@ -236,7 +236,7 @@ impl Member {
     }
 }
 
-impl Drop for Delivery {
+impl Drop for Pulled {
     fn drop(&mut self) {
         self.return_after(RETURN_AFTER);
     }
