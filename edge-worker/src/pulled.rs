@@ -1,5 +1,5 @@
-//! One piece of work that must be settled: a pulled message, or one member of a slice that was pulled as a whole. Dropping
-//! it gives it back, so that no early return can lose it.
+//! A message pulled from a lane, or one member of a pulled slice. It must be settled or given back; dropping it gives it
+//! back, so that no early return can lose it.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -20,14 +20,14 @@ use shared::{
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-/// Work under way through the pipeline, and the permit under which it was taken.
+/// Work on its path through the pipeline, with the permit that it occupies.
 #[derive(Debug)]
 pub struct Pulled {
-    from: Option<From>,
+    source: Option<Source>,
     _permit: OwnedSemaphorePermit,
     /// When the stream stored it.
     pub stored_at: Timestamp,
-    /// Its place in its stream.
+    /// Its sequence in its stream.
     pub sequence: u64,
     /// How many times the server has handed it out, this time included.
     pub tries: i64,
@@ -35,56 +35,56 @@ pub struct Pulled {
     pub pulled_at: Timestamp,
 }
 
-/// Where it came from, and who is told of its end. Boxed, because a delivery is handed on from stage to stage.
+/// Where the work came from, and what has to learn how it ended. Boxed, because it moves from stage to stage.
 #[derive(Debug)]
-enum From {
-    Message(Box<Message>, Returns),
+enum Source {
+    Message(Box<Message>, ReturnQueue),
     Slice(Box<Member>),
 }
 
 #[derive(Debug)]
 struct Member {
-    envelope: Arc<Envelope>,
+    envelope: Arc<SliceEnvelope>,
     job: Arc<Job>,
-    states: Vec<State>,
-    told: mpsc::UnboundedSender<Ended>,
+    outcomes: Vec<State>,
+    ends: mpsc::UnboundedSender<MemberEnd>,
 }
 
 /// What the members of a slice have in common.
 #[derive(Debug)]
-pub struct Envelope {
-    /// Where each would have come.
+pub struct SliceEnvelope {
+    /// The subject on which each would have arrived as a job of its own.
     pub subject: Subject,
-    /// The headers each would have.
+    /// The headers that each would have had.
     pub headers: HeaderMap,
-    /// The body for APNs, rendered when the first needs it.
+    /// The body for APNs, rendered when the first member needs it.
     pub apns: Arc<OnceLock<Bytes>>,
 }
 
 /// How the work on one member of a slice ended.
 #[derive(Debug)]
-pub enum Ended {
-    /// It is settled; with what its receipts said, if it was not settled before.
+pub enum MemberEnd {
+    /// The job is settled, with these outcomes; none if it had been settled before.
     Settled(JobId, Vec<State>),
-    /// It could not be done; to be tried again after this time.
+    /// The job could not be worked on and is to be retried after this time.
     GivenBack(Duration),
 }
 
-/// Where dropped deliveries are given back from.
+/// Gives messages back to the server in the background. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Returns(mpsc::UnboundedSender<(Box<Message>, Duration)>);
+pub struct ReturnQueue(mpsc::UnboundedSender<(Box<Message>, Duration)>);
 
-/// Waits this long before the server gives out a message that was dropped: its cause is rarely gone at once.
+/// The server waits this long before it hands out a dropped message again: the cause rarely disappears at once.
 const RETURN_AFTER: Duration = Duration::from_secs(1);
 
-impl Returns {
-    /// Gives messages back in the background for as long as anyone can return one.
+impl ReturnQueue {
+    /// Starts the task that gives messages back. It ends when every clone of the queue is dropped.
     pub fn start() -> Self {
         let (sender, mut receiver) = mpsc::unbounded_channel::<(Box<Message>, Duration)>();
         tokio::spawn(async move {
             while let Some((message, after)) = receiver.recv().await {
                 if let Err(error) = message.ack_with(AckKind::Nak(Some(after))).await {
-                    tracing::warn!(%error, "message could not be given back; the server will by itself");
+                    tracing::warn!(%error, "message could not be given back; the server redelivers it after its acknowledgement time-out");
                 }
             }
         });
@@ -94,7 +94,7 @@ impl Returns {
 
 impl Pulled {
     /// Takes responsibility for `message`. `None` if it did not come from a consumer.
-    pub fn new(message: Message, permit: OwnedSemaphorePermit, returns: Returns, now: Timestamp) -> Option<Self> {
+    pub fn new(message: Message, permit: OwnedSemaphorePermit, returns: ReturnQueue, now: Timestamp) -> Option<Self> {
         let info = message.info().ok()?;
         let (stored_at, sequence, tries) = (
             follow::timestamp(info.published.unix_timestamp_nanos()),
@@ -102,7 +102,7 @@ impl Pulled {
             info.delivered,
         );
         Some(Self {
-            from: Some(From::Message(message.into(), returns)),
+            source: Some(Source::Message(message.into(), returns)),
             _permit: permit,
             stored_at,
             sequence,
@@ -111,24 +111,24 @@ impl Pulled {
         })
     }
 
-    /// The job of one member of the slice that this is. How it ends is told to `told`.
+    /// The job of one member of this slice. How it ends is sent to `ends`.
     #[must_use]
     pub fn member(
         &self,
-        envelope: Arc<Envelope>,
+        envelope: Arc<SliceEnvelope>,
         job: Arc<Job>,
         permit: OwnedSemaphorePermit,
-        told: mpsc::UnboundedSender<Ended>,
+        ends: mpsc::UnboundedSender<MemberEnd>,
         now: Timestamp,
     ) -> Self {
         let member = Member {
             envelope,
             job,
-            states: Vec::new(),
-            told,
+            outcomes: Vec::new(),
+            ends,
         };
         Self {
-            from: Some(From::Slice(member.into())),
+            source: Some(Source::Slice(member.into())),
             _permit: permit,
             stored_at: self.stored_at,
             sequence: self.sequence,
@@ -137,102 +137,102 @@ impl Pulled {
         }
     }
 
-    /// Where the message came.
+    /// The subject on which the message arrived.
     pub fn subject(&self) -> &Subject {
-        match self.from() {
-            From::Message(message, _) => &message.subject,
-            From::Slice(member) => &member.envelope.subject,
+        match self.source() {
+            Source::Message(message, _) => &message.subject,
+            Source::Slice(member) => &member.envelope.subject,
         }
     }
 
     /// Its headers.
     pub fn headers(&self) -> &HeaderMap {
         static NONE: std::sync::LazyLock<HeaderMap> = std::sync::LazyLock::new(HeaderMap::new);
-        match self.from() {
-            From::Message(message, _) => message.headers.as_ref().unwrap_or(&NONE),
-            From::Slice(member) => &member.envelope.headers,
+        match self.source() {
+            Source::Message(message, _) => message.headers.as_ref().unwrap_or(&NONE),
+            Source::Slice(member) => &member.envelope.headers,
         }
     }
 
     /// Its body.
     pub fn payload(&self) -> Bytes {
-        match self.from() {
-            From::Message(message, _) => message.payload.clone(),
-            From::Slice(member) => serde_json::to_vec(&member.job.body)
+        match self.source() {
+            Source::Message(message, _) => message.payload.clone(),
+            Source::Slice(member) => serde_json::to_vec(&member.job.body)
                 .expect("bodies always serialize")
                 .into(),
         }
     }
 
-    /// Where the body for APNs is rendered: for all members of a slice at one place.
+    /// Where the rendered body for APNs is kept: one place for all members of a slice.
     pub fn apns(&self) -> Arc<OnceLock<Bytes>> {
-        match self.from() {
-            From::Message(..) => Arc::default(),
-            From::Slice(member) => member.envelope.apns.clone(),
+        match self.source() {
+            Source::Message(..) => Arc::default(),
+            Source::Slice(member) => member.envelope.apns.clone(),
         }
     }
 
-    /// Remembers what is said of a member, for its slice.
-    pub fn note(&mut self, receipts: &[Receipt]) {
-        if let Some(From::Slice(member)) = &mut self.from {
-            let outcomes = receipts.iter().map(|receipt| receipt.state);
+    /// Remembers the outcomes in `receipts`, which the slice of this member counts. Does nothing for a message.
+    pub fn record_outcomes(&mut self, receipts: &[Receipt]) {
+        if let Some(Source::Slice(member)) = &mut self.source {
+            let states = receipts.iter().map(|receipt| receipt.state);
             member
-                .states
-                .extend(outcomes.filter(|state| *state != State::Attempting));
+                .outcomes
+                .extend(states.filter(|state| *state != State::Attempting));
         }
     }
 
-    /// Keeps the server from giving the message to somebody else for another while.
+    /// Restarts the acknowledgement time-out, so that the server does not hand the message to another worker.
     ///
     /// # Errors
     /// When the connection is closed for good.
-    pub async fn keep(&self) -> Result<(), async_nats::Error> {
-        match self.from() {
-            From::Message(message, _) => message.ack_with(AckKind::Progress).await,
-            From::Slice(_) => Ok(()),
+    pub async fn report_progress(&self) -> Result<(), async_nats::Error> {
+        match self.source() {
+            Source::Message(message, _) => message.ack_with(AckKind::Progress).await,
+            Source::Slice(_) => Ok(()),
         }
     }
 
-    /// Says that the work is done. Not confirmed by the server: if it is lost, the ledger makes the redelivery harmless.
+    /// Acknowledges the work. The server does not confirm it: if it is lost, the ledger makes the redelivery harmless.
     ///
     /// # Errors
     /// When the connection is closed for good.
     pub async fn ack(mut self) -> Result<(), async_nats::Error> {
-        match self.from.take() {
-            Some(From::Message(message, _)) => message.ack().await,
-            Some(From::Slice(member)) => {
-                member.end(Ended::Settled(member.job.id, member.states.clone()));
+        match self.source.take() {
+            Some(Source::Message(message, _)) => message.ack().await,
+            Some(Source::Slice(member)) => {
+                member.end(MemberEnd::Settled(member.job.id, member.outcomes.clone()));
                 Ok(())
             }
             None => Ok(()),
         }
     }
 
-    /// Gives the message back, to be delivered again after `wait`.
+    /// Gives the message back, for the server to hand out again after `wait`.
     pub fn give_back(mut self, wait: Duration) {
         self.return_after(wait);
     }
 
-    fn from(&self) -> &From {
-        self.from
+    fn source(&self) -> &Source {
+        self.source
             .as_ref()
-            .expect("only ack and drop take it, and both end the pulled")
+            .expect("only ack, give_back and drop take it, and each consumes the work")
     }
 
     fn return_after(&mut self, wait: Duration) {
-        match self.from.take() {
-            // The task that receives ends only when the runtime does; then the server's own time-out returns it.
-            Some(From::Message(message, returns)) => drop(returns.0.send((message, wait))),
-            Some(From::Slice(member)) => member.end(Ended::GivenBack(wait)),
+        match self.source.take() {
+            // The queue's task ends only with the runtime; then the server's own time-out returns the message.
+            Some(Source::Message(message, returns)) => drop(returns.0.send((message, wait))),
+            Some(Source::Slice(member)) => member.end(MemberEnd::GivenBack(wait)),
             None => {}
         }
     }
 }
 
 impl Member {
-    fn end(&self, ended: Ended) {
-        // Whoever works on the slice waits for all of its members, unless the process ends.
-        drop(self.told.send(ended));
+    fn end(&self, end: MemberEnd) {
+        // The work on the slice waits for all members, unless the process ends.
+        drop(self.ends.send(end));
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     pipeline::{Announcer, Brake, InFlight, Pace, Pipeline, lanes, members},
     presence::{Presence, Rank},
     providers::Providers,
-    pulled::Returns,
+    pulled::ReturnQueue,
     worker::StartError,
 };
 
@@ -189,7 +189,7 @@ impl Pulling {
         }
         tracing::info!(region = %self.pipeline.region, jobs_remembered = self.ledger.jobs(), "ready to pull");
         self.ready.send_replace(true);
-        let returns = Returns::start();
+        let returns = ReturnQueue::start();
         let (pace, keeping) = Pace::new();
         lifecycle.spawn_endless("pace", keeping);
         let lanes = lanes(self.in_flight, &self.presence, &pace)

@@ -26,7 +26,7 @@ use tokio::{
 use super::{Pipeline, Settlement, Step, Stop, Ticket, dedupe::Reserved};
 use crate::{
     cache, ledger,
-    pulled::{Ended, Envelope, Pulled},
+    pulled::{MemberEnd, Pulled, SliceEnvelope},
 };
 
 /// Members of a slice, unless there are too many for so many slices as can be stored at once.
@@ -176,8 +176,8 @@ impl Pipeline {
             return Err(Stop::GiveBack(pulled.into(), AGAIN));
         }
         let permits = &self.members[&broadcast.class];
-        let (told, mut ended) = mpsc::unbounded_channel();
-        let mut expansion = Expansion::new(self, &pulled, broadcast, slice, told);
+        let (end, mut ends) = mpsc::unbounded_channel();
+        let mut expansion = Expansion::new(self, &pulled, broadcast, slice, end);
         let mut keep = interval(KEEP);
         loop {
             // A server that was lost may have given the slice to another worker meanwhile.
@@ -190,10 +190,10 @@ impl Pipeline {
             }
             tokio::select! {
                 biased;
-                _ = keep.tick() => if let Err(error) = pulled.keep().await {
+                _ = keep.tick() => if let Err(error) = pulled.report_progress().await {
                     tracing::warn!(%error, "the server could not be told that a slice is worked on");
                 },
-                Some(end) = ended.recv(), if expansion.under_way > 0 => expansion.ended(end),
+                Some(end) = ends.recv(), if expansion.under_way > 0 => expansion.count(end),
                 Ok(permit) = permits.clone().acquire_owned(), if !expansion.ahead.is_empty() => expansion.begin(permit),
             }
         }
@@ -267,8 +267,8 @@ struct Expansion<'a> {
     pulled: &'a Pulled,
     broadcast: &'a Broadcast,
     slice: &'a Slice,
-    envelope: Arc<Envelope>,
-    told: mpsc::UnboundedSender<Ended>,
+    envelope: Arc<SliceEnvelope>,
+    ends: mpsc::UnboundedSender<MemberEnd>,
     /// Members that come next.
     ahead: VecDeque<RecipientId>,
     /// Up to where members were read; `None` at the beginning.
@@ -310,10 +310,10 @@ impl<'a> Expansion<'a> {
         pulled: &'a Pulled,
         broadcast: &'a Broadcast,
         slice: &'a Slice,
-        told: mpsc::UnboundedSender<Ended>,
+        ends: mpsc::UnboundedSender<MemberEnd>,
     ) -> Self {
         Self {
-            envelope: Arc::new(Envelope {
+            envelope: Arc::new(SliceEnvelope {
                 subject: pipeline.lane_of(broadcast).notify().into(),
                 headers: envelope::member_headers(pulled.headers(), slice),
                 apns: Arc::default(),
@@ -322,7 +322,7 @@ impl<'a> Expansion<'a> {
             pulled,
             broadcast,
             slice,
-            told,
+            ends,
             ahead: VecDeque::new(),
             read: None,
             exhausted: false,
@@ -397,24 +397,24 @@ impl<'a> Expansion<'a> {
             return;
         };
         let job = Arc::new(self.broadcast.job(recipient));
-        let (envelope, told, now) = (self.envelope.clone(), self.told.clone(), self.pipeline.clock.now());
-        let pulled = self.pulled.member(envelope, job.clone(), permit, told, now);
+        let (envelope, ends, now) = (self.envelope.clone(), self.ends.clone(), self.pipeline.clock.now());
+        let pulled = self.pulled.member(envelope, job.clone(), permit, ends, now);
         let opened = self.pipeline.opened(pulled, job);
         self.under_way += 1;
         let pipeline = self.pipeline.clone();
         self.pipeline.lifecycle.spawn_job(Box::pin(pipeline.run_member(opened)));
     }
 
-    fn ended(&mut self, ended: Ended) {
+    fn count(&mut self, end: MemberEnd) {
         self.under_way -= 1;
-        match ended {
-            Ended::Settled(_, states) if !states.is_empty() => self.tally.add(&states),
+        match end {
+            MemberEnd::Settled(_, states) if !states.is_empty() => self.tally.add(&states),
             // It was settled before.
-            Ended::Settled(job, _) => match self.outcomes(job) {
+            MemberEnd::Settled(job, _) => match self.outcomes(job) {
                 Ok(outcomes) => self.tally.add(&outcomes),
                 Err(error) => self.unreadable(&error),
             },
-            Ended::GivenBack(wait) => self.again = self.again.max(Some(wait)),
+            MemberEnd::GivenBack(wait) => self.again = self.again.max(Some(wait)),
         }
     }
 

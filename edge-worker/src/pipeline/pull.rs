@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::{Pace, Pipeline};
 use crate::{
     presence::Presence,
-    pulled::{Pulled, Returns},
+    pulled::{Pulled, ReturnQueue},
 };
 
 /// Most messages in one pull.
@@ -120,12 +120,12 @@ async fn settle_down(pipeline: &Pipeline) {
 
 impl Lane {
     /// Pulls until the process is to finish.
-    pub async fn run(self, pipeline: Arc<Pipeline>, returns: Returns, lifecycle: Lifecycle) {
+    pub async fn run(self, pipeline: Arc<Pipeline>, returns: ReturnQueue, lifecycle: Lifecycle) {
         let pulls = (0..PULLS).map(|_| self.pull_for_ever(&pipeline, &returns, &lifecycle));
         futures::future::join_all(pulls).await;
     }
 
-    async fn pull_for_ever(&self, pipeline: &Arc<Pipeline>, returns: &Returns, lifecycle: &Lifecycle) {
+    async fn pull_for_ever(&self, pipeline: &Arc<Pipeline>, returns: &ReturnQueue, lifecycle: &Lifecycle) {
         let mut consumer = None;
         let client = pipeline.js.client();
         // The first connection, after which the worker has just learned what the others did.
@@ -186,7 +186,7 @@ impl Lane {
         consumer: &mut Option<PullConsumer>,
         (mut permits, connected): (OwnedSemaphorePermit, u64),
         pipeline: &Arc<Pipeline>,
-        returns: &Returns,
+        returns: &ReturnQueue,
         lifecycle: &Lifecycle,
     ) -> Result<(), async_nats::Error> {
         let consumer = match consumer {

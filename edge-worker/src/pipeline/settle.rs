@@ -54,13 +54,13 @@ impl Pipeline {
     /// Makes it known to every worker that `receipts` are about to become outcomes; `false` if that failed.
     pub(super) async fn announce_intent(&self, app: AppId, origin: Region, mut receipts: Vec<Receipt>) -> bool {
         self.sign(&mut receipts);
-        let (told, published) = oneshot::channel();
+        let (announced, published) = oneshot::channel();
         let settled = Settled {
             app,
             origin,
             receipts,
             since: Instant::now(),
-            ticket: Ticket(Waiting::Intent(told)),
+            ticket: Ticket(Waiting::Intent(announced)),
         };
         self.committer.settle(settled).await.is_ok() && published.await.is_ok()
     }
@@ -85,7 +85,7 @@ impl Pipeline {
         self.sign(&mut receipts);
         let mut since = Instant::now();
         if let Waiting::Done { pulled, .. } = &mut ticket.0 {
-            pulled.note(&receipts);
+            pulled.record_outcomes(&receipts);
             let age = self.clock.since(pulled.pulled_at);
             since = since.checked_sub(age).unwrap_or(since);
         }
@@ -141,9 +141,9 @@ impl Announcer {
         for Ticket(waiting) in group.tickets {
             let (pulled, span) = match waiting {
                 Waiting::Done { pulled, span, .. } => (pulled, span),
-                Waiting::Intent(told) => {
+                Waiting::Intent(announced) => {
                     // Whoever waited may have been dropped with the process's last tasks.
-                    let (Ok(()) | Err(())) = told.send(());
+                    let (Ok(()) | Err(())) = announced.send(());
                     continue;
                 }
             };
