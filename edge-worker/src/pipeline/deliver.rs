@@ -6,7 +6,7 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use shared::{failpoint::failpoint, job::Job, recipient::Address};
 
-use super::{Pipeline, decide::Ready, dedupe::Reserved};
+use super::{Pipeline, dedupe::Reserved, intend::Intended};
 use crate::{
     providers::{Attempt, Attempted, Outcome},
     pulled::Pulled,
@@ -33,14 +33,14 @@ pub(super) struct OneTried {
 }
 
 impl Pipeline {
-    pub(super) async fn deliver(&self, ready: Ready) -> Tried {
-        let Ready {
+    pub(super) async fn deliver(&self, intended: Intended) -> Tried {
+        let Intended {
             pulled,
             job,
             reserved,
             addresses,
             message,
-        } = ready;
+        } = intended;
         let started_at = self.clock.now();
         let expires_at = job.expires_at();
         let one = async |(address, revision): (Address, u64)| {

@@ -7,7 +7,8 @@ mod decide;
 mod dedupe;
 mod deliver;
 mod forward;
-mod hold;
+mod intend;
+mod interrupted;
 mod open;
 mod pace;
 mod pull;
@@ -136,11 +137,11 @@ impl Pipeline {
 
     async fn path(&self, opened: Opened) -> Step<Settlement> {
         let fresh = self.dedupe(opened)?;
-        let fresh = self.end_interrupted(fresh).await?;
-        let addressed = self.resolve(fresh).await?;
+        let clear = self.end_interrupted(fresh).await?;
+        let addressed = self.resolve(clear).await?;
         let ready = self.decide(addressed)?;
-        let ready = self.write_intent(ready).await?;
-        let attempted = self.deliver(ready).await;
-        self.conclude(attempted).await
+        let intended = self.write_intent(ready).await?;
+        let tried = self.deliver(intended).await;
+        self.conclude(tried).await
     }
 }

@@ -11,10 +11,7 @@ use shared::{
     recipient::{Address, AddressKind, Preferences, Recipient, RecipientKey},
 };
 
-use super::{
-    Pipeline, Step, Stop,
-    dedupe::{Fresh, Reserved},
-};
+use super::{Pipeline, Step, Stop, dedupe::Reserved, interrupted::Clear};
 use crate::pulled::Pulled;
 
 /// A job whose recipient is known and can be reached.
@@ -28,13 +25,13 @@ pub(super) struct Addressed {
 }
 
 impl Pipeline {
-    pub(super) async fn resolve(&self, fresh: Fresh) -> Step<Addressed> {
-        let Fresh {
+    pub(super) async fn resolve(&self, clear: Clear) -> Step<Addressed> {
+        let Clear {
             pulled,
             job,
             reserved,
             history,
-        } = fresh;
+        } = clear;
         let key = RecipientKey {
             app: job.app.clone(),
             recipient: job.body.recipient.clone(),

@@ -1,12 +1,9 @@
-//! For apps that must not send twice: what is about to be sent is written down first, and what was interrupted between
-//! that and its outcome is left to a person.
-//!
-//! Everybody else sends again under the same id and does not pay for this.
+//! Ends jobs whose worker was interrupted between recording the intent to send (see [`super::intend`]) and recording the
+//! outcome: nobody knows whether they were sent, so a person decides.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use shared::{
-    app::Ambiguity,
     id::AddressId,
     job::Job,
     receipt::{Receipt, State},
@@ -15,33 +12,41 @@ use shared::{
 use super::{
     Pipeline, Settlement, Step, Stop, Ticket,
     conclude::DeadLetter,
-    decide::{Ready, receipt},
-    dedupe::Fresh,
+    decide::receipt,
+    dedupe::{Fresh, Reserved},
 };
+use crate::{ledger::History, pulled::Pulled};
 
 /// A sibling may still wait for the provider's answer; longer than a provider's time-out.
 const ANSWER_DUE: Duration = Duration::from_secs(15);
 
-impl Pipeline {
-    /// What the app wants in doubt.
-    pub(super) fn ambiguity(&self, job: &Job) -> Ambiguity {
-        let tenants = self.config.tenants();
-        let app = tenants.apps.get(&job.app);
-        app.map_or(Ambiguity::usual(job.channel), |app| app.ambiguity(job.channel))
-    }
+/// A fresh job that no attempt was interrupted on.
+#[derive(Debug)]
+pub(super) struct Clear {
+    pub(super) pulled: Pulled,
+    pub(super) job: Arc<Job>,
+    pub(super) reserved: Reserved,
+    pub(super) history: History,
+}
 
+impl Pipeline {
     /// Ends a job that was about to be sent when its worker was interrupted.
-    pub(super) async fn end_interrupted(&self, fresh: Fresh) -> Step<Fresh> {
+    pub(super) async fn end_interrupted(&self, fresh: Fresh) -> Step<Clear> {
         let in_doubt = fresh.history.in_doubt(fresh.job.attempt);
-        if in_doubt.is_empty() {
-            return Ok(fresh);
-        }
         let Fresh {
             pulled,
             job,
             reserved,
-            history: _,
+            history,
         } = fresh;
+        if in_doubt.is_empty() {
+            return Ok(Clear {
+                pulled,
+                job,
+                reserved,
+                history,
+            });
+        }
         if pulled.tries < 2 {
             return Err(Stop::GiveBack(pulled.into(), ANSWER_DUE));
         }
@@ -71,26 +76,7 @@ impl Pipeline {
         })))
     }
 
-    /// Writes down what is about to be sent, if the app must know.
-    pub(super) async fn write_intent(&self, ready: Ready) -> Step<Ready> {
-        if self.ambiguity(&ready.job) == Ambiguity::Resend {
-            return Ok(ready);
-        }
-        let job = &ready.job;
-        let intents = ready.addresses.iter().map(|(address, _)| Receipt {
-            state: State::Attempting,
-            provider: Some(address.provider),
-            ..self.of_address(job, address.id)
-        });
-        let written = self.announce_intent(job.app.clone(), job.origin.clone(), intents.collect());
-        if Box::pin(written).await {
-            Ok(ready)
-        } else {
-            Err(Stop::GiveBack(ready.pulled.into(), Duration::from_secs(2)))
-        }
-    }
-
-    fn of_address(&self, job: &Job, address: AddressId) -> Receipt {
+    pub(super) fn of_address(&self, job: &Job, address: AddressId) -> Receipt {
         Receipt {
             address: Some(address),
             ..receipt(job, self.clock.now())
