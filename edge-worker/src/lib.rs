@@ -12,7 +12,8 @@ pub mod program;
 pub mod providers;
 pub mod pulled;
 mod quota;
+mod start_error;
 mod station;
 mod worker;
 
-pub use worker::{EdgeWorker, StartError};
+pub use self::{start_error::StartError, worker::EdgeWorker};

@@ -18,11 +18,11 @@ use crate::{
     freshness::Freshness,
     janitor::Janitor,
     ledger::{self, Committer, Ledger},
-    pipeline::{Announcer, Brake, InFlight, Pace, Pipeline, lanes, members},
+    pipeline::{Announcer, Brake, InFlight, Pace, Pipeline, lane_pullers, member_permits},
     presence::{Presence, Rank},
     providers::Providers,
     pulled::ReturnQueue,
-    worker::StartError,
+    start_error::StartError,
 };
 
 /// What the stations of a process share. Cheap to clone.
@@ -130,7 +130,7 @@ impl Station {
             max_attempts: settings.max_attempts,
             brake: Brake::new(settings.removals_per_minute),
             cancelled: cancelled.clone(),
-            members: members(settings.in_flight),
+            members: member_permits(settings.in_flight),
             lifecycle: lifecycle.clone(),
         });
         let (ready, is_ready) = watch::channel(false);
@@ -192,9 +192,9 @@ impl Pulling {
         let returns = ReturnQueue::start();
         let (pace, keeping) = Pace::new();
         lifecycle.spawn_endless("pace", keeping);
-        let lanes = lanes(self.in_flight, &self.presence, &pace)
+        let pullers = lane_pullers(self.in_flight, &self.presence, &pace)
             .into_iter()
-            .map(|lane| lane.run(self.pipeline.clone(), returns.clone(), lifecycle.clone()));
-        futures::future::join_all(lanes).await;
+            .map(|puller| puller.run(self.pipeline.clone(), returns.clone(), lifecycle.clone()));
+        futures::future::join_all(pullers).await;
     }
 }

@@ -23,7 +23,11 @@ use tokio::{
     time::interval,
 };
 
-use super::{Pipeline, Settlement, Step, Stop, Ticket, dedupe::Reserved};
+use super::{
+    Pipeline,
+    in_flight::Reservation,
+    settlement::{Settlement, Step, Stop, Ticket},
+};
 use crate::{
     cache, ledger,
     pulled::{MemberEnd, Pulled, SliceEnvelope},
@@ -48,13 +52,13 @@ impl Pipeline {
     /// Splits a broadcast, or works on a slice of one.
     pub(super) async fn broadcast(self: &Arc<Self>, pulled: Pulled, broadcast: Broadcast) -> Step<Settlement> {
         let work = broadcast.work();
-        let Some(reserved) = self.in_flight.reserve((work, None)) else {
+        let Some(reservation) = self.in_flight.reserve((work, None)) else {
             return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(1)));
         };
         match self.ledger.look_up(work) {
             Ok(history) if history.has_outcome() => {
                 self.telemetry.metrics.duplicate();
-                return Ok(settlement(pulled, &broadcast, reserved, None));
+                return Ok(settlement(pulled, &broadcast, reservation, None));
             }
             Ok(_) => {}
             Err(error) => {
@@ -63,13 +67,13 @@ impl Pipeline {
             }
         }
         match &broadcast.slice {
-            None => self.split(pulled, &broadcast, reserved).await,
-            Some(slice) => self.expand(pulled, &broadcast, slice, reserved).await,
+            None => self.split(pulled, &broadcast, reservation).await,
+            Some(slice) => self.expand(pulled, &broadcast, slice, reservation).await,
         }
     }
 
     /// Stores the slices of a broadcast, once.
-    async fn split(&self, pulled: Pulled, broadcast: &Broadcast, reserved: Reserved) -> Step<Settlement> {
+    async fn split(&self, pulled: Pulled, broadcast: &Broadcast, reservation: Reservation) -> Step<Settlement> {
         let split = match slices::former(&self.js, broadcast).await {
             Ok(Some(split)) => split,
             Ok(None) => {
@@ -80,7 +84,7 @@ impl Pipeline {
                         reason: Some(state.as_str().into()),
                         ..self.of_work(broadcast)
                     };
-                    return Ok(settlement(pulled, broadcast, reserved, Some(receipt)));
+                    return Ok(settlement(pulled, broadcast, reservation, Some(receipt)));
                 }
                 let Some(plan) = self.plan(broadcast).await else {
                     return Err(Stop::GiveBack(pulled.into(), AGAIN));
@@ -106,7 +110,7 @@ impl Pipeline {
             expanded: Some(Expanded::Slices(split).into()),
             ..self.of_work(broadcast)
         };
-        Ok(settlement(pulled, broadcast, reserved, Some(receipt)))
+        Ok(settlement(pulled, broadcast, reservation, Some(receipt)))
     }
 
     /// How a broadcast ends of which nothing is to be sent any more.
@@ -169,7 +173,7 @@ impl Pipeline {
         pulled: Pulled,
         broadcast: &Broadcast,
         slice: &Slice,
-        reserved: Reserved,
+        reservation: Reservation,
     ) -> Step<Settlement> {
         let connected = connect::connects(&self.js.client());
         if self.cache_knows().await.is_none() {
@@ -216,7 +220,7 @@ impl Pipeline {
             expanded: Some(Expanded::Jobs(expanded).into()),
             ..self.of_work(broadcast)
         };
-        Ok(settlement(pulled, broadcast, reserved, Some(receipt)))
+        Ok(settlement(pulled, broadcast, reservation, Some(receipt)))
     }
 
     fn lane_of(&self, broadcast: &Broadcast) -> subject::Lane {
@@ -235,12 +239,12 @@ impl Pipeline {
     }
 }
 
-fn settlement(pulled: Pulled, broadcast: &Broadcast, reserved: Reserved, receipt: Option<Receipt>) -> Settlement {
+fn settlement(pulled: Pulled, broadcast: &Broadcast, reservation: Reservation, receipt: Option<Receipt>) -> Settlement {
     Settlement {
         app: broadcast.app.clone(),
         origin: broadcast.origin.clone(),
         receipts: receipt.into_iter().collect(),
-        ticket: Ticket::new(pulled, Some(reserved), None),
+        ticket: Ticket::new(pulled, Some(reservation), None),
     }
 }
 

@@ -1,9 +1,9 @@
-//! For apps that must not send twice: records what is about to be sent before it is sent. A job that is interrupted in
-//! between is left to a person ([`super::interrupted`]).
+//! For apps that must not send twice: records what is about to be sent before it is sent. If the worker is interrupted
+//! before the outcome is recorded, a person decides ([`super::interrupted`]).
 //!
-//! All other apps send again under the same id and do not pay for this.
+//! For all other apps such a job is sent again under the same id, and nothing is recorded here.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use shared::{
     app::Ambiguity,
@@ -12,21 +12,23 @@ use shared::{
     recipient::Address,
 };
 
-use super::{Pipeline, Step, Stop, decide::Ready, dedupe::Reserved};
-use crate::{providers::Message, pulled::Pulled};
+use super::{
+    Pipeline,
+    consent::Agreed,
+    in_flight::ActiveJob,
+    settlement::{Step, Stop, receipt},
+};
 
-/// A job that may be sent: the intent is recorded, if its app wants that.
+/// A job that may be sent now: if its app must not send twice, the intent is published.
 #[derive(Debug)]
 pub(super) struct Intended {
-    pub(super) pulled: Pulled,
-    pub(super) job: Arc<Job>,
-    pub(super) reserved: Reserved,
+    pub(super) active: ActiveJob,
+    /// Each with its revision in the bucket of recipients.
     pub(super) addresses: Vec<(Address, u64)>,
-    pub(super) message: Message,
 }
 
 impl Pipeline {
-    /// What the app wants when it is unknown whether an attempt was sent.
+    /// What the app wants if it is unknown whether an attempt was sent.
     pub(super) fn ambiguity(&self, job: &Job) -> Ambiguity {
         let tenants = self.config.tenants();
         let app = tenants.apps.get(&job.app);
@@ -34,40 +36,20 @@ impl Pipeline {
     }
 
     /// Records what is about to be sent, if the app must not send twice.
-    pub(super) async fn write_intent(&self, ready: Ready) -> Step<Intended> {
-        if self.ambiguity(&ready.job) == Ambiguity::Resend {
-            return Ok(ready.into());
+    pub(super) async fn write_intent(&self, agreed: Agreed) -> Step<Intended> {
+        let Agreed { active, addresses } = agreed;
+        let job = &active.job;
+        if self.ambiguity(job) != Ambiguity::Resend {
+            let intents = addresses.iter().map(|(address, _)| Receipt {
+                address: Some(address.id),
+                provider: Some(address.provider),
+                ..receipt(job, State::Attempting, self.clock.now())
+            });
+            let published = self.publish_intent(job.app.clone(), job.origin.clone(), intents.collect());
+            if !Box::pin(published).await {
+                return Err(Stop::GiveBack(active.pulled.into(), Duration::from_secs(2)));
+            }
         }
-        let job = &ready.job;
-        let intents = ready.addresses.iter().map(|(address, _)| Receipt {
-            state: State::Attempting,
-            provider: Some(address.provider),
-            ..self.of_address(job, address.id)
-        });
-        let written = self.announce_intent(job.app.clone(), job.origin.clone(), intents.collect());
-        if Box::pin(written).await {
-            Ok(ready.into())
-        } else {
-            Err(Stop::GiveBack(ready.pulled.into(), Duration::from_secs(2)))
-        }
-    }
-}
-
-impl From<Ready> for Intended {
-    fn from(ready: Ready) -> Self {
-        let Ready {
-            pulled,
-            job,
-            reserved,
-            addresses,
-            message,
-        } = ready;
-        Self {
-            pulled,
-            job,
-            reserved,
-            addresses,
-            message,
-        }
+        Ok(Intended { active, addresses })
     }
 }

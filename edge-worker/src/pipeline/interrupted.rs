@@ -1,85 +1,53 @@
-//! Ends jobs whose worker was interrupted between recording the intent to send (see [`super::intend`]) and recording the
-//! outcome: nobody knows whether they were sent, so a person decides.
+//! Ends jobs whose worker was interrupted between recording the intent to send ([`super::intend`]) and recording the
+//! outcome: it is unknown whether they were sent, so a person decides.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use shared::{
-    id::AddressId,
-    job::Job,
-    receipt::{Receipt, State},
-};
+use shared::receipt::{Receipt, State};
 
 use super::{
-    Pipeline, Settlement, Step, Stop, Ticket,
-    conclude::DeadLetter,
-    decide::receipt,
-    dedupe::{Fresh, Reserved},
+    Pipeline,
+    dedupe::Fresh,
+    in_flight::ActiveJob,
+    letter::DeadLetter,
+    settlement::{Step, Stop, receipt},
 };
-use crate::{ledger::History, pulled::Pulled};
+use crate::ledger::History;
 
-/// A sibling may still wait for the provider's answer; longer than a provider's time-out.
-const ANSWER_DUE: Duration = Duration::from_secs(15);
+/// Another worker may still wait for the provider's answer. This is longer than a provider's time-out.
+const ANSWER_DUE_AFTER: Duration = Duration::from_secs(15);
 
-/// A fresh job that no attempt was interrupted on.
+/// A job of which no attempt was interrupted.
 #[derive(Debug)]
 pub(super) struct Clear {
-    pub(super) pulled: Pulled,
-    pub(super) job: Arc<Job>,
-    pub(super) reserved: Reserved,
+    pub(super) active: ActiveJob,
     pub(super) history: History,
 }
 
 impl Pipeline {
     /// Ends a job that was about to be sent when its worker was interrupted.
     pub(super) async fn end_interrupted(&self, fresh: Fresh) -> Step<Clear> {
-        let in_doubt = fresh.history.in_doubt(fresh.job.attempt);
-        let Fresh {
-            pulled,
-            job,
-            reserved,
-            history,
-        } = fresh;
+        let Fresh { active, history } = fresh;
+        let in_doubt = history.in_doubt(active.job.attempt);
         if in_doubt.is_empty() {
-            return Ok(Clear {
-                pulled,
-                job,
-                reserved,
-                history,
-            });
+            return Ok(Clear { active, history });
         }
+        let ActiveJob { pulled, job, .. } = &active;
         if pulled.tries < 2 {
-            return Err(Stop::GiveBack(pulled.into(), ANSWER_DUE));
+            return Err(Stop::GiveBack(active.pulled.into(), ANSWER_DUE_AFTER));
         }
-        let span = self.process_span(&pulled, &job, Some(State::Unknown));
-        let mut receipts = Vec::with_capacity(in_doubt.len());
-        for address in in_doubt {
-            if let Err(error) = DeadLetter::of(&job, address, "interrupted".into(), self)
-                .send(self, &pulled)
-                .await
-            {
-                tracing::warn!(%error, "dead letter could not be kept; job is given back");
-                return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(2)));
+        for address in &in_doubt {
+            let letter = DeadLetter::of(job, *address, "interrupted".into(), self);
+            if let Err(error) = letter.store(self, pulled).await {
+                tracing::warn!(%error, "dead letter could not be stored; the job is given back");
+                return Err(Stop::GiveBack(active.pulled.into(), Duration::from_secs(2)));
             }
-            self.telemetry.metrics.delivery(None, State::Unknown);
-            receipts.push(Receipt {
-                state: State::Unknown,
-                reason: Some("interrupted".into()),
-                trace: span.as_ref().and_then(super::trace::id),
-                ..self.of_address(&job, address)
-            });
         }
-        Err(Stop::Settle(Box::new(Settlement {
-            app: job.app.clone(),
-            origin: job.origin.clone(),
-            receipts,
-            ticket: Ticket::new(pulled, Some(reserved), span),
-        })))
-    }
-
-    pub(super) fn of_address(&self, job: &Job, address: AddressId) -> Receipt {
-        Receipt {
-            address: Some(address),
-            ..receipt(job, self.clock.now())
-        }
+        let receipt = Receipt {
+            reason: Some("interrupted".into()),
+            ..receipt(job, State::Unknown, self.clock.now())
+        };
+        let addresses = in_doubt.into_iter().map(Some).collect();
+        Err(self.end_at(active, addresses, &receipt))
     }
 }

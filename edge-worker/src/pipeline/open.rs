@@ -1,4 +1,5 @@
-//! Reads a message, which is for one recipient or for a topic. What cannot be read is kept among the dead letters and never tried again.
+//! Reads a message, which is for one recipient or for a topic. A message that cannot be read is kept as a dead letter and
+//! never retried.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -9,20 +10,24 @@ use shared::{
     invalid::Invalid,
     job::Job,
     nats::{envelope, subject},
-    receipt::{Receipt, State},
+    receipt::State,
 };
 
-use super::{Pipeline, Settlement, Step, Stop, Ticket};
-use crate::{pipeline::conclude::DeadLetter, pulled::Pulled};
+use super::{
+    Pipeline,
+    letter::DeadLetter,
+    settlement::{Settlement, Step, Stop, Ticket, receipt_of_unreadable},
+};
+use crate::pulled::Pulled;
 
-/// A message for one recipient that could be read.
+/// A readable message for one recipient.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) pulled: Pulled,
     pub(super) job: Arc<Job>,
 }
 
-/// A message that could be read.
+/// A readable message.
 #[derive(Debug)]
 pub(super) enum Read {
     Job(Opened),
@@ -51,7 +56,7 @@ impl Pipeline {
         Opened { pulled, job }
     }
 
-    /// Keeps a message that nobody can read among the dead letters, with what is wrong with it.
+    /// Keeps a message that cannot be read as a dead letter, with what is wrong with it.
     async fn bury(&self, pulled: Pulled, invalid: &Invalid) -> Stop {
         self.telemetry.metrics.unreadable();
         let lane = subject::Lane::parse(pulled.subject()).ok();
@@ -66,16 +71,13 @@ impl Pipeline {
             address: None,
             attempt: 1,
         };
-        if let Err(error) = letter.send(self, &pulled).await {
-            tracing::warn!(%error, "dead letter could not be kept; the message stays in its lane");
+        if let Err(error) = letter.store(self, &pulled).await {
+            tracing::warn!(%error, "dead letter could not be stored; the message stays in its lane");
             return Stop::GiveBack(pulled.into(), Duration::from_secs(2));
         }
         tracing::warn!(subject = %pulled.subject(), field = invalid.field, rule = invalid.rule, "message cannot be read");
         let channel = lane.as_ref().map_or(Channel::Push, |lane| lane.channel);
-        let receipt = Receipt {
-            reason: Some(Cow::Borrowed("unreadable")),
-            ..Receipt::new(notification, job, channel, State::Dead, self.clock.now())
-        };
+        let receipt = receipt_of_unreadable(job, notification, channel, self.clock.now());
         self.telemetry.metrics.delivery(None, State::Dead);
         Stop::Settle(Box::new(Settlement {
             app: lane.map_or_else(AppId::unknown, |lane| lane.app),

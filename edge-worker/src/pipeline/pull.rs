@@ -42,7 +42,7 @@ const PULLS: usize = 2;
 
 /// One consumer to pull from, with permits of its own, so that lanes do not wait for each other.
 #[derive(Debug)]
-pub struct Lane {
+pub struct LanePuller {
     stream: &'static str,
     consumer: String,
     permits: Arc<Semaphore>,
@@ -57,7 +57,7 @@ pub struct Lane {
 const SLICES: usize = 4;
 
 /// Members of slices that may be under way, by class: behind fresh traffic, they have half of what that has.
-pub fn members(in_flight: usize) -> BTreeMap<Class, Arc<Semaphore>> {
+pub fn member_permits(in_flight: usize) -> BTreeMap<Class, Arc<Semaphore>> {
     let of = |class: &Class| (share(*class, in_flight) / 2).max(1);
     Class::ALL
         .iter()
@@ -75,8 +75,8 @@ fn share(class: Class, in_flight: usize) -> usize {
 
 /// Every lane of a region. `in_flight` jobs may be under way in the normal one; urgent and bulk have half of that
 /// each, retries a quarter, and those no faster than `pace` lets them.
-pub fn lanes(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<Lane> {
-    let lane = |stream, consumer, permits: usize| Lane {
+pub fn lane_pullers(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<LanePuller> {
+    let lane = |stream, consumer, permits: usize| LanePuller {
         stream,
         consumer,
         permits: Arc::new(Semaphore::new(permits.max(1))),
@@ -96,11 +96,11 @@ pub fn lanes(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<Lane> {
             ]
         })
         .chain([
-            Lane {
+            LanePuller {
                 comes_again: true,
                 ..lane(topology::SCHEDULE, topology::RETRY_CONSUMER.to_owned(), in_flight / 4)
             },
-            Lane {
+            LanePuller {
                 turn: presence.spill.clone(),
                 ..lane(topology::SCHEDULE, topology::SPILL_CONSUMER.to_owned(), in_flight / 4)
             },
@@ -118,7 +118,7 @@ async fn settle_down(pipeline: &Pipeline) {
     }
 }
 
-impl Lane {
+impl LanePuller {
     /// Pulls until the process is to finish.
     pub async fn run(self, pipeline: Arc<Pipeline>, returns: ReturnQueue, lifecycle: Lifecycle) {
         let pulls = (0..PULLS).map(|_| self.pull_for_ever(&pipeline, &returns, &lifecycle));

@@ -1,10 +1,9 @@
-//! Makes outcomes safe, publishes receipts, acknowledges. In this order, and nowhere else.
+//! Commits outcomes, publishes receipts, acknowledges messages. In this order, and nowhere else.
 
 use std::{sync::Arc, time::SystemTime};
 
 use async_nats::jetstream;
 use futures::future::join_all;
-use opentelemetry::Context;
 use shared::{
     clock::Clock,
     failpoint::failpoint,
@@ -17,42 +16,16 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Pipeline, Settlement, dedupe::Reserved, trace};
-use crate::{
-    ledger::{Committed, Ledger, Settled},
-    pulled::Pulled,
+use super::{
+    Pipeline,
+    settlement::{Settlement, Ticket, Waiting},
+    trace,
 };
-
-/// What is given back once the receipts of a job are safe.
-#[derive(Debug)]
-pub struct Ticket(Waiting);
-
-#[derive(Debug)]
-enum Waiting {
-    /// A job that is done: the message to acknowledge and the span to end.
-    Done {
-        pulled: Pulled,
-        /// Held to the end: until the ledger knows the outcome only this keeps a redelivery away.
-        _reserved: Option<Reserved>,
-        span: Option<Context>,
-    },
-    /// A job that may be sent once everybody can know that it was about to be.
-    Intent(oneshot::Sender<()>),
-}
-
-impl Ticket {
-    pub(super) fn new(pulled: Pulled, reserved: Option<Reserved>, span: Option<Context>) -> Self {
-        Self(Waiting::Done {
-            pulled,
-            _reserved: reserved,
-            span,
-        })
-    }
-}
+use crate::ledger::{Committed, Ledger, Settled};
 
 impl Pipeline {
-    /// Makes it known to every worker that `receipts` are about to become outcomes; `false` if that failed.
-    pub(super) async fn announce_intent(&self, app: AppId, origin: Region, mut receipts: Vec<Receipt>) -> bool {
+    /// Publishes intents to send, so that every worker knows them; `false` if that failed.
+    pub(super) async fn publish_intent(&self, app: AppId, origin: Region, mut receipts: Vec<Receipt>) -> bool {
         self.sign(&mut receipts);
         let (announced, published) = oneshot::channel();
         let settled = Settled {
@@ -65,7 +38,7 @@ impl Pipeline {
         self.committer.settle(settled).await.is_ok() && published.await.is_ok()
     }
 
-    /// A helper says from where it helped.
+    /// Adds the region of a helper to its receipts.
     fn sign(&self, receipts: &mut [Receipt]) {
         if self.by.is_some() {
             for receipt in receipts {
@@ -74,7 +47,7 @@ impl Pipeline {
         }
     }
 
-    /// Hands the outcome to the ledger.
+    /// Hands the receipts to the ledger.
     pub(super) async fn settle(&self, settlement: Settlement) {
         let Settlement {
             app,
@@ -101,26 +74,26 @@ impl Pipeline {
             .await
             .is_err()
         {
-            tracing::error!("the ledger takes no more; the job will come again");
+            tracing::error!("the ledger accepts no more; the job will be redelivered");
         }
     }
 }
 
-/// Publishes what the ledger has made safe, and acknowledges.
+/// Publishes the receipts that the ledger has committed, and acknowledges their messages.
 #[derive(Debug)]
 pub struct Announcer {
     /// The region's `JetStream`.
     pub js: jetstream::Context,
-    /// For the writer's name.
+    /// Names the writer, and compares receipts that waited for long with those of other workers.
     pub ledger: Ledger,
     /// Spans and metrics.
     pub telemetry: Telemetry,
-    /// Time.
+    /// The time of spans.
     pub clock: Clock,
 }
 
 impl Announcer {
-    /// Announces until the ledger's writer ends. Commits do not wait for each other; permits bound how many there are.
+    /// Runs until the ledger's writer ends. Commits do not wait for each other; permits bound their number.
     pub async fn run(self, mut committed: mpsc::Receiver<Committed<Ticket>>) {
         let this = Arc::new(self);
         let mut under_way = tokio::task::JoinSet::new();
@@ -142,7 +115,7 @@ impl Announcer {
             let (pulled, span) = match waiting {
                 Waiting::Done { pulled, span, .. } => (pulled, span),
                 Waiting::Intent(announced) => {
-                    // Whoever waited may have been dropped with the process's last tasks.
+                    // The task that waited may have been dropped at the end of the process.
                     let (Ok(()) | Err(())) = announced.send(());
                     continue;
                 }
