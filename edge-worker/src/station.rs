@@ -51,7 +51,7 @@ pub(crate) struct Station {
 
 /// What a station says of itself.
 #[derive(Debug, Clone)]
-pub(crate) struct Standing {
+pub(crate) struct CaughtUp {
     /// Whether the cache has caught up.
     pub(crate) cache: watch::Receiver<bool>,
     /// Whether the ledger has caught up.
@@ -63,7 +63,7 @@ impl Station {
     ///
     /// # Errors
     /// When the folder, the cache or the ledger cannot be used.
-    pub(crate) fn start(self, settings: &Settings, lifecycle: &Lifecycle) -> Result<Standing, StartError> {
+    pub(crate) fn start(self, settings: &Settings, lifecycle: &Lifecycle) -> Result<CaughtUp, StartError> {
         let region = self.region;
         let Shared {
             config,
@@ -135,7 +135,7 @@ impl Station {
         });
         let (ready, is_ready) = watch::channel(false);
         lifecycle.spawn_endless("presence", watch.run(is_ready, lifecycle.clone()));
-        let standing = Standing {
+        let standing = CaughtUp {
             cache: cache_caught_up,
             ledger: ledger_caught_up,
         };
@@ -159,7 +159,7 @@ impl Station {
 }
 
 /// How long a ledger that cannot be read is left alone.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_LEDGER_READ_AFTER: Duration = Duration::from_secs(1);
 
 /// The lanes, before they run.
 struct Pulling {
@@ -183,7 +183,7 @@ impl Pulling {
         while let Err(error) = ledger::publish_left_over(&self.js, &self.ledger).await {
             tracing::error!(%error, "receipts of a former run cannot be read");
             tokio::select! {
-                () = tokio::time::sleep(AGAIN) => (),
+                () = tokio::time::sleep(RETRY_LEDGER_READ_AFTER) => (),
                 () = lifecycle.finishing() => return,
             }
         }

@@ -162,7 +162,7 @@ impl Help {
     async fn stand_by(self: Arc<Self>, region: Region, rank: Rank, nats: Nats) {
         while let Err(error) = self.begin(&region, rank, &nats).await {
             tracing::warn!(%region, %error, "cannot stand by to help; tried again");
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY_STANDBY_AFTER).await;
         }
         tracing::info!(%region, "standing by to help");
         std::future::pending().await
@@ -186,7 +186,7 @@ impl Help {
 }
 
 /// How long a region that cannot be helped is left alone.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY_STANDBY_AFTER: Duration = Duration::from_secs(5);
 
 /// Keeps the metrics of breakers and endpoints current.
 async fn show_ways(providers: Arc<Providers>, telemetry: Telemetry) {

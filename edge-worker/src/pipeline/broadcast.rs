@@ -34,19 +34,19 @@ use crate::{
 };
 
 /// Members of a slice, unless there are too many for so many slices as can be stored at once.
-const SLICE: usize = 1000;
+const SLICE_MEMBERS: usize = 1000;
 
 /// Members that are read from the cache at one time.
-const READ: usize = 256;
+const MEMBERS_PER_READ: usize = 256;
 
 /// How long the cache may take to know what its bucket knew when the work came.
-const KNOWS: Duration = Duration::from_secs(10);
+const CACHE_CURRENT_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often the server is told that a slice is still worked on; it waits three times as long.
-const KEEP: Duration = Duration::from_secs(10);
+const REPORT_PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 /// Work that cannot be done now is tried again after this long.
-const AGAIN: Duration = Duration::from_secs(2);
+const RETRY_WORK_AFTER: Duration = Duration::from_secs(2);
 
 impl Pipeline {
     /// Splits a broadcast, or works on a slice of one.
@@ -87,7 +87,7 @@ impl Pipeline {
                     return Ok(settlement(pulled, broadcast, reservation, Some(receipt)));
                 }
                 let Some(plan) = self.plan(broadcast).await else {
-                    return Err(Stop::GiveBack(pulled.into(), AGAIN));
+                    return Err(Stop::GiveBack(pulled.into(), RETRY_WORK_AFTER));
                 };
                 failpoint("worker.before-split");
                 let (lane, payload) = (self.lane_of(broadcast), pulled.payload());
@@ -95,13 +95,13 @@ impl Pipeline {
                     Ok(split) => split,
                     Err(error) => {
                         tracing::warn!(job = %broadcast.id, %error, "broadcast could not be split; it is given back");
-                        return Err(Stop::GiveBack(pulled.into(), AGAIN));
+                        return Err(Stop::GiveBack(pulled.into(), RETRY_WORK_AFTER));
                     }
                 }
             }
             Err(error) => {
                 tracing::warn!(job = %broadcast.id, %error, "broadcast cannot be split; it is given back");
-                return Err(Stop::GiveBack(pulled.into(), AGAIN));
+                return Err(Stop::GiveBack(pulled.into(), RETRY_WORK_AFTER));
             }
         };
         failpoint("worker.after-split");
@@ -139,7 +139,7 @@ impl Pipeline {
             let (mut members, mut ends) = (0, Vec::new());
             cache.members(range, |member| {
                 members += 1;
-                if members % SLICE == 0 {
+                if members % SLICE_MEMBERS == 0 {
                     ends.push(member.to_owned());
                 }
                 ControlFlow::Continue(())
@@ -160,7 +160,7 @@ impl Pipeline {
     async fn cache_knows(&self) -> Option<()> {
         let bucket = follow::standing(&self.js, topology::RECIPIENTS).await.ok()?;
         let known = || self.cache.standing().map(Option::unwrap_or_default);
-        if !bucket.is_reached_within(KNOWS, known).await.ok()? {
+        if !bucket.is_reached_within(CACHE_CURRENT_WITHIN, known).await.ok()? {
             tracing::warn!("the cache does not follow its bucket; a broadcast waits");
             return None;
         }
@@ -177,16 +177,16 @@ impl Pipeline {
     ) -> Step<Settlement> {
         let connected = connect::connects(&self.js.client());
         if self.cache_knows().await.is_none() {
-            return Err(Stop::GiveBack(pulled.into(), AGAIN));
+            return Err(Stop::GiveBack(pulled.into(), RETRY_WORK_AFTER));
         }
         let permits = &self.members[&broadcast.class];
         let (end, mut ends) = mpsc::unbounded_channel();
         let mut expansion = Expansion::new(self, &pulled, broadcast, slice, end);
-        let mut keep = interval(KEEP);
+        let mut keep = interval(REPORT_PROGRESS_EVERY);
         loop {
             // A server that was lost may have given the slice to another worker meanwhile.
             if self.lifecycle.is_finishing() || connect::connects(&self.js.client()) != connected {
-                expansion.leave(AGAIN);
+                expansion.leave(RETRY_WORK_AFTER);
             }
             expansion.look_ahead();
             if expansion.under_way == 0 && expansion.ahead.is_empty() {
@@ -250,7 +250,7 @@ fn settlement(pulled: Pulled, broadcast: &Broadcast, reservation: Reservation, r
 
 /// Cuts so many `members` into slices; `ends` are the last members of each full thousand. The last slice has no end.
 fn plan(members: usize, ends: &[String]) -> Vec<Slice> {
-    let thousands = members.div_ceil(SLICE);
+    let thousands = members.div_ceil(SLICE_MEMBERS);
     let together = thousands.div_ceil(slices::MOST_SLICES).max(1);
     let of = thousands.div_ceil(together);
     let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
@@ -258,7 +258,7 @@ fn plan(members: usize, ends: &[String]) -> Vec<Slice> {
     let cut = |slice: usize| Slice {
         number: number(slice),
         of: number(of),
-        members: number((members - slice * together * SLICE).min(together * SLICE)),
+        members: number((members - slice * together * SLICE_MEMBERS).min(together * SLICE_MEMBERS)),
         after: end(slice),
         up_to: if slice + 1 < of { end(slice + 1) } else { None },
     };
@@ -349,7 +349,7 @@ impl<'a> Expansion<'a> {
         while !self.exhausted && (self.ahead.is_empty() || withdrawn) {
             if let Err(error) = self.read_more() {
                 tracing::warn!(%error, "members of a topic cannot be read; the slice comes again");
-                self.leave(AGAIN);
+                self.leave(RETRY_WORK_AFTER);
             }
         }
         if withdrawn {
@@ -367,16 +367,16 @@ impl<'a> Expansion<'a> {
             up_to: self.slice.up_to.as_deref(),
             as_of: self.broadcast.accepted_at,
         };
-        let mut names = Vec::with_capacity(READ);
+        let mut names = Vec::with_capacity(MEMBERS_PER_READ);
         self.pipeline.cache.members(range, |member| {
             names.push(member.to_owned());
-            if names.len() < READ {
+            if names.len() < MEMBERS_PER_READ {
                 ControlFlow::Continue(())
             } else {
                 ControlFlow::Break(())
             }
         })?;
-        self.exhausted = names.len() < READ;
+        self.exhausted = names.len() < MEMBERS_PER_READ;
         let recipients = names.iter().filter_map(|name| subject::parse_recipient(name));
         self.ahead.extend(recipients);
         self.read = names.pop().or(self.read.take());
@@ -428,7 +428,7 @@ impl<'a> Expansion<'a> {
 
     fn unreadable(&mut self, error: &ledger::StoreError) {
         tracing::error!(%error, "ledger cannot be read; the slice comes again");
-        self.leave(AGAIN);
+        self.leave(RETRY_WORK_AFTER);
     }
 }
 
@@ -437,8 +437,8 @@ mod tests {
     use super::*;
 
     fn ends(members: usize) -> Vec<String> {
-        (1..=members / SLICE)
-            .map(|number| format!("{:09}", number * SLICE))
+        (1..=members / SLICE_MEMBERS)
+            .map(|number| format!("{:09}", number * SLICE_MEMBERS))
             .collect()
     }
 

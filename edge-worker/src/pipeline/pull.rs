@@ -23,22 +23,22 @@ use crate::{
 };
 
 /// Most messages in one pull.
-const BATCH: usize = 256;
+const MAX_MESSAGES_PER_PULL: usize = 256;
 
 /// An idle pull is renewed after this long.
-const EXPIRES: Duration = Duration::from_secs(20);
+const PULL_EXPIRES_AFTER: Duration = Duration::from_secs(20);
 
 /// How often a waiting pull looks whether the connection is still the one it was sent on.
-const LOOK: Duration = Duration::from_millis(500);
+const CHECK_CONNECTION_EVERY: Duration = Duration::from_millis(500);
 
 /// Time for every worker of the region to publish what it had done when the connection was lost.
-const SETTLE_DOWN: Duration = Duration::from_secs(2);
+const SETTLE_AFTER_RECONNECT: Duration = Duration::from_secs(2);
 
 /// A worker that is to finish leaves a pull when nothing came for this long.
-const QUIET: Duration = Duration::from_millis(200);
+const LEAVE_PULL_AFTER_SILENCE: Duration = Duration::from_millis(200);
 
 /// Two pulls take turns, so that one is always open while the other's messages are handed on.
-const PULLS: usize = 2;
+const PULLS_PER_LANE: usize = 2;
 
 /// One consumer to pull from, with permits of its own, so that lanes do not wait for each other.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ pub struct LanePuller {
 }
 
 /// Slices of one lane under way at one time: while the last members of one are waited for, the next is worked on.
-const SLICES: usize = 4;
+const SLICES_PER_LANE: usize = 4;
 
 /// Members of slices that may be under way, by class: behind fresh traffic, they have half of what that has.
 pub fn member_permits(in_flight: usize) -> BTreeMap<Class, Arc<Semaphore>> {
@@ -92,7 +92,11 @@ pub fn lane_pullers(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<L
             let fresh = topology::lane_consumer(channel, class);
             [
                 lane(topology::NOTIFY, fresh, share(class, in_flight)),
-                lane(topology::SCHEDULE, topology::slice_consumer(channel, class), SLICES),
+                lane(
+                    topology::SCHEDULE,
+                    topology::slice_consumer(channel, class),
+                    SLICES_PER_LANE,
+                ),
             ]
         })
         .chain([
@@ -111,7 +115,7 @@ pub fn lane_pullers(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<L
 /// After the connection was lost. A server that was killed has forgotten what it gave to whom, and gives it out again:
 /// first every worker publishes what it has done and learns what the others did.
 async fn settle_down(pipeline: &Pipeline) {
-    tokio::time::sleep(SETTLE_DOWN).await;
+    tokio::time::sleep(SETTLE_AFTER_RECONNECT).await;
     let mut current = pipeline.ledger_current.clone();
     if current.wait_for(|current| *current).await.is_err() {
         tracing::debug!("the ledger is no longer followed; the process is finishing");
@@ -121,7 +125,7 @@ async fn settle_down(pipeline: &Pipeline) {
 impl LanePuller {
     /// Pulls until the process is to finish.
     pub async fn run(self, pipeline: Arc<Pipeline>, returns: ReturnQueue, lifecycle: Lifecycle) {
-        let pulls = (0..PULLS).map(|_| self.pull_for_ever(&pipeline, &returns, &lifecycle));
+        let pulls = (0..PULLS_PER_LANE).map(|_| self.pull_for_ever(&pipeline, &returns, &lifecycle));
         futures::future::join_all(pulls).await;
     }
 
@@ -160,7 +164,7 @@ impl LanePuller {
             permit = self.permits.clone().acquire_owned() => permit.ok()?,
             () = lifecycle.finishing() => return None,
         };
-        let more = (self.permits.available_permits() / 2).min(BATCH - 1);
+        let more = (self.permits.available_permits() / 2).min(MAX_MESSAGES_PER_PULL - 1);
         if let Ok(more) = self
             .permits
             .clone()
@@ -200,10 +204,10 @@ impl LanePuller {
         let mut messages = consumer
             .batch()
             .max_messages(permits.num_permits())
-            .expires(EXPIRES)
+            .expires(PULL_EXPIRES_AFTER)
             .messages()
             .await?;
-        let mut look = tokio::time::interval(LOOK);
+        let mut look = tokio::time::interval(CHECK_CONNECTION_EVERY);
         let mut finishing = false;
         let mut turn = self.turn.clone();
         loop {
@@ -224,7 +228,7 @@ impl LanePuller {
                 }
                 // The server knows only that the pull is over when its subscription is: what it sends meanwhile would wait
                 // out the time for acknowledgement. So the pull is left when it is full or nothing comes.
-                () = tokio::time::sleep(QUIET), if finishing => None,
+                () = tokio::time::sleep(LEAVE_PULL_AFTER_SILENCE), if finishing => None,
             };
             let Some(message) = message else { return Ok(()) };
             let Some(permit) = permits.split(1) else { return Ok(()) };
@@ -241,7 +245,7 @@ impl LanePuller {
             } else {
                 // Sent before the connection was lost, or asked for while it was: not to be worked on before
                 // everybody has settled down.
-                pulled.give_back(SETTLE_DOWN);
+                pulled.give_back(SETTLE_AFTER_RECONNECT);
             }
         }
     }
