@@ -20,7 +20,7 @@ use shared::{
 use tokio::time::{Instant, interval};
 
 /// How often the region's servers are asked whom they hear.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_SOURCES_EVERY: Duration = Duration::from_secs(1);
 
 /// After how many seconds without a word from another region what is known counts as stale, by class. Then `bulk` is
 /// suppressed; the others are sent, and their receipts say how old it was.
@@ -65,7 +65,7 @@ impl Freshness {
     /// counts from now on.
     pub async fn keep(self, client: Client, region: Region) {
         let mut heard: HashMap<String, Instant> = HashMap::new();
-        let mut looks = interval(LOOK);
+        let mut looks = interval(CHECK_SOURCES_EVERY);
         loop {
             looks.tick().await;
             match topology::sources(&client, &region, topology::RECIPIENTS).await {

@@ -13,7 +13,7 @@ use shared::{
 use crate::ledger::Ledger;
 
 /// How often it looks.
-const EVERY: Duration = Duration::from_secs(30);
+const TRIM_EVERY: Duration = Duration::from_secs(30);
 
 /// Trims the stream of work and the ledger.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub struct Janitor {
 impl Janitor {
     /// Works for ever. Several workers may do so at once: trimming twice trims once.
     pub async fn run(self) {
-        let mut ticks = tokio::time::interval(EVERY);
+        let mut ticks = tokio::time::interval(TRIM_EVERY);
         loop {
             ticks.tick().await;
             if let Err(error) = self.trim().await {

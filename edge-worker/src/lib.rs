@@ -3,7 +3,6 @@
 pub mod admin;
 pub mod cache;
 pub mod config;
-pub mod delivery;
 pub mod freshness;
 pub mod janitor;
 pub mod ledger;
@@ -11,8 +10,10 @@ pub mod pipeline;
 pub mod presence;
 pub mod program;
 pub mod providers;
+pub mod pulled;
 mod quota;
+mod start_error;
 mod station;
 mod worker;
 
-pub use worker::{EdgeWorker, StartError};
+pub use self::{start_error::StartError, worker::EdgeWorker};

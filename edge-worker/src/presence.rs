@@ -20,10 +20,10 @@ use tokio::{
 };
 
 /// How often a worker says that it is there.
-const BEAT: Duration = Duration::from_millis(150);
+const BEAT_EVERY: Duration = Duration::from_millis(150);
 
 /// Who was not heard for this long is not there.
-const SILENCE: Duration = Duration::from_millis(600);
+const ABSENT_AFTER: Duration = Duration::from_millis(600);
 
 /// Place in the order in which workers serve a region: 0 are its own, then its helpers as the mesh names them.
 pub type Rank = usize;
@@ -80,9 +80,9 @@ impl Watch {
         let hearing = self.hear(heard.clone());
         let looking = async {
             // Whoever was there before is heard first.
-            tokio::time::sleep(SILENCE).await;
-            let mut beats = interval(BEAT);
-            let (mut connection, mut listening) = (connect::connects(&self.client), Instant::now() - SILENCE);
+            tokio::time::sleep(ABSENT_AFTER).await;
+            let mut beats = interval(BEAT_EVERY);
+            let (mut connection, mut listening) = (connect::connects(&self.client), Instant::now() - ABSENT_AFTER);
             loop {
                 beats.tick().await;
                 let current = connect::connects(&self.client);
@@ -96,7 +96,7 @@ impl Watch {
                     }
                 }
                 let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-                self.decide(&heard, listening.elapsed() >= SILENCE);
+                self.decide(&heard, listening.elapsed() >= ABSENT_AFTER);
             }
         };
         tokio::join!(hearing, looking);
@@ -115,14 +115,14 @@ impl Watch {
                 }
                 Err(error) => tracing::warn!(%error, "cannot hear who is there"),
             }
-            tokio::time::sleep(SILENCE).await;
+            tokio::time::sleep(ABSENT_AFTER).await;
         }
     }
 
     /// Who is cut off hears nobody, and that says nothing; nor does the silence of a connection that was just made:
     /// `would_hear` tells whether this one would have heard whoever is there.
     fn decide(&self, heard: &BTreeMap<Rank, Instant>, would_hear: bool) {
-        let is_there = |ranks: std::ops::Range<Rank>| heard.range(ranks).any(|(_, at)| at.elapsed() < SILENCE);
+        let is_there = |ranks: std::ops::Range<Rank>| heard.range(ranks).any(|(_, at)| at.elapsed() < ABSENT_AFTER);
         let helped = self.rank == 0 && is_there(1..Rank::MAX);
         let (work, spill) = match self.rank {
             0 => (true, !helped),

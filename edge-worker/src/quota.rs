@@ -22,28 +22,28 @@ use tokio::time::{Instant, sleep};
 use crate::providers::{Granted, Providers, Quota, Use};
 
 /// How often a bucket in use is filled.
-const FILL: Duration = Duration::from_millis(20);
+const REFILL_EVERY: Duration = Duration::from_millis(20);
 
 /// How often a worker that sends looks at what it needs.
-const LOOK: Duration = Duration::from_millis(500);
+const RENEW_EVERY: Duration = Duration::from_millis(500);
 
 /// The same while it has nothing: its siblings give back what they took in excess at their own next look.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const RENEW_EMPTY_EVERY: Duration = Duration::from_millis(100);
 
 /// How often a worker looks who wants to be lent.
-const LEND: Duration = Duration::from_secs(2);
+const LEND_EVERY: Duration = Duration::from_secs(2);
 
 /// Messages a minute that a worker asks for which sends at all.
-const LEAST: u64 = 60;
+const MIN_ASKED_PER_MINUTE: u64 = 60;
 
 /// How many looks a need is remembered for, so that a short pause is no reason to give up what others could take.
-const REMEMBERED: usize = 10;
+const NEEDS_REMEMBERED: usize = 10;
 
 /// A pool that somebody else replaced is read again so often before the next look.
-const AGAIN: usize = 4;
+const MAX_POOL_REREADS: usize = 4;
 
 /// Share of a region's share that is never lent, one in so many, so that its first pushes need not wait for a loan's end.
-const KEPT: u64 = 10;
+const UNLENT_SHARE_DIVISOR: u64 = 10;
 
 /// What deals with the quotas of all projects.
 #[derive(Debug)]
@@ -109,7 +109,7 @@ impl Quotas {
         let filling = async {
             loop {
                 if quota.refill() {
-                    sleep(FILL).await;
+                    sleep(REFILL_EVERY).await;
                 } else {
                     quota.granted().await;
                 }
@@ -133,7 +133,7 @@ impl Quotas {
                 if quota.rate() == 0 {
                     quota.wanted().await;
                 } else {
-                    sleep(LOOK).await;
+                    sleep(RENEW_EVERY).await;
                 }
                 continue;
             }
@@ -144,7 +144,12 @@ impl Quotas {
             if terms.shared && (more > 0 || lent.is_some()) {
                 self.hold(&self.hub, quota, (Granted::Lent, 0, more), lent).await;
             }
-            sleep(if quota.rate() == 0 { LOOK_AGAIN } else { LOOK }).await;
+            sleep(if quota.rate() == 0 {
+                RENEW_EMPTY_EVERY
+            } else {
+                RENEW_EVERY
+            })
+            .await;
         }
     }
 
@@ -196,7 +201,7 @@ impl Quotas {
                     let held = Held { rate: lease.rate, ends };
                     return Ok((wants > 0).then_some(held));
                 }
-                Err(Unusable::Write(NotStored::Refused)) if refused < AGAIN => refused += 1,
+                Err(Unusable::Write(NotStored::Refused)) if refused < MAX_POOL_REREADS => refused += 1,
                 Err(error) => return Err(error),
             }
         }
@@ -205,7 +210,7 @@ impl Quotas {
     /// Lends, for as long as others want it, what this region does not need.
     async fn lend(&self) {
         loop {
-            sleep(LEND.mul_f64(rand::random_range(0.75..1.25))).await;
+            sleep(LEND_EVERY.mul_f64(rand::random_range(0.75..1.25))).await;
             let quotas = self.providers.quotas();
             if quotas.is_empty() || self.config.tenants().regions.len() < 2 {
                 continue;
@@ -239,7 +244,9 @@ impl Quotas {
         let lasting = pool.lent_by(&self.region, hubs(LOAN / 2).await?);
         let (mut home, revision) = self.home.read(name).await?;
         let now = self.home.at(moment).await?;
-        let spare = home.spare(terms.share, now).saturating_sub(terms.share / KEPT);
+        let spare = home
+            .spare(terms.share, now)
+            .saturating_sub(terms.share / UNLENT_SHARE_DIVISOR);
         let amount = wanted.min(spare);
         // What the region needs again is not prolonged.
         if !terms.shared || amount == 0 || amount < lent || amount == lasting {
@@ -253,7 +260,7 @@ impl Quotas {
             let (mut pool, revision) = self.hub.read(name).await?;
             pool.lend(&self.region, rate, hubs(Duration::ZERO).await?, hubs(LOAN).await?);
             match self.hub.write(name, &pool, revision).await {
-                Err(Unusable::Write(NotStored::Refused)) if refused < AGAIN => refused += 1,
+                Err(Unusable::Write(NotStored::Refused)) if refused < MAX_POOL_REREADS => refused += 1,
                 written => return written,
             }
         }
@@ -313,10 +320,10 @@ impl Needs {
             Use { taken: 0, .. } => 0,
             Use { taken, .. } => {
                 let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
-                (2 * taken * 60_000 / millis).max(LEAST)
+                (2 * taken * 60_000 / millis).max(MIN_ASKED_PER_MINUTE)
             }
         };
-        self.0.truncate(REMEMBERED - 1);
+        self.0.truncate(NEEDS_REMEMBERED - 1);
         self.0.push_front(needed);
         self.0.iter().copied().max().unwrap_or(0)
     }
@@ -345,7 +352,7 @@ mod tests {
         assert_eq!(needs.learn(used(0, false), second), 0);
         assert_eq!(needs.learn(used(10, false), second), 1200);
         assert_eq!(needs.learn(used(1, true), second), u64::MAX);
-        for _ in 1..REMEMBERED {
+        for _ in 1..NEEDS_REMEMBERED {
             assert_eq!(needs.learn(used(1, false), second), u64::MAX);
         }
         assert_eq!(needs.learn(used(1, false), second), 120);

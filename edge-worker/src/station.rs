@@ -15,14 +15,14 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     cache,
     config::Settings,
-    delivery::Returns,
     freshness::Freshness,
     janitor::Janitor,
     ledger::{self, Committer, Ledger},
-    pipeline::{Announcer, Brake, InFlight, Pace, Pipeline, lanes, members},
+    pipeline::{Announcer, Brake, InFlight, Pace, Pipeline, lane_pullers, member_permits},
     presence::{Presence, Rank},
     providers::Providers,
-    worker::StartError,
+    pulled::ReturnQueue,
+    start_error::StartError,
 };
 
 /// What the stations of a process share. Cheap to clone.
@@ -51,7 +51,7 @@ pub(crate) struct Station {
 
 /// What a station says of itself.
 #[derive(Debug, Clone)]
-pub(crate) struct Standing {
+pub(crate) struct CaughtUp {
     /// Whether the cache has caught up.
     pub(crate) cache: watch::Receiver<bool>,
     /// Whether the ledger has caught up.
@@ -63,7 +63,7 @@ impl Station {
     ///
     /// # Errors
     /// When the folder, the cache or the ledger cannot be used.
-    pub(crate) fn start(self, settings: &Settings, lifecycle: &Lifecycle) -> Result<Standing, StartError> {
+    pub(crate) fn start(self, settings: &Settings, lifecycle: &Lifecycle) -> Result<CaughtUp, StartError> {
         let region = self.region;
         let Shared {
             config,
@@ -130,12 +130,12 @@ impl Station {
             max_attempts: settings.max_attempts,
             brake: Brake::new(settings.removals_per_minute),
             cancelled: cancelled.clone(),
-            members: members(settings.in_flight),
+            members: member_permits(settings.in_flight),
             lifecycle: lifecycle.clone(),
         });
         let (ready, is_ready) = watch::channel(false);
         lifecycle.spawn_endless("presence", watch.run(is_ready, lifecycle.clone()));
-        let standing = Standing {
+        let standing = CaughtUp {
             cache: cache_caught_up,
             ledger: ledger_caught_up,
         };
@@ -159,7 +159,7 @@ impl Station {
 }
 
 /// How long a ledger that cannot be read is left alone.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_LEDGER_READ_AFTER: Duration = Duration::from_secs(1);
 
 /// The lanes, before they run.
 struct Pulling {
@@ -183,18 +183,18 @@ impl Pulling {
         while let Err(error) = ledger::publish_left_over(&self.js, &self.ledger).await {
             tracing::error!(%error, "receipts of a former run cannot be read");
             tokio::select! {
-                () = tokio::time::sleep(AGAIN) => (),
+                () = tokio::time::sleep(RETRY_LEDGER_READ_AFTER) => (),
                 () = lifecycle.finishing() => return,
             }
         }
         tracing::info!(region = %self.pipeline.region, jobs_remembered = self.ledger.jobs(), "ready to pull");
         self.ready.send_replace(true);
-        let returns = Returns::start();
+        let returns = ReturnQueue::start();
         let (pace, keeping) = Pace::new();
         lifecycle.spawn_endless("pace", keeping);
-        let lanes = lanes(self.in_flight, &self.presence, &pace)
+        let pullers = lane_pullers(self.in_flight, &self.presence, &pace)
             .into_iter()
-            .map(|lane| lane.run(self.pipeline.clone(), returns.clone(), lifecycle.clone()));
-        futures::future::join_all(lanes).await;
+            .map(|puller| puller.run(self.pipeline.clone(), returns.clone(), lifecycle.clone()));
+        futures::future::join_all(pullers).await;
     }
 }

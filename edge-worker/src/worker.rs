@@ -10,10 +10,10 @@ use shared::{
     lifecycle::Lifecycle,
     nats::{
         config::Config,
-        connect::{self, ConnectError, Nats},
+        connect::{self, Nats},
         roles::Role,
         time::Timekeeper,
-        topology::{self, ApplyError},
+        topology,
     },
     seal::{MeshKey, SealError},
     telemetry::{Telemetry, metric::Endpoint},
@@ -22,12 +22,11 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     admin::Admin,
-    cache,
     config::Settings,
-    ledger,
     presence::Rank,
-    providers::{ApnsAccount, BadCredential, BadTrust, EndpointState, FcmAccount, Providers, Why},
+    providers::{ApnsAccount, BadCredential, EndpointState, FcmAccount, Providers, Why},
     quota::Quotas,
+    start_error::StartError,
     station::{Shared, Station},
 };
 
@@ -35,32 +34,6 @@ use crate::{
 #[derive(Debug)]
 pub struct EdgeWorker {
     admin: SocketAddr,
-}
-
-/// Why a worker could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The mesh key is missing or malformed.
-    #[error("mesh_key: {0}")]
-    MeshKey(#[from] SealError),
-    /// A certificate or an endpoint of a provider cannot be used.
-    #[error("providers: {0}")]
-    Trust(#[from] BadTrust),
-    /// The folder for the cache and the ledger, or the address to listen on, cannot be used.
-    #[error("{0}: {1}")]
-    Io(&'static str, std::io::Error),
-    /// NATS cannot be reached.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    /// The server does not let this process look at the streams.
-    #[error(transparent)]
-    Apply(#[from] ApplyError),
-    /// The cache cannot be opened.
-    #[error(transparent)]
-    Cache(#[from] cache::StoreError),
-    /// The ledger cannot be opened.
-    #[error(transparent)]
-    Ledger(#[from] ledger::StoreError),
 }
 
 impl EdgeWorker {
@@ -189,7 +162,7 @@ impl Help {
     async fn stand_by(self: Arc<Self>, region: Region, rank: Rank, nats: Nats) {
         while let Err(error) = self.begin(&region, rank, &nats).await {
             tracing::warn!(%region, %error, "cannot stand by to help; tried again");
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY_STANDBY_AFTER).await;
         }
         tracing::info!(%region, "standing by to help");
         std::future::pending().await
@@ -213,7 +186,7 @@ impl Help {
 }
 
 /// How long a region that cannot be helped is left alone.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY_STANDBY_AFTER: Duration = Duration::from_secs(5);
 
 /// Keeps the metrics of breakers and endpoints current.
 async fn show_ways(providers: Arc<Providers>, telemetry: Telemetry) {

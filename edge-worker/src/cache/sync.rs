@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::{Became, Change, Store, StoreError};
 
 /// Most facts in one transaction: large enough that sorting pays, small enough to stay below 200 MB.
-const BATCH: usize = 250_000;
+const MAX_FACTS_PER_TRANSACTION: usize = 250_000;
 
 /// Follows the bucket `recipients` into the cache.
 #[derive(Debug)]
@@ -103,7 +103,7 @@ impl Sync {
                 return Err(SyncError::Damaged);
             }
             // While there is more to come a transaction is worth filling; then every change is applied at once.
-            if pending > 0 && waiting.len() < BATCH {
+            if pending > 0 && waiting.len() < MAX_FACTS_PER_TRANSACTION {
                 continue;
             }
             let (store, changes) = (self.store.clone(), std::mem::take(&mut waiting));

@@ -20,22 +20,22 @@ use super::{
 };
 
 /// Most settlements in one commit; more would only make the first of them wait.
-const MOST: usize = 2048;
+const MAX_SETTLEMENTS_PER_COMMIT: usize = 2048;
 
 /// Most receipts in one message. It is held in memory several times on its way, so a large one costs more than it saves.
-const MOST_RECEIPTS: usize = 128;
+const MAX_RECEIPTS_PER_MESSAGE: usize = 128;
 
 /// What others did may wait this long to be written, so that an idle worker does not commit for each of their messages.
-const LINGER: Duration = Duration::from_millis(50);
+const LINGER_FOLLOWED_FOR: Duration = Duration::from_millis(50);
 
 /// Own work waits so long for company: nobody waits for a receipt as for a push.
-const LINGER_OWN: Duration = Duration::from_millis(8);
+const LINGER_OWN_FOR: Duration = Duration::from_millis(8);
 
 /// So many jobs are company enough.
-const ENOUGH: usize = 512;
+const SETTLEMENTS_COMMITTED_AT_ONCE: usize = 512;
 
 /// After a commit that failed, until it is tried again.
-const PAUSE: Duration = Duration::from_secs(1);
+const RETRY_COMMIT_AFTER: Duration = Duration::from_secs(1);
 
 /// Settlements to be committed, and what goes with them.
 enum Work<T> {
@@ -101,7 +101,7 @@ impl<T: Send + 'static> Committer<T> {
         clock: Clock,
         out: mpsc::Sender<Committed<T>>,
     ) -> Result<(Self, impl Future<Output = ()> + Send + use<T>), StoreError> {
-        let (work, receiver) = mpsc::channel(2 * MOST);
+        let (work, receiver) = mpsc::channel(2 * MAX_SETTLEMENTS_PER_COMMIT);
         let writer = Writer {
             ledger: ledger.clone(),
             region,
@@ -184,22 +184,22 @@ impl<T: Send + 'static> Group<T> {
 
     /// How long this group may wait for company; `None` if not at all.
     fn patience(&self) -> Option<Duration> {
-        if !self.flushes.is_empty() || self.own.len() >= ENOUGH {
+        if !self.flushes.is_empty() || self.own.len() >= SETTLEMENTS_COMMITTED_AT_ONCE {
             None
         } else if self.own.is_empty() {
-            Some(LINGER)
+            Some(LINGER_FOLLOWED_FOR)
         } else {
-            Some(LINGER_OWN)
+            Some(LINGER_OWN_FOR)
         }
     }
 }
 
 impl Writer {
     async fn run<T: Send + 'static>(mut self, mut work: mpsc::Receiver<Work<T>>, out: mpsc::Sender<Committed<T>>) {
-        let mut received = Vec::with_capacity(MOST);
+        let mut received = Vec::with_capacity(MAX_SETTLEMENTS_PER_COMMIT);
         let mut group = Group::new();
         loop {
-            let more = work.recv_many(&mut received, MOST).await > 0;
+            let more = work.recv_many(&mut received, MAX_SETTLEMENTS_PER_COMMIT).await > 0;
             received.drain(..).for_each(|work| group.add(work));
             if more {
                 self.wait_for_company(&mut group, &mut work, &mut received).await;
@@ -227,7 +227,7 @@ impl Writer {
         while let Some(patience) = group.patience() {
             let deadline = begun + patience;
             tokio::select! {
-                count = work.recv_many(received, MOST) => {
+                count = work.recv_many(received, MAX_SETTLEMENTS_PER_COMMIT) => {
                     received.drain(..).for_each(|work| group.add(work));
                     if count == 0 { return }
                 }
@@ -303,12 +303,12 @@ impl Writer {
         if receipts.is_empty() {
             return;
         }
-        let whose = Whose::of(&receipts[0]);
+        let whose = BatchKind::of(&receipts[0]);
         let fits = |batch: &&mut Batch| {
             batch.app == app
                 && batch.origin == origin
-                && batch.receipts.len() < MOST_RECEIPTS
-                && Whose::of(&batch.receipts[0]) == whose
+                && batch.receipts.len() < MAX_RECEIPTS_PER_MESSAGE
+                && BatchKind::of(&batch.receipts[0]) == whose
         };
         if let Some(batch) = batches.iter_mut().find(fits) {
             batch.receipts.extend(receipts);
@@ -329,7 +329,7 @@ impl Writer {
 
 /// Receipts that go in one message belong to one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Whose {
+enum BatchKind {
     /// Jobs.
     Jobs,
     /// Broadcasts and slices, which are asked for by the thousand and must not lie among a million others.
@@ -339,7 +339,7 @@ enum Whose {
     Members,
 }
 
-impl Whose {
+impl BatchKind {
     fn of(receipt: &Receipt) -> Self {
         match receipt {
             Receipt { expanded: Some(_), .. } => Self::Slices,
@@ -387,9 +387,9 @@ fn chain(ledger: &Ledger, number: u64, commit: &mut Commit) {
 }
 
 fn outgoing(entry: u64, at: usize, batch: &Batch) -> Outgoing {
-    let subject = match batch.receipts.first().map(Whose::of) {
-        Some(Whose::Members) => subject::receipt_of_members(&batch.region, &batch.app),
-        Some(Whose::Jobs | Whose::Slices) | None => subject::receipt(&batch.region, &batch.origin, &batch.app),
+    let subject = match batch.receipts.first().map(BatchKind::of) {
+        Some(BatchKind::Members) => subject::receipt_of_members(&batch.region, &batch.app),
+        Some(BatchKind::Jobs | BatchKind::Slices) | None => subject::receipt(&batch.region, &batch.origin, &batch.app),
     };
     Outgoing {
         // Unique for this writer: an entry has far fewer than 4096 messages.
@@ -404,7 +404,7 @@ fn write(store: &Arc<Store>, number: u64, now: i64, commit: &Commit) {
     while let Err(error) = store.commit(number, now, commit) {
         tracing::error!(%error, "ledger cannot be written; nothing is acknowledged meanwhile");
         #[expect(clippy::disallowed_methods, reason = "runs on a thread for blocking work")]
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(RETRY_COMMIT_AFTER);
         if let Err(error) = store.reopen() {
             tracing::error!(%error, "ledger cannot be opened again");
         }

@@ -30,8 +30,8 @@ const WRITER: &str = "writer";
 const FOLLOWED: &str = "followed";
 const PRUNED: &str = "pruned";
 
-const HEAD: usize = 8;
-const RECORD: usize = 43;
+const ENTRY_HEAD_BYTES: usize = 8;
+const RECORD_BYTES: usize = 43;
 
 /// What one attempt of one delivery came to, without what only people want to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -363,7 +363,7 @@ fn write(database: &Database, number: u64, now: i64, commit: &Commit) -> Result<
 }
 
 fn pack(now: i64, records: &[(Record, Option<u64>)]) -> Vec<u8> {
-    let mut packed = Vec::with_capacity(HEAD + records.len() * RECORD);
+    let mut packed = Vec::with_capacity(ENTRY_HEAD_BYTES + records.len() * RECORD_BYTES);
     packed.extend_from_slice(&now.to_be_bytes());
     for (record, before) in records {
         packed.extend_from_slice(record.job.0.as_bytes());
@@ -376,9 +376,9 @@ fn pack(now: i64, records: &[(Record, Option<u64>)]) -> Vec<u8> {
 }
 
 fn records(entry: &[u8]) -> Result<std::slice::ChunksExact<'_, u8>, StoreError> {
-    let packed = entry.get(HEAD..).ok_or(StoreError::Damaged)?;
-    if packed.len() % RECORD == 0 {
-        Ok(packed.chunks_exact(RECORD))
+    let packed = entry.get(ENTRY_HEAD_BYTES..).ok_or(StoreError::Damaged)?;
+    if packed.len() % RECORD_BYTES == 0 {
+        Ok(packed.chunks_exact(RECORD_BYTES))
     } else {
         Err(StoreError::Damaged)
     }

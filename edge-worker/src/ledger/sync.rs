@@ -24,13 +24,13 @@ use super::{
 
 /// The stream is asked again so soon: the other workers hold back after a lost connection only for a while, and the
 /// message id makes a repetition harmless.
-const IMPATIENCE: Duration = Duration::from_millis(700);
+const PUBLISH_AGAIN_AFTER: Duration = Duration::from_millis(700);
 
 /// Somebody else may soon be given a job that a worker has for so long: servers wait 30 s for an acknowledgement.
-const OLD: Duration = Duration::from_secs(15);
+const COMPARE_AFTER: Duration = Duration::from_secs(15);
 
 /// How long the ledger may take to know what the stream holds.
-const KNOWS: Duration = Duration::from_secs(5);
+const LEDGER_CURRENT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Follows the stream of receipts into the ledger.
 #[derive(Debug)]
@@ -198,7 +198,7 @@ impl Outgoing {
         let id = format!("{}:{}", ledger.store.writer(), self.number);
         let mut payload = self.payload.clone();
         loop {
-            if since.elapsed() > OLD {
+            if since.elapsed() > COMPARE_AFTER {
                 let now = Instant::now();
                 match ledger.compare(js, self.clone()).await {
                     Ok(Some(outgoing)) => (payload, since) = (outgoing.payload, now),
@@ -214,7 +214,7 @@ impl Outgoing {
             headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
             headers.insert(envelope::BATCH, id.as_str());
             let stored = publish::store(js, self.subject.clone(), headers, payload.clone());
-            match tokio::time::timeout(IMPATIENCE, stored).await {
+            match tokio::time::timeout(PUBLISH_AGAIN_AFTER, stored).await {
                 Ok(Ok(_)) => return,
                 Ok(Err(error)) => tracing::warn!(%error, "receipts wait to be published"),
                 Err(_) => tracing::warn!("receipts wait to be published: no answer"),
@@ -232,7 +232,7 @@ impl Ledger {
             let Followed { sequence, created_at } = self.store.followed()?;
             Ok::<_, StoreError>((sequence, created_at))
         };
-        if !standing.is_reached_within(KNOWS, known).await? {
+        if !standing.is_reached_within(LEDGER_CURRENT_WITHIN, known).await? {
             return Err(Interrupted::Behind);
         }
         let (ledger, number) = (self.clone(), outgoing.number);

@@ -23,54 +23,57 @@ use tokio::{
     time::interval,
 };
 
-use super::{Pipeline, Settlement, Step, Stop, Ticket, dedupe::Reserved};
+use super::{
+    Pipeline,
+    in_flight::Reservation,
+    settlement::{Settlement, Step, Stop, Ticket},
+};
 use crate::{
-    cache,
-    delivery::{Delivery, Ended, Envelope},
-    ledger,
+    cache, ledger,
+    pulled::{MemberEnd, Pulled, SliceEnvelope},
 };
 
 /// Members of a slice, unless there are too many for so many slices as can be stored at once.
-const SLICE: usize = 1000;
+const SLICE_MEMBERS: usize = 1000;
 
 /// Members that are read from the cache at one time.
-const READ: usize = 256;
+const MEMBERS_PER_READ: usize = 256;
 
 /// How long the cache may take to know what its bucket knew when the work came.
-const KNOWS: Duration = Duration::from_secs(10);
+const CACHE_CURRENT_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often the server is told that a slice is still worked on; it waits three times as long.
-const KEEP: Duration = Duration::from_secs(10);
+const REPORT_PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 /// Work that cannot be done now is tried again after this long.
-const AGAIN: Duration = Duration::from_secs(2);
+const RETRY_WORK_AFTER: Duration = Duration::from_secs(2);
 
 impl Pipeline {
     /// Splits a broadcast, or works on a slice of one.
-    pub(super) async fn broadcast(self: &Arc<Self>, delivery: Delivery, broadcast: Broadcast) -> Step<Settlement> {
+    pub(super) async fn broadcast(self: &Arc<Self>, pulled: Pulled, broadcast: Broadcast) -> Step<Settlement> {
         let work = broadcast.work();
-        let Some(reserved) = self.in_flight.reserve((work, None)) else {
-            return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(1)));
+        let Some(reservation) = self.in_flight.reserve((work, None)) else {
+            return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(1)));
         };
         match self.ledger.look_up(work) {
             Ok(history) if history.has_outcome() => {
                 self.telemetry.metrics.duplicate();
-                return Ok(settlement(delivery, &broadcast, reserved, None));
+                return Ok(settlement(pulled, &broadcast, reservation, None));
             }
             Ok(_) => {}
             Err(error) => {
                 tracing::error!(%error, "ledger cannot be read; jobs wait");
-                return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(5)));
+                return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(5)));
             }
         }
         match &broadcast.slice {
-            None => self.split(delivery, &broadcast, reserved).await,
-            Some(slice) => self.expand(delivery, &broadcast, slice, reserved).await,
+            None => self.split(pulled, &broadcast, reservation).await,
+            Some(slice) => self.expand(pulled, &broadcast, slice, reservation).await,
         }
     }
 
     /// Stores the slices of a broadcast, once.
-    async fn split(&self, delivery: Delivery, broadcast: &Broadcast, reserved: Reserved) -> Step<Settlement> {
+    async fn split(&self, pulled: Pulled, broadcast: &Broadcast, reservation: Reservation) -> Step<Settlement> {
         let split = match slices::former(&self.js, broadcast).await {
             Ok(Some(split)) => split,
             Ok(None) => {
@@ -81,24 +84,24 @@ impl Pipeline {
                         reason: Some(state.as_str().into()),
                         ..self.of_work(broadcast)
                     };
-                    return Ok(settlement(delivery, broadcast, reserved, Some(receipt)));
+                    return Ok(settlement(pulled, broadcast, reservation, Some(receipt)));
                 }
                 let Some(plan) = self.plan(broadcast).await else {
-                    return Err(Stop::GiveBack(delivery.into(), AGAIN));
+                    return Err(Stop::GiveBack(pulled.into(), RETRY_WORK_AFTER));
                 };
                 failpoint("worker.before-split");
-                let (lane, payload) = (self.lane_of(broadcast), delivery.payload());
-                match slices::split(&self.js, broadcast, &lane, delivery.headers(), &payload, &plan).await {
+                let (lane, payload) = (self.lane_of(broadcast), pulled.payload());
+                match slices::split(&self.js, broadcast, &lane, pulled.headers(), &payload, &plan).await {
                     Ok(split) => split,
                     Err(error) => {
                         tracing::warn!(job = %broadcast.id, %error, "broadcast could not be split; it is given back");
-                        return Err(Stop::GiveBack(delivery.into(), AGAIN));
+                        return Err(Stop::GiveBack(pulled.into(), RETRY_WORK_AFTER));
                     }
                 }
             }
             Err(error) => {
                 tracing::warn!(job = %broadcast.id, %error, "broadcast cannot be split; it is given back");
-                return Err(Stop::GiveBack(delivery.into(), AGAIN));
+                return Err(Stop::GiveBack(pulled.into(), RETRY_WORK_AFTER));
             }
         };
         failpoint("worker.after-split");
@@ -107,7 +110,7 @@ impl Pipeline {
             expanded: Some(Expanded::Slices(split).into()),
             ..self.of_work(broadcast)
         };
-        Ok(settlement(delivery, broadcast, reserved, Some(receipt)))
+        Ok(settlement(pulled, broadcast, reservation, Some(receipt)))
     }
 
     /// How a broadcast ends of which nothing is to be sent any more.
@@ -136,7 +139,7 @@ impl Pipeline {
             let (mut members, mut ends) = (0, Vec::new());
             cache.members(range, |member| {
                 members += 1;
-                if members % SLICE == 0 {
+                if members % SLICE_MEMBERS == 0 {
                     ends.push(member.to_owned());
                 }
                 ControlFlow::Continue(())
@@ -157,7 +160,7 @@ impl Pipeline {
     async fn cache_knows(&self) -> Option<()> {
         let bucket = follow::standing(&self.js, topology::RECIPIENTS).await.ok()?;
         let known = || self.cache.standing().map(Option::unwrap_or_default);
-        if !bucket.is_reached_within(KNOWS, known).await.ok()? {
+        if !bucket.is_reached_within(CACHE_CURRENT_WITHIN, known).await.ok()? {
             tracing::warn!("the cache does not follow its bucket; a broadcast waits");
             return None;
         }
@@ -167,23 +170,23 @@ impl Pipeline {
     /// Works on every member of a slice, many at one time.
     async fn expand(
         self: &Arc<Self>,
-        delivery: Delivery,
+        pulled: Pulled,
         broadcast: &Broadcast,
         slice: &Slice,
-        reserved: Reserved,
+        reservation: Reservation,
     ) -> Step<Settlement> {
         let connected = connect::connects(&self.js.client());
         if self.cache_knows().await.is_none() {
-            return Err(Stop::GiveBack(delivery.into(), AGAIN));
+            return Err(Stop::GiveBack(pulled.into(), RETRY_WORK_AFTER));
         }
         let permits = &self.members[&broadcast.class];
-        let (told, mut ended) = mpsc::unbounded_channel();
-        let mut expansion = Expansion::new(self, &delivery, broadcast, slice, told);
-        let mut keep = interval(KEEP);
+        let (end, mut ends) = mpsc::unbounded_channel();
+        let mut expansion = Expansion::new(self, &pulled, broadcast, slice, end);
+        let mut keep = interval(REPORT_PROGRESS_EVERY);
         loop {
             // A server that was lost may have given the slice to another worker meanwhile.
             if self.lifecycle.is_finishing() || connect::connects(&self.js.client()) != connected {
-                expansion.leave(AGAIN);
+                expansion.leave(RETRY_WORK_AFTER);
             }
             expansion.look_ahead();
             if expansion.under_way == 0 && expansion.ahead.is_empty() {
@@ -191,16 +194,16 @@ impl Pipeline {
             }
             tokio::select! {
                 biased;
-                _ = keep.tick() => if let Err(error) = delivery.keep().await {
+                _ = keep.tick() => if let Err(error) = pulled.report_progress().await {
                     tracing::warn!(%error, "the server could not be told that a slice is worked on");
                 },
-                Some(end) = ended.recv(), if expansion.under_way > 0 => expansion.ended(end),
+                Some(end) = ends.recv(), if expansion.under_way > 0 => expansion.count(end),
                 Ok(permit) = permits.clone().acquire_owned(), if !expansion.ahead.is_empty() => expansion.begin(permit),
             }
         }
         let Expansion { again, tally, .. } = expansion;
         if let Some(again) = again {
-            return Err(Stop::GiveBack(delivery.into(), again));
+            return Err(Stop::GiveBack(pulled.into(), again));
         }
         failpoint("worker.after-slice");
         let expanded = ExpandedSlice {
@@ -217,7 +220,7 @@ impl Pipeline {
             expanded: Some(Expanded::Jobs(expanded).into()),
             ..self.of_work(broadcast)
         };
-        Ok(settlement(delivery, broadcast, reserved, Some(receipt)))
+        Ok(settlement(pulled, broadcast, reservation, Some(receipt)))
     }
 
     fn lane_of(&self, broadcast: &Broadcast) -> subject::Lane {
@@ -236,18 +239,18 @@ impl Pipeline {
     }
 }
 
-fn settlement(delivery: Delivery, broadcast: &Broadcast, reserved: Reserved, receipt: Option<Receipt>) -> Settlement {
+fn settlement(pulled: Pulled, broadcast: &Broadcast, reservation: Reservation, receipt: Option<Receipt>) -> Settlement {
     Settlement {
         app: broadcast.app.clone(),
         origin: broadcast.origin.clone(),
         receipts: receipt.into_iter().collect(),
-        ticket: Ticket::new(delivery, Some(reserved), None),
+        ticket: Ticket::new(pulled, Some(reservation), None),
     }
 }
 
 /// Cuts so many `members` into slices; `ends` are the last members of each full thousand. The last slice has no end.
 fn plan(members: usize, ends: &[String]) -> Vec<Slice> {
-    let thousands = members.div_ceil(SLICE);
+    let thousands = members.div_ceil(SLICE_MEMBERS);
     let together = thousands.div_ceil(slices::MOST_SLICES).max(1);
     let of = thousands.div_ceil(together);
     let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
@@ -255,7 +258,7 @@ fn plan(members: usize, ends: &[String]) -> Vec<Slice> {
     let cut = |slice: usize| Slice {
         number: number(slice),
         of: number(of),
-        members: number((members - slice * together * SLICE).min(together * SLICE)),
+        members: number((members - slice * together * SLICE_MEMBERS).min(together * SLICE_MEMBERS)),
         after: end(slice),
         up_to: if slice + 1 < of { end(slice + 1) } else { None },
     };
@@ -265,11 +268,11 @@ fn plan(members: usize, ends: &[String]) -> Vec<Slice> {
 /// A slice under way.
 struct Expansion<'a> {
     pipeline: &'a Arc<Pipeline>,
-    delivery: &'a Delivery,
+    pulled: &'a Pulled,
     broadcast: &'a Broadcast,
     slice: &'a Slice,
-    envelope: Arc<Envelope>,
-    told: mpsc::UnboundedSender<Ended>,
+    envelope: Arc<SliceEnvelope>,
+    ends: mpsc::UnboundedSender<MemberEnd>,
     /// Members that come next.
     ahead: VecDeque<RecipientId>,
     /// Up to where members were read; `None` at the beginning.
@@ -308,22 +311,22 @@ impl Tally {
 impl<'a> Expansion<'a> {
     fn new(
         pipeline: &'a Arc<Pipeline>,
-        delivery: &'a Delivery,
+        pulled: &'a Pulled,
         broadcast: &'a Broadcast,
         slice: &'a Slice,
-        told: mpsc::UnboundedSender<Ended>,
+        ends: mpsc::UnboundedSender<MemberEnd>,
     ) -> Self {
         Self {
-            envelope: Arc::new(Envelope {
+            envelope: Arc::new(SliceEnvelope {
                 subject: pipeline.lane_of(broadcast).notify().into(),
-                headers: envelope::member_headers(delivery.headers(), slice),
+                headers: envelope::member_headers(pulled.headers(), slice),
                 apns: Arc::default(),
             }),
             pipeline,
-            delivery,
+            pulled,
             broadcast,
             slice,
-            told,
+            ends,
             ahead: VecDeque::new(),
             read: None,
             exhausted: false,
@@ -346,7 +349,7 @@ impl<'a> Expansion<'a> {
         while !self.exhausted && (self.ahead.is_empty() || withdrawn) {
             if let Err(error) = self.read_more() {
                 tracing::warn!(%error, "members of a topic cannot be read; the slice comes again");
-                self.leave(AGAIN);
+                self.leave(RETRY_WORK_AFTER);
             }
         }
         if withdrawn {
@@ -364,16 +367,16 @@ impl<'a> Expansion<'a> {
             up_to: self.slice.up_to.as_deref(),
             as_of: self.broadcast.accepted_at,
         };
-        let mut names = Vec::with_capacity(READ);
+        let mut names = Vec::with_capacity(MEMBERS_PER_READ);
         self.pipeline.cache.members(range, |member| {
             names.push(member.to_owned());
-            if names.len() < READ {
+            if names.len() < MEMBERS_PER_READ {
                 ControlFlow::Continue(())
             } else {
                 ControlFlow::Break(())
             }
         })?;
-        self.exhausted = names.len() < READ;
+        self.exhausted = names.len() < MEMBERS_PER_READ;
         let recipients = names.iter().filter_map(|name| subject::parse_recipient(name));
         self.ahead.extend(recipients);
         self.read = names.pop().or(self.read.take());
@@ -398,24 +401,24 @@ impl<'a> Expansion<'a> {
             return;
         };
         let job = Arc::new(self.broadcast.job(recipient));
-        let (envelope, told, now) = (self.envelope.clone(), self.told.clone(), self.pipeline.clock.now());
-        let delivery = self.delivery.member(envelope, job.clone(), permit, told, now);
-        let opened = self.pipeline.opened(delivery, job);
+        let (envelope, ends, now) = (self.envelope.clone(), self.ends.clone(), self.pipeline.clock.now());
+        let pulled = self.pulled.member(envelope, job.clone(), permit, ends, now);
+        let opened = self.pipeline.opened(pulled, job);
         self.under_way += 1;
         let pipeline = self.pipeline.clone();
         self.pipeline.lifecycle.spawn_job(Box::pin(pipeline.run_member(opened)));
     }
 
-    fn ended(&mut self, ended: Ended) {
+    fn count(&mut self, end: MemberEnd) {
         self.under_way -= 1;
-        match ended {
-            Ended::Settled(_, states) if !states.is_empty() => self.tally.add(&states),
+        match end {
+            MemberEnd::Settled(_, states) if !states.is_empty() => self.tally.add(&states),
             // It was settled before.
-            Ended::Settled(job, _) => match self.outcomes(job) {
+            MemberEnd::Settled(job, _) => match self.outcomes(job) {
                 Ok(outcomes) => self.tally.add(&outcomes),
                 Err(error) => self.unreadable(&error),
             },
-            Ended::GivenBack(wait) => self.again = self.again.max(Some(wait)),
+            MemberEnd::GivenBack(wait) => self.again = self.again.max(Some(wait)),
         }
     }
 
@@ -425,7 +428,7 @@ impl<'a> Expansion<'a> {
 
     fn unreadable(&mut self, error: &ledger::StoreError) {
         tracing::error!(%error, "ledger cannot be read; the slice comes again");
-        self.leave(AGAIN);
+        self.leave(RETRY_WORK_AFTER);
     }
 }
 
@@ -434,8 +437,8 @@ mod tests {
     use super::*;
 
     fn ends(members: usize) -> Vec<String> {
-        (1..=members / SLICE)
-            .map(|number| format!("{:09}", number * SLICE))
+        (1..=members / SLICE_MEMBERS)
+            .map(|number| format!("{:09}", number * SLICE_MEMBERS))
             .collect()
     }
 

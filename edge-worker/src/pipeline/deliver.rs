@@ -1,46 +1,23 @@
-//! Hands the message to the providers, all addresses of the recipient at once.
-
-use std::sync::Arc;
+//! Hands the message to the providers, for all addresses of the recipient at once.
 
 use futures::future::join_all;
-use jiff::Timestamp;
-use shared::{failpoint::failpoint, job::Job, recipient::Address};
+use shared::{failpoint::failpoint, recipient::Address};
 
-use super::{Pipeline, decide::Ready, dedupe::Reserved};
-use crate::{
-    delivery::Delivery,
-    providers::{Attempt, Attempted, Outcome},
-};
+use super::{Pipeline, attempt::AddressAttempt, in_flight::ActiveJob, intend::Intended};
+use crate::providers::{Attempt, Message};
 
 /// A job after one attempt at each of its addresses.
 #[derive(Debug)]
 pub(super) struct Tried {
-    pub(super) delivery: Delivery,
-    pub(super) job: Arc<Job>,
-    pub(super) reserved: Reserved,
-    pub(super) attempts: Vec<OneTried>,
-}
-
-/// One attempt.
-#[derive(Debug)]
-pub(super) struct OneTried {
-    pub(super) address: Address,
-    /// The revision of the address in the bucket.
-    pub(super) revision: u64,
-    pub(super) started_at: Timestamp,
-    pub(super) ended_at: Timestamp,
-    pub(super) attempted: Attempted,
+    pub(super) active: ActiveJob,
+    pub(super) attempts: Vec<AddressAttempt>,
 }
 
 impl Pipeline {
-    pub(super) async fn deliver(&self, ready: Ready) -> Tried {
-        let Ready {
-            delivery,
-            job,
-            reserved,
-            addresses,
-            message,
-        } = ready;
+    pub(super) async fn deliver(&self, intended: Intended) -> Tried {
+        let Intended { active, addresses } = intended;
+        let ActiveJob { pulled, job, .. } = &active;
+        let message = Message::render(job.clone(), pulled.apns());
         let started_at = self.clock.now();
         let expires_at = job.expires_at();
         let one = async |(address, revision): (Address, u64)| {
@@ -54,10 +31,9 @@ impl Pipeline {
             failpoint("worker.before-send");
             let attempted = self.providers.deliver(attempt).await;
             failpoint("worker.after-send");
-            self.telemetry
-                .metrics
-                .attempt(address.provider, name(&attempted.outcome), attempted.took);
-            OneTried {
+            let metrics = &self.telemetry.metrics;
+            metrics.attempt(address.provider, attempted.outcome.as_str(), attempted.took);
+            AddressAttempt {
                 revision,
                 address,
                 started_at,
@@ -69,25 +45,6 @@ impl Pipeline {
             Ok([only]) => vec![one(only).await],
             Err(several) => Box::pin(join_all(several.into_iter().map(one))).await,
         };
-        Tried {
-            delivery,
-            job,
-            reserved,
-            attempts,
-        }
-    }
-}
-
-/// The outcome's name in metrics.
-pub(super) const fn name(outcome: &Outcome) -> &'static str {
-    match outcome {
-        Outcome::Accepted { .. } => "accepted",
-        Outcome::RetryLater { .. } => "retry_later",
-        Outcome::AddressGone { .. } => "address_gone",
-        Outcome::Rejected { .. } => "rejected",
-        Outcome::Ambiguous { .. } => "ambiguous",
-        Outcome::CredentialTrouble { .. } => "credential_trouble",
-        Outcome::EndpointTrouble { .. } => "endpoint_trouble",
-        Outcome::NotYet { .. } => "not_yet",
+        Tried { active, attempts }
     }
 }

@@ -1,37 +1,33 @@
-//! Sends on what came for a recipient who moved to another region meanwhile.
+//! Forwards jobs whose recipient has moved to another region.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use async_nats::header::NATS_MESSAGE_ID;
 use shared::{
     id::Region,
-    job::Job,
-    nats::{
-        envelope, publish,
-        subject::{self, Lane},
-    },
+    nats::{envelope, publish, subject::Lane},
 };
 
-use super::{Pipeline, Stop, dedupe::Reserved};
-use crate::delivery::Delivery;
+use super::{Pipeline, in_flight::ActiveJob, settlement::Stop};
 
-/// How often a job may be sent on. More often, and two regions each believe that the recipient lives in the other.
-const MOST: u32 = 8;
+/// How often a job may be forwarded. Beyond that, two regions each believe that the recipient lives in the other.
+const MAX_FORWARDS: u32 = 8;
 
 impl Pipeline {
-    /// Hands the job to the region to which its recipient moved. It is the same job there, under the same id, and what
-    /// becomes of it is said there.
-    pub(super) async fn forward(&self, delivery: Delivery, job: &Arc<Job>, reserved: Reserved, home: &Region) -> Stop {
-        let times = envelope::header(delivery.headers(), envelope::FORWARDED)
-            .and_then(|times| times.parse().ok())
+    /// Hands the job to the region to which its recipient moved. It is the same job there, under the same id, and its
+    /// outcome is recorded there.
+    pub(super) async fn forward(&self, active: ActiveJob, home: &Region) -> Stop {
+        let ActiveJob { pulled, job, .. } = &active;
+        let forwards = envelope::header(pulled.headers(), envelope::FORWARDED)
+            .and_then(|forwards| forwards.parse().ok())
             .unwrap_or(0)
             + 1;
-        if times > MOST {
-            tracing::error!(job = %job.id, %home, "a job goes in circles; it waits until the homes are mended");
-            return Stop::GiveBack(delivery.into(), Duration::from_mins(1));
+        if forwards > MAX_FORWARDS {
+            tracing::error!(job = %job.id, %home, "job is forwarded in a circle; it waits until the recipient's home is repaired");
+            return Stop::GiveBack(active.pulled.into(), Duration::from_mins(1));
         }
-        let mut headers = envelope::kept(delivery.headers());
-        headers.insert(envelope::FORWARDED, times.to_string());
+        let mut headers = envelope::kept(pulled.headers());
+        headers.insert(envelope::FORWARDED, forwards.to_string());
         headers.insert(envelope::ACCEPTED_AT, job.accepted_at.as_millisecond().to_string());
         headers.insert(envelope::ORIGIN, job.origin.as_str());
         let id = match job.remaining.as_deref() {
@@ -43,25 +39,15 @@ impl Pipeline {
             region: home.clone(),
             ..self.lane(job)
         };
-        match publish::store(&self.js, lane.notify(), headers, delivery.payload()).await {
+        match publish::store(&self.js, lane.notify(), headers, pulled.payload()).await {
             Ok(_) => {
-                tracing::info!(job = %job.id, %home, "sent on to where the recipient moved");
-                Stop::silently(delivery, job, reserved)
+                tracing::info!(job = %job.id, %home, "job forwarded to the recipient's new home");
+                Stop::silently(active)
             }
             Err(error) => {
-                tracing::warn!(job = %job.id, %error, "could not be sent on; job is given back");
-                Stop::GiveBack(delivery.into(), Duration::from_secs(2))
+                tracing::warn!(job = %job.id, %error, "job could not be forwarded; it is given back");
+                Stop::GiveBack(active.pulled.into(), Duration::from_secs(2))
             }
-        }
-    }
-
-    /// The lane on which `job` is worked on here.
-    pub(super) fn lane(&self, job: &Job) -> subject::Lane {
-        Lane {
-            channel: job.channel,
-            region: self.region.clone(),
-            class: job.class,
-            app: job.app.clone(),
         }
     }
 }

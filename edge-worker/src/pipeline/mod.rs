@@ -1,49 +1,59 @@
 //! The path of one notification through this worker, in order. Each stage takes what the stage before made and gives
-//! its own type, so that the order is compiled; whatever drops a delivery gives it back to the server.
+//! its own type, so that the order is compiled; a dropped message is given back to the server.
 
+mod attempt;
+mod brake;
 mod broadcast;
 mod conclude;
-mod decide;
+mod consent;
 mod dedupe;
 mod deliver;
 mod forward;
-mod hold;
+mod in_flight;
+mod intend;
+mod interrupted;
+mod letter;
 mod open;
 mod pace;
 mod pull;
 mod resolve;
 mod settle;
+mod settlement;
 mod trace;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_nats::jetstream;
 use shared::{
     channel::Class,
     clock::Clock,
-    id::{AppId, Region},
+    id::Region,
+    job::Job,
     lifecycle::Lifecycle,
-    nats::{cancelled::Cancelled, config::Config},
-    receipt::Receipt,
+    nats::{cancelled::Cancelled, config::Config, subject::Lane},
     telemetry::Telemetry,
 };
 
 use tokio::sync::{Semaphore, watch};
 
-use self::open::{Opened, Read};
 pub use self::{
-    conclude::Brake,
-    dedupe::InFlight,
+    brake::Brake,
+    in_flight::InFlight,
     pace::Pace,
-    pull::{Lane, lanes, members},
-    settle::{Announcer, Ticket},
+    pull::{LanePuller, lane_pullers, member_permits},
+    settle::Announcer,
+    settlement::Ticket,
+};
+use self::{
+    open::{Opened, Read},
+    settlement::{Settlement, Step, Stop},
 };
 use crate::{
     cache,
-    delivery::Delivery,
     freshness::Freshness,
     ledger::{Committer, Ledger},
     providers::Providers,
+    pulled::Pulled,
 };
 
 /// Everything a job meets on its way.
@@ -89,32 +99,12 @@ pub struct Pipeline {
     pub lifecycle: Lifecycle,
 }
 
-/// The end of the path: what happened, and the delivery to be acknowledged once that is safe.
-#[derive(Debug)]
-struct Settlement {
-    app: AppId,
-    origin: Region,
-    receipts: Vec<Receipt>,
-    ticket: Ticket,
-}
-
-/// A stage either passes on or ends the path.
-type Step<T> = Result<T, Stop>;
-
-#[derive(Debug)]
-enum Stop {
-    /// Nothing more is to be done.
-    Settle(Box<Settlement>),
-    /// It cannot be done now.
-    GiveBack(Box<Delivery>, Duration),
-}
-
 impl Pipeline {
-    /// Takes one delivery all the way.
-    pub async fn run(self: Arc<Self>, delivery: Delivery) {
-        let ended = match self.open(delivery).await {
+    /// Takes one pulled message all the way.
+    pub async fn run(self: Arc<Self>, pulled: Pulled) {
+        let ended = match self.open(pulled).await {
             Ok(Read::Job(opened)) => self.path(opened).await,
-            Ok(Read::Broadcast(delivery, broadcast)) => Box::pin(self.broadcast(delivery, *broadcast)).await,
+            Ok(Read::Broadcast(pulled, broadcast)) => Box::pin(self.broadcast(pulled, *broadcast)).await,
             Err(stop) => Err(stop),
         };
         self.end_path(ended).await;
@@ -130,17 +120,27 @@ impl Pipeline {
         match ended {
             Ok(settlement) => self.settle(settlement).await,
             Err(Stop::Settle(settlement)) => self.settle(*settlement).await,
-            Err(Stop::GiveBack(delivery, wait)) => delivery.give_back(wait),
+            Err(Stop::GiveBack(pulled, wait)) => pulled.give_back(wait),
         }
     }
 
     async fn path(&self, opened: Opened) -> Step<Settlement> {
         let fresh = self.dedupe(opened)?;
-        let fresh = self.end_interrupted(fresh).await?;
-        let addressed = self.resolve(fresh).await?;
-        let ready = self.decide(addressed)?;
-        let ready = self.write_intent(ready).await?;
-        let attempted = self.deliver(ready).await;
-        self.conclude(attempted).await
+        let clear = self.end_interrupted(fresh).await?;
+        let addressed = self.resolve(clear).await?;
+        let agreed = self.consent(addressed)?;
+        let intended = self.write_intent(agreed).await?;
+        let tried = self.deliver(intended).await;
+        self.conclude(tried).await
+    }
+
+    /// The lane in which this region works on `job`.
+    fn lane(&self, job: &Job) -> Lane {
+        Lane {
+            channel: job.channel,
+            region: self.region.clone(),
+            class: job.class,
+            app: job.app.clone(),
+        }
     }
 }

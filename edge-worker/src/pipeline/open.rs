@@ -1,4 +1,5 @@
-//! Reads a message, which is for one recipient or for a topic. What cannot be read is kept among the dead letters and never tried again.
+//! Reads a message, which is for one recipient or for a topic. A message that cannot be read is kept as a dead letter and
+//! never retried.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -9,53 +10,57 @@ use shared::{
     invalid::Invalid,
     job::Job,
     nats::{envelope, subject},
-    receipt::{Receipt, State},
+    receipt::State,
 };
 
-use super::{Pipeline, Settlement, Step, Stop, Ticket};
-use crate::{delivery::Delivery, pipeline::conclude::DeadLetter};
+use super::{
+    Pipeline,
+    letter::DeadLetter,
+    settlement::{Settlement, Step, Stop, Ticket, receipt_of_unreadable},
+};
+use crate::pulled::Pulled;
 
-/// A message for one recipient that could be read.
+/// A readable message for one recipient.
 #[derive(Debug)]
 pub(super) struct Opened {
-    pub(super) delivery: Delivery,
+    pub(super) pulled: Pulled,
     pub(super) job: Arc<Job>,
 }
 
-/// A message that could be read.
+/// A readable message.
 #[derive(Debug)]
 pub(super) enum Read {
     Job(Opened),
-    Broadcast(Delivery, Box<Broadcast>),
+    Broadcast(Pulled, Box<Broadcast>),
 }
 
 impl Pipeline {
-    pub(super) async fn open(&self, delivery: Delivery) -> Step<Read> {
+    pub(super) async fn open(&self, pulled: Pulled) -> Step<Read> {
         let read = envelope::read(
-            delivery.subject(),
-            delivery.headers(),
-            &delivery.payload(),
-            delivery.stored_at,
+            pulled.subject(),
+            pulled.headers(),
+            &pulled.payload(),
+            pulled.stored_at,
             &self.region,
         );
         match read {
-            Ok(Work::Job(job)) => Ok(Read::Job(self.opened(delivery, job.into()))),
-            Ok(Work::Broadcast(broadcast)) => Ok(Read::Broadcast(delivery, broadcast.into())),
-            Err(invalid) => Err(Box::pin(self.bury(delivery, &invalid)).await),
+            Ok(Work::Job(job)) => Ok(Read::Job(self.opened(pulled, job.into()))),
+            Ok(Work::Broadcast(broadcast)) => Ok(Read::Broadcast(pulled, broadcast.into())),
+            Err(invalid) => Err(Box::pin(self.bury(pulled, &invalid)).await),
         }
     }
 
-    pub(super) fn opened(&self, delivery: Delivery, job: Arc<Job>) -> Opened {
+    pub(super) fn opened(&self, pulled: Pulled, job: Arc<Job>) -> Opened {
         let metrics = &self.telemetry.metrics;
         metrics.pulled(job.class, self.clock.since(job.accepted_at));
-        Opened { delivery, job }
+        Opened { pulled, job }
     }
 
-    /// Keeps a message that nobody can read among the dead letters, with what is wrong with it.
-    async fn bury(&self, delivery: Delivery, invalid: &Invalid) -> Stop {
+    /// Keeps a message that cannot be read as a dead letter, with what is wrong with it.
+    async fn bury(&self, pulled: Pulled, invalid: &Invalid) -> Stop {
         self.telemetry.metrics.unreadable();
-        let lane = subject::Lane::parse(delivery.subject()).ok();
-        let (job, notification) = envelope::unreadable(delivery.sequence, delivery.stored_at, &self.region);
+        let lane = subject::Lane::parse(pulled.subject()).ok();
+        let (job, notification) = envelope::unreadable(pulled.sequence, pulled.stored_at, &self.region);
         let letter = DeadLetter {
             subject: lane
                 .as_ref()
@@ -66,22 +71,19 @@ impl Pipeline {
             address: None,
             attempt: 1,
         };
-        if let Err(error) = letter.send(self, &delivery).await {
-            tracing::warn!(%error, "dead letter could not be kept; the message stays in its lane");
-            return Stop::GiveBack(delivery.into(), Duration::from_secs(2));
+        if let Err(error) = letter.store(self, &pulled).await {
+            tracing::warn!(%error, "dead letter could not be stored; the message stays in its lane");
+            return Stop::GiveBack(pulled.into(), Duration::from_secs(2));
         }
-        tracing::warn!(subject = %delivery.subject(), field = invalid.field, rule = invalid.rule, "message cannot be read");
+        tracing::warn!(subject = %pulled.subject(), field = invalid.field, rule = invalid.rule, "message cannot be read");
         let channel = lane.as_ref().map_or(Channel::Push, |lane| lane.channel);
-        let receipt = Receipt {
-            reason: Some(Cow::Borrowed("unreadable")),
-            ..Receipt::new(notification, job, channel, State::Dead, self.clock.now())
-        };
+        let receipt = receipt_of_unreadable(job, notification, channel, self.clock.now());
         self.telemetry.metrics.delivery(None, State::Dead);
         Stop::Settle(Box::new(Settlement {
             app: lane.map_or_else(AppId::unknown, |lane| lane.app),
             origin: self.region.clone(),
             receipts: vec![receipt],
-            ticket: Ticket::new(delivery, None, None),
+            ticket: Ticket::new(pulled, None, None),
         }))
     }
 }

@@ -16,28 +16,28 @@ use tokio::{
 };
 
 /// How often it is looked whether the process keeps up.
-const TICK: Duration = Duration::from_millis(10);
+const TIMER_TICK: Duration = Duration::from_millis(10);
 
 /// A timer that rings later than this means that tasks wait for a processor.
-const LATE: Duration = Duration::from_millis(4);
+const TIMER_LATE_AFTER: Duration = Duration::from_millis(4);
 
 /// Jobs are let through in portions, one after so many ticks, so that a pull is worth its while.
-const PORTION: u32 = 5;
+const TICKS_PER_PORTION: u32 = 5;
 
 /// Jobs a second that are let through however late timers are: what comes again must not starve.
-const LEAST: f64 = 200.0;
+const MIN_JOBS_PER_SECOND: f64 = 200.0;
 
 /// Without fresh work for so many portions there is nothing to be careful of.
-const ALONE: u32 = 20;
+const UNPACED_AFTER_PORTIONS: u32 = 20;
 
 /// Jobs a second beyond which nothing is counted; permits bound it long before.
-const MOST: f64 = 20_000.0;
+const MAX_JOBS_PER_SECOND: f64 = 20_000.0;
 
 /// What the rate is multiplied by after a timer that was late.
-const LESS: f64 = 0.7;
+const RATE_CUT_FACTOR: f64 = 0.7;
 
 /// And after one that was not: with one late in forty it stays as it is.
-const MORE: f64 = 1.01;
+const RATE_RAISE_FACTOR: f64 = 1.01;
 
 /// Lets jobs through. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -72,20 +72,21 @@ impl Pace {
 
     /// Measures and lets through.
     async fn keep(self) {
-        let mut rate = Rate(LEAST);
+        let mut rate = Rate(MIN_JOBS_PER_SECOND);
         let (mut seen, mut portions_alone) = (0, 0);
         loop {
             let mut owed = 0.0;
             let fresh = self.fresh.load(Ordering::Relaxed);
             portions_alone = if fresh == seen { portions_alone + 1 } else { 0 };
             seen = fresh;
-            for _ in 0..PORTION {
+            for _ in 0..TICKS_PER_PORTION {
                 let begun = Instant::now();
-                sleep(TICK).await;
+                sleep(TIMER_TICK).await;
                 let took = begun.elapsed();
                 // A rate that nobody uses says nothing about what can be borne.
                 let used = self.let_through.available_permits() == 0;
-                let late = took.saturating_sub(TICK) > LATE && portions_alone < ALONE;
+                let late =
+                    took.saturating_sub(TIMER_TICK) > TIMER_LATE_AFTER && portions_alone < UNPACED_AFTER_PORTIONS;
                 rate.learn(late, used);
                 owed += rate.0 * took.as_secs_f64();
             }
@@ -93,7 +94,7 @@ impl Pace {
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
-                reason = "at most MOST times some seconds"
+                reason = "at most MAX_JOBS_PER_SECOND times some seconds"
             )]
             self.let_through.add_permits(owed.ceil() as usize);
         }
@@ -107,13 +108,13 @@ struct Rate(f64);
 impl Rate {
     fn learn(&mut self, late: bool, used: bool) {
         let factor = if late {
-            LESS
+            RATE_CUT_FACTOR
         } else if used {
-            MORE
+            RATE_RAISE_FACTOR
         } else {
             1.0
         };
-        self.0 = (self.0 * factor).clamp(LEAST, MOST);
+        self.0 = (self.0 * factor).clamp(MIN_JOBS_PER_SECOND, MAX_JOBS_PER_SECOND);
     }
 }
 
@@ -133,11 +134,11 @@ mod tests {
         for _ in 0..100 {
             rate.learn(true, true);
         }
-        assert_eq!(rate, Rate(LEAST));
+        assert_eq!(rate, Rate(MIN_JOBS_PER_SECOND));
         for _ in 0..10_000 {
             rate.learn(false, true);
         }
-        assert_eq!(rate, Rate(MOST));
+        assert_eq!(rate, Rate(MAX_JOBS_PER_SECOND));
     }
 
     #[tokio::test(start_paused = true)]

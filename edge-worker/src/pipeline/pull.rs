@@ -18,31 +18,31 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{Pace, Pipeline};
 use crate::{
-    delivery::{Delivery, Returns},
     presence::Presence,
+    pulled::{Pulled, ReturnQueue},
 };
 
 /// Most messages in one pull.
-const BATCH: usize = 256;
+const MAX_MESSAGES_PER_PULL: usize = 256;
 
 /// An idle pull is renewed after this long.
-const EXPIRES: Duration = Duration::from_secs(20);
+const PULL_EXPIRES_AFTER: Duration = Duration::from_secs(20);
 
 /// How often a waiting pull looks whether the connection is still the one it was sent on.
-const LOOK: Duration = Duration::from_millis(500);
+const CHECK_CONNECTION_EVERY: Duration = Duration::from_millis(500);
 
 /// Time for every worker of the region to publish what it had done when the connection was lost.
-const SETTLE_DOWN: Duration = Duration::from_secs(2);
+const SETTLE_AFTER_RECONNECT: Duration = Duration::from_secs(2);
 
 /// A worker that is to finish leaves a pull when nothing came for this long.
-const QUIET: Duration = Duration::from_millis(200);
+const LEAVE_PULL_AFTER_SILENCE: Duration = Duration::from_millis(200);
 
 /// Two pulls take turns, so that one is always open while the other's messages are handed on.
-const PULLS: usize = 2;
+const PULLS_PER_LANE: usize = 2;
 
 /// One consumer to pull from, with permits of its own, so that lanes do not wait for each other.
 #[derive(Debug)]
-pub struct Lane {
+pub struct LanePuller {
     stream: &'static str,
     consumer: String,
     permits: Arc<Semaphore>,
@@ -54,10 +54,10 @@ pub struct Lane {
 }
 
 /// Slices of one lane under way at one time: while the last members of one are waited for, the next is worked on.
-const SLICES: usize = 4;
+const SLICES_PER_LANE: usize = 4;
 
 /// Members of slices that may be under way, by class: behind fresh traffic, they have half of what that has.
-pub fn members(in_flight: usize) -> BTreeMap<Class, Arc<Semaphore>> {
+pub fn member_permits(in_flight: usize) -> BTreeMap<Class, Arc<Semaphore>> {
     let of = |class: &Class| (share(*class, in_flight) / 2).max(1);
     Class::ALL
         .iter()
@@ -75,8 +75,8 @@ fn share(class: Class, in_flight: usize) -> usize {
 
 /// Every lane of a region. `in_flight` jobs may be under way in the normal one; urgent and bulk have half of that
 /// each, retries a quarter, and those no faster than `pace` lets them.
-pub fn lanes(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<Lane> {
-    let lane = |stream, consumer, permits: usize| Lane {
+pub fn lane_pullers(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<LanePuller> {
+    let lane = |stream, consumer, permits: usize| LanePuller {
         stream,
         consumer,
         permits: Arc::new(Semaphore::new(permits.max(1))),
@@ -92,15 +92,19 @@ pub fn lanes(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<Lane> {
             let fresh = topology::lane_consumer(channel, class);
             [
                 lane(topology::NOTIFY, fresh, share(class, in_flight)),
-                lane(topology::SCHEDULE, topology::slice_consumer(channel, class), SLICES),
+                lane(
+                    topology::SCHEDULE,
+                    topology::slice_consumer(channel, class),
+                    SLICES_PER_LANE,
+                ),
             ]
         })
         .chain([
-            Lane {
+            LanePuller {
                 comes_again: true,
                 ..lane(topology::SCHEDULE, topology::RETRY_CONSUMER.to_owned(), in_flight / 4)
             },
-            Lane {
+            LanePuller {
                 turn: presence.spill.clone(),
                 ..lane(topology::SCHEDULE, topology::SPILL_CONSUMER.to_owned(), in_flight / 4)
             },
@@ -111,21 +115,21 @@ pub fn lanes(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<Lane> {
 /// After the connection was lost. A server that was killed has forgotten what it gave to whom, and gives it out again:
 /// first every worker publishes what it has done and learns what the others did.
 async fn settle_down(pipeline: &Pipeline) {
-    tokio::time::sleep(SETTLE_DOWN).await;
+    tokio::time::sleep(SETTLE_AFTER_RECONNECT).await;
     let mut current = pipeline.ledger_current.clone();
     if current.wait_for(|current| *current).await.is_err() {
         tracing::debug!("the ledger is no longer followed; the process is finishing");
     }
 }
 
-impl Lane {
+impl LanePuller {
     /// Pulls until the process is to finish.
-    pub async fn run(self, pipeline: Arc<Pipeline>, returns: Returns, lifecycle: Lifecycle) {
-        let pulls = (0..PULLS).map(|_| self.pull_for_ever(&pipeline, &returns, &lifecycle));
+    pub async fn run(self, pipeline: Arc<Pipeline>, returns: ReturnQueue, lifecycle: Lifecycle) {
+        let pulls = (0..PULLS_PER_LANE).map(|_| self.pull_for_ever(&pipeline, &returns, &lifecycle));
         futures::future::join_all(pulls).await;
     }
 
-    async fn pull_for_ever(&self, pipeline: &Arc<Pipeline>, returns: &Returns, lifecycle: &Lifecycle) {
+    async fn pull_for_ever(&self, pipeline: &Arc<Pipeline>, returns: &ReturnQueue, lifecycle: &Lifecycle) {
         let mut consumer = None;
         let client = pipeline.js.client();
         // The first connection, after which the worker has just learned what the others did.
@@ -145,8 +149,8 @@ impl Lane {
             };
             let concerns = |subject: &str| is_about(subject, self.stream) && is_about(subject, &self.consumer);
             let pulling = self.pull(&mut consumer, (permits, connected), pipeline, returns, lifecycle);
-            let pulled = unless_refused(&client, concerns, pulling).await;
-            if let Err(error) = pulled.map_err(Into::into).flatten() {
+            let result = unless_refused(&client, concerns, pulling).await;
+            if let Err(error) = result.map_err(Into::into).flatten() {
                 tracing::warn!(consumer = self.consumer, %error, "cannot pull");
                 consumer = None;
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -160,7 +164,7 @@ impl Lane {
             permit = self.permits.clone().acquire_owned() => permit.ok()?,
             () = lifecycle.finishing() => return None,
         };
-        let more = (self.permits.available_permits() / 2).min(BATCH - 1);
+        let more = (self.permits.available_permits() / 2).min(MAX_MESSAGES_PER_PULL - 1);
         if let Ok(more) = self
             .permits
             .clone()
@@ -186,7 +190,7 @@ impl Lane {
         consumer: &mut Option<PullConsumer>,
         (mut permits, connected): (OwnedSemaphorePermit, u64),
         pipeline: &Arc<Pipeline>,
-        returns: &Returns,
+        returns: &ReturnQueue,
         lifecycle: &Lifecycle,
     ) -> Result<(), async_nats::Error> {
         let consumer = match consumer {
@@ -200,10 +204,10 @@ impl Lane {
         let mut messages = consumer
             .batch()
             .max_messages(permits.num_permits())
-            .expires(EXPIRES)
+            .expires(PULL_EXPIRES_AFTER)
             .messages()
             .await?;
-        let mut look = tokio::time::interval(LOOK);
+        let mut look = tokio::time::interval(CHECK_CONNECTION_EVERY);
         let mut finishing = false;
         let mut turn = self.turn.clone();
         loop {
@@ -224,11 +228,11 @@ impl Lane {
                 }
                 // The server knows only that the pull is over when its subscription is: what it sends meanwhile would wait
                 // out the time for acknowledgement. So the pull is left when it is full or nothing comes.
-                () = tokio::time::sleep(QUIET), if finishing => None,
+                () = tokio::time::sleep(LEAVE_PULL_AFTER_SILENCE), if finishing => None,
             };
             let Some(message) = message else { return Ok(()) };
             let Some(permit) = permits.split(1) else { return Ok(()) };
-            let Some(delivery) = Delivery::new(message?, permit, returns.clone(), pipeline.clock.now()) else {
+            let Some(pulled) = Pulled::new(message?, permit, returns.clone(), pipeline.clock.now()) else {
                 continue;
             };
             if !self.comes_again {
@@ -237,11 +241,11 @@ impl Lane {
             failpoint("worker.after-pull");
             if connect::connects(&client) == connected {
                 // The runtime moves a task's future several times before it runs; this one has some kilobytes.
-                lifecycle.spawn_job(Box::pin(pipeline.clone().run(delivery)));
+                lifecycle.spawn_job(Box::pin(pipeline.clone().run(pulled)));
             } else {
                 // Sent before the connection was lost, or asked for while it was: not to be worked on before
                 // everybody has settled down.
-                delivery.give_back(SETTLE_DOWN);
+                pulled.give_back(SETTLE_AFTER_RECONNECT);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Finds the addresses of the recipient.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use shared::{
     channel::{Channel, Provider},
@@ -12,73 +12,66 @@ use shared::{
 };
 
 use super::{
-    Pipeline, Step, Stop,
-    dedupe::{Fresh, Reserved},
+    Pipeline,
+    in_flight::ActiveJob,
+    interrupted::Clear,
+    settlement::{Step, Stop},
 };
-use crate::delivery::Delivery;
 
 /// A job whose recipient is known and can be reached.
 #[derive(Debug)]
 pub(super) struct Addressed {
-    pub(super) delivery: Delivery,
-    pub(super) job: Arc<Job>,
-    pub(super) reserved: Reserved,
+    pub(super) active: ActiveJob,
+    /// Each with its revision in the bucket of recipients.
     pub(super) addresses: Vec<(Address, u64)>,
     pub(super) preferences: Preferences,
 }
 
 impl Pipeline {
-    pub(super) async fn resolve(&self, fresh: Fresh) -> Step<Addressed> {
-        let Fresh {
-            delivery,
-            job,
-            reserved,
-            history,
-        } = fresh;
+    pub(super) async fn resolve(&self, clear: Clear) -> Step<Addressed> {
+        let Clear { active, history } = clear;
+        let job = &active.job;
         let key = RecipientKey {
             app: job.app.clone(),
             recipient: job.body.recipient.clone(),
         };
-        let reaches = |recipient: &Recipient| recipient.addresses.iter().any(|(address, _)| takes(address, &job));
+        let reaches = |recipient: &Recipient| recipient.addresses.iter().any(|(address, _)| takes(address, job));
         let mut recipient = match self.cache.recipient(&key) {
             Ok(recipient) if reaches(&recipient) => recipient,
-            // No way to reach them, or not readable: the region's bucket knows for certain. A device that registered a
-            // moment ago may not have reached the cache yet.
+            // No address, or not readable: only the region's bucket is certain. A device that registered a second ago may
+            // not have reached the cache yet.
             _ => match Box::pin(facts::read(&self.js, &self.region, &self.region, &key)).await {
                 Ok(recipient) => recipient,
                 Err(error) => {
-                    tracing::warn!(%error, "recipient cannot be looked up; job waits");
-                    return Err(Stop::GiveBack(delivery.into(), Duration::from_secs(2)));
+                    tracing::warn!(%error, "recipient cannot be looked up; the job waits");
+                    return Err(Stop::GiveBack(active.pulled.into(), Duration::from_secs(2)));
                 }
             },
         };
         if let Some(home) = recipient.moved_to(&self.region).cloned() {
-            return Err(Box::pin(self.forward(delivery, &job, reserved, &home)).await);
+            return Err(Box::pin(self.forward(active, &home)).await);
         }
         let known = recipient.is_known();
-        recipient.addresses.retain(|(address, _)| takes(address, &job));
+        recipient.addresses.retain(|(address, _)| takes(address, job));
         let reachable = !recipient.addresses.is_empty();
         recipient
             .addresses
             .retain(|(address, _)| !history.has(address.id, job.attempt));
         if reachable && recipient.addresses.is_empty() {
-            return Err(self.repeated(delivery, &job, reserved));
+            return Err(self.drop_duplicate(active));
         }
         let Recipient {
             addresses, preferences, ..
         } = recipient;
-        let fresh = Addressed {
-            delivery,
-            job,
-            reserved,
-            addresses,
-            preferences,
-        };
-        match (known, fresh.addresses.is_empty(), fresh.job.remaining.is_some()) {
-            (_, false, _) => Ok(fresh),
-            (_, true, true) => Err(self.end(fresh, State::Suppressed, "address_removed")),
-            (true, true, false) => Err(self.end(fresh, State::Suppressed, "no_address")),
-            (false, true, false) => Err(self.end(fresh, State::Suppressed, "unknown_recipient")),
+        match (known, addresses.is_empty(), job.remaining.is_some()) {
+            (_, false, _) => Ok(Addressed {
+                active,
+                addresses,
+                preferences,
+            }),
+            (_, true, true) => Err(self.end(active, State::Suppressed, "address_removed")),
+            (true, true, false) => Err(self.end(active, State::Suppressed, "no_address")),
+            (false, true, false) => Err(self.end(active, State::Suppressed, "unknown_recipient")),
         }
     }
 }

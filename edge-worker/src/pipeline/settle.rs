@@ -1,10 +1,9 @@
-//! Makes outcomes safe, publishes receipts, acknowledges. In this order, and nowhere else.
+//! Commits outcomes, publishes receipts, acknowledges messages. In this order, and nowhere else.
 
 use std::{sync::Arc, time::SystemTime};
 
 use async_nats::jetstream;
 use futures::future::join_all;
-use opentelemetry::Context;
 use shared::{
     clock::Clock,
     failpoint::failpoint,
@@ -17,55 +16,29 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Pipeline, Settlement, dedupe::Reserved, trace};
-use crate::{
-    delivery::Delivery,
-    ledger::{Committed, Ledger, Settled},
+use super::{
+    Pipeline,
+    settlement::{Settlement, Ticket, Waiting},
+    trace,
 };
-
-/// What is given back once the receipts of a job are safe.
-#[derive(Debug)]
-pub struct Ticket(Waiting);
-
-#[derive(Debug)]
-enum Waiting {
-    /// A job that is done: the delivery to acknowledge and the span to end.
-    Done {
-        delivery: Delivery,
-        /// Held to the end: until the ledger knows the outcome only this keeps a redelivery away.
-        _reserved: Option<Reserved>,
-        span: Option<Context>,
-    },
-    /// A job that may be sent once everybody can know that it was about to be.
-    Intent(oneshot::Sender<()>),
-}
-
-impl Ticket {
-    pub(super) fn new(delivery: Delivery, reserved: Option<Reserved>, span: Option<Context>) -> Self {
-        Self(Waiting::Done {
-            delivery,
-            _reserved: reserved,
-            span,
-        })
-    }
-}
+use crate::ledger::{Committed, Ledger, Settled};
 
 impl Pipeline {
-    /// Makes it known to every worker that `receipts` are about to become outcomes; `false` if that failed.
-    pub(super) async fn announce_intent(&self, app: AppId, origin: Region, mut receipts: Vec<Receipt>) -> bool {
+    /// Publishes intents to send, so that every worker knows them; `false` if that failed.
+    pub(super) async fn publish_intent(&self, app: AppId, origin: Region, mut receipts: Vec<Receipt>) -> bool {
         self.sign(&mut receipts);
-        let (told, published) = oneshot::channel();
+        let (announced, published) = oneshot::channel();
         let settled = Settled {
             app,
             origin,
             receipts,
             since: Instant::now(),
-            ticket: Ticket(Waiting::Intent(told)),
+            ticket: Ticket(Waiting::Intent(announced)),
         };
         self.committer.settle(settled).await.is_ok() && published.await.is_ok()
     }
 
-    /// A helper says from where it helped.
+    /// Adds the region of a helper to its receipts.
     fn sign(&self, receipts: &mut [Receipt]) {
         if self.by.is_some() {
             for receipt in receipts {
@@ -74,7 +47,7 @@ impl Pipeline {
         }
     }
 
-    /// Hands the outcome to the ledger.
+    /// Hands the receipts to the ledger.
     pub(super) async fn settle(&self, settlement: Settlement) {
         let Settlement {
             app,
@@ -84,9 +57,9 @@ impl Pipeline {
         } = settlement;
         self.sign(&mut receipts);
         let mut since = Instant::now();
-        if let Waiting::Done { delivery, .. } = &mut ticket.0 {
-            delivery.note(&receipts);
-            let age = self.clock.since(delivery.pulled_at);
+        if let Waiting::Done { pulled, .. } = &mut ticket.0 {
+            pulled.record_outcomes(&receipts);
+            let age = self.clock.since(pulled.pulled_at);
             since = since.checked_sub(age).unwrap_or(since);
         }
         if self
@@ -101,26 +74,26 @@ impl Pipeline {
             .await
             .is_err()
         {
-            tracing::error!("the ledger takes no more; the job will come again");
+            tracing::error!("the ledger accepts no more; the job will be redelivered");
         }
     }
 }
 
-/// Publishes what the ledger has made safe, and acknowledges.
+/// Publishes the receipts that the ledger has committed, and acknowledges their messages.
 #[derive(Debug)]
 pub struct Announcer {
     /// The region's `JetStream`.
     pub js: jetstream::Context,
-    /// For the writer's name.
+    /// Names the writer, and compares receipts that waited for long with those of other workers.
     pub ledger: Ledger,
     /// Spans and metrics.
     pub telemetry: Telemetry,
-    /// Time.
+    /// The time of spans.
     pub clock: Clock,
 }
 
 impl Announcer {
-    /// Announces until the ledger's writer ends. Commits do not wait for each other; permits bound how many there are.
+    /// Runs until the ledger's writer ends. Commits do not wait for each other; permits bound their number.
     pub async fn run(self, mut committed: mpsc::Receiver<Committed<Ticket>>) {
         let this = Arc::new(self);
         let mut under_way = tokio::task::JoinSet::new();
@@ -139,17 +112,17 @@ impl Announcer {
         let published = self.now();
         let mut jobs = 0;
         for Ticket(waiting) in group.tickets {
-            let (delivery, span) = match waiting {
-                Waiting::Done { delivery, span, .. } => (delivery, span),
-                Waiting::Intent(told) => {
-                    // Whoever waited may have been dropped with the process's last tasks.
-                    let (Ok(()) | Err(())) = told.send(());
+            let (pulled, span) = match waiting {
+                Waiting::Done { pulled, span, .. } => (pulled, span),
+                Waiting::Intent(announced) => {
+                    // The task that waited may have been dropped at the end of the process.
+                    let (Ok(()) | Err(())) = announced.send(());
                     continue;
                 }
             };
             jobs += 1;
             failpoint("worker.before-ack");
-            if let Err(error) = delivery.ack().await {
+            if let Err(error) = pulled.ack().await {
                 tracing::warn!(%error, "acknowledgement could not be sent; the ledger will drop the redelivery");
             }
             failpoint("worker.after-ack");

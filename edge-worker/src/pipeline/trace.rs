@@ -19,49 +19,37 @@ use shared::{
     telemetry::trace::{self as context, KEEP},
 };
 
-use super::{
-    Pipeline,
-    deliver::{OneTried, name},
-};
-use crate::delivery::Delivery;
+use super::{Pipeline, attempt::AddressAttempt};
+use crate::pulled::Pulled;
 
-/// Whether a delivery in this state is traced although its trace was not sampled.
+/// Whether a delivery in this state is traced even if its trace is not sampled.
 pub(super) const fn is_failure(state: State) -> bool {
     matches!(state, State::Parked | State::Dead | State::Unknown | State::Rejected)
 }
 
-/// The trace of a span, for receipts.
-pub(super) fn id(span: &Context) -> Option<String> {
-    context::trace_id(span)
-}
-
 impl Pipeline {
     /// The `process` span of a job: if its trace is sampled, or if it `failed`.
-    pub(super) fn process_span(&self, delivery: &Delivery, job: &Job, state: Option<State>) -> Option<Context> {
+    pub(super) fn process_span(&self, pulled: &Pulled, job: &Job, state: Option<State>) -> Option<Context> {
         let failure = state.filter(|state| is_failure(*state));
-        let sampled = context::sampled(delivery.headers());
-        let kept = job.attempt > 1 || delivery.delivered > 1 || failure.is_some();
+        let sampled = context::sampled(pulled.headers());
+        let kept = job.attempt > 1 || pulled.tries > 1 || failure.is_some();
         if sampled.is_none() && !kept {
             return None;
         }
         let parent = sampled
-            .or_else(|| context::remote(delivery.headers()))
+            .or_else(|| context::remote(pulled.headers()))
             .unwrap_or_default();
         let tracer = &self.telemetry.tracer;
-        let waited = delivery
-            .pulled_at
-            .duration_since(job.accepted_at)
-            .as_secs_f64()
-            .max(0.0);
+        let waited = pulled.pulled_at.duration_since(job.accepted_at).as_secs_f64().max(0.0);
         let mut attributes = vec![
             KeyValue::new("messaging.system", "nats"),
             KeyValue::new("messaging.operation.name", "process"),
             KeyValue::new("messaging.operation.type", "process"),
-            KeyValue::new("messaging.destination.name", delivery.subject().to_string()),
+            KeyValue::new("messaging.destination.name", pulled.subject().to_string()),
             KeyValue::new("messaging.destination.template", NOTIFY_TEMPLATE),
             KeyValue::new("messaging.message.id", job.id.to_string()),
-            KeyValue::new("messaging.nats.stream.sequence", delivery.sequence.cast_signed()),
-            KeyValue::new("messaging.nats.delivery_count", delivery.delivered),
+            KeyValue::new("messaging.nats.stream.sequence", pulled.sequence.cast_signed()),
+            KeyValue::new("messaging.nats.delivery_count", pulled.tries),
             KeyValue::new("peal.notification.id", job.notification.to_string()),
             KeyValue::new("peal.app", job.app.to_string()),
             KeyValue::new("peal.attempt", i64::from(job.attempt)),
@@ -81,7 +69,7 @@ impl Pipeline {
         let mut builder = tracer
             .span_builder(format!("process {NOTIFY_TEMPLATE}"))
             .with_kind(SpanKind::Consumer)
-            .with_start_time(SystemTime::from(delivery.pulled_at))
+            .with_start_time(SystemTime::from(pulled.pulled_at))
             .with_attributes(attributes);
         if creation.is_valid() {
             builder = builder.with_links(vec![Link::new(creation, Vec::new(), 0)]);
@@ -95,24 +83,24 @@ impl Pipeline {
     }
 
     /// The CLIENT span of one provider request.
-    pub(super) fn attempt_span(&self, process: &Context, job: &Job, one: &OneTried, state: State) {
-        let template = match one.address.provider {
+    pub(super) fn attempt_span(&self, process: &Context, job: &Job, attempt: &AddressAttempt, state: State) {
+        let template = match attempt.address.provider {
             Provider::Apns => "POST /3/device/{token}",
             Provider::Fcm => "POST /v1/projects/{project}/messages:send",
         };
-        let (host, port) = one
+        let (host, port) = attempt
             .attempted
             .endpoint
             .rsplit_once(':')
-            .unwrap_or((&one.attempted.endpoint, ""));
+            .unwrap_or((&attempt.attempted.endpoint, ""));
         let mut attributes = vec![
             KeyValue::new("http.request.method", "POST"),
             KeyValue::new("url.template", template.trim_start_matches("POST ")),
             KeyValue::new("server.address", host.to_owned()),
-            KeyValue::new("peal.provider", one.address.provider.as_str()),
-            KeyValue::new("peal.address.id", one.address.id.to_string()),
-            KeyValue::new("peal.delivery.id", job.delivery(one.address.id).to_string()),
-            KeyValue::new("peal.outcome", name(&one.attempted.outcome)),
+            KeyValue::new("peal.provider", attempt.address.provider.as_str()),
+            KeyValue::new("peal.address.id", attempt.address.id.to_string()),
+            KeyValue::new("peal.delivery.id", job.delivery(attempt.address.id).to_string()),
+            KeyValue::new("peal.outcome", attempt.attempted.outcome.as_str()),
             KeyValue::new("peal.state", state.as_str()),
         ];
         if let Ok(port) = port.parse::<i64>() {
@@ -121,25 +109,25 @@ impl Pipeline {
         if job.attempt > 1 {
             attributes.push(KeyValue::new("http.request.resend_count", i64::from(job.attempt - 1)));
         }
-        if let Some(status) = one.attempted.status {
+        if let Some(status) = attempt.attempted.status {
             attributes.push(KeyValue::new("http.response.status_code", i64::from(status)));
         }
         let tracer = &self.telemetry.tracer;
         let mut span = tracer
             .span_builder(template)
             .with_kind(SpanKind::Client)
-            .with_start_time(SystemTime::from(one.started_at))
+            .with_start_time(SystemTime::from(attempt.started_at))
             .with_attributes(attributes)
             .start_with_context(tracer, process);
         if state != State::Delivered {
-            let error = one
-                .attempted
-                .status
-                .map_or_else(|| name(&one.attempted.outcome).to_owned(), |status| status.to_string());
+            let error = attempt.attempted.status.map_or_else(
+                || attempt.attempted.outcome.as_str().to_owned(),
+                |status| status.to_string(),
+            );
             span.set_attribute(KeyValue::new("error.type", error));
             span.set_status(Status::error(state.as_str()));
         }
-        span.end_with_timestamp(one.ended_at.into());
+        span.end_with_timestamp(attempt.ended_at.into());
     }
 }
 

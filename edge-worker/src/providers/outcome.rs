@@ -64,6 +64,20 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// The outcome's name in metrics and spans.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Accepted { .. } => "accepted",
+            Self::RetryLater { .. } => "retry_later",
+            Self::AddressGone { .. } => "address_gone",
+            Self::Rejected { .. } => "rejected",
+            Self::Ambiguous { .. } => "ambiguous",
+            Self::CredentialTrouble { .. } => "credential_trouble",
+            Self::EndpointTrouble { .. } => "endpoint_trouble",
+            Self::NotYet { .. } => "not_yet",
+        }
+    }
+
     /// Whether it counts against the attempts that a push has: not if the push is not to blame.
     pub const fn counts(&self) -> bool {
         !matches!(

@@ -1,0 +1,17 @@
+//! One attempt as the pipeline sees it.
+
+use jiff::Timestamp;
+use shared::recipient::Address;
+
+use crate::providers::Attempted;
+
+/// One attempt at one address of a recipient.
+#[derive(Debug)]
+pub(super) struct AddressAttempt {
+    pub(super) address: Address,
+    /// The revision of the address in the bucket of recipients.
+    pub(super) revision: u64,
+    pub(super) started_at: Timestamp,
+    pub(super) ended_at: Timestamp,
+    pub(super) attempted: Attempted,
+}

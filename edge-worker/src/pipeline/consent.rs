@@ -1,0 +1,38 @@
+//! Decides whether to send at all: is it still worth it, and does the recipient agree? Asked immediately before sending, so
+//! that a preference set a second ago counts.
+
+use shared::{channel::Class, receipt::State, recipient::Address};
+
+use super::{Pipeline, in_flight::ActiveJob, resolve::Addressed, settlement::Step};
+
+/// A job that is still wanted and that its recipient agrees to.
+#[derive(Debug)]
+pub(super) struct Agreed {
+    pub(super) active: ActiveJob,
+    /// Each with its revision in the bucket of recipients.
+    pub(super) addresses: Vec<(Address, u64)>,
+}
+
+impl Pipeline {
+    pub(super) fn consent(&self, addressed: Addressed) -> Step<Agreed> {
+        let Addressed {
+            active,
+            addresses,
+            preferences,
+        } = addressed;
+        let job = &active.job;
+        if job.is_expired(self.clock.now()) {
+            return Err(self.end(active, State::Expired, "expired"));
+        }
+        if self.cancelled.contains(job.notification) {
+            return Err(self.end(active, State::Cancelled, "cancelled"));
+        }
+        if !preferences.allows(job.channel, job.body.category.as_ref()) {
+            return Err(self.end(active, State::Suppressed, "opted_out"));
+        }
+        if job.class == Class::Bulk && self.freshness.stale(Class::Bulk).is_some() {
+            return Err(self.end(active, State::Suppressed, "stale_consent"));
+        }
+        Ok(Agreed { active, addresses })
+    }
+}

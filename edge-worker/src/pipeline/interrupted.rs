@@ -1,0 +1,53 @@
+//! Ends jobs whose worker was interrupted between recording the intent to send ([`super::intend`]) and recording the
+//! outcome: it is unknown whether they were sent, so a person decides.
+
+use std::time::Duration;
+
+use shared::receipt::{Receipt, State};
+
+use super::{
+    Pipeline,
+    dedupe::Fresh,
+    in_flight::ActiveJob,
+    letter::DeadLetter,
+    settlement::{Step, Stop, receipt},
+};
+use crate::ledger::History;
+
+/// Another worker may still wait for the provider's answer. This is longer than a provider's time-out.
+const ANSWER_DUE_AFTER: Duration = Duration::from_secs(15);
+
+/// A job of which no attempt was interrupted.
+#[derive(Debug)]
+pub(super) struct Clear {
+    pub(super) active: ActiveJob,
+    pub(super) history: History,
+}
+
+impl Pipeline {
+    /// Ends a job that was about to be sent when its worker was interrupted.
+    pub(super) async fn end_interrupted(&self, fresh: Fresh) -> Step<Clear> {
+        let Fresh { active, history } = fresh;
+        let in_doubt = history.in_doubt(active.job.attempt);
+        if in_doubt.is_empty() {
+            return Ok(Clear { active, history });
+        }
+        let ActiveJob { pulled, job, .. } = &active;
+        if pulled.tries < 2 {
+            return Err(Stop::GiveBack(active.pulled.into(), ANSWER_DUE_AFTER));
+        }
+        for address in &in_doubt {
+            let letter = DeadLetter::of(job, *address, "interrupted".into(), self);
+            if let Err(error) = letter.store(self, pulled).await {
+                tracing::warn!(%error, "dead letter could not be stored; the job is given back");
+                return Err(Stop::GiveBack(active.pulled.into(), Duration::from_secs(2)));
+            }
+        }
+        let receipt = Receipt {
+            reason: Some("interrupted".into()),
+            ..receipt(job, State::Unknown, self.clock.now())
+        };
+        let addresses = in_doubt.into_iter().map(Some).collect();
+        Err(self.end_at(active, addresses, &receipt))
+    }
+}

@@ -1,0 +1,34 @@
+//! Why a worker cannot start: whatever it cannot work without.
+
+use shared::{
+    nats::{connect::ConnectError, topology::ApplyError},
+    seal::SealError,
+};
+
+use crate::{cache, ledger, providers::BadTrust};
+
+/// Why a worker could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The mesh key is missing or malformed.
+    #[error("mesh_key: {0}")]
+    MeshKey(#[from] SealError),
+    /// A certificate or an endpoint of a provider cannot be used.
+    #[error("providers: {0}")]
+    Trust(#[from] BadTrust),
+    /// The folder of cache and ledger, or the address to listen on, cannot be used. Names the setting.
+    #[error("{0}: {1}")]
+    Io(&'static str, std::io::Error),
+    /// NATS cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The server does not let this process read the streams' configuration.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The cache cannot be opened.
+    #[error(transparent)]
+    Cache(#[from] cache::StoreError),
+    /// The ledger cannot be opened.
+    #[error(transparent)]
+    Ledger(#[from] ledger::StoreError),
+}
