@@ -7,7 +7,7 @@ use std::{path::Path, time::Duration};
 use serde_json::{Value, json};
 use testbed::{
     audit::Audit,
-    faults::{Between, Trouble},
+    links::{Between, Trouble},
     nats,
     peal::{Links, Peal, Plan},
     providers::{Answer, RetryAfter, Rule, now_s},
@@ -137,7 +137,7 @@ async fn neighbours_work_for_a_region_whose_workers_are_gone() {
     peal.region_mut("eu").workers[0].restart(&program).unwrap();
     send_until_by(&peal, "home-again", None).await;
     assert_settled(&peal).await;
-    assert_eq!(peal.apns.stats().duplicates, 0);
+    assert_eq!(peal.simulators.apns.stats().duplicates, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,7 +159,7 @@ async fn neighbours_send_what_a_region_cannot() {
     ways_out().for_each(|link| link.set(&Trouble::None).unwrap());
     send_until_by(&peal, "a-way-out", None).await;
     assert_settled(&peal).await;
-    assert_eq!(peal.apns.stats().duplicates, 0);
+    assert_eq!(peal.simulators.apns.stats().duplicates, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,9 +247,9 @@ async fn all_workers_show_apple_one_provider_token_also_when_cut_off_or_started_
         worker.wait_ready(&http).await.unwrap();
     }
     deliver(&peal, "cut-off").await;
-    let tokens = peal.apns.provider_tokens();
+    let tokens = peal.simulators.apns.provider_tokens();
     assert!((1..=1 + slot() - before).contains(&tokens), "{tokens} provider tokens");
-    assert_eq!(peal.apns.stats().delivered, 2 * 2 * 4 * 20);
+    assert_eq!(peal.simulators.apns.stats().delivered, 2 * 2 * 4 * 20);
 }
 
 /// Whether any file below `folder` has these bytes.
@@ -331,7 +331,11 @@ async fn who_moves_takes_everything_along_and_misses_nothing() {
     wait_cached(&peal, "eu", 4.0).await;
     // A retry of this waits in eu while ann moves.
     let busy = Answer::reason("ServiceUnavailable");
-    peal.apns.script().add(Rule::token("a1").times(1).answer(busy)).unwrap();
+    peal.simulators
+        .apns
+        .script()
+        .add(Rule::token("a1").times(1).answer(busy))
+        .unwrap();
     let parked = send(&peal, "eu", "parked", &["ann"]).await;
     ended(&peal, "eu", &parked, 1).await;
     let ((), moved) = tokio::join!(
@@ -365,13 +369,16 @@ async fn who_moves_takes_everything_along_and_misses_nothing() {
     let deliveries = ended(&peal, "us", offer["notification_id"].as_str().unwrap(), 1).await;
     assert_eq!(deliveries[0]["reason"], "opted_out", "what was agreed to moved along");
     assert_settled(&peal).await;
-    let delivered = peal.apns.stats().delivered + peal.fcm.stats().delivered;
+    let delivered = peal.simulators.apns.stats().delivered + peal.simulators.fcm.stats().delivered;
     assert_eq!(
         delivered,
         2 * 42,
         "each of 42 notifications once to each of two devices"
     );
-    assert_eq!(peal.apns.stats().duplicates + peal.fcm.stats().duplicates, 0);
+    assert_eq!(
+        peal.simulators.apns.stats().duplicates + peal.simulators.fcm.stats().duplicates,
+        0
+    );
 }
 
 /// The tokens of the addresses that a recipient has, as `region` tells: their ids.
@@ -535,12 +542,20 @@ async fn a_token_that_died_in_one_region_is_dead_in_all() {
     wait_reached(&peal, "eu", "ann", 2).await;
     // What bob is sent waits for a second attempt while the tokens die in eu.
     let busy = Answer::reason("ServiceUnavailable").retry_after(RetryAfter::Seconds(12));
-    peal.apns.script().add(Rule::always().times(2).answer(busy)).unwrap();
+    peal.simulators
+        .apns
+        .script()
+        .add(Rule::always().times(2).answer(busy))
+        .unwrap();
     let waiting = send(&peal, "us", "waiting", &["bob"]).await;
     wait_parked(&peal, "us", &waiting, 2).await;
     let gone = Answer::reason("Unregistered");
-    peal.apns.script().clear();
-    peal.apns.script().add(Rule::always().times(2).answer(gone)).unwrap();
+    peal.simulators.apns.script().clear();
+    peal.simulators
+        .apns
+        .script()
+        .add(Rule::always().times(2).answer(gone))
+        .unwrap();
     let id = send(&peal, "eu", "dead", &["ann"]).await;
     for delivery in ended(&peal, "eu", &id, 2).await {
         assert_eq!(delivery["reason"], "Unregistered", "{delivery}");
@@ -550,7 +565,7 @@ async fn a_token_that_died_in_one_region_is_dead_in_all() {
     let alive = register_device(&peal, "us", "bob", &tokens[1]).await;
     set_ways(&peal, &Trouble::None);
     wait_addresses(&peal, "us", "bob", &[&alive]).await;
-    let asked = peal.apns.log().requests_for(&tokens[0]).len();
+    let asked = peal.simulators.apns.log().requests_for(&tokens[0]).len();
     for delivery in ended(&peal, "us", &waiting, 2).await {
         let (state, reason) = if delivery["address_id"] == alive.as_str() {
             ("delivered", Value::Null)
@@ -564,7 +579,7 @@ async fn a_token_that_died_in_one_region_is_dead_in_all() {
         );
     }
     assert_eq!(
-        peal.apns.log().requests_for(&tokens[0]).len(),
+        peal.simulators.apns.log().requests_for(&tokens[0]).len(),
         asked,
         "Apple is not asked again"
     );
@@ -619,7 +634,14 @@ async fn wait_granted(peal: &Peal, region: &str, wanted: impl Fn(f64) -> bool) -
 
 /// The most pushes that FCM took within any `seconds`.
 fn most_within(peal: &Peal, seconds: i64) -> usize {
-    let mut times: Vec<i64> = peal.fcm.log().pushes().iter().map(|push| push.at_ms).collect();
+    let mut times: Vec<i64> = peal
+        .simulators
+        .fcm
+        .log()
+        .pushes()
+        .iter()
+        .map(|push| push.at_ms)
+        .collect();
     times.sort_unstable();
     let within = |(first, begin): (usize, &i64)| times[first..].partition_point(|at| at - begin < seconds * 1000);
     times.iter().enumerate().map(within).max().unwrap_or(0)

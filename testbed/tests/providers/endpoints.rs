@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use edge_worker::providers::{EndpointSettings, EndpointState, Why};
-use testbed::faults::{Proxy, Trouble};
+use testbed::links::{Proxy, Trouble};
 
 use super::*;
 
