@@ -1,11 +1,13 @@
-//! What Peal is tried with: real nats-servers, provider simulators, a whole mesh in processes, the demo, the benchmark
-//! and the end-to-end tests. Nothing of it is shipped.
+//! What Peal is tested with: real nats-servers, provider simulators, a whole mesh of processes, the demo, the fault
+//! scenarios, the benchmark and the end-to-end tests. None of it is shipped.
 
+mod app;
 pub mod audit;
 pub mod bench;
 pub mod child;
 pub mod demo;
 pub mod faults;
+pub mod links;
 pub mod nats;
 pub mod network;
 pub mod peal;

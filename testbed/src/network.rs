@@ -1,6 +1,6 @@
-//! Network namespaces: a mesh whose parties meet on one bridge only, and from which no road leads outside.
+//! Network namespaces: a mesh whose parties are connected by one bridge, without a route to the outside.
 //!
-//! A namespace has no name: it lives as long as somebody holds it, so a run that is killed leaves nothing behind.
+//! A namespace has no name. It exists only while a process holds it, so a run that is killed leaves nothing behind.
 
 use std::{
     collections::BTreeMap,
@@ -16,34 +16,39 @@ use anyhow::{Context, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::runtime::Handle;
 
-use crate::faults::Wire;
-
-/// Where parties can be, the providers first; certificates name all of them.
+/// The addresses of parties, the providers' first. Certificates name all of them.
 pub fn addresses() -> impl Iterator<Item = Ipv4Addr> {
     (Ipv4Addr::new(10, 77, 0, 2).to_bits()..)
         .take(30)
         .map(Ipv4Addr::from_bits)
 }
 
-/// Where the testbed itself is.
-const LOAD: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// The address of the testbed itself, where the load comes from.
+const LOAD_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
 /// The testbed's own end of its cable.
 const LOAD_DEVICE: &str = "load";
 
-/// Everybody else's.
+/// Every other party's end of its cable.
 pub(crate) const DEVICE: &str = "eth0";
 
-/// Puts the whole process into a network of its own, without a way out. Only before it has a second thread.
+/// The party that is the hub's nats-server.
+pub(crate) const HUB: &str = "hub";
+
+/// The party with the simulators of all providers.
+pub(crate) const PROVIDER: &str = "provider";
+
+/// Moves the process into a network of its own, without a route to the outside. Call it while the process has only one
+/// thread, because it moves only the thread that calls.
 ///
 /// # Errors
-/// When this process may not.
+/// When this process lacks the permission.
 pub fn isolate() -> anyhow::Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET).context("a network namespace")?;
+    unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
     command("ip", &["link", "set", "lo", "up"])
 }
 
-/// Why this machine can make no networks; `None` if it can.
+/// Why this machine cannot make networks, or `None` if it can.
 pub fn obstacle() -> Option<String> {
     let tried = Place::new(Ipv4Addr::LOCALHOST).and_then(|place| {
         place.command("ip", &["link", "set", "lo", "up"])?;
@@ -53,10 +58,10 @@ pub fn obstacle() -> Option<String> {
     });
     tried
         .err()
-        .map(|error| format!("no network namespaces here: {error:#}"))
+        .map(|error| format!("no network namespaces on this machine: {error:#}"))
 }
 
-/// Where a party is: on this machine's own loopback, or in a namespace.
+/// Where a party runs: on this machine's own loopback, or in a namespace.
 #[derive(Debug, Clone)]
 pub struct Place {
     address: Ipv4Addr,
@@ -74,27 +79,28 @@ impl Default for Place {
 
 impl Place {
     fn new(address: Ipv4Addr) -> anyhow::Result<Self> {
-        let making = thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).context("a namespace")?;
+        let maker = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
             anyhow::Ok(File::open("/proc/thread-self/ns/net")?)
         });
-        let namespace = making.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let namespace = maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         Ok(Self {
             address,
             namespace: Some(Arc::new(namespace)),
         })
     }
 
-    /// Where its servers listen.
+    /// The address on which its servers listen.
     pub fn address(&self) -> Ipv4Addr {
         self.address
     }
 
-    /// Does `what` there, on a thread of its own: the processes it starts and the sockets it opens are there as long as they live.
+    /// Runs `action` there, on a thread of its own. Processes that it starts and sockets that it opens stay there for as long
+    /// as they exist.
     ///
     /// # Errors
     /// When the namespace cannot be entered.
-    pub fn run<T: Send>(&self, what: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
+    pub fn run<T: Send>(&self, action: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
         let runtime = Handle::try_current().ok();
         thread::scope(|scope| {
             let there = scope.spawn(|| {
@@ -102,18 +108,18 @@ impl Place {
                     setns(namespace, CloneFlags::CLONE_NEWNET).context("entering a namespace")?;
                 }
                 let _entered = runtime.as_ref().map(Handle::enter);
-                Ok(what())
+                Ok(action())
             });
             there.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
-    /// Runs a program there to its end.
+    /// Runs a program there and waits until it ends.
     pub(crate) fn command(&self, program: &str, arguments: &[&str]) -> anyhow::Result<()> {
         self.run(|| command(program, arguments))?
     }
 
-    /// What `ip` calls it.
+    /// The namespace as `ip` addresses it, or `None` on the machine's own loopback.
     fn path(&self) -> Option<String> {
         let file = self.namespace.as_ref()?;
         Some(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
@@ -129,10 +135,10 @@ pub struct Network {
 }
 
 impl Network {
-    /// For a process that is isolated.
+    /// Makes the network. The process must have called [`isolate`] before.
     ///
     /// # Errors
-    /// When this process may not, or has no `ip`.
+    /// When this process lacks the permission, or `ip` is not installed.
     pub fn new(regions: &[String]) -> anyhow::Result<Self> {
         let mut network = Self {
             switch: Place::new(Ipv4Addr::UNSPECIFIED)?,
@@ -143,17 +149,17 @@ impl Network {
             .command("ip", &["link", "add", "bridge", "type", "bridge"])?;
         network.switch.command("ip", &["link", "set", "bridge", "up"])?;
         let here = Place {
-            address: LOAD,
+            address: LOAD_ADDRESS,
             namespace: None,
         };
         network.plug("testbed", LOAD_DEVICE, &here)?;
-        let names = ["provider".to_owned(), "hub".to_owned()].into_iter();
+        let names = [PROVIDER.to_owned(), HUB.to_owned()].into_iter();
         let names = names.chain(regions.iter().flat_map(|name| [nats(name), edge(name)]));
         for (address, name) in addresses().zip(names) {
             let place = Place::new(address)?;
             network.plug(&name, DEVICE, &place)?;
-            if name == "hub" || regions.iter().any(|region| name == nats(region)) {
-                // As deploy/README.md says.
+            if name == HUB || regions.iter().any(|region| name == nats(region)) {
+                // As deploy/README.md recommends for the hosts of nats-servers.
                 place.run(|| fs::write("/proc/sys/net/ipv4/tcp_retries2", "3"))??;
             }
             network.parties.insert(name, place);
@@ -161,7 +167,7 @@ impl Network {
         Ok(network)
     }
 
-    /// A cable from the bridge to a party; the bridge's end has the party's name.
+    /// Connects a party to the bridge by a cable. The bridge's end has the party's name.
     fn plug(&self, name: &str, device: &str, place: &Place) -> anyhow::Result<()> {
         command("ip", &["link", "add", device, "type", "veth", "peer", "name", name])?;
         let switch = self.switch.path().context("a namespace")?;
@@ -177,7 +183,7 @@ impl Network {
         place.command("ip", &["link", "set", device, "up"])
     }
 
-    /// Where a party is: `hub`, `provider`, or one that [`nats`] or [`edge`] names.
+    /// Where a party is: [`HUB`], [`PROVIDER`], or one that [`nats`] or [`edge`] names.
     ///
     /// # Panics
     /// When there is no such party.
@@ -185,20 +191,15 @@ impl Network {
         self.parties.get(party).expect("a party of the network")
     }
 
-    /// What carries packets between two parties, for trouble at the end of the first.
-    pub fn wire(&self, from: &str, to: &str) -> Wire {
-        Wire::new(
-            self.place(from).clone(),
-            self.place(to).address,
-            self.switch.clone(),
-            from,
-        )
+    /// Where the bridge is, with one end of each party's cable.
+    pub(crate) fn switch(&self) -> &Place {
+        &self.switch
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
-        // All other ends are in namespaces that end with those who use them.
+        // All other ends are in namespaces, which end with the processes in them.
         if let Err(error) = command("ip", &["link", "delete", LOAD_DEVICE]) {
             eprintln!("the testbed's network may still be there: {error:#}");
         }

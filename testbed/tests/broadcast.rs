@@ -104,12 +104,12 @@ fn slow(peal: &Peal) {
     let rule = Rule::always()
         .delay(Duration::from_millis(200))
         .answer(Answer::accept());
-    peal.apns.script().add(rule).unwrap();
+    peal.simulators.apns.script().add(rule).unwrap();
 }
 
 async fn until_delivered(peal: &Peal, pushes: u64) {
     let deadline = Instant::now() + PATIENCE;
-    while peal.apns.stats().delivered < pushes {
+    while peal.simulators.apns.stats().delivered < pushes {
         assert!(Instant::now() < deadline, "{}", peal.complaints());
         sleep(Duration::from_millis(5)).await;
     }
@@ -170,9 +170,14 @@ async fn members_of_all_regions_are_reached_once_if_they_agree() {
         .await
         .unwrap();
     let gone = Answer::reason("Unregistered").timestamp_ms(1000 * (now_s() + 1));
-    peal.apns.script().add(Rule::token(&token(2)).answer(gone)).unwrap();
+    peal.simulators
+        .apns
+        .script()
+        .add(Rule::token(&token(2)).answer(gone))
+        .unwrap();
     let later = Answer::reason("ServiceUnavailable");
-    peal.apns
+    peal.simulators
+        .apns
         .script()
         .add(Rule::token(&token(3)).times(1).answer(later))
         .unwrap();
@@ -218,15 +223,15 @@ async fn members_of_all_regions_are_reached_once_if_they_agree() {
     let expected = [("delivered", delivered + 1), ("rejected", 1), ("suppressed", 2)];
     let expected = expected.map(|(state, count)| (state.to_owned(), count)).into();
     assert_eq!(by_state(&done), expected);
-    assert_eq!(peal.apns.stats().delivered, delivered);
-    assert_eq!(peal.fcm.stats().delivered, 1);
+    assert_eq!(peal.simulators.apns.stats().delivered, delivered);
+    assert_eq!(peal.simulators.fcm.stats().delivered, 1);
 
     assert!(!have_travelled(&peal).await, "receipts of members stay where they are");
 
     // The same event again is nothing new.
     broadcast(&peal, "first").await;
     assert_settled(&peal, 2 * MEMBERS).await;
-    assert_eq!(peal.apns.stats().delivered, delivered);
+    assert_eq!(peal.simulators.apns.stats().delivered, delivered);
     // And a service may publish as well.
     let client = peal.connect_as_service("us").await.unwrap();
     let body = json!({ "event_id": "by-nats", "topic": "news", "push": { "title": "Hi" } });
@@ -244,7 +249,7 @@ async fn members_of_all_regions_are_reached_once_if_they_agree() {
         sleep(Duration::from_millis(50)).await;
     }
     assert_settled(&peal, 3 * MEMBERS + 2).await;
-    assert_eq!(peal.apns.stats().duplicates, 0);
+    assert_eq!(peal.simulators.apns.stats().duplicates, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,7 +267,7 @@ async fn nobody_is_lost_when_a_worker_is_killed_half_way() {
     assert_eq!(done["jobs"], 2 * MEMBERS as u64, "{done}");
     assert_eq!(by_state(&done), [("delivered".to_owned(), 2 * MEMBERS as u64)].into());
     assert_settled(&peal, 2 * MEMBERS).await;
-    let stats = peal.apns.stats();
+    let stats = peal.simulators.apns.stats();
     assert_eq!(
         stats.delivered - stats.duplicates,
         2 * MEMBERS as u64,
@@ -300,10 +305,10 @@ async fn who_moves_half_way_is_sent_it_once() {
         let moved = peal.expect("PUT", from, &path, Some(&home)).await.unwrap();
         assert_eq!(moved["home"], to);
     }
-    assert!(peal.apns.stats().delivered < 1800, "too late");
+    assert!(peal.simulators.apns.stats().delivered < 1800, "too late");
     let done = status(&peal, &path, is_done).await;
     assert_settled(&peal, 2 * MEMBERS + 1).await;
-    let stats = peal.apns.stats();
+    let stats = peal.simulators.apns.stats();
     assert_eq!(
         (stats.delivered, stats.duplicates),
         (2 * MEMBERS as u64 + 1, 0),
@@ -326,7 +331,7 @@ async fn a_broadcast_is_withdrawn_half_way() {
     let ends = by_state(&done);
     assert_eq!(ends.values().sum::<u64>(), 2 * MEMBERS as u64, "{ends:?}");
     assert!(ends["cancelled"] > 0 && ends["delivered"] >= 200, "{ends:?}");
-    assert_eq!(peal.apns.stats().delivered, ends["delivered"]);
+    assert_eq!(peal.simulators.apns.stats().delivered, ends["delivered"]);
     assert_settled(&peal, 2 * MEMBERS).await;
     let nothing = format!("/v1/notifications/{}", uuid::Uuid::nil());
     assert_eq!(peal.ask("DELETE", "eu", &nothing, None).await.unwrap().0, 404);

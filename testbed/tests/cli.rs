@@ -192,7 +192,7 @@ async fn what_is_lost_contradicted_or_alone_is_named() {
     let eu: Region = "eu".parse().unwrap();
     let js = connect::jetstream(peal.connect("eu").await.unwrap());
     send(&peal, "fine", "ann").await;
-    assert!(peal.apns.log().wait_delivered(1, PATIENCE).await);
+    assert!(peal.simulators.apns.log().wait_delivered(1, PATIENCE).await);
 
     // A job is removed before a worker takes it.
     let worker = &mut peal.region_mut("eu").workers[0];
@@ -240,7 +240,11 @@ async fn what_is_lost_contradicted_or_alone_is_named() {
         reason: Some("InternalServerError".into()),
         ..Answer::default()
     };
-    peal.apns.script().add(Rule::token("aaaa").answer(refused)).unwrap();
+    peal.simulators
+        .apns
+        .script()
+        .add(Rule::token("aaaa").answer(refused))
+        .unwrap();
     let (program_path, http) = (peal.program(), peal.http.clone());
     let worker = &mut peal.region_mut("eu").workers[0];
     worker.restart(&program_path).unwrap();

@@ -111,7 +111,7 @@ async fn send(peal: Arc<Mutex<Peal>>, a_request: usize, sent: Arc<std::sync::ato
 async fn check(peal: &Peal, most_doubled: usize) {
     let audit = Audit::read_settled(peal, Duration::from_mins(2)).await.unwrap();
     let equation = audit.equation();
-    let stats = peal.apns.stats();
+    let stats = peal.simulators.apns.stats();
     eprintln!(
         "{equation}; repeated {}; doubled {}",
         audit.report.repeated, stats.duplicates

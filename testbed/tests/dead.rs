@@ -73,7 +73,7 @@ async fn developers_are_told_of_dead_letters_until_they_take_it() {
     let peal = Peal::start(plan).await.unwrap();
     peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
     let refuse = Rule::always().answer(Answer::reason("InternalServerError"));
-    peal.apns.script().add(refuse).unwrap();
+    peal.simulators.apns.script().add(refuse).unwrap();
     for event in ["e0", "e1", "e2"] {
         let notification = send(&peal, event, "ann").await;
         settled(&peal, &notification, "dead").await;
@@ -156,7 +156,7 @@ async fn trouble_with_the_credential_and_attempts_before_a_replay_do_not_use_att
     // The first is the credential's, two use the attempts up, and one is not enough after the replay.
     for (times, reason) in [(1, "InvalidProviderToken"), (3, "InternalServerError")] {
         let refuse = Rule::always().times(times).answer(Answer::reason(reason));
-        peal.apns.script().add(refuse).unwrap();
+        peal.simulators.apns.script().add(refuse).unwrap();
     }
     let notification = send(&peal, "e0", "ann").await;
     let last = |delivery: Value| delivery["attempts"].as_array().unwrap().last().unwrap()["attempt"].clone();
@@ -177,7 +177,8 @@ async fn a_dead_letter_is_listed_replayed_and_deleted_from_any_region() {
     let peal = Peal::start(plan).await.unwrap();
     peal.register("ann", "us", &[("apns", "aaaa")]).await.unwrap();
     peal.wait_known("eu", "ann").await.unwrap();
-    peal.apns
+    peal.simulators
+        .apns
         .script()
         .add(Rule::always().answer(Answer::reason("InternalServerError")))
         .unwrap();
@@ -187,7 +188,7 @@ async fn a_dead_letter_is_listed_replayed_and_deleted_from_any_region() {
         settled(&peal, &notification, "dead").await;
         sent.push(notification);
     }
-    peal.apns.script().clear();
+    peal.simulators.apns.script().clear();
 
     let all = letters(&peal, "eu", "").await;
     assert_eq!(all.len(), 3, "{all:?}");
@@ -231,7 +232,7 @@ async fn a_dead_letter_is_listed_replayed_and_deleted_from_any_region() {
     assert_eq!(replayed.unwrap(), json!({ "replayed": 1 }));
     let delivery = settled(&peal, &sent[0], "delivered").await;
     assert_eq!(delivery["attempts"].as_array().unwrap().len(), 2, "{delivery}");
-    let pushes = peal.apns.log().requests_for("aaaa");
+    let pushes = peal.simulators.apns.log().requests_for("aaaa");
     assert_eq!(pushes[0].id, pushes.last().unwrap().id, "the same delivery");
     assert_eq!(peal.ask("GET", "eu", &path(first), None).await.unwrap().0, 404);
 
@@ -244,7 +245,13 @@ async fn a_dead_letter_is_listed_replayed_and_deleted_from_any_region() {
     assert_eq!(replayed.unwrap(), json!({ "replayed": 1, "more": false }));
     settled(&peal, &sent[2], "delivered").await;
     assert!(letters(&peal, "eu", "").await.is_empty());
-    assert_eq!((peal.apns.stats().delivered, peal.apns.stats().duplicates), (2, 0));
+    assert_eq!(
+        (
+            peal.simulators.apns.stats().delivered,
+            peal.simulators.apns.stats().duplicates
+        ),
+        (2, 0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -263,16 +270,16 @@ async fn an_app_that_holds_is_never_sent_twice() {
 
     // Taken, but the answer is lost.
     let lost = Rule::token("bbbb").answer(Answer::close().delivered(true));
-    peal.apns.script().add(lost).unwrap();
+    peal.simulators.apns.script().add(lost).unwrap();
     let doubtful = send(&peal, "doubtful", "bob").await;
     let delivery = settled(&peal, &doubtful, "unknown").await;
     assert_eq!(delivery["reason"], "connection_lost", "{delivery}");
 
     // Taken, and the worker dies before the answer comes.
     let slow = Rule::token("eeee").answer(Answer::black_hole().delivered(true));
-    peal.apns.script().add(slow).unwrap();
+    peal.simulators.apns.script().add(slow).unwrap();
     let interrupted = send(&peal, "interrupted", "eve").await;
-    while peal.apns.log().requests_for("eeee").is_empty() {
+    while peal.simulators.apns.log().requests_for("eeee").is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let program = peal.program();
@@ -284,7 +291,7 @@ async fn an_app_that_holds_is_never_sent_twice() {
     assert_eq!(delivery["reason"], "interrupted", "{delivery}");
 
     for (_, token) in devices {
-        assert_eq!(peal.apns.log().requests_for(token).len(), 1, "{token}");
+        assert_eq!(peal.simulators.apns.log().requests_for(token).len(), 1, "{token}");
     }
     let mut listed = letters(&peal, "us", "").await;
     listed.sort_by_key(|letter| letter["event_id"].to_string());
@@ -292,7 +299,7 @@ async fn an_app_that_holds_is_never_sent_twice() {
     assert_eq!(events, ["doubtful", "interrupted"]);
 
     // A person decides.
-    peal.apns.script().clear();
+    peal.simulators.apns.script().clear();
     let path = format!("/v1/dead-letters/{}/replay", listed[0]["id"].as_str().unwrap());
     peal.expect("POST", "us", &path, None).await.unwrap();
     settled(&peal, &doubtful, "delivered").await;

@@ -46,7 +46,13 @@ async fn what_is_done_is_trimmed_and_later_work_is_delivered() {
     let peal = Peal::start(plan).await.unwrap();
     peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
     send(&peal, "ann", 0..100).await;
-    assert!(peal.apns.log().wait_delivered(100, Duration::from_secs(20)).await);
+    assert!(
+        peal.simulators
+            .apns
+            .log()
+            .wait_delivered(100, Duration::from_secs(20))
+            .await
+    );
     // The janitor looks every half minute.
     for round in 0..60 {
         let left = stored(&peal).await;
@@ -58,12 +64,22 @@ async fn what_is_done_is_trimmed_and_later_work_is_delivered() {
     }
     send(&peal, "ann", 100..200).await;
     assert!(
-        peal.apns.log().wait_delivered(200, Duration::from_secs(20)).await,
+        peal.simulators
+            .apns
+            .log()
+            .wait_delivered(200, Duration::from_secs(20))
+            .await,
         "{}",
         peal.complaints()
     );
     // What was trimmed is remembered by the ledger all the same.
     send(&peal, "ann", 0..100).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!((peal.apns.stats().delivered, peal.apns.stats().duplicates), (200, 0));
+    assert_eq!(
+        (
+            peal.simulators.apns.stats().delivered,
+            peal.simulators.apns.stats().duplicates
+        ),
+        (200, 0)
+    );
 }

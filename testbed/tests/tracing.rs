@@ -103,7 +103,8 @@ async fn unsampled_is_not_traced_unless_it_fails_and_attempts_share_a_parent() {
     let (sink, peal) = start(0.0).await;
     peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
     peal.register("eve", "eu", &[("apns", "eeee")]).await.unwrap();
-    peal.apns
+    peal.simulators
+        .apns
         .script()
         .add(
             Rule::token("eeee")

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use shared::channel::Provider;
+use shared::provider::Provider;
 use tokio::time::Instant;
 
 use super::{Attempted, Outcome};

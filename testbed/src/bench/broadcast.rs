@@ -82,7 +82,7 @@ pub(super) async fn measure(
     machine.probe().await?;
     let mut sender = vec![send_raw(&program, &peal, scale).await?];
 
-    let log = peal.apns.log();
+    let log = peal.simulators.apns.log();
     log.clear();
     let before: Vec<u64> = workers(&peal).map(memory_of).collect();
     let (sent_before, received_before) = between_regions(&peal).await?;
@@ -140,7 +140,7 @@ fn workers(peal: &Peal) -> impl Iterator<Item = u32> {
 
 /// Waits until so many pushes have arrived: the most memory that each worker had meanwhile.
 async fn watch(peal: &Peal, pushes: u64) -> anyhow::Result<Vec<u64>> {
-    let log = peal.apns.log();
+    let log = peal.simulators.apns.log();
     let mut most: Vec<u64> = workers(peal).map(|_| 0).collect();
     let (mut arrived, mut since) = (0, Instant::now());
     while arrived < pushes {

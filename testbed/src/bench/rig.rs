@@ -57,9 +57,9 @@ pub(super) fn target(peal: &Peal) -> anyhow::Result<Target> {
         nats: peal.nats.region(sample::REGION).nats_of_test()?,
         gateway: gateway.trim_start_matches("http://").parse()?,
         key: peal.key.clone(),
-        apns: peal.apns.addr().port(),
-        ca_pem: peal.apns.ca_pem().to_owned(),
-        provider_token: peal.apns.key().provider_token(now_s())?,
+        apns: peal.simulators.apns.addr().port(),
+        ca_pem: peal.simulators.apns.ca_pem().to_owned(),
+        provider_token: peal.simulators.apns.key().provider_token(now_s())?,
     })
 }
 
@@ -131,7 +131,7 @@ impl Rig {
     /// # Errors
     /// When anything was lost or doubled.
     pub(super) async fn measure(&self, work: Work, lasts: Duration) -> anyhow::Result<Measured> {
-        let log = self.peal.apns.log();
+        let log = self.peal.simulators.apns.log();
         log.clear();
         if matches!(work, Work::JetStream | Work::PubAck { .. }) {
             load::prepare(&self.target.nats).await?;
@@ -167,7 +167,7 @@ impl Rig {
 
     /// Waits until `count` pushes have arrived, and insists that no more come and none came twice.
     pub(super) async fn expect(&self, count: u64) -> anyhow::Result<()> {
-        let log = self.peal.apns.log();
+        let log = self.peal.simulators.apns.log();
         let (mut arrived, mut since) = (log.delivered_count(), Instant::now());
         while arrived < count {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sends `count` notifications, each when the one before has arrived.
 pub(super) async fn measure(rig: &Rig, count: usize) -> anyhow::Result<Vec<u32>> {
-    let (log, clock, requests) = (rig.peal.apns.log(), Clock::system(), Requests::new());
+    let (log, clock, requests) = (rig.peal.simulators.apns.log(), Clock::system(), Requests::new());
     log.clear();
     let mut connection = rig.door()?.connect().await?;
     let mut latencies = Vec::with_capacity(count);

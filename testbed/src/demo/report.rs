@@ -12,7 +12,7 @@ use super::{
     say,
     scenes::{Expected, Scene},
 };
-use crate::{audit::Audit, network::Place, peal::Peal, process::Process, sink::Sink};
+use crate::{audit::Audit, network::Place, peal::Peal, process::Process, providers::Stats, sink::Sink};
 
 /// A web page for traces, if `otelite` is installed.
 #[derive(Debug)]
@@ -58,14 +58,10 @@ pub(super) fn parts(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result<()> 
             region.workers.len()
         )?;
     }
-    say!(
-        "  APNs         https://localhost:{} (simulator)",
-        peal.apns.addr().port()
-    )?;
-    say!(
-        "  FCM          https://localhost:{} (simulator)",
-        peal.fcm.addr().port()
-    )?;
+    for simulator in peal.simulators.all() {
+        let (name, port) = (simulator.name(), simulator.addr().port());
+        say!("  {name:<12} https://localhost:{port} (simulator)")?;
+    }
     match viewer {
         Some(viewer) => say!("  traces       {}", viewer.url)?,
         None => say!("  traces       shown below (install otelite to see them in a browser)")?,
@@ -161,21 +157,16 @@ pub(super) async fn wait_done(peal: &Peal, scene: &Scene, notification: &str) ->
 
 /// What the simulators saw, against what the receipts say.
 pub(super) fn simulators(peal: &Peal, audit: &Audit) -> anyhow::Result<Vec<String>> {
-    let (apns, fcm) = (peal.apns.stats(), peal.fcm.stats());
-    say!(
-        "The simulators: {} pushes reached devices, {} of them twice",
-        apns.delivered + fcm.delivered,
-        apns.duplicates + fcm.duplicates
-    )?;
+    let stats: Vec<Stats> = peal.simulators.all().map(|simulator| simulator.stats()).collect();
+    let arrived: u64 = stats.iter().map(|stats| stats.delivered).sum();
+    let repeated: u64 = stats.iter().map(|stats| stats.duplicates).sum();
+    say!("The simulators: {arrived} pushes reached devices, {repeated} of them twice")?;
     let delivered = audit.equation().by_state.get(&State::Delivered).copied().unwrap_or(0) as u64;
     let mut failures = Vec::new();
-    if apns.delivered + fcm.delivered != delivered {
-        failures.push(format!(
-            "receipts say {delivered} delivered, the simulators {}",
-            apns.delivered + fcm.delivered
-        ));
+    if arrived != delivered {
+        failures.push(format!("receipts say {delivered} delivered, the simulators {arrived}"));
     }
-    if apns.duplicates + fcm.duplicates > 0 {
+    if repeated > 0 {
         failures.push("a push was delivered twice".to_owned());
     }
     Ok(failures)

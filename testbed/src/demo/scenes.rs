@@ -82,8 +82,11 @@ pub(super) async fn register(peal: &Peal) -> anyhow::Result<()> {
     peal.register("erin", "us", &[("apns", ERIN_PHONE)]).await?;
     // Gone since after the registration: what was registered again since would stay.
     let gone = Answer::reason("Unregistered").timestamp_ms(1000 * (now_s() + 1));
-    peal.apns.script().add(Rule::token(DAVE_OLD_PHONE).answer(gone))?;
-    peal.apns.script().add(
+    peal.simulators
+        .apns
+        .script()
+        .add(Rule::token(DAVE_OLD_PHONE).answer(gone))?;
+    peal.simulators.apns.script().add(
         Rule::token(ERIN_PHONE)
             .times(1)
             .answer(Answer::reason("ServiceUnavailable")),

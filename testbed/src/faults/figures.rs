@@ -82,10 +82,9 @@ fn ways(peal: &Peal, callers: &Callers) -> anyhow::Result<Vec<(Millis, Millis)>>
     for sent in callers.sent().into_iter().filter(|sent| !is_stormy(sent.recipient)) {
         jobs.insert(callers.job(&sent)?.to_string(), sent);
     }
-    let pushes = peal.apns.log().delivered();
+    let pushes = peal.simulators.delivered();
     let mut ways: Vec<(Millis, Millis)> = pushes
-        .iter()
-        .filter_map(|push| Some((jobs.get(push.collapse_id.as_deref()?)?.at_ms, push.at_ms)))
+        .filter_map(|(simulator, push)| Some((jobs.get(&simulator.job_of(&push)?)?.at_ms, push.at_ms)))
         .collect();
     ways.sort_unstable_by_key(|(_, arrived)| *arrived);
     Ok(ways)
@@ -106,7 +105,8 @@ fn fresh_latency(peal: &Peal, ways: &[(Millis, Millis)], phases: &Phases) -> Tol
         Took::of(begun.map(|(begun, arrived)| seconds(arrived - begun)))
     };
     let (quiet, storm) = (took(0, phases.struck), took(phases.whole, phases.healed));
-    let refused = peal.apns.log().pushes().into_iter().filter(|push| !push.delivered);
+    let requests = peal.simulators.all().flat_map(|simulator| simulator.log().pushes());
+    let refused = requests.filter(|push| !push.delivered);
     let refused = refused.map(|push| push.at_ms);
     let retries = rate(refused.filter(|at| (phases.whole..phases.healed).contains(at)));
     Told::new(format!(
@@ -191,8 +191,8 @@ impl Load {
     async fn read(peal: &Peal, callers: &Callers) -> anyhow::Result<Self> {
         let stored = Audit::stored(peal).await?;
         let mut arrived: HashMap<String, Millis> = HashMap::new();
-        for push in peal.apns.log().delivered() {
-            if let Some(job) = push.collapse_id {
+        for (simulator, push) in peal.simulators.delivered() {
+            if let Some(job) = simulator.job_of(&push) {
                 arrived.entry(job).or_insert(push.at_ms);
             }
         }

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use shared::channel::Provider;
+use shared::provider::Provider;
 use tokio::time::{Duration, Instant, sleep};
 
 use super::load::{self, Callers, Recipient};
@@ -52,9 +52,10 @@ impl<'a> Isolation<'a> {
         let opted_out = json!({ "channels": { "push": false } });
         self.peal.expect("PUT", self.region, &path, Some(&opted_out)).await?;
         for person in [&self.keen, &self.weary, &self.distant] {
-            let token = &*person.devices[0].token;
+            let device = &person.devices[0];
+            let device = (device.provider.as_str(), &*device.token);
             self.peal
-                .register_at(self.region, &person.id, &person.home, &[("apns", token)])
+                .register_at(self.region, &person.id, &person.home, &[device])
                 .await?;
         }
 
@@ -123,6 +124,8 @@ impl<'a> Isolation<'a> {
     }
 
     fn has_heard(&self, person: &Recipient) -> bool {
-        !self.peal.apns.log().delivered_to(&person.devices[0].token).is_empty()
+        let device = &person.devices[0];
+        let simulator = self.peal.simulators.get(device.provider);
+        !simulator.log().delivered_to(&device.token).is_empty()
     }
 }

@@ -10,11 +10,11 @@ use shared::{
     receipt::State,
 };
 
-use super::{
-    damage::{File, How},
-    proxy::Trouble,
+use super::damage::{File, How};
+use crate::{
+    links::{Between, Trouble},
+    providers::{Answer, Rule},
 };
-use crate::providers::{Answer, Rule};
 
 /// Where the files are.
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/faults");
@@ -299,18 +299,6 @@ pub(super) enum Whom {
     Programs,
     /// Everyone in turn.
     All,
-}
-
-/// A kind of link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Between {
-    /// A region and the hub, and a helper and the region that it helps.
-    Regions,
-    /// A gateway or a worker and its nats-server.
-    Nats,
-    /// A worker and a provider.
-    Provider,
 }
 
 /// What a simulator may do to its clients.

@@ -8,7 +8,6 @@ use std::{
 
 use async_nats::jetstream::consumer::PullConsumer;
 use shared::{
-    channel::Provider,
     id::JobId,
     nats::{connect, topology},
     receipt::State,
@@ -23,7 +22,6 @@ use super::{
 use crate::{
     audit::{Audit, Deliveries},
     peal::Peal,
-    providers::Push,
 };
 
 /// A redelivery that doubles is only seen after it came, and the server waits half a minute for an acknowledgement.
@@ -159,18 +157,11 @@ async fn wait_quiet(peal: &Peal) -> anyhow::Result<(bool, Vec<String>)> {
 async fn count(peal: &Peal, callers: &Callers, audit: &Audit, (buried, trims): (usize, bool)) -> anyhow::Result<Count> {
     let deliveries = Audit::deliveries(peal).await?;
     let mut seen: HashMap<(String, String), usize> = HashMap::new();
-    let pushes = peal
-        .apns
-        .log()
-        .delivered()
-        .into_iter()
-        .chain(peal.fcm.log().delivered());
     let (mut ids, mut renamed) = (HashMap::new(), 0);
-    for push in pushes {
-        let key = (job_of(&push), push.token);
+    for (simulator, push) in peal.simulators.delivered() {
+        let key = (simulator.job_of(&push).unwrap_or_default(), push.token);
         *seen.entry(key.clone()).or_default() += 1;
-        // Google names a message anew each time.
-        if push.provider == Provider::Apns.as_str() {
+        if simulator.keeps_ids() {
             renamed += usize::from(*ids.entry(key).or_insert(push.id.clone()) != push.id);
         }
     }
@@ -239,15 +230,6 @@ async fn count(peal: &Peal, callers: &Callers, audit: &Audit, (buried, trims): (
     let wrong = if trims { 0 } else { equation.wrong };
     verdict.unexplained += invented + renamed + wrong + dead.abs_diff(buried);
     Ok(count)
-}
-
-/// What makes a second copy replace the first on a device is the job's id: a header to Apple, a tag in the body to Google.
-fn job_of(push: &Push) -> String {
-    let tag = || {
-        let body: serde_json::Value = serde_json::from_slice(&push.payload).ok()?;
-        Some(body.pointer("/message/android/notification/tag")?.as_str()?.to_owned())
-    };
-    push.collapse_id.clone().or_else(tag).unwrap_or_default()
 }
 
 fn final_state(deliveries: &Deliveries, key: &(JobId, Option<shared::id::AddressId>)) -> Option<State> {

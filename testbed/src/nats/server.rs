@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use super::{Key, Keys};
-use crate::{network::Place, peal::APP};
+use crate::{app::APP, network::Place};
 
 const HUB_CONF: &str = include_str!("../../../deploy/nats/hub.conf");
 const REGION_CONF: &str = include_str!("../../../deploy/nats/region.conf");

@@ -1,15 +1,16 @@
-//! The small HTTP port by which a running simulator program is watched and told what to do.
+//! The HTTP port by which running simulators are watched and controlled.
 //!
 //! | request | does |
 //! |---|---|
-//! | `GET /log` | the remembered pushes, `{"apns": [...], "fcm": [...]}` |
-//! | `DELETE /log` | forgets pushes and totals |
+//! | `GET /log` | the recorded pushes, `{"apns": [...], "fcm": [...]}` |
+//! | `DELETE /log` | discards recorded pushes and totals |
 //! | `GET /stats` | the totals, `{"apns": {...}, "fcm": {...}}` |
-//! | `GET /script`, `PUT /script` | the scripts, `{"apns": {...}, "fcm": {...}}`; one that is left out stays |
+//! | `GET /script`, `PUT /script` | the scripts, `{"apns": {...}, "fcm": {...}}`; a provider that is left out keeps its script |
 //! | `POST /go-away` | GOAWAY on every connection |
-//! | `POST /cut` | every connection closes without a word |
+//! | `POST /cut` | every connection closes without notice |
 //! | `POST /revoke-access-tokens` | the next use of an FCM access token is answered 401 |
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -18,21 +19,14 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde::{Deserialize, Serialize};
+use shared::provider::Provider;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use super::{Apns, Fcm, Push, Script, Stats};
+use super::{Push, Script, Simulation, Simulators, Stats};
 
-/// Both simulators' scripts, as a file or a request gives them.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Scripts {
-    /// For APNs.
-    pub apns: Option<Script>,
-    /// For FCM.
-    pub fcm: Option<Script>,
-}
+/// A script for each provider, as a file or a request gives them: `{"apns": {...}, "fcm": {...}}`.
+pub type Scripts = BTreeMap<Provider, Script>;
 
 /// The admin port. Dropping it closes it.
 #[derive(Debug)]
@@ -41,21 +35,11 @@ pub struct Admin {
     serving: JoinHandle<()>,
 }
 
-#[derive(Clone)]
-struct Both {
-    apns: Arc<Apns>,
-    fcm: Arc<Fcm>,
-}
-
-#[derive(Serialize)]
-struct Pair<T> {
-    apns: T,
-    fcm: T,
-}
+type ByProvider<T> = BTreeMap<&'static str, T>;
 
 impl Admin {
-    /// Begins to listen, on the current runtime.
-    pub async fn start(listen: SocketAddr, apns: Arc<Apns>, fcm: Arc<Fcm>) -> anyhow::Result<Self> {
+    /// Starts to listen, on the current runtime.
+    pub async fn start(listen: SocketAddr, simulators: Arc<Simulators>) -> anyhow::Result<Self> {
         let socket = TcpListener::bind(listen)
             .await
             .with_context(|| format!("listening on {listen}"))?;
@@ -67,7 +51,7 @@ impl Admin {
             .route("/go-away", post(go_away))
             .route("/cut", post(cut))
             .route("/revoke-access-tokens", post(revoke_access_tokens))
-            .with_state(Both { apns, fcm });
+            .with_state(simulators);
         let serving = tokio::spawn(async move {
             if let Err(error) = axum::serve(socket, routes).await {
                 tracing::warn!(%error, "the simulators' admin port failed");
@@ -88,60 +72,54 @@ impl Drop for Admin {
     }
 }
 
-async fn log(State(both): State<Both>) -> Json<Pair<Vec<Push>>> {
-    Json(Pair {
-        apns: both.apns.log().pushes(),
-        fcm: both.fcm.log().pushes(),
-    })
+fn by_provider<T>(simulators: &Simulators, value: impl Fn(&dyn Simulation) -> T) -> Json<ByProvider<T>> {
+    let entries = simulators.all();
+    Json(
+        entries
+            .map(|simulator| (simulator.provider().as_str(), value(simulator)))
+            .collect(),
+    )
 }
 
-async fn clear_log(State(both): State<Both>) -> StatusCode {
-    both.apns.log().clear();
-    both.fcm.log().clear();
+async fn log(State(simulators): State<Arc<Simulators>>) -> Json<ByProvider<Vec<Push>>> {
+    by_provider(&simulators, |simulator| simulator.log().pushes())
+}
+
+async fn clear_log(State(simulators): State<Arc<Simulators>>) -> StatusCode {
+    simulators.all().for_each(|simulator| simulator.log().clear());
     StatusCode::NO_CONTENT
 }
 
-async fn stats(State(both): State<Both>) -> Json<Pair<Stats>> {
-    Json(Pair {
-        apns: both.apns.stats(),
-        fcm: both.fcm.stats(),
-    })
+async fn stats(State(simulators): State<Arc<Simulators>>) -> Json<ByProvider<Stats>> {
+    by_provider(&simulators, |simulator| simulator.stats())
 }
 
-async fn script(State(both): State<Both>) -> Json<Scripts> {
-    Json(Scripts {
-        apns: Some(both.apns.script().get()),
-        fcm: Some(both.fcm.script().get()),
-    })
+async fn script(State(simulators): State<Arc<Simulators>>) -> Json<ByProvider<Script>> {
+    by_provider(&simulators, |simulator| simulator.script().get())
 }
 
 async fn set_script(
-    State(both): State<Both>,
+    State(simulators): State<Arc<Simulators>>,
     Json(scripts): Json<Scripts>,
 ) -> Result<StatusCode, (StatusCode, String)> {
-    let refused = |error: anyhow::Error| (StatusCode::UNPROCESSABLE_ENTITY, format!("{error}\n"));
-    if let Some(script) = scripts.apns {
-        both.apns.script().set(script).map_err(refused)?;
-    }
-    if let Some(script) = scripts.fcm {
-        both.fcm.script().set(script).map_err(refused)?;
+    for (provider, script) in scripts {
+        let set = simulators.get(provider).script().set(script);
+        set.map_err(|error| (StatusCode::UNPROCESSABLE_ENTITY, format!("{error}\n")))?;
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn go_away(State(both): State<Both>) -> StatusCode {
-    both.apns.go_away();
-    both.fcm.go_away();
+async fn go_away(State(simulators): State<Arc<Simulators>>) -> StatusCode {
+    simulators.all().for_each(|simulator| simulator.go_away());
     StatusCode::NO_CONTENT
 }
 
-async fn cut(State(both): State<Both>) -> StatusCode {
-    both.apns.cut();
-    both.fcm.cut();
+async fn cut(State(simulators): State<Arc<Simulators>>) -> StatusCode {
+    simulators.all().for_each(|simulator| simulator.cut());
     StatusCode::NO_CONTENT
 }
 
-async fn revoke_access_tokens(State(both): State<Both>) -> StatusCode {
-    both.fcm.revoke_access_tokens();
+async fn revoke_access_tokens(State(simulators): State<Arc<Simulators>>) -> StatusCode {
+    simulators.fcm.revoke_access_tokens();
     StatusCode::NO_CONTENT
 }

@@ -289,7 +289,7 @@ where
         }
         if !self.gate.admit() {
             respond.send_reset(Reason::REFUSED_STREAM);
-            self.site.log().refused_stream();
+            self.site.records().log.refused_stream();
             return;
         }
         self.arrived.push(Exchange {

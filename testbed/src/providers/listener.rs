@@ -155,13 +155,13 @@ struct Open<'a, S: Site>(&'a S);
 
 impl<'a, S: Site> Open<'a, S> {
     fn new(site: &'a S) -> Self {
-        site.log().connected();
+        site.records().log.connected();
         Self(site)
     }
 }
 
 impl<S: Site> Drop for Open<'_, S> {
     fn drop(&mut self) {
-        self.0.log().disconnected();
+        self.0.records().log.disconnected();
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! [`Apns`] speaks HTTP/2 over TLS as `api.push.apple.com` does, [`Fcm`] HTTP/2 and HTTP/1.1 over TLS as
 //! `fcm.googleapis.com` and `oauth2.googleapis.com` do. Both validate what they are sent, answer with the provider's
-//! own errors, can be told to misbehave by a [`Script`], and keep a [`Log`] of what reached them.
+//! own errors, misbehave as a [`Script`] says, and keep a [`Log`] of the requests that reached them. What they have in
+//! common is a [`Simulator`]; [`Simulators`] has one for each provider. A further provider is a folder here with a
+//! [`Simulation`], and an arm in [`Simulators::get`].
 //!
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {
@@ -17,7 +19,8 @@
 //! # }
 //! ```
 //!
-//! What is not faithful is said where it is decided; the list is in `testbed/conformance/README.md`.
+//! Known differences from the real providers are documented where they are decided, and listed in
+//! `testbed/conformance/README.md`.
 
 use std::net::SocketAddr;
 
@@ -28,26 +31,26 @@ mod devices;
 pub mod fcm;
 mod http1;
 mod http2;
-pub mod keys;
 mod listener;
 pub mod log;
 mod reply;
 pub mod script;
+mod simulator;
 pub mod tls;
 mod wire;
 
 pub use admin::{Admin, Scripts};
-pub use apns::{Apns, ApnsConfig};
+pub use apns::{Apns, ApnsConfig, ApnsKey};
 pub(crate) use clock::now_ms;
 pub use clock::now_s;
 pub use devices::Devices;
-pub use fcm::{Fcm, FcmConfig};
-pub use keys::{ApnsKey, ServiceAccount};
+pub use fcm::{Fcm, FcmConfig, ServiceAccount};
 pub use log::{Log, LogMode, Push, Stats};
 pub use script::{Answer, RetryAfter, Rule, Script};
+pub use simulator::{Simulation, Simulator, Simulators};
 pub use tls::Authority;
 
-/// Where clients reach what listens on `addr`, by a name or address that the certificate has.
+/// The host and port by which clients reach a simulator that listens on `addr`. The host is one that the certificate names.
 pub fn reachable(addr: SocketAddr) -> String {
     if addr.ip().is_loopback() {
         format!("localhost:{}", addr.port())

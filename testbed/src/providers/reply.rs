@@ -1,5 +1,6 @@
 //! What a simulator does with one request, before it becomes frames.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,8 +8,11 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER
 use http::request::Parts;
 use http::{Response, StatusCode};
 
-use super::log::Log;
 use super::script::{Act, Answer, RetryAfter, Ruling};
+use super::simulator::Records;
+
+/// The W3C Trace Context header.
+pub(crate) static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// One provider behind a listener.
 pub(crate) trait Site: Send + Sync + 'static {
@@ -28,8 +32,8 @@ pub(crate) trait Site: Send + Sync + 'static {
     /// Whether this connection has earned its full number of streams.
     fn unlocked(&self, session: &Self::Session) -> bool;
 
-    /// Where this provider's requests are recorded.
-    fn log(&self) -> &Log;
+    /// What it knows and records, whichever connection a request comes on.
+    fn records(&self) -> &Arc<Records>;
 }
 
 /// What to send, when, and what else to do to the connection.

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 /// An ordered list of rules, and the seed of those that fire by rate.
@@ -282,6 +283,12 @@ impl Answer {
         self
     }
 
+    /// The HTTP status: the given one, else that of the reason, else 200.
+    pub(crate) fn status_or(&self, own: Option<StatusCode>) -> StatusCode {
+        let given = self.status.and_then(|status| StatusCode::from_u16(status).ok());
+        given.or(own).unwrap_or(StatusCode::OK)
+    }
+
     /// Whether the push reaches the device.
     pub(crate) fn delivers(&self) -> bool {
         self.delivered.unwrap_or(
@@ -346,7 +353,7 @@ impl ScriptHandle {
                 );
             }
             if let Some(status) = answer.status {
-                http::StatusCode::from_u16(status)?;
+                StatusCode::from_u16(status)?;
             }
         }
         self.empty.store(script.rules.is_empty(), Ordering::Release);

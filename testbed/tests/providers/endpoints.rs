@@ -4,9 +4,9 @@ use std::{net::SocketAddr, time::Duration};
 
 use edge_worker::providers::{EndpointSettings, EndpointState, Outcome, Why};
 use futures::future::join_all;
-use shared::channel::Provider;
+use shared::provider::Provider;
 use testbed::{
-    faults::{Proxy, Trouble},
+    links::{Proxy, Trouble},
     providers::{Answer, Apns, ApnsConfig, Authority, Fcm, FcmConfig, Rule},
 };
 

@@ -97,10 +97,10 @@ async fn all_workers_use_one_provider_token_even_when_cut_off_or_restarted() {
         worker.wait_ready(&http).await.unwrap();
     }
     deliver(&peal, "cut-off").await;
-    let tokens = peal.apns.provider_tokens();
+    let tokens = peal.simulators.apns.provider_tokens();
     assert!(
         (1..=1 + current_slot() - before).contains(&tokens),
         "{tokens} provider tokens"
     );
-    assert_eq!(peal.apns.stats().delivered, 2 * 2 * 4 * 20);
+    assert_eq!(peal.simulators.apns.stats().delivered, 2 * 2 * 4 * 20);
 }

@@ -53,7 +53,7 @@ async fn helpers_work_for_a_region_without_workers() {
     peal.region_mut("eu").workers[0].restart(&program).unwrap();
     send_until_sent_by(&peal, "home-again", None).await;
     assert_settled(&peal).await;
-    assert_eq!(peal.apns.stats().duplicates, 0);
+    assert_eq!(peal.simulators.apns.stats().duplicates, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,5 +75,5 @@ async fn helpers_send_what_a_region_cannot() {
     provider_links().for_each(|link| link.set(&Trouble::None).unwrap());
     send_until_sent_by(&peal, "providers-reachable", None).await;
     assert_settled(&peal).await;
-    assert_eq!(peal.apns.stats().duplicates, 0);
+    assert_eq!(peal.simulators.apns.stats().duplicates, 0);
 }

@@ -168,12 +168,12 @@ async fn a_token_that_is_gone_in_one_region_is_gone_in_all() {
     wait_reached(&peal, "eu", "ann", 2).await;
     // A notification to bob waits for its second attempt while Apple reports the tokens gone in eu.
     let busy = Answer::reason("ServiceUnavailable").retry_after(RetryAfter::Seconds(12));
-    peal.apns.script().add(Rule::always().times(2).answer(busy)).unwrap();
+    peal.simulators.apns.script().add(Rule::always().times(2).answer(busy)).unwrap();
     let waiting = send(&peal, "us", "waiting", &["bob"]).await;
     wait_parked(&peal, "us", &waiting, 2).await;
     let gone = Answer::reason("Unregistered");
-    peal.apns.script().clear();
-    peal.apns.script().add(Rule::always().times(2).answer(gone)).unwrap();
+    peal.simulators.apns.script().clear();
+    peal.simulators.apns.script().add(Rule::always().times(2).answer(gone)).unwrap();
     let id = send(&peal, "eu", "dead", &["ann"]).await;
     for delivery in wait_ended(&peal, "eu", &id, 2).await {
         assert_eq!(delivery["reason"], "Unregistered", "{delivery}");
@@ -183,7 +183,7 @@ async fn a_token_that_is_gone_in_one_region_is_gone_in_all() {
     let alive = register_device(&peal, "us", "bob", &tokens[1]).await;
     set_region_links(&peal, &Trouble::None);
     wait_addresses(&peal, "us", "bob", &[&alive]).await;
-    let asked = peal.apns.log().requests_for(&tokens[0]).len();
+    let asked = peal.simulators.apns.log().requests_for(&tokens[0]).len();
     for delivery in wait_ended(&peal, "us", &waiting, 2).await {
         let (state, reason) = if delivery["address_id"] == alive.as_str() {
             ("delivered", Value::Null)
@@ -197,7 +197,7 @@ async fn a_token_that_is_gone_in_one_region_is_gone_in_all() {
         );
     }
     assert_eq!(
-        peal.apns.log().requests_for(&tokens[0]).len(),
+        peal.simulators.apns.log().requests_for(&tokens[0]).len(),
         asked,
         "nothing more is sent to the token that is gone"
     );

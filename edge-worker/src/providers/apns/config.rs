@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf, sync::Arc};
 
 use http::HeaderValue;
 use serde::Deserialize;
-use shared::push::ApnsPushType;
+use shared::provider::apns::PushType;
 
 use super::team::Team;
 use crate::providers::BadCredential;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shared::recipient::Environment;
+use shared::provider::apns::Environment;
 
 use super::token::ProviderToken;
 use crate::providers::http2::Pool;

@@ -88,7 +88,7 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     };
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     match serde_path_to_error::deserialize::<_, T>(&mut reader) {
-        Err(error) if error.inner().is_data() => Err(envelope::describe(&error).into()),
+        Err(error) if error.inner().is_data() => Err(Invalid::of_json(&error).into()),
         _ => {
             let detail = format!(
                 "The document is broken at line {} column {}.",

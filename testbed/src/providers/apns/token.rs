@@ -12,8 +12,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Environment, Reason};
-use crate::providers::keys::ApnsKey;
+use super::{ApnsKey, Environment, Reason};
 
 /// How a provider token is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -137,8 +136,8 @@ impl Checker {
         self.cache.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// How many different tokens it took.
-    pub(crate) fn taken(&self) -> usize {
+    /// How many different tokens it has accepted.
+    pub(crate) fn accepted(&self) -> usize {
         self.cache.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 

@@ -6,7 +6,7 @@ use std::sync::{OnceLock, PoisonError, RwLock};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
 
-use crate::providers::keys::ServiceAccount;
+use super::ServiceAccount;
 
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 

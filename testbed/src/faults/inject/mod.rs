@@ -23,10 +23,10 @@ use super::{
     isolation::Isolation,
     load::{self, Callers, Recipient, is_stormy},
     nonsense,
-    proxy::{Trouble, Ways},
-    scenario::{Between, Fault, Inject, Range, Rules, Scenario, Simulator, Whom},
+    scenario::{Fault, Inject, Range, Rules, Scenario, Simulator, Whom},
 };
 use crate::{
+    links::{Between, Direction, Trouble},
     peal::{Peal, Program},
     providers::{ApnsKey, Rule, Script, now_ms},
 };
@@ -422,7 +422,7 @@ impl Injector {
                 _ => Ok(()),
             })
         };
-        set(&self.peal, &Trouble::Hold(Ways::Both))?;
+        set(&self.peal, &Trouble::Hold(Direction::Both))?;
         let (from, end) = (now_ms(), Instant::now() + hold);
         let isolation = Isolation::new(&self.peal, &self.callers, &region, self.phases.spells.len())?;
         let mut failures = isolation.meanwhile(end).await?;
@@ -477,10 +477,7 @@ impl Injector {
 
     fn set_script(&self, provider: Provider, rules: Vec<Rule>) -> anyhow::Result<()> {
         let script = Script { seed: self.seed, rules };
-        match provider {
-            Provider::Apns => self.peal.apns.script().set(script),
-            Provider::Fcm => self.peal.fcm.script().set(script),
-        }
+        self.peal.simulators.get(provider).script().set(script)
     }
 
     /// Only the rules that are in force all the time.
@@ -498,35 +495,33 @@ impl Injector {
         match what {
             Simulator::GoAway => {
                 while Instant::now() < end {
-                    self.peal.apns.go_away();
-                    self.peal.fcm.go_away();
+                    self.peal.simulators.all().for_each(|simulator| simulator.go_away());
                     sleep(again).await;
                 }
             }
             Simulator::Close => {
                 while Instant::now() < end {
-                    self.peal.apns.cut();
-                    self.peal.fcm.cut();
+                    self.peal.simulators.all().for_each(|simulator| simulator.cut());
                     sleep(again).await;
                 }
             }
-            Simulator::RevokeTokens => self.peal.fcm.revoke_access_tokens(),
+            Simulator::RevokeTokens => self.peal.simulators.fcm.revoke_access_tokens(),
             Simulator::TokensDown => {
-                self.peal.fcm.refuse_tokens(true);
-                self.peal.fcm.revoke_access_tokens();
+                self.peal.simulators.fcm.refuse_tokens(true);
+                self.peal.simulators.fcm.revoke_access_tokens();
                 sleep(hold).await;
-                self.peal.fcm.refuse_tokens(false);
+                self.peal.simulators.fcm.refuse_tokens(false);
             }
             Simulator::Restart => {
-                self.peal.apns.stop().await;
+                self.peal.simulators.apns.stop().await;
                 sleep(hold).await;
-                self.peal.apns.start_again().await?;
+                self.peal.simulators.apns.start_again().await?;
             }
             Simulator::RevokeKey => {
-                let key: ApnsKey = self.peal.apns.key().clone();
-                self.peal.apns.revoke_key(&key.team_id, &key.key_id);
+                let key: ApnsKey = self.peal.simulators.apns.key().clone();
+                self.peal.simulators.apns.revoke_key(&key.team_id, &key.key_id);
                 sleep(hold).await;
-                self.peal.apns.register_key(&key.into())?;
+                self.peal.simulators.apns.register_key(&key.into())?;
             }
         }
         Ok(())
@@ -789,8 +784,8 @@ impl Injector {
         }
         let tokens: HashSet<&str> = second.iter().map(|person| &*person.devices[0].token).collect();
         let arrived = || {
-            let pushes = self.peal.apns.log().delivered();
-            pushes.iter().filter(|push| tokens.contains(&*push.token)).count()
+            let pushes = self.peal.simulators.delivered();
+            pushes.filter(|(_, push)| tokens.contains(&*push.token)).count()
         };
         let all = async {
             while arrived() < count {

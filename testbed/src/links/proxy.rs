@@ -1,4 +1,4 @@
-//! A small TCP proxy that makes trouble: what stands between two parts of the mesh when their network is the subject.
+//! A small TCP proxy that makes trouble on the connections it carries.
 
 use std::{
     io,
@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::ensure;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use serde::Deserialize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -21,48 +20,10 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Most bytes that are passed on at once.
-const CHUNK: usize = 64 << 10;
+use super::Trouble;
 
-/// What is wrong with a link.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Trouble {
-    /// Nothing.
-    #[default]
-    None,
-    /// Connections are reset, and new ones too.
-    Cut,
-    /// No packet gets through.
-    Hold(Ways),
-    /// Everything comes later.
-    Delay {
-        /// At least this much later, milliseconds.
-        ms: u64,
-        /// And at most this much more.
-        jitter_ms: u64,
-    },
-    /// At most so many bytes a second, each way, of the whole cable.
-    Rate(u64),
-    /// Connections are reset after so many bytes on average, at random.
-    Resets(u64),
-    /// What was written at once arrives in pieces of so many bytes.
-    Slices(usize),
-    /// So many of a hundred packets are lost, each way.
-    Loss(u8),
-}
-
-/// Which ways of a link are held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Ways {
-    /// From the one who connected.
-    Up,
-    /// To the one who connected.
-    Down,
-    /// Both ways.
-    Both,
-}
+/// The most bytes that are forwarded at once.
+const CHUNK_BYTES_MAX: usize = 64 << 10;
 
 /// A running proxy; it ends, with its connections, when it is dropped.
 #[derive(Debug)]
@@ -73,7 +34,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Passes on to `target` what comes on a free port of this machine.
+    /// Listens on a free port of this machine and forwards every connection to `target`.
     ///
     /// # Errors
     /// When no port is free.
@@ -105,11 +66,11 @@ impl Proxy {
     /// Makes this trouble from now on, and no other.
     ///
     /// # Errors
-    /// When it is trouble with packets, of which a proxy knows nothing.
+    /// When the trouble is with packets: a proxy sees only streams.
     pub fn set(&self, trouble: &Trouble) -> anyhow::Result<()> {
         ensure!(
             !matches!(trouble, Trouble::Hold(_) | Trouble::Rate(_) | Trouble::Loss(_)),
-            "only a wire can make {trouble:?}"
+            "only a cable can make {trouble:?}"
         );
         self.trouble.send_replace(trouble.clone());
         Ok(())
@@ -129,15 +90,16 @@ async fn accept(
             sleep(Duration::from_millis(10)).await;
             continue;
         };
-        let carrying = carry(client, target, trouble.clone(), StdRng::seed_from_u64(seed ^ number));
-        tokio::spawn(end.clone().run_until_cancelled_owned(carrying));
+        let forwarding = forward(client, target, trouble.clone(), StdRng::seed_from_u64(seed ^ number));
+        tokio::spawn(end.clone().run_until_cancelled_owned(forwarding));
     }
 }
 
-/// Carries one connection to its end. Whoever is to be reset gets a real reset, not a polite end.
-async fn carry(mut client: TcpStream, target: SocketAddr, trouble: Arc<watch::Receiver<Trouble>>, random: StdRng) {
-    let mut looking = (*trouble).clone();
-    let cut = *looking.borrow() == Trouble::Cut;
+/// Forwards one connection until it ends. To reset it, lingering is switched off, so that the peer gets a TCP reset
+/// and no orderly close.
+async fn forward(mut client: TcpStream, target: SocketAddr, trouble: Arc<watch::Receiver<Trouble>>, random: StdRng) {
+    let mut watching = (*trouble).clone();
+    let cut = *watching.borrow() == Trouble::Cut;
     let server = if cut {
         None
     } else {
@@ -155,7 +117,7 @@ async fn carry(mut client: TcpStream, target: SocketAddr, trouble: Arc<watch::Re
         let down = pump(from_server, to_client, (*trouble).clone(), random);
         tokio::select! {
             done = async { tokio::try_join!(up, down) } => done.is_ok(),
-            _ = looking.wait_for(|now| *now == Trouble::Cut) => false,
+            _ = watching.wait_for(|now| *now == Trouble::Cut) => false,
         }
     };
     if !done {
@@ -170,15 +132,15 @@ async fn pump(
     mut random: StdRng,
 ) -> io::Result<()> {
     let gone = |_| io::Error::from(io::ErrorKind::ConnectionReset);
-    let mut buffer = vec![0; CHUNK];
+    let mut buffer = vec![0; CHUNK_BYTES_MAX];
     loop {
         let now = trouble.borrow_and_update().clone();
-        let most = match now {
-            Trouble::Slices(bytes) => bytes.clamp(1, CHUNK),
-            _ => CHUNK,
+        let bytes_max = match now {
+            Trouble::Slices(bytes) => bytes.clamp(1, CHUNK_BYTES_MAX),
+            _ => CHUNK_BYTES_MAX,
         };
         let count = tokio::select! {
-            count = from.read(&mut buffer[..most]) => count?,
+            count = from.read(&mut buffer[..bytes_max]) => count?,
             changed = trouble.changed() => {
                 changed.map_err(gone)?;
                 continue;
@@ -204,8 +166,8 @@ async fn pump(
 mod tests {
     use super::*;
 
-    /// An echo, and a proxy before it.
-    async fn echo() -> Proxy {
+    /// A server that echoes, and a proxy in front of it.
+    async fn echo_behind_proxy() -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
@@ -233,8 +195,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cut_resets_what_is_open_and_what_comes() {
-        let proxy = echo().await;
+    async fn a_cut_resets_open_and_new_connections() {
+        let proxy = echo_behind_proxy().await;
         let mut open = connect(&proxy).await;
         assert!(echoes(&mut open).await.unwrap());
         proxy.set(&Trouble::Cut).unwrap();
@@ -246,9 +208,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn slices_and_delays_change_no_byte() {
+    async fn slices_and_delays_keep_every_byte() {
         for trouble in [Trouble::Slices(1), Trouble::Delay { ms: 5, jitter_ms: 5 }] {
-            let proxy = echo().await;
+            let proxy = echo_behind_proxy().await;
             proxy.set(&trouble).unwrap();
             assert!(echoes(&mut connect(&proxy).await).await.unwrap());
         }

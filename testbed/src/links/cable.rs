@@ -1,36 +1,39 @@
-//! The cable of a party that has a network namespace of its own: real packets, really lost.
+//! The cable between two parties, each in a network namespace of its own. Its packets are real, and really get lost.
 
 use std::net::Ipv4Addr;
 
 use anyhow::{bail, ensure};
 
-use super::proxy::{Trouble, Ways};
-use crate::network::{DEVICE, Place};
+use super::{Direction, Trouble};
+use crate::network::{DEVICE, Network, Place};
 
-/// Between a party and its peer, seen from the party.
+/// A cable, as one of the two parties sees it.
 #[derive(Debug)]
-pub struct Wire {
+pub struct Cable {
+    /// Where the party is, whose end of the cable gets the rules.
     at: Place,
     peer: Ipv4Addr,
     switch: Place,
-    /// Its end at the bridge.
+    /// The bridge's end of the party's cable.
     port: String,
 }
 
-impl Wire {
-    pub(crate) fn new(at: Place, peer: Ipv4Addr, switch: Place, port: &str) -> Self {
+impl Cable {
+    /// The cable that carries packets between two parties; trouble is made at the end of `from`.
+    pub(crate) fn between(network: &Network, from: &str, to: &str) -> Self {
         Self {
-            at,
-            peer,
-            switch,
-            port: port.to_owned(),
+            at: network.place(from).clone(),
+            peer: network.place(to).address(),
+            switch: network.switch().clone(),
+            port: from.to_owned(),
         }
     }
 
-    /// Makes this trouble from now on, and no other. A rate is that of the party's whole cable.
+    /// Makes this trouble from now on, and no other. A rate limits everything on the party's end of
+    /// the cable, whichever peer it is for.
     ///
     /// # Errors
-    /// When a wire cannot make it.
+    /// When only a proxy can make it.
     pub(crate) fn set(&self, trouble: &Trouble) -> anyhow::Result<()> {
         let drops = |loss: u8| format!("numgen random mod 100 < {loss} drop");
         let (up, down) = match trouble {
@@ -40,9 +43,9 @@ impl Wire {
                 let reset = "tcp flags & rst == 0 reject with tcp reset".to_owned();
                 (Some(reset.clone()), Some(reset))
             }
-            Trouble::Hold(ways) => {
-                let held = |way| (*ways == Ways::Both || *ways == way).then(|| "drop".to_owned());
-                (held(Ways::Up), held(Ways::Down))
+            Trouble::Hold(direction) => {
+                let held = |one| (*direction == Direction::Both || *direction == one).then(|| "drop".to_owned());
+                (held(Direction::Up), held(Direction::Down))
             }
             Trouble::Loss(percent) => (Some(drops(*percent)), Some(drops(*percent))),
             Trouble::Delay { .. } | Trouble::Resets(_) | Trouble::Slices(_) => {
@@ -52,7 +55,7 @@ impl Wire {
         let rule = |end: &str, what: Option<String>| {
             what.map_or_else(String::new, |what| format!("ip {end} {} {what};", self.peer))
         };
-        // One table for each peer. The first line is there so that the second never fails.
+        // One table for each peer. It is declared first so that deleting it never fails.
         let table = format!("inet to-{}", self.peer.to_bits());
         let rules = format!(
             "table {table} {{}}; delete table {table}; table {table} {{ \
@@ -63,9 +66,9 @@ impl Wire {
         );
         self.at.command("nft", &[&rules])?;
         let shape = match trouble {
-            Trouble::Rate(a_second) => {
-                ensure!(*a_second > 0, "a rate is positive");
-                format!("tbf rate {}bit burst 16kb latency 400ms", 8 * a_second)
+            Trouble::Rate(bytes_per_second) => {
+                ensure!(*bytes_per_second > 0, "a rate must be positive");
+                format!("tbf rate {}bit burst 16kb latency 400ms", 8 * bytes_per_second)
             }
             _ => "noqueue".to_owned(),
         };
@@ -94,38 +97,38 @@ mod tests {
     }
 
     #[test]
-    fn packets_are_dropped_and_refused_and_none_leaves_the_network() {
+    fn packets_are_dropped_or_refused_and_none_leaves_the_network() {
         if let Some(obstacle) = network::obstacle() {
             eprintln!("skipped: {obstacle}");
             return;
         }
-        // Only this thread's network.
+        // This moves only the current thread.
         network::isolate().unwrap();
         let network = Network::new(&["eu".to_owned()]).unwrap();
         let (region, hub) = (network.place("nats-eu"), network.place("hub"));
         let listener = hub.run(|| TcpListener::bind((hub.address(), 0))).unwrap().unwrap();
         let there = (hub.address(), listener.local_addr().unwrap().port());
-        let wire = network.wire("nats-eu", "hub");
+        let cable = Cable::between(&network, "nats-eu", "hub");
         for trouble in [
-            Trouble::Hold(Ways::Up),
-            Trouble::Hold(Ways::Down),
-            Trouble::Hold(Ways::Both),
+            Trouble::Hold(Direction::Up),
+            Trouble::Hold(Direction::Down),
+            Trouble::Hold(Direction::Both),
         ] {
-            wire.set(&trouble).unwrap();
+            cable.set(&trouble).unwrap();
             assert_eq!(connect(region, there), Err(ErrorKind::TimedOut), "{trouble:?}");
             assert_eq!(connect(network.place("edge-eu"), there), Ok(()), "{trouble:?}");
         }
-        wire.set(&Trouble::Loss(50)).unwrap();
+        cable.set(&Trouble::Loss(50)).unwrap();
         assert!((0..64).any(|_| connect(region, there).is_err()));
-        wire.set(&Trouble::Cut).unwrap();
+        cable.set(&Trouble::Cut).unwrap();
         assert_eq!(connect(region, there), Err(ErrorKind::ConnectionRefused));
         for trouble in [Trouble::Rate(10_000), Trouble::None] {
-            wire.set(&trouble).unwrap();
+            cable.set(&trouble).unwrap();
             assert_eq!(connect(region, there), Ok(()), "{trouble:?}");
         }
-        // 192.0.2.0/24 is nobody's (RFC 5737).
+        // 192.0.2.0/24 is reserved for documentation (RFC 5737).
         let outside = (Ipv4Addr::new(192, 0, 2, 1), 80);
         assert_eq!(connect(region, outside), Err(ErrorKind::NetworkUnreachable));
-        assert!(wire.set(&Trouble::Slices(1)).is_err());
+        assert!(cable.set(&Trouble::Slices(1)).is_err());
     }
 }

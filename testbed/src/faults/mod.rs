@@ -8,11 +8,9 @@ mod inject;
 mod isolation;
 mod load;
 mod nonsense;
-mod proxy;
 mod report;
 mod scenario;
 mod verdict;
-mod wire;
 
 use std::{
     io::Write,
@@ -37,11 +35,6 @@ use self::{
     report::Line,
     scenario::{Medium, Scenario},
     verdict::Verdict,
-};
-pub use self::{
-    proxy::{Proxy, Trouble, Ways},
-    scenario::Between,
-    wire::Wire,
 };
 use crate::{
     audit::Audit,

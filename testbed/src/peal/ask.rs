@@ -1,0 +1,104 @@
+//! Requests to the gateways of a running mesh.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::{Peal, READY_WITHIN};
+
+impl Peal {
+    /// Sends a request to a region's gateway and returns the status and the body.
+    ///
+    /// # Errors
+    /// When the gateway does not answer.
+    pub async fn ask(
+        &self,
+        method: &str,
+        region: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(u16, Value)> {
+        let url = format!("{}{path}", self.region(region).gateway.url);
+        let mut request = self.http.request(method.parse()?, url).bearer_auth(&self.key);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await?;
+        let status = answer.status().as_u16();
+        let text = answer.text().await?;
+        Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    }
+
+    /// Registers a recipient whose home is `home`, with devices as pairs of provider and token, at the gateway there.
+    ///
+    /// # Errors
+    /// When the gateway refuses.
+    pub async fn register(&self, recipient: &str, home: &str, devices: &[(&str, &str)]) -> anyhow::Result<()> {
+        self.register_at(home, recipient, home, devices).await
+    }
+
+    /// Like [`Self::register`], but at the gateway of the region `at`.
+    ///
+    /// # Errors
+    /// When the gateway refuses.
+    pub async fn register_at(
+        &self,
+        at: &str,
+        recipient: &str,
+        home: &str,
+        devices: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let path = format!("/v1/recipients/{recipient}");
+        self.expect("PUT", at, &path, Some(&json!({ "home": home }))).await?;
+        for (provider, token) in devices {
+            let body = json!({ "provider": provider, "token": token });
+            self.expect("POST", at, &format!("{path}/addresses"), Some(&body))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until `region` knows where `recipient` lives.
+    ///
+    /// # Errors
+    /// When it does not within [`READY_WITHIN`].
+    pub async fn wait_known(&self, region: &str, recipient: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + READY_WITHIN;
+        let path = format!("/v1/recipients/{recipient}");
+        while self.ask("GET", region, &path, None).await?.0 != 200 {
+            if Instant::now() >= deadline {
+                bail!("{region} does not know {recipient}");
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    /// Sends a request that must succeed, and returns the body of the answer.
+    ///
+    /// # Errors
+    /// When the answer is not a success; the error holds it.
+    pub async fn expect(&self, method: &str, region: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        let (status, answer) = self.ask(method, region, path, body).await?;
+        if !(200..300).contains(&status) {
+            bail!("{method} {path} in {region}: {status} {answer}");
+        }
+        Ok(answer)
+    }
+
+    /// Waits until every region has received the API key, which is written at the hub.
+    pub(super) async fn wait_configured(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + READY_WITHIN;
+        for region in &self.regions {
+            while self.ask("GET", &region.name, "/v1/recipients/nobody", None).await?.0 == 401 {
+                if Instant::now() >= deadline {
+                    bail!("the API key did not reach {}", region.name);
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    }
+}

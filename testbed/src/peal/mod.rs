@@ -1,0 +1,214 @@
+//! A whole Peal: nats-servers, simulators, gateways and edge workers on this machine. All but the simulators are
+//! processes of their own.
+
+mod ask;
+mod plan;
+mod program;
+mod provision;
+mod settings;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use shared::nats::roles::Role;
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+
+pub use self::{
+    plan::Plan,
+    program::{Program, Region},
+};
+pub use crate::{
+    app::{APP, TOPIC},
+    links::{Link, Links},
+};
+use crate::{
+    links::Between,
+    nats, network,
+    providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, Simulators, apns::JwtMode},
+};
+
+/// How long a process may take until it is ready, also on a slow machine.
+pub(crate) const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// The file with the certificate authority of the simulators.
+const CA_FILE: &str = "ca.pem";
+
+/// The running mesh. Everything ends when it is dropped.
+#[derive(Debug)]
+pub struct Peal {
+    /// The nats-servers.
+    pub nats: nats::Mesh,
+    /// The simulators of the providers.
+    pub simulators: Simulators,
+    /// The regions in the order of the plan.
+    pub regions: Vec<Region>,
+    /// An API key of [`APP`] with every scope.
+    pub key: String,
+    /// The client for requests to the mesh.
+    pub http: reqwest::Client,
+    /// The links on which trouble can be made; none with [`Links::Direct`].
+    pub links: Vec<Link>,
+    mesh_key: String,
+    plan: Plan,
+    folder: TempDir,
+}
+
+impl Peal {
+    /// Starts everything and waits until it is ready.
+    ///
+    /// # Errors
+    /// When any part does not come up; the error holds the end of its output.
+    pub async fn start(plan: Plan) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let names: Vec<&str> = plan.regions.iter().map(String::as_str).collect();
+        let mut links = Vec::new();
+        let settings = |domain: &str| plan.nats_settings(domain);
+        let nats =
+            nats::Mesh::start_linked(settings, &names, |region, hub| leaf_url(&plan, &mut links, region, hub)).await?;
+        if plan.helpers {
+            links.extend(plan.links.of_helpers(&plan.regions));
+        }
+        let authority = Authority::generate()?;
+        let simulators = start_simulators(&plan, &authority)?;
+        std::fs::write(folder.path().join(CA_FILE), authority.pem())?;
+        let mesh_key = STANDARD.encode(rand::random::<[u8; 32]>());
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
+        let key = provision::provision(&nats, &plan, &mesh_key, &simulators).await?;
+        let mut peal = Self {
+            nats,
+            simulators,
+            regions: Vec::new(),
+            key,
+            http,
+            links,
+            mesh_key,
+            plan,
+            folder,
+        };
+        for name in peal.plan.regions.clone() {
+            let region = peal.start_region(&name)?;
+            peal.regions.push(region);
+        }
+        for region in &mut peal.regions {
+            region.wait_ready(&peal.http).await?;
+        }
+        peal.wait_configured().await?;
+        Ok(peal)
+    }
+
+    /// Adds a region to the running mesh and waits until it is ready. No other program is configured or started again.
+    ///
+    /// # Errors
+    /// When any part does not come up.
+    pub async fn add_region(&mut self, name: &str) -> anyhow::Result<()> {
+        let hub = leaf_url(&self.plan, &mut self.links, name, self.nats.hub())?;
+        self.nats.add(self.plan.nats_settings(name), name, hub).await?;
+        let operator = Role::Operator(self.nats.hub().domain().parse()?);
+        let client = self.nats.hub().connect(&operator).await?;
+        let site = provision::site(&self.nats, &self.plan, name)?;
+        gateway::provision::write_region(&gateway::provision::hub(client), &name.parse()?, &site).await?;
+        let mut region = self.start_region(name)?;
+        region.wait_ready(&self.http).await?;
+        self.regions.push(region);
+        self.wait_configured().await
+    }
+
+    /// The program that runs as gateway and as worker, to start one again.
+    pub fn program(&self) -> PathBuf {
+        self.plan.program.clone()
+    }
+
+    /// A region by name.
+    ///
+    /// # Panics
+    /// When the mesh has no such region.
+    pub fn region(&self, name: &str) -> &Region {
+        self.regions
+            .iter()
+            .find(|region| region.name == name)
+            .expect("a region of the plan")
+    }
+
+    /// A region by name, to end and restart its processes.
+    ///
+    /// # Panics
+    /// When the mesh has no such region.
+    pub fn region_mut(&mut self, name: &str) -> &mut Region {
+        self.regions
+            .iter_mut()
+            .find(|region| region.name == name)
+            .expect("a region of the plan")
+    }
+
+    /// A connection to a region's NATS with every permission, for tests.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn connect(&self, region: &str) -> anyhow::Result<async_nats::Client> {
+        self.nats.region(region).connect_as_test().await
+    }
+
+    /// A connection to a region's NATS with the permissions of a service of [`APP`].
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn connect_as_service(&self, region: &str) -> anyhow::Result<async_nats::Client> {
+        let service = Role::Service(region.parse()?, APP.parse()?);
+        self.nats.region(region).connect(&service).await
+    }
+
+    /// A connection to the hub with the permissions of an operator, who can read every region.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn connect_as_operator(&self) -> anyhow::Result<async_nats::Client> {
+        let hub = self.nats.hub();
+        hub.connect(&Role::Operator(hub.domain().parse()?)).await
+    }
+
+    /// The log lines of all gateways and workers above `INFO`, for a test that failed.
+    pub fn complaints(&self) -> String {
+        let programs = self
+            .regions
+            .iter()
+            .flat_map(|region| region.workers.iter().chain([&region.gateway]));
+        programs.flat_map(Program::complaints).collect()
+    }
+}
+
+/// Starts the simulators of all providers where the plan has them.
+fn start_simulators(plan: &Plan, authority: &Authority) -> anyhow::Result<Simulators> {
+    let place = plan.links.place(network::PROVIDER);
+    let listen = SocketAddr::from((place.address(), 0));
+    let apns = ApnsConfig {
+        listen,
+        authority: Some(authority.clone()),
+        jwt: JwtMode::Strict,
+        limit_token_updates: plan.limit_token_updates,
+        log: plan.log,
+        ..ApnsConfig::default()
+    };
+    let fcm = FcmConfig {
+        listen,
+        authority: Some(authority.clone()),
+        log: plan.log,
+        ..FcmConfig::default()
+    };
+    let runtime = Handle::current();
+    place.run(|| {
+        runtime.block_on(async {
+            Ok(Simulators {
+                apns: Apns::start(apns).await?,
+                fcm: Fcm::start(fcm).await?,
+            })
+        })
+    })?
+}
+
+/// The URL by which `region` reaches the hub.
+fn leaf_url(plan: &Plan, links: &mut Vec<Link>, region: &str, hub: &nats::Server) -> anyhow::Result<String> {
+    let address = (hub.address(), hub.leaf_port()).into();
+    let address = plan.links.connect(links, Between::Regions, region, address)?;
+    Ok(format!("nats-leaf://{address}"))
+}

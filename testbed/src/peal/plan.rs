@@ -1,0 +1,109 @@
+//! What a mesh is to be.
+
+use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf};
+
+use gateway::provision::NewAlerts;
+use shared::{app::Ambiguity, channel::Channel, nats::topology::Durability};
+
+use crate::{links::Links, nats, network, providers::LogMode};
+
+/// What a mesh consists of, and how it is set.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// This crate's program, which also runs as gateway and as worker.
+    pub program: PathBuf,
+    /// The nats-server to run.
+    pub nats_server: PathBuf,
+    /// The regions; the first is the app's default.
+    pub regions: Vec<String>,
+    /// Regions that a test adds later. The servers of all regions need to know their roles from the start.
+    pub later: Vec<String>,
+    /// The number of edge workers in each region.
+    pub workers: usize,
+    /// Whether the workers of each region help the other regions.
+    pub helpers: bool,
+    /// The collector that receives spans, as a URL; none if absent.
+    pub otlp_endpoint: Option<String>,
+    /// The share of notifications that are traced, 0.0 to 1.0.
+    pub sample_ratio: f64,
+    /// How much the simulators record.
+    pub log: LogMode,
+    /// Whether the APNs simulator limits how often a team changes its provider token. Clients besides the workers cannot
+    /// use a token of their own then.
+    pub limit_token_updates: bool,
+    /// The region that the app's data must not leave; anywhere if absent.
+    pub residency: Option<String>,
+    /// What the app wants done with a push that was sent without an answer, by channel.
+    pub ambiguity: BTreeMap<Channel, Ambiguity>,
+    /// The quota of the app's Google project, messages a minute; the usual one if absent.
+    pub fcm_quota: Option<NonZeroU32>,
+    /// Where alerts about the app's dead letters are sent.
+    pub alerts: Option<NewAlerts>,
+    /// More settings of the workers, as TOML. They come before the other tables of the file, so they may begin with plain
+    /// keys.
+    pub worker_settings: String,
+    /// More settings of the gateways, as TOML tables at the end of the file.
+    pub gateway_settings: String,
+    /// More settings of every provider, as TOML keys.
+    pub provider_settings: String,
+    /// The most bytes that each stream of work may hold; -1 is no limit.
+    pub max_bytes: i64,
+    /// When the nats-servers flush to the disk.
+    pub sync_interval: nats::SyncInterval,
+    /// The durability that gateways and workers are configured for; it must fit the servers.
+    pub durability: Durability,
+    /// Whether connections to the nats-servers are encrypted; the benchmark measures without encryption.
+    pub tls: bool,
+    /// What the parts reach each other through.
+    pub links: Links,
+}
+
+impl Plan {
+    /// Two regions with two workers each. All notifications are sampled, but no collector receives their spans.
+    pub fn new(program: PathBuf, nats_server: PathBuf) -> Self {
+        Self {
+            program,
+            nats_server,
+            regions: vec!["eu".into(), "us".into()],
+            later: Vec::new(),
+            workers: 2,
+            helpers: false,
+            otlp_endpoint: None,
+            sample_ratio: 1.0,
+            log: LogMode::default(),
+            limit_token_updates: true,
+            residency: None,
+            ambiguity: BTreeMap::new(),
+            fcm_quota: None,
+            alerts: None,
+            worker_settings: String::new(),
+            gateway_settings: String::new(),
+            provider_settings: String::new(),
+            max_bytes: -1,
+            sync_interval: nats::SyncInterval::default(),
+            durability: Durability::default(),
+            tls: true,
+            links: Links::Direct,
+        }
+    }
+
+    /// The settings of the nats-servers of a domain.
+    pub(super) fn nats_settings(&self, domain: &str) -> nats::Settings {
+        nats::Settings {
+            place: self.links.place(&match domain {
+                network::HUB => domain.to_owned(),
+                region => network::nats(region),
+            }),
+            sync_interval: self.sync_interval,
+            clusters: self.durability.replicas() > 1,
+            tls: self.tls,
+            regions: self
+                .regions
+                .iter()
+                .chain(&self.later)
+                .map(|name| name.parse().expect("the name of a region"))
+                .collect(),
+            ..nats::Settings::new(&self.nats_server)
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! What an operator writes into the hub's configuration before a mesh starts.
+
+use anyhow::Context;
+use gateway::provision::{self, NewApp, NewFcm};
+use shared::{api_key::Scope, nats::roles::Role, seal::MeshKey, site::Site};
+
+use super::{APP, Plan, TOPIC};
+use crate::{nats, providers::Simulators};
+
+/// What the hub's configuration says about a region.
+pub(super) fn site(nats: &nats::Mesh, plan: &Plan, region: &str) -> anyhow::Result<Site> {
+    if !plan.helpers {
+        return Ok(Site::default());
+    }
+    let others = plan.regions.iter().filter(|other| *other != region);
+    Ok(Site {
+        nats: Some(nats.region(region).url()),
+        helpers: others.map(|other| other.parse()).collect::<Result<_, _>>()?,
+    })
+}
+
+/// Writes the regions and the app into the hub's configuration. Returns an API key with every scope.
+pub(super) async fn provision(
+    nats: &nats::Mesh,
+    plan: &Plan,
+    mesh_key: &str,
+    simulators: &Simulators,
+) -> anyhow::Result<String> {
+    let operator = Role::Operator(nats.hub().domain().parse()?);
+    let hub = provision::hub(nats.hub().connect(&operator).await?);
+    provision::prepare_hub(&hub, 1).await?;
+    for region in &plan.regions {
+        provision::write_region(&hub, &region.parse()?, &site(nats, plan, region)?).await?;
+    }
+    let app = NewApp {
+        id: APP.parse()?,
+        default_region: plan.regions.first().context("a mesh has a region")?.parse()?,
+        residency: plan.residency.as_deref().map(str::parse).transpose()?,
+        ambiguity: plan.ambiguity.clone(),
+        alerts: plan.alerts.clone(),
+        apns: Some(simulators.apns.credential(TOPIC)),
+        fcm: Some(NewFcm {
+            quota_per_minute: plan.fcm_quota,
+            ..simulators.fcm.credential()
+        }),
+    };
+    let keys = provision::write_app(&hub, &MeshKey::from_base64(mesh_key)?, &app, &[Scope::ALL.to_vec()]).await?;
+    keys.into_iter().next().context("an API key")
+}

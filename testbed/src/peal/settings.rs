@@ -1,0 +1,127 @@
+//! The settings files of gateways and workers, and their first start.
+
+use std::{fmt::Write, net::TcpListener, path::PathBuf};
+
+use shared::nats::{connect::Nats, roles::Role};
+
+use super::{CA_FILE, Peal, Program, Region};
+use crate::{links::Between, network, providers::reachable};
+
+impl Peal {
+    /// Starts the gateway and the workers of a region.
+    pub(super) fn start_region(&mut self, name: &str) -> anyhow::Result<Region> {
+        let place = self.plan.links.place(&network::edge(name));
+        let port = free_port()?;
+        let config = format!(
+            "listen = \"{}:{port}\"\n{}\n{}",
+            place.address(),
+            self.common(name, &Role::Gateway(name.parse()?), 5)?,
+            self.plan.gateway_settings
+        );
+        let gateway = self.write_config(&format!("gateway-{name}"), &config)?;
+        let gateway = Program::start(&self.plan.program, "gateway", gateway, port, place)?;
+        let workers = (1..=self.plan.workers)
+            .map(|number| self.start_worker(name, number))
+            .collect::<Result<_, _>>()?;
+        Ok(Region {
+            name: name.to_owned(),
+            gateway,
+            workers,
+        })
+    }
+
+    fn start_worker(&mut self, region: &str, number: usize) -> anyhow::Result<Program> {
+        let port = free_port()?;
+        let place = self.plan.links.place(&network::edge(region));
+        let providers = self.providers(region)?;
+        let common = self.common(region, &Role::Worker(region.parse()?), 10)?;
+        let name = format!("worker-{region}-{number}");
+        let config = format!(
+            "name = \"{name}\"\nadmin_listen = \"{}:{port}\"\ndata = \"{}\"\n{}\n{common}\n{providers}",
+            place.address(),
+            self.folder.path().join(&name).display(),
+            self.plan.worker_settings,
+        );
+        Program::start(
+            &self.plan.program,
+            "edge-worker",
+            self.write_config(&name, &config)?,
+            port,
+            place,
+        )
+    }
+
+    /// A worker's settings of all providers.
+    fn providers(&mut self, region: &str) -> anyhow::Result<String> {
+        let ca = self.folder.path().join(CA_FILE);
+        let mut tables = String::new();
+        for simulator in self.simulators.all() {
+            let address = self
+                .plan
+                .links
+                .connect(&mut self.links, Between::Provider, region, simulator.addr())?;
+            write!(
+                tables,
+                "[providers.{}]\n{}ca_file = \"{}\"\n{}\n",
+                simulator.provider(),
+                simulator.worker_settings(&reachable(address)),
+                ca.display(),
+                self.plan.provider_settings,
+            )?;
+        }
+        Ok(tables)
+    }
+
+    /// Settings that gateways and workers have in common.
+    fn common(&mut self, region: &str, role: &Role, grace_s: u64) -> anyhow::Result<String> {
+        let nats = self.nats.region(region).nats(role)?;
+        let mut urls = Vec::new();
+        for server in self.nats.servers(region) {
+            let address = (server.address(), server.port()).into();
+            let address = self
+                .plan
+                .links
+                .connect(&mut self.links, Between::Nats, region, address)?;
+            urls.push(format!("nats://{address}"));
+        }
+        let otlp = self
+            .plan
+            .otlp_endpoint
+            .as_ref()
+            .map(|url| format!("otlp_endpoint = \"{url}\"\n"))
+            .unwrap_or_default();
+        Ok(format!(
+            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"{}\"\n{}[mesh]\nregion = \"{region}\"\nmax_bytes = {}\ndurability = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
+            self.mesh_key,
+            urls.join(","),
+            files(&nats),
+            self.plan.max_bytes,
+            serde_json::to_string(&self.plan.durability)?,
+            self.plan.sample_ratio,
+        ))
+    }
+
+    fn write_config(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+        let path = self.folder.path().join(format!("{name}.toml"));
+        std::fs::write(&path, text)?;
+        Ok(path)
+    }
+}
+
+/// The settings that name files, as lines of TOML.
+fn files(nats: &Nats) -> String {
+    let files = [
+        ("nkey_file", &nats.nkey_file),
+        ("ca_file", &nats.ca_file),
+        ("cert_file", &nats.cert_file),
+        ("key_file", &nats.key_file),
+    ];
+    files
+        .into_iter()
+        .filter_map(|(name, file)| Some(format!("{name} = \"{}\"\n", file.as_ref()?.display())))
+        .collect()
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
