@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use crate::{
     content::{Content, push::Push},
+    contract,
     id::{Category, EventId, RecipientId, Topic},
     invalid::Invalid,
     tolerant,
@@ -58,12 +59,16 @@ pub struct Members {
 }
 
 impl Body {
-    /// Reads and checks a body that a service may have written: a member that is not known is an error.
+    /// Reads and checks a body that a service may have written: a member that is not known, or not built yet, is an error.
     ///
     /// # Errors
     /// The first member that breaks a rule.
     pub fn read(json: &[u8]) -> Result<Self, Invalid> {
-        Self::of(tolerant::strictly(json)?, json.len())
+        let members = tolerant::strictly(json).map_err(|invalid| {
+            let document = serde_json::from_slice(json).unwrap_or_default();
+            contract::not_built(&["job", "notification", "many"], &document).unwrap_or(invalid)
+        })?;
+        Self::of(members, json.len())
     }
 
     /// Reads and checks a body that a program of Peal wrote, perhaps a newer one: members that are not known are ignored.

@@ -9,6 +9,7 @@ pub mod broadcast;
 pub mod channel;
 pub mod clock;
 pub mod content;
+pub mod contract;
 pub mod digest;
 pub mod failpoint;
 pub mod id;
