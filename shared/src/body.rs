@@ -54,7 +54,7 @@ pub struct Members {
     pub category: Option<Category>,
     /// The content, for channel `push`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Push>)]
+    #[schema(value_type = Push, required = true)]
     pub push: Option<Arc<Push>>,
 }
 

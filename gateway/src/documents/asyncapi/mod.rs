@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use shared::{
     body::Members as Body,
     channel::{Channel, Class},
+    contract::schema,
     id::{AppId, Region},
     nats::{
         envelope::{ACCEPTED_AT, ADDRESS, ATTEMPT, BATCH, DETAIL, EVENT_ID, ORIGIN, REASON, SUBJECT},
@@ -45,7 +46,8 @@ fn contract() -> Value {
             "title": "Peal over NATS",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "A service may publish jobs to JetStream itself instead of sending requests to a gateway. \
-                Both are checked by the same rules, get the same receipts and are part of the caller's trace.",
+                Both are checked by the same rules, get the same receipts and are part of the caller's trace. The page \
+                docs/contract.md lists every member, also those that are not built yet.",
             "license": { "name": "Apache-2.0" },
         },
         "defaultContentType": "application/json",
@@ -288,7 +290,11 @@ fn schemas() -> Value {
     Body::schemas(&mut all);
     Batch::schemas(&mut all);
     all.into_iter()
-        .map(|(name, schema)| (name, serde_json::to_value(schema).expect("schemas always serialize")))
+        .map(|(name, schema)| {
+            let mut document = serde_json::to_value(schema).expect("schemas always serialize");
+            schema::complete(&name, &mut document);
+            (name, document)
+        })
         .collect::<Map<String, Value>>()
         .into()
 }

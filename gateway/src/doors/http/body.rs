@@ -9,12 +9,13 @@ use axum::{
 use http::{HeaderMap, HeaderValue, header};
 use http_body_util::LengthLimitError;
 use serde::de::DeserializeOwned;
-use shared::invalid::Invalid;
+use shared::{contract, invalid::Invalid};
 use tokio::time::timeout;
+use utoipa::ToSchema;
 
 use super::{
     api::{Api, Limits},
-    problem::{BODY_TIMEOUT, MALFORMED, MEDIA_TYPE, Problem, TOO_LARGE},
+    problem::{BODY_TIMEOUT, MALFORMED, MEDIA_TYPE, NOT_BUILT, Problem, TOO_LARGE},
 };
 
 /// A caller who takes longer for a body holds a place that others could have.
@@ -24,7 +25,7 @@ const BODY_ARRIVES_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
 
-impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Json<T> {
+impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<Api>> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
@@ -36,7 +37,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Json<T> {
 #[derive(Debug)]
 pub(crate) struct Verbatim<T>(pub(crate) T, pub(crate) Bytes);
 
-impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Verbatim<T> {
+impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<Api>> for Verbatim<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
@@ -75,9 +76,9 @@ fn is_json(headers: &HeaderMap) -> bool {
         .eq_ignore_ascii_case("application/json")
 }
 
-/// Reads a document. Keeping track of the path costs time, so a document is read without it first, and once more with
+/// Reads a document. A member or word that is not built yet is told from one that nobody knows. Keeping track of the path costs time, so a document is read without it first, and once more with
 /// it only if something is wrong.
-pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+pub(super) fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<T, Problem> {
     // serde would read a list as the members of an object in the order in which the code declares them.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
         return Err(Invalid::new("body", "must be an object").into());
@@ -88,7 +89,13 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     };
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     match serde_path_to_error::deserialize::<_, T>(&mut reader) {
-        Err(error) if error.inner().is_data() => Err(Invalid::of_json(&error).into()),
+        Err(error) if error.inner().is_data() => {
+            let document = serde_json::from_slice(bytes).unwrap_or_default();
+            match contract::not_built(&contract::page().objects_of(&T::name()), &document) {
+                Some(reserved) => Err(Problem::of_field(NOT_BUILT, reserved)),
+                None => Err(Invalid::of_json(&error).into()),
+            }
+        }
         _ => {
             let detail = format!(
                 "The document is broken at line {} column {}.",
@@ -102,10 +109,15 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::doors::http::problem::INVALID;
+    use serde_json::{Value, json};
+    use shared::recipient::Preferences;
 
-    #[derive(Debug, serde::Deserialize)]
+    use super::*;
+    use crate::doors::http::{
+        addresses::PostAddress, dead_letters::Replay, problem::INVALID, recipients::PutRecipient, send::SendRequest,
+    };
+
+    #[derive(Debug, serde::Deserialize, ToSchema)]
     #[serde(deny_unknown_fields)]
     struct Point {
         x: u8,
@@ -125,5 +137,79 @@ mod tests {
         ] {
             assert_eq!(parse::<Point>(body.as_bytes()).unwrap_err().kind(), kind, "{body}");
         }
+    }
+
+    /// Parses `minimal`, then the same with every member and word of `object` that is reserved, at `path`.
+    fn refuses<T: DeserializeOwned + ToSchema>(object: &str, path: &str, minimal: &Value) {
+        let read = |document: &Value| parse::<T>(document.to_string().as_bytes()).map(|_| ());
+        assert!(read(minimal).is_ok(), "{minimal}");
+        let mut tried = 0;
+        let mut refused = |member: &str, value: Value| {
+            let mut document = minimal.clone();
+            document.pointer_mut(path).unwrap()[member] = value;
+            let problem = read(&document).unwrap_err();
+            let field = format!("{path}/{member}")[1..].replace('/', ".");
+            assert_eq!(
+                (problem.kind(), problem.fields()),
+                (NOT_BUILT, vec![field.as_str()]),
+                "{document}"
+            );
+            tried += 1;
+        };
+        for member in contract::page().section(object).unwrap().members() {
+            if member.reserved.is_some() {
+                refused(member.name, json!({ "value": 5_551_234 }));
+            }
+            let words = member
+                .kind
+                .strip_prefix("word:")
+                .map(|name| contract::page().words(name));
+            for (word, _) in words.into_iter().flatten().filter(|(_, reserved)| reserved.is_some()) {
+                refused(member.name, word.into());
+            }
+        }
+        assert!(tried > 0, "nothing of {object} is reserved");
+    }
+
+    #[test]
+    fn what_is_reserved_is_refused_as_not_built() {
+        let push = json!({ "title": "x", "apns": {}, "fcm": {} });
+        let notification = json!({ "to": { "recipients": ["ann"] }, "push": push });
+        for (object, path) in [
+            ("notification", ""),
+            ("many", ""),
+            ("to", "/to"),
+            ("push", "/push"),
+            ("apns", "/push/apns"),
+            ("fcm", "/push/fcm"),
+        ] {
+            refuses::<SendRequest>(object, path, &notification);
+        }
+        refuses::<PutRecipient>("recipient", "", &json!({}));
+        refuses::<PostAddress>("address", "", &json!({ "provider": "apns", "token": "ab12" }));
+        refuses::<Preferences>("preferences", "", &json!({}));
+        refuses::<Replay>("replay", "", &json!({}));
+    }
+
+    #[test]
+    fn what_is_reserved_comes_before_what_is_missing() {
+        for member in ["email", "sms", "webhook", "template", "notifications"] {
+            let problem = parse::<SendRequest>(json!({ member: {} }).to_string().as_bytes()).unwrap_err();
+            assert_eq!((problem.kind(), problem.fields()), (NOT_BUILT, vec![member]));
+        }
+        let problem = parse::<SendRequest>(br#"{"to":{},"push":{},"emial":{}}"#).unwrap_err();
+        assert_eq!((problem.kind(), problem.fields()), (INVALID, vec!["emial"]));
+    }
+
+    #[test]
+    fn the_examples_of_the_contract_are_taken() {
+        fn taken<T: DeserializeOwned + ToSchema>(object: &str) {
+            let (_, example) = contract::page().section(object).unwrap().examples[0];
+            assert!(parse::<T>(example.as_bytes()).is_ok(), "{object}");
+        }
+        taken::<SendRequest>("notification");
+        taken::<PutRecipient>("recipient");
+        taken::<PostAddress>("address");
+        taken::<Preferences>("preferences");
     }
 }

@@ -56,9 +56,9 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
 
 /// The description of the API (`OpenAPI` 3.1, JSON).
 pub(crate) fn describe() -> String {
-    routes()
-        .into_openapi()
-        .to_pretty_json()
+    let mut api = routes().into_openapi();
+    openapi::complete(&mut api);
+    api.to_pretty_json()
         .expect("the description always serializes")
 }
 

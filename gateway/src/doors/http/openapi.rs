@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use http::{HeaderName, header};
+use shared::contract::schema;
 use utoipa::{
     IntoResponses, Modify, OpenApi, ToSchema,
     openapi::{
@@ -18,7 +19,9 @@ use super::problem::{self, Document};
 #[openapi(
     info(
         title = "Peal",
-        description = "Hands notifications to a delivery mesh. Errors are RFC 9457 problem documents with a stable `code`.",
+        description = "Hands notifications to a delivery mesh. Errors are RFC 9457 problem documents with a stable `code`. \
+            The page docs/contract.md of Peal's documentation lists every member, also those that are not built yet; a \
+            request with one of them is refused with the code `not_built`.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     modifiers(&ApiKey),
@@ -46,6 +49,16 @@ impl Modify for ApiKey {
             .build();
         let components = api.components.get_or_insert_default();
         components.add_security_scheme("api_key", SecurityScheme::Http(scheme));
+    }
+}
+
+/// Adds to the schemas what the page of the contract states of their members.
+pub(super) fn complete(api: &mut utoipa::openapi::OpenApi) {
+    let components = api.components.get_or_insert_default();
+    for (name, schema) in &mut components.schemas {
+        let mut document = serde_json::to_value(&*schema).expect("schemas always serialize");
+        schema::complete(name, &mut document);
+        *schema = serde_json::from_value(document).expect("a completed schema is a schema");
     }
 }
 

@@ -48,6 +48,12 @@ pub(crate) const INVALID: Kind = kind(
     "A field breaks a rule",
     None,
 );
+pub(crate) const NOT_BUILT: Kind = kind(
+    "not_built",
+    StatusCode::UNPROCESSABLE_ENTITY,
+    "This part of the contract is not built yet",
+    None,
+);
 pub(crate) const CHANNEL_UNAVAILABLE: Kind = kind(
     "channel_unavailable",
     StatusCode::UNPROCESSABLE_ENTITY,
@@ -173,9 +179,10 @@ pub(crate) const STATUS_UNAVAILABLE: Kind = kind(
 
 /// Every kind, for the documentation.
 #[cfg(test)]
-pub(crate) const KINDS: [Kind; 24] = [
+pub(crate) const KINDS: [Kind; 25] = [
     MALFORMED,
     INVALID,
+    NOT_BUILT,
     CHANNEL_UNAVAILABLE,
     UNAUTHENTICATED,
     FORBIDDEN,
@@ -224,6 +231,13 @@ impl Problem {
         }))
     }
 
+    /// One field is at fault.
+    pub(super) fn of_field(kind: Kind, invalid: Invalid) -> Self {
+        let mut problem = Self::new(kind, invalid.to_string());
+        problem.0.errors.push(invalid);
+        problem
+    }
+
     /// The server refuses what this gateway must be able to do; its log says which subject.
     pub(crate) fn not_permitted() -> Self {
         Self::new(
@@ -251,6 +265,12 @@ impl Problem {
 
     pub(crate) fn kind(&self) -> Kind {
         self.0.kind
+    }
+
+    /// The fields at fault.
+    #[cfg(test)]
+    pub(super) fn fields(&self) -> Vec<&str> {
+        self.0.errors.iter().map(|invalid| invalid.field.as_str()).collect()
     }
 
     /// The problem as the answer to the request called `request_id`.
@@ -302,9 +322,7 @@ impl IntoResponse for Problem {
 
 impl From<Invalid> for Problem {
     fn from(invalid: Invalid) -> Self {
-        let mut problem = Self::new(INVALID, invalid.to_string());
-        problem.0.errors.push(invalid);
-        problem
+        Self::of_field(INVALID, invalid)
     }
 }
 
@@ -384,13 +402,20 @@ pub(crate) struct Broken<'a> {
 mod tests {
     use std::collections::HashSet;
 
+    use shared::contract;
+
     use super::*;
 
     #[test]
-    fn codes_are_distinct_and_the_manual_lists_them_all() {
+    fn codes_are_distinct_and_the_contract_and_the_manual_list_them_all() {
         let manual = include_str!("../../../README.md");
         let codes: HashSet<_> = KINDS.iter().map(|kind| kind.code).collect();
         assert_eq!(codes.len(), KINDS.len());
+        let problems = &contract::page().section("problems").unwrap().rows;
+        let built = problems.iter().filter(|row| row[3] == "built");
+        let listed: HashSet<_> = built.map(|row| (row[0].trim_matches('`'), row[1])).collect();
+        let known: Vec<_> = KINDS.iter().map(|kind| (kind.code, kind.status.as_str())).collect();
+        assert_eq!(listed, known.iter().copied().collect());
         for kind in KINDS {
             let row = format!("| `{}` | {} |", kind.code, kind.status.as_u16());
             assert!(manual.contains(&row), "README.md lacks the row {row}");

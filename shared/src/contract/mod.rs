@@ -3,6 +3,8 @@
 //! The documents for machines take descriptions, defaults and the form of ids from the page. A request that was refused is
 //! looked up here, so that a member that is reserved is not called unknown.
 
+pub mod schema;
+
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use serde_json::Value;
@@ -52,7 +54,7 @@ pub const MEMBER_COLUMNS: [&str; 6] = ["member", "type", "limits", "default", "m
 
 /// The page.
 pub fn page() -> &'static Page {
-    static PAGE: LazyLock<Page> = LazyLock::new(|| Page::read(include_str!("../../docs/contract.md")));
+    static PAGE: LazyLock<Page> = LazyLock::new(|| Page::read(include_str!("../../../docs/contract.md")));
     &PAGE
 }
 
@@ -97,6 +99,18 @@ fn not_built_in(kind: &str, value: &Value) -> Option<Invalid> {
 /// What stands in the angle brackets of `kind`, if it is a `name<…>`.
 fn generic<'a>(kind: &'a str, name: &str) -> Option<&'a str> {
     kind.strip_prefix(name)?.strip_prefix('<')?.strip_suffix('>')
+}
+
+impl Member {
+    /// Its value where it is absent, if the page states one value: a number or one word of code.
+    pub fn default_value(&self) -> Option<Value> {
+        let code = self.default.strip_prefix('`').and_then(|code| code.strip_suffix('`'));
+        match code {
+            Some(code) if code.contains('`') => None,
+            Some(code) => Some(serde_json::from_str(code).unwrap_or_else(|_| code.into())),
+            None => self.default.parse::<i64>().ok().map(Value::from),
+        }
+    }
 }
 
 impl Page {
@@ -278,6 +292,41 @@ mod tests {
             }
         }
         assert!(members > 400, "only {members} members were read");
+    }
+
+    #[test]
+    fn examples_have_members_that_are_built() {
+        fn check(object: &str, value: &Value) {
+            let members: Vec<_> = page().section(object).unwrap().members().collect();
+            for (name, value) in value.as_object().unwrap() {
+                let member = members.iter().find(|member| member.name == name);
+                let member = member.unwrap_or_else(|| panic!("{object} has no {name}"));
+                assert_eq!(member.reserved, None, "{object}.{name}");
+                let items = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+                let kind = generic(member.kind, "list").unwrap_or(member.kind);
+                if page().section(kind).is_some() {
+                    for item in items {
+                        check(kind, item);
+                    }
+                }
+            }
+            for member in members
+                .iter()
+                .filter(|member| matches!(member.default, "required" | "always"))
+            {
+                let is_built = member.reserved.is_none() && !member.limits.starts_with("answer");
+                assert!(
+                    !is_built || value.get(member.name).is_some(),
+                    "{object} lacks {}",
+                    member.name
+                );
+            }
+        }
+        for (name, section) in page().sections() {
+            for (_, example) in section.examples.iter().filter(|(language, _)| *language == "json") {
+                check(name, &serde_json::from_str(example).unwrap());
+            }
+        }
     }
 
     #[test]
