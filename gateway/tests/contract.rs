@@ -27,17 +27,10 @@ fn objects() -> BTreeMap<String, Value> {
     schemas.into_iter().filter(|(_, schema)| is_object(schema)).collect()
 }
 
-/// The members of a schema that are built, whichever objects of the page it describes.
+/// The members of a schema by name.
 fn members(schema: &str) -> BTreeMap<&'static str, Member> {
-    let mut members = BTreeMap::new();
-    for object in page().objects_of(schema) {
-        let section = page().section(object).unwrap();
-        let is_request = section.side == "request" || (section.schemas.len() == 2 && section.schemas[0] == schema);
-        let built = section.members().filter(|member| member.reserved.is_none());
-        let asked = built.filter(|member| !is_request || !member.limits.starts_with("answer "));
-        members.extend(asked.map(|member| (member.name, member)));
-    }
-    members
+    let members = page().members_of(schema).into_iter();
+    members.map(|member| (member.name, member)).collect()
 }
 
 fn names<'a>(names: impl IntoIterator<Item = &'a str>) -> BTreeSet<&'a str> {

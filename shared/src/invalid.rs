@@ -72,17 +72,25 @@ impl Invalid {
 /// only the expectation is kept.
 fn without_values(message: &str) -> String {
     let message = message.rsplit_once(" at line ").map_or(message, |(before, _)| before);
-    let Some((before, expected)) = message.rsplit_once(", expected ") else {
-        return message.to_owned();
+    if let Some((before, expected)) = message.rsplit_once(", expected ") {
+        if before.starts_with("unknown field ") {
+            return format!("is not known; known here: {}", expected.trim_start_matches("one of "));
+        }
+        if before.starts_with("invalid ") || before.starts_with("unknown variant ") {
+            return format!("must be {}", in_words_of_json(expected));
+        }
+    }
+    // Rules of ours begin with `must`, perhaps behind a field. A library's message may quote the value.
+    let expected = match message {
+        ours if ours.starts_with("must ") || ours.contains(": must ") => return ours.to_owned(),
+        uuid if uuid.contains("UUID") => "a UUID",
+        time if time.starts_with("failed to parse") => INSTANT,
+        _ => "of another form",
     };
-    if before.starts_with("unknown field ") {
-        return format!("is not known; known here: {}", expected.trim_start_matches("one of "));
-    }
-    if before.starts_with("invalid ") || before.starts_with("unknown variant ") {
-        return format!("must be {}", in_words_of_json(expected));
-    }
-    message.to_owned()
+    format!("must be {expected}")
 }
+
+const INSTANT: &str = "an instant as in RFC 3339, such as 2026-12-24T18:00:00Z";
 
 fn in_words_of_json(expected: &str) -> &str {
     match expected {
@@ -95,9 +103,11 @@ fn in_words_of_json(expected: &str) -> &str {
         "f32" | "f64" => "a number",
         "a boolean" => "true or false",
         "a sequence" => "a list",
-        "a borrowed string" => "a string",
+        "a borrowed string" | "string or map" | "map with a single key" => "a string",
         "a map" => "an object",
         "unit" => "null",
+        "a timestamp string" => INSTANT,
+        "a formatted UUID string" => "a UUID",
         expected if expected.starts_with("struct ") || expected.starts_with("internally tagged enum ") => "an object",
         expected if expected.starts_with("tuple ") || expected.contains(" element") => "a list",
         expected if expected.starts_with("enum ") || expected == "variant identifier" => "one of the known words",
@@ -119,11 +129,14 @@ mod tests {
         list: Option<Vec<bool>>,
         object: Option<std::collections::BTreeMap<String, String>>,
         inner: Option<Box<Sample>>,
+        id: Option<crate::id::JobId>,
+        at: Option<jiff::Timestamp>,
         class: Option<crate::channel::Class>,
     }
 
     #[test]
     fn rules_speak_of_json_and_quote_no_value() {
+        let at = format!("must be {INSTANT}");
         for (json, field, rule) in [
             (
                 r#"{"number":-5551234}"#,
@@ -147,8 +160,15 @@ mod tests {
             (
                 r#"{"clas":"5551234"}"#,
                 "clas",
-                "is not known; known here: `number`, `list`, `object`, `inner`, `class`",
+                "is not known; known here: `number`, `list`, `object`, `inner`, `id`, `at`, `class`",
             ),
+            (r#"{"id":"5551234"}"#, "id", "must be a UUID"),
+            (r#"{"id":5551234}"#, "id", "must be a UUID"),
+            (r#"{"at":"5551234"}"#, "at", &at),
+            (r#"{"at":"2026-55-51"}"#, "at", &at),
+            (r#"{"at":"2026-11-26T08:00:00+99"}"#, "at", &at),
+            (r#"{"at":"2026-11-26 5551234"}"#, "at", &at),
+            (r#"{"at":5551234}"#, "at", &at),
             (r#"{"number":1,"number":5551234}"#, "number", "must be given once"),
         ] {
             let mut reader = serde_json::Deserializer::from_str(json);

@@ -140,6 +140,34 @@ impl Page {
         described.map(|(name, _)| name).collect()
     }
 
+    /// The members that are built of what a schema describes, without those that only the other side has.
+    pub fn members_of(&self, schema: &str) -> Vec<Member> {
+        let sections = self
+            .objects_of(schema)
+            .into_iter()
+            .filter_map(|name| self.section(name));
+        let members = sections.flat_map(|section| {
+            let is_asked = section.side == "request" || section.schemas.len() == 2 && section.schemas[0] == schema;
+            let is_answered = section.schemas.len() == 2 && !is_asked;
+            let built = section.members().filter(|member| member.reserved.is_none());
+            let sent = built.filter(move |member| !is_asked || !member.limits.starts_with("answer "));
+            // What a request must keep to says nothing of the answer.
+            sent.map(move |member| {
+                let (limits, default) = if is_answered {
+                    ("–", "–")
+                } else {
+                    (member.limits, member.default)
+                };
+                Member {
+                    limits,
+                    default,
+                    ..member
+                }
+            })
+        });
+        members.collect()
+    }
+
     /// The words of an enum in order, each with the area that will build it if it is reserved.
     pub fn words(&self, name: &str) -> Vec<(&'static str, Option<&'static str>)> {
         let enums = self.section("words").map_or(&[][..], |section| &section.rows);

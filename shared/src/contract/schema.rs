@@ -2,27 +2,34 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Member, Section, page};
+use super::{Member, page};
 
 /// Completes the schema with this name, as it is in `OpenAPI` or `AsyncAPI`.
 pub fn complete(name: &str, schema: &mut Value) {
     let Some(schema) = schema.as_object_mut() else { return };
     form_of_id(name, schema);
-    for object in page().objects_of(name) {
-        for member in page().section(object).into_iter().flat_map(Section::members) {
-            let property = schema.get_mut("properties").and_then(|all| all.get_mut(member.name));
-            if let Some(property) = property.and_then(Value::as_object_mut) {
-                complete_member(member, property);
-            }
+    for member in page().members_of(name) {
+        let property = schema.get_mut("properties").and_then(|all| all.get_mut(member.name));
+        if let Some(property) = property.and_then(Value::as_object_mut) {
+            complete_member(member, property);
         }
     }
 }
 
 fn complete_member(member: Member, schema: &mut Map<String, Value>) {
-    let description = match member.limits {
-        "–" => member.meaning.to_owned(),
-        limits => format!("{} Limits: {limits}.", member.meaning),
+    let is_shown = member.default_value().is_some()
+        || ["–", "required", "always"]
+            .iter()
+            .any(|word| member.default.starts_with(word));
+    let limits = match member.limits {
+        "–" => String::new(),
+        limits => format!(" Limits: {limits}."),
     };
+    let default = match member.default {
+        _ if is_shown => String::new(),
+        default => format!(" If absent: {default}."),
+    };
+    let description = format!("{}{limits}{default}", member.meaning);
     // The description of an optional reference is derived beside the reference.
     for either in schema
         .get_mut("oneOf")

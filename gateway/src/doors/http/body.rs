@@ -109,6 +109,8 @@ pub(super) fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<T, P
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use serde_json::{Value, json};
     use shared::recipient::Preferences;
 
@@ -211,5 +213,58 @@ mod tests {
         taken::<PutRecipient>("recipient");
         taken::<PostAddress>("address");
         taken::<Preferences>("preferences");
+    }
+
+    /// Sends every kind of value for every member of `object`, at `path` of `minimal`.
+    fn rules<T: DeserializeOwned + ToSchema>(object: &str, path: &str, minimal: &Value, rules: &mut BTreeSet<String>) {
+        let values = [
+            json!(-5_551_234),
+            json!(5_551_234.5),
+            json!("5551234"),
+            json!(true),
+            json!(["5551234"]),
+            json!({ "5551234": "5551234" }),
+            json!({ "push": 5_551_234 }),
+        ];
+        for member in contract::page().section(object).unwrap().members() {
+            for value in values.iter().filter(|_| member.reserved.is_none()) {
+                let mut document = minimal.clone();
+                document.pointer_mut(path).unwrap()[member.name] = value.clone();
+                if let Err(problem) = parse::<T>(document.to_string().as_bytes()) {
+                    let detail = problem.detail();
+                    rules.insert(detail.split_once(": ").map_or(detail, |(_, rule)| rule).to_owned());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_rule_quotes_a_value_or_a_word_of_the_code() {
+        let push = json!({ "title": "x", "apns": {}, "fcm": {} });
+        let notification = json!({ "to": { "recipients": ["ann"] }, "push": push });
+        let mut all = BTreeSet::new();
+        for (object, path) in [
+            ("notification", ""),
+            ("to", "/to"),
+            ("push", "/push"),
+            ("apns", "/push/apns"),
+            ("fcm", "/push/fcm"),
+        ] {
+            rules::<SendRequest>(object, path, &notification, &mut all);
+        }
+        rules::<PutRecipient>("recipient", "", &json!({}), &mut all);
+        rules::<PostAddress>("address", "", &json!({ "provider": "apns", "token": "ab12" }), &mut all);
+        rules::<Preferences>("preferences", "", &json!({}), &mut all);
+        rules::<Replay>("replay", "", &json!({}), &mut all);
+        let of_code = [
+            "5551234", "struct", "enum", "variant", "tuple", "map", "sequence", "unit", "u8", "u32", "i32", "usize",
+            "type",
+        ];
+        for rule in &all {
+            let words = rule.split(|c: char| !c.is_alphanumeric() && c != '_');
+            let found: Vec<_> = words.filter(|word| of_code.contains(word)).collect();
+            assert!(found.is_empty(), "{rule}");
+        }
+        assert!(all.len() > 10, "{all:?}");
     }
 }

@@ -273,6 +273,12 @@ impl Problem {
         self.0.errors.iter().map(|invalid| invalid.field.as_str()).collect()
     }
 
+    /// What happened, for people.
+    #[cfg(test)]
+    pub(super) fn detail(&self) -> &str {
+        &self.0.detail
+    }
+
     /// The problem as the answer to the request called `request_id`.
     pub(crate) fn render(self, request_id: &str, trace_id: Option<&str>) -> Response {
         let Told {
