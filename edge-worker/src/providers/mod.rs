@@ -1,19 +1,16 @@
 //! Those who carry a push to the device. A provider knows an address, a rendered message and its own settings; nothing
 //! of NATS, the ledger or acknowledgements. What happened to one attempt is a value, [`Outcome`].
 //!
-//! Where a provider is reached is decided in `endpoints`; connections to it are made, measured and kept in `http2`.
+//! How it is reached is `transport`: where to, over which connections.
 //!
 //! Adding a provider: a folder with the files of the others (`config`, `token`, `client`, `outcome`), a field in
 //! [`Settings`], and a line each in [`Providers::deliver`] and `networks`.
 
 mod attempt;
 mod breaker;
-mod endpoints;
-mod http2;
 mod message;
 mod outcome;
-mod retry_after;
-mod tls;
+mod transport;
 
 pub mod apns;
 pub mod fcm;
@@ -38,13 +35,13 @@ pub use self::{
     apns::ApnsAccount,
     attempt::{Attempt, Attempted},
     breaker::{BreakerState, Watched},
-    endpoints::{EndpointState, Settings as EndpointSettings, Why},
     fcm::{FcmAccount, Granted, Quota, Use},
     message::Message,
     outcome::{Outcome, Reason},
-    tls::BadTrust,
+    transport::endpoints::{EndpointState, Settings as EndpointSettings, Why},
+    transport::tls::BadTrust,
 };
-use self::{breaker::Breakers, http2::Network};
+use self::{breaker::Breakers, transport::http2::Network};
 use tokio::sync::Notify;
 
 /// How the providers are reached.

@@ -21,10 +21,12 @@ use super::{
 };
 use crate::providers::{
     Attempt, Attempted, BadCredential, BadTrust, Outcome,
-    endpoints::{self, Endpoints},
-    http2::{Exchanged, Host, Network, Pool, Progress, exchange, read},
-    retry_after::retry_after,
-    tls,
+    transport::{
+        endpoints::{self, Endpoints},
+        http2::{Exchanged, Host, Network, Pool, Progress, exchange, read},
+        retry_after::retry_after,
+        tls,
+    },
 };
 
 /// Until the token endpoint counts as unreachable.

@@ -14,7 +14,7 @@ use shared::clock::Clock;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::client::{host_and_port, read_body};
-use crate::providers::{BadCredential, Outcome, outcome::foreign_reason, retry_after::retry_after};
+use crate::providers::{BadCredential, Outcome, outcome::foreign_reason, transport::retry_after::retry_after};
 
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";

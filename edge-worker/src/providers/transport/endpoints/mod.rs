@@ -144,7 +144,7 @@ pub struct EndpointState {
 
 /// The endpoints of one provider and environment.
 #[derive(Debug)]
-pub(super) struct Endpoints {
+pub(in crate::providers) struct Endpoints {
     provider: Provider,
     environment: Option<&'static str>,
     hosts: Vec<Arc<Host>>,
@@ -248,7 +248,7 @@ impl State {
 }
 
 impl Endpoints {
-    pub(super) fn new(
+    pub(in crate::providers) fn new(
         provider: Provider,
         environment: Option<&'static str>,
         hosts: Vec<Arc<Host>>,

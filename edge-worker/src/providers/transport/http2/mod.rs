@@ -9,7 +9,7 @@ mod exchange;
 mod network;
 mod pool;
 
-pub(super) use self::{
+pub(in crate::providers) use self::{
     connection::read,
     dial::Host,
     exchange::{Exchanged, Progress, exchange},

@@ -30,7 +30,7 @@ pub enum BadTrust {
 }
 
 /// The certificates in `ca_file`, PEM; at least one.
-pub(super) fn read_ca(ca_file: &Path) -> Result<Vec<CertificateDer<'static>>, BadTrust> {
+pub(in crate::providers) fn read_ca(ca_file: &Path) -> Result<Vec<CertificateDer<'static>>, BadTrust> {
     let bad = || BadTrust::CaFile(ca_file.to_owned());
     let all = CertificateDer::pem_file_iter(ca_file).map_err(|_| bad())?;
     let all = all.collect::<Result<Vec<_>, _>>().map_err(|_| bad())?;
@@ -38,7 +38,7 @@ pub(super) fn read_ca(ca_file: &Path) -> Result<Vec<CertificateDer<'static>>, Ba
 }
 
 /// TLS 1.2 and 1.3 with HTTP/2 alone, trusting `ca_file` if given, else what the operating system trusts.
-pub(super) fn http2_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, BadTrust> {
+pub(in crate::providers) fn http2_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, BadTrust> {
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(BadTrust::Platform)?;
