@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
+use serde_json::json;
 use shared::{
     app::{App, seal_name},
     channel::Provider,
@@ -26,7 +27,7 @@ use crate::{
     config::Settings,
     ledger,
     presence::Rank,
-    providers::{ApnsAccount, BadCredential, BadTrust, EndpointState, FcmAccount, Providers, Why},
+    providers::{BadCredential, BadSettings, Credentials, EndpointState, Providers, Why},
     quota::Quotas,
     station::{Shared, Station},
 };
@@ -43,9 +44,9 @@ pub enum StartError {
     /// The mesh key is missing or malformed.
     #[error("mesh_key: {0}")]
     MeshKey(#[from] SealError),
-    /// A certificate or an endpoint of a provider cannot be used.
+    /// A certificate, an endpoint or a time limit of a provider cannot be used.
     #[error("providers: {0}")]
-    Trust(#[from] BadTrust),
+    Providers(#[from] BadSettings),
     /// The folder for the cache and the ledger, or the address to listen on, cannot be used.
     #[error("{0}: {1}")]
     Io(&'static str, std::io::Error),
@@ -84,7 +85,8 @@ impl EdgeWorker {
         lifecycle.spawn_endless("time", keeper.run());
         let config = Config::default();
         lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
-        let providers = Arc::new(Providers::new(&settings.providers, clock.clone())?.with_quotas());
+        let providers = Providers::new(&settings.providers, clock.clone())?;
+        let providers = Arc::new(providers.with_allowances().with_bulkheads(settings.in_flight));
         let (known, configured) = watch::channel(false);
         lifecycle.spawn_endless("endpoints", providers.watch());
         lifecycle.spawn_endless("ways", show_ways(providers.clone(), telemetry.clone()));
@@ -299,26 +301,27 @@ enum Unusable {
 }
 
 fn configure(providers: &Providers, app: &App, mesh_key: &MeshKey) -> Result<(), Unusable> {
-    let apns = app.apns.as_ref().map(|credential| {
-        let private_key = mesh_key
-            .open(&seal_name(&app.id, Provider::Apns), &credential.private_key)
-            .map_err(|error| Unusable::Sealed("apns.private_key", error))?;
-        Ok::<_, Unusable>(ApnsAccount {
-            team_id: credential.team_id.clone(),
-            key_id: credential.key_id.clone(),
-            topic: credential.topic.clone(),
-            private_key,
-        })
-    });
-    let fcm = app.fcm.as_ref().map(|credential| {
-        let service_account = mesh_key
-            .open(&seal_name(&app.id, Provider::Fcm), &credential.service_account)
-            .map_err(|error| Unusable::Sealed("fcm.service_account", error))?;
-        Ok::<_, Unusable>(FcmAccount {
-            project_id: credential.project_id.clone(),
-            service_account,
-        })
-    });
-    providers.configure(&app.id, apns.transpose()?, fcm.transpose()?)?;
-    Ok(())
+    let open = |provider, field, sealed| {
+        let opened = mesh_key.open(&seal_name(&app.id, provider), sealed);
+        opened.map_err(|error| Unusable::Sealed(field, error))
+    };
+    let mut credentials = Credentials::new();
+    if let Some(apns) = &app.apns {
+        let credential = json!({
+            "team_id": apns.team_id,
+            "key_id": apns.key_id,
+            "topic": apns.topic,
+            "private_key": open(Provider::Apns, "apns.private_key", &apns.private_key)?,
+        });
+        credentials.insert(Provider::Apns, credential.to_string().into());
+    }
+    if let Some(fcm) = &app.fcm {
+        let credential = json!({
+            "project_id": fcm.project_id,
+            "service_account": open(Provider::Fcm, "fcm.service_account", &fcm.service_account)?,
+            "quota_per_minute": fcm.quota_per_minute,
+        });
+        credentials.insert(Provider::Fcm, credential.to_string().into());
+    }
+    Ok(providers.configure(&app.id, &credentials)?)
 }

@@ -13,10 +13,11 @@ use std::{
 };
 
 use edge_worker::providers::{
-    ApnsAccount, Attempt, Attempted, BadCredential, EndpointSettings, FcmAccount, Message, Outcome, Providers, Settings,
+    Attempt, Attempted, BadCredential, Credentials, EndpointSettings, Message, Outcome, Providers, Renditions, Settings,
 };
 use futures::future::join_all;
 use jiff::Timestamp;
+use serde_json::{Value, json};
 use shared::{
     channel::{Channel, Class, Provider},
     clock::Clock,
@@ -149,16 +150,14 @@ impl Rig {
 
     fn configure_apns(&self, key: &ApnsKey) {
         self.providers
-            .configure(&self.app, Some(apns_account(key)), None)
+            .configure(&self.app, &credentials(Provider::Apns, &apns_credential(key)))
             .unwrap();
     }
 
     fn configure_fcm(&self, project_id: &str, service_account: String) -> Result<(), BadCredential> {
-        let account = FcmAccount {
-            project_id: project_id.to_owned(),
-            service_account,
-        };
-        self.providers.configure(&self.app, None, Some(account))
+        let credential = json!({ "project_id": project_id, "service_account": service_account });
+        self.providers
+            .configure(&self.app, &credentials(Provider::Fcm, &credential))
     }
 
     /// One attempt at the alert `event` for the device `token`.
@@ -182,7 +181,7 @@ impl Rig {
         let job = job(&self.app, event, push, accepted_at);
         let address = address(&self.app, provider, token);
         let job = Arc::new(job);
-        let message = Message::render(job.clone(), Arc::default());
+        let message = Message::new(job.clone(), Renditions::default());
         self.providers
             .deliver(Attempt {
                 app: &self.app,
@@ -240,13 +239,12 @@ fn dead_port() -> u16 {
         .port()
 }
 
-fn apns_account(key: &ApnsKey) -> ApnsAccount {
-    ApnsAccount {
-        team_id: key.team_id.clone(),
-        key_id: key.key_id.clone(),
-        topic: TOPIC.into(),
-        private_key: key.pem.clone(),
-    }
+fn apns_credential(key: &ApnsKey) -> Value {
+    json!({ "team_id": key.team_id, "key_id": key.key_id, "topic": TOPIC, "private_key": key.pem })
+}
+
+fn credentials(provider: Provider, credential: &Value) -> Credentials {
+    [(provider, credential.to_string().into())].into()
 }
 
 fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job {
@@ -760,38 +758,16 @@ async fn credentials_change_under_traffic_without_a_loss() {
 #[tokio::test]
 async fn a_bad_credential_changes_nothing() {
     let (rig, apns) = Rig::apns(ApnsConfig::default(), Choices::default()).await;
-    let good = apns_account(apns.key());
     for (field, bad) in [
-        (
-            "team_id",
-            ApnsAccount {
-                team_id: "short".into(),
-                ..good.clone()
-            },
-        ),
-        (
-            "key_id",
-            ApnsAccount {
-                key_id: "not ten ch".into(),
-                ..good.clone()
-            },
-        ),
-        (
-            "topic",
-            ApnsAccount {
-                topic: "a b".into(),
-                ..good.clone()
-            },
-        ),
-        (
-            "private_key",
-            ApnsAccount {
-                private_key: "secret".into(),
-                ..good.clone()
-            },
-        ),
+        ("team_id", "short"),
+        ("key_id", "not ten ch"),
+        ("topic", "a b"),
+        ("private_key", "secret"),
     ] {
-        let refused = rig.providers.configure(&rig.app, Some(bad.clone()), None).unwrap_err();
+        let mut credential = apns_credential(apns.key());
+        credential[field] = bad.into();
+        let bad = credentials(Provider::Apns, &credential);
+        let refused = rig.providers.configure(&rig.app, &bad).unwrap_err();
         assert_eq!(refused.field, field);
         assert!(!format!("{refused} {refused:?} {bad:?}").contains("secret"));
     }
@@ -869,6 +845,14 @@ async fn a_restarted_apns_is_found_again() {
     .await
     .unwrap();
     assert!(accepted(&rig.apple("beef").await));
+}
+
+#[tokio::test]
+async fn a_time_limit_beyond_that_of_an_attempt_is_refused_by_name() {
+    let mut settings = Settings::default();
+    settings.fcm.timeout_ms = 12_001;
+    let refused = Providers::new(&settings, Clock::system()).unwrap_err();
+    assert_eq!(refused.to_string(), "fcm.timeout_ms: must be at most 12000");
 }
 
 // === FCM ===

@@ -26,6 +26,7 @@ use tokio::{
 use super::{Pipeline, Settlement, Step, Stop, Ticket, dedupe::Reserved};
 use crate::{
     cache, ledger,
+    providers::Renditions,
     pulled::{MemberEnd, Pulled, SliceEnvelope},
 };
 
@@ -316,7 +317,7 @@ impl<'a> Expansion<'a> {
             envelope: Arc::new(SliceEnvelope {
                 subject: pipeline.lane_of(broadcast).notify().into(),
                 headers: envelope::member_headers(pulled.headers(), slice),
-                apns: Arc::default(),
+                renditions: Renditions::default(),
             }),
             pipeline,
             pulled,

@@ -270,7 +270,7 @@ impl Verdict {
             next_at,
             took_us: u32::try_from(one.attempted.took.as_micros()).ok(),
             trace: span.and_then(trace::id),
-            ..receipt(job, one.ended_at)
+            ..receipt(job, one.attempted.ended_at)
         }
     }
 }

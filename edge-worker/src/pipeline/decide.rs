@@ -46,7 +46,7 @@ impl Pipeline {
             preferences: _,
         } = addressed;
         Ok(Ready {
-            message: Message::render(job.clone(), pulled.apns()),
+            message: Message::new(job.clone(), pulled.renditions()),
             pulled,
             job,
             reserved,

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
-use jiff::Timestamp;
 use shared::{failpoint::failpoint, job::Job, recipient::Address};
 
 use super::{Pipeline, dedupe::Reserved, intend::Intended};
 use crate::{
-    providers::{Attempt, Attempted, Outcome},
+    providers::{Attempt, Attempted},
     pulled::Pulled,
 };
 
@@ -27,8 +26,6 @@ pub(super) struct OneTried {
     pub(super) address: Address,
     /// The revision of the address in the bucket.
     pub(super) revision: u64,
-    pub(super) started_at: Timestamp,
-    pub(super) ended_at: Timestamp,
     pub(super) attempted: Attempted,
 }
 
@@ -41,7 +38,6 @@ impl Pipeline {
             addresses,
             message,
         } = intended;
-        let started_at = self.clock.now();
         let expires_at = job.expires_at();
         let one = async |(address, revision): (Address, u64)| {
             let attempt = Attempt {
@@ -56,12 +52,10 @@ impl Pipeline {
             failpoint("worker.after-send");
             self.telemetry
                 .metrics
-                .attempt(address.provider, name(&attempted.outcome), attempted.took);
+                .attempt(attempted.provider, attempted.outcome.as_str(), attempted.took);
             OneTried {
-                revision,
                 address,
-                started_at,
-                ended_at: self.clock.now(),
+                revision,
                 attempted,
             }
         };
@@ -75,19 +69,5 @@ impl Pipeline {
             reserved,
             attempts,
         }
-    }
-}
-
-/// The outcome's name in metrics.
-pub(super) const fn name(outcome: &Outcome) -> &'static str {
-    match outcome {
-        Outcome::Accepted { .. } => "accepted",
-        Outcome::RetryLater { .. } => "retry_later",
-        Outcome::AddressGone { .. } => "address_gone",
-        Outcome::Rejected { .. } => "rejected",
-        Outcome::Ambiguous { .. } => "ambiguous",
-        Outcome::CredentialTrouble { .. } => "credential_trouble",
-        Outcome::EndpointTrouble { .. } => "endpoint_trouble",
-        Outcome::NotYet { .. } => "not_yet",
     }
 }

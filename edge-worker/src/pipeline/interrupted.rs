@@ -15,10 +15,7 @@ use super::{
     decide::receipt,
     dedupe::{Fresh, Reserved},
 };
-use crate::{ledger::History, pulled::Pulled};
-
-/// A sibling may still wait for the provider's answer; longer than a provider's time-out.
-const ANSWER_DUE: Duration = Duration::from_secs(15);
+use crate::{ledger::History, limits::ANSWER_DUE_AFTER, pulled::Pulled};
 
 /// A fresh job that no attempt was interrupted on.
 #[derive(Debug)]
@@ -48,7 +45,7 @@ impl Pipeline {
             });
         }
         if pulled.tries < 2 {
-            return Err(Stop::GiveBack(pulled.into(), ANSWER_DUE));
+            return Err(Stop::GiveBack(pulled.into(), ANSWER_DUE_AFTER));
         }
         let span = self.process_span(&pulled, &job, Some(State::Unknown));
         let mut receipts = Vec::with_capacity(in_doubt.len());

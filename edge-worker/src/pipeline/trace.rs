@@ -12,17 +12,13 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::SdkTracer;
 use shared::{
-    channel::Provider,
     job::Job,
     nats::subject::NOTIFY_TEMPLATE,
     receipt::State,
     telemetry::trace::{self as context, KEEP},
 };
 
-use super::{
-    Pipeline,
-    deliver::{OneTried, name},
-};
+use super::{Pipeline, deliver::OneTried};
 use crate::pulled::Pulled;
 
 /// Whether a delivery in this state is traced although its trace was not sampled.
@@ -92,25 +88,24 @@ impl Pipeline {
 
     /// The CLIENT span of one provider request.
     pub(super) fn attempt_span(&self, process: &Context, job: &Job, one: &OneTried, state: State) {
-        let template = match one.address.provider {
-            Provider::Apns => "POST /3/device/{token}",
-            Provider::Fcm => "POST /v1/projects/{project}/messages:send",
-        };
+        let template = one.attempted.template;
         let (host, port) = one
             .attempted
             .endpoint
             .rsplit_once(':')
             .unwrap_or((&one.attempted.endpoint, ""));
         let mut attributes = vec![
-            KeyValue::new("http.request.method", "POST"),
-            KeyValue::new("url.template", template.trim_start_matches("POST ")),
             KeyValue::new("server.address", host.to_owned()),
-            KeyValue::new("peal.provider", one.address.provider.as_str()),
+            KeyValue::new("peal.provider", one.attempted.provider.as_str()),
             KeyValue::new("peal.address.id", one.address.id.to_string()),
             KeyValue::new("peal.delivery.id", job.delivery(one.address.id).to_string()),
-            KeyValue::new("peal.outcome", name(&one.attempted.outcome)),
+            KeyValue::new("peal.outcome", one.attempted.outcome.as_str()),
             KeyValue::new("peal.state", state.as_str()),
         ];
+        if let Some((method, url)) = template.split_once(' ') {
+            attributes.push(KeyValue::new("http.request.method", method));
+            attributes.push(KeyValue::new("url.template", url));
+        }
         if let Ok(port) = port.parse::<i64>() {
             attributes.push(KeyValue::new("server.port", port));
         }
@@ -124,18 +119,18 @@ impl Pipeline {
         let mut span = tracer
             .span_builder(template)
             .with_kind(SpanKind::Client)
-            .with_start_time(SystemTime::from(one.started_at))
+            .with_start_time(SystemTime::from(one.attempted.started_at))
             .with_attributes(attributes)
             .start_with_context(tracer, process);
         if state != State::Delivered {
-            let error = one
-                .attempted
-                .status
-                .map_or_else(|| name(&one.attempted.outcome).to_owned(), |status| status.to_string());
+            let error = one.attempted.status.map_or_else(
+                || one.attempted.outcome.as_str().to_owned(),
+                |status| status.to_string(),
+            );
             span.set_attribute(KeyValue::new("error.type", error));
             span.set_status(Status::error(state.as_str()));
         }
-        span.end_with_timestamp(one.ended_at.into());
+        span.end_with_timestamp(one.attempted.ended_at.into());
     }
 }
 

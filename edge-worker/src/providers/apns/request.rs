@@ -6,9 +6,12 @@ use http::{
     header::AUTHORIZATION,
     uri::{Authority, PathAndQuery, Scheme},
 };
-use shared::id::DeliveryId;
+use shared::{channel::Provider, id::DeliveryId, payload};
 
-use super::config::{Account, topic};
+use super::{
+    Device,
+    config::{Account, topic},
+};
 use crate::providers::Attempt;
 
 static APNS_ID: HeaderName = HeaderName::from_static("apns-id");
@@ -25,13 +28,14 @@ static APNS_COLLAPSE_ID: HeaderName = HeaderName::from_static("apns-collapse-id"
 pub(super) fn request(
     account: &Account,
     attempt: &Attempt<'_>,
+    device: &Device<'_>,
     authority: &Authority,
     authorization: &HeaderValue,
 ) -> Result<Request<Bytes>, &'static str> {
     let push = attempt.message.push();
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(AUTHORIZATION, authorization.clone());
-    headers.insert(&APNS_TOPIC, topic_of(account, attempt).ok_or("BadTopic")?);
+    headers.insert(&APNS_TOPIC, topic_of(account, attempt, device).ok_or("BadTopic")?);
     headers.insert(
         &APNS_PUSH_TYPE,
         HeaderValue::from_static(push.apns_push_type().as_str()),
@@ -45,24 +49,29 @@ pub(super) fn request(
         attempt.expires_at.as_second().max(1)
     };
     headers.insert(&APNS_EXPIRATION, HeaderValue::from(expiration));
-    let collapse = attempt.message.collapse_header().ok_or("BadCollapseId")?;
-    headers.insert(&APNS_COLLAPSE_ID, collapse.clone());
+    headers.insert(
+        &APNS_COLLAPSE_ID,
+        collapse_id(&attempt.message.collapse_id()).ok_or("BadCollapseId")?,
+    );
 
-    let mut request = Request::new(attempt.message.apns().clone());
+    let body = attempt
+        .message
+        .rendition(Provider::Apns, |push| payload::apns(push).into());
+    let mut request = Request::new(body.clone());
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
-    *request.uri_mut() = uri(authority, attempt.address.token.reveal()).ok_or("BadDeviceToken")?;
+    *request.uri_mut() = uri(authority, device.token).ok_or("BadDeviceToken")?;
     *request.headers_mut() = headers;
     Ok(request)
 }
 
-fn topic_of(account: &Account, attempt: &Attempt<'_>) -> Option<HeaderValue> {
+fn topic_of(account: &Account, attempt: &Attempt<'_>, device: &Device<'_>) -> Option<HeaderValue> {
     let push = attempt.message.push();
     let kind = push.apns_push_type();
     if let Some(chosen) = push.apns.as_ref().and_then(|apns| apns.topic.as_deref()) {
         return HeaderValue::from_str(chosen).ok();
     }
-    match attempt.address.topic.as_deref() {
+    match device.topic {
         Some(bundle) if bundle != account.bundle => topic(bundle, kind),
         _ => Some(account.topic(kind)),
     }
@@ -78,9 +87,14 @@ fn priority(priority: u8) -> HeaderValue {
 
 /// Keeps a value that will not come again out of the table of HPACK, where it would displace those that do: a quarter
 /// of the whole cost of a push, and what Apple advises. "Never indexed" is meant for secrets, but does just this.
-pub(in crate::providers) fn unrepeated(mut value: HeaderValue) -> HeaderValue {
+fn unrepeated(mut value: HeaderValue) -> HeaderValue {
     value.set_sensitive(true);
     value
+}
+
+fn collapse_id(id: &str) -> Option<HeaderValue> {
+    let id = a2::CollapseId::new(id).ok()?;
+    HeaderValue::from_str(id.value).ok().map(unrepeated)
 }
 
 fn apns_id(delivery: DeliveryId) -> HeaderValue {
@@ -116,7 +130,11 @@ mod tests {
     };
 
     use super::*;
-    use crate::providers::{ApnsAccount, EndpointSettings, Message, apns::Apns, apns::Settings};
+    use crate::providers::{
+        EndpointSettings, Message, Renditions,
+        apns::{Apns, Credential, Settings},
+        carrier::Common,
+    };
 
     const KEY: &str = include_str!("../testdata/p256.pem");
 
@@ -164,18 +182,22 @@ mod tests {
             ca_file: None,
             ..Settings::default()
         };
-        let apns = Apns::new(&settings, EndpointSettings::default(), Clock::system()).unwrap();
-        let account = apns.account(&ApnsAccount {
+        let common = Common {
+            endpoints: EndpointSettings::default(),
+            clock: Clock::system(),
+        };
+        let apns = Apns::connect(&settings, &common).unwrap();
+        let account = apns.open(&Credential {
             team_id: "TEAM123456".into(),
             key_id: "KEY1234567".into(),
             topic: "com.example.shop".into(),
-            private_key: KEY.into(),
+            private_key: KEY.to_owned().into(),
         });
         let job = job(push);
         let mut address = address(&job.app);
         adjust(&mut address);
         let job = Arc::new(job);
-        let message = Message::render(job.clone(), Arc::default());
+        let message = Message::new(job.clone(), Renditions::default());
         let attempt = Attempt {
             app: &job.app,
             address: &address,
@@ -187,6 +209,7 @@ mod tests {
         request(
             &account.unwrap(),
             &attempt,
+            &Device::of(&address),
             &authority,
             &HeaderValue::from_static("bearer x"),
         )

@@ -6,15 +6,71 @@
 mod client;
 mod config;
 mod outcome;
-mod quota;
 mod request;
 mod token;
 
+use std::{future::Future, sync::Arc, time::Duration};
+
+use shared::{channel::Provider, recipient::Address};
+
+pub use self::config::{Credential, Settings};
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub use self::outcome::judged;
 pub(super) use self::{client::Fcm, config::Account};
-pub use self::{
-    config::{FcmAccount, Settings},
-    quota::{Granted, Quota, Use},
+use super::{
+    Attempt, BadCredential, BadSettings, Outcome,
+    attempt::Progress,
+    carrier::{Carrier, Common, Limit},
+    transport::http2::Network,
 };
+
+/// The registration token of `address`.
+fn registration_token(address: &Address) -> &str {
+    address.token.reveal()
+}
+
+impl Carrier for Fcm {
+    const PROVIDER: Provider = Provider::Fcm;
+    const TEMPLATE: &'static str = "POST /v1/projects/{project}/messages:send";
+
+    type Settings = Settings;
+    type Credential = Credential;
+    type Account = Account;
+
+    fn new(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
+        Self::connect(settings, common)
+    }
+
+    fn timeout(settings: &Settings) -> Duration {
+        Duration::from_millis(settings.timeout_ms)
+    }
+
+    fn account(&self, credential: Credential) -> Result<Account, BadCredential> {
+        self.open(credential)
+    }
+
+    fn name(account: &Account) -> String {
+        account.project.clone()
+    }
+
+    fn limit(account: &Account) -> Option<Limit> {
+        Some(Limit {
+            name: account.project.clone(),
+            per_minute: account.per_minute,
+        })
+    }
+
+    fn networks(&self) -> Vec<Arc<Network>> {
+        vec![self.network().clone()]
+    }
+
+    fn attempt(
+        &self,
+        account: &Account,
+        attempt: &Attempt<'_>,
+        progress: &mut Progress,
+    ) -> impl Future<Output = Outcome> + Send {
+        self.send(account, attempt, progress)
+    }
+}

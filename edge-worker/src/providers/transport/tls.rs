@@ -1,58 +1,42 @@
-//! Whom we believe to be a provider.
+//! Which certificates we trust as a provider's.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use rustls_platform_verifier::BuilderVerifierExt;
 use tokio_rustls::rustls::{
-    self, ClientConfig, RootCertStore,
+    ClientConfig, RootCertStore,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, pem::PemObject},
 };
 
-/// Settings that leave no way to a provider.
-#[derive(Debug, thiserror::Error)]
-pub enum BadTrust {
-    /// The `ca_file` cannot be read or holds no certificate.
-    #[error("ca_file {}: cannot be read as certificates in PEM", .0.display())]
-    CaFile(PathBuf),
-    /// What the operating system trusts cannot be used.
-    #[error("the certificates that the operating system trusts cannot be used")]
-    Platform(#[source] rustls::Error),
-    /// The client for HTTPS cannot be built.
-    #[error("the HTTPS client cannot be built")]
-    Client(#[source] reqwest::Error),
-    /// An endpoint that is not of the form its provider needs.
-    #[error("endpoint {0:?}: must be {1}")]
-    Endpoint(String, &'static str),
-}
+use super::BadSettings;
 
 /// The certificates in `ca_file`, PEM; at least one.
-pub(in crate::providers) fn read_ca(ca_file: &Path) -> Result<Vec<CertificateDer<'static>>, BadTrust> {
-    let bad = || BadTrust::CaFile(ca_file.to_owned());
+pub(in crate::providers) fn read_ca(ca_file: &Path) -> Result<Vec<CertificateDer<'static>>, BadSettings> {
+    let bad = || BadSettings::CaFile(ca_file.to_owned());
     let all = CertificateDer::pem_file_iter(ca_file).map_err(|_| bad())?;
     let all = all.collect::<Result<Vec<_>, _>>().map_err(|_| bad())?;
     if all.is_empty() { Err(bad()) } else { Ok(all) }
 }
 
 /// TLS 1.2 and 1.3 with HTTP/2 alone, trusting `ca_file` if given, else what the operating system trusts.
-pub(in crate::providers) fn http2_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, BadTrust> {
+pub(in crate::providers) fn http2_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, BadSettings> {
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(BadTrust::Platform)?;
+        .map_err(BadSettings::Platform)?;
     let mut config = match ca_file {
         Some(file) => {
             let mut roots = RootCertStore::empty();
             for certificate in read_ca(file)? {
-                roots.add(certificate).map_err(|_| BadTrust::CaFile(file.to_owned()))?;
+                roots
+                    .add(certificate)
+                    .map_err(|_| BadSettings::CaFile(file.to_owned()))?;
             }
             builder.with_root_certificates(roots).with_no_client_auth()
         }
         None => builder
             .with_platform_verifier()
-            .map_err(BadTrust::Platform)?
+            .map_err(BadSettings::Platform)?
             .with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
