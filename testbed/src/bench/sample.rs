@@ -5,13 +5,13 @@ use std::{collections::VecDeque, sync::LazyLock};
 use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
 use shared::{
-    channel::Provider,
     clock::Clock,
     digest::derive,
     id::{AddressId, AppId, EventId, RecipientId, Region},
     job::Body,
     nats::{publish, subject},
     payload,
+    provider::Provider,
     push::Push,
     recipient::{Address, AddressKind, Environment, Fact, Profile, RecipientKey, Token},
 };
