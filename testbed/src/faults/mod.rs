@@ -229,12 +229,12 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
     let mut injector = Injector::new(peal, callers.clone(), StdRng::seed_from_u64(seed), seed);
     let injected = injector.run(scenario, notifications).await;
     injector.heal().await?;
-    callers.enough();
+    callers.stop_when_due();
     sending.await?;
-    let mut verdict = verdict::reach(&injector.peal, &callers, scenario, (injector.buried, injector.kills)).await?;
+    let mut verdict = verdict::reach(&injector.peal, &callers, scenario, injector.made()).await?;
     if let Some(figure) = scenario.figure {
-        let told = figures::figure(figure, &injector.peal, &callers, &injector.phases).await?;
-        verdict.measure(told, &scenario.expect);
+        let findings = figures::figure(figure, &injector.peal, &callers, &injector.phases).await?;
+        verdict.measure(findings, &scenario.expect);
     }
     match injected {
         Ok(failures) => verdict.complaints.extend(failures),
