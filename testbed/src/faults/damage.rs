@@ -10,7 +10,7 @@ use anyhow::Context;
 use rand::{Rng, rngs::StdRng};
 use serde::Deserialize;
 
-const PAGE: usize = 4096;
+const PAGE_BYTES: usize = 4096;
 
 /// Which file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -54,7 +54,7 @@ pub(super) fn damage(data: &Path, file: DataFile, how: DamageKind, random: &mut 
         .with_context(|| format!("damaging {}", path.display()))?
         .len();
     let open = || fs::File::options().read(true).write(true).open(&path);
-    let page = PAGE as u64;
+    let page = PAGE_BYTES as u64;
     let pages = (size / page).max(2);
     match how {
         DamageKind::Delete => fs::remove_file(&path)?,
@@ -64,7 +64,7 @@ pub(super) fn damage(data: &Path, file: DataFile, how: DamageKind, random: &mut 
             let mut file = open()?;
             for _ in 0..(pages / 4).max(1) {
                 file.seek(SeekFrom::Start(page * random.random_range(1..pages)))?;
-                file.write_all(&[0; PAGE])?;
+                file.write_all(&[0; PAGE_BYTES])?;
             }
         }
         DamageKind::Flip => {
