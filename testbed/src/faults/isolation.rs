@@ -111,7 +111,7 @@ impl<'a> Isolation<'a> {
             }
         }
         Ok(vec![format!(
-            "a device of {home}, registered in {} while it was alone, heard nothing after",
+            "a device of {home}, registered in {} while it was cut off, was not notified after the heal",
             self.region
         )])
     }
