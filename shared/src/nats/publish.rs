@@ -37,8 +37,8 @@ pub enum NotStored {
     /// Larger than the server accepts. Certainly not stored.
     #[error("the message is too large for the server")]
     TooLarge,
-    /// The server does not permit this process to publish there. Certainly not stored; only a change of the
-    /// server's permissions or of the process's key helps.
+    /// The server does not permit this process to publish there. Certainly not stored; only a change of the server's
+    /// permissions or of the process's key helps.
     #[error("the server does not permit this publish")]
     Forbidden,
     /// The server did not answer in time. The message may be stored.

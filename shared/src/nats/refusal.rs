@@ -20,7 +20,7 @@ use super::subject::TRACE_HOPS;
 pub struct Forbidden(pub String);
 
 /// How many refusals are kept for waiting callers; the client itself keeps only 128.
-const REFUSALS_MAX: usize = 1024;
+const MAX_REFUSALS_KEPT: usize = 1024;
 
 /// The refusals on one connection.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ pub(super) struct Refusals(watch::Sender<Newest>);
 struct Newest {
     /// How many refusals the connection has had.
     count: u64,
-    /// The subjects of the last [`REFUSALS_MAX`], oldest first.
+    /// The subjects of the last [`MAX_REFUSALS_KEPT`], oldest first.
     subjects: VecDeque<String>,
 }
 
@@ -54,7 +54,7 @@ impl Refusals {
         let subject = subject_of(error)?.to_owned();
         self.0.send_modify(|newest| {
             newest.count += 1;
-            if newest.subjects.len() == REFUSALS_MAX {
+            if newest.subjects.len() == MAX_REFUSALS_KEPT {
                 newest.subjects.pop_front();
             }
             newest.subjects.push_back(subject.clone());
@@ -80,7 +80,7 @@ pub(super) fn refused<C: Fn(&str) -> bool + Send>(
         };
         while updates.changed().await.is_ok() {
             let newest = updates.borrow_and_update();
-            let fresh = usize::try_from(newest.count - before).unwrap_or(REFUSALS_MAX);
+            let fresh = usize::try_from(newest.count - before).unwrap_or(MAX_REFUSALS_KEPT);
             let mut fresh = newest.subjects.iter().rev().take(fresh);
             if let Some(subject) = fresh
                 .find(|subject| subject.starts_with("_INBOX.") || subject.as_str() == TRACE_HOPS || concerns(subject))
@@ -175,11 +175,11 @@ mod tests {
         assert_eq!(refusals.record(&refusal_of("a.b")).as_deref(), Some("a.b"));
         let mut newest = refusals.0.subscribe();
         assert_eq!(newest.borrow_and_update().count, 1);
-        for _ in 0..2 * REFUSALS_MAX {
+        for _ in 0..2 * MAX_REFUSALS_KEPT {
             refusals.record(&refusal_of("a.c"));
         }
         assert!(newest.has_changed().unwrap());
-        assert_eq!(newest.borrow().subjects.len(), REFUSALS_MAX);
-        assert_eq!(newest.borrow().count, 1 + 2 * REFUSALS_MAX as u64);
+        assert_eq!(newest.borrow().subjects.len(), MAX_REFUSALS_KEPT);
+        assert_eq!(newest.borrow().count, 1 + 2 * MAX_REFUSALS_KEPT as u64);
     }
 }

@@ -61,7 +61,8 @@ pub struct Timekeeper {
 }
 
 impl Timekeeper {
-    /// Returns a clock that follows `own`, until [`Self::synchronize`] finds that the servers of `region` show another time.
+    /// Returns a clock that follows `own`, until [`Self::synchronize`] finds that the servers of `region` show another
+    /// time.
     pub fn new(client: Client, region: Region, own: Clock) -> (Clock, Self) {
         let ahead_us = Arc::new(AtomicI64::new(0));
         let (read, by) = (own.clone(), Arc::clone(&ahead_us));
