@@ -158,7 +158,7 @@ impl Pipeline {
     /// Waits until the cache knows what its bucket knew when this was called: who joined a moment before a broadcast is
     /// meant too. `None` if that takes too long.
     async fn cache_knows(&self) -> Option<()> {
-        let bucket = follow::standing(&self.js, topology::RECIPIENTS).await.ok()?;
+        let bucket = follow::stream_state(&self.js, topology::RECIPIENTS).await.ok()?;
         let known = || self.cache.standing().map(Option::unwrap_or_default);
         if !bucket.is_reached_within(CACHE_CURRENT_WITHIN, known).await.ok()? {
             tracing::warn!("the cache does not follow its bucket; a broadcast waits");
