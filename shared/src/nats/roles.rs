@@ -11,8 +11,8 @@ use std::fmt::Write;
 use super::{
     subject::{self, TRACE_HOPS},
     topology::{
-        self, ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, HUB, Here, IDEMPOTENCY,
-        Mesh, NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, SCHEDULE, consumers, work_for, workers_consumers,
+        self, ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, HUB, IDEMPOTENCY, Mesh,
+        NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, consumers, work_for, workers_consumers,
     },
 };
 use crate::id::{AppId, Region};
@@ -72,7 +72,7 @@ impl Role {
     /// What it may do in a mesh of `regions`.
     pub fn permissions(&self, regions: &[Region]) -> Permissions {
         let mesh = |here: &Region| Mesh {
-            here: Here {
+            here: RegionSettings {
                 region: here.clone(),
                 durability: Durability::default(),
                 max_bytes: -1,
