@@ -212,7 +212,7 @@ async fn a_key_used_in_one_region_is_known_in_the_others() {
             provision::prepare_hub(&provision::hub(hub), 1).await.unwrap();
         }
         let mesh = topology::Mesh {
-            here: topology::Here {
+            here: topology::RegionSettings {
                 region: region(name),
                 durability: topology::Durability::default(),
                 max_bytes: -1,
