@@ -132,7 +132,7 @@ pub(crate) async fn send(
     Verbatim(request, text): Verbatim<SendRequest>,
 ) -> Result<Response, Problem> {
     if request.to.topic.is_some() {
-        caller.must(Scope::Broadcast)?;
+        caller.require(Scope::Broadcast)?;
     }
     let order = request.into_order(caller.app.clone(), key.clone(), api.limits.recipients)?;
     let event = order.event.clone();
