@@ -35,7 +35,7 @@ impl SplitBody {
         Ok(Self { before, after })
     }
 
-    /// The body of the job for the recipient, or the members of the topic, of this name.
+    /// The body of the job for the recipient or the topic called `name`.
     pub(crate) fn to(&self, name: &str) -> Bytes {
         let mut body = Vec::with_capacity(self.before.len() + self.after.len() + name.len() + 16);
         body.extend_from_slice(&self.before);

@@ -1,4 +1,4 @@
-//! What a caller asks for, whatever door it came through.
+//! The request of a caller, independent of the door that it came through.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use shared::{
     nats::subject::Lane,
 };
 
-/// One notification that a caller wants sent.
+/// A notification that a caller asks to send.
 #[derive(Debug)]
 pub(crate) struct Order {
     pub(crate) app: Arc<App>,
@@ -21,7 +21,7 @@ pub(crate) struct Order {
     pub(crate) content: Content,
 }
 
-/// Who is to be reached.
+/// The addressees of a notification.
 #[derive(Debug)]
 pub(crate) enum To {
     /// These recipients.
