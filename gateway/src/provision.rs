@@ -228,7 +228,7 @@ pub async fn run(
     file: &Path,
 ) -> Result<Vec<Issued>, ProvisionError> {
     let read: File = settings::read(file)?;
-    let beside = file.parent().unwrap_or(Path::new("."));
+    let folder = file.parent().unwrap_or(Path::new("."));
     let hub = hub(client);
     prepare_hub(&hub, replicas).await?;
     let known = config::read(&hub).await?;
@@ -244,7 +244,7 @@ pub async fn run(
             .map(|key| key.scopes.clone())
             .filter(|scopes| !has_key(&known, &entry.id, scopes))
             .collect();
-        let app = entry.load(beside)?;
+        let app = entry.load(folder)?;
         let texts = write_app(&hub, mesh_key, &app, &missing).await?;
         issued.extend(missing.into_iter().zip(texts).map(|(scopes, text)| Issued {
             app: app.id.clone(),
@@ -292,11 +292,11 @@ fn has_key(known: &Tenants, app: &AppId, scopes: &[Scope]) -> bool {
 }
 
 impl AppEntry {
-    fn load(self, beside: &Path) -> Result<NewApp, ProvisionError> {
+    fn load(self, folder: &Path) -> Result<NewApp, ProvisionError> {
         let alerts = match self.alerts {
             Some(alerts) => Some(NewAlerts {
                 url: alerts.url,
-                secret: text(beside, &alerts.secret_file)?.trim().to_owned().into(),
+                secret: text(folder, &alerts.secret_file)?.trim().to_owned().into(),
             }),
             None => None,
         };
@@ -308,7 +308,7 @@ impl AppEntry {
             let Value::Object(members) = members else {
                 return Err(invalid(Invalid::new("", "must be a table")));
             };
-            let members = read_files(beside, members)?;
+            let members = read_files(folder, members)?;
             credentials.push(Credential::read(provider, members).map_err(invalid)?);
         }
         Ok(NewApp {
@@ -323,16 +323,16 @@ impl AppEntry {
 }
 
 /// Replaces each member `<name>_file` with a member `<name>`, which has the text of the file.
-fn read_files(beside: &Path, members: Map<String, Value>) -> Result<Map<String, Value>, ProvisionError> {
+fn read_files(folder: &Path, members: Map<String, Value>) -> Result<Map<String, Value>, ProvisionError> {
     let read = |(name, value): (String, Value)| match (name.strip_suffix("_file"), &value) {
-        (Some(member), Value::String(path)) => Ok((member.to_owned(), text(beside, Path::new(path))?.into())),
+        (Some(member), Value::String(path)) => Ok((member.to_owned(), text(folder, Path::new(path))?.into())),
         _ => Ok((name, value)),
     };
     members.into_iter().map(read).collect()
 }
 
-fn text(beside: &Path, path: &Path) -> Result<String, ProvisionError> {
-    let path = beside.join(path);
+fn text(folder: &Path, path: &Path) -> Result<String, ProvisionError> {
+    let path = folder.join(path);
     fs::read_to_string(&path).map_err(|error| ProvisionError::Read(path, error))
 }
 

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{
     body::SplitBody,
-    order::{Order, To},
+    order::{Addressees, Order},
     publish::{OutgoingJob, Publisher},
 };
 use crate::{context::Context, records::recorder::Recorder, trace::Trace};
@@ -54,8 +54,8 @@ impl Intake {
         let notification = NotificationId::of(&order.app.id, &order.event);
         let at = self.context.clock.now();
         let jobs = match &order.to {
-            To::Recipients(recipients) => self.to_recipients(&order, recipients, &body, at)?,
-            To::Topic(topic) => self.to_topic(&order, topic, &body, at),
+            Addressees::Recipients(recipients) => self.to_recipients(&order, recipients, &body, at)?,
+            Addressees::Topic(topic) => self.to_topic(&order, topic, &body, at),
         };
         let started = Instant::now();
         let stored = self.store_all(jobs, trace).await?;
@@ -70,8 +70,8 @@ impl Intake {
                 event_id: order.event,
                 jobs: u32::try_from(stored.jobs).unwrap_or(u32::MAX),
                 topic: match order.to {
-                    To::Recipients(_) => None,
-                    To::Topic(topic) => Some(topic),
+                    Addressees::Recipients(_) => None,
+                    Addressees::Topic(topic) => Some(topic),
                 },
                 at,
                 trace: trace.id(),

@@ -15,7 +15,7 @@ use shared::{
 pub(crate) struct Order {
     pub(crate) app: Arc<App>,
     pub(crate) event: EventId,
-    pub(crate) to: To,
+    pub(crate) to: Addressees,
     pub(crate) class: Class,
     pub(crate) category: Option<Category>,
     pub(crate) content: Content,
@@ -23,7 +23,7 @@ pub(crate) struct Order {
 
 /// The addressees of a notification.
 #[derive(Debug)]
-pub(crate) enum To {
+pub(crate) enum Addressees {
     /// These recipients.
     Recipients(Vec<RecipientId>),
     /// The members of a topic.

@@ -17,7 +17,7 @@ const ARRIVAL_POLL: Duration = Duration::from_millis(20);
 
 /// The usual upper bound of how long a move takes. The former home remains responsible for broadcasts accepted until
 /// then. It forwards them once it knows of the move, so that the new home can detect a repetition.
-const MOVE_TAKES: SignedDuration = SignedDuration::from_secs(5);
+const MOVE_DURATION: SignedDuration = SignedDuration::from_secs(5);
 
 /// The memberships of a recipient by topic.
 pub(crate) type Topics = BTreeMap<Topic, Membership>;
@@ -116,7 +116,7 @@ impl Homes {
             .context
             .clock
             .now()
-            .checked_add(MOVE_TAKES)
+            .checked_add(MOVE_DURATION)
             .unwrap_or(Timestamp::MAX);
         let moved_topic = |topic: &Topic, membership: &Membership| {
             let moved = Some(moved);

@@ -77,8 +77,8 @@ impl Broadcast {
         {
             return None;
         }
-        let promised = history.accepted.iter().map(|accepted| accepted.jobs as usize).max();
-        let mut is_done = promised.is_none_or(|promised| regions.len() >= promised);
+        let expected = history.accepted.iter().map(|accepted| accepted.jobs as usize).max();
+        let mut is_done = expected.is_none_or(|expected| regions.len() >= expected);
         let mut all = Self {
             topic,
             ..Self::default()

@@ -125,7 +125,7 @@ impl Status {
         let first = history.accepted.iter().min_by_key(|accepted| accepted.at);
         let event_id = first.map(|accepted| accepted.event_id.clone());
         let accepted_at = first.map(|accepted| accepted.at);
-        let promised = history
+        let expected = history
             .accepted
             .iter()
             .map(|accepted| accepted.jobs as usize)
@@ -148,7 +148,7 @@ impl Status {
             *finished.entry(delivery.job).or_insert(true) &= delivery.state.is_final();
         }
         let mut done = finished.values().filter(|finished| **finished).count();
-        let (mut jobs, mut has_begun) = (promised.max(finished.len()), !deliveries.is_empty());
+        let (mut jobs, mut has_begun) = (expected.max(finished.len()), !deliveries.is_empty());
         let mut is_done = done == jobs;
         if let Some((broadcast, all)) = &broadcast {
             let count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
@@ -352,8 +352,8 @@ mod tests {
             receipts[1].clone(),
             split("us", 0, 0),
         ]);
-        let waiting = of(&receipts, Late::new());
-        assert_eq!((waiting.0, waiting.1, waiting.2), (Progress::Working, 1499, 1499));
+        let parked = of(&receipts, Late::new());
+        assert_eq!((parked.0, parked.1, parked.2), (Progress::Working, 1499, 1499));
         let late = [(("eu".parse().unwrap(), Delivered), 1)].into();
         let done = of(&receipts, late);
         assert_eq!((done.0, done.1, done.2), (Progress::Done, 1499, 1499));

@@ -1,4 +1,4 @@
-//! `/v1/recipients/{recipient_id}/preferences`: which categories of notifications a recipient accepts.
+//! `/v1/recipients/{recipient_id}/preferences`: the channels and categories that a recipient agreed to.
 
 use axum::extract::State;
 use shared::{
@@ -22,7 +22,7 @@ const CATEGORIES_MAX: usize = 256;
 
 /// Replace the preferences of a recipient
 ///
-/// The recipient accepts every category that is not named. An unknown recipient is registered at the app's default
+/// A channel or category that is not named counts as agreed to. An unknown recipient is registered at the app's default
 /// region, so that an opt-out is kept even before the first address is registered.
 #[utoipa::path(
     put,

@@ -34,7 +34,7 @@ use super::{
 use crate::{
     intake::{
         accept::NotAccepted,
-        order::{Order, To},
+        order::{Addressees, Order},
     },
     trace::Trace,
 };
@@ -49,7 +49,7 @@ pub(crate) struct SendRequest {
     /// `Idempotency-Key` may carry it instead. Without either, every request is a new notification.
     event_id: Option<EventId>,
     /// The addressees: recipients or a topic.
-    to: Addressees,
+    to: AddresseesRequest,
     /// The channel.
     #[serde(default = "push")]
     #[schema(default = "push")]
@@ -68,7 +68,7 @@ pub(crate) struct SendRequest {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = To)]
-pub(crate) struct Addressees {
+pub(crate) struct AddresseesRequest {
     /// The recipients, each named once.
     #[schema(min_items = 1)]
     recipients: Option<Vec<RecipientId>>,
@@ -198,14 +198,14 @@ impl SendRequest {
     }
 }
 
-impl Addressees {
-    fn check(self, recipients_max: usize) -> Result<To, Invalid> {
+impl AddresseesRequest {
+    fn check(self, recipients_max: usize) -> Result<Addressees, Invalid> {
         match (self.recipients, self.topic) {
             (Some(recipients), None) => {
                 check(&recipients, recipients_max)?;
-                Ok(To::Recipients(recipients))
+                Ok(Addressees::Recipients(recipients))
             }
-            (None, Some(topic)) => Ok(To::Topic(topic)),
+            (None, Some(topic)) => Ok(Addressees::Topic(topic)),
             (Some(_), Some(_)) | (None, None) => Err(Invalid::new("to", "must name either recipients or a topic")),
         }
     }
@@ -309,8 +309,8 @@ pub(crate) fn jobs(body: &[u8]) -> Result<Vec<(RecipientId, bytes::Bytes)>, Prob
     let body = crate::intake::body::SplitBody::render(&order)?;
     let job = |recipient: &RecipientId| (recipient.clone(), body.to(recipient.as_str()));
     Ok(match &order.to {
-        To::Recipients(recipients) => recipients.iter().map(job).collect(),
-        To::Topic(_) => Vec::new(),
+        Addressees::Recipients(recipients) => recipients.iter().map(job).collect(),
+        Addressees::Topic(_) => Vec::new(),
     })
 }
 
@@ -335,9 +335,9 @@ mod tests {
 
     #[test]
     fn exactly_one_of_recipients_and_topic_is_required() {
-        let to = |json: &str| serde_json::from_str::<Addressees>(json).unwrap().check(10);
-        assert!(matches!(to(r#"{"topic":"news"}"#), Ok(To::Topic(_))));
-        assert!(matches!(to(r#"{"recipients":["ann"]}"#), Ok(To::Recipients(_))));
+        let to = |json: &str| serde_json::from_str::<AddresseesRequest>(json).unwrap().check(10);
+        assert!(matches!(to(r#"{"topic":"news"}"#), Ok(Addressees::Topic(_))));
+        assert!(matches!(to(r#"{"recipients":["ann"]}"#), Ok(Addressees::Recipients(_))));
         for bad in ["{}", r#"{"topic":"news","recipients":["ann"]}"#] {
             assert_eq!(to(bad).unwrap_err().field, "to");
         }
