@@ -44,7 +44,7 @@ pub(super) async fn measure(rig: &mut Rig, facts: u64) -> anyhow::Result<Cold> {
         sample::facts(
             &sample::region(),
             &format!("passive-{number}"),
-            format!("{number:064x}"),
+            &format!("{number:064x}"),
         )
     };
     sample::fill(&js, (0..facts / 2).map(passive)).await?;
