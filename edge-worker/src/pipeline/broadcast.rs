@@ -159,7 +159,7 @@ impl Pipeline {
     /// meant too. `None` if that takes too long.
     async fn cache_knows(&self) -> Option<()> {
         let bucket = follow::standing(&self.js, topology::RECIPIENTS).await.ok()?;
-        let known = || self.cache.standing().map(Option::unwrap_or_default);
+        let known = || self.cache.position().map(Option::unwrap_or_default);
         if !bucket.is_reached_within(CACHE_CURRENT_WITHIN, known).await.ok()? {
             tracing::warn!("the cache does not follow its bucket; a broadcast waits");
             return None;
