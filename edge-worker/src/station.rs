@@ -180,7 +180,7 @@ impl Pulling {
                 () = lifecycle.finishing() => return,
             }
         }
-        while let Err(error) = ledger::publish_left_over(&self.js, &self.ledger).await {
+        while let Err(error) = ledger::publish_unsent(&self.js, &self.ledger).await {
             tracing::error!(%error, "receipts of a former run cannot be read");
             tokio::select! {
                 () = tokio::time::sleep(RETRY_LEDGER_READ_AFTER) => (),

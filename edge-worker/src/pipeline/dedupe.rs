@@ -37,8 +37,8 @@ impl Pipeline {
             }
         };
         let done = match address {
-            None => history.has_pass(job.attempt),
-            Some(address) => history.is_settled_whole() || history.has(address, job.attempt),
+            None => history.has_completed_pass(job.attempt),
+            Some(address) => history.ended_as_a_whole() || history.is_done(address, job.attempt),
         };
         let active = ActiveJob {
             pulled,

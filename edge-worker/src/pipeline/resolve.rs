@@ -56,7 +56,7 @@ impl Pipeline {
         let reachable = !recipient.addresses.is_empty();
         recipient
             .addresses
-            .retain(|(address, _)| !history.has(address.id, job.attempt));
+            .retain(|(address, _)| !history.is_done(address.id, job.attempt));
         if reachable && recipient.addresses.is_empty() {
             return Err(self.drop_duplicate(active));
         }
