@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-use edge_worker::providers::{self, ApnsAccount, Attempt, Attempted, Message, Outcome, Providers, apns};
+use edge_worker::providers::{self, Attempt, Attempted, Credentials, Message, Outcome, Providers, Renditions, apns};
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use serde_json::json;
@@ -59,13 +59,16 @@ pub async fn run(args: PushArgs) -> anyhow::Result<ExitCode> {
     let providers = Providers::new(&settings, clock.clone())?;
     let app: AppId = "shop".parse()?;
     let key = ApnsKey::generate("PEALTEAM01", "PEALKEY001")?;
-    let account = ApnsAccount {
-        team_id: key.team_id.clone(),
-        key_id: key.key_id.clone(),
-        topic: "com.example.shop".into(),
-        private_key: key.pem.clone(),
-    };
-    providers.configure(&app, Some(account), None)?;
+    let credential = json!({
+        "team_id": key.team_id,
+        "key_id": key.key_id,
+        "topic": "com.example.shop",
+        "private_key": key.pem,
+    });
+    providers.configure(
+        &app,
+        &Credentials::from([(Provider::Apns, credential.to_string().into())]),
+    )?;
     let job = Arc::new(job(&app, "x".repeat(args.text), clock.now())?);
     let attempts: Vec<Attempted> = stream::iter(0..args.count)
         .map(|n| push(&providers, &job, n))
@@ -93,7 +96,7 @@ async fn push(providers: &Providers, job: &Arc<Job>, n: usize) -> Attempted {
         topic: None,
         registered_at: Timestamp::UNIX_EPOCH,
     };
-    let message = Message::render(job.clone(), Arc::default());
+    let message = Message::new(job.clone(), Renditions::default());
     let attempt = Attempt {
         app: &job.app,
         address: &address,

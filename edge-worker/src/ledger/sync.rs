@@ -21,14 +21,11 @@ use super::{
     committer::{Committer, WriterStopped},
     store::{Commit, Position},
 };
+use crate::limits::COMPARE_RECEIPTS_AFTER;
 
 /// A publication without an answer is repeated after this time, which is short because other workers hold back only for a
 /// few seconds after a lost connection. The message id makes the repetition harmless.
 const REPEAT_PUBLISH_AFTER: Duration = Duration::from_millis(700);
-
-/// The server redelivers a job after 30 s without an acknowledgement. Receipts of a job that this worker has had for half
-/// that time are compared with those of the other workers before they are published.
-const COMPARE_AFTER: Duration = Duration::from_secs(15);
 
 /// The pause before a failed publication or comparison is retried.
 const RETRY_PUBLISH_AFTER: Duration = Duration::from_millis(100);
@@ -202,7 +199,7 @@ impl Outgoing {
         let id = format!("{}:{}", ledger.store.writer(), self.number);
         let mut payload = self.payload.clone();
         loop {
-            if since.elapsed() > COMPARE_AFTER {
+            if since.elapsed() > COMPARE_RECEIPTS_AFTER {
                 let now = Instant::now();
                 match ledger.compare(js, self.clone()).await {
                     Ok(Some(outgoing)) => (payload, since) = (outgoing.payload, now),

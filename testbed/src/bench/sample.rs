@@ -5,13 +5,13 @@ use std::{collections::VecDeque, sync::LazyLock};
 use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
 use shared::{
-    channel::Provider,
     clock::Clock,
     digest::derive,
     id::{AddressId, AppId, EventId, RecipientId, Region},
     job::Body,
     nats::{publish, subject},
     payload,
+    provider::Provider,
     push::Push,
     recipient::{Address, AddressKind, Environment, Fact, Profile, RecipientKey, Token},
 };
@@ -22,7 +22,7 @@ use crate::peal::APP;
 pub(super) const RECIPIENTS: usize = 1000;
 
 /// Publishes of facts that are unacknowledged at one time.
-const WINDOW: usize = 1024;
+const UNACKNOWLEDGED_MAX: usize = 1024;
 
 /// The only region.
 pub(super) const REGION: &str = "eu";
@@ -140,11 +140,11 @@ pub(super) async fn fill(
     js: &jetstream::Context,
     recipients: impl Iterator<Item = anyhow::Result<(RecipientKey, Vec<Fact>)>>,
 ) -> anyhow::Result<()> {
-    let mut waiting = VecDeque::with_capacity(WINDOW);
+    let mut waiting = VecDeque::with_capacity(UNACKNOWLEDGED_MAX);
     for recipient in recipients {
         let (key, facts) = recipient?;
         for fact in facts {
-            if waiting.len() == WINDOW
+            if waiting.len() == UNACKNOWLEDGED_MAX
                 && let Some(oldest) = waiting.pop_front()
             {
                 stored(oldest).await?;

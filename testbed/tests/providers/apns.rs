@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use edge_worker::providers::Outcome;
 use jiff::Timestamp;
 use shared::{
-    channel::Provider,
-    push::{ApnsOverride, ApnsPushType, Push},
+    provider::Provider,
+    push::{ApnsOverride, Push, PushType},
 };
 use testbed::providers::{Answer, ApnsConfig, RetryAfter, Rule, apns::JwtMode, script::ResetCode};
 
@@ -22,8 +22,8 @@ async fn apns_accepts_every_push_type() {
         ..ApnsConfig::default()
     };
     let (rig, apns) = Rig::with_apns(strict, Choices::default()).await;
-    for kind in ApnsPushType::ALL {
-        let priority = (*kind == ApnsPushType::Background).then_some(5);
+    for kind in PushType::ALL {
+        let priority = (*kind == PushType::Background).then_some(5);
         let over = ApnsOverride {
             push_type: Some(*kind),
             priority,

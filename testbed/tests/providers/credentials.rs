@@ -11,7 +11,7 @@ use std::{
 use edge_worker::providers::ApnsAccount;
 use futures::future::join_all;
 use jiff::Timestamp;
-use shared::{channel::Provider, clock::Clock};
+use shared::{clock::Clock, provider::Provider};
 use testbed::providers::{Answer, Apns, ApnsConfig, ApnsKey, Rule, apns::JwtMode};
 
 use crate::rig::{

@@ -11,7 +11,7 @@ use super::{
     ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, HUB, Here, IDEMPOTENCY, Mesh, NOTIFY, OUTBOX, QUOTA,
     RECEIPTS, RECIPIENTS, RETRY_CONSUMER, SCHEDULE, SPILL_CONSUMER, api, lane_consumer, slice_consumer,
 };
-use crate::{id::Region, content::MAX_LIFE_S, nats::subject};
+use crate::{content::MAX_LIFE_S, id::Region, nats::subject};
 
 /// How long streams of work remember a message id. The workers' ledgers remember jobs for days.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
