@@ -23,12 +23,13 @@ use shared::{
 };
 
 use super::{
-    Pipeline,
     attempt::AddressAttempt,
+    context::Pipeline,
     deliver::Tried,
     in_flight::ActiveJob,
     letter::DeadLetter,
-    settlement::{Settlement, Step, Stop, receipt},
+    receipts::receipt,
+    settlement::{RETRY_JETSTREAM_AFTER, Settlement, Step, Stop},
     trace,
 };
 use crate::{
@@ -99,7 +100,7 @@ impl Pipeline {
             if let Err(error) = carried_out {
                 // The outcome is not recorded, so the attempt will be repeated: at-least-once is the better failure.
                 tracing::warn!(%error, "outcome could not be stored; the job is given back");
-                return Err(Stop::GiveBack(active.pulled.into(), Duration::from_secs(2)));
+                return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
             }
             let metrics = &self.telemetry.metrics;
             metrics.delivery(Some(attempt.attempted.provider), conclusion.state());

@@ -3,7 +3,7 @@
 
 use shared::{address::Address, channel::Class, receipt::State};
 
-use super::{Pipeline, in_flight::ActiveJob, resolve::Addressed, settlement::Step};
+use super::{context::Pipeline, in_flight::ActiveJob, resolve::Addressed, settlement::Step};
 
 /// A job that is still wanted and that its recipient agrees to.
 #[derive(Debug)]

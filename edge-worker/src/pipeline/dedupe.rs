@@ -4,13 +4,11 @@
 //! complete. The record of a retry does not: the retry may have overtaken a pass that crashed after parking it. A retry is
 //! for one address and one attempt, and is looked up as such.
 
-use std::time::Duration;
-
 use super::{
-    Pipeline,
+    context::Pipeline,
     in_flight::ActiveJob,
     open::Opened,
-    settlement::{Step, Stop},
+    settlement::{RETRY_ACTIVE_JOB_AFTER, RETRY_LEDGER_READ_AFTER, Step, Stop},
 };
 use crate::ledger::History;
 
@@ -27,13 +25,13 @@ impl Pipeline {
         let Opened { pulled, job } = opened;
         let address = job.remaining.as_ref().and_then(|remaining| remaining.first()).copied();
         let Some(reservation) = self.in_flight.reserve((job.id, address.map(|address| address.0))) else {
-            return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(1)));
+            return Err(Stop::GiveBack(pulled.into(), RETRY_ACTIVE_JOB_AFTER));
         };
         let history = match self.ledger.look_up(job.id) {
             Ok(history) => history,
             Err(error) => {
                 tracing::error!(%error, "the ledger cannot be read; jobs wait");
-                return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(5)));
+                return Err(Stop::GiveBack(pulled.into(), RETRY_LEDGER_READ_AFTER));
             }
         };
         let done = match address {

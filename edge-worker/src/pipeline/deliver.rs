@@ -3,7 +3,7 @@
 use futures::future::join_all;
 use shared::{address::Address, failpoint::failpoint};
 
-use super::{Pipeline, attempt::AddressAttempt, in_flight::ActiveJob, intend::Intended};
+use super::{attempt::AddressAttempt, context::Pipeline, in_flight::ActiveJob, intend::Intended};
 use crate::providers::{Attempt, Message};
 
 /// A job after one attempt at each of its addresses.

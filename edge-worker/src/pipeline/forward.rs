@@ -8,10 +8,17 @@ use shared::{
     nats::{envelope, publish, subject::Lane},
 };
 
-use super::{Pipeline, in_flight::ActiveJob, settlement::Stop};
+use super::{
+    context::Pipeline,
+    in_flight::ActiveJob,
+    settlement::{RETRY_JETSTREAM_AFTER, Stop},
+};
 
 /// How often a job may be forwarded. Beyond that, two regions each believe that the recipient lives in the other.
 const MAX_FORWARDS: u32 = 8;
+
+/// When a job that was forwarded too often is retried.
+const RETRY_CIRCULAR_FORWARD_AFTER: Duration = Duration::from_mins(1);
 
 impl Pipeline {
     /// Hands the job to the region to which its recipient moved. It is the same job there, under the same id, and its
@@ -24,7 +31,7 @@ impl Pipeline {
             + 1;
         if forwards > MAX_FORWARDS {
             tracing::error!(job = %job.id, %home, "job is forwarded in a circle; it waits until the recipient's home is repaired");
-            return Stop::GiveBack(active.pulled.into(), Duration::from_mins(1));
+            return Stop::GiveBack(active.pulled.into(), RETRY_CIRCULAR_FORWARD_AFTER);
         }
         let mut headers = envelope::kept(pulled.headers());
         headers.insert(envelope::FORWARDED, forwards.to_string());
@@ -46,7 +53,7 @@ impl Pipeline {
             }
             Err(error) => {
                 tracing::warn!(job = %job.id, %error, "job could not be forwarded; it is given back");
-                Stop::GiveBack(active.pulled.into(), Duration::from_secs(2))
+                Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER)
             }
         }
     }

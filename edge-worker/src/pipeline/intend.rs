@@ -3,8 +3,6 @@
 //!
 //! For all other apps such a job is sent again under the same id, and nothing is recorded here.
 
-use std::time::Duration;
-
 use shared::{
     address::Address,
     app::Ambiguity,
@@ -13,10 +11,11 @@ use shared::{
 };
 
 use super::{
-    Pipeline,
     consent::Agreed,
+    context::Pipeline,
     in_flight::ActiveJob,
-    settlement::{Step, Stop, receipt},
+    receipts::receipt,
+    settlement::{RETRY_JETSTREAM_AFTER, Step, Stop},
 };
 
 /// A job that may be sent now: if its app must not send twice, the intent is published.
@@ -47,7 +46,7 @@ impl Pipeline {
             });
             let published = self.publish_intent(job.app.clone(), job.origin.clone(), intents.collect());
             if !Box::pin(published).await {
-                return Err(Stop::GiveBack(active.pulled.into(), Duration::from_secs(2)));
+                return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
             }
         }
         Ok(Intended { active, addresses })

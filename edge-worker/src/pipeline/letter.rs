@@ -7,7 +7,7 @@ use shared::{
     nats::{envelope, publish, subject},
 };
 
-use super::Pipeline;
+use super::context::Pipeline;
 use crate::{providers::Reason, pulled::Pulled};
 
 /// A message that will not be retried.

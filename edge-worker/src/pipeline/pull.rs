@@ -16,7 +16,7 @@ use shared::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::{Pace, Pipeline};
+use super::{context::Pipeline, pace::Pace};
 use crate::{
     presence::Presence,
     pulled::{Pulled, ReturnQueue},

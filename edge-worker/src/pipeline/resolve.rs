@@ -1,7 +1,5 @@
 //! Finds the addresses of the recipient.
 
-use std::time::Duration;
-
 use shared::{
     address::Address,
     job::Job,
@@ -11,10 +9,10 @@ use shared::{
 };
 
 use super::{
-    Pipeline,
+    context::Pipeline,
     in_flight::ActiveJob,
     interrupted::Clear,
-    settlement::{Step, Stop},
+    settlement::{RETRY_JETSTREAM_AFTER, Step, Stop},
 };
 
 /// A job whose recipient is known and can be reached.
@@ -43,7 +41,7 @@ impl Pipeline {
                 Ok(recipient) => recipient,
                 Err(error) => {
                     tracing::warn!(%error, "recipient cannot be looked up; the job waits");
-                    return Err(Stop::GiveBack(active.pulled.into(), Duration::from_secs(2)));
+                    return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
                 }
             },
         };

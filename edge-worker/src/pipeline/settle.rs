@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Pipeline,
+    context::Pipeline,
     settlement::{Settlement, Ticket, Waiting},
     trace,
 };

@@ -18,7 +18,7 @@ use shared::{
     telemetry::trace::{self as context, KEEP},
 };
 
-use super::{Pipeline, attempt::AddressAttempt};
+use super::{attempt::AddressAttempt, context::Pipeline};
 use crate::pulled::Pulled;
 
 /// Whether a delivery in this state is traced even if its trace is not sampled.
