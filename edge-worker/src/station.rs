@@ -129,7 +129,7 @@ impl Station {
             ready,
             in_flight: settings.in_flight,
         };
-        lifecycle.spawn("pull", lanes.run(needed, lifecycle.clone()));
+        lifecycle.spawn("pull", lanes.run(needed));
         Ok(caught_up)
     }
 
@@ -205,7 +205,8 @@ struct Lanes {
 
 impl Lanes {
     /// Pulls from every lane once each of `needed` is true.
-    async fn run(self, needed: Vec<watch::Receiver<bool>>, lifecycle: Lifecycle) {
+    async fn run(self, needed: Vec<watch::Receiver<bool>>) {
+        let lifecycle = &self.pipeline.lifecycle;
         for mut needed in needed {
             tokio::select! {
                 ready = needed.wait_for(|ready| *ready) => if ready.is_err() { return },
@@ -222,11 +223,11 @@ impl Lanes {
         tracing::info!(region = %self.pipeline.region, jobs_remembered = self.ledger.jobs(), "ready to pull");
         self.ready.send_replace(true);
         let returns = ReturnQueue::start();
-        let (pace, pacing) = Pace::new();
-        lifecycle.spawn_endless("pace", pacing);
+        let (pace, adjusting) = Pace::new();
+        lifecycle.spawn_endless("pace", adjusting);
         let pullers = lane_pullers(self.in_flight, &self.presence, &pace)
             .into_iter()
-            .map(|puller| puller.run(self.pipeline.clone(), returns.clone(), lifecycle.clone()));
+            .map(|puller| puller.run(self.pipeline.clone(), returns.clone()));
         futures::future::join_all(pullers).await;
     }
 }

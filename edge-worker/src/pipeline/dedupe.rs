@@ -1,8 +1,8 @@
 //! Drops jobs that were done before.
 //!
-//! All outcomes of one pass over a job are committed together, so any record of a first attempt means that the pass is
-//! complete. The record of a retry does not: the retry may have overtaken a pass that crashed after parking it. A retry is
-//! for one address and one attempt, and is looked up as such.
+//! All outcomes of one pass over a job are committed together, so any record of a first attempt shows that the pass is
+//! complete. A record of a retry does not: the worker may have crashed after it stored the retry and before it committed the
+//! pass. A retry is for one address and one attempt, and is looked up by both.
 
 use super::{
     context::Pipeline,

@@ -1,4 +1,4 @@
-//! Hands the message to the providers, for all addresses of the recipient at once.
+//! Asks the providers to deliver the message to all addresses of the recipient at the same time.
 
 use futures::future::join_all;
 use shared::{address::Address, failpoint::failpoint};

@@ -14,15 +14,14 @@ use super::{
     settlement::{RETRY_JETSTREAM_AFTER, Stop},
 };
 
-/// How often a job may be forwarded. Beyond that, two regions each believe that the recipient lives in the other.
+/// After this many forwards, two regions must each believe that the recipient lives in the other.
 const MAX_FORWARDS: u32 = 8;
 
 /// When a job that was forwarded too often is retried.
 const RETRY_CIRCULAR_FORWARD_AFTER: Duration = Duration::from_mins(1);
 
 impl Pipeline {
-    /// Hands the job to the region to which its recipient moved. It is the same job there, under the same id, and its
-    /// outcome is recorded there.
+    /// Sends the job to the region to which its recipient moved. It keeps its id, and its outcome is recorded there.
     pub(super) async fn forward(&self, active: ActiveJob, home: &Region) -> Stop {
         let ActiveJob { pulled, job, .. } = &active;
         let forwards = envelope::header(pulled.headers(), envelope::FORWARDED)

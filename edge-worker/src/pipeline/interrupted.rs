@@ -21,7 +21,7 @@ pub(super) struct Clear {
 }
 
 impl Pipeline {
-    /// Ends a job that was about to be sent when its worker was interrupted.
+    /// Ends a job as `unknown` if its worker was interrupted after recording the intent to send.
     pub(super) async fn end_interrupted(&self, fresh: Fresh) -> Step<Clear> {
         let Fresh { active, history } = fresh;
         let in_doubt = history.in_doubt(active.job.attempt);

@@ -1,5 +1,5 @@
-//! Reads a message, which is for one recipient or for a topic. A message that cannot be read is kept as a dead letter and
-//! never retried.
+//! Parses a message, which is for one recipient or for a topic. An unreadable message is stored as a dead letter and never
+//! retried.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -57,7 +57,7 @@ impl Pipeline {
         Opened { pulled, job }
     }
 
-    /// Keeps a message that cannot be read as a dead letter, with what is wrong with it.
+    /// Stores an unreadable message as a dead letter, with the field and the rule that it breaks.
     async fn bury(&self, pulled: Pulled, invalid: &Invalid) -> Stop {
         self.telemetry.metrics.unreadable();
         let lane = subject::Lane::parse(pulled.subject()).ok();

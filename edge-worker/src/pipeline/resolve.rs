@@ -35,12 +35,12 @@ impl Pipeline {
         let reaches = |recipient: &Recipient| recipient.addresses.iter().any(|(address, _)| takes(address, job));
         let mut recipient = match self.cache.recipient(&key) {
             Ok(recipient) if reaches(&recipient) => recipient,
-            // No address, or not readable: only the region's bucket is certain. A device that registered a second ago may
-            // not have reached the cache yet.
+            // Without a readable address, only the region's bucket is certain: a device that registered a second ago may not
+            // have reached the cache yet.
             _ => match Box::pin(facts::read(&self.js, &self.region, &self.region, &key)).await {
                 Ok(recipient) => recipient,
                 Err(error) => {
-                    tracing::warn!(%error, "recipient cannot be looked up; the job waits");
+                    tracing::warn!(%error, "recipient cannot be read; the job waits");
                     return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
                 }
             },

@@ -28,7 +28,7 @@ pub(super) type Step<T> = Result<T, Stop>;
 /// An early end of the path.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// Nothing more is to be done.
+    /// The job is done, or needs nothing here.
     Settle(Box<Settlement>),
     /// The work cannot be done now and is to be retried after this time.
     GiveBack(Box<Pulled>, Duration),
@@ -44,7 +44,7 @@ pub(super) struct Settlement {
     pub(super) ticket: Ticket,
 }
 
-/// Redeemed once the receipts of a job are published.
+/// Travels through the ledger with the receipts of a job, and is redeemed once they are published.
 #[derive(Debug)]
 pub struct Ticket(pub(super) Waiting);
 
