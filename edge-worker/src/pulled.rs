@@ -34,7 +34,7 @@ pub struct Pulled {
     pub pulled_at: Timestamp,
 }
 
-/// Where the work came from, and what has to learn how it ended. Boxed, because it moves from stage to stage.
+/// Where the work came from, and what receives its end. The parts are boxed, because the work moves from stage to stage.
 #[derive(Debug)]
 enum Source {
     Message(Box<Message>, ReturnQueue),

@@ -1,4 +1,4 @@
-//! Why a worker cannot start: whatever it cannot work without.
+//! Why a worker cannot start.
 
 use shared::{
     nats::{connect::ConnectError, topology::ApplyError},
@@ -16,13 +16,13 @@ pub enum StartError {
     /// A certificate, an endpoint or a time limit of a provider cannot be used.
     #[error("providers: {0}")]
     Providers(#[from] BadSettings),
-    /// The folder of cache and ledger, or the address to listen on, cannot be used. Names the setting.
+    /// The folder of cache and ledger, or the address to listen on, cannot be used. The first field names the setting.
     #[error("{0}: {1}")]
     Io(&'static str, std::io::Error),
     /// NATS cannot be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The server does not let this process read the streams' configuration.
+    /// The server refuses to let this process read the configuration of the streams.
     #[error(transparent)]
     Apply(#[from] ApplyError),
     /// The cache cannot be opened.

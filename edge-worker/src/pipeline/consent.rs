@@ -1,9 +1,9 @@
-//! Decides whether to send at all: is it still worth it, and does the recipient agree? Asked immediately before sending, so
-//! that a preference set a second ago counts.
+//! Decides whether to send at all: the job must not be expired or withdrawn, and the recipient must agree. This is decided
+//! immediately before sending, so that a preference set a second ago counts.
 
 use shared::{address::Address, channel::Class, receipt::State};
 
-use super::{Pipeline, in_flight::ActiveJob, resolve::Addressed, settlement::Step};
+use super::{context::Pipeline, in_flight::ActiveJob, resolve::Addressed, settlement::Step};
 
 /// A job that is still wanted and that its recipient agrees to.
 #[derive(Debug)]

@@ -1,9 +1,9 @@
-//! Hands the message to the providers, for all addresses of the recipient at once.
+//! Asks the providers to deliver the message to all addresses of the recipient at the same time.
 
 use futures::future::join_all;
 use shared::{address::Address, failpoint::failpoint};
 
-use super::{Pipeline, attempt::AddressAttempt, in_flight::ActiveJob, intend::Intended};
+use super::{attempt::AddressAttempt, context::Pipeline, in_flight::ActiveJob, intend::Intended};
 use crate::providers::{Attempt, Message};
 
 /// A job after one attempt at each of its addresses.

@@ -1,7 +1,5 @@
 //! Finds the addresses of the recipient.
 
-use std::time::Duration;
-
 use shared::{
     address::Address,
     job::Job,
@@ -11,10 +9,10 @@ use shared::{
 };
 
 use super::{
-    Pipeline,
+    context::Pipeline,
     in_flight::ActiveJob,
     interrupted::Clear,
-    settlement::{Step, Stop},
+    settlement::{RETRY_JETSTREAM_AFTER, Step, Stop},
 };
 
 /// A job whose recipient is known and can be reached.
@@ -37,13 +35,13 @@ impl Pipeline {
         let reaches = |recipient: &Recipient| recipient.addresses.iter().any(|(address, _)| takes(address, job));
         let mut recipient = match self.cache.recipient(&key) {
             Ok(recipient) if reaches(&recipient) => recipient,
-            // No address, or not readable: only the region's bucket is certain. A device that registered a second ago may
-            // not have reached the cache yet.
+            // Without a readable address, only the region's bucket is certain: a device that registered a second ago may not
+            // have reached the cache yet.
             _ => match Box::pin(facts::read(&self.js, &self.region, &self.region, &key)).await {
                 Ok(recipient) => recipient,
                 Err(error) => {
-                    tracing::warn!(%error, "recipient cannot be looked up; the job waits");
-                    return Err(Stop::GiveBack(active.pulled.into(), Duration::from_secs(2)));
+                    tracing::warn!(%error, "recipient cannot be read; the job waits");
+                    return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
                 }
             },
         };
@@ -55,7 +53,7 @@ impl Pipeline {
         let reachable = !recipient.addresses.is_empty();
         recipient
             .addresses
-            .retain(|(address, _)| !history.has(address.id, job.attempt));
+            .retain(|(address, _)| !history.is_done(address.id, job.attempt));
         if reachable && recipient.addresses.is_empty() {
             return Err(self.drop_duplicate(active));
         }

@@ -1,8 +1,8 @@
-//! Spans of one job, made when its outcome is known: only then is it known whether an unsampled job must be kept.
+//! Creates the spans of a job after its outcome is known, because a failure is traced even if its trace is not sampled.
 //!
-//! Names and attributes follow the messaging conventions of OpenTelemetry (semantic conventions 1.44): `process` is the
-//! child of the message's `send` and links to it, provider requests and settling are its CLIENT children. A retry is
-//! another `process` under the same `send`. No token, address or content is ever an attribute.
+//! Names and attributes follow OpenTelemetry's conventions for messaging (semantic conventions 1.44): `process` is the child
+//! of the message's `send` and links to it, provider requests and settling are its CLIENT children. A retry is another
+//! `process` under the same `send`. No token, address or content is ever an attribute.
 
 use std::time::SystemTime;
 
@@ -18,7 +18,7 @@ use shared::{
     telemetry::trace::{self as context, KEEP},
 };
 
-use super::{Pipeline, attempt::AddressAttempt};
+use super::{attempt::AddressAttempt, context::Pipeline};
 use crate::pulled::Pulled;
 
 /// Whether a delivery in this state is traced even if its trace is not sampled.
@@ -27,7 +27,7 @@ pub(super) const fn is_failure(state: State) -> bool {
 }
 
 impl Pipeline {
-    /// The `process` span of a job: if its trace is sampled, or if it `failed`.
+    /// The `process` span of a job, if its trace is sampled, it failed (`state`), or this is not the first attempt.
     pub(super) fn process_span(&self, pulled: &Pulled, job: &Job, state: Option<State>) -> Option<Context> {
         let failure = state.filter(|state| is_failure(*state));
         let sampled = context::sampled(pulled.headers());
@@ -129,11 +129,11 @@ impl Pipeline {
     }
 }
 
-/// The last spans of a job: its receipt was published, it was acknowledged, and processing ended.
+/// Ends a job's trace: adds the spans of publishing its receipt and of its acknowledgement, and ends `process`.
 pub(super) fn settled(
     tracer: &SdkTracer,
     process: &Context,
-    begun: SystemTime,
+    started: SystemTime,
     published: SystemTime,
     acknowledged: SystemTime,
 ) {
@@ -153,7 +153,7 @@ pub(super) fn settled(
             .start_with_context(tracer, process)
             .end_with_timestamp(to);
     };
-    client("send receipt.{region}", SpanKind::Producer, "send", begun, published);
+    client("send receipt.{region}", SpanKind::Producer, "send", started, published);
     client(
         "ack notify.{channel}.{region}",
         SpanKind::Client,
