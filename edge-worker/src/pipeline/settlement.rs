@@ -19,6 +19,9 @@ pub(super) const RETRY_ACTIVE_JOB_AFTER: Duration = Duration::from_secs(1);
 /// When a job is retried after the ledger could not be read.
 pub(super) const RETRY_LEDGER_READ_AFTER: Duration = Duration::from_secs(5);
 
+/// A job that only a newer version of Peal understands is redelivered after this time, to whichever worker pulls it.
+pub(super) const RETRY_NEWER_AFTER: Duration = Duration::from_secs(5);
+
 /// When a job is retried after JetStream, or the cache, did not do what it needs.
 pub(super) const RETRY_JETSTREAM_AFTER: Duration = Duration::from_secs(2);
 

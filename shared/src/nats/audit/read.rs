@@ -171,7 +171,7 @@ impl Reading<'_> {
             if !scope.has(subject::app_of(&entry.subject)) {
                 return;
             }
-            match serde_json::from_slice::<Batch>(&entry.payload) {
+            match Batch::read(&entry.payload) {
                 Ok(batch) => audit.batch(&batch, scope),
                 Err(error) => broken = Some(format!("receipts at {} cannot be read: {error}", entry.sequence)),
             }
