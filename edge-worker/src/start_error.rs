@@ -5,7 +5,7 @@ use shared::{
     seal::SealError,
 };
 
-use crate::{cache, ledger, providers::BadTrust};
+use crate::{cache, ledger, providers::BadSettings};
 
 /// Why a worker could not start.
 #[derive(Debug, thiserror::Error)]
@@ -13,9 +13,9 @@ pub enum StartError {
     /// The mesh key is missing or malformed.
     #[error("mesh_key: {0}")]
     MeshKey(#[from] SealError),
-    /// A certificate or an endpoint of a provider cannot be used.
+    /// A certificate, an endpoint or a time limit of a provider cannot be used.
     #[error("providers: {0}")]
-    Trust(#[from] BadTrust),
+    Providers(#[from] BadSettings),
     /// The folder of cache and ledger, or the address to listen on, cannot be used. Names the setting.
     #[error("{0}: {1}")]
     Io(&'static str, std::io::Error),

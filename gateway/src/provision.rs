@@ -5,24 +5,27 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    num::NonZeroU32,
     path::{Path, PathBuf},
 };
 
 use async_nats::{Client, jetstream};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use shared::{
     api_key::{ApiKey, Scope},
-    app::{Alerts, Ambiguity, ApnsCredential, App, FcmCredential, alerts_seal_name, seal_name},
-    channel::{Channel, Provider},
+    app::{Alerts, Ambiguity, App, alerts_seal_name},
+    channel::Channel,
     id::{AppId, Region},
+    invalid::Invalid,
     nats::{
         config::{self, Tenants},
         publish::NotStored,
         refusal::unless_refused,
         topology::{self, ApplyError, HUB},
     },
+    provider::{Credential, Provider},
     seal::MeshKey,
+    secret::Secret,
     settings::{self, BadSettings},
     site::Site,
 };
@@ -32,51 +35,25 @@ use shared::{
 pub struct NewApp {
     /// Its name.
     pub id: AppId,
-    /// Where recipients live that nobody registered a home for.
+    /// The home of recipients that none was registered for.
     pub default_region: Region,
     /// The one region that its data must not leave.
     pub residency: Option<Region>,
-    /// What is done in doubt, by channel.
+    /// What is done with a delivery of which it is not known whether it was sent, by channel.
     pub ambiguity: BTreeMap<Channel, Ambiguity>,
-    /// Where its developers are told of dead letters.
+    /// The webhook that reports dead letters to its developers.
     pub alerts: Option<NewAlerts>,
-    /// What Apple knows it by.
-    pub apns: Option<NewApns>,
-    /// What Google knows it by.
-    pub fcm: Option<NewFcm>,
+    /// Its credentials, at most one for each provider.
+    pub credentials: Vec<Credential>,
 }
 
-/// A webhook for alerts. `Debug` hides the secret.
-#[derive(Clone)]
+/// A webhook for alerts.
+#[derive(Debug, Clone)]
 pub struct NewAlerts {
-    /// Where they are posted.
+    /// The https URL that they are posted to.
     pub url: String,
     /// `whsec_` and 24 to 64 bytes in base64 (Standard Webhooks).
-    pub secret: String,
-}
-
-/// Token-based authentication with APNs. `Debug` hides the key.
-#[derive(Clone)]
-pub struct NewApns {
-    /// The developer team.
-    pub team_id: String,
-    /// The signing key.
-    pub key_id: String,
-    /// The bundle id.
-    pub topic: String,
-    /// The text of the `.p8` file.
-    pub private_key: String,
-}
-
-/// A Google service account. `Debug` hides it.
-#[derive(Clone)]
-pub struct NewFcm {
-    /// The Firebase project.
-    pub project_id: String,
-    /// The text of the service account's JSON file.
-    pub service_account: String,
-    /// Messages a minute that Google lets the project send, if it is not the usual 600,000.
-    pub quota_per_minute: Option<NonZeroU32>,
+    pub secret: Secret,
 }
 
 /// Why an app could not be made known.
@@ -91,6 +68,9 @@ pub enum ProvisionError {
     /// An app's data would leave the region that it must not leave.
     #[error("residency of {0}: {1}")]
     Residency(AppId, &'static str),
+    /// A member of an app's entry breaks a rule.
+    #[error("app {0}: {1}")]
+    Invalid(AppId, Invalid),
     /// A file that it names cannot be read.
     #[error("cannot read {0}: {1}")]
     Read(PathBuf, io::Error),
@@ -161,52 +141,19 @@ pub async fn write_app(
 
 impl NewApp {
     fn seal(&self, mesh_key: &MeshKey) -> App {
-        App {
-            id: self.id.clone(),
-            default_region: self.default_region.clone(),
+        let mut app = App {
             residency: self.residency.clone(),
             ambiguity: self.ambiguity.clone(),
             alerts: self.alerts.as_ref().map(|alerts| Alerts {
                 url: alerts.url.clone(),
-                secret: mesh_key.seal(&alerts_seal_name(&self.id), &alerts.secret),
+                secret: mesh_key.seal(&alerts_seal_name(&self.id), alerts.secret.reveal()),
             }),
-            apns: self.apns.as_ref().map(|apns| ApnsCredential {
-                team_id: apns.team_id.clone(),
-                key_id: apns.key_id.clone(),
-                topic: apns.topic.clone(),
-                private_key: mesh_key.seal(&seal_name(&self.id, Provider::Apns), &apns.private_key),
-            }),
-            fcm: self.fcm.as_ref().map(|fcm| FcmCredential {
-                project_id: fcm.project_id.clone(),
-                service_account: mesh_key.seal(&seal_name(&self.id, Provider::Fcm), &fcm.service_account),
-                quota_per_minute: fcm.quota_per_minute,
-            }),
+            ..App::new(self.id.clone(), self.default_region.clone())
+        };
+        for credential in &self.credentials {
+            app.seal(mesh_key, credential);
         }
-    }
-}
-
-impl std::fmt::Debug for NewAlerts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NewAlerts")
-            .field("url", &self.url)
-            .finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for NewApns {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NewApns")
-            .field("team_id", &self.team_id)
-            .field("key_id", &self.key_id)
-            .finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for NewFcm {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NewFcm")
-            .field("project_id", &self.project_id)
-            .finish_non_exhaustive()
+        app
     }
 }
 
@@ -221,7 +168,6 @@ struct File {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct AppEntry {
     id: AppId,
     default_region: Region,
@@ -229,10 +175,12 @@ struct AppEntry {
     #[serde(default)]
     ambiguity: BTreeMap<Channel, Ambiguity>,
     alerts: Option<AlertsEntry>,
-    apns: Option<ApnsEntry>,
-    fcm: Option<FcmEntry>,
     #[serde(default)]
     keys: Vec<KeyEntry>,
+    /// By the name of the provider: the members of its credential. A member `<name>_file` names a file that has the text of
+    /// the member `<name>`.
+    #[serde(flatten)]
+    credentials: BTreeMap<String, Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -240,23 +188,6 @@ struct AppEntry {
 struct AlertsEntry {
     url: String,
     secret_file: PathBuf,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ApnsEntry {
-    team_id: String,
-    key_id: String,
-    topic: String,
-    private_key_file: PathBuf,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FcmEntry {
-    project_id: String,
-    service_account_file: PathBuf,
-    quota_per_minute: Option<NonZeroU32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -360,53 +291,47 @@ fn has_key(known: &Tenants, app: &AppId, scopes: &[Scope]) -> bool {
 
 impl AppEntry {
     fn load(self, beside: &Path) -> Result<NewApp, ProvisionError> {
-        let text = |path: &Path| {
-            let path = beside.join(path);
-            fs::read_to_string(&path).map_err(|error| ProvisionError::Read(path, error))
+        let alerts = match self.alerts {
+            Some(alerts) => Some(NewAlerts {
+                url: alerts.url,
+                secret: text(beside, &alerts.secret_file)?.trim().to_owned().into(),
+            }),
+            None => None,
         };
-        let apns = self
-            .apns
-            .map(|apns| {
-                let private_key = text(&apns.private_key_file)?;
-                Ok::<_, ProvisionError>(NewApns {
-                    team_id: apns.team_id,
-                    key_id: apns.key_id,
-                    topic: apns.topic,
-                    private_key,
-                })
-            })
-            .transpose()?;
-        let fcm = self
-            .fcm
-            .map(|fcm| {
-                let service_account = text(&fcm.service_account_file)?;
-                Ok::<_, ProvisionError>(NewFcm {
-                    project_id: fcm.project_id,
-                    service_account,
-                    quota_per_minute: fcm.quota_per_minute,
-                })
-            })
-            .transpose()?;
-        let alerts = self
-            .alerts
-            .map(|alerts| {
-                let secret = text(&alerts.secret_file)?.trim().to_owned();
-                Ok::<_, ProvisionError>(NewAlerts {
-                    url: alerts.url,
-                    secret,
-                })
-            })
-            .transpose()?;
+        let mut credentials = Vec::with_capacity(self.credentials.len());
+        for (name, members) in self.credentials {
+            let invalid = |invalid: Invalid| ProvisionError::Invalid(self.id.clone(), invalid.within(&name));
+            let unknown = |_| invalid(Invalid::new("", "is neither a member of an app nor a provider"));
+            let provider: Provider = name.parse().map_err(unknown)?;
+            let Value::Object(members) = members else {
+                return Err(invalid(Invalid::new("", "must be a table")));
+            };
+            let members = read_files(beside, members)?;
+            credentials.push(Credential::read(provider, members).map_err(invalid)?);
+        }
         Ok(NewApp {
             id: self.id,
             default_region: self.default_region,
             residency: self.residency,
             ambiguity: self.ambiguity,
             alerts,
-            apns,
-            fcm,
+            credentials,
         })
     }
+}
+
+/// Puts the text of the file in the place of each member that names one.
+fn read_files(beside: &Path, members: Map<String, Value>) -> Result<Map<String, Value>, ProvisionError> {
+    let read = |(name, value): (String, Value)| match (name.strip_suffix("_file"), &value) {
+        (Some(member), Value::String(path)) => Ok((member.to_owned(), text(beside, Path::new(path))?.into())),
+        _ => Ok((name, value)),
+    };
+    members.into_iter().map(read).collect()
+}
+
+fn text(beside: &Path, path: &Path) -> Result<String, ProvisionError> {
+    let path = beside.join(path);
+    fs::read_to_string(&path).map_err(|error| ProvisionError::Read(path, error))
 }
 
 #[cfg(test)]
@@ -456,6 +381,18 @@ mod tests {
             private_key_file = "key.p8"
             [app.ambiguity]
             push = "hold"
+
+            [[app]]
+            id = "bank"
+            default_region = "eu"
+            [app.apns]
+            team_id = "TEAM"
+            key = "KEY"
+
+            [[app]]
+            id = "typo"
+            default_region = "eu"
+            [app.apms]
             "#,
         )
         .unwrap();
@@ -463,9 +400,16 @@ mod tests {
         let entry = file.app.remove(0);
         assert_eq!(entry.keys[0].scopes, [Scope::Send, Scope::RecipientsWrite]);
         let app = entry.load(&dir).unwrap();
-        assert_eq!(app.apns.as_ref().unwrap().private_key, "PEM");
+        let Some(Credential::Apns(apns)) = app.credentials.first() else {
+            panic!("no credential: {app:?}")
+        };
+        assert_eq!(apns.private_key.reveal(), "PEM");
         assert_eq!(app.ambiguity[&Channel::Push], Ambiguity::Hold);
         assert!(!format!("{app:?}").contains("PEM"));
+        let mut refused = || file.app.remove(0).load(&dir).unwrap_err().to_string();
+        let bank = refused();
+        assert!(bank.starts_with("app bank: apns.key: is not known"), "{bank}");
+        assert!(refused().starts_with("app typo: apms: "));
         fs::remove_dir_all(dir).unwrap();
     }
 }

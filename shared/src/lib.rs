@@ -24,4 +24,6 @@ pub mod secret;
 pub mod settings;
 pub mod site;
 pub mod telemetry;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tolerant;

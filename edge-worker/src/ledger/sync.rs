@@ -21,13 +21,11 @@ use super::{
     committer::{Committer, Gone},
     store::{Commit, Followed},
 };
+use crate::limits::COMPARE_RECEIPTS_AFTER;
 
 /// The stream is asked again so soon: the other workers hold back after a lost connection only for a while, and the
 /// message id makes a repetition harmless.
 const PUBLISH_AGAIN_AFTER: Duration = Duration::from_millis(700);
-
-/// Somebody else may soon be given a job that a worker has for so long: servers wait 30 s for an acknowledgement.
-const COMPARE_AFTER: Duration = Duration::from_secs(15);
 
 /// How long the ledger may take to know what the stream holds.
 const LEDGER_CURRENT_WITHIN: Duration = Duration::from_secs(5);
@@ -198,7 +196,7 @@ impl Outgoing {
         let id = format!("{}:{}", ledger.store.writer(), self.number);
         let mut payload = self.payload.clone();
         loop {
-            if since.elapsed() > COMPARE_AFTER {
+            if since.elapsed() > COMPARE_RECEIPTS_AFTER {
                 let now = Instant::now();
                 match ledger.compare(js, self.clone()).await {
                     Ok(Some(outgoing)) => (payload, since) = (outgoing.payload, now),

@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     cache, ledger,
+    providers::Renditions,
     pulled::{MemberEnd, Pulled, SliceEnvelope},
 };
 
@@ -126,7 +127,7 @@ impl Pipeline {
     /// The slices into which a broadcast is to be split; `None` if the members are not known now.
     async fn plan(&self, broadcast: &Broadcast) -> Option<Vec<Slice>> {
         self.cache_knows().await?;
-        let (cache, app, topic) = (self.cache.clone(), broadcast.app.clone(), broadcast.body.topic.clone());
+        let (cache, app, topic) = (self.cache.clone(), broadcast.app.clone(), broadcast.topic.clone());
         let as_of = broadcast.accepted_at;
         let planned = tokio::task::spawn_blocking(move || {
             let range = cache::Range {
@@ -225,7 +226,7 @@ impl Pipeline {
 
     fn lane_of(&self, broadcast: &Broadcast) -> subject::Lane {
         subject::Lane {
-            channel: broadcast.channel,
+            channel: broadcast.channel(),
             region: self.region.clone(),
             class: broadcast.class,
             app: broadcast.app.clone(),
@@ -235,7 +236,7 @@ impl Pipeline {
     /// That a broadcast or a slice was expanded; the caller says into what.
     fn of_work(&self, broadcast: &Broadcast) -> Receipt {
         let (job, now) = (broadcast.work(), self.clock.now());
-        Receipt::new(broadcast.notification, job, broadcast.channel, State::Expanded, now)
+        Receipt::new(broadcast.notification, job, broadcast.channel(), State::Expanded, now)
     }
 }
 
@@ -320,7 +321,7 @@ impl<'a> Expansion<'a> {
             envelope: Arc::new(SliceEnvelope {
                 subject: pipeline.lane_of(broadcast).notify().into(),
                 headers: envelope::member_headers(pulled.headers(), slice),
-                apns: Arc::default(),
+                renditions: Renditions::default(),
             }),
             pipeline,
             pulled,
@@ -362,7 +363,7 @@ impl<'a> Expansion<'a> {
     fn read_more(&mut self) -> Result<(), cache::StoreError> {
         let range = cache::Range {
             app: &self.broadcast.app,
-            topic: &self.broadcast.body.topic,
+            topic: &self.broadcast.topic,
             after: self.read.as_deref().or(self.slice.after.as_deref()),
             up_to: self.slice.up_to.as_deref(),
             as_of: self.broadcast.accepted_at,
@@ -386,9 +387,9 @@ impl<'a> Expansion<'a> {
     /// Counts a member to whom nothing is sent any more, unless something was.
     fn spare(&mut self, recipient: &RecipientId) {
         let Broadcast {
-            app, event, channel, ..
+            app, event, content, ..
         } = self.broadcast;
-        match self.outcomes(JobId::of(app, event, recipient, *channel)) {
+        match self.outcomes(JobId::of(app, event, recipient, content.channel())) {
             Ok(outcomes) if outcomes.is_empty() => self.tally.cancelled += 1,
             Ok(outcomes) => self.tally.add(&outcomes),
             Err(error) => self.unreadable(&error),

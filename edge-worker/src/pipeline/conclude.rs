@@ -11,7 +11,6 @@ use jiff::{SignedDuration, Timestamp};
 use opentelemetry::Context;
 use shared::{
     app::Ambiguity,
-    backoff::Backoff,
     failpoint::failpoint,
     job::Job,
     nats::{
@@ -103,7 +102,7 @@ impl Pipeline {
                 return Err(Stop::GiveBack(active.pulled.into(), Duration::from_secs(2)));
             }
             let metrics = &self.telemetry.metrics;
-            metrics.delivery(Some(attempt.address.provider), conclusion.state());
+            metrics.delivery(Some(attempt.attempted.provider), conclusion.state());
             receipts.push(Receipt {
                 stale_s: self.freshness.stale(job.class),
                 ..conclusion.into_receipt(job, &attempt, span.as_ref())
@@ -127,7 +126,7 @@ impl Pipeline {
             }
         };
         let backed_off = |reason: &Reason, number: u32, asked: Option<Duration>| {
-            let schedule = Backoff::of(attempt.address.provider);
+            let schedule = attempt.attempted.provider.backoff();
             after(reason, schedule.after(number, asked, &mut rand::rng()))
         };
         let counted = |reason: &Reason, asked: Option<Duration>| {
@@ -211,9 +210,8 @@ impl Pipeline {
         span: Option<&Context>,
     ) -> Result<(), publish::NotStored> {
         let ActiveJob { pulled, job, .. } = active;
-        let event = envelope::event_id(&job.body, pulled.headers()).map_err(|_| publish::NotStored::Refused)?;
         let address = attempt.address.id;
-        let mut headers = envelope::retry_headers(job, &event, attempt.attempted.outcome.counts(), address);
+        let mut headers = envelope::retry_headers(job, attempt.attempted.outcome.counts(), address);
         headers.insert("Nats-Schedule", format!("@at {due}"));
         headers.insert("Nats-Schedule-Target", target);
         // The attempt is part of the id: the stream would drop a second parking of the same delivery as a duplicate.
@@ -242,7 +240,7 @@ impl Pipeline {
         }
         let key = RecipientKey {
             app: job.app.clone(),
-            recipient: job.body.recipient.clone(),
+            recipient: job.recipient.clone(),
         };
         // Recorded in the directory before the fact is removed: any other recipient that has the address, here or in another
         // region, is to lose it too. Without a time from the provider it was gone when the job was stored, by the server's
@@ -295,13 +293,13 @@ impl Conclusion {
         };
         Receipt {
             address: Some(attempt.address.id),
-            provider: Some(attempt.address.provider),
+            provider: Some(attempt.attempted.provider),
             reason,
             provider_id,
             next_at,
             took_us: u32::try_from(attempt.attempted.took.as_micros()).ok(),
             trace: span.and_then(context::trace_id),
-            ..receipt(job, state, attempt.ended_at)
+            ..receipt(job, state, attempt.attempted.ended_at)
         }
     }
 }

@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use shared::{
+    address::Address,
     app::Ambiguity,
     job::Job,
     receipt::{Receipt, State},
-    recipient::Address,
 };
 
 use super::{
@@ -32,7 +32,7 @@ impl Pipeline {
     pub(super) fn ambiguity(&self, job: &Job) -> Ambiguity {
         let tenants = self.config.tenants();
         let app = tenants.apps.get(&job.app);
-        app.map_or(Ambiguity::usual(job.channel), |app| app.ambiguity(job.channel))
+        app.map_or(Ambiguity::usual(job.channel()), |app| app.ambiguity(job.channel()))
     }
 
     /// Records what is about to be sent, if the app must not send twice.
@@ -42,7 +42,7 @@ impl Pipeline {
         if self.ambiguity(job) != Ambiguity::Resend {
             let intents = addresses.iter().map(|(address, _)| Receipt {
                 address: Some(address.id),
-                provider: Some(address.provider),
+                provider: Some(address.provider()),
                 ..receipt(job, State::Attempting, self.clock.now())
             });
             let published = self.publish_intent(job.app.clone(), job.origin.clone(), intents.collect());

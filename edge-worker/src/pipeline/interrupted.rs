@@ -12,10 +12,7 @@ use super::{
     letter::DeadLetter,
     settlement::{Step, Stop, receipt},
 };
-use crate::ledger::History;
-
-/// Another worker may still wait for the provider's answer. This is longer than a provider's time-out.
-const ANSWER_DUE_AFTER: Duration = Duration::from_secs(15);
+use crate::{ledger::History, limits::ANSWER_DUE_AFTER};
 
 /// A job of which no attempt was interrupted.
 #[derive(Debug)]

@@ -137,7 +137,7 @@ impl Pipeline {
     /// The lane in which this region works on `job`.
     fn lane(&self, job: &Job) -> Lane {
         Lane {
-            channel: job.channel,
+            channel: job.channel(),
             region: self.region.clone(),
             class: job.class,
             app: job.app.clone(),

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use shared::{
-    channel::{Channel, Provider},
+    address::Address,
     job::Job,
     nats::facts,
-    push::ApnsPushType,
     receipt::State,
-    recipient::{Address, AddressKind, Preferences, Recipient, RecipientKey},
+    recipient::{Preferences, Recipient, RecipientKey},
 };
 
 use super::{
@@ -33,7 +32,7 @@ impl Pipeline {
         let job = &active.job;
         let key = RecipientKey {
             app: job.app.clone(),
-            recipient: job.body.recipient.clone(),
+            recipient: job.recipient.clone(),
         };
         let reaches = |recipient: &Recipient| recipient.addresses.iter().any(|(address, _)| takes(address, job));
         let mut recipient = match self.cache.recipient(&key) {
@@ -76,17 +75,10 @@ impl Pipeline {
     }
 }
 
-/// Whether this job is for this address: a retry names its address, and Live Activities have addresses of their own.
+/// Whether this job is for this address: a retry names its address, and content reaches only targets of its kind.
 fn takes(address: &Address, job: &Job) -> bool {
-    if let Some(remaining) = &job.remaining {
-        return remaining.contains(&address.id);
-    }
-    let Channel::Push = job.channel else { return false };
-    let live = job.body.push.apns_push_type() == ApnsPushType::Liveactivity;
-    match (address.provider, address.kind) {
-        (Provider::Apns, AddressKind::LiveActivity) => live,
-        (Provider::Apns, AddressKind::Device) => !live,
-        (Provider::Fcm, AddressKind::Device) => !live || job.body.push.fcm.is_some(),
-        (Provider::Fcm, AddressKind::LiveActivity) => false,
+    match &job.remaining {
+        Some(remaining) => remaining.contains(&address.id),
+        None => job.content.reaches(&address.target),
     }
 }

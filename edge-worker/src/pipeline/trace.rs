@@ -12,7 +12,6 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::SdkTracer;
 use shared::{
-    channel::Provider,
     job::Job,
     nats::subject::NOTIFY_TEMPLATE,
     receipt::State,
@@ -84,25 +83,24 @@ impl Pipeline {
 
     /// The CLIENT span of one provider request.
     pub(super) fn attempt_span(&self, process: &Context, job: &Job, attempt: &AddressAttempt, state: State) {
-        let template = match attempt.address.provider {
-            Provider::Apns => "POST /3/device/{token}",
-            Provider::Fcm => "POST /v1/projects/{project}/messages:send",
-        };
+        let template = attempt.attempted.template;
         let (host, port) = attempt
             .attempted
             .endpoint
             .rsplit_once(':')
             .unwrap_or((&attempt.attempted.endpoint, ""));
         let mut attributes = vec![
-            KeyValue::new("http.request.method", "POST"),
-            KeyValue::new("url.template", template.trim_start_matches("POST ")),
             KeyValue::new("server.address", host.to_owned()),
-            KeyValue::new("peal.provider", attempt.address.provider.as_str()),
+            KeyValue::new("peal.provider", attempt.attempted.provider.as_str()),
             KeyValue::new("peal.address.id", attempt.address.id.to_string()),
             KeyValue::new("peal.delivery.id", job.delivery(attempt.address.id).to_string()),
             KeyValue::new("peal.outcome", attempt.attempted.outcome.as_str()),
             KeyValue::new("peal.state", state.as_str()),
         ];
+        if let Some((method, url)) = template.split_once(' ') {
+            attributes.push(KeyValue::new("http.request.method", method));
+            attributes.push(KeyValue::new("url.template", url));
+        }
         if let Ok(port) = port.parse::<i64>() {
             attributes.push(KeyValue::new("server.port", port));
         }
@@ -116,7 +114,7 @@ impl Pipeline {
         let mut span = tracer
             .span_builder(template)
             .with_kind(SpanKind::Client)
-            .with_start_time(SystemTime::from(attempt.started_at))
+            .with_start_time(SystemTime::from(attempt.attempted.started_at))
             .with_attributes(attributes)
             .start_with_context(tracer, process);
         if state != State::Delivered {
@@ -127,7 +125,7 @@ impl Pipeline {
             span.set_attribute(KeyValue::new("error.type", error));
             span.set_status(Status::error(state.as_str()));
         }
-        span.end_with_timestamp(attempt.ended_at.into());
+        span.end_with_timestamp(attempt.attempted.ended_at.into());
     }
 }
 

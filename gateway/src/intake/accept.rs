@@ -14,7 +14,7 @@ use shared::{
 use tokio::time::Instant;
 
 use super::{
-    content::Content,
+    body::SplitBody,
     order::{Order, To},
     publish::{OutgoingJob, Publisher},
 };
@@ -50,12 +50,12 @@ pub(crate) enum NotAccepted {
 impl Intake {
     /// Stores every job of `order`. An order that is refused for a rule or a region has stored nothing.
     pub(crate) async fn accept(&self, order: Order, trace: &Trace) -> Result<StoredJobs, NotAccepted> {
-        let content = Content::render(&order).map_err(NotAccepted::Invalid)?;
+        let body = SplitBody::render(&order).map_err(NotAccepted::Invalid)?;
         let notification = NotificationId::of(&order.app.id, &order.event);
         let at = self.context.clock.now();
         let jobs = match &order.to {
-            To::Recipients(recipients) => self.to_recipients(&order, recipients, &content, at)?,
-            To::Topic(topic) => self.to_topic(&order, topic, &content, at),
+            To::Recipients(recipients) => self.to_recipients(&order, recipients, &body, at)?,
+            To::Topic(topic) => self.to_topic(&order, topic, &body, at),
         };
         let started = Instant::now();
         let stored = self.store_all(jobs, trace).await?;
@@ -84,7 +84,7 @@ impl Intake {
         &self,
         order: &Order,
         recipients: &[RecipientId],
-        content: &Content,
+        body: &SplitBody,
         at: Timestamp,
     ) -> Result<Vec<OutgoingJob>, NotAccepted> {
         let mut jobs = Vec::with_capacity(recipients.len());
@@ -97,11 +97,11 @@ impl Intake {
             if !self.context.is_region(&region) {
                 return Err(NotAccepted::NoSuchRegion(region));
             }
-            let id = JobId::of(&key.app, &order.event, recipient, order.channel);
+            let id = JobId::of(&key.app, &order.event, recipient, order.content.channel());
             jobs.push(OutgoingJob {
                 lane: order.lane(region),
                 headers: envelope::headers(id, at, &self.context.here),
-                payload: content.to(recipient.as_str()),
+                payload: body.to(recipient.as_str()),
                 id,
             });
         }
@@ -109,17 +109,17 @@ impl Intake {
     }
 
     /// One job for each region in which members may live.
-    fn to_topic(&self, order: &Order, topic: &Topic, content: &Content, at: Timestamp) -> Vec<OutgoingJob> {
+    fn to_topic(&self, order: &Order, topic: &Topic, body: &SplitBody, at: Timestamp) -> Vec<OutgoingJob> {
         let regions = match &order.app.residency {
             Some(region) => vec![region.clone()],
             None => self.context.regions(),
         };
         let job = |region: Region| {
-            let id = JobId::of_broadcast(&order.app.id, &order.event, topic, order.channel, &region);
+            let id = JobId::of_broadcast(&order.app.id, &order.event, topic, order.content.channel(), &region);
             OutgoingJob {
                 lane: order.lane(region),
                 headers: envelope::headers(id, at, &self.context.here),
-                payload: content.to(topic.as_str()),
+                payload: body.to(topic.as_str()),
                 id,
             }
         };

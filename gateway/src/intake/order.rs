@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use shared::{
     app::App,
-    channel::{Channel, Class},
+    channel::Class,
+    content::Content,
     id::{Category, EventId, RecipientId, Region, Topic},
     nats::subject::Lane,
-    push::Push,
 };
 
 /// One notification that a caller wants sent.
@@ -16,10 +16,9 @@ pub(crate) struct Order {
     pub(crate) app: Arc<App>,
     pub(crate) event: EventId,
     pub(crate) to: To,
-    pub(crate) channel: Channel,
     pub(crate) class: Class,
     pub(crate) category: Option<Category>,
-    pub(crate) push: Push,
+    pub(crate) content: Content,
 }
 
 /// Who is to be reached.
@@ -35,7 +34,7 @@ impl Order {
     /// The lane of the order's jobs in `region`.
     pub(super) fn lane(&self, region: Region) -> Lane {
         Lane {
-            channel: self.channel,
+            channel: self.content.channel(),
             region,
             class: self.class,
             app: self.app.id.clone(),

@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use shared::{
+    address::Address,
     id::{AddressId, AppId, RecipientId, Region, Topic},
     nats::{facts, publish::NotStored},
-    recipient::{Address, Fact, FactName, Membership, Preferences, Profile, Recipient, RecipientKey},
+    recipient::{Fact, FactName, Membership, Preferences, Profile, Recipient, RecipientKey},
 };
 
 use crate::context::Context;

@@ -9,9 +9,9 @@ use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use bytes::Bytes;
 use jiff::Timestamp;
 use shared::{
+    body::Members,
     channel::Channel,
     id::{AddressId, AppId, JobId, NotificationId, RecipientId, Region},
-    job::Body,
     nats::{
         connect,
         direct::{self, Found},
@@ -22,6 +22,7 @@ use shared::{
         topology::{self, Domain},
     },
     receipt::{Handled, HandledAs},
+    tolerant,
 };
 
 use super::recorder::Recorder;
@@ -290,7 +291,7 @@ impl Letter {
             let subject = lane.notify();
             envelope::open(&subject, &found.headers, &found.payload, found.stored_at, region).ok()
         });
-        let body: Option<Body> = serde_json::from_slice(&found.payload).ok();
+        let body: Option<Members> = tolerant::read(&found.payload).ok();
         Self {
             id: LetterId {
                 region: region.clone(),
@@ -305,7 +306,7 @@ impl Letter {
                 .or_else(|| header(envelope::EVENT_ID).map(str::to_owned)),
             notification: job.as_ref().map(|job| job.notification),
             job: job.as_ref().map(|job| job.id),
-            recipient: body.map(|body| body.recipient),
+            recipient: body.and_then(|body| body.recipient),
             address: header(envelope::ADDRESS).and_then(|text| text.parse().ok()),
             attempt: header(envelope::ATTEMPT)
                 .and_then(|text| text.parse().ok())

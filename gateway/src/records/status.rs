@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use shared::{
-    channel::Provider,
     id::{AddressId, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region},
+    provider::Provider,
     receipt::{Receipt, State as DeliveryState},
 };
 use utoipa::ToSchema;

@@ -18,7 +18,11 @@ async fn a_recipient_who_moves_keeps_everything_and_misses_nothing() {
     wait_cached(&peal, "eu", 4.0).await;
     // A retry of this notification waits in eu while ann moves.
     let busy = Answer::reason("ServiceUnavailable");
-    peal.simulators.apns.script().add(Rule::token("a1").times(1).answer(busy)).unwrap();
+    peal.simulators
+        .apns
+        .script()
+        .add(Rule::token("a1").times(1).answer(busy))
+        .unwrap();
     let parked = send(&peal, "eu", "parked", &["ann"]).await;
     wait_ended(&peal, "eu", &parked, 1).await;
     let ((), moved) = tokio::join!(
@@ -58,5 +62,8 @@ async fn a_recipient_who_moves_keeps_everything_and_misses_nothing() {
         2 * 42,
         "each of 42 notifications once to each of two devices"
     );
-    assert_eq!(peal.simulators.apns.stats().duplicates + peal.simulators.fcm.stats().duplicates, 0);
+    assert_eq!(
+        peal.simulators.apns.stats().duplicates + peal.simulators.fcm.stats().duplicates,
+        0
+    );
 }

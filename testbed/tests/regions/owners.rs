@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use testbed::{
-    faults::Trouble,
+    links::Trouble,
     peal::{Links, Peal},
     providers::{Answer, RetryAfter, Rule},
 };
@@ -168,12 +168,20 @@ async fn a_token_that_is_gone_in_one_region_is_gone_in_all() {
     wait_reached(&peal, "eu", "ann", 2).await;
     // A notification to bob waits for its second attempt while Apple reports the tokens gone in eu.
     let busy = Answer::reason("ServiceUnavailable").retry_after(RetryAfter::Seconds(12));
-    peal.simulators.apns.script().add(Rule::always().times(2).answer(busy)).unwrap();
+    peal.simulators
+        .apns
+        .script()
+        .add(Rule::always().times(2).answer(busy))
+        .unwrap();
     let waiting = send(&peal, "us", "waiting", &["bob"]).await;
     wait_parked(&peal, "us", &waiting, 2).await;
     let gone = Answer::reason("Unregistered");
     peal.simulators.apns.script().clear();
-    peal.simulators.apns.script().add(Rule::always().times(2).answer(gone)).unwrap();
+    peal.simulators
+        .apns
+        .script()
+        .add(Rule::always().times(2).answer(gone))
+        .unwrap();
     let id = send(&peal, "eu", "dead", &["ann"]).await;
     for delivery in wait_ended(&peal, "eu", &id, 2).await {
         assert_eq!(delivery["reason"], "Unregistered", "{delivery}");

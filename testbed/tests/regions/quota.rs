@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use testbed::{
-    faults::Trouble,
+    links::Trouble,
     peal::{Links, Peal},
 };
 use tokio::time::{Instant, sleep};
@@ -33,7 +33,14 @@ async fn wait_granted_quota(peal: &Peal, region: &str, wanted: impl Fn(f64) -> b
 
 /// The largest number of pushes that FCM accepted within any `seconds` seconds.
 fn max_pushes_within(peal: &Peal, seconds: i64) -> usize {
-    let mut times: Vec<i64> = peal.simulators.fcm.log().pushes().iter().map(|push| push.at_ms).collect();
+    let mut times: Vec<i64> = peal
+        .simulators
+        .fcm
+        .log()
+        .pushes()
+        .iter()
+        .map(|push| push.at_ms)
+        .collect();
     times.sort_unstable();
     let within = |(first, begin): (usize, &i64)| times[first..].partition_point(|at| at - begin < seconds * 1000);
     times.iter().enumerate().map(within).max().unwrap_or(0)

@@ -140,8 +140,7 @@ async fn a_caller_learns_that_the_gateway_lacks_a_permission() {
         residency: None,
         ambiguity: std::collections::BTreeMap::new(),
         alerts: None,
-        apns: None,
-        fcm: None,
+        credentials: Vec::new(),
     };
     provision::write_region(&hub, &region("eu"), &Site::default())
         .await

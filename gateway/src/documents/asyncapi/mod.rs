@@ -5,10 +5,9 @@ mod yaml;
 
 use serde_json::{Map, Value, json};
 use shared::{
-    broadcast,
+    body::Members as Body,
     channel::{Channel, Class},
     id::{AppId, Region},
-    job::Body,
     nats::{
         envelope::{ACCEPTED_AT, ADDRESS, ATTEMPT, BATCH, DETAIL, EVENT_ID, ORIGIN, REASON, SUBJECT},
         roles::Role,
@@ -219,7 +218,7 @@ fn messages() -> Value {
         },
         "Broadcast": {
             "title": "One notification for the members of a topic in one region",
-            "payload": reference("schemas", "BroadcastBody"),
+            "payload": reference("schemas", "Body"),
             "headers": work_headers(
                 "As of a job. To reach the members of every region, publish one message for each with the same event_id in \
                 the body and a Nats-Msg-Id of its own.",
@@ -284,11 +283,9 @@ fn messages() -> Value {
 fn schemas() -> Value {
     let mut all = vec![
         (Body::name().into(), Body::schema()),
-        (broadcast::Body::name().into(), broadcast::Body::schema()),
         (Batch::name().into(), Batch::schema()),
     ];
     Body::schemas(&mut all);
-    broadcast::Body::schemas(&mut all);
     Batch::schemas(&mut all);
     all.into_iter()
         .map(|(name, schema)| (name, serde_json::to_value(schema).expect("schemas always serialize")))

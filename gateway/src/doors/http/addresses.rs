@@ -8,10 +8,15 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use shared::{
-    channel::Provider,
+    address::{Address, Target},
     id::{AddressId, RecipientId},
     invalid::Invalid,
-    recipient::{Address, AddressKind, Environment, Fact, RecipientKey, Token},
+    provider::{
+        Provider,
+        apns::{self, Environment, Kind},
+        fcm,
+    },
+    recipient::{Fact, RecipientKey},
 };
 use utoipa::ToSchema;
 
@@ -37,7 +42,7 @@ pub(crate) struct PostAddress {
     /// What the token is for.
     #[serde(default = "device")]
     #[schema(default = "device")]
-    kind: AddressKind,
+    kind: Kind,
     /// Which of Apple's worlds; APNs only.
     #[serde(default = "production")]
     #[schema(default = "production")]
@@ -47,8 +52,8 @@ pub(crate) struct PostAddress {
     topic: Option<String>,
 }
 
-fn device() -> AddressKind {
-    AddressKind::Device
+fn device() -> Kind {
+    Kind::Device
 }
 
 fn production() -> Environment {
@@ -63,7 +68,7 @@ pub(crate) struct AddressResponse {
     /// Who carries pushes to it.
     provider: Provider,
     /// What the token is for.
-    kind: AddressKind,
+    kind: Kind,
     /// Which of Apple's worlds.
     environment: Environment,
     /// The bundle id, if it is not the app's default topic.
@@ -225,7 +230,7 @@ pub(crate) async fn remove(
 impl PostAddress {
     fn into_address(self, key: &RecipientKey, registered_at: Timestamp) -> Result<Address, Invalid> {
         if self.provider == Provider::Fcm {
-            if self.kind != AddressKind::Device {
+            if self.kind != Kind::Device {
                 return Err(Invalid::new("kind", "must be device for fcm"));
             }
             if self.environment != Environment::Production {
@@ -235,34 +240,27 @@ impl PostAddress {
                 return Err(Invalid::new("topic", "must not be given for fcm"));
             }
         }
-        let is_topic = |text: &String| (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-        if self.topic.as_ref().is_some_and(|topic| !is_topic(topic)) {
-            return Err(Invalid::new(
-                "topic",
-                "must be 1 to 255 printable ASCII characters without spaces",
-            ));
-        }
-        let token = Token::new(self.provider, self.token)?;
-        Ok(Address {
-            id: AddressId::of(&key.app, self.provider, token.reveal()),
-            provider: self.provider,
-            token,
-            kind: self.kind,
-            environment: self.environment,
-            topic: self.topic,
-            registered_at,
-        })
+        let target = match self.provider {
+            Provider::Apns => Target::Apns(apns::Target::new(&self.token, self.kind, self.environment, self.topic)?),
+            Provider::Fcm => Target::Fcm(fcm::Target::new(self.token)?),
+        };
+        Ok(Address::new(&key.app, target, registered_at))
     }
 }
 
 impl From<Address> for AddressResponse {
     fn from(address: Address) -> Self {
+        let provider = address.provider();
+        let (kind, environment, topic) = match address.target {
+            Target::Apns(target) => (target.kind, target.environment, target.topic),
+            Target::Fcm(_) => (Kind::Device, Environment::Production, None),
+        };
         Self {
             address_id: address.id,
-            provider: address.provider,
-            kind: address.kind,
-            environment: address.environment,
-            topic: address.topic,
+            provider,
+            kind,
+            environment,
+            topic,
             registered_at: address.registered_at,
         }
     }

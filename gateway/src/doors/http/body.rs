@@ -9,7 +9,7 @@ use axum::{
 use http::{HeaderMap, HeaderValue, header};
 use http_body_util::LengthLimitError;
 use serde::de::DeserializeOwned;
-use shared::{invalid::Invalid, nats::envelope};
+use shared::invalid::Invalid;
 use tokio::time::timeout;
 
 use super::{

@@ -12,12 +12,12 @@ use shared::{
     api_key::Scope,
     app::App,
     channel::{Channel, Class},
+    content::{Content, push::Push},
     digest::of_content,
     failpoint::failpoint,
     id::{AppId, Category, EventId, NotificationId, RecipientId, Topic},
     invalid::Invalid,
     nats::idempotency::{self, Answer, Claim},
-    push::Push,
 };
 use tokio::time::timeout;
 use utoipa::ToSchema;
@@ -190,10 +190,9 @@ impl SendRequest {
             app,
             event,
             to: self.to.check(most_recipients)?,
-            channel: self.channel,
             class: self.class,
             category: self.category,
-            push: self.push,
+            content: Content::Push(self.push.into()),
         })
     }
 }
@@ -306,8 +305,8 @@ pub(crate) fn jobs(body: &[u8]) -> Result<Vec<(RecipientId, bytes::Bytes)>, Prob
     let request: SendRequest = super::body::parse(body)?;
     let app = App::new("shop".parse()?, "eu".parse()?);
     let order = request.into_order(app.into(), None, 1000)?;
-    let content = crate::intake::content::Content::render(&order)?;
-    let job = |recipient: &RecipientId| (recipient.clone(), content.to(recipient.as_str()));
+    let body = crate::intake::body::SplitBody::render(&order)?;
+    let job = |recipient: &RecipientId| (recipient.clone(), body.to(recipient.as_str()));
     Ok(match &order.to {
         To::Recipients(recipients) => recipients.iter().map(job).collect(),
         To::Topic(_) => Vec::new(),

@@ -7,8 +7,8 @@ use http::StatusCode;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use http::request::Parts;
 use serde_json::json;
-use shared::provider::Provider;
 use shared::clock::Clock;
+use shared::provider::Provider;
 
 use super::request::{self, Checked, check_body, check_head, message_id};
 use super::token::{Checker, Verified, current};

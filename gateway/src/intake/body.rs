@@ -1,21 +1,20 @@
-//! The body of every job of an order, but for whom it is for: rendered once, however many there are.
+//! The body of every job of an order: serialized once, however many recipients there are.
 
 use bytes::Bytes;
 use serde::Serialize;
-use shared::{invalid::Invalid, payload};
+use shared::{content::Content, invalid::Invalid};
 
 use super::order::{Order, To};
 
-/// What stands before and behind the name of the recipient or the topic.
-pub(crate) struct Content {
+/// The JSON before and behind the name of the recipient or the topic.
+pub(crate) struct SplitBody {
     before: Vec<u8>,
     after: Vec<u8>,
 }
 
-impl Content {
-    /// Renders the content of `order`, if it breaks no rule.
+impl SplitBody {
+    /// Serializes the body of `order`, if its content breaks no rule.
     pub(crate) fn render(order: &Order) -> Result<Self, Invalid> {
-        order.push.check().map_err(|invalid| invalid.within("push"))?;
         let mut before = br#"{"event_id":"#.to_vec();
         json(&order.event, &mut before);
         before.extend_from_slice(match order.to {
@@ -27,12 +26,11 @@ impl Content {
             after.extend_from_slice(br#","category":"#);
             json(category, &mut after);
         }
+        let Content::Push(push) = &order.content;
         after.extend_from_slice(br#","push":"#);
         let start = after.len();
-        json(&order.push, &mut after);
-        if after.len() - start > payload::SURELY_FITS {
-            payload::check_size(&order.push)?;
-        }
+        json(push, &mut after);
+        order.content.check(after.len() - start)?;
         after.push(b'}');
         Ok(Self { before, after })
     }
@@ -55,11 +53,10 @@ fn json(value: &(impl Serialize + ?Sized), to: &mut Vec<u8>) {
 mod tests {
     use shared::{
         app::App,
-        broadcast,
-        channel::{Channel, Class},
+        body::{Body, To as BodyTo},
+        channel::Class,
+        content::push::Push,
         id::{RecipientId, Topic},
-        job::Body,
-        push::Push,
     };
 
     use super::*;
@@ -73,34 +70,33 @@ mod tests {
         };
         for category in [None, Some("offers".parse().unwrap())] {
             let app = App::new("shop".parse().unwrap(), "eu".parse().unwrap());
-            let mut order = Order {
-                app: app.into(),
-                event: "order\"42\\".parse().unwrap(),
-                to: To::Recipients(Vec::new()),
-                channel: Channel::Push,
-                class: Class::Normal,
-                category: category.clone(),
-                push: push.clone(),
-            };
             let recipient: RecipientId = "ann\"ä/b".parse().unwrap();
-            let content = Content::render(&order).unwrap();
-            let body = Body {
-                event_id: Some(order.event.clone()),
-                recipient: recipient.clone(),
-                category: category.clone(),
-                push: push.clone().into(),
-            };
-            assert_eq!(content.to(recipient.as_str()), serde_json::to_vec(&body).unwrap());
             let topic: Topic = "news".parse().unwrap();
-            order.to = To::Topic(topic.clone());
-            let content = Content::render(&order).unwrap();
-            let body = broadcast::Body {
-                event_id: Some(order.event),
-                topic: topic.clone(),
-                category,
-                push: push.clone().into(),
-            };
-            assert_eq!(content.to(topic.as_str()), serde_json::to_vec(&body).unwrap());
+            for (to, name, body_to) in [
+                (
+                    To::Recipients(Vec::new()),
+                    recipient.as_str(),
+                    BodyTo::Recipient(recipient.clone()),
+                ),
+                (To::Topic(topic.clone()), topic.as_str(), BodyTo::Topic(topic.clone())),
+            ] {
+                let order = Order {
+                    app: app.clone().into(),
+                    event: "order\"42\\".parse().unwrap(),
+                    to,
+                    class: Class::Normal,
+                    category: category.clone(),
+                    content: Content::Push(push.clone().into()),
+                };
+                let body = Body {
+                    event_id: Some(order.event.clone()),
+                    to: body_to,
+                    category: category.clone(),
+                    content: order.content.clone(),
+                };
+                let split = SplitBody::render(&order).unwrap();
+                assert_eq!(split.to(name), serde_json::to_vec(&body).unwrap());
+            }
         }
     }
 }
