@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 use shared::{
-    nats::{connect::Nats, topology::Here},
+    nats::{connect::Nats, topology::RegionSettings},
     secret::Secret,
     telemetry,
 };
@@ -43,7 +43,7 @@ pub struct Settings {
     /// Where NATS is.
     pub nats: Nats,
     /// The mesh as this region sees it.
-    pub mesh: Here,
+    pub mesh: RegionSettings,
     /// Where telemetry goes.
     pub telemetry: telemetry::Settings,
     /// How the providers are reached.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use shared::{
     nats::{
         connect::Nats,
-        topology::{HUB, Here},
+        topology::{HUB, RegionSettings},
     },
     seal::{MeshKey, SealError},
     secret::Secret,
@@ -34,7 +34,7 @@ pub struct Settings {
     /// The region's NATS servers and the credentials for them.
     pub nats: Nats,
     /// The region of this gateway and the durability of its streams.
-    pub mesh: Here,
+    pub mesh: RegionSettings,
     /// Limits on requests.
     pub limits: Limits,
     /// How developers are alerted to dead letters.

@@ -74,11 +74,11 @@ impl Sync {
     }
 
     async fn follow(&self) -> Result<(), SyncError> {
-        let standing = follow::standing(&self.js, topology::RECIPIENTS).await?;
-        let created_at = standing.created_at.as_millisecond();
+        let stream = follow::stream_state(&self.js, topology::RECIPIENTS).await?;
+        let created_at = stream.created_at.as_millisecond();
         let resume = match self.store.standing()? {
             None => 0,
-            Some((sequence, created)) if created == created_at && sequence <= standing.last => sequence,
+            Some((sequence, created)) if created == created_at && sequence <= stream.last => sequence,
             Some(_) => {
                 // The bucket was made anew or lost its end: its sequences mean something else now.
                 tracing::warn!("the bucket of recipients is not the one the cache copied; filling it anew");
@@ -86,7 +86,7 @@ impl Sync {
                 0
             }
         };
-        if resume == standing.last {
+        if resume == stream.last {
             self.caught_up.send_replace(true);
         }
         let entries = follow::follow(&self.js, topology::RECIPIENTS, ">", resume + 1).await?;

@@ -83,12 +83,12 @@ impl<T: Send + 'static> Sync<T> {
     }
 
     async fn follow(&self) -> Result<(), Interrupted> {
-        let standing = follow::standing(&self.js, topology::RECEIPTS).await?;
-        let created_at = standing.created_at.as_millisecond();
+        let stream = follow::stream_state(&self.js, topology::RECEIPTS).await?;
+        let created_at = stream.created_at.as_millisecond();
         let followed = self.ledger.store.followed()?;
-        let same = followed.created_at == created_at && followed.sequence <= standing.last;
+        let same = followed.created_at == created_at && followed.sequence <= stream.last;
         let from = if same { followed.sequence } else { 0 };
-        if standing.is_reached(from, created_at) {
+        if stream.is_reached(from, created_at) {
             self.caught_up.send_replace(true);
         }
         // All subjects, so that the last sequence is always one that is seen.
@@ -225,12 +225,12 @@ impl Outgoing {
 impl Ledger {
     /// What of `outgoing` is news to the stream of receipts as it is now; `None`, and it is forgotten, if nothing is.
     async fn compare(&self, js: &jetstream::Context, outgoing: Outgoing) -> Result<Option<Outgoing>, Interrupted> {
-        let standing = follow::standing(js, topology::RECEIPTS).await?;
+        let stream = follow::stream_state(js, topology::RECEIPTS).await?;
         let known = || {
             let Followed { sequence, created_at } = self.store.followed()?;
             Ok::<_, StoreError>((sequence, created_at))
         };
-        if !standing.is_reached_within(LEDGER_CURRENT_WITHIN, known).await? {
+        if !stream.is_reached_within(LEDGER_CURRENT_WITHIN, known).await? {
             return Err(Interrupted::Behind);
         }
         let (ledger, number) = (self.clone(), outgoing.number);

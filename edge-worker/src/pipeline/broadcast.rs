@@ -75,7 +75,7 @@ impl Pipeline {
 
     /// Stores the slices of a broadcast, once.
     async fn split(&self, pulled: Pulled, broadcast: &Broadcast, reservation: Reservation) -> Step<Settlement> {
-        let split = match slices::former(&self.js, broadcast).await {
+        let split = match slices::recorded_split(&self.js, broadcast).await {
             Ok(Some(split)) => split,
             Ok(None) => {
                 if let Some(state) = self.unwanted(broadcast) {
@@ -159,7 +159,7 @@ impl Pipeline {
     /// Waits until the cache knows what its bucket knew when this was called: who joined a moment before a broadcast is
     /// meant too. `None` if that takes too long.
     async fn cache_knows(&self) -> Option<()> {
-        let bucket = follow::standing(&self.js, topology::RECIPIENTS).await.ok()?;
+        let bucket = follow::stream_state(&self.js, topology::RECIPIENTS).await.ok()?;
         let known = || self.cache.standing().map(Option::unwrap_or_default);
         if !bucket.is_reached_within(CACHE_CURRENT_WITHIN, known).await.ok()? {
             tracing::warn!("the cache does not follow its bucket; a broadcast waits");
@@ -252,7 +252,7 @@ fn settlement(pulled: Pulled, broadcast: &Broadcast, reservation: Reservation, r
 /// Cuts so many `members` into slices; `ends` are the last members of each full thousand. The last slice has no end.
 fn plan(members: usize, ends: &[String]) -> Vec<Slice> {
     let thousands = members.div_ceil(SLICE_MEMBERS);
-    let together = thousands.div_ceil(slices::MOST_SLICES).max(1);
+    let together = thousands.div_ceil(slices::MAX_SLICES_PER_BROADCAST).max(1);
     let of = thousands.div_ceil(together);
     let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     let end = |slice: usize| ends.get((slice * together).checked_sub(1)?).cloned();
@@ -449,7 +449,11 @@ mod tests {
             0, 1, 999, 1000, 1001, 2000, 2500, 999_000, 999_001, 1_000_000, 3_141_592,
         ] {
             let slices = plan(members, &ends(members));
-            assert!(slices.len() <= slices::MOST_SLICES, "{members}: {}", slices.len());
+            assert!(
+                slices.len() <= slices::MAX_SLICES_PER_BROADCAST,
+                "{members}: {}",
+                slices.len()
+            );
             assert_eq!(slices.is_empty(), members == 0);
             let total: u64 = slices.iter().map(|slice| u64::from(slice.members)).sum();
             assert_eq!(total, members as u64);

@@ -93,7 +93,7 @@ async fn each_accepted_job_is_stored_for_the_home_region_of_its_recipient() {
         assert_eq!(job.origin, region("eu"));
         assert_eq!(job.category.as_ref().unwrap().as_str(), "orders");
         assert_eq!(
-            serde_json::to_value(&job.body()).unwrap()["push"]["title"],
+            serde_json::to_value(job.body()).unwrap()["push"]["title"],
             "Hi \"there\""
         );
         assert_eq!(headers.get("traceparent"), None);
@@ -212,7 +212,7 @@ async fn a_key_used_in_one_region_is_known_in_the_others() {
             provision::prepare_hub(&provision::hub(hub), 1).await.unwrap();
         }
         let mesh = topology::Mesh {
-            here: topology::Here {
+            here: topology::RegionSettings {
                 region: region(name),
                 durability: topology::Durability::default(),
                 max_bytes: -1,

@@ -242,8 +242,8 @@ async fn an_app_provisioned_from_a_file_can_send() {
     .await;
     let known = config::read(&rig.hub).await.unwrap();
     let credentials = known.apps[&"news".parse().unwrap()].credentials(&rig.mesh_key);
-    let [Credential::Apns(apns)] = &*credentials.unwrap() else {
+    let [Credential::Apns(credential)] = &*credentials.unwrap() else {
         panic!("not the credential that the file names")
     };
-    assert_eq!(apns.private_key.reveal(), "PEM");
+    assert_eq!(credential.private_key.reveal(), "PEM");
 }

@@ -60,7 +60,10 @@ async fn a_refusal_is_an_error_and_not_a_timeout() {
         };
         assert_eq!(stored, expected);
     }
-    let error = follow::standing(&js, topology::RECEIPTS).await.unwrap_err().to_string();
+    let error = follow::stream_state(&js, topology::RECEIPTS)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("permission denied for $JS.API.STREAM.INFO.RECEIPTS"),
         "{error}"
