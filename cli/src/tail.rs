@@ -42,7 +42,11 @@ pub(super) async fn run(args: TailArgs, out: &mut impl Write) -> Result<Answer, 
     };
     let js = connect::jetstream_of(reach.client.clone(), &region);
     let streams = |error: follow::FollowError| Failure::Streams(format!("region {region}: {error}"));
-    let mut next = follow::standing(&js, topology::RECEIPTS).await.map_err(streams)?.last + 1;
+    let mut next = follow::stream_state(&js, topology::RECEIPTS)
+        .await
+        .map_err(streams)?
+        .last
+        + 1;
     let filter = subject::receipt_filter(&region);
     if !args.json {
         eprintln!("receipts of {region}, from now on; Ctrl-C ends");

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 use shared::{
-    nats::{connect::Nats, topology::Here},
+    nats::{connect::Nats, topology::RegionSettings},
     secret::Secret,
     telemetry,
 };
@@ -43,7 +43,7 @@ pub struct Settings {
     /// How NATS is reached.
     pub nats: Nats,
     /// This worker's region, and what all processes of the region must agree on.
-    pub mesh: Here,
+    pub mesh: RegionSettings,
     /// Where traces, metrics and logs are sent.
     pub telemetry: telemetry::Settings,
     /// How the providers are reached.

@@ -13,7 +13,7 @@ use shared::{
     nats::{
         config::Config,
         publish::NotStored,
-        quota::{self, LEASE, LOAN, MARGIN, Place, Unusable},
+        quota::{self, CLOCK_MARGIN, LEASE_DURATION, LOAN_DURATION, PoolBucket, Unusable},
     },
     telemetry::metric::Metrics,
 };
@@ -48,8 +48,8 @@ const KEPT_PART: u64 = 10;
 /// Manages the allowances of all credentials.
 #[derive(Debug)]
 pub(crate) struct Quotas {
-    home: Place,
-    hub: Place,
+    home: PoolBucket,
+    hub: PoolBucket,
     region: Region,
     /// Names this process among all workers; a restarted one is another.
     holder: String,
@@ -78,8 +78,8 @@ impl Quotas {
         metrics: Metrics,
     ) -> Self {
         Self {
-            home: Place::here(js.clone()),
-            hub: Place::hub(js.clone()),
+            home: PoolBucket::here(js.clone()),
+            hub: PoolBucket::hub(js.clone()),
             holder: format!("{region}/{name}/{:08x}", rand::random::<u32>()),
             region,
             config,
@@ -154,14 +154,14 @@ impl Quotas {
     }
 
     /// Renews the lease from a pool, if that is due or another rate is wanted.
-    async fn hold(&self, place: &Place, allowance: &Allowance, ask: (Source, u64, u64), held: &mut Option<Held>) {
+    async fn hold(&self, bucket: &PoolBucket, allowance: &Allowance, ask: (Source, u64, u64), held: &mut Option<Held>) {
         let (_, own, wants) = ask;
         let still = held.filter(|held| held.ends > Instant::now());
         *held = still;
         if still.is_some_and(|held| held.suffices(own, wants)) {
             return;
         }
-        match self.take(place, allowance, ask, still).await {
+        match self.take(bucket, allowance, ask, still).await {
             Ok(taken) => *held = taken,
             Err(error) => {
                 tracing::debug!(project = allowance.name(), %error, "no lease; what is held lasts until it ends")
@@ -171,7 +171,7 @@ impl Quotas {
 
     async fn take(
         &self,
-        place: &Place,
+        bucket: &PoolBucket,
         allowance: &Allowance,
         (from, own, wants): (Source, u64, u64),
         held: Option<Held>,
@@ -180,8 +180,8 @@ impl Quotas {
         let mut refused = 0;
         loop {
             let moment = Instant::now();
-            let now = place.at(moment).await?;
-            let (mut pool, revision) = place.read(name).await?;
+            let now = bucket.at(moment).await?;
+            let (mut pool, revision) = bucket.read(name).await?;
             let before = pool.lease(&self.holder, now);
             let lease = pool.take(own, &self.holder, wants, now);
             if let (Some(held), Some(before)) = (held, before)
@@ -194,7 +194,7 @@ impl Quotas {
             if let Some(held) = held.filter(|held| held.rate > lease.rate) {
                 allowance.grant(from, lease.rate, held.ends);
             }
-            match place.write(name, &pool, revision).await {
+            match bucket.write(name, &pool, revision).await {
                 Ok(()) => {
                     let ends = moment + LEASE;
                     allowance.grant(from, lease.rate, ends);
@@ -241,9 +241,9 @@ impl Quotas {
         let moment = Instant::now();
         let (pool, _) = self.hub.read(name).await?;
         let hubs = async |later: Duration| self.hub.at(moment + later).await;
-        let wanted = pool.wanted_of(&self.region, hubs(Duration::ZERO).await?, hubs(LEASE).await?);
+        let wanted = pool.wanted_of(&self.region, hubs(Duration::ZERO).await?, hubs(LEASE_DURATION).await?);
         let lent = pool.lent_by(&self.region, hubs(Duration::ZERO).await?);
-        let lasting = pool.lent_by(&self.region, hubs(LOAN / 2).await?);
+        let lasting = pool.lent_by(&self.region, hubs(LOAN_DURATION / 2).await?);
         let (mut home, revision) = self.home.read(name).await?;
         let now = self.home.at(moment).await?;
         let spare = home.spare(terms.share, now).saturating_sub(terms.share / KEPT_PART);
@@ -252,13 +252,18 @@ impl Quotas {
         if !terms.shared || amount == 0 || amount < lent || amount == lasting {
             return Ok(());
         }
-        let until = self.home.at(moment + LOAN + MARGIN).await?;
+        let until = self.home.at(moment + LOAN_DURATION + CLOCK_MARGIN).await?;
         let rate = home.set_aside(terms.share, amount, now, until);
         self.home.write(name, &home, revision).await?;
         let mut refused = 0;
         loop {
             let (mut pool, revision) = self.hub.read(name).await?;
-            pool.lend(&self.region, rate, hubs(Duration::ZERO).await?, hubs(LOAN).await?);
+            pool.lend(
+                &self.region,
+                rate,
+                hubs(Duration::ZERO).await?,
+                hubs(LOAN_DURATION).await?,
+            );
             match self.hub.write(name, &pool, revision).await {
                 Err(Unusable::Write(NotStored::Refused)) if refused < MAX_REREADS => refused += 1,
                 written => return written,
@@ -292,7 +297,7 @@ struct Held {
 
 impl Held {
     fn is_young(&self) -> bool {
-        self.ends.saturating_duration_since(Instant::now()) > LEASE / 2
+        self.ends.saturating_duration_since(Instant::now()) > LEASE_DURATION / 2
     }
 
     /// Whether the lease needs no change: it is enough, not so much that others miss it, and not all of the region's
@@ -333,7 +338,7 @@ mod tests {
     fn a_worker_that_holds_all_checks_whether_another_wants_some() {
         let held = |rate| Held {
             rate,
-            ends: Instant::now() + LEASE,
+            ends: Instant::now() + LEASE_DURATION,
         };
         assert!(held(300).suffices(600, 300) && held(600).suffices(0, 600));
         assert!(!held(600).suffices(600, 600));

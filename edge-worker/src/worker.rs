@@ -52,7 +52,7 @@ impl EdgeWorker {
         let js = connect::jetstream(client.clone());
         topology::wait_for_region(&js, &region).await?;
         let (clock, keeper) = Timekeeper::new(client.clone(), region.clone(), clock);
-        keeper.look().await;
+        keeper.synchronize().await;
         lifecycle.spawn_endless("time", keeper.run());
         let config = Config::default();
         lifecycle.spawn_endless("config", config.clone().follow(js.clone()));

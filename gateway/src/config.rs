@@ -8,7 +8,7 @@ use serde::Deserialize;
 use shared::{
     nats::{
         connect::Nats,
-        topology::{HUB, Here},
+        topology::{HUB, RegionSettings},
     },
     seal::{MeshKey, SealError},
     secret::Secret,
@@ -34,7 +34,7 @@ pub struct Settings {
     /// The region's servers.
     pub nats: Nats,
     /// The mesh as this region sees it.
-    pub mesh: Here,
+    pub mesh: RegionSettings,
     /// What a caller may ask for.
     pub limits: Limits,
     /// How developers are told of dead letters.

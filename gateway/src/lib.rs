@@ -95,7 +95,7 @@ impl Gateway {
 
         let here = settings.mesh.region.clone();
         let (clock, keeper) = Timekeeper::new(js.client(), here.clone(), clock);
-        keeper.look().await;
+        keeper.synchronize().await;
         lifecycle.spawn_endless("time", keeper.run());
         let (recorder, writer) = recorder::pair(js.clone(), here.clone(), name);
         let receipts = Receipts::new(js.clone(), settings.limits.status_notifications);

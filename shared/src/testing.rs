@@ -47,7 +47,7 @@ pub fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job 
 pub fn address(app: &AppId, provider: Provider, token: &str) -> Address {
     let token = token.to_owned();
     let target = match provider {
-        Provider::Apns => apns::Target::new(token, Kind::Device, Environment::Production, None).map(Target::Apns),
+        Provider::Apns => apns::Target::new(&token, Kind::Device, Environment::Production, None).map(Target::Apns),
         Provider::Fcm => fcm::Target::new(token).map(Target::Fcm),
     };
     Address::new(app, target.expect("tests use valid tokens"), Timestamp::UNIX_EPOCH)

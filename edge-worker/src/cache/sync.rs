@@ -77,11 +77,11 @@ impl Sync {
     }
 
     async fn follow(&self) -> Result<(), SyncError> {
-        let standing = follow::standing(&self.js, topology::RECIPIENTS).await?;
-        let created_at = standing.created_at.as_millisecond();
+        let stream = follow::stream_state(&self.js, topology::RECIPIENTS).await?;
+        let created_at = stream.created_at.as_millisecond();
         let resume = match self.store.position()? {
             None => 0,
-            Some((sequence, created)) if created == created_at && sequence <= standing.last => sequence,
+            Some((sequence, created)) if created == created_at && sequence <= stream.last => sequence,
             Some(_) => {
                 // The bucket was created again or lost its newest messages: its sequences now mean something else.
                 tracing::warn!("the bucket of recipients is not the one that the cache copied; refilling the cache");
@@ -89,7 +89,7 @@ impl Sync {
                 0
             }
         };
-        if resume == standing.last {
+        if resume == stream.last {
             self.caught_up.send_replace(true);
         }
         let entries = follow::follow(&self.js, topology::RECIPIENTS, ">", resume + 1).await?;

@@ -89,12 +89,12 @@ impl<T: Send + 'static> Sync<T> {
     }
 
     async fn follow(&self) -> Result<(), Interrupted> {
-        let standing = follow::standing(&self.js, topology::RECEIPTS).await?;
-        let created_at = standing.created_at.as_millisecond();
+        let stream = follow::stream_state(&self.js, topology::RECEIPTS).await?;
+        let created_at = stream.created_at.as_millisecond();
         let position = self.ledger.store.position()?;
-        let same = position.created_at == created_at && position.sequence <= standing.last;
+        let same = position.created_at == created_at && position.sequence <= stream.last;
         let from = if same { position.sequence } else { 0 };
-        if standing.is_reached(from, created_at) {
+        if stream.is_reached(from, created_at) {
             self.caught_up.send_replace(true);
         }
         // All subjects, so that the last sequence of the stream is always received.
@@ -229,12 +229,12 @@ impl Ledger {
     /// The part of `outgoing` that is still news, compared with the current end of the stream of receipts. `None` if no
     /// receipt is left; then the message is removed from the file.
     async fn compare(&self, js: &jetstream::Context, outgoing: Outgoing) -> Result<Option<Outgoing>, Interrupted> {
-        let standing = follow::standing(js, topology::RECEIPTS).await?;
+        let stream = follow::stream_state(js, topology::RECEIPTS).await?;
         let known = || {
             let Position { sequence, created_at } = self.store.position()?;
             Ok::<_, StoreError>((sequence, created_at))
         };
-        if !standing.is_reached_within(LEDGER_CURRENT_WITHIN, known).await? {
+        if !stream.is_reached_within(LEDGER_CURRENT_WITHIN, known).await? {
             return Err(Interrupted::Behind);
         }
         let (ledger, number) = (self.clone(), outgoing.number);

@@ -44,7 +44,7 @@ impl Pipeline {
     /// Waits until the cache contains what its bucket contained when this was called, so that a broadcast also reaches
     /// those who joined just before it. `false` if that takes too long.
     pub(super) async fn is_cache_current(&self) -> bool {
-        let Ok(bucket) = follow::standing(&self.js, topology::RECIPIENTS).await else {
+        let Ok(bucket) = follow::stream_state(&self.js, topology::RECIPIENTS).await else {
             return false;
         };
         let position = || self.cache.position().map(Option::unwrap_or_default);

@@ -28,7 +28,7 @@ impl Pipeline {
         broadcast: &Broadcast,
         reservation: Reservation,
     ) -> Step<Settlement> {
-        let earlier = match slices::former(&self.js, broadcast).await {
+        let earlier = match slices::recorded_split(&self.js, broadcast).await {
             Ok(earlier) => earlier,
             Err(error) => {
                 tracing::warn!(job = %broadcast.id, %error, "broadcast cannot be split; it is given back");
@@ -117,7 +117,7 @@ impl Pipeline {
 /// Divides `members` into slices. `ends` has the last member of each full thousand. The last slice has no end.
 fn plan(members: usize, ends: &[String]) -> Vec<Slice> {
     let thousands = members.div_ceil(SLICE_MEMBERS);
-    let thousands_per_slice = thousands.div_ceil(slices::MOST_SLICES).max(1);
+    let thousands_per_slice = thousands.div_ceil(slices::MAX_SLICES_PER_BROADCAST).max(1);
     let slice_members = thousands_per_slice * SLICE_MEMBERS;
     let of = thousands.div_ceil(thousands_per_slice);
     let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
@@ -148,7 +148,11 @@ mod tests {
             0, 1, 999, 1000, 1001, 2000, 2500, 999_000, 999_001, 1_000_000, 3_141_592,
         ] {
             let slices = plan(members, &ends(members));
-            assert!(slices.len() <= slices::MOST_SLICES, "{members}: {}", slices.len());
+            assert!(
+                slices.len() <= slices::MAX_SLICES_PER_BROADCAST,
+                "{members}: {}",
+                slices.len()
+            );
             assert_eq!(slices.is_empty(), members == 0);
             let total: u64 = slices.iter().map(|slice| u64::from(slice.members)).sum();
             assert_eq!(total, members as u64);

@@ -8,7 +8,7 @@ use shared::{
     nats::{
         config::Config,
         refusal::unless_refused,
-        topology::{self, ApplyError, Here, Mesh, Waker},
+        topology::{self, ApplyError, Mesh, RegionSettings, Waker},
     },
 };
 use tokio::{
@@ -45,7 +45,7 @@ impl Upkeep {
     /// When the server refuses for want of a permission.
     pub(crate) async fn begin(
         js: jetstream::Context,
-        here: Here,
+        here: RegionSettings,
         config: Config,
         lifecycle: &Lifecycle,
     ) -> Result<Option<Self>, ApplyError> {
@@ -149,7 +149,7 @@ async fn apply(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
     Ok(())
 }
 
-fn mesh(here: Here, config: &Config) -> Mesh {
+fn mesh(here: RegionSettings, config: &Config) -> Mesh {
     Mesh {
         here,
         regions: config.tenants().regions.keys().cloned().collect(),

@@ -136,7 +136,7 @@ pub enum NotLoaded {
 /// When the server does not answer or an entry cannot be read.
 pub async fn read(js: &jetstream::Context) -> Result<Tenants, NotLoaded> {
     let mut tenants = Tenants::default();
-    if follow::standing(js, topology::CONFIG).await?.messages == 0 {
+    if follow::stream_state(js, topology::CONFIG).await?.messages == 0 {
         return Ok(tenants);
     }
     let mut entries = follow::follow(js, topology::CONFIG, ">", 1).await?;

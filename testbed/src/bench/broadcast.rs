@@ -215,7 +215,7 @@ async fn fill(peal: &Peal, region: &str, numbers: impl Iterator<Item = usize>) -
     let recipients = numbers.map(|number| (format!("member-{number:07}"), "news"));
     let recipients = recipients.chain([(format!("first-in-{region}"), "warm-up")]);
     let members = recipients.map(|(recipient, topic)| {
-        let (key, mut facts) = sample::facts(&home, &recipient, sample::token(&recipient))?;
+        let (key, mut facts) = sample::facts(&home, &recipient, &sample::token(&recipient))?;
         let since = Clock::system().now();
         facts.push(Fact::Topic(topic.parse()?, Membership { since, moved: None }));
         Ok((key, facts))

@@ -44,12 +44,12 @@ pub(super) async fn measure(rig: &mut Rig, facts: u64) -> anyhow::Result<Cold> {
         sample::facts(
             &sample::region(),
             &format!("passive-{number}"),
-            format!("{number:064x}"),
+            &format!("{number:064x}"),
         )
     };
     sample::fill(&js, (0..facts / 2).map(passive)).await?;
-    let held = follow::standing(&js, topology::RECIPIENTS).await?.messages;
-    let receipts = follow::standing(&js, topology::RECEIPTS).await?.messages;
+    let held = follow::stream_state(&js, topology::RECIPIENTS).await?.messages;
+    let receipts = follow::stream_state(&js, topology::RECEIPTS).await?.messages;
     let (http, program) = (rig.peal.http.clone(), rig.peal.program());
     let worker = rig
         .peal

@@ -13,9 +13,11 @@ use async_nats::{HeaderMap, jetstream};
 use futures::{StreamExt, TryStreamExt, future::join_all, stream};
 use serde_json::json;
 use shared::{
-    channel::{Channel, Class, Provider},
+    channel::{Channel, Class},
     id::{AddressId, AppId, JobId},
     nats::{connect, publish, subject::Lane},
+    provider::Provider,
+    testing,
 };
 use tokio::{
     sync::Semaphore,
@@ -68,7 +70,7 @@ impl Recipient {
             };
             Device {
                 provider,
-                address: AddressId::of(&app, provider, &token),
+                address: testing::address(&app, provider, &token).id,
                 token,
             }
         };

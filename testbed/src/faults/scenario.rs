@@ -4,11 +4,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
-use shared::{
-    channel::{Class, Provider},
-    nats::topology::Durability,
-    receipt::State,
-};
+use shared::{channel::Class, nats::topology::Durability, provider::Provider, receipt::State};
 
 use super::damage::{DamageKind, DataFile};
 use crate::{

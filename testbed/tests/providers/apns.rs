@@ -5,8 +5,11 @@ use std::collections::BTreeSet;
 use edge_worker::providers::Outcome;
 use jiff::Timestamp;
 use shared::{
-    provider::Provider,
-    push::{ApnsOverride, Push, PushType},
+    content::push::Push,
+    provider::{
+        Provider,
+        apns::{Override, PushType},
+    },
 };
 use testbed::providers::{Answer, ApnsConfig, RetryAfter, Rule, apns::JwtMode, script::ResetCode};
 
@@ -24,10 +27,10 @@ async fn apns_accepts_every_push_type() {
     let (rig, apns) = Rig::with_apns(strict, Choices::default()).await;
     for kind in PushType::ALL {
         let priority = (*kind == PushType::Background).then_some(5);
-        let over = ApnsOverride {
+        let over = Override {
             push_type: Some(*kind),
             priority,
-            ..ApnsOverride::default()
+            ..Override::default()
         };
         let push = Push {
             title: Some("ding".into()),

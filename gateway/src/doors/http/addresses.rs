@@ -241,7 +241,7 @@ impl PostAddress {
             }
         }
         let target = match self.provider {
-            Provider::Apns => Target::Apns(apns::Target::new(self.token, self.kind, self.environment, self.topic)?),
+            Provider::Apns => Target::Apns(apns::Target::new(&self.token, self.kind, self.environment, self.topic)?),
             Provider::Fcm => Target::Fcm(fcm::Target::new(self.token)?),
         };
         Ok(Address::new(&key.app, target, registered_at))

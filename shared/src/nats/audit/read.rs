@@ -25,17 +25,17 @@ use crate::{
     receipt::Batch,
 };
 
-/// How often what looks wrong is looked at again.
-const LOOKS: u32 = 3;
+/// How many readings a fault must survive before it is reported.
+const MAX_READINGS: u32 = 3;
 
 /// How long to wait before looking or asking again: receipts and sources are under way for less.
-const MOMENT: Duration = Duration::from_millis(1500);
+const REPEATED_AFTER: Duration = Duration::from_millis(1500);
 
 /// A gateway may record a little later what it accepted, so receipts this much younger than the oldest may lack theirs.
-const MARGIN: SignedDuration = SignedDuration::from_mins(1);
+const RECORDED_WITHIN: SignedDuration = SignedDuration::from_mins(1);
 
 /// Messages of one request for schedules.
-const BATCH: usize = 1000;
+const SCHEDULES_PER_REQUEST: usize = 1000;
 
 /// The streams could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -62,11 +62,11 @@ pub async fn read(client: &Client, regions: &[Region], scope: &Scope) -> Result<
     loop {
         reading.look().await?;
         let report = reading.audit.report(scope);
-        if report.holds() || looks == LOOKS {
+        if report.holds() || looks == MAX_READINGS {
             return Ok(report);
         }
         looks += 1;
-        tokio::time::sleep(MOMENT).await;
+        tokio::time::sleep(REPEATED_AFTER).await;
     }
 }
 
@@ -139,7 +139,7 @@ impl Reading<'_> {
         let receipts_since = if receipts.first_sequence <= 1 {
             Timestamp::MIN
         } else {
-            follow::timestamp(receipts.first_timestamp.unix_timestamp_nanos()) + MARGIN
+            follow::timestamp(receipts.first_timestamp.unix_timestamp_nanos()) + RECORDED_WITHIN
         };
         self.audit.remembered = self.audit.remembered.max(receipts_since);
         Ok(Before {
@@ -252,14 +252,14 @@ impl Reading<'_> {
         .await
     }
 
-    /// Schedules are read without a consumer: their stream is a work queue and bears but one.
+    /// Schedules are read without a consumer: a work-queue stream allows only one consumer.
     async fn schedules(&mut self, region: &Region) -> Result<(), async_nats::Error> {
         let key = (region.clone(), topology::SCHEDULE, ">".to_owned());
         let mut next = self.next.get(&key).copied().unwrap_or(1);
         let js = connect::jetstream(self.client.clone());
         loop {
             let domain = Domain::Region(region);
-            let found = direct::from(&js, &domain, topology::SCHEDULE, ">", next, BATCH).await?;
+            let found = direct::from(&js, &domain, topology::SCHEDULE, ">", next, SCHEDULES_PER_REQUEST).await?;
             let Some(last) = found.last() else { break };
             next = last.sequence + 1;
             self.next.insert(key.clone(), next);
@@ -273,7 +273,7 @@ impl Reading<'_> {
                     Err(_) => {}
                 }
             }
-            if found.len() < BATCH {
+            if found.len() < SCHEDULES_PER_REQUEST {
                 break;
             }
         }
@@ -312,10 +312,10 @@ async fn patiently<T>(
     let mut tries = 1;
     loop {
         match ask().await {
-            Err(_) if tries < follow::ATTEMPTS => tries += 1,
+            Err(_) if tries < follow::MAX_FRUITLESS_ATTEMPTS => tries += 1,
             asked => return asked.map_err(|error| unreadable(region, &error)),
         }
-        tokio::time::sleep(MOMENT).await;
+        tokio::time::sleep(REPEATED_AFTER).await;
     }
 }
 

@@ -99,7 +99,7 @@ pub const ALERTS_CONSUMER: &str = "alerts";
 /// This region: the settings that all its processes share.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Here {
+pub struct RegionSettings {
     /// Its name.
     pub region: Region,
     /// Which failures stored messages survive; the same in every process of the region.
@@ -118,7 +118,7 @@ fn unlimited() -> i64 {
 #[derive(Debug, Clone)]
 pub struct Mesh {
     /// This region.
-    pub here: Here,
+    pub here: RegionSettings,
     /// Every region of the mesh; this one may be among them.
     pub regions: Vec<Region>,
 }
@@ -194,7 +194,7 @@ fn api(domain: &str) -> String {
 fn mesh_of_two(here: &str) -> Mesh {
     let parse = |name: &str| name.parse().unwrap();
     Mesh {
-        here: Here {
+        here: RegionSettings {
             region: parse(here),
             durability: Durability::default(),
             max_bytes: -1,

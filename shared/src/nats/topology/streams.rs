@@ -8,8 +8,8 @@ use async_nats::jetstream::{
 };
 
 use super::{
-    ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, HUB, Here, IDEMPOTENCY, Mesh, NOTIFY, OUTBOX, QUOTA,
-    RECEIPTS, RECIPIENTS, RETRY_CONSUMER, SCHEDULE, SPILL_CONSUMER, api, lane_consumer, slice_consumer,
+    ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, HUB, IDEMPOTENCY, Mesh, NOTIFY, OUTBOX, QUOTA, RECEIPTS,
+    RECIPIENTS, RETRY_CONSUMER, RegionSettings, SCHEDULE, SPILL_CONSUMER, api, lane_consumer, slice_consumer,
 };
 use crate::{content::MAX_LIFE_S, id::Region, nats::subject};
 
@@ -47,7 +47,7 @@ pub const ALERTS_ACK_WAIT: Duration = Duration::from_mins(2);
 /// Maximum number of messages that all workers of a region together have pulled from one consumer and not acknowledged.
 const CONSUMER_UNACKNOWLEDGED_MAX: i64 = 65_536;
 
-impl Here {
+impl RegionSettings {
     /// The region's copy of the hub's configuration. It names the regions, which all other streams need.
     pub fn config_stream(&self) -> Config {
         Config {

@@ -19,7 +19,7 @@ use shared::{
         connect::{self, Nats},
         envelope,
         roles::Role,
-        topology::{self, Here, Mesh},
+        topology::{self, Mesh, RegionSettings},
     },
 };
 use tokio::sync::watch;
@@ -43,7 +43,7 @@ const PULL_MESSAGES: usize = 500;
 pub(in crate::bench) async fn prepare(nats: &Nats) -> anyhow::Result<()> {
     let js = context(nats).await?;
     let mesh = Mesh {
-        here: Here {
+        here: RegionSettings {
             region: sample::region(),
             durability: topology::Durability::default(),
             max_bytes: -1,

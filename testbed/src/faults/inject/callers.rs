@@ -4,7 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use anyhow::ensure;
 use serde_json::json;
-use shared::channel::Provider;
+use shared::provider::Provider;
 use tokio::{
     io::AsyncWriteExt,
     net::TcpStream,

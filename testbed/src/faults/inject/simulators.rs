@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shared::channel::Provider;
+use shared::provider::Provider;
 use tokio::time::{Instant, sleep};
 
 use super::Injector;
