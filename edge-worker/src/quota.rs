@@ -196,7 +196,7 @@ impl Quotas {
             }
             match bucket.write(name, &pool, revision).await {
                 Ok(()) => {
-                    let ends = moment + LEASE;
+                    let ends = moment + LEASE_DURATION;
                     allowance.grant(from, lease.rate, ends);
                     let held = Held { rate: lease.rate, ends };
                     return Ok((wants > 0).then_some(held));
