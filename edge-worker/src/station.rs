@@ -156,7 +156,7 @@ impl Station {
         let path = self.data.join("ledger.redb");
         let (store, _aside) = ledger::Store::open(&path, &settings.name, rand::random())?;
         let ledger = Ledger::new(Arc::new(store))?;
-        let (out, committed) = mpsc::channel(64);
+        let (out, durable) = mpsc::channel(64);
         let (committer, writer) = Committer::new(&ledger, self.region.clone(), self.shared.clock.clone(), out)?;
         lifecycle.spawn("ledger", writer);
         let sync = ledger::Sync::new(js.clone(), ledger.clone(), committer.clone(), self.region.clone());
@@ -168,7 +168,7 @@ impl Station {
             telemetry: self.shared.telemetry.clone(),
             clock: self.shared.clock.clone(),
         };
-        lifecycle.spawn("announcer", announcer.run(committed));
+        lifecycle.spawn("announcer", announcer.run(durable));
         Ok(StartedLedger {
             ledger,
             committer,

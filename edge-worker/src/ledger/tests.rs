@@ -83,7 +83,7 @@ struct Running {
     ledger: Ledger,
     committer: Committer<()>,
     writer: tokio::task::JoinHandle<()>,
-    _committed: mpsc::Receiver<Committed<()>>,
+    _durable: mpsc::Receiver<Committed<()>>,
 }
 
 impl Running {
@@ -93,13 +93,13 @@ impl Running {
         let ledger = Ledger::new(store.into()).unwrap();
         let time = time.clone();
         let clock = Clock::from_fn(move || Timestamp::from_millisecond(time.load(Ordering::Relaxed)).unwrap());
-        let (out, committed) = mpsc::channel(1000);
+        let (out, durable) = mpsc::channel(1000);
         let (committer, writer) = Committer::new(&ledger, "eu".parse().unwrap(), clock, out).unwrap();
         Self {
             ledger,
             committer,
             writer: tokio::spawn(writer),
-            _committed: committed,
+            _durable: durable,
         }
     }
 
