@@ -1,4 +1,4 @@
-//! Asking a gateway over HTTP.
+//! The client of the gateway's HTTP API.
 
 use std::{fmt, time::Duration};
 
@@ -9,16 +9,16 @@ use serde_json::Value;
 
 use super::Failure;
 
-/// Longer than a gateway takes to give a request up.
+/// Longer than the time after which a gateway gives up a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where the gateway is, and the key to it.
+/// The gateway and an API key.
 #[derive(Args)]
 pub(super) struct ApiArgs {
-    /// The gateway.
+    /// The base URL of the gateway, such as `https://peal.example`.
     #[arg(long, value_name = "URL", env = "PEAL_URL")]
     url: String,
-    /// An API key. Better as a variable: what is on a command line can be seen by others.
+    /// An API key. Prefer the environment variable: other users of the machine can see a command line.
     #[arg(long, env = "PEAL_KEY", hide_env_values = true)]
     key: String,
 }
@@ -31,7 +31,7 @@ impl fmt::Debug for ApiArgs {
     }
 }
 
-/// A gateway.
+/// A client of one gateway.
 pub(super) struct Api {
     http: reqwest::Client,
     args: ApiArgs,
@@ -48,8 +48,8 @@ impl ApiArgs {
 }
 
 impl Api {
-    /// Asks; the body of the answer, or null if it has none.
-    pub(super) async fn ask(
+    /// Sends a request. Returns the body of the answer, or null if it has none.
+    pub(super) async fn request(
         &self,
         method: Method,
         path: &str,
@@ -83,7 +83,7 @@ impl Api {
     }
 }
 
-/// What a request was refused with (RFC 9457).
+/// The problem document with which the gateway refused a request (RFC 9457).
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) status: u16,
@@ -111,7 +111,7 @@ struct Broken {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let problem = &self.problem;
-        let title = problem.title.as_deref().unwrap_or("the gateway refused");
+        let title = problem.title.as_deref().unwrap_or("the gateway refused the request");
         write!(f, "{title} ({}", self.status)?;
         if let Some(code) = &problem.code {
             write!(f, " {code}")?;
@@ -132,7 +132,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The error without the URL, whose query is nobody's business.
+/// The innermost cause of an error. The outer ones contain the URL, whose query is private.
 #[expect(clippy::needless_pass_by_value, reason = "used where an error is mapped")]
 fn http(error: reqwest::Error) -> Failure {
     let mut text = error.to_string();
@@ -144,7 +144,7 @@ fn http(error: reqwest::Error) -> Failure {
     Failure::Http(text)
 }
 
-/// A member of an answer as text; a dash if it is absent.
+/// A member of an answer as text; a dash if it is absent or null.
 pub(super) fn text(value: &Value, member: &str) -> String {
     match value.get(member) {
         None | Some(Value::Null) => "-".to_owned(),
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_problem_is_told_whole_and_the_key_never() {
+    fn a_refusal_shows_the_whole_problem_and_debug_hides_the_key() {
         let problem = serde_json::from_str(
             r#"{"title":"A field breaks a rule","status":422,"detail":"push.title must be given","code":"validation_failed",
                 "errors":[{"field":"push.title","rule":"must be given"}],"request_id":"r1","new":1}"#,

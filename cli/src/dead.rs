@@ -1,4 +1,4 @@
-//! `peal dead`: dead letters, by the gateway's API.
+//! `peal dead`: dead letters, through the gateway's HTTP API.
 
 use std::io::Write;
 
@@ -29,14 +29,14 @@ enum DeadCommand {
         #[command(flatten)]
         api: ApiArgs,
         #[command(flatten)]
-        which: Which,
-        /// At most so many.
+        filter: Filter,
+        /// List at most this many.
         #[arg(long, default_value_t = 100)]
         limit: usize,
-        /// Where a former list ended.
+        /// The cursor that an earlier list printed, to continue it.
         #[arg(long)]
         cursor: Option<String>,
-        /// One JSON document a line instead of a table.
+        /// Print one JSON document per line instead of a table.
         #[arg(long)]
         json: bool,
     },
@@ -44,55 +44,55 @@ enum DeadCommand {
     Show {
         #[command(flatten)]
         api: ApiArgs,
-        /// Its id.
+        /// The id of the letter.
         id: String,
-        /// Show its content too.
+        /// Show the original message too.
         #[arg(long)]
         payload: bool,
     },
-    /// Send dead letters again: one, or all that fit.
+    /// Replay dead letters: one, or all that match.
     Replay {
         #[command(flatten)]
         api: ApiArgs,
-        /// Its id.
+        /// The id of the letter.
         #[arg(required_unless_present = "all", conflicts_with_all = ["all", "channel", "reason", "since", "until", "limit"])]
         id: Option<String>,
-        /// All that fit, instead of one.
+        /// Replay all that match, instead of one.
         #[arg(long)]
         all: bool,
         #[command(flatten)]
-        which: Which,
-        /// At most so many; without it, all.
+        filter: Filter,
+        /// Replay at most this many. Default: all.
         #[arg(long)]
         limit: Option<usize>,
     },
-    /// Delete one dead letter for good.
+    /// Delete one dead letter permanently.
     Delete {
         #[command(flatten)]
         api: ApiArgs,
-        /// Its id.
+        /// The id of the letter.
         id: String,
     },
 }
 
-/// Which of them.
+/// Selects dead letters.
 #[derive(Debug, Args)]
-struct Which {
-    /// Only of this channel.
+struct Filter {
+    /// Only letters of this channel.
     #[arg(long)]
     channel: Option<Channel>,
-    /// Only with this reason.
+    /// Only letters with this reason.
     #[arg(long)]
     reason: Option<String>,
-    /// Only those that died since: a time, or how long ago as `3h`.
-    #[arg(long, value_name = "TIME", value_parser = super::moment)]
+    /// Only letters given up at or after this time: RFC 3339, or how long ago, such as `3h`.
+    #[arg(long, value_name = "TIME", value_parser = super::time)]
     since: Option<Timestamp>,
-    /// Only those that died before.
-    #[arg(long, value_name = "TIME", value_parser = super::moment)]
+    /// Only letters given up before this time: RFC 3339, or how long ago, such as `3h`.
+    #[arg(long, value_name = "TIME", value_parser = super::time)]
     until: Option<Timestamp>,
 }
 
-impl Which {
+impl Filter {
     fn members(&self) -> Vec<(&'static str, String)> {
         let members = [
             ("channel", self.channel.map(|channel| channel.to_string())),
@@ -111,23 +111,23 @@ pub(super) async fn run(args: DeadArgs, out: &mut impl Write) -> Result<Answer, 
     match args.command {
         DeadCommand::List {
             api,
-            which,
+            filter,
             limit,
             cursor,
             json,
-        } => list(&api.open()?, &which, limit, cursor, json, out).await?,
+        } => list(&api.open()?, &filter, limit, cursor, json, out).await?,
         DeadCommand::Show { api, id, payload } => {
-            let letter = api.open()?.ask(Method::GET, &path(&id)?, &[], None).await?;
+            let letter = api.open()?.request(Method::GET, &path(&id)?, &[], None).await?;
             show(&letter, payload, out)?;
         }
         DeadCommand::Replay { api, id: Some(id), .. } => {
             let path = format!("{}/replay", path(&id)?);
-            let answer = api.open()?.ask(Method::POST, &path, &[], None).await?;
+            let answer = api.open()?.request(Method::POST, &path, &[], None).await?;
             writeln!(out, "replayed {}", text(&answer, "replayed"))?;
         }
-        DeadCommand::Replay { api, which, limit, .. } => replay(&api.open()?, &which, limit, out).await?,
+        DeadCommand::Replay { api, filter, limit, .. } => replay(&api.open()?, &filter, limit, out).await?,
         DeadCommand::Delete { api, id } => {
-            api.open()?.ask(Method::DELETE, &path(&id)?, &[], None).await?;
+            api.open()?.request(Method::DELETE, &path(&id)?, &[], None).await?;
             writeln!(out, "deleted {id}")?;
         }
     }
@@ -136,7 +136,7 @@ pub(super) async fn run(args: DeadArgs, out: &mut impl Write) -> Result<Answer, 
 
 async fn list(
     api: &Api,
-    which: &Which,
+    filter: &Filter,
     limit: usize,
     mut cursor: Option<String>,
     json: bool,
@@ -153,10 +153,10 @@ async fn list(
     ]);
     let mut left = limit;
     while left > 0 {
-        let mut query = which.members();
+        let mut query = filter.members();
         query.push(("limit", left.to_string()));
         query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
-        let page = api.ask(Method::GET, DEAD_LETTERS_PATH, &query, None).await?;
+        let page = api.request(Method::GET, DEAD_LETTERS_PATH, &query, None).await?;
         let letters = page.get("dead_letters").and_then(Value::as_array);
         let letters = letters.map(Vec::as_slice).unwrap_or_default();
         for letter in letters.iter().take(left) {
@@ -176,7 +176,7 @@ async fn list(
         }
         left = left.saturating_sub(letters.len());
         cursor = page.get("next").and_then(Value::as_str).map(str::to_owned);
-        // An empty page that names a next one would go on for ever.
+        // Guards against an endless loop, should an empty page have a next one.
         if cursor.is_none() || letters.is_empty() {
             break;
         }
@@ -209,10 +209,10 @@ fn show(letter: &Value, payload: bool, out: &mut impl Write) -> Result<(), Failu
     Ok(())
 }
 
-async fn replay(api: &Api, which: &Which, limit: Option<usize>, out: &mut impl Write) -> Result<(), Failure> {
+async fn replay(api: &Api, filter: &Filter, limit: Option<usize>, out: &mut impl Write) -> Result<(), Failure> {
     let mut total = 0;
     loop {
-        let mut request: Map<String, Value> = which
+        let mut request: Map<String, Value> = filter
             .members()
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value.into()))
@@ -221,7 +221,7 @@ async fn replay(api: &Api, which: &Which, limit: Option<usize>, out: &mut impl W
             request.insert("limit".to_owned(), json!(limit - total));
         }
         let answer = api
-            .ask(
+            .request(
                 Method::POST,
                 &format!("{DEAD_LETTERS_PATH}/replay"),
                 &[],

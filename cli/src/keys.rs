@@ -1,4 +1,4 @@
-//! `peal roles` and `peal nkey`: what a nats-server must know of who may do what.
+//! `peal roles` and `peal nkey`: users and permissions for the configuration of a nats-server.
 
 use std::{
     fs::OpenOptions,
@@ -8,29 +8,29 @@ use std::{
 };
 
 use clap::Args;
+use gateway::provision;
 use shared::{
     id::{AppId, Region},
     nats::{nkey::Nkey, roles},
 };
 
 use super::{Answer, Failure};
-use gateway::provision;
 
 #[derive(Debug, Args)]
 pub(super) struct RolesArgs {
-    /// The file of regions and apps that `peal-gateway provision` takes.
+    /// The file of regions and apps that `peal-gateway provision` reads.
     file: PathBuf,
-    /// For the servers of this region; without it, for those of the hub.
+    /// Print the roles for the servers of this region. Default: for those of the hub.
     #[arg(long, value_name = "REGION")]
     region: Option<Region>,
-    /// An app whose services publish by themselves; may be repeated.
+    /// An app whose services publish to NATS themselves; may be repeated.
     #[arg(long = "app", value_name = "APP")]
     apps: Vec<AppId>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct NkeyArgs {
-    /// Where the secret half goes; must not exist. The public half is printed.
+    /// The file to write the seed (the secret half) to; it must not exist. The public half is printed.
     file: PathBuf,
 }
 
@@ -57,7 +57,7 @@ pub(super) fn nkey(args: &NkeyArgs, out: &mut impl Write) -> Result<Answer, Fail
 }
 
 fn write_secret(file: &Path, secret: &str) -> Result<(), Failure> {
-    let unwritten = |error| Failure::Arguments(format!("{}: {error}", file.display()));
-    let options = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
-    writeln!(options.map_err(unwritten)?, "{secret}").map_err(unwritten)
+    let not_written = |error| Failure::Arguments(format!("{}: {error}", file.display()));
+    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
+    writeln!(opened.map_err(not_written)?, "{secret}").map_err(not_written)
 }

@@ -1,7 +1,7 @@
-//! The program for people: what `peal <command>` does. Answers go to standard output, errors to standard error.
+//! The commands of `peal`. Results go to standard output, errors to standard error.
 //!
-//! Exit codes: 0 yes, or done; 1 the answer is no (the equation is broken, something was not delivered); 2 it could not be
-//! done.
+//! Exit codes: 0, done, or the answer is yes; 1, the answer is no (the equation does not hold, or something was not
+//! delivered); 2, the command failed.
 
 mod api;
 mod dead;
@@ -22,7 +22,7 @@ use clap::{Args, Subcommand};
 use jiff::{Span, SpanRelativeTo, Timestamp};
 use shared::{clock::Clock, nats::connect::ConnectError, settings::BadSettings};
 
-/// What is to be done.
+/// The arguments of `peal`: one command.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(subcommand)]
@@ -31,30 +31,30 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Check the ledger equation against the streams of every region, and name what breaks it.
+    /// Check the ledger equation against the streams of every region, and list what breaks it.
     Verify(verify::VerifyArgs),
     /// Send a notification.
     Send(send::SendArgs),
     /// List, show, replay or delete dead letters.
     Dead(dead::DeadArgs),
-    /// Follow what happens in a region.
+    /// Follow the receipts of a region.
     Tail(tail::TailArgs),
-    /// Show lanes, retries, outboxes and dead letters, refreshing.
+    /// Show lanes, retries, outboxes and dead letters, and refresh them.
     Top(top::TopArgs),
-    /// Print `roles.conf` of a nats-server: its users and what each may do.
+    /// Print `roles.conf` for a nats-server: its users and their permissions.
     Roles(keys::RolesArgs),
-    /// Make an `NKey` for a role.
+    /// Create an `NKey` for a role.
     Nkey(keys::NkeyArgs),
 }
 
-/// What a command came to.
+/// The result of a command that was carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
     Yes,
     No,
 }
 
-/// Why a command could not be done.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("{0}")]
@@ -73,7 +73,7 @@ enum Failure {
     Output(#[from] io::Error),
 }
 
-/// Does it, and says by the exit code what it came to.
+/// Runs a command, and returns its exit code.
 pub async fn run(arguments: Arguments) -> ExitCode {
     let clock = Clock::system();
     let mut out = io::stdout();
@@ -89,7 +89,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
     match done.and_then(|answer| Ok(out.flush().map(|()| answer)?)) {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
-        // Whoever reads has read enough.
+        // The reader of a pipe, such as `head`, has closed it because it needs no more.
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("error: {failure}");
@@ -98,9 +98,9 @@ pub async fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-/// A moment: RFC 3339, or how long ago, as `90m` or `3d`.
-fn moment(text: &str) -> Result<Timestamp, String> {
-    let rule = "must be a time as 2026-01-31T12:00:00Z, or how long ago, as 90m or 3d";
+/// Parses a time: RFC 3339, or how long ago, such as `90m` or `3d`.
+fn time(text: &str) -> Result<Timestamp, String> {
+    let rule = "must be a time such as 2026-01-31T12:00:00Z, or how long ago, such as 90m or 3d";
     if let Ok(at) = text.parse() {
         return Ok(at);
     }

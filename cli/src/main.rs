@@ -1,4 +1,4 @@
-//! `peal`: sends, watches and checks, for people.
+//! `peal`: the command-line program of Peal.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use clap::Parser;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Sends notifications, shows what becomes of them, and checks that nothing is lost.
+/// Sends notifications, shows their status, and checks that nothing is lost.
 #[derive(Debug, Parser)]
 #[command(name = "peal", version)]
 struct Program {

@@ -1,44 +1,44 @@
-//! How commands reach the streams: by the gateway's settings, or by flags.
+//! How commands connect to the streams: with the gateway's settings, which flags may override.
 
 use std::path::PathBuf;
 
 use async_nats::Client;
 use clap::Args;
+use gateway::config::Settings;
 use shared::{
     id::Region,
     nats::{config, connect, roles::Role},
 };
 
 use super::Failure;
-use gateway::config::Settings;
 
-/// Where the streams are.
+/// Which servers to connect to, and which regions to show.
 #[derive(Debug, Args)]
 pub(super) struct MeshArgs {
-    /// The gateway's settings file; variables `PEAL_…` replace what it says.
+    /// The gateway's settings file; environment variables `PEAL_…` override it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The NATS servers to ask, instead of those of the settings: the hub's, or those of the only region to look at.
+    /// The NATS servers, instead of those in the settings: the hub's, or those of the only region to show.
     #[arg(long, value_name = "URL")]
     nats: Option<String>,
-    /// The seed of an operator's `NKey`, instead of that of the settings.
+    /// The file with the seed of an operator's `NKey`, instead of the one in the settings.
     #[arg(long, value_name = "FILE")]
     nkey: Option<PathBuf>,
-    /// A region to look at; may be repeated. Default: every region of the mesh.
+    /// A region to show; may be repeated. Default: every region of the mesh.
     #[arg(long = "region", value_name = "REGION")]
     regions: Vec<Region>,
 }
 
-/// A connection to the hub, by which all regions are reached, or to one of them.
-pub(super) struct Reach {
+/// A connection to the hub, which reaches all regions, or to one region.
+pub(super) struct MeshConnection {
     pub(super) client: Client,
-    /// The regions to look at.
+    /// The regions to show.
     pub(super) regions: Vec<Region>,
     home: Region,
 }
 
 impl MeshArgs {
-    pub(super) async fn connect(&self) -> Result<Reach, Failure> {
+    pub(super) async fn connect(&self) -> Result<MeshConnection, Failure> {
         let mut settings = Settings::load(self.config.as_deref())?;
         if let Some(url) = &self.nats {
             settings.nats.url.clone_from(url);
@@ -54,21 +54,21 @@ impl MeshArgs {
             let tenants = tenants.map_err(|error| Failure::Streams(error.to_string()))?;
             regions.extend(tenants.regions.into_keys());
         }
-        Ok(Reach {
+        Ok(MeshConnection {
             client,
             regions,
             home: settings.mesh.region,
         })
     }
 
-    /// Whether a region was named.
+    /// Whether the flags name a region.
     pub(super) fn names_region(&self) -> bool {
         !self.regions.is_empty()
     }
 }
 
-impl Reach {
-    /// The region of the settings.
+impl MeshConnection {
+    /// The region in the settings.
     pub(super) fn home(&self) -> &Region {
         &self.home
     }

@@ -1,4 +1,4 @@
-//! `peal send`: one notification, and what becomes of it.
+//! `peal send`: sends a notification, and waits for its deliveries if asked to.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use super::{
     table::Table,
 };
 
-/// How often the status is asked for.
+/// How often the status is queried while waiting.
 const STATUS_POLL: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
@@ -31,34 +31,34 @@ pub(super) struct SendArgs {
     /// All members of this topic.
     #[arg(long, conflicts_with = "to")]
     topic: Option<String>,
-    /// First line of the alert.
+    /// The title of the push.
     #[arg(long)]
     title: Option<String>,
-    /// Text of the alert.
+    /// The text of the push.
     #[arg(long)]
     body: Option<String>,
-    /// A value for the application; may be repeated.
+    /// A value for the receiving application; may be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     data: Vec<(String, String)>,
-    /// The lane: urgent, normal or bulk.
+    /// The class, which decides the lane: urgent, normal or bulk.
     #[arg(long)]
     class: Option<Class>,
-    /// What kind of notification this is, for the recipients' preferences.
+    /// The category, to which the recipients' preferences apply.
     #[arg(long)]
     category: Option<String>,
-    /// Your name for what happened: the same one is never delivered twice.
+    /// Your id of the event. Two requests with the same event id are one notification.
     #[arg(long)]
     event_id: Option<String>,
-    /// Seconds for which it is worth delivering.
+    /// The time to live; a delivery that is not made by then expires.
     #[arg(long, value_name = "SECONDS")]
     ttl: Option<u32>,
-    /// The request as JSON, from a file or from standard input (-); flags are laid over it.
+    /// A file with the request as JSON, or - for standard input; other flags override its members.
     #[arg(long, value_name = "FILE")]
     json: Option<String>,
-    /// Wait until every delivery has ended; exit with 1 unless all were delivered.
+    /// Wait until every delivery is in a final state; exit with 1 unless all were delivered.
     #[arg(long)]
     wait: bool,
-    /// How long to wait.
+    /// How long to wait at most.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
 }
@@ -71,7 +71,9 @@ fn pair(text: &str) -> Result<(String, String), String> {
 pub(super) async fn run(args: SendArgs, out: &mut impl Write) -> Result<Answer, Failure> {
     let request = args.request()?;
     let api = args.api.open()?;
-    let answer = api.ask(Method::POST, "/v1/notifications", &[], Some(&request)).await?;
+    let answer = api
+        .request(Method::POST, "/v1/notifications", &[], Some(&request))
+        .await?;
     let id = text(&answer, "notification_id");
     writeln!(out, "{id}")?;
     if !args.wait {
@@ -95,12 +97,12 @@ impl SendArgs {
             request.insert("to".to_owned(), json!({ "topic": topic }));
         }
         let class = self.class.map(|class| json!(class));
-        let words = [
+        let members = [
             ("class", class),
             ("category", self.category.as_ref().map(|text| json!(text))),
             ("event_id", self.event_id.as_ref().map(|text| json!(text))),
         ];
-        lay_over(&mut request, words);
+        override_members(&mut request, members);
         let data: Map<_, _> = self
             .data
             .iter()
@@ -115,7 +117,7 @@ impl SendArgs {
         if content.iter().any(|(_, value)| value.is_some()) {
             let push = request.entry("push").or_insert_with(|| json!({}));
             let push = push.as_object_mut();
-            lay_over(
+            override_members(
                 push.ok_or_else(|| Failure::Arguments("push: must be an object".to_owned()))?,
                 content,
             );
@@ -124,11 +126,12 @@ impl SendArgs {
     }
 }
 
-fn lay_over<const N: usize>(to: &mut Map<String, Value>, members: [(&str, Option<Value>); N]) {
+/// Sets the members that have a value, and keeps the others.
+fn override_members<const N: usize>(object: &mut Map<String, Value>, members: [(&str, Option<Value>); N]) {
     let given = members
         .into_iter()
         .filter_map(|(name, value)| Some((name.to_owned(), value?)));
-    to.extend(given);
+    object.extend(given);
 }
 
 fn read(file: &str) -> Result<Value, Failure> {
@@ -142,13 +145,13 @@ fn read(file: &str) -> Result<Value, Failure> {
     serde_json::from_str(&text).map_err(|error| Failure::Arguments(format!("--json: {error}")))
 }
 
-async fn wait(api: &Api, id: &str, patience: Duration, out: &mut impl Write) -> Result<Answer, Failure> {
-    let deadline = Instant::now() + patience;
+async fn wait(api: &Api, id: &str, timeout: Duration, out: &mut impl Write) -> Result<Answer, Failure> {
+    let deadline = Instant::now() + timeout;
     let path = format!("/v1/notifications/{id}");
     loop {
-        let status = match api.ask(Method::GET, &path, &[], None).await {
+        let status = match api.request(Method::GET, &path, &[], None).await {
             Ok(status) => status,
-            // The record of it is written a moment after it is stored.
+            // The gateway's record is written shortly after the notification is stored.
             Err(Failure::Refused(refused)) if refused.status == 404 => Value::Null,
             Err(failure) => return Err(failure),
         };
@@ -156,7 +159,7 @@ async fn wait(api: &Api, id: &str, patience: Duration, out: &mut impl Write) -> 
         if done || Instant::now() >= deadline {
             let delivered = show(&status, out)?;
             if !done {
-                writeln!(out, "not done after {} s", patience.as_secs())?;
+                writeln!(out, "not done after {} s", timeout.as_secs())?;
             }
             return Ok(if done && delivered { Answer::Yes } else { Answer::No });
         }
@@ -164,7 +167,7 @@ async fn wait(api: &Api, id: &str, patience: Duration, out: &mut impl Write) -> 
     }
 }
 
-/// Shows every delivery; whether all were delivered.
+/// Shows every delivery. Returns whether all were delivered.
 fn show(status: &Value, out: &mut impl Write) -> Result<bool, Failure> {
     let deliveries = status.get("deliveries").and_then(Value::as_array);
     let mut table = Table::new(["recipient", "region", "provider", "state", "reason", " attempts"]);
@@ -185,7 +188,7 @@ fn show(status: &Value, out: &mut impl Write) -> Result<bool, Failure> {
     Ok(delivered)
 }
 
-/// Shows what became of a broadcast, by region; whether all of it was delivered.
+/// Shows the progress of a broadcast by region. Returns whether every delivery was delivered.
 fn show_broadcast(broadcast: &Value, out: &mut impl Write) -> Result<bool, Failure> {
     let mut table = Table::new(["region", " members", " done", "deliveries"]);
     let mut delivered = true;

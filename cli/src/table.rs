@@ -1,8 +1,8 @@
-//! Columns that line up.
+//! Tables with aligned columns.
 
 use std::io::{self, Write};
 
-/// Rows of text: the first is the head. A column is aligned to the right if its head begins with a space.
+/// Rows of text; the first row is the head. A column is aligned to the right if its head begins with a space.
 #[derive(Debug)]
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_stand_left_and_numbers_right() {
+    fn columns_are_aligned_left_or_right_by_their_heads() {
         let mut table = Table::new(["app", " accepted"]);
         table.row(["shop", "7"]);
         table.row(["a", "12345"]);

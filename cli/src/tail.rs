@@ -1,6 +1,6 @@
-//! `peal tail`: receipts as they come. Never an address, never content.
+//! `peal tail`: receipts as they arrive. It shows no address and no content.
 
-use std::{io::Write, time::Duration};
+use std::{fmt, io::Write, time::Duration};
 
 use clap::Args;
 use futures::StreamExt;
@@ -13,68 +13,88 @@ use shared::{
 
 use super::{Answer, Failure, mesh::MeshArgs};
 
+/// After an interruption, receipts are followed again after this time.
+const RECONNECT_AFTER: Duration = Duration::from_millis(500);
+
+const HEAD: Row<'_> = Row {
+    time: "time",
+    state: "state",
+    reason: "reason",
+    attempt: "attempt",
+    took: "took",
+    app: "app",
+    job: "job",
+    notification: "notification",
+    trace: "trace",
+};
+
 #[derive(Debug, Args)]
 pub(super) struct TailArgs {
     #[command(flatten)]
     mesh: MeshArgs,
-    /// Only of this app.
+    /// Show only receipts of this app.
     #[arg(long)]
     app: Option<AppId>,
-    /// Only those with this state; may be repeated.
+    /// Show only receipts with this state; may be repeated.
     #[arg(long = "state")]
     states: Vec<State>,
-    /// Only of this notification.
+    /// Show only receipts of this notification.
     #[arg(long)]
     notification: Option<NotificationId>,
-    /// One JSON document a line.
+    /// Print one JSON document per line.
     #[arg(long)]
     json: bool,
 }
 
+/// One line of the output. Columns have fixed widths, because lines are printed as receipts arrive.
+struct Row<'a> {
+    time: &'a str,
+    state: &'a str,
+    reason: &'a str,
+    attempt: &'a str,
+    took: &'a str,
+    app: &'a str,
+    job: &'a str,
+    notification: &'a str,
+    trace: &'a str,
+}
+
 pub(super) async fn run(args: TailArgs, out: &mut impl Write) -> Result<Answer, Failure> {
-    let reach = args.mesh.connect().await?;
-    let region = match reach.regions.as_slice() {
+    let mesh = args.mesh.connect().await?;
+    let region = match mesh.regions.as_slice() {
         [region] => region.clone(),
         [_, _, ..] if args.mesh.names_region() => {
-            return Err(Failure::Arguments("--region: one region at a time".to_owned()));
+            return Err(Failure::Arguments(
+                "--region: only one region can be followed".to_owned(),
+            ));
         }
-        _ => reach.home().clone(),
+        _ => mesh.home().clone(),
     };
-    let js = connect::jetstream_of(reach.client.clone(), &region);
+    let js = connect::jetstream_of(mesh.client.clone(), &region);
     let streams = |error: follow::FollowError| Failure::Streams(format!("region {region}: {error}"));
-    let mut next = follow::standing(&js, topology::RECEIPTS).await.map_err(streams)?.last + 1;
+    let mut next = follow::stream_state(&js, topology::RECEIPTS)
+        .await
+        .map_err(streams)?
+        .last
+        + 1;
     let filter = subject::receipt_filter(&region);
     if !args.json {
-        eprintln!("receipts of {region}, from now on; Ctrl-C ends");
-        writeln!(
-            out,
-            "{}",
-            line(
-                "time",
-                "state",
-                "reason",
-                "attempt",
-                "took",
-                "app",
-                "job",
-                "notification",
-                "trace"
-            )
-        )?;
+        eprintln!("receipts of {region} from now on; Ctrl-C stops");
+        writeln!(out, "{HEAD}")?;
     }
     loop {
-        // A server that is away comes back.
+        // Errors are not fatal: an unreachable server usually comes back.
         if let Ok(mut entries) = follow::follow(&js, topology::RECEIPTS, &filter, next).await {
             while let Some(Ok(entry)) = entries.next().await {
                 next = entry.sequence + 1;
-                match serde_json::from_slice(&entry.payload) {
+                match Batch::read(&entry.payload) {
                     Ok(batch) => args.show(&batch, &region, out)?,
-                    Err(error) => eprintln!("receipts at {} cannot be read: {error}", entry.sequence),
+                    Err(error) => eprintln!("cannot read the receipts at {}: {error}", entry.sequence),
                 }
             }
         }
-        eprintln!("interrupted; goes on where it was");
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        eprintln!("interrupted; continuing where it stopped");
+        tokio::time::sleep(RECONNECT_AFTER).await;
     }
 }
 
@@ -95,21 +115,18 @@ impl TailArgs {
                 continue;
             }
             let took = receipt.took_us.map(|us| format!("{:.1}ms", f64::from(us) / 1000.0));
-            writeln!(
-                out,
-                "{}",
-                line(
-                    &receipt.at.strftime("%H:%M:%S%.3f").to_string(),
-                    receipt.state.as_str(),
-                    reason.unwrap_or("-"),
-                    &receipt.attempt.to_string(),
-                    took.as_deref().unwrap_or("-"),
-                    batch.app.as_str(),
-                    &receipt.job.to_string(),
-                    &receipt.notification.to_string(),
-                    receipt.trace.as_deref().unwrap_or("-"),
-                )
-            )?;
+            let row = Row {
+                time: &receipt.at.strftime("%H:%M:%S%.3f").to_string(),
+                state: receipt.state.as_str(),
+                reason: reason.unwrap_or("-"),
+                attempt: &receipt.attempt.to_string(),
+                took: took.as_deref().unwrap_or("-"),
+                app: batch.app.as_str(),
+                job: &receipt.job.to_string(),
+                notification: &receipt.notification.to_string(),
+                trace: receipt.trace.as_deref().unwrap_or("-"),
+            };
+            writeln!(out, "{row}")?;
         }
         out.flush()?;
         Ok(())
@@ -121,17 +138,23 @@ impl TailArgs {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "one for each column")]
-fn line(
-    at: &str,
-    state: &str,
-    reason: &str,
-    attempt: &str,
-    took: &str,
-    app: &str,
-    job: &str,
-    of: &str,
-    trace: &str,
-) -> String {
-    format!("{at:<12}  {state:<10}  {reason:<20}  {attempt:>7}  {took:>8}  {app:<12}  {job:<36}  {of:<36}  {trace}")
+impl fmt::Display for Row<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            time,
+            state,
+            reason,
+            attempt,
+            took,
+            app,
+            job,
+            notification,
+            trace,
+        } = self;
+        write!(
+            f,
+            "{time:<12}  {state:<10}  {reason:<20}  {attempt:>7}  {took:>8}  {app:<12}  {job:<36}  "
+        )?;
+        write!(f, "{notification:<36}  {trace}")
+    }
 }

@@ -1,4 +1,4 @@
-//! `peal top`: how the lanes stand, from what JetStream says of its streams and consumers.
+//! `peal top`: the state of the lanes, from JetStream's information about streams and consumers.
 
 use std::{
     collections::HashMap,
@@ -18,47 +18,47 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Answer, Failure,
-    mesh::{MeshArgs, Reach},
+    mesh::{MeshArgs, MeshConnection},
     table::Table,
 };
 
-/// The cursor home, and what is below it gone.
+/// ANSI escapes: move the cursor to the top left, and clear the screen below it.
 const CLEAR_SCREEN: &str = "\x1b[H\x1b[2J";
 
 #[derive(Debug, Args)]
 pub(super) struct TopArgs {
     #[command(flatten)]
     mesh: MeshArgs,
-    /// Once instead of again and again.
+    /// Print once instead of refreshing.
     #[arg(long)]
     once: bool,
-    /// Seconds between two looks; speeds are measured over them.
+    /// Seconds between two refreshes; rates are averaged over them.
     #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
     interval: u64,
 }
 
-/// How far counters had come, and when.
+/// The last value of each counter, and when it was read.
 type Counters = HashMap<(Region, String), (u64, Instant)>;
 
 pub(super) async fn run(args: TopArgs, clock: &Clock, out: &mut impl Write) -> Result<Answer, Failure> {
-    let reach = args.mesh.connect().await?;
+    let mesh = args.mesh.connect().await?;
     let mut counters = Counters::new();
     let mut first = true;
     loop {
         let mut screen = Vec::new();
         writeln!(screen, "{}", clock.now().strftime("%Y-%m-%d %H:%M:%S UTC"))?;
         let mut answered = false;
-        for region in &reach.regions {
-            match show(&reach, region, clock.now(), &mut counters, &mut screen).await {
+        for region in &mesh.regions {
+            match show(&mesh, region, clock.now(), &mut counters, &mut screen).await {
                 Ok(()) => answered = true,
-                Err(Unseen::Output(error)) => return Err(error.into()),
-                Err(Unseen::Streams(error)) if args.once => {
+                Err(NotShown::Output(error)) => return Err(error.into()),
+                Err(NotShown::Streams(error)) if args.once => {
                     return Err(Failure::Streams(format!("region {region}: {error}")));
                 }
-                Err(Unseen::Streams(error)) => writeln!(screen, "\n{region}  does not answer: {error}")?,
+                Err(NotShown::Streams(error)) => writeln!(screen, "\n{region}  does not answer: {error}")?,
             }
         }
-        // Speeds are known from the second look on.
+        // Rates are known from the second refresh on.
         if !(first && answered) {
             if !args.once && io::stdout().is_terminal() {
                 out.write_all(CLEAR_SCREEN.as_bytes())?;
@@ -74,26 +74,26 @@ pub(super) async fn run(args: TopArgs, clock: &Clock, out: &mut impl Write) -> R
     }
 }
 
-/// Why a region is not shown.
-enum Unseen {
+/// Why a region cannot be shown.
+enum NotShown {
     Streams(async_nats::Error),
     Output(io::Error),
 }
 
-impl<E: Into<async_nats::Error>> From<E> for Unseen {
+impl<E: Into<async_nats::Error>> From<E> for NotShown {
     fn from(error: E) -> Self {
         Self::Streams(error.into())
     }
 }
 
 async fn show(
-    reach: &Reach,
+    mesh: &MeshConnection,
     region: &Region,
     now: Timestamp,
     counters: &mut Counters,
     out: &mut Vec<u8>,
-) -> Result<(), Unseen> {
-    let js = connect::jetstream_of(reach.client.clone(), region);
+) -> Result<(), NotShown> {
+    let js = connect::jetstream_of(mesh.client.clone(), region);
     let mut table = Table::new(["lane", " pending", " ack pending", " redelivered", " oldest", " done/s"]);
     let mut due = 0;
     for (stream, config) in topology::workers_consumers(region) {
@@ -110,7 +110,7 @@ async fn show(
         } else {
             oldest(&lane, &config.filter_subject, info.ack_floor.stream_sequence + 1).await
         };
-        let done = speed(counters, region, &name, info.ack_floor.consumer_sequence);
+        let done = rate(counters, region, &name, info.ack_floor.consumer_sequence);
         table.row([
             name,
             pending.to_string(),
@@ -126,7 +126,7 @@ async fn show(
         state(&js, topology::RECEIPTS).await?,
         state(&js, topology::DEAD).await?,
     ];
-    let batches = speed(counters, region, topology::RECEIPTS, receipts.last_sequence);
+    let batches = rate(counters, region, topology::RECEIPTS, receipts.last_sequence);
     let write = |out: &mut Vec<u8>| -> io::Result<()> {
         writeln!(
             out,
@@ -138,12 +138,12 @@ async fn show(
         )?;
         table.write(out)
     };
-    write(out).map_err(Unseen::Output)?;
-    // What waits for this region in the others' outboxes.
-    for source in topology::sources(&reach.client, region, topology::NOTIFY).await? {
+    write(out).map_err(NotShown::Output)?;
+    // Messages for this region that still wait in the outboxes of the others.
+    for source in topology::sources(&mesh.client, region, topology::NOTIFY).await? {
         let silent = source.silent.map_or_else(
-            || "never heard of".to_owned(),
-            |silent| format!("not heard of for {}", duration(silent)),
+            || "never heard from".to_owned(),
+            |silent| format!("not heard from for {}", duration(silent)),
         );
         let current = if source.is_awake() {
             String::new()
@@ -155,7 +155,7 @@ async fn show(
             "outbox of {} for {region}: {} waiting{current}",
             source.from, source.lag
         )
-        .map_err(Unseen::Output)?;
+        .map_err(NotShown::Output)?;
     }
     Ok(())
 }
@@ -170,8 +170,8 @@ async fn oldest(stream: &Stream, filter: &str, sequence: u64) -> Option<Timestam
     Some(follow::timestamp(message.time.unix_timestamp_nanos()))
 }
 
-/// By how much a counter grows in a second, since it was last asked for.
-fn speed(counters: &mut Counters, region: &Region, name: &str, count: u64) -> String {
+/// The growth of a counter per second since it was last read; a dash at the first time.
+fn rate(counters: &mut Counters, region: &Region, name: &str, count: u64) -> String {
     let now = Instant::now();
     let before = counters.insert((region.clone(), name.to_owned()), (count, now));
     let Some((before, then)) = before else {
@@ -179,16 +179,16 @@ fn speed(counters: &mut Counters, region: &Region, name: &str, count: u64) -> St
     };
     let seconds = now.duration_since(then).as_secs_f64().max(0.001);
     #[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
-    let speed = count.saturating_sub(before) as f64 / seconds;
-    format!("{speed:.1}")
+    let rate = count.saturating_sub(before) as f64 / seconds;
+    format!("{rate:.1}")
 }
 
 fn age(at: Timestamp, now: Timestamp) -> String {
     duration(now.duration_since(at).try_into().unwrap_or_default())
 }
 
-fn duration(long: Duration) -> String {
-    match long.as_secs() {
+fn duration(duration: Duration) -> String {
+    match duration.as_secs() {
         seconds @ 0..120 => format!("{seconds}s"),
         seconds @ 120..7200 => format!("{}m", seconds / 60),
         seconds @ 7200..172_800 => format!("{}h", seconds / 3600),

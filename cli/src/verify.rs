@@ -1,4 +1,4 @@
-//! `peal verify`: the ledger equation.
+//! `peal verify`: checks the ledger equation.
 
 use std::io::Write;
 
@@ -17,28 +17,28 @@ use super::{Answer, Failure, mesh::MeshArgs, table::Table};
 pub(super) struct VerifyArgs {
     #[command(flatten)]
     mesh: MeshArgs,
-    /// Only this app.
+    /// Check only this app.
     #[arg(long)]
     app: Option<AppId>,
-    /// Only what was accepted since: a time, or how long ago as `3h`.
-    #[arg(long, value_name = "TIME", value_parser = super::moment)]
+    /// Check only notifications accepted since this time: RFC 3339, or how long ago, such as `3h`.
+    #[arg(long, value_name = "TIME", value_parser = super::time)]
     since: Option<Timestamp>,
-    /// One JSON document instead of tables.
+    /// Print one JSON document instead of tables.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) async fn run(args: VerifyArgs, out: &mut impl Write) -> Result<Answer, Failure> {
-    let reach = args.mesh.connect().await?;
+    let mesh = args.mesh.connect().await?;
     let scope = Scope {
         app: args.app,
         since: args.since,
     };
-    let report = audit::read(&reach.client, &reach.regions, &scope)
+    let report = audit::read(&mesh.client, &mesh.regions, &scope)
         .await
         .map_err(|error| Failure::Streams(error.to_string()))?;
     if args.json {
-        let document = json!({ "holds": report.holds(), "regions": reach.regions, "report": report });
+        let document = json!({ "holds": report.holds(), "regions": mesh.regions, "report": report });
         writeln!(out, "{document:#}")?;
     } else {
         write(&report, out)?;
@@ -87,7 +87,7 @@ fn write(report: &Report, out: &mut impl Write) -> Result<(), Failure> {
     }
     writeln!(
         out,
-        "\nTHE EQUATION IS BROKEN: {} lost, {} told wrong.",
+        "\nTHE EQUATION DOES NOT HOLD: {} lost, {} recorded wrongly.",
         total.lost, total.wrong
     )?;
     for broken in &report.broken {
@@ -96,7 +96,7 @@ fn write(report: &Report, out: &mut impl Write) -> Result<(), Failure> {
             writeln!(out, "  {}  {} {}", culprit.id, culprit.app, culprit.origin)?;
         }
         if broken.count > broken.named.len() {
-            writeln!(out, "  … the first {} are named", broken.named.len())?;
+            writeln!(out, "  … only the first {} are listed", broken.named.len())?;
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Health, readiness, metrics and the choice of endpoints over HTTP.
+//! Serves health, readiness, metrics and the state of the providers' endpoints over HTTP.
 
 use std::sync::Arc;
 
@@ -10,18 +10,18 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::providers::{EndpointState, Providers};
 
-/// What readiness looks at.
+/// What the pages show.
 #[derive(Debug, Clone)]
 pub struct Admin {
-    /// The connection to NATS.
+    /// Ready while this is connected.
     pub client: Client,
-    /// Whether the cache has caught up.
+    /// Whether the cache has caught up with its bucket.
     pub cache: watch::Receiver<bool>,
-    /// Whether the ledger has caught up.
+    /// Whether the ledger has caught up with the receipts.
     pub ledger: watch::Receiver<bool>,
-    /// Which know their endpoints.
+    /// They know the state of their endpoints.
     pub providers: Arc<Providers>,
-    /// For the metrics page.
+    /// The source of the metrics page.
     pub telemetry: Telemetry,
 }
 
@@ -38,7 +38,7 @@ struct Endpoints {
 }
 
 impl Admin {
-    /// Serves until the process is to finish.
+    /// Serves until shutdown begins.
     pub async fn serve(self, listener: TcpListener, lifecycle: Lifecycle) {
         let app = Router::new()
             .route("/healthz", get(async || "ok"))

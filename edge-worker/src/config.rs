@@ -1,50 +1,50 @@
-//! Settings of the edge worker; the defaults are in `config.default.toml`.
+//! The settings of the edge worker. `config.default.toml` has the defaults.
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 use shared::{
-    nats::{connect::Nats, topology::Here},
+    nats::{connect::Nats, topology::RegionSettings},
     secret::Secret,
     telemetry,
 };
 
 use crate::{freshness::StaleAfter, providers};
 
-/// The defaults.
+/// The defaults, as TOML.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
 
-/// Settings of the edge worker.
+/// The settings of the edge worker; unknown keys are errors.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Address of health, readiness and metrics.
+    /// The address on which health, readiness and metrics are served.
     pub admin_listen: SocketAddr,
-    /// Names this worker among its siblings; stable over restarts.
+    /// The name of this worker, unique in its region and the same after a restart.
     pub name: String,
-    /// Folder of the cache and the ledger.
+    /// The folder of the cache and the ledger.
     pub data: PathBuf,
-    /// Jobs under way in the normal lane.
+    /// The number of jobs in flight in the normal lane; the other lanes have a share of it.
     pub in_flight: usize,
-    /// Attempts at a delivery before it becomes a dead letter.
+    /// The number of attempts at a delivery before it becomes a dead letter.
     pub max_attempts: u32,
-    /// Addresses that may be removed in a minute.
+    /// The maximum number of addresses per minute that are removed because their provider reported them gone.
     pub removals_per_minute: u32,
-    /// Seconds for work under way after the first signal.
+    /// Seconds that work in flight has to finish after the first signal.
     pub grace_s: u64,
-    /// Seconds that done work stays in the stream.
+    /// Seconds that finished work stays in the stream.
     pub keep_s: u64,
-    /// Seconds that the ledger remembers.
+    /// Seconds that the ledger remembers an outcome.
     pub remember_s: u64,
-    /// How old what is known of consent may be, by class, in seconds.
+    /// Seconds of silence from another region after which consent counts as stale, by class.
     pub stale_after_s: StaleAfter,
-    /// The mesh's secret in base64.
+    /// The key that opens sealed credentials: 32 bytes in base64.
     pub mesh_key: Secret,
-    /// Where NATS is.
+    /// How NATS is reached.
     pub nats: Nats,
-    /// The mesh as this region sees it.
-    pub mesh: Here,
-    /// Where telemetry goes.
+    /// This worker's region, and what all processes of the region must agree on.
+    pub mesh: RegionSettings,
+    /// Where traces, metrics and logs are sent.
     pub telemetry: telemetry::Settings,
     /// How the providers are reached.
     pub providers: providers::Settings,

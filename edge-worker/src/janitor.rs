@@ -1,4 +1,5 @@
-//! Trims what is done: streams keep their messages after they were acknowledged, for the sources and for replays.
+//! Trims finished work: NOTIFY keeps its messages after they were acknowledged, for the streams that source from it and for
+//! replays.
 
 use std::time::Duration;
 
@@ -12,34 +13,34 @@ use shared::{
 
 use crate::ledger::Ledger;
 
-/// How often it looks.
+/// How often stream and ledger are trimmed.
 const TRIM_EVERY: Duration = Duration::from_secs(30);
 
-/// Trims the stream of work and the ledger.
+/// Trims NOTIFY and the ledger of one region.
 #[derive(Debug)]
 pub struct Janitor {
     /// The region's `JetStream`.
     pub js: jetstream::Context,
-    /// This region.
+    /// The region whose stream is trimmed.
     pub region: Region,
-    /// Time.
+    /// The time against which ages are measured.
     pub clock: Clock,
     /// The ledger to prune.
     pub ledger: Ledger,
-    /// Work stays at least this long after it was stored, done or not.
+    /// How long work stays in the stream at least, finished or not.
     pub keep: Duration,
-    /// What happened is remembered this long.
+    /// How long the ledger keeps a record.
     pub remember: Duration,
 }
 
 impl Janitor {
-    /// Works for ever. Several workers may do so at once: trimming twice trims once.
+    /// Trims until the process ends. Several workers may do so at the same time.
     pub async fn run(self) {
         let mut ticks = tokio::time::interval(TRIM_EVERY);
         loop {
             ticks.tick().await;
             if let Err(error) = self.trim().await {
-                tracing::warn!(%error, "done work could not be trimmed");
+                tracing::warn!(%error, "finished work could not be trimmed");
             }
             let (ledger, cutoff) = (self.ledger.clone(), self.ago(self.remember).as_millisecond());
             match tokio::task::spawn_blocking(move || ledger.prune(cutoff)).await {
@@ -51,8 +52,8 @@ impl Janitor {
         }
     }
 
-    /// Removes what every consumer has acknowledged, but never the newest minutes: a stream that sources and is
-    /// emptied forgets where its sources stand.
+    /// Removes what every consumer has acknowledged, but never the newest minutes: a stream that is emptied forgets its
+    /// positions in the streams that it sources.
     async fn trim(&self) -> Result<(), async_nats::Error> {
         let stream = self.js.get_stream(topology::NOTIFY).await?;
         let (first, mut done) = (
@@ -66,13 +67,13 @@ impl Janitor {
             let durable = config.durable_name.unwrap_or_default();
             let mut consumer: PullConsumer = self.js.get_consumer_from_stream(durable, name).await?;
             let info = consumer.info().await?;
-            // One that has nothing left is done with all that the stream held before it was asked.
+            // A consumer with nothing left has finished all that the stream held when its state was read.
             if info.num_pending > 0 || info.num_ack_pending > 0 {
                 done = done.min(info.ack_floor.stream_sequence);
             }
         }
         let cutoff = self.ago(self.keep);
-        // The first message that is too young, by halving: times grow with sequences.
+        // Times grow with sequences, so a binary search finds the first message that is too young.
         let (mut low, mut high) = (first, done + 1);
         while low < high {
             let middle = low.midpoint(high);
@@ -84,7 +85,7 @@ impl Janitor {
         }
         if low > first {
             let purged = stream.purge().sequence(low).await?.purged;
-            tracing::info!(purged, "done work trimmed");
+            tracing::info!(purged, "finished work trimmed");
         }
         Ok(())
     }
@@ -95,7 +96,7 @@ impl Janitor {
     }
 }
 
-/// When the first message at or after `sequence` was stored.
+/// When the first message at or after `sequence` was stored; `None` if there is none or the server does not answer.
 async fn stored_at(stream: &Stream, sequence: u64) -> Option<Timestamp> {
     let message = stream.direct_get_next_for_subject(">", Some(sequence)).await.ok()?;
     Some(follow::timestamp(message.time.unix_timestamp_nanos()))

@@ -6,6 +6,7 @@ pub mod config;
 pub mod freshness;
 pub mod janitor;
 pub mod ledger;
+pub mod limits;
 pub mod pipeline;
 pub mod presence;
 pub mod program;

@@ -1,4 +1,4 @@
-//! The edge worker.
+//! The program `peal-edge-worker`.
 
 use std::{path::PathBuf, process::ExitCode};
 

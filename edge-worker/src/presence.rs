@@ -1,5 +1,5 @@
-//! Who works for a region at this moment: its own workers say so several times a second, and so do those of other
-//! regions that stand by to help it. Whoever hears nobody that comes before, it is their turn.
+//! Tells which workers serve a region now. The region's own workers send a heartbeat several times a second, and so do the
+//! workers of other regions that stand by to help it. A worker takes over when it receives no heartbeat of a lower rank.
 
 use std::{
     collections::BTreeMap,
@@ -19,29 +19,33 @@ use tokio::{
     time::{Instant, interval},
 };
 
-/// How often a worker says that it is there.
-const BEAT_EVERY: Duration = Duration::from_millis(150);
+/// How often a worker sends a heartbeat.
+const SEND_HEARTBEAT_EVERY: Duration = Duration::from_millis(150);
 
-/// Who was not heard for this long is not there.
+/// A rank counts as absent after this long without a heartbeat.
 const ABSENT_AFTER: Duration = Duration::from_millis(600);
 
-/// Place in the order in which workers serve a region: 0 are its own, then its helpers as the mesh names them.
+/// The order in which workers serve a region: 0 is its own workers; 1 and more are its helpers, in the order in which the
+/// mesh's configuration lists them.
 pub type Rank = usize;
 
-/// What is known of who is there.
+/// What a worker of one rank may do, given which other workers are present.
 #[derive(Debug, Clone)]
 pub struct Presence {
     /// Whether to pull fresh work and retries.
     pub work: watch::Receiver<bool>,
-    /// Whether to pull what the region's own workers could not send. It is for helpers first.
+    /// Whether to pull the spill, which the region's own workers could not send. Helpers come first.
     pub spill: watch::Receiver<bool>,
-    /// Whether somebody stands by to help. Never so for a helper.
+    /// Whether a helper is present. Always false for a helper itself.
     pub helped: watch::Receiver<bool>,
 }
 
-/// Says and hears who is there.
+/// When a heartbeat of each rank was last received.
+type LastReceived = Arc<Mutex<BTreeMap<Rank, Instant>>>;
+
+/// Sends and receives heartbeats, and keeps a [`Presence`] current.
 #[derive(Debug)]
-pub struct Watch {
+pub struct Heartbeats {
     client: Client,
     region: Region,
     rank: Rank,
@@ -51,8 +55,8 @@ pub struct Watch {
 }
 
 impl Presence {
-    /// The presence of a worker of `rank` for `region`, and what keeps it current.
-    pub fn new(client: Client, region: Region, rank: Rank) -> (Self, Watch) {
+    /// The presence of a worker of `rank` for `region`, and the heartbeats that keep it current.
+    pub fn new(client: Client, region: Region, rank: Rank) -> (Self, Heartbeats) {
         let (work, may_work) = watch::channel(rank == 0);
         let (spill, may_spill) = watch::channel(false);
         let (helped, is_helped) = watch::channel(false);
@@ -61,7 +65,7 @@ impl Presence {
             spill: may_spill,
             helped: is_helped,
         };
-        let watch = Watch {
+        let heartbeats = Heartbeats {
             client,
             region,
             rank,
@@ -69,73 +73,78 @@ impl Presence {
             spill,
             helped,
         };
-        (presence, watch)
+        (presence, heartbeats)
     }
 }
 
-impl Watch {
-    /// Hears for ever; says nothing before `ready`, nor when the process is to finish.
+impl Heartbeats {
+    /// Runs until the process ends. Sends nothing before `ready`, nor after shutdown has begun.
     pub async fn run(self, mut ready: watch::Receiver<bool>, lifecycle: Lifecycle) {
-        let heard: Arc<Mutex<BTreeMap<Rank, Instant>>> = Arc::default();
-        let hearing = self.hear(heard.clone());
-        let looking = async {
-            // Whoever was there before is heard first.
+        let last_received = LastReceived::default();
+        let receiving = self.receive(last_received.clone());
+        let sending = async {
+            // First receive the heartbeats of the workers that are present already.
             tokio::time::sleep(ABSENT_AFTER).await;
-            let mut beats = interval(BEAT_EVERY);
-            let (mut connection, mut listening) = (connect::connects(&self.client), Instant::now() - ABSENT_AFTER);
+            let mut ticks = interval(SEND_HEARTBEAT_EVERY);
+            let (mut connection, mut listening_since) =
+                (connect::connects(&self.client), Instant::now() - ABSENT_AFTER);
             loop {
-                beats.tick().await;
+                ticks.tick().await;
                 let current = connect::connects(&self.client);
                 if current != std::mem::replace(&mut connection, current) || !connect::is_connected(&self.client) {
-                    listening = Instant::now();
+                    listening_since = Instant::now();
                 }
                 if *ready.borrow_and_update() && !lifecycle.is_finishing() {
                     let subject = subject::alive(&self.region, self.rank);
                     if let Err(error) = self.client.publish(subject, "".into()).await {
-                        tracing::debug!(%error, "cannot say that this worker is there");
+                        tracing::debug!(%error, "heartbeat could not be sent");
                     }
                 }
-                let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-                self.decide(&heard, listening.elapsed() >= ABSENT_AFTER);
+                let last_received = last_received.lock().unwrap_or_else(PoisonError::into_inner);
+                self.decide(&last_received, listening_since.elapsed() >= ABSENT_AFTER);
             }
         };
-        tokio::join!(hearing, looking);
+        tokio::join!(receiving, sending);
     }
 
-    async fn hear(&self, heard: Arc<Mutex<BTreeMap<Rank, Instant>>>) {
+    async fn receive(&self, last_received: LastReceived) {
         loop {
             match self.client.subscribe(subject::alive_filter(&self.region)).await {
-                Ok(mut beats) => {
-                    while let Some(beat) = beats.next().await {
-                        if let Some(rank) = subject::rank_of(&beat.subject) {
-                            let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-                            heard.insert(rank, Instant::now());
+                Ok(mut heartbeats) => {
+                    while let Some(heartbeat) = heartbeats.next().await {
+                        if let Some(rank) = subject::rank_of(&heartbeat.subject) {
+                            let mut last_received = last_received.lock().unwrap_or_else(PoisonError::into_inner);
+                            last_received.insert(rank, Instant::now());
                         }
                     }
                 }
-                Err(error) => tracing::warn!(%error, "cannot hear who is there"),
+                Err(error) => tracing::warn!(%error, "cannot subscribe to heartbeats; retrying"),
             }
             tokio::time::sleep(ABSENT_AFTER).await;
         }
     }
 
-    /// Who is cut off hears nobody, and that says nothing; nor does the silence of a connection that was just made:
-    /// `would_hear` tells whether this one would have heard whoever is there.
-    fn decide(&self, heard: &BTreeMap<Rank, Instant>, would_hear: bool) {
-        let is_there = |ranks: std::ops::Range<Rank>| heard.range(ranks).any(|(_, at)| at.elapsed() < ABSENT_AFTER);
-        let helped = self.rank == 0 && is_there(1..Rank::MAX);
+    /// Silence proves absence only if `is_conclusive`: if this connection has been up long enough to receive a heartbeat.
+    fn decide(&self, last_received: &BTreeMap<Rank, Instant>, is_conclusive: bool) {
+        let is_present =
+            |ranks: std::ops::Range<Rank>| last_received.range(ranks).any(|(_, at)| at.elapsed() < ABSENT_AFTER);
+        let helped = self.rank == 0 && is_present(1..Rank::MAX);
         let (work, spill) = match self.rank {
             0 => (true, !helped),
-            rank => (would_hear && !is_there(0..rank), would_hear && !is_there(1..rank)),
+            rank => (
+                is_conclusive && !is_present(0..rank),
+                is_conclusive && !is_present(1..rank),
+            ),
         };
         set(&self.helped, helped);
         set(&self.spill, spill);
         if set(&self.work, work) && self.rank > 0 {
-            tracing::warn!(region = %self.region, helping = work, "workers of a region that is helped came or went");
+            tracing::warn!(region = %self.region, helping = work, "taking over a region, or handing it back");
         }
     }
 }
 
-fn set(told: &watch::Sender<bool>, now: bool) -> bool {
-    told.send_if_modified(|value| std::mem::replace(value, now) != now)
+/// Sends `new` if it is a change, and returns whether it is.
+fn set(sender: &watch::Sender<bool>, new: bool) -> bool {
+    sender.send_if_modified(|value| std::mem::replace(value, new) != new)
 }

@@ -1,4 +1,4 @@
-//! The edge worker as a program: settings in, exit code out.
+//! The edge worker as a program: takes settings, returns an exit code.
 
 use std::{path::Path, process::ExitCode, time::Duration};
 
@@ -11,28 +11,28 @@ use shared::{
 
 use crate::{EdgeWorker, config};
 
-/// Bad settings: `EX_CONFIG` of sysexits.h.
-const BAD_SETTINGS: u8 = 78;
+/// The exit code for bad settings: `EX_CONFIG` of sysexits.h.
+const EXIT_BAD_SETTINGS: u8 = 78;
 
-/// Runs until a signal ends it. Success means that all work under way was finished.
+/// Runs until a signal ends it. Success means that all work in flight was finished.
 pub async fn run(config: Option<&Path>) -> ExitCode {
     let settings: config::Settings = match settings::load(config::DEFAULTS, config) {
         Ok(settings) => settings,
         Err(error) => {
             eprintln!("settings: {error}");
-            return ExitCode::from(BAD_SETTINGS);
+            return ExitCode::from(EXIT_BAD_SETTINGS);
         }
     };
     match work(settings).await {
         Ok(End::Clean) => ExitCode::SUCCESS,
         Ok(end) => {
-            tracing::error!(?end, "left unfinished");
-            // A disk that refuses would hold a thread, and the end of the program, for ever.
-            #[expect(clippy::exit, reason = "all that could be finished has been")]
+            tracing::error!(?end, "the process ends with unfinished work");
+            // A disk that refuses writes would block a thread, and with it the end of the program, forever.
+            #[expect(clippy::exit, reason = "all work that could be finished is finished")]
             std::process::exit(1)
         }
         Err(error) => {
-            tracing::error!(%error, "cannot work");
+            tracing::error!(%error, "cannot start");
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }

@@ -1,10 +1,7 @@
 //! A message pulled from a lane, or one member of a pulled slice. It must be settled or given back; dropping it gives it
 //! back, so that no early return can lose it.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{
     HeaderMap, Subject,
@@ -19,6 +16,8 @@ use shared::{
     receipt::{Receipt, State},
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use crate::providers::Renditions;
 
 /// Work on its path through the pipeline, with the permit that it occupies.
 #[derive(Debug)]
@@ -35,7 +34,7 @@ pub struct Pulled {
     pub pulled_at: Timestamp,
 }
 
-/// Where the work came from, and what has to learn how it ended. Boxed, because it moves from stage to stage.
+/// Where the work came from, and what receives its end. The parts are boxed, because the work moves from stage to stage.
 #[derive(Debug)]
 enum Source {
     Message(Box<Message>, ReturnQueue),
@@ -57,8 +56,8 @@ pub struct SliceEnvelope {
     pub subject: Subject,
     /// The headers that each would have had.
     pub headers: HeaderMap,
-    /// The body for APNs, rendered when the first member needs it.
-    pub apns: Arc<OnceLock<Bytes>>,
+    /// The content that they share, as the providers take it.
+    pub renditions: Renditions,
 }
 
 /// How the work on one member of a slice ended.
@@ -158,17 +157,17 @@ impl Pulled {
     pub fn payload(&self) -> Bytes {
         match self.source() {
             Source::Message(message, _) => message.payload.clone(),
-            Source::Slice(member) => serde_json::to_vec(&member.job.body)
+            Source::Slice(member) => serde_json::to_vec(&member.job.body())
                 .expect("bodies always serialize")
                 .into(),
         }
     }
 
-    /// Where the rendered body for APNs is kept: one place for all members of a slice.
-    pub fn apns(&self) -> Arc<OnceLock<Bytes>> {
+    /// Where renditions of its content are kept: one place for all members of a slice.
+    pub fn renditions(&self) -> Renditions {
         match self.source() {
-            Source::Message(..) => Arc::default(),
-            Source::Slice(member) => member.envelope.apns.clone(),
+            Source::Message(..) => Renditions::default(),
+            Source::Slice(member) => member.envelope.renditions.clone(),
         }
     }
 

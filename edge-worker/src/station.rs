@@ -1,4 +1,4 @@
-//! Everything that one region's work needs in this process: that of the worker's own region, or of one that it helps.
+//! A station: all that this process needs to serve one region, be it the worker's own or one that it helps.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
     freshness::Freshness,
     janitor::Janitor,
     ledger::{self, Committer, Ledger},
-    pipeline::{Announcer, Brake, InFlight, Pace, Pipeline, lane_pullers, member_permits},
+    pipeline::{Announcer, Brake, InFlight, Pace, Pipeline, Ticket, lane_pullers, member_permits},
     presence::{Presence, Rank},
     providers::Providers,
     pulled::ReturnQueue,
@@ -36,20 +36,21 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
 }
 
-/// Where a station is.
+/// A station before it is started.
 #[derive(Debug)]
 pub(crate) struct Station {
     pub(crate) client: Client,
+    /// The region that is served.
     pub(crate) region: Region,
     /// This worker's own region, if it helps another.
     pub(crate) by: Option<Region>,
     pub(crate) rank: Rank,
-    /// Folder of the cache and the ledger.
+    /// The folder of the cache and the ledger.
     pub(crate) data: PathBuf,
     pub(crate) shared: Shared,
 }
 
-/// What a station says of itself.
+/// How far a station has caught up with its region.
 #[derive(Debug, Clone)]
 pub(crate) struct CaughtUp {
     /// Whether the cache has caught up.
@@ -58,130 +59,162 @@ pub(crate) struct CaughtUp {
     pub(crate) ledger: watch::Receiver<bool>,
 }
 
+/// A ledger whose tasks run.
+struct StartedLedger {
+    ledger: Ledger,
+    committer: Committer<Ticket>,
+    caught_up: watch::Receiver<bool>,
+}
+
 impl Station {
-    /// Starts work. It pulls once cache and ledger have caught up, and ends with `lifecycle`.
+    /// Starts the station's tasks, which end with `lifecycle`. It pulls once cache and ledger have caught up.
     ///
     /// # Errors
     /// When the folder, the cache or the ledger cannot be used.
     pub(crate) fn start(self, settings: &Settings, lifecycle: &Lifecycle) -> Result<CaughtUp, StartError> {
-        let region = self.region;
-        let Shared {
-            config,
-            providers,
-            configured,
-            telemetry,
-            clock,
-        } = self.shared;
         std::fs::create_dir_all(&self.data).map_err(|error| StartError::Io("data", error))?;
         let js = connect::jetstream(self.client.clone());
-
-        let store = cache::Store::open(&self.data.join("cache.redb"))?;
-        let cache_sync = cache::Sync::new(js.clone(), store.clone(), telemetry.metrics.clone());
-        let cache_caught_up = cache_sync.caught_up();
-        lifecycle.spawn_endless("cache", cache_sync.run());
-
-        let ledger_file = self.data.join("ledger.redb");
-        let (ledger_store, _aside) = ledger::Store::open(&ledger_file, &settings.name, rand::random())?;
-        let ledger = Ledger::new(Arc::new(ledger_store))?;
-        let (out, safe) = mpsc::channel(64);
-        let (committer, writer) = Committer::new(&ledger, region.clone(), clock.clone(), out)?;
-        lifecycle.spawn("ledger", writer);
-        let ledger_sync = ledger::Sync::new(js.clone(), ledger.clone(), committer.clone(), region.clone());
-        let ledger_caught_up = ledger_sync.caught_up();
-        lifecycle.spawn_endless("receipts", ledger_sync.run());
-
-        let announcer = Announcer {
-            js: js.clone(),
-            ledger: ledger.clone(),
-            telemetry: telemetry.clone(),
-            clock: clock.clone(),
-        };
-        lifecycle.spawn("announcer", announcer.run(safe));
-        let janitor = Janitor {
-            js: js.clone(),
-            region: region.clone(),
-            clock: clock.clone(),
-            ledger: ledger.clone(),
-            keep: Duration::from_secs(settings.keep_s),
-            remember: Duration::from_secs(settings.remember_s),
-        };
-        lifecycle.spawn_endless("janitor", janitor.run());
-
+        let (cache, cache_caught_up) = self.start_cache(&js, lifecycle)?;
+        let StartedLedger {
+            ledger,
+            committer,
+            caught_up: ledger_caught_up,
+        } = self.start_ledger(&js, settings, lifecycle)?;
+        self.start_janitor(&js, &ledger, settings, lifecycle);
         let cancelled = Cancelled::default();
         lifecycle.spawn_endless("cancelled", cancelled.clone().follow(js.clone()));
         let freshness = Freshness::new(settings.stale_after_s);
-        lifecycle.spawn_endless("freshness", freshness.clone().keep(self.client.clone(), region.clone()));
-        let (presence, watch) = Presence::new(self.client, region.clone(), self.rank);
-        let pipeline = Arc::new(Pipeline {
-            region: region.clone(),
-            by: self.by,
-            helped: presence.helped.clone(),
-            clock: clock.clone(),
-            js: js.clone(),
-            ledger: ledger.clone(),
-            ledger_current: ledger_caught_up.clone(),
-            cache: store,
-            freshness,
-            config,
-            providers,
-            committer,
-            in_flight: InFlight::default(),
-            telemetry,
-            max_attempts: settings.max_attempts,
-            brake: Brake::new(settings.removals_per_minute),
-            cancelled: cancelled.clone(),
-            members: member_permits(settings.in_flight),
-            lifecycle: lifecycle.clone(),
-        });
+        let aging = freshness.clone().keep_current(self.client.clone(), self.region.clone());
+        lifecycle.spawn_endless("freshness", aging);
+        let (presence, heartbeats) = Presence::new(self.client, self.region.clone(), self.rank);
         let (ready, is_ready) = watch::channel(false);
-        lifecycle.spawn_endless("presence", watch.run(is_ready, lifecycle.clone()));
-        let standing = CaughtUp {
+        lifecycle.spawn_endless("presence", heartbeats.run(is_ready, lifecycle.clone()));
+
+        let caught_up = CaughtUp {
             cache: cache_caught_up,
             ledger: ledger_caught_up,
         };
         let needed = vec![
-            standing.cache.clone(),
-            standing.ledger.clone(),
-            configured,
+            caught_up.cache.clone(),
+            caught_up.ledger.clone(),
+            self.shared.configured,
             cancelled.loaded(),
         ];
-        let pulling = Pulling {
+        let pipeline = Pipeline {
+            region: self.region,
+            by: self.by,
+            helped: presence.helped.clone(),
+            clock: self.shared.clock,
+            js: js.clone(),
+            ledger: ledger.clone(),
+            ledger_current: caught_up.ledger.clone(),
+            cache,
+            freshness,
+            config: self.shared.config,
+            providers: self.shared.providers,
+            committer,
+            in_flight: InFlight::default(),
+            telemetry: self.shared.telemetry,
+            max_attempts: settings.max_attempts,
+            brake: Brake::new(settings.removals_per_minute),
+            cancelled,
+            members: member_permits(settings.in_flight),
+            lifecycle: lifecycle.clone(),
+        };
+        let lanes = Lanes {
             js,
-            pipeline,
+            pipeline: Arc::new(pipeline),
             ledger,
             presence,
             ready,
             in_flight: settings.in_flight,
         };
-        lifecycle.spawn("pull", pulling.run(needed, lifecycle.clone()));
-        Ok(standing)
+        lifecycle.spawn("pull", lanes.run(needed));
+        Ok(caught_up)
+    }
+
+    /// Opens the cache and starts to fill it.
+    fn start_cache(
+        &self,
+        js: &jetstream::Context,
+        lifecycle: &Lifecycle,
+    ) -> Result<(cache::Store, watch::Receiver<bool>), StartError> {
+        let store = cache::Store::open(&self.data.join("cache.redb"))?;
+        let sync = cache::Sync::new(js.clone(), store.clone(), self.shared.telemetry.metrics.clone());
+        let caught_up = sync.caught_up();
+        lifecycle.spawn_endless("cache", sync.run());
+        Ok((store, caught_up))
+    }
+
+    /// Opens the ledger, and starts to write it, to follow the receipts of other workers and to publish those of this one.
+    fn start_ledger(
+        &self,
+        js: &jetstream::Context,
+        settings: &Settings,
+        lifecycle: &Lifecycle,
+    ) -> Result<StartedLedger, StartError> {
+        let path = self.data.join("ledger.redb");
+        let (store, _aside) = ledger::Store::open(&path, &settings.name, rand::random())?;
+        let ledger = Ledger::new(Arc::new(store))?;
+        let (out, durable) = mpsc::channel(64);
+        let (committer, writer) = Committer::new(&ledger, self.region.clone(), self.shared.clock.clone(), out)?;
+        lifecycle.spawn("ledger", writer);
+        let sync = ledger::Sync::new(js.clone(), ledger.clone(), committer.clone(), self.region.clone());
+        let caught_up = sync.caught_up();
+        lifecycle.spawn_endless("receipts", sync.run());
+        let announcer = Announcer {
+            js: js.clone(),
+            ledger: ledger.clone(),
+            telemetry: self.shared.telemetry.clone(),
+            clock: self.shared.clock.clone(),
+        };
+        lifecycle.spawn("announcer", announcer.run(durable));
+        Ok(StartedLedger {
+            ledger,
+            committer,
+            caught_up,
+        })
+    }
+
+    fn start_janitor(&self, js: &jetstream::Context, ledger: &Ledger, settings: &Settings, lifecycle: &Lifecycle) {
+        let janitor = Janitor {
+            js: js.clone(),
+            region: self.region.clone(),
+            clock: self.shared.clock.clone(),
+            ledger: ledger.clone(),
+            keep: Duration::from_secs(settings.keep_s),
+            remember: Duration::from_secs(settings.remember_s),
+        };
+        lifecycle.spawn_endless("janitor", janitor.run());
     }
 }
 
-/// How long a ledger that cannot be read is left alone.
+/// The pause before a failed read of the ledger is retried.
 const RETRY_LEDGER_READ_AFTER: Duration = Duration::from_secs(1);
 
-/// The lanes, before they run.
-struct Pulling {
+/// The lanes of a station, before they are pulled from.
+struct Lanes {
     js: jetstream::Context,
     pipeline: Arc<Pipeline>,
     ledger: Ledger,
     presence: Presence,
+    /// Set once the lanes are pulled from.
     ready: watch::Sender<bool>,
     in_flight: usize,
 }
 
-impl Pulling {
-    /// Pulls from every lane once everything it needs is there.
-    async fn run(self, needed: Vec<watch::Receiver<bool>>, lifecycle: Lifecycle) {
+impl Lanes {
+    /// Pulls from every lane once each of `needed` is true.
+    async fn run(self, needed: Vec<watch::Receiver<bool>>) {
+        let lifecycle = &self.pipeline.lifecycle;
         for mut needed in needed {
             tokio::select! {
                 ready = needed.wait_for(|ready| *ready) => if ready.is_err() { return },
                 () = lifecycle.finishing() => return,
             }
         }
-        while let Err(error) = ledger::publish_left_over(&self.js, &self.ledger).await {
-            tracing::error!(%error, "receipts of a former run cannot be read");
+        while let Err(error) = ledger::publish_unsent(&self.js, &self.ledger).await {
+            tracing::error!(%error, "unpublished receipts of a previous run cannot be read; retrying");
             tokio::select! {
                 () = tokio::time::sleep(RETRY_LEDGER_READ_AFTER) => (),
                 () = lifecycle.finishing() => return,
@@ -190,11 +223,11 @@ impl Pulling {
         tracing::info!(region = %self.pipeline.region, jobs_remembered = self.ledger.jobs(), "ready to pull");
         self.ready.send_replace(true);
         let returns = ReturnQueue::start();
-        let (pace, keeping) = Pace::new();
-        lifecycle.spawn_endless("pace", keeping);
+        let (pace, adjusting) = Pace::new();
+        lifecycle.spawn_endless("pace", adjusting);
         let pullers = lane_pullers(self.in_flight, &self.presence, &pace)
             .into_iter()
-            .map(|puller| puller.run(self.pipeline.clone(), returns.clone(), lifecycle.clone()));
+            .map(|puller| puller.run(self.pipeline.clone(), returns.clone()));
         futures::future::join_all(pullers).await;
     }
 }

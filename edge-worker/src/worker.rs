@@ -3,8 +3,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use shared::{
-    app::{App, seal_name},
-    channel::Provider,
+    app::App,
     clock::Clock,
     id::Region,
     lifecycle::Lifecycle,
@@ -15,7 +14,7 @@ use shared::{
         time::Timekeeper,
         topology,
     },
-    seal::{MeshKey, SealError},
+    seal::MeshKey,
     telemetry::{Telemetry, metric::Endpoint},
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -24,7 +23,7 @@ use crate::{
     admin::Admin,
     config::Settings,
     presence::Rank,
-    providers::{ApnsAccount, BadCredential, EndpointState, FcmAccount, Providers, Why},
+    providers::{BadCredential, EndpointState, Providers, Why},
     quota::Quotas,
     start_error::StartError,
     station::{Shared, Station},
@@ -53,11 +52,12 @@ impl EdgeWorker {
         let js = connect::jetstream(client.clone());
         topology::wait_for_region(&js, &region).await?;
         let (clock, keeper) = Timekeeper::new(client.clone(), region.clone(), clock);
-        keeper.look().await;
+        keeper.synchronize().await;
         lifecycle.spawn_endless("time", keeper.run());
         let config = Config::default();
         lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
-        let providers = Arc::new(Providers::new(&settings.providers, clock.clone())?.with_quotas());
+        let providers = Providers::new(&settings.providers, clock.clone())?;
+        let providers = Arc::new(providers.with_allowances().with_bulkheads(settings.in_flight));
         let (known, configured) = watch::channel(false);
         lifecycle.spawn_endless("endpoints", providers.watch());
         lifecycle.spawn_endless("ways", show_ways(providers.clone(), telemetry.clone()));
@@ -265,33 +265,12 @@ async fn keep_configured(providers: Arc<Providers>, config: Config, mesh_key: Me
 
 #[derive(Debug, thiserror::Error)]
 enum Unusable {
-    #[error("{0}: {1}")]
-    Sealed(&'static str, SealError),
     #[error(transparent)]
-    Bad(#[from] BadCredential),
+    Stored(#[from] shared::app::BadCredential),
+    #[error(transparent)]
+    Refused(#[from] BadCredential),
 }
 
 fn configure(providers: &Providers, app: &App, mesh_key: &MeshKey) -> Result<(), Unusable> {
-    let apns = app.apns.as_ref().map(|credential| {
-        let private_key = mesh_key
-            .open(&seal_name(&app.id, Provider::Apns), &credential.private_key)
-            .map_err(|error| Unusable::Sealed("apns.private_key", error))?;
-        Ok::<_, Unusable>(ApnsAccount {
-            team_id: credential.team_id.clone(),
-            key_id: credential.key_id.clone(),
-            topic: credential.topic.clone(),
-            private_key,
-        })
-    });
-    let fcm = app.fcm.as_ref().map(|credential| {
-        let service_account = mesh_key
-            .open(&seal_name(&app.id, Provider::Fcm), &credential.service_account)
-            .map_err(|error| Unusable::Sealed("fcm.service_account", error))?;
-        Ok::<_, Unusable>(FcmAccount {
-            project_id: credential.project_id.clone(),
-            service_account,
-        })
-    });
-    providers.configure(&app.id, apns.transpose()?, fcm.transpose()?)?;
-    Ok(())
+    Ok(providers.configure(&app.id, app.credentials(mesh_key)?)?)
 }

@@ -1,6 +1,6 @@
-//! The gateway's settings. `config.default.toml` says what each means.
+//! The gateway's settings. `config.default.toml` explains each of them.
 //!
-//! They are put together from the rooms' own settings, so they stand beside the program: no room knows them whole.
+//! Each room declares its own settings. No room knows all of them, so they are put together here, beside the program.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use shared::{
     nats::{
         connect::Nats,
-        topology::{HUB, Here},
+        topology::{HUB, RegionSettings},
     },
     seal::{MeshKey, SealError},
     secret::Secret,
@@ -21,41 +21,41 @@ pub use crate::{doors::http::api::Limits, records::alerts::AlertSettings};
 /// The defaults, with an explanation of every key.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
 
-/// Everything that can be set.
+/// All settings of the gateway.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Where HTTP is served.
+    /// The address on which HTTP is served.
     pub listen: SocketAddr,
     /// The mesh's secret in base64.
     pub mesh_key: Secret,
-    /// Seconds for requests in flight to finish at the end.
+    /// How long requests in flight may take to finish at shutdown, in seconds.
     pub grace_s: u64,
-    /// The region's servers.
+    /// The region's NATS servers and the credentials for them.
     pub nats: Nats,
-    /// The mesh as this region sees it.
-    pub mesh: Here,
-    /// What a caller may ask for.
+    /// The region of this gateway and the durability of its streams.
+    pub mesh: RegionSettings,
+    /// Limits on requests.
     pub limits: Limits,
-    /// How developers are told of dead letters.
+    /// How developers are alerted to dead letters.
     pub alerts: AlertSettings,
-    /// Where telemetry goes.
+    /// Log format, metrics and the collector of spans.
     pub telemetry: telemetry::Settings,
 }
 
-/// A setting that has the right type and still cannot be.
+/// A setting that has the right type but an unusable value.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// The mesh key is missing or broken.
+    /// The mesh key is missing or malformed.
     #[error("mesh_key (PEAL_MESH_KEY): {0}")]
     MeshKey(#[from] SealError),
-    /// A limit would let nothing through.
+    /// A limit of zero would refuse every request.
     #[error("limits.{0} must be at least 1")]
     Zero(&'static str),
     /// A region has the hub's name.
-    #[error("mesh.region must not be {HUB:?}, which is the hub's own name")]
+    #[error("mesh.region must not be {HUB:?}, which is reserved for the hub")]
     Hub,
-    /// The share of traced notifications is no share.
+    /// The share of traced notifications is not between 0 and 1.
     #[error("telemetry.sample_ratio must be between 0 and 1")]
     Ratio,
 }
@@ -69,7 +69,7 @@ impl Settings {
         settings::load(DEFAULTS, file)
     }
 
-    /// Checks what the types do not, and reads the mesh key.
+    /// Checks the rules that the types do not express, and decodes the mesh key.
     pub(crate) fn check(&self) -> Result<MeshKey, Unusable> {
         let limits = [
             ("body_bytes", self.limits.body_bytes),
@@ -90,7 +90,7 @@ impl Settings {
         Ok(MeshKey::from_base64(self.mesh_key.reveal())?)
     }
 
-    /// Time for requests in flight to finish at the end.
+    /// How long requests in flight may take to finish at shutdown.
     pub fn grace(&self) -> Duration {
         Duration::from_secs(self.grace_s)
     }
@@ -105,14 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_lack_nothing_but_the_key() {
+    fn the_defaults_are_complete_except_for_the_mesh_key() {
         let settings = Settings::load(None).unwrap();
         assert_eq!(settings.limits.recipients, 1000);
         assert!(matches!(settings.check(), Err(Unusable::MeshKey(SealError::Key))));
     }
 
     #[test]
-    fn a_misspelt_key_is_refused_by_name() {
+    fn the_error_for_a_misspelt_key_names_the_key() {
         let error = from("lisden = 1").unwrap_err().to_string();
         assert!(error.contains("lisden"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! What every room works with.
+//! The state that all rooms share.
 
 use async_nats::jetstream;
 use shared::{
@@ -10,7 +10,7 @@ use shared::{
     telemetry::Telemetry,
 };
 
-/// What a running gateway knows of its mesh, and how it reaches it.
+/// A running gateway's knowledge of its mesh, and its connection to it.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) here: Region,
@@ -23,8 +23,8 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Whether keys and homes are known. Without them a good key would be refused, and a recipient's job would go to
-    /// the wrong region.
+    /// Whether API keys and homes are loaded. Without them a valid key would be refused, and a recipient's job would be
+    /// published to the wrong region.
     pub(crate) fn is_informed(&self) -> bool {
         self.directory.is_loaded() && self.config.is_loaded()
     }
@@ -33,12 +33,12 @@ impl Context {
         self.config.tenants().regions.contains_key(region)
     }
 
-    /// Every region of the mesh, this one too, in the order of their names.
+    /// Every region of the mesh, including this one, in alphabetical order.
     pub(crate) fn regions(&self) -> Vec<Region> {
         self.config.tenants().regions.keys().cloned().collect()
     }
 
-    /// The home of `key`, registered or not: an unregistered recipient's facts are at `default` and nowhere else.
+    /// The home of `key`. Facts of a recipient without a registered home are at `default` and nowhere else.
     pub(crate) fn home_or(&self, key: &RecipientKey, default: &Region) -> Region {
         self.directory.home(key).unwrap_or_else(|| default.clone())
     }

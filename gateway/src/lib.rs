@@ -57,13 +57,13 @@ pub enum StartError {
     /// NATS cannot be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The region's streams could not be made.
+    /// The region's streams cannot be created or changed.
     #[error(transparent)]
     Topology(#[from] ApplyError),
-    /// It was told to end while it waited for the mesh.
-    #[error("ended before this region was in the mesh")]
+    /// The process was asked to finish while it waited for the mesh.
+    #[error("stopped before the hub's configuration listed this region")]
     Finishing,
-    /// No HTTP client can be made.
+    /// The HTTP client for alerts cannot be built.
     #[error("http client: {0}")]
     Http(#[from] reqwest::Error),
     /// The address to listen on is taken or not allowed.
@@ -72,9 +72,9 @@ pub enum StartError {
 }
 
 impl Gateway {
-    /// Connects, waits until the hub has said which regions there are, makes this region's streams match, and serves.
-    /// Requests are answered with 503 until the directory and the configuration have been read; [`Gateway::is_ready`]
-    /// tells.
+    /// Connects, waits until the hub's configuration lists this region, makes the region's streams match, and serves.
+    /// Requests are answered with 503 until the directory and the configuration are loaded; see
+    /// [`Gateway::is_ready`].
     ///
     /// # Errors
     /// When a setting cannot be used, NATS cannot be reached or refuses, or the address is taken.
@@ -95,7 +95,7 @@ impl Gateway {
 
         let here = settings.mesh.region.clone();
         let (clock, keeper) = Timekeeper::new(js.client(), here.clone(), clock);
-        keeper.look().await;
+        keeper.synchronize().await;
         lifecycle.spawn_endless("time", keeper.run());
         let (recorder, writer) = recorder::pair(js.clone(), here.clone(), name);
         let receipts = Receipts::new(js.clone(), settings.limits.status_notifications);
@@ -122,7 +122,7 @@ impl Gateway {
         lifecycle.spawn_endless("alerts", alerts.run());
         lifecycle.spawn_endless("canary", canary::run(Arc::clone(&context), readiness.clone()));
         lifecycle.spawn_endless("receipts", receipts.clone().follow());
-        // Records are taken until the last request is answered.
+        // The recorder accepts records until the last request is answered.
         let answered = CancellationToken::new();
         lifecycle.spawn_job(writer.run(answered.clone()));
         let api = Api {
@@ -152,18 +152,18 @@ impl Gateway {
         Ok(Self { addr, readiness })
     }
 
-    /// Where HTTP is served.
+    /// The address on which HTTP is served.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Whether requests are served at this moment; what `/readyz` says.
+    /// Whether the gateway can serve requests now; the same as `ready` in the answer of `/readyz`.
     pub fn is_ready(&self) -> bool {
         self.readiness.missing().is_empty()
     }
 }
 
-/// The jobs, as recipient and body, that a request to send with this body would become; `None` if it is refused.
+/// The jobs, as recipient and body, that `POST /v1/notifications` would make of this body; `None` if it is refused.
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub fn jobs(body: &[u8]) -> Option<Vec<(shared::id::RecipientId, bytes::Bytes)>> {

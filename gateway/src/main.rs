@@ -1,4 +1,4 @@
-//! The gateway.
+//! `peal-gateway`: the gateway and the commands of its operators.
 
 use std::{
     io::{self, Write},
@@ -12,11 +12,11 @@ use gateway::{documents, program};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Takes notifications over HTTP and publishes them to `JetStream`.
+/// Accepts notifications over HTTP and publishes them to `JetStream`.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// TOML file whose settings replace the defaults; variables `PEAL_…` replace both.
+    /// A TOML file with settings, which override the defaults; environment variables `PEAL_…` override both.
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -25,14 +25,14 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve; the default.
+    /// Serve requests; this is the default command.
     Run,
-    /// Make the apps of a file known to the mesh, and print the API keys that were issued.
+    /// Write the regions and apps of a file to the mesh, and print the API keys that were issued.
     Provision {
-        /// TOML with `[[app]]` entries.
+        /// A TOML file with `[region.<name>]` and `[[app]]` entries.
         file: PathBuf,
     },
-    /// Print the `AsyncAPI` document of what services publish and read.
+    /// Print the `AsyncAPI` document of the messages that services publish and read.
     Asyncapi,
     /// Print the `OpenAPI` document of the HTTP API.
     Openapi,

@@ -1,4 +1,4 @@
-//! The gateway as a program: settings in, exit code out.
+//! The commands of the program `peal-gateway`: each loads the settings and returns an exit code.
 
 use std::{
     error::Error,
@@ -21,10 +21,10 @@ use crate::{
     provision,
 };
 
-/// Bad settings: `EX_CONFIG` of sysexits.h. Repeating without a change of settings is useless.
+/// Exit code for bad settings: `EX_CONFIG` of sysexits.h. A restart does not help until the settings are changed.
 pub const BAD_SETTINGS: u8 = 78;
 
-/// Serves until a signal ends it. Success means that every request under way was answered.
+/// Serves until a signal ends the process. Success means that every request in progress was answered.
 pub async fn run(config: Option<&Path>) -> ExitCode {
     let settings = match load(config) {
         Ok(settings) => settings,
@@ -33,15 +33,15 @@ pub async fn run(config: Option<&Path>) -> ExitCode {
     match serve(settings).await {
         Ok(End::Clean) => ExitCode::SUCCESS,
         Ok(end) => {
-            tracing::error!(?end, "left unfinished");
+            tracing::error!(?end, "stopped before every request was answered");
             ExitCode::FAILURE
         }
         Err(error) => failed(error.as_ref()),
     }
 }
 
-/// Makes the apps of `file` known to the mesh, and prints the API keys that were issued: app, scopes and key, between
-/// tabs. They are kept nowhere.
+/// Writes the regions and apps of `file` to the mesh, and prints the API keys that were issued: app, scopes and key,
+/// separated by tabs. The text of a key is not stored anywhere.
 pub async fn provision(config: Option<&Path>, file: &Path) -> ExitCode {
     let settings = match load(config) {
         Ok(settings) => settings,

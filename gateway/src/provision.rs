@@ -1,6 +1,6 @@
-//! Making apps known to the mesh: credentials sealed, API keys issued, both written at the hub.
+//! Writes regions and apps to the hub's configuration: seals credentials, and issues API keys.
 //!
-//! A command of the program that an operator runs at the hub, not a part of the gateway that serves: it knows no room.
+//! An operator runs this command at the hub. It is not a part of the serving gateway, so it uses none of its rooms.
 
 use std::{
     collections::BTreeMap,
@@ -30,16 +30,16 @@ use shared::{
     site::Site,
 };
 
-/// An app with its credentials in the clear.
+/// An app with its credentials in clear text.
 #[derive(Debug, Clone)]
 pub struct NewApp {
-    /// Its name.
+    /// The name of the app.
     pub id: AppId,
-    /// The home of recipients that none was registered for.
+    /// The home of recipients without a registered home.
     pub default_region: Region,
-    /// The one region that its data must not leave.
+    /// The region that the app's data must not leave, if there is one.
     pub residency: Option<Region>,
-    /// What is done with a delivery of which it is not known whether it was sent, by channel.
+    /// How to treat a delivery that may or may not have been sent, by channel.
     pub ambiguity: BTreeMap<Channel, Ambiguity>,
     /// The webhook that reports dead letters to its developers.
     pub alerts: Option<NewAlerts>,
@@ -50,47 +50,47 @@ pub struct NewApp {
 /// A webhook for alerts.
 #[derive(Debug, Clone)]
 pub struct NewAlerts {
-    /// The https URL that they are posted to.
+    /// The https URL to which alerts are posted.
     pub url: String,
     /// `whsec_` and 24 to 64 bytes in base64 (Standard Webhooks).
     pub secret: Secret,
 }
 
-/// Why an app could not be made known.
+/// Why regions or apps could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionError {
     /// The file of regions and apps cannot be used.
     #[error(transparent)]
     File(#[from] BadSettings),
     /// A region has the hub's name.
-    #[error("region: must not be {HUB:?}, which is the hub's own name")]
+    #[error("region: must not be {HUB:?}, which is reserved for the hub")]
     Hub,
-    /// An app's data would leave the region that it must not leave.
+    /// An app's data would leave the region of its residency.
     #[error("residency of {0}: {1}")]
     Residency(AppId, &'static str),
     /// A member of an app's entry breaks a rule.
     #[error("app {0}: {1}")]
     Invalid(AppId, Invalid),
-    /// A file that it names cannot be read.
+    /// A file that the file of regions and apps names cannot be read.
     #[error("cannot read {0}: {1}")]
     Read(PathBuf, io::Error),
-    /// The hub's streams could not be made.
-    #[error("the hub, which takes this from an operator who is connected to it: {0}")]
+    /// The hub's streams cannot be created or changed.
+    #[error("cannot change the hub's streams; connect to the hub as an operator: {0}")]
     Topology(#[from] ApplyError),
-    /// The hub's configuration could not be read.
+    /// The hub's configuration cannot be read.
     #[error(transparent)]
     Config(#[from] config::NotLoaded),
-    /// The hub did not say that it stored it.
+    /// The hub did not confirm that it stored an entry.
     #[error("the hub did not store {0}: {1}")]
     Write(String, NotStored),
 }
 
-/// `JetStream` at the hub, which an operator who is connected to the hub may write.
+/// `JetStream` at the hub. Only an operator who is connected to the hub may write to it.
 pub fn hub(client: Client) -> jetstream::Context {
     jetstream::with_domain(client, HUB)
 }
 
-/// Makes the hub's streams; safe to repeat.
+/// Creates or updates the hub's streams; safe to repeat.
 ///
 /// # Errors
 /// When the hub does not answer or refuses.
@@ -99,41 +99,41 @@ pub async fn prepare_hub(hub: &jetstream::Context, replicas: usize) -> Result<()
     let client = hub.client();
     let applying = unless_refused(&client, |_| true, topology::apply(hub, &wanted));
     for change in applying.await.map_err(ApplyError::from)?? {
-        tracing::info!(%change, "hub topology");
+        tracing::info!(%change, "changed the hub's streams");
     }
     Ok(())
 }
 
-/// Makes a region known to the mesh, or changes what is known of it. The others make room for it as soon as they hear.
+/// Writes a region to the hub's configuration. The gateways of the other regions then create the sources for it.
 ///
 /// # Errors
-/// When the hub did not say that it stored it, or the name is the hub's own.
+/// When the hub did not confirm that it stored the region, or the name is the hub's.
 pub async fn write_region(hub: &jetstream::Context, region: &Region, site: &Site) -> Result<(), ProvisionError> {
     if region.as_str() == HUB {
         return Err(ProvisionError::Hub);
     }
-    let unwritten = |error| ProvisionError::Write(format!("region {region}"), error);
-    config::put_region(hub, region, site).await.map_err(unwritten)
+    let not_written = |error| ProvisionError::Write(format!("region {region}"), error);
+    config::put_region(hub, region, site).await.map_err(not_written)
 }
 
-/// Seals the credentials of `app` and writes it at the hub, then issues one API key for each list of scopes. Keys that
-/// it had before stay good.
+/// Seals the credentials of `app`, writes it to the hub's configuration, and issues one API key for each list of
+/// scopes. Keys that were issued before stay valid.
 ///
 /// # Errors
-/// When the hub did not say that it stored it.
+/// When the hub did not confirm that it stored the app and the keys.
 pub async fn write_app(
     hub: &jetstream::Context,
     mesh_key: &MeshKey,
     app: &NewApp,
     keys: &[Vec<Scope>],
 ) -> Result<Vec<String>, ProvisionError> {
-    let unwritten = |error| ProvisionError::Write(format!("app {}", app.id), error);
-    config::put_app(hub, &app.seal(mesh_key)).await.map_err(unwritten)?;
+    let not_written = |error| ProvisionError::Write(format!("app {}", app.id), error);
+    config::put_app(hub, &app.seal(mesh_key)).await.map_err(not_written)?;
     let mut issued = Vec::with_capacity(keys.len());
     for scopes in keys {
         let (key, text) = ApiKey::issue(mesh_key, app.id.clone(), scopes.clone());
-        let unwritten = |error| ProvisionError::Write(format!("an API key of {}", app.id), error);
-        config::put_key(hub, &key).await.map_err(unwritten)?;
+        let not_written = |error| ProvisionError::Write(format!("an API key of {}", app.id), error);
+        config::put_key(hub, &key).await.map_err(not_written)?;
         issued.push(text);
     }
     Ok(issued)
@@ -177,8 +177,8 @@ struct AppEntry {
     alerts: Option<AlertsEntry>,
     #[serde(default)]
     keys: Vec<KeyEntry>,
-    /// By the name of the provider: the members of its credential. A member `<name>_file` names a file that has the text of
-    /// the member `<name>`.
+    /// The members of each credential, by the name of its provider. A member `<name>_file` is the path of a file with
+    /// the text of the member `<name>`.
     #[serde(flatten)]
     credentials: BTreeMap<String, Value>,
 }
@@ -196,27 +196,28 @@ struct KeyEntry {
     scopes: Vec<Scope>,
 }
 
-/// A key that was issued; its text is kept nowhere.
+/// An API key that was issued.
 #[derive(Debug)]
 pub struct Issued {
-    /// For which app.
+    /// The app that the key identifies.
     pub app: AppId,
-    /// What it may do.
+    /// The operations that the key allows.
     pub scopes: Vec<Scope>,
-    /// The key.
+    /// The key as a caller sends it: `peal_<key id>_<secret>`. It is not stored anywhere.
     pub text: String,
 }
 
-/// The regions that `file` names.
+/// The regions in `file`.
 ///
 /// # Errors
-/// When it cannot be read.
+/// When the file cannot be read or parsed.
 pub fn regions(file: &Path) -> Result<BTreeMap<Region, Site>, BadSettings> {
     settings::read(file).map(|file: File| file.region)
 }
 
-/// Makes every region and every app of `file` known. Files that it names are looked for beside it. A key is issued for each of its
-/// lists of scopes for which the app has no key yet, so that repeating changes nothing.
+/// Writes every region and every app in `file` to the hub's configuration. Paths in it are relative to its folder. A
+/// key is issued for each of an app's lists of scopes, unless the app has such a key already: repeating changes
+/// nothing.
 ///
 /// # Errors
 /// When a file cannot be used, or the hub does not answer or refuses.
@@ -227,7 +228,7 @@ pub async fn run(
     file: &Path,
 ) -> Result<Vec<Issued>, ProvisionError> {
     let read: File = settings::read(file)?;
-    let beside = file.parent().unwrap_or(Path::new("."));
+    let folder = file.parent().unwrap_or(Path::new("."));
     let hub = hub(client);
     prepare_hub(&hub, replicas).await?;
     let known = config::read(&hub).await?;
@@ -243,7 +244,7 @@ pub async fn run(
             .map(|key| key.scopes.clone())
             .filter(|scopes| !has_key(&known, &entry.id, scopes))
             .collect();
-        let app = entry.load(beside)?;
+        let app = entry.load(folder)?;
         let texts = write_app(&hub, mesh_key, &app, &missing).await?;
         issued.extend(missing.into_iter().zip(texts).map(|(scopes, text)| Issued {
             app: app.id.clone(),
@@ -254,7 +255,8 @@ pub async fn run(
     Ok(issued)
 }
 
-/// The workers of a region that helps hold the facts and the work of the one it helps.
+/// An app with a residency must live in a region without helpers: the workers of a helper hold copies of the facts and
+/// jobs of the region that it helps.
 fn check_residency(read: &File, known: &Tenants) -> Result<(), ProvisionError> {
     let resident = read
         .app
@@ -290,11 +292,11 @@ fn has_key(known: &Tenants, app: &AppId, scopes: &[Scope]) -> bool {
 }
 
 impl AppEntry {
-    fn load(self, beside: &Path) -> Result<NewApp, ProvisionError> {
+    fn load(self, folder: &Path) -> Result<NewApp, ProvisionError> {
         let alerts = match self.alerts {
             Some(alerts) => Some(NewAlerts {
                 url: alerts.url,
-                secret: text(beside, &alerts.secret_file)?.trim().to_owned().into(),
+                secret: text(folder, &alerts.secret_file)?.trim().to_owned().into(),
             }),
             None => None,
         };
@@ -306,7 +308,7 @@ impl AppEntry {
             let Value::Object(members) = members else {
                 return Err(invalid(Invalid::new("", "must be a table")));
             };
-            let members = read_files(beside, members)?;
+            let members = read_files(folder, members)?;
             credentials.push(Credential::read(provider, members).map_err(invalid)?);
         }
         Ok(NewApp {
@@ -320,17 +322,17 @@ impl AppEntry {
     }
 }
 
-/// Puts the text of the file in the place of each member that names one.
-fn read_files(beside: &Path, members: Map<String, Value>) -> Result<Map<String, Value>, ProvisionError> {
+/// Replaces each member `<name>_file` with a member `<name>`, which has the text of the file.
+fn read_files(folder: &Path, members: Map<String, Value>) -> Result<Map<String, Value>, ProvisionError> {
     let read = |(name, value): (String, Value)| match (name.strip_suffix("_file"), &value) {
-        (Some(member), Value::String(path)) => Ok((member.to_owned(), text(beside, Path::new(path))?.into())),
+        (Some(member), Value::String(path)) => Ok((member.to_owned(), text(folder, Path::new(path))?.into())),
         _ => Ok((name, value)),
     };
     members.into_iter().map(read).collect()
 }
 
-fn text(beside: &Path, path: &Path) -> Result<String, ProvisionError> {
-    let path = beside.join(path);
+fn text(folder: &Path, path: &Path) -> Result<String, ProvisionError> {
+    let path = folder.join(path);
     fs::read_to_string(&path).map_err(|error| ProvisionError::Read(path, error))
 }
 
@@ -339,7 +341,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn data_that_must_stay_is_not_given_to_helpers() {
+    fn residency_is_refused_for_a_region_with_helpers() {
         let app = "[[app]]\nid = \"shop\"\ndefault_region = \"eu\"\nresidency = \"eu\"\n";
         let file = |text: &str| settings::load::<File>(text, None).unwrap();
         let refused = |text: &str, known: &Tenants| check_residency(&file(text), known).unwrap_err().to_string();
@@ -363,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_apps_is_read_with_the_files_it_names() {
+    fn credentials_are_read_from_the_files_that_the_entry_names() {
         let dir = std::env::temp_dir().join(format!("peal-provision-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("key.p8"), "PEM").unwrap();

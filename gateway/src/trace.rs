@@ -9,9 +9,9 @@ pub(crate) enum Trace {
     /// The request is not traced.
     #[default]
     None,
-    /// The caller does not sample, or spans of ours would go nowhere: the caller's `traceparent` goes on unchanged.
+    /// The caller does not sample, or this gateway exports no spans: the caller's `traceparent` is passed on unchanged.
     Forwarded(String),
-    /// It is recorded; the context holds the request's span.
+    /// The trace is recorded; the context holds the request's span.
     Recorded(Context),
 }
 

@@ -38,8 +38,8 @@ fn the_example_is_a_valid_job() {
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Nats-Msg-Id", "order-42-shipped");
     let payload = br#"{"recipient":"ann","push":{"title":"Shipped","body":"Your order is on its way."}}"#;
-    for word in ["order-42-shipped", "Shipped", "Your order is on its way."] {
-        assert!(DOCUMENT.contains(word), "the example changed; change this test with it");
+    for text in ["order-42-shipped", "Shipped", "Your order is on its way."] {
+        assert!(DOCUMENT.contains(text), "the example changed; change this test with it");
     }
     let now = jiff::Timestamp::UNIX_EPOCH;
     let here = "eu".parse().expect("a region");

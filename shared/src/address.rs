@@ -190,9 +190,8 @@ mod tests {
     fn the_id_depends_on_what_the_address_is_and_not_on_how_it_was_written() {
         let app = "shop".parse().unwrap();
         let of = |target| Address::new(&app, target, Timestamp::UNIX_EPOCH).id;
-        let apns = |token: &str| {
-            Target::Apns(apns::Target::new(token.into(), Kind::Device, Environment::Production, None).unwrap())
-        };
+        let apns =
+            |token: &str| Target::Apns(apns::Target::new(token, Kind::Device, Environment::Production, None).unwrap());
         assert_eq!(of(apns("AB12")), of(apns("ab12")));
         assert_ne!(
             of(apns("ab12")),

@@ -231,7 +231,7 @@ mod tests {
         assert!(!stored.contains("TEAM") && !format!("{credential:?}").contains("top-secret"));
         let read: App = serde_json::from_str(&stored).unwrap();
         assert_eq!(read, app);
-        assert_eq!(read.credentials(&key()).unwrap(), [credential.clone()]);
+        assert_eq!(read.credentials(&key()).unwrap(), std::slice::from_ref(&credential));
         let other = App {
             id: "bank".parse().unwrap(),
             ..read

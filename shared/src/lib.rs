@@ -25,4 +25,6 @@ pub mod secret;
 pub mod settings;
 pub mod site;
 pub mod telemetry;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tolerant;

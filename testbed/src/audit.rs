@@ -30,11 +30,11 @@ pub struct Delivered {
     pub region: String,
     /// The region whose worker did it, if that helped.
     pub by: Option<Region>,
-    /// When its worker had the answer, milliseconds since 1970.
+    /// When its worker had the answer, milliseconds since the epoch.
     pub at_ms: i64,
 }
 
-/// What the streams of every region say.
+/// What the streams of every region hold.
 #[derive(Debug)]
 pub struct Audit {
     /// All of it.
@@ -54,7 +54,7 @@ impl Audit {
         Ok(Self { report })
     }
 
-    /// The states that the receipts of all regions say of each delivery, in order.
+    /// The states of each delivery by the receipts of all regions, in order.
     ///
     /// # Errors
     /// When a region does not answer.
@@ -67,7 +67,7 @@ impl Audit {
         Ok(deliveries)
     }
 
-    /// Every delivery of which a receipt says that the provider took it, once.
+    /// Every delivery that a receipt reports as delivered, once.
     ///
     /// # Errors
     /// When a region does not answer.
@@ -90,7 +90,7 @@ impl Audit {
         Ok(delivered.into_values().collect())
     }
 
-    /// When each job was stored where its recipient lives, milliseconds since 1970.
+    /// When each job was stored where its recipient lives, milliseconds since the epoch.
     ///
     /// # Errors
     /// When a region does not answer.

@@ -1,4 +1,4 @@
-//! The testbed as a program: the demo, the benchmark, the simulators.
+//! The testbed's program: the demo, the benchmark, the fault scenarios and the simulators.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Debug, Parser)]
-#[command(version, about = "Tries Peal on this machine")]
+#[command(version, about = "Tests Peal on this machine")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -18,15 +18,15 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Starts a mesh of two regions, sends notifications, and shows what became of each.
+    /// Starts a mesh of two regions, sends notifications, and shows the result of each.
     Demo(demo::DemoArgs),
-    /// Measures Peal against what its parts can do.
+    /// Measures Peal against the limits of its parts.
     Bench(bench::BenchArgs),
-    /// Breaks a mesh in every way there is, and checks that nothing is lost.
+    /// Makes faults in a mesh, and checks that nothing is lost.
     Faults(faults::FaultsArgs),
     /// Simulates APNs and FCM for any client.
     Simulate(simulate::SimulateArgs),
-    /// Pushes with Peal's own APNs client to any server.
+    /// Sends pushes to any server with Peal's own APNs client.
     #[command(hide = true)]
     Push(push::PushArgs),
     /// Runs a gateway.

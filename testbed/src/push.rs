@@ -2,17 +2,17 @@
 
 use std::{collections::BTreeMap, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-use edge_worker::providers::{self, ApnsAccount, Attempt, Attempted, Message, Outcome, Providers, apns};
+use edge_worker::providers::{self, Attempt, Attempted, Message, Outcome, Providers, Renditions, apns};
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use serde_json::json;
 use shared::{
-    channel::{Channel, Class, Provider},
     clock::Clock,
-    id::{AddressId, AppId, EventId, JobId, NotificationId},
-    job::{Body, Job},
-    push::Push,
-    recipient::{Address, AddressKind, Environment, Token},
+    content::push::Push,
+    id::AppId,
+    job::Job,
+    provider::{self, Credential, Provider},
+    testing,
 };
 
 use crate::providers::ApnsKey;
@@ -59,14 +59,18 @@ pub async fn run(args: PushArgs) -> anyhow::Result<ExitCode> {
     let providers = Providers::new(&settings, clock.clone())?;
     let app: AppId = "shop".parse()?;
     let key = ApnsKey::generate("PEALTEAM01", "PEALKEY001")?;
-    let account = ApnsAccount {
+    let credential = Credential::Apns(provider::apns::Credential {
         team_id: key.team_id.clone(),
         key_id: key.key_id.clone(),
         topic: "com.example.shop".into(),
-        private_key: key.pem.clone(),
+        private_key: key.pem.clone().into(),
+    });
+    providers.configure(&app, vec![credential])?;
+    let alert = Push {
+        title: Some("x".repeat(args.text)),
+        ..Push::default()
     };
-    providers.configure(&app, Some(account), None)?;
-    let job = Arc::new(job(&app, "x".repeat(args.text), clock.now())?);
+    let job = Arc::new(testing::job(&app, "conformance", alert, clock.now()));
     let attempts: Vec<Attempted> = stream::iter(0..args.count)
         .map(|n| push(&providers, &job, n))
         .buffer_unordered(args.together.max(1))
@@ -83,17 +87,8 @@ pub async fn run(args: PushArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn push(providers: &Providers, job: &Arc<Job>, n: usize) -> Attempted {
-    let token = format!("{n:08x}");
-    let address = Address {
-        id: AddressId::of(&job.app, Provider::Apns, &token),
-        provider: Provider::Apns,
-        token: Token::new(Provider::Apns, token).expect("eight hexadecimal digits are a token"),
-        kind: AddressKind::Device,
-        environment: Environment::Production,
-        topic: None,
-        registered_at: Timestamp::UNIX_EPOCH,
-    };
-    let message = Message::render(job.clone(), Arc::default());
+    let address = testing::address(&job.app, Provider::Apns, &format!("{n:08x}"));
+    let message = Message::new(job.clone(), Renditions::default());
     let attempt = Attempt {
         app: &job.app,
         address: &address,
@@ -102,32 +97,6 @@ async fn push(providers: &Providers, job: &Arc<Job>, n: usize) -> Attempted {
         expires_at: job.expires_at(),
     };
     providers.deliver(attempt).await
-}
-
-fn job(app: &AppId, text: String, now: Timestamp) -> anyhow::Result<Job> {
-    let (event, recipient): (EventId, _) = ("conformance".parse()?, "ann".parse()?);
-    Ok(Job {
-        id: JobId::of(app, &event, &recipient, Channel::Push),
-        notification: NotificationId::of(app, &event),
-        app: app.clone(),
-        channel: Channel::Push,
-        class: Class::Normal,
-        origin: "eu".parse()?,
-        accepted_at: now,
-        attempt: 1,
-        discounted: 0,
-        remaining: None,
-        slice: None,
-        body: Body {
-            event_id: Some(event),
-            recipient,
-            category: None,
-            push: Arc::new(Push {
-                title: Some(text),
-                ..Push::default()
-            }),
-        },
-    })
 }
 
 fn name(outcome: &Outcome) -> String {

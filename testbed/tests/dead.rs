@@ -66,7 +66,7 @@ async fn developers_are_told_of_dead_letters_until_they_take_it() {
         gateway_settings: "[alerts]\nevery_s = 1".into(),
         alerts: Some(NewAlerts {
             url,
-            secret: SECRET.into(),
+            secret: SECRET.to_owned().into(),
         }),
         ..plan()
     };

@@ -1,11 +1,11 @@
-//! The edge's copy of what its region knows of recipients.
+//! The worker's copy of its region's facts about recipients.
 //!
-//! Invariant: the cache is a copy. Deleting its file costs the time to fill it, never correctness.
+//! Invariant: the cache is only a copy. Deleting its file costs the time to refill it, never correctness.
 
 mod store;
 mod sync;
 
 pub use self::{
-    store::{Became, Change, Range, Store, StoreError},
+    store::{Action, Change, Range, Store, StoreError},
     sync::{Sync, SyncError},
 };

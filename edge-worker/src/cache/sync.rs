@@ -1,4 +1,4 @@
-//! Filling the cache: follows the region's bucket from the last applied sequence.
+//! Fills the cache: follows the region's bucket from the last applied sequence.
 
 use std::time::Duration;
 
@@ -13,12 +13,15 @@ use shared::{
 };
 use tokio::sync::watch;
 
-use super::{Became, Change, Store, StoreError};
+use super::{Action, Change, Store, StoreError};
 
-/// Most facts in one transaction: large enough that sorting pays, small enough to stay below 200 MB.
+/// Large enough that sorting pays, small enough to stay below 200 MB.
 const MAX_FACTS_PER_TRANSACTION: usize = 250_000;
 
-/// Follows the bucket `recipients` into the cache.
+/// The pause before the bucket is followed again after an interruption.
+const RETRY_FOLLOW_AFTER: Duration = Duration::from_millis(200);
+
+/// Copies the bucket `recipients` into the cache.
 #[derive(Debug)]
 pub struct Sync {
     js: jetstream::Context,
@@ -27,7 +30,7 @@ pub struct Sync {
     caught_up: watch::Sender<bool>,
 }
 
-/// Why following stopped; it is tried again.
+/// Why following stopped. It is always retried.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
     /// The bucket cannot be followed.
@@ -36,8 +39,8 @@ pub enum SyncError {
     /// The cache cannot be written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A read found the cache damaged.
-    #[error("the cache was found damaged")]
+    /// A read detected that the cache is damaged.
+    #[error("the cache is damaged")]
     Damaged,
 }
 
@@ -52,62 +55,62 @@ impl Sync {
         }
     }
 
-    /// Whether the cache has seen everything the bucket held when following began.
+    /// Whether the cache holds everything that the bucket held when following began.
     pub fn caught_up(&self) -> watch::Receiver<bool> {
         self.caught_up.subscribe()
     }
 
-    /// Follows for ever.
+    /// Follows the bucket until the process ends.
     pub async fn run(self) {
         loop {
             if let Err(error) = self.follow().await {
-                tracing::info!(%error, "recipients are followed anew");
+                tracing::info!(%error, "following the recipients was interrupted; retrying");
                 if matches!(error, SyncError::Damaged | SyncError::Store(_)) {
                     self.caught_up.send_replace(false);
-                    if let Err(error) = self.store.begin_anew() {
-                        tracing::error!(%error, "cache cannot be begun anew");
+                    if let Err(error) = self.store.reset() {
+                        tracing::error!(%error, "cache cannot be replaced");
                     }
                 }
             }
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(RETRY_FOLLOW_AFTER).await;
         }
     }
 
     async fn follow(&self) -> Result<(), SyncError> {
-        let standing = follow::standing(&self.js, topology::RECIPIENTS).await?;
-        let created_at = standing.created_at.as_millisecond();
-        let resume = match self.store.standing()? {
+        let stream = follow::stream_state(&self.js, topology::RECIPIENTS).await?;
+        let created_at = stream.created_at.as_millisecond();
+        let resume = match self.store.position()? {
             None => 0,
-            Some((sequence, created)) if created == created_at && sequence <= standing.last => sequence,
+            Some((sequence, created)) if created == created_at && sequence <= stream.last => sequence,
             Some(_) => {
-                // The bucket was made anew or lost its end: its sequences mean something else now.
-                tracing::warn!("the bucket of recipients is not the one the cache copied; filling it anew");
-                self.store.begin_anew()?;
+                // The bucket was created again or lost its newest messages: its sequences now mean something else.
+                tracing::warn!("the bucket of recipients is not the one that the cache copied; refilling the cache");
+                self.store.reset()?;
                 0
             }
         };
-        if resume == standing.last {
+        if resume == stream.last {
             self.caught_up.send_replace(true);
         }
         let entries = follow::follow(&self.js, topology::RECIPIENTS, ">", resume + 1).await?;
         let mut entries = entries.ready_chunks(8192);
-        let mut waiting: Vec<Change> = Vec::new();
+        let mut changes: Vec<Change> = Vec::new();
         while let Some(chunk) = entries.next().await {
             let (mut sequence, mut pending) = (0, 0);
             for entry in chunk {
                 let entry = entry?;
                 (sequence, pending) = (entry.sequence, entry.pending);
-                waiting.extend(change(&entry));
+                changes.extend(change(&entry));
             }
             if self.store.is_damaged() {
                 return Err(SyncError::Damaged);
             }
-            // While there is more to come a transaction is worth filling; then every change is applied at once.
-            if pending > 0 && waiting.len() < MAX_FACTS_PER_TRANSACTION {
+            // While catching up, a transaction is filled; afterwards each change is applied at once.
+            if pending > 0 && changes.len() < MAX_FACTS_PER_TRANSACTION {
                 continue;
             }
-            let (store, changes) = (self.store.clone(), std::mem::take(&mut waiting));
-            tokio::task::spawn_blocking(move || store.apply(changes, sequence, created_at))
+            let (store, full) = (self.store.clone(), std::mem::take(&mut changes));
+            tokio::task::spawn_blocking(move || store.apply(full, sequence, created_at))
                 .await
                 .map_err(|_| StoreError::Damaged)??;
             self.metrics.cached(sequence);
@@ -121,12 +124,16 @@ impl Sync {
 
 fn change(entry: &Entry) -> Option<Change> {
     let key = subject::fact_key_of(&entry.subject)?.to_owned();
-    // A fact of a kind that this version does not know is left alone.
+    // A fact of a kind that this version does not know is ignored.
     subject::parse_fact_key(&key)?;
-    let became = if entry.is_removal() {
-        entry.moved().map_or(Became::Nothing, Became::TakenAlong)
+    let action = if entry.is_removal() {
+        entry.moved().map_or(Action::Remove, Action::MoveAway)
     } else {
-        Became::Fact(entry.payload.to_vec())
+        Action::Put(entry.payload.to_vec())
     };
-    Some((key, entry.sequence, became))
+    Some(Change {
+        key,
+        revision: entry.sequence,
+        action,
+    })
 }

@@ -1,4 +1,4 @@
-//! The one writer of the ledger: gathers what has been settled into group commits.
+//! The only writer of the ledger. It gathers settled jobs into group commits.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,65 +16,70 @@ use tokio::{
 
 use super::{
     Ledger, Outgoing, Record, Store, StoreError,
-    store::{Commit, Followed},
+    store::{Commit, Position},
 };
 
-/// Most settlements in one commit; more would only make the first of them wait.
+/// With more, the first of them would only wait longer.
 const MAX_SETTLEMENTS_PER_COMMIT: usize = 2048;
 
-/// Most receipts in one message. It is held in memory several times on its way, so a large one costs more than it saves.
+/// A message is held in memory several times on its way, so a larger one costs more than it saves.
 const MAX_RECEIPTS_PER_MESSAGE: usize = 128;
 
-/// What others did may wait this long to be written, so that an idle worker does not commit for each of their messages.
-const LINGER_FOLLOWED_FOR: Duration = Duration::from_millis(50);
+/// How long records of other workers wait for more, so that an idle worker does not commit each of their messages.
+const LINGER_FOLLOWED: Duration = Duration::from_millis(50);
 
-/// Own work waits so long for company: nobody waits for a receipt as for a push.
-const LINGER_OWN_FOR: Duration = Duration::from_millis(8);
+/// How long settled jobs wait for more to share their commit. The push is sent by then; only its receipt waits.
+const LINGER_OWN: Duration = Duration::from_millis(8);
 
-/// So many jobs are company enough.
-const SETTLEMENTS_COMMITTED_AT_ONCE: usize = 512;
+/// This many settled jobs are committed without waiting for more.
+const FULL_GROUP_SETTLEMENTS: usize = 512;
 
-/// After a commit that failed, until it is tried again.
+/// The pause before a failed commit is retried.
 const RETRY_COMMIT_AFTER: Duration = Duration::from_secs(1);
 
-/// Settlements to be committed, and what goes with them.
+/// What the writer is asked to do.
 enum Work<T> {
+    /// Commit a job of this worker.
     Own(Settled<T>),
+    /// Apply the stream of receipts up to `position`.
     Followed {
+        /// Records of other workers.
         records: Vec<Record>,
+        /// Numbers of own messages that the stream contains.
         sent: Vec<u64>,
-        followed: Followed,
+        position: Position,
     },
+    /// Answer when everything before is committed.
     Flush(oneshot::Sender<()>),
 }
 
-/// One job that has been worked on.
+/// One job whose pass through the pipeline is complete.
 #[derive(Debug)]
 pub struct Settled<T> {
-    /// The tenant.
+    /// The app that sent the notification.
     pub app: AppId,
-    /// Where it was accepted.
+    /// The region where the notification was accepted.
     pub origin: Region,
-    /// What happened; empty for a job that had been done before.
+    /// One per delivery that this pass settled; empty for a job that was done before.
     pub receipts: Vec<Receipt>,
-    /// Since when this worker has the job.
+    /// When this worker received the job.
     pub since: Instant,
-    /// Given back when the receipts are safe.
+    /// Returned in [`Committed`] once the receipts are durable.
     pub ticket: T,
 }
 
-/// What one group commit made safe.
+/// What one group commit made durable.
 #[derive(Debug)]
 pub struct Committed<T> {
-    /// Since when this worker has the oldest of the jobs.
+    /// When this worker received the oldest of the jobs.
     pub since: Instant,
-    /// Messages to publish.
+    /// The messages to publish.
     pub outgoing: Vec<Outgoing>,
-    /// What may be acknowledged once they are published.
+    /// The tickets of the jobs that may be acknowledged once the messages are published.
     pub tickets: Vec<T>,
 }
 
-/// Hands work to the writer. Cheap to clone.
+/// Sends work to the writer. Cheap to clone.
 #[derive(Debug)]
 pub struct Committer<T> {
     work: mpsc::Sender<Work<T>>,
@@ -88,13 +93,17 @@ impl<T> Clone for Committer<T> {
     }
 }
 
-/// The writer has ended: the process is leaving.
+/// The ledger's writer has stopped, because the process is ending.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("the ledger takes no more")]
-pub struct Gone;
+#[error("the ledger's writer has stopped")]
+pub struct WriterStopped;
 
 impl<T: Send + 'static> Committer<T> {
-    /// Starts the writer. It ends when every committer is dropped, or the file refuses; both show as the end of `out`.
+    /// Returns a committer and the task of its writer. The task ends when every committer is dropped or the receiver of
+    /// `out` is; then `out` closes.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
     pub fn new(
         ledger: &Ledger,
         region: Region,
@@ -111,31 +120,40 @@ impl<T: Send + 'static> Committer<T> {
         Ok((Self { work }, writer.run(receiver, out)))
     }
 
-    /// Commits a job that has been worked on.
+    /// Queues a job for the next commit.
     ///
     /// # Errors
-    /// [`Gone`]; the ticket is dropped.
-    pub async fn settle(&self, settled: Settled<T>) -> Result<(), Gone> {
-        self.work.send(Work::Own(settled)).await.map_err(|_| Gone)
+    /// [`WriterStopped`]; then the ticket is dropped.
+    pub async fn settle(&self, settled: Settled<T>) -> Result<(), WriterStopped> {
+        self.work.send(Work::Own(settled)).await.map_err(|_| WriterStopped)
     }
 
-    /// Applies what the stream of receipts says up to `followed`: records of others, and numbers of our own messages.
-    pub(super) async fn followed(&self, records: Vec<Record>, sent: Vec<u64>, followed: Followed) -> Result<(), Gone> {
+    /// Queues what the stream of receipts contains up to `position`: records of other workers, and the numbers of this
+    /// worker's own messages.
+    pub(super) async fn apply_followed(
+        &self,
+        records: Vec<Record>,
+        sent: Vec<u64>,
+        position: Position,
+    ) -> Result<(), WriterStopped> {
         self.work
             .send(Work::Followed {
                 records,
                 sent,
-                followed,
+                position,
             })
             .await
-            .map_err(|_| Gone)
+            .map_err(|_| WriterStopped)
     }
 
-    /// Waits until everything handed in before is committed.
-    pub async fn flush(&self) -> Result<(), Gone> {
+    /// Waits until all work that was queued before is committed.
+    ///
+    /// # Errors
+    /// [`WriterStopped`].
+    pub async fn flush(&self) -> Result<(), WriterStopped> {
         let (done, committed) = oneshot::channel();
-        self.work.send(Work::Flush(done)).await.map_err(|_| Gone)?;
-        committed.await.map_err(|_| Gone)
+        self.work.send(Work::Flush(done)).await.map_err(|_| WriterStopped)?;
+        committed.await.map_err(|_| WriterStopped)
     }
 }
 
@@ -143,15 +161,16 @@ struct Writer {
     ledger: Ledger,
     region: Region,
     clock: Clock,
+    /// The number of the next entry.
     next: u64,
 }
 
-/// Everything that goes into one commit.
+/// The work that goes into one commit.
 struct Group<T> {
     own: Vec<Settled<T>>,
     records: Vec<Record>,
     sent: Vec<u64>,
-    followed: Option<Followed>,
+    position: Option<Position>,
     flushes: Vec<oneshot::Sender<()>>,
 }
 
@@ -161,7 +180,7 @@ impl<T: Send + 'static> Group<T> {
             own: Vec::new(),
             records: Vec::new(),
             sent: Vec::new(),
-            followed: None,
+            position: None,
             flushes: Vec::new(),
         }
     }
@@ -172,24 +191,24 @@ impl<T: Send + 'static> Group<T> {
             Work::Followed {
                 records,
                 sent,
-                followed,
+                position,
             } => {
                 self.records.extend(records);
                 self.sent.extend(sent);
-                self.followed = Some(followed);
+                self.position = Some(position);
             }
             Work::Flush(done) => self.flushes.push(done),
         }
     }
 
-    /// How long this group may wait for company; `None` if not at all.
-    fn patience(&self) -> Option<Duration> {
-        if !self.flushes.is_empty() || self.own.len() >= SETTLEMENTS_COMMITTED_AT_ONCE {
+    /// How long this group may wait for more work; `None` if it must not wait.
+    fn linger(&self) -> Option<Duration> {
+        if !self.flushes.is_empty() || self.own.len() >= FULL_GROUP_SETTLEMENTS {
             None
         } else if self.own.is_empty() {
-            Some(LINGER_FOLLOWED_FOR)
+            Some(LINGER_FOLLOWED)
         } else {
-            Some(LINGER_OWN_FOR)
+            Some(LINGER_OWN)
         }
     }
 }
@@ -202,7 +221,7 @@ impl Writer {
             let more = work.recv_many(&mut received, MAX_SETTLEMENTS_PER_COMMIT).await > 0;
             received.drain(..).for_each(|work| group.add(work));
             if more {
-                self.wait_for_company(&mut group, &mut work, &mut received).await;
+                self.fill(&mut group, &mut work, &mut received).await;
             }
             let Some(committed) = self.commit(std::mem::replace(&mut group, Group::new())).await else {
                 return;
@@ -216,16 +235,16 @@ impl Writer {
         }
     }
 
-    /// A commit costs the same for one job and for a hundred.
-    async fn wait_for_company<T: Send + 'static>(
+    /// Waits a few milliseconds for more work: a commit costs the same for one job and for a hundred.
+    async fn fill<T: Send + 'static>(
         &self,
         group: &mut Group<T>,
         work: &mut mpsc::Receiver<Work<T>>,
         received: &mut Vec<Work<T>>,
     ) {
-        let begun = Instant::now();
-        while let Some(patience) = group.patience() {
-            let deadline = begun + patience;
+        let started = Instant::now();
+        while let Some(linger) = group.linger() {
+            let deadline = started + linger;
             tokio::select! {
                 count = work.recv_many(received, MAX_SETTLEMENTS_PER_COMMIT) => {
                     received.drain(..).for_each(|work| group.add(work));
@@ -236,14 +255,14 @@ impl Writer {
         }
     }
 
-    /// Writes one group, however long the disk refuses; `None` if the process is leaving.
+    /// Writes one group and retries until the disk accepts it. `None` if the process is ending.
     async fn commit<T: Send + 'static>(&mut self, group: Group<T>) -> Option<Committed<T>> {
         let number = self.next;
         let since = group.own.iter().map(|settled| settled.since).min();
         let since = since.unwrap_or_else(Instant::now);
         let mut commit = Commit {
             sent: group.sent,
-            followed: group.followed,
+            position: group.position,
             ..Commit::default()
         };
         let mut tickets = Vec::with_capacity(group.own.len());
@@ -253,7 +272,7 @@ impl Writer {
             tickets.push(settled.ticket);
         }
         let others = group.records;
-        let nothing = batches.is_empty() && others.is_empty() && commit.followed.is_none();
+        let nothing = batches.is_empty() && others.is_empty() && commit.position.is_none();
         if nothing && group.flushes.is_empty() {
             return Some(Committed {
                 since,
@@ -271,7 +290,7 @@ impl Writer {
             }
             batches.retain(|batch| !batch.receipts.is_empty());
             commit.records.extend(others.into_iter().map(|record| (record, None)));
-            chain(&ledger, number, &mut commit);
+            link(&ledger, number, &mut commit);
             commit.outgoing = batches
                 .iter()
                 .enumerate()
@@ -289,7 +308,7 @@ impl Writer {
         failpoint("worker.after-commit");
         self.next += u64::from(used);
         for done in group.flushes {
-            // Whoever asked may have stopped waiting.
+            // The caller may have stopped waiting.
             let (Ok(()) | Err(())) = done.send(());
         }
         Some(Committed {
@@ -299,16 +318,17 @@ impl Writer {
         })
     }
 
+    /// Adds the receipts of one job to a batch that they may share, or to a new one.
     fn gather(&self, batches: &mut Vec<Batch>, app: AppId, origin: Region, receipts: Vec<Receipt>) {
         if receipts.is_empty() {
             return;
         }
-        let whose = BatchKind::of(&receipts[0]);
+        let kind = BatchKind::of(&receipts[0]);
         let fits = |batch: &&mut Batch| {
             batch.app == app
                 && batch.origin == origin
                 && batch.receipts.len() < MAX_RECEIPTS_PER_MESSAGE
-                && BatchKind::of(&batch.receipts[0]) == whose
+                && BatchKind::of(&batch.receipts[0]) == kind
         };
         if let Some(batch) = batches.iter_mut().find(fits) {
             batch.receipts.extend(receipts);
@@ -327,15 +347,15 @@ impl Writer {
     }
 }
 
-/// Receipts that go in one message belong to one of these.
+/// Groups of receipts. All receipts in one message belong to the same group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BatchKind {
-    /// Jobs.
+    /// Ordinary jobs, and retries of members.
     Jobs,
-    /// Broadcasts and slices, which are asked for by the thousand and must not lie among a million others.
+    /// Broadcasts and slices. A status query reads thousands of them, so they do not share messages with a million others.
     Slices,
-    /// Jobs that came out of slices, at their first attempt. Their slice counts them where the broadcast was accepted, so
-    /// they stay here: a million need not travel.
+    /// First attempts of the members of slices. The origin counts them by their slice's receipt, so these stay in this
+    /// region and a million of them need not travel.
     Members,
 }
 
@@ -362,27 +382,27 @@ fn record(receipt: &Receipt) -> Record {
     }
 }
 
-/// Whether nobody else has settled this delivery meanwhile. Who comes second keeps silent, so that there is one final
-/// receipt; the provider has then seen two attempts with one `apns-id`. That it has ended is news even where another
-/// attempt was parked, and spares that attempt.
+/// Whether no other worker has settled this delivery meanwhile. The second worker publishes no receipt, so that there is
+/// exactly one final receipt; the provider has then received two attempts with one `apns-id`. A final state is news even
+/// if a retry is parked, because it makes that retry unnecessary.
 fn is_news(ledger: &Ledger, receipt: &Receipt) -> bool {
     let known = ledger.look_up(receipt.job).unwrap_or_default();
     let news = match receipt.address {
         None => !known.has_outcome(),
         Some(_) if receipt.state.is_final() => known.endings(receipt.address, receipt.attempt) == 0,
-        Some(address) => !known.has(address, receipt.attempt),
+        Some(address) => !known.is_done(address, receipt.attempt),
     };
     if !news {
-        tracing::warn!(job = %receipt.job, attempt = receipt.attempt, "another worker settled this delivery too");
+        tracing::warn!(job = %receipt.job, attempt = receipt.attempt, "another worker settled this delivery first; no receipt is published");
     }
     news
 }
 
-/// Says in each record which entry spoke of its job before.
-fn chain(ledger: &Ledger, number: u64, commit: &mut Commit) {
+/// Links each record to the previous entry that mentions its job.
+fn link(ledger: &Ledger, number: u64, commit: &mut Commit) {
     let index = ledger.index.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-    for (record, before) in &mut commit.records {
-        *before = index.last(record.job).filter(|before| *before != number);
+    for (record, previous) in &mut commit.records {
+        *previous = index.newest(record.job).filter(|previous| *previous != number);
     }
 }
 
@@ -399,14 +419,14 @@ fn outgoing(entry: u64, at: usize, batch: &Batch) -> Outgoing {
     }
 }
 
-/// Writes until it succeeds: a full disk has room again some day, and until then nothing is acknowledged.
+/// Retries until the write succeeds: somebody will free a full disk, and until then no job is acknowledged.
 fn write(store: &Arc<Store>, number: u64, now: i64, commit: &Commit) {
     while let Err(error) = store.commit(number, now, commit) {
-        tracing::error!(%error, "ledger cannot be written; nothing is acknowledged meanwhile");
+        tracing::error!(%error, "ledger cannot be written; retrying, and no job is acknowledged meanwhile");
         #[expect(clippy::disallowed_methods, reason = "runs on a thread for blocking work")]
         std::thread::sleep(RETRY_COMMIT_AFTER);
         if let Err(error) = store.reopen() {
-            tracing::error!(%error, "ledger cannot be opened again");
+            tracing::error!(%error, "ledger cannot be reopened");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where in the ledger's file the records of a job are.
+//! Finds the records of a job in the ledger's file.
 
 use std::collections::HashMap;
 
@@ -6,16 +6,17 @@ use shared::id::JobId;
 
 use super::{Store, StoreError};
 
-/// For each job the newest entry that speaks of it; entries know their predecessor. 10 bytes a job at full load, up to
-/// 20 after growing.
+/// Maps each job to the newest entry that mentions it; each record links to the entry before. It needs 10 bytes per job
+/// when the table is full, and up to 20 after it has grown.
 ///
-/// The key is a part of the job's id. Two jobs that share it share a chain of entries (among 100 million jobs one in
-/// forty); the records themselves carry the whole id, so neither is taken for the other.
+/// The key is a part of the job's id. Two jobs with the same key share a chain of entries (one in forty among 100 million
+/// jobs). The records contain the whole id, so they are never confused.
 #[derive(Debug, Default)]
 pub struct Index {
-    /// The low half of each entry's number. No two entries that are remembered are 2^32 apart: that would be months.
-    entries: HashMap<u32, u32, std::hash::BuildHasherDefault<Spread>>,
-    newest: u64,
+    /// The low half of each entry's number. Entries that are 2^32 apart are months apart, and the older one is pruned.
+    entries: HashMap<u32, u32, std::hash::BuildHasherDefault<KeyHasher>>,
+    /// The highest number of all entries.
+    highest: u64,
 }
 
 impl Index {
@@ -27,57 +28,57 @@ impl Index {
         Ok(index)
     }
 
-    /// The newest entry that speaks of `job`, or of one that shares its key.
-    pub fn last(&self, job: JobId) -> Option<u64> {
-        self.entries.get(&key(job)).map(|low| self.whole(*low))
+    /// The newest entry that mentions `job`, or a job with the same key.
+    pub fn newest(&self, job: JobId) -> Option<u64> {
+        self.entries.get(&key(job)).map(|low| self.full_number(*low))
     }
 
-    /// Makes `entry`, which no entry before it is newer than, the newest that speaks of `job`; returns its predecessor.
+    /// Records that `entry` is the newest entry that mentions `job`, and returns the previous one.
     pub fn replace(&mut self, job: JobId, entry: u64) -> Option<u64> {
-        self.newest = self.newest.max(entry);
-        let before = self.entries.insert(key(job), low(entry));
-        before.map(|before| self.whole(before))
+        self.highest = self.highest.max(entry);
+        let previous = self.entries.insert(key(job), low_half(entry));
+        previous.map(|low| self.full_number(low))
     }
 
-    /// Forgets `job` unless something newer than `entry` speaks of it.
+    /// Removes `job` unless an entry newer than `entry` mentions it.
     pub fn forget(&mut self, job: JobId, entry: u64) {
-        if self.last(job) == Some(entry) {
+        if self.newest(job) == Some(entry) {
             self.entries.remove(&key(job));
         }
     }
 
-    /// Jobs remembered.
+    /// The number of jobs.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether nothing is remembered.
+    /// Whether there are no jobs.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The number of an entry: the newest one's, less how far it is behind.
-    fn whole(&self, entry: u32) -> u64 {
-        self.newest - u64::from(low(self.newest).wrapping_sub(entry))
+    /// The number whose low half is `low`: the highest number, minus the distance to it.
+    fn full_number(&self, low: u32) -> u64 {
+        self.highest - u64::from(low_half(self.highest).wrapping_sub(low))
     }
 }
 
-/// The end of a job's id, which is a digest, and has no fixed bits there.
+/// The last four bytes of a job's id, which is a digest and has no fixed bits there.
 pub(super) fn key(job: JobId) -> u32 {
-    low(job.0.as_u64_pair().1)
+    low_half(job.0.as_u64_pair().1)
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the low half is what is asked for")]
-fn low(number: u64) -> u32 {
+#[expect(clippy::cast_possible_truncation, reason = "the low half is wanted")]
+fn low_half(number: u64) -> u32 {
     number as u32
 }
 
-/// Keys are parts of a digest; they are only to fill a whole word, of which the table takes control bits from the top and
-/// its place from the bottom.
+/// Spreads a key, which is a part of a digest, over a 64-bit word: the table takes control bits from the top and the slot
+/// from the bottom.
 #[derive(Debug, Default)]
-pub(super) struct Spread(u64);
+pub(super) struct KeyHasher(u64);
 
-impl std::hash::Hasher for Spread {
+impl std::hash::Hasher for KeyHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -89,7 +90,7 @@ impl std::hash::Hasher for Spread {
     }
 
     fn write_u32(&mut self, key: u32) {
-        // 2^64 divided by the golden ratio.
+        // 2^64 divided by the golden ratio: Fibonacci hashing.
         self.0 = u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
 }
@@ -106,31 +107,31 @@ mod tests {
 
     #[test]
     fn jobs_are_spread_over_the_whole_table() {
-        const PLACES: u64 = 1 << 18;
+        const SLOTS: u64 = 1 << 18;
         let hash = |number: u64| {
-            let mut hasher = Spread::default();
+            let mut hasher = KeyHasher::default();
             hasher.write_u32(key(job(number)));
             hasher.finish()
         };
-        let taken = |part: fn(u64) -> u64| (0..PLACES).map(hash).map(part).collect::<HashSet<_>>().len();
-        // As many balls in as many bins leave 1/e of them empty.
-        assert!(taken(|hash| hash % PLACES) > 160_000);
+        let taken = |part: fn(u64) -> u64| (0..SLOTS).map(hash).map(part).collect::<HashSet<_>>().len();
+        // With as many balls as bins, 1/e of the bins stay empty.
+        assert!(taken(|hash| hash % SLOTS) > 160_000);
         assert_eq!(taken(|hash| hash >> 57), 128, "control bits");
     }
 
     #[test]
-    fn entries_keep_their_numbers_where_the_low_half_begins_anew() {
+    fn entries_keep_their_numbers_when_the_low_half_wraps_around() {
         let mut index = Index::default();
         let around = (1 << 32) - 2..(1 << 32) + 2;
         for entry in around.clone() {
             assert_eq!(index.replace(job(entry), entry), None);
         }
         for entry in around.clone() {
-            assert_eq!(index.last(job(entry)), Some(entry));
+            assert_eq!(index.newest(job(entry)), Some(entry));
         }
         assert_eq!(index.replace(job(around.start), around.end), Some(around.start));
         index.forget(job(around.start), around.start);
-        assert_eq!(index.last(job(around.start)), Some(around.end));
+        assert_eq!(index.newest(job(around.start)), Some(around.end));
         assert_eq!(index.len(), 4);
     }
 }

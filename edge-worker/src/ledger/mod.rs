@@ -1,9 +1,10 @@
-//! What became of every delivery of this region: the memory that makes a redelivered job harmless.
+//! The outcomes of all deliveries of this region. They make the redelivery of a job harmless.
 //!
-//! The ledger is this worker's copy of the region's receipts, and the place where its own receipts are safe before they
-//! are published: an outcome is committed here, then published, then the job is acknowledged. After a crash in between
-//! the commit is found, published under the same message id, and the redelivered job skips what was done. The receipts
-//! of the other workers are followed, so that a job which comes to another worker meets the same memory.
+//! The ledger is this worker's copy of the region's receipts, and the place where its own receipts are durable before
+//! they are published: an outcome is committed here, then published, then the job is acknowledged. After a crash between
+//! these steps, the worker finds the commit and publishes it under the same message id, and the redelivered job skips the
+//! finished deliveries. Each worker follows the receipts of the others, so a job that is redelivered to another worker
+//! meets the same records.
 
 mod committer;
 mod index;
@@ -13,10 +14,10 @@ mod sync;
 mod tests;
 
 pub use self::{
-    committer::{Committed, Committer, Gone, Settled},
+    committer::{Committed, Committer, Settled, WriterStopped},
     index::Index,
     store::{Outgoing, Record, Store, StoreError},
-    sync::{Sync, publish_left_over},
+    sync::{Sync, publish_unsent},
 };
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -26,7 +27,7 @@ use shared::{
     receipt::State,
 };
 
-/// Reading side of the ledger. Cheap to clone.
+/// The reading side of the ledger. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     index: Arc<RwLock<Index>>,
@@ -34,7 +35,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Over `store`, with the index of everything in it.
+    /// Opens the ledger over `store` and builds the index of all its records.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -46,12 +47,12 @@ impl Ledger {
         })
     }
 
-    /// What is known of `job`; empty for a job never seen, which costs one look at memory.
+    /// The records of `job`. Empty for a new job, which costs one look-up in memory and no read of the file.
     ///
     /// # Errors
-    /// When the file cannot be read; the job must then wait, for nobody knows whether it was done.
+    /// When the file cannot be read. The job must then wait, because it may have been sent already.
     pub fn look_up(&self, job: JobId) -> Result<History, StoreError> {
-        let mut next = self.index.read().unwrap_or_else(PoisonError::into_inner).last(job);
+        let mut next = self.index.read().unwrap_or_else(PoisonError::into_inner).newest(job);
         let mut records = Vec::new();
         while let Some(entry) = next {
             let (found, earlier) = self.store.records_of(entry, job)?;
@@ -65,37 +66,49 @@ impl Ledger {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Jobs remembered.
+    /// The number of jobs in the index.
     pub fn jobs(&self) -> usize {
         self.index.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 
-/// What the ledger knows of one job.
+/// The records of one job.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct History(Vec<Record>);
 
 impl History {
-    /// Whether a pass over the job is complete: all outcomes of one pass are committed together.
+    /// Whether some pass over the job is complete: all outcomes of one pass are committed together.
     pub fn has_outcome(&self) -> bool {
         self.outcomes().next().is_some()
     }
 
-    /// Addresses that attempt number `attempt` was about to be made to, if nothing tells what came of it.
+    /// The addresses for which the intent of attempt number `attempt` is recorded, but no outcome.
     pub fn in_doubt(&self, attempt: u32) -> Vec<AddressId> {
-        let about_to = |record: &&Record| record.state == State::Attempting && record.attempt == attempt;
+        let intended = |record: &&Record| record.state == State::Attempting && record.attempt == attempt;
         let mut doubtful: Vec<AddressId> = self
             .0
             .iter()
-            .filter(about_to)
+            .filter(intended)
             .filter_map(|record| record.address)
             .collect();
-        doubtful.retain(|address| !self.has(*address, attempt));
+        doubtful.retain(|address| !self.is_done(*address, attempt));
         doubtful.dedup();
         doubtful
     }
 
-    /// What the first attempts came to.
+    /// Whether a newer worker reported something that this version does not understand, so that only a newer worker may go
+    /// on with the job. A record that was read again by a version that understands it counts no more.
+    pub fn has_unrecognized(&self) -> bool {
+        let unrecognized = |record: &&Record| record.state == State::Unrecognized;
+        let understood = |record: &Record| {
+            self.0.iter().any(|other| {
+                other.state != State::Unrecognized && (other.address, other.attempt) == (record.address, record.attempt)
+            })
+        };
+        self.0.iter().filter(unrecognized).any(|record| !understood(record))
+    }
+
+    /// The states after the first attempts, one per address.
     pub fn first_outcomes(&self) -> Vec<State> {
         let first = self.outcomes().filter(|record| record.attempt == 1);
         first.map(|record| record.state).collect()
@@ -105,36 +118,38 @@ impl History {
         self.0.iter().filter(|record| record.state != State::Attempting)
     }
 
-    /// Whether the job as a whole was settled without an address, as when its recipient is unknown.
-    pub fn is_settled_whole(&self) -> bool {
+    /// Whether the job ended as a whole, without an address, for example because its recipient is unknown.
+    pub fn ended_as_a_whole(&self) -> bool {
         self.outcomes()
             .any(|record| record.address.is_none() && record.state.is_final())
     }
 
-    /// Whether a pass over the whole job is complete that began with attempt number `attempt`. What a retry came to may be
-    /// known while the pass that parked it is not: its worker crashed, and the job comes again for the other addresses.
-    pub fn has_pass(&self, attempt: u32) -> bool {
-        self.is_settled_whole() || self.outcomes().any(|record| record.attempt <= attempt)
+    /// Whether the pass over the whole job that started with attempt number `attempt` is complete. Records of a later
+    /// attempt do not show that: the worker may have crashed after it stored a retry and before it committed the pass, and
+    /// then the job is redelivered for the other addresses.
+    pub fn has_completed_pass(&self, attempt: u32) -> bool {
+        self.ended_as_a_whole() || self.outcomes().any(|record| record.attempt <= attempt)
     }
 
-    /// How often the delivery to `address`, or the job as a whole, is said to have ended, as attempt number `attempt` sees
-    /// it. More than once if two workers had it at one time.
+    /// The number of records that end the delivery to `address`, or the job as a whole if `None`, and so rule out attempt
+    /// number `attempt`. More than one if two workers had the job at the same time.
     pub fn endings(&self, address: Option<AddressId>, attempt: u32) -> usize {
-        let ended = |record: &&Record| record.address == address && record.ends(attempt);
-        self.0.iter().filter(ended).count()
+        let ends = |record: &&Record| record.address == address && record.rules_out(attempt);
+        self.0.iter().filter(ends).count()
     }
 
-    /// Whether attempt number `attempt` to `address` was made already, or is no longer wanted.
-    pub fn has(&self, address: AddressId, attempt: u32) -> bool {
+    /// Whether attempt number `attempt` at `address` was made already, or is no longer wanted.
+    pub fn is_done(&self, address: AddressId, attempt: u32) -> bool {
         self.outcomes()
             .filter(|record| record.address == Some(address))
-            .any(|record| record.ends(attempt) || record.attempt >= attempt)
+            .any(|record| record.rules_out(attempt) || record.attempt >= attempt)
     }
 }
 
 impl Record {
-    /// Whether attempt number `attempt` is no longer wanted. What a person may replay is wanted again by a later one.
-    fn ends(&self, attempt: u32) -> bool {
+    /// Whether attempt number `attempt` is no longer wanted after this record. A person may replay a dead or unknown
+    /// delivery, so such a record rules out no later attempt.
+    fn rules_out(&self, attempt: u32) -> bool {
         self.state.is_final() && (!self.state.is_replayable() || self.attempt >= attempt)
     }
 }

@@ -1,12 +1,15 @@
 //! The ledger's file.
 //!
-//! Layout: `entries` is a log: a number to the packed records of one group commit, 43 bytes each, behind 8 bytes of
-//! time. Appending in order is the cheapest thing a B-tree can do (3 µs for a random row, 0.1 µs for a packed record).
-//! `outgoing` holds the receipts of this worker that are not yet known to be in the stream. `meta` holds the name this
-//! file writes under, the number of the last entry that was pruned, and the last sequence applied of the stream it follows.
+//! The file has three tables:
 //!
-//! A group commit is one durable transaction. A file that cannot be opened is held aside and reported: it is evidence,
-//! and what it knew comes back from the stream of receipts.
+//! - `entries` is a log. It maps a number to one group commit: 8 bytes of time, then the packed records, 43 bytes each.
+//!   Appending in order is the cheapest operation of a B-tree (3 µs for a random row, 0.1 µs for a packed record).
+//! - `outgoing` holds the receipts of this worker that are not yet known to be in the stream.
+//! - `meta` holds the name under which this file publishes receipts, the number of the last pruned entry, and the position
+//!   in the stream of receipts.
+//!
+//! A group commit is one durable transaction. A file that cannot be opened is moved aside as evidence and reported; its
+//! records are read again from the stream of receipts.
 
 use std::{
     panic::catch_unwind,
@@ -26,43 +29,51 @@ use super::index;
 const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
 const OUTGOING: TableDefinition<u64, (&str, &[u8])> = TableDefinition::new("outgoing");
 const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
+const VERSION: &str = "version";
 const WRITER: &str = "writer";
 const FOLLOWED: &str = "followed";
 const PRUNED: &str = "pruned";
 
+/// The version of the file's format. A file without one has the first. A state that was added needs no new version: a
+/// program that does not know it gives the job back.
+const CURRENT_VERSION: u32 = 1;
+
 const ENTRY_HEAD_BYTES: usize = 8;
 const RECORD_BYTES: usize = 43;
 
-/// What one attempt of one delivery came to, without what only people want to know.
+/// Bounds the time that one transaction of pruning keeps commits waiting.
+const ENTRIES_PER_PRUNE: usize = 1000;
+
+/// The state after one attempt of one delivery: a receipt without the details that only people need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record {
     /// The job.
     pub job: JobId,
-    /// The address; `None` if the job was settled without one.
+    /// The address; `None` if the job ended as a whole.
     pub address: Option<AddressId>,
-    /// Number of the attempt.
+    /// The number of the attempt, from 1.
     pub attempt: u32,
-    /// What it came to.
+    /// The state after the attempt.
     pub state: State,
 }
 
-/// A message with receipts that the stream is to have.
+/// A message with receipts, to be published to the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outgoing {
-    /// Its number; with the writer's name it is the message id.
+    /// With the writer's name it forms the message id.
     pub number: u64,
-    /// Where it goes.
+    /// The subject to publish to.
     pub subject: String,
-    /// Its body.
+    /// The batch of receipts as JSON.
     pub payload: bytes::Bytes,
 }
 
-/// Where following the stream of receipts stands.
+/// A position in the stream of receipts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Followed {
-    /// Last sequence applied.
+pub struct Position {
+    /// The last applied sequence.
     pub sequence: u64,
-    /// When the stream was created, in milliseconds since 1970.
+    /// When the stream was created, in milliseconds since 1970. Another stream counts from 1 again.
     pub created_at: i64,
 }
 
@@ -72,12 +83,15 @@ pub enum StoreError {
     /// The file cannot be opened, read or written.
     #[error("ledger: {0}")]
     Redb(Box<redb::Error>),
-    /// The file could not be opened again after a failed write.
+    /// The file could not be reopened after a failed write.
     #[error("ledger: closed")]
     Closed,
-    /// The file holds something that is no record.
+    /// The file contains something that is not a record, or redb panicked.
     #[error("ledger: damaged")]
     Damaged,
+    /// A newer version wrote the file. It is left as it is: it may hold receipts that are not published yet.
+    #[error("ledger: the file has version {0}, this program reads {CURRENT_VERSION}; start the newer program again")]
+    Newer(u32),
 }
 
 impl<E: Into<redb::Error>> From<E> for StoreError {
@@ -89,39 +103,39 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
 /// The file.
 #[derive(Debug)]
 pub struct Store {
-    /// Absent while it could not be opened again.
+    /// `None` after a failed write, until the file could be reopened.
     database: RwLock<Option<Database>>,
     path: PathBuf,
     writer: String,
 }
 
-/// What one group commit writes.
+/// The contents of one group commit.
 #[derive(Debug, Default)]
 pub struct Commit {
-    /// The records, with the entry that spoke of the same job before.
+    /// The records, each with the previous entry that mentions the same job.
     pub records: Vec<(Record, Option<u64>)>,
-    /// Receipts to be published.
+    /// The messages to be published.
     pub outgoing: Vec<Outgoing>,
-    /// Numbers of receipts that are in the stream by now.
+    /// The numbers of messages that the stream now contains.
     pub sent: Vec<u64>,
-    /// How far the stream was followed, if further than before.
-    pub followed: Option<Followed>,
+    /// The new position in the stream, if it was followed further.
+    pub position: Option<Position>,
 }
 
 impl Store {
-    /// Opens the ledger at `path`, or begins one written under `worker` and a random suffix. A damaged file is held
-    /// aside; its path is returned.
+    /// Opens the ledger at `path`, or creates one whose writer is named after `worker` with a random suffix. A damaged file
+    /// is moved aside, and its new path is returned.
     ///
     /// # Errors
-    /// When not even a new file can be written.
+    /// When even a new file cannot be written, or the disk refuses.
     pub fn open(path: &Path, worker: &str, random: u32) -> Result<(Self, Option<PathBuf>), StoreError> {
         match catch_unwind(|| Self::open_file(path, worker, random)).unwrap_or(Err(StoreError::Damaged)) {
             Ok(store) => Ok((store, None)),
-            // A disk that is full or not writable says nothing about the file.
-            Err(StoreError::Redb(error)) if is_of_the_disk(&error) => Err(StoreError::Redb(error)),
+            // A disk that is full or not writable does not mean that the file is damaged.
+            Err(StoreError::Redb(error)) if is_disk_error(&error) => Err(StoreError::Redb(error)),
             Err(error) => {
                 let aside = path.with_extension(format!("damaged-{random:08x}"));
-                tracing::error!(%error, aside = %aside.display(), "ledger is damaged; held aside, rebuilding from receipts");
+                tracing::error!(%error, aside = %aside.display(), "ledger is damaged; it was moved aside and is rebuilt from the receipts");
                 std::fs::rename(path, &aside).map_err(|error| StoreError::Redb(Box::new(redb::Error::Io(error))))?;
                 Ok((Self::open_file(path, worker, random)?, Some(aside)))
             }
@@ -130,7 +144,7 @@ impl Store {
 
     fn open_file(path: &Path, worker: &str, random: u32) -> Result<Self, StoreError> {
         let mut database = create(path)?;
-        // Reads do not look at checksums; a record with a wrong bit would only be one that is not found.
+        // Reads do not verify checksums: after a flipped bit a record would silently not be found.
         if !database.check_integrity()? {
             return Err(StoreError::Damaged);
         }
@@ -140,6 +154,12 @@ impl Store {
             transaction.open_table(ENTRIES)?;
             transaction.open_table(OUTGOING)?;
             let mut meta = transaction.open_table(META)?;
+            let version = meta.get(VERSION)?.map_or(Ok(1), |text| text.value().parse());
+            let version = version.map_err(|_| StoreError::Damaged)?;
+            if version > CURRENT_VERSION {
+                return Err(StoreError::Newer(version));
+            }
+            meta.insert(VERSION, CURRENT_VERSION.to_string().as_str())?;
             let known = meta.get(WRITER)?.map(|writer| writer.value().to_owned());
             let writer = known.unwrap_or_else(|| format!("{worker}-{random:08x}"));
             meta.insert(WRITER, writer.as_str())?;
@@ -153,13 +173,13 @@ impl Store {
         })
     }
 
-    /// Closes the file and opens it again: after a failed write redb refuses all others.
+    /// Closes the file and opens it again: after a failed write redb refuses all further ones.
     ///
     /// # Errors
-    /// When it still cannot be written. Then nothing can be read either, and jobs wait.
+    /// When it still cannot be opened. Then nothing can be read either, and jobs wait.
     pub fn reopen(&self) -> Result<(), StoreError> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        // Two at a time are refused.
+        // redb refuses to open a file twice at the same time.
         *database = None;
         *database = Some(create(&self.path)?);
         Ok(())
@@ -177,22 +197,22 @@ impl Store {
         self.with(|database| work(database.begin_read()?.open_table(ENTRIES)?))
     }
 
-    /// The name under which this file's receipts are published. A new file has a new name.
+    /// The name under which this file's receipts are published. Each new file has a new name.
     pub fn writer(&self) -> &str {
         &self.writer
     }
 
-    /// How far the stream of receipts was followed.
+    /// The position that this file has reached in the stream of receipts; the default for a new file.
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn followed(&self) -> Result<Followed, StoreError> {
+    pub fn position(&self) -> Result<Position, StoreError> {
         self.with(|database| {
             let meta = database.begin_read()?.open_table(META)?;
             let text = meta.get(FOLLOWED)?;
             let parsed = text.as_ref().and_then(|text| {
                 let (sequence, created_at) = text.value().split_once('@')?;
-                Some(Followed {
+                Some(Position {
                     sequence: sequence.parse().ok()?,
                     created_at: created_at.parse().ok()?,
                 })
@@ -201,7 +221,7 @@ impl Store {
         })
     }
 
-    /// The highest number that an entry ever had, pruned ones included: ids of messages are made of it. 0 if there was none.
+    /// The highest number that any entry has had, including pruned ones: message ids are derived from it. 0 for a new file.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -216,7 +236,7 @@ impl Store {
         })
     }
 
-    /// Receipts not yet known to be in the stream, oldest first.
+    /// The messages that are not yet known to be in the stream, oldest first.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -240,12 +260,12 @@ impl Store {
     /// Writes one group commit as entry `number`, at `now` (milliseconds since 1970). Blocks for a disk write.
     ///
     /// # Errors
-    /// When the file cannot be written; nothing was.
+    /// When the file cannot be written; then nothing was.
     pub fn commit(&self, number: u64, now: i64, commit: &Commit) -> Result<(), StoreError> {
         self.with(|database| write(database, number, now, commit))
     }
 
-    /// The records of `job` in entry `number`, and the entry that spoke of it before.
+    /// The records of `job` in entry `number`, and the previous entry that mentions it.
     pub(super) fn records_of(&self, number: u64, job: JobId) -> Result<(Vec<Record>, Option<u64>), StoreError> {
         let entry = self.entries(|entries| Ok(entries.get_owned(number)?))?;
         let Some(entry) = entry else {
@@ -254,10 +274,10 @@ impl Store {
         let mut earlier = None;
         let mut found = Vec::new();
         for packed in records(entry.value())? {
-            let (record, before) = unpack(packed)?;
-            // Whoever shares the index's key shares the chain.
+            let (record, previous) = unpack(packed)?;
+            // Jobs with the same key in the index share a chain of entries.
             if index::key(record.job) == index::key(job) {
-                earlier = before.filter(|before| *before < number).or(earlier);
+                earlier = previous.filter(|previous| *previous < number).or(earlier);
             }
             if record.job == job {
                 found.push(record);
@@ -266,6 +286,7 @@ impl Store {
         Ok((found, earlier))
     }
 
+    /// Calls `each` with the job and the entry of every record, oldest first.
     pub(super) fn for_each_job(&self, mut each: impl FnMut(JobId, u64)) -> Result<(), StoreError> {
         self.entries(|entries| {
             for row in entries.iter()? {
@@ -278,26 +299,27 @@ impl Store {
         })
     }
 
-    /// Removes entries from before `cutoff` (milliseconds since 1970), at most a thousand; returns the jobs they spoke of.
+    /// Removes up to a thousand entries from before `cutoff` (milliseconds since 1970). Returns the job and the
+    /// entry of every removed record.
     ///
     /// # Errors
     /// When the file cannot be read or written.
     pub fn prune(&self, cutoff: i64) -> Result<Vec<(JobId, u64)>, StoreError> {
         self.with(|database| {
-            let mut forgotten = Vec::new();
+            let mut removed = Vec::new();
             let mut transaction = database.begin_write()?;
             transaction.set_quick_repair(true);
             {
                 let mut entries = transaction.open_table(ENTRIES)?;
                 let mut old = Vec::new();
-                for row in entries.iter()?.take(1000) {
+                for row in entries.iter()?.take(ENTRIES_PER_PRUNE) {
                     let (number, entry) = row?;
                     let (time, _) = entry.value().split_first_chunk().ok_or(StoreError::Damaged)?;
                     if i64::from_be_bytes(*time) >= cutoff {
                         break;
                     }
                     for packed in records(entry.value())? {
-                        forgotten.push((unpack(packed)?.0.job, number.value()));
+                        removed.push((unpack(packed)?.0.job, number.value()));
                     }
                     old.push(number.value());
                 }
@@ -311,7 +333,7 @@ impl Store {
                 }
             }
             transaction.commit()?;
-            Ok(forgotten)
+            Ok(removed)
         })
     }
 }
@@ -320,8 +342,8 @@ fn create(path: &Path) -> Result<Database, StoreError> {
     Ok(Database::builder().set_cache_size(8 << 20).create(path)?)
 }
 
-/// Whether an error is of the disk and not of what the file holds.
-fn is_of_the_disk(error: &redb::Error) -> bool {
+/// Whether the disk caused `error`, not the contents of the file.
+fn is_disk_error(error: &redb::Error) -> bool {
     use std::io::ErrorKind as Kind;
     let disk = [
         Kind::StorageFull,
@@ -352,7 +374,7 @@ fn write(database: &Database, number: u64, now: i64, commit: &Commit) -> Result<
         for message in &commit.outgoing {
             outgoing.insert(message.number, (message.subject.as_str(), &*message.payload))?;
         }
-        if let Some(Followed { sequence, created_at }) = commit.followed {
+        if let Some(Position { sequence, created_at }) = commit.position {
             transaction
                 .open_table(META)?
                 .insert(FOLLOWED, format!("{sequence}@{created_at}").as_str())?;
@@ -365,10 +387,10 @@ fn write(database: &Database, number: u64, now: i64, commit: &Commit) -> Result<
 fn pack(now: i64, records: &[(Record, Option<u64>)]) -> Vec<u8> {
     let mut packed = Vec::with_capacity(ENTRY_HEAD_BYTES + records.len() * RECORD_BYTES);
     packed.extend_from_slice(&now.to_be_bytes());
-    for (record, before) in records {
+    for (record, previous) in records {
         packed.extend_from_slice(record.job.0.as_bytes());
         packed.extend_from_slice(record.address.map_or(Uuid::nil(), |address| address.0).as_bytes());
-        packed.extend_from_slice(&before.unwrap_or(0).to_be_bytes());
+        packed.extend_from_slice(&previous.unwrap_or(0).to_be_bytes());
         packed.extend_from_slice(&u16::try_from(record.attempt).unwrap_or(u16::MAX).to_be_bytes());
         packed.push(code(record.state));
     }
@@ -387,17 +409,17 @@ fn records(entry: &[u8]) -> Result<std::slice::ChunksExact<'_, u8>, StoreError> 
 fn unpack(packed: &[u8]) -> Result<(Record, Option<u64>), StoreError> {
     let uuid = |at: usize| Uuid::from_slice(&packed[at..at + 16]).map_err(|_| StoreError::Damaged);
     let address = uuid(16)?;
-    let before = u64::from_be_bytes(packed[32..40].try_into().map_err(|_| StoreError::Damaged)?);
+    let previous = u64::from_be_bytes(packed[32..40].try_into().map_err(|_| StoreError::Damaged)?);
     let record = Record {
         job: JobId(uuid(0)?),
         address: (!address.is_nil()).then_some(AddressId(address)),
         attempt: u16::from_be_bytes([packed[40], packed[41]]).into(),
-        state: state(packed[42])?,
+        state: state(packed[42]),
     };
-    Ok((record, (before != 0).then_some(before)))
+    Ok((record, (previous != 0).then_some(previous)))
 }
 
-/// The byte of a state in the file. Never change one: files outlive versions.
+/// The byte of a state in the file. Never change an existing one: files outlive versions.
 const fn code(state: State) -> u8 {
     match state {
         State::Delivered => 1,
@@ -410,15 +432,14 @@ const fn code(state: State) -> u8 {
         State::Unknown => 8,
         State::Attempting => 9,
         State::Expanded => 10,
+        State::Unrecognized => u8::MAX,
     }
 }
 
-fn state(byte: u8) -> Result<State, StoreError> {
-    State::ALL
-        .iter()
-        .copied()
-        .find(|state| code(*state) == byte)
-        .ok_or(StoreError::Damaged)
+/// The state that `byte` stands for; a byte of a newer version is unrecognized.
+fn state(byte: u8) -> State {
+    let known = State::ALL.iter().copied().find(|state| code(*state) == byte);
+    known.unwrap_or(State::Unrecognized)
 }
 
 #[cfg(test)]
@@ -437,16 +458,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_are_read_as_they_were_written(job: u128, address: u128, attempt in 0u32..65_536, state in 0usize..State::ALL.len(), before: u64) {
+        fn records_are_read_as_they_were_written(job: u128, address: u128, attempt in 0u32..65_536, state in 0usize..State::ALL.len(), previous: u64) {
             let written = record(job, address, attempt, State::ALL[state]);
-            let before = (before != 0).then_some(before);
-            let packed = pack(1, &[(written, before)]);
+            let previous = (previous != 0).then_some(previous);
+            let packed = pack(1, &[(written, previous)]);
             let read: Vec<_> = records(&packed).unwrap().map(|packed| unpack(packed).unwrap()).collect();
-            prop_assert_eq!(read, vec![(written, before)]);
+            prop_assert_eq!(read, vec![(written, previous)]);
         }
 
         #[test]
-        fn no_entry_makes_it_panic(entry in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn no_entry_makes_reading_panic(entry in proptest::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(found) = records(&entry) {
                 for packed in found {
                     drop(unpack(packed));
@@ -456,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_sent_survives_and_what_is_sent_goes() {
+    fn unsent_messages_survive_a_restart_and_sent_ones_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ledger.redb");
         let outgoing = |number| Outgoing {
@@ -486,16 +507,41 @@ mod tests {
         };
         let (store, _) = Store::open(&path, "w", 2).unwrap();
         assert_eq!(store.outgoing().unwrap(), vec![outgoing(2)]);
-        assert_eq!(store.writer(), writer, "the same file writes under the same name");
+        assert_eq!(store.writer(), writer, "the same file keeps its writer's name");
     }
 
     #[test]
-    fn a_damaged_file_is_held_aside() {
+    fn a_damaged_file_is_moved_aside() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ledger.redb");
         std::fs::write(&path, b"damage").unwrap();
         let (_, aside) = Store::open(&path, "w", 1).unwrap();
         assert_eq!(std::fs::read(aside.unwrap()).unwrap(), b"damage");
+    }
+
+    #[test]
+    fn a_file_of_a_newer_version_is_refused_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.redb");
+        let (store, _) = Store::open(&path, "w", 1).unwrap();
+        store
+            .with(|database| {
+                let transaction = database.begin_write()?;
+                transaction.open_table(META)?.insert(VERSION, "2")?;
+                Ok(transaction.commit()?)
+            })
+            .unwrap();
+        drop(store);
+        assert!(matches!(Store::open(&path, "w", 2), Err(StoreError::Newer(2))));
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_state_of_a_newer_version_is_unrecognized() {
+        let mut packed = pack(1, &[(record(1, 2, 1, State::Delivered), None)]);
+        *packed.last_mut().unwrap() = 200;
+        let packed = records(&packed).unwrap().next().unwrap();
+        assert_eq!(unpack(packed).unwrap().0.state, State::Unrecognized);
     }
 
     #[test]
@@ -510,7 +556,7 @@ mod tests {
             };
             store.commit(number, 1, &commit).unwrap();
         };
-        // All others sort before it, next to it: every commit frees the page that it was read from.
+        // All other entries sort directly before this one, so every commit frees the page that it was read from.
         commit(u64::MAX);
         let read = JobId(Uuid::from_u128(u64::MAX.into()));
         std::thread::scope(|threads| {

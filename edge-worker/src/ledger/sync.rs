@@ -1,5 +1,5 @@
-//! Following the region's receipts into the ledger: what other workers did, and which of our own messages arrived. Only
-//! what is seen in the stream is forgotten among the outgoing.
+//! Copies the region's receipts into the ledger: what other workers did, and which of this worker's own messages arrived.
+//! An outgoing message is removed only after it was seen in the stream.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use shared::{
     nats::{
         envelope,
         follow::{self, Entry, FollowError},
-        publish, subject, topology,
+        publish, subject, topology, version,
     },
     receipt::Batch,
 };
@@ -18,21 +18,25 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     Ledger, Outgoing, Record, StoreError,
-    committer::{Committer, Gone},
-    store::{Commit, Followed},
+    committer::{Committer, WriterStopped},
+    store::{Commit, Position},
 };
+use crate::limits::COMPARE_RECEIPTS_AFTER;
 
-/// The stream is asked again so soon: the other workers hold back after a lost connection only for a while, and the
-/// message id makes a repetition harmless.
-const PUBLISH_AGAIN_AFTER: Duration = Duration::from_millis(700);
+/// A publication without an answer is repeated after this time, which is short because other workers hold back only for a
+/// few seconds after a lost connection. The message id makes the repetition harmless.
+const REPEAT_PUBLISH_AFTER: Duration = Duration::from_millis(700);
 
-/// Somebody else may soon be given a job that a worker has for so long: servers wait 30 s for an acknowledgement.
-const COMPARE_AFTER: Duration = Duration::from_secs(15);
+/// The pause before a failed publication or comparison is retried.
+const RETRY_PUBLISH_AFTER: Duration = Duration::from_millis(100);
 
-/// How long the ledger may take to know what the stream holds.
+/// The pause before the stream is followed again after an interruption.
+const RETRY_FOLLOW_AFTER: Duration = Duration::from_millis(200);
+
+/// How long the ledger may take to reach the end that the stream had when a comparison started.
 const LEDGER_CURRENT_WITHIN: Duration = Duration::from_secs(5);
 
-/// Follows the stream of receipts into the ledger.
+/// Copies the stream of receipts into the ledger.
 #[derive(Debug)]
 pub struct Sync<T> {
     js: jetstream::Context,
@@ -49,13 +53,13 @@ enum Interrupted {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Gone(#[from] Gone),
-    #[error("the ledger does not follow the receipts")]
+    Stopped(#[from] WriterStopped),
+    #[error("the ledger has not caught up with the receipts")]
     Behind,
 }
 
 impl<T: Send + 'static> Sync<T> {
-    /// Prepares to follow.
+    /// Prepares to copy the receipts of `region`.
     pub fn new(js: jetstream::Context, ledger: Ledger, committer: Committer<T>, region: Region) -> Self {
         Self {
             js,
@@ -66,57 +70,50 @@ impl<T: Send + 'static> Sync<T> {
         }
     }
 
-    /// Whether the ledger knows everything the stream held when following began.
+    /// Whether the ledger holds everything that the stream held when following began.
     pub fn caught_up(&self) -> watch::Receiver<bool> {
         self.caught_up.subscribe()
     }
 
-    /// Follows until the ledger takes no more.
+    /// Follows the stream until the ledger's writer stops.
     pub async fn run(self) {
         loop {
             match self.follow().await {
                 Ok(()) => {}
-                Err(Interrupted::Gone(_)) => return,
-                Err(error) => tracing::info!(%error, "receipts of other workers are followed anew"),
+                Err(Interrupted::Stopped(_)) => return,
+                Err(error) => tracing::info!(%error, "following the receipts was interrupted; retrying"),
             }
             self.caught_up.send_replace(false);
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(RETRY_FOLLOW_AFTER).await;
         }
     }
 
     async fn follow(&self) -> Result<(), Interrupted> {
-        let standing = follow::standing(&self.js, topology::RECEIPTS).await?;
-        let created_at = standing.created_at.as_millisecond();
-        let followed = self.ledger.store.followed()?;
-        let same = followed.created_at == created_at && followed.sequence <= standing.last;
-        let from = if same { followed.sequence } else { 0 };
-        if standing.is_reached(from, created_at) {
+        let stream = follow::stream_state(&self.js, topology::RECEIPTS).await?;
+        let created_at = stream.created_at.as_millisecond();
+        let position = self.ledger.store.position()?;
+        let same = position.created_at == created_at && position.sequence <= stream.last;
+        let from = if same { position.sequence } else { 0 };
+        if stream.is_reached(from, created_at) {
             self.caught_up.send_replace(true);
         }
-        // All subjects, so that the last sequence is always one that is seen.
+        // All subjects, so that the last sequence of the stream is always received.
         let entries = follow::follow(&self.js, topology::RECEIPTS, ">", from + 1).await?;
         let mut entries = entries.ready_chunks(512);
-        let mine = subject::receipt_filter(&self.region).replace('>', "");
+        let prefix = subject::receipt_filter(&self.region).replace('>', "");
         while let Some(chunk) = entries.next().await {
-            let (mut records, mut sent, mut last) = (Vec::new(), Vec::new(), (0, 0));
+            let (mut records, mut sent) = (Vec::new(), Vec::new());
+            let (mut sequence, mut pending) = (0, 0);
             for entry in chunk {
                 let entry = entry?;
-                last = (entry.sequence, entry.pending);
-                if entry.subject.starts_with(&mine) {
-                    self.take(&entry, &mut records, &mut sent);
+                (sequence, pending) = (entry.sequence, entry.pending);
+                if entry.subject.starts_with(&prefix) {
+                    self.collect(&entry, &mut records, &mut sent);
                 }
             }
-            self.committer
-                .followed(
-                    records,
-                    sent,
-                    Followed {
-                        sequence: last.0,
-                        created_at,
-                    },
-                )
-                .await?;
-            if last.1 == 0 && !*self.caught_up.borrow() {
+            let position = Position { sequence, created_at };
+            self.committer.apply_followed(records, sent, position).await?;
+            if pending == 0 && !*self.caught_up.borrow() {
                 self.committer.flush().await?;
                 self.caught_up.send_replace(true);
             }
@@ -124,7 +121,8 @@ impl<T: Send + 'static> Sync<T> {
         Ok(())
     }
 
-    fn take(&self, entry: &Entry, records: &mut Vec<Record>, sent: &mut Vec<u64>) {
+    /// Adds one message to the records of other workers, or to the numbers of this worker's own messages.
+    fn collect(&self, entry: &Entry, records: &mut Vec<Record>, sent: &mut Vec<u64>) {
         let id = envelope::header(&entry.headers, envelope::BATCH).and_then(|id| id.rsplit_once(':'));
         if let Some((writer, number)) = id
             && writer == self.ledger.store.writer()
@@ -132,7 +130,7 @@ impl<T: Send + 'static> Sync<T> {
             sent.extend(number.parse::<u64>());
             return;
         }
-        match serde_json::from_slice::<Batch>(&entry.payload) {
+        match Batch::read(&entry.payload) {
             Ok(batch) => records.extend(batch.receipts.iter().map(|receipt| Record {
                 job: receipt.job,
                 address: receipt.address,
@@ -144,37 +142,40 @@ impl<T: Send + 'static> Sync<T> {
     }
 }
 
-/// Publishes what a former run committed and the stream does not have. To be called when following has caught up: what
-/// the stream has by then is no longer among the outgoing. Deliveries that another worker has ended meanwhile are left
-/// out, so that there is one final receipt.
+/// Publishes the receipts that a previous run committed and the stream does not contain. Call it after following has
+/// caught up, which removes from the outgoing messages all that the stream contains. Leaves out deliveries that another
+/// worker has ended meanwhile, so that there is exactly one final receipt.
 ///
 /// # Errors
 /// When the file cannot be read or written.
-pub async fn publish_left_over(js: &jetstream::Context, ledger: &Ledger) -> Result<(), StoreError> {
-    let left = ledger.store.outgoing()?;
-    if left.is_empty() {
+pub async fn publish_unsent(js: &jetstream::Context, ledger: &Ledger) -> Result<(), StoreError> {
+    let unsent = ledger.store.outgoing()?;
+    if unsent.is_empty() {
         return Ok(());
     }
-    tracing::info!(messages = left.len(), "publishing receipts that a former run left");
-    for outgoing in left {
+    tracing::info!(
+        messages = unsent.len(),
+        "publishing the receipts that a previous run left unpublished"
+    );
+    for outgoing in unsent {
         let number = outgoing.number;
         match still_news(ledger, outgoing)? {
             Some(outgoing) => outgoing.publish(js, ledger, Instant::now()).await,
-            None => ledger.forget_outgoing(number)?,
+            None => ledger.remove_outgoing(number)?,
         }
     }
     Ok(())
 }
 
-/// `outgoing` without the deliveries that somebody else has ended; `None` if nothing is left.
+/// `outgoing` without the deliveries that another worker has ended; `None` if no receipt is left.
 pub(super) fn still_news(ledger: &Ledger, mut outgoing: Outgoing) -> Result<Option<Outgoing>, StoreError> {
-    let Ok(mut batch) = serde_json::from_slice::<Batch>(&outgoing.payload) else {
+    let Ok(mut batch) = Batch::read(&outgoing.payload) else {
         return Ok(Some(outgoing));
     };
     let all = batch.receipts.len();
     let mut news = Vec::with_capacity(all);
     for receipt in batch.receipts {
-        // The ledger also has what this receipt itself says.
+        // The ledger also contains the record of this receipt itself.
         let own = usize::from(receipt.state.is_final());
         if ledger.look_up(receipt.job)?.endings(receipt.address, receipt.attempt) <= own {
             news.push(receipt);
@@ -191,60 +192,63 @@ pub(super) fn still_news(ledger: &Ledger, mut outgoing: Outgoing) -> Result<Opti
 }
 
 impl Outgoing {
-    /// Publishes this message under its id until the stream has it. It tells of jobs that this worker has since `since`; if
-    /// that is long ago, because the process stood still or a server was away, it is first compared with what others said
-    /// of them meanwhile.
+    /// Publishes this message under its id, and retries until the stream has it. `since` is when this worker received the
+    /// oldest of its jobs. If that is long ago, because the process was suspended or a server was unreachable, the message
+    /// is first compared with the receipts that other workers have published meanwhile.
     pub async fn publish(self, js: &jetstream::Context, ledger: &Ledger, mut since: Instant) {
         let id = format!("{}:{}", ledger.store.writer(), self.number);
         let mut payload = self.payload.clone();
         loop {
-            if since.elapsed() > COMPARE_AFTER {
+            if since.elapsed() > COMPARE_RECEIPTS_AFTER {
                 let now = Instant::now();
                 match ledger.compare(js, self.clone()).await {
                     Ok(Some(outgoing)) => (payload, since) = (outgoing.payload, now),
                     Ok(None) => return,
                     Err(error) => {
-                        tracing::warn!(%error, "receipts wait until the ledger is current");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        tracing::warn!(%error, "receipts are not published until the ledger has caught up");
+                        tokio::time::sleep(RETRY_PUBLISH_AFTER).await;
                         continue;
                     }
                 }
             }
-            let mut headers = async_nats::HeaderMap::new();
+            let mut headers = version::headers();
             headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
             headers.insert(envelope::BATCH, id.as_str());
             let stored = publish::store(js, self.subject.clone(), headers, payload.clone());
-            match tokio::time::timeout(PUBLISH_AGAIN_AFTER, stored).await {
+            match tokio::time::timeout(REPEAT_PUBLISH_AFTER, stored).await {
                 Ok(Ok(_)) => return,
-                Ok(Err(error)) => tracing::warn!(%error, "receipts wait to be published"),
-                Err(_) => tracing::warn!("receipts wait to be published: no answer"),
+                Ok(Err(error)) => tracing::warn!(%error, "receipts could not be published; retrying"),
+                Err(_) => tracing::warn!("receipts could not be published: no answer; retrying"),
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(RETRY_PUBLISH_AFTER).await;
         }
     }
 }
 
 impl Ledger {
-    /// What of `outgoing` is news to the stream of receipts as it is now; `None`, and it is forgotten, if nothing is.
+    /// The part of `outgoing` that is still news, compared with the current end of the stream of receipts. `None` if no
+    /// receipt is left; then the message is removed from the file.
     async fn compare(&self, js: &jetstream::Context, outgoing: Outgoing) -> Result<Option<Outgoing>, Interrupted> {
-        let standing = follow::standing(js, topology::RECEIPTS).await?;
+        let stream = follow::stream_state(js, topology::RECEIPTS).await?;
         let known = || {
-            let Followed { sequence, created_at } = self.store.followed()?;
+            let Position { sequence, created_at } = self.store.position()?;
             Ok::<_, StoreError>((sequence, created_at))
         };
-        if !standing.is_reached_within(LEDGER_CURRENT_WITHIN, known).await? {
+        if !stream.is_reached_within(LEDGER_CURRENT_WITHIN, known).await? {
             return Err(Interrupted::Behind);
         }
         let (ledger, number) = (self.clone(), outgoing.number);
-        let look = move || {
+        let compared = move || {
             let news = still_news(&ledger, outgoing)?;
             if news.is_none() {
-                ledger.forget_outgoing(number)?;
+                ledger.remove_outgoing(number)?;
             }
             Ok::<_, StoreError>(news)
         };
-        // It ends only with the process.
-        Ok(tokio::task::spawn_blocking(look).await.map_err(|_| Gone)??)
+        // The task is cancelled only when the process ends.
+        Ok(tokio::task::spawn_blocking(compared)
+            .await
+            .map_err(|_| WriterStopped)??)
     }
 
     /// The name under which this ledger's receipts are published.
@@ -252,7 +256,7 @@ impl Ledger {
         self.store.writer()
     }
 
-    fn forget_outgoing(&self, number: u64) -> Result<(), StoreError> {
+    fn remove_outgoing(&self, number: u64) -> Result<(), StoreError> {
         let sent = vec![number];
         self.store.commit(
             0,
@@ -264,20 +268,20 @@ impl Ledger {
         )
     }
 
-    /// Forgets what happened before `cutoff` (milliseconds since 1970). Blocks for disk writes.
+    /// Removes the records from before `cutoff` (milliseconds since 1970), and returns their number. Blocks for disk writes.
     ///
     /// # Errors
     /// When the file cannot be read or written.
     pub fn prune(&self, cutoff: i64) -> Result<usize, StoreError> {
         let mut pruned = 0;
         loop {
-            let forgotten = self.store.prune(cutoff)?;
-            if forgotten.is_empty() {
+            let removed = self.store.prune(cutoff)?;
+            if removed.is_empty() {
                 return Ok(pruned);
             }
-            pruned += forgotten.len();
+            pruned += removed.len();
             let mut index = self.index();
-            for (job, entry) in forgotten {
+            for (job, entry) in removed {
                 index.forget(job, entry);
             }
         }

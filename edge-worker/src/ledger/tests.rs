@@ -1,4 +1,4 @@
-//! The whole ledger, file and index and writer, against a list in memory.
+//! Compares the whole ledger (file, index and writer) with a list in memory.
 
 use std::{
     path::Path,
@@ -20,10 +20,10 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{
-    Committed, Committer, Ledger, Outgoing, Record, Settled, Store, store::Commit, store::Followed, sync::still_news,
+    Committed, Committer, Ledger, Outgoing, Record, Settled, Store, store::Commit, store::Position, sync::still_news,
 };
 
-/// Two of them share the part of the id that the index knows.
+/// Two of them have the same key in the index.
 const JOBS: [JobId; 4] = [job(1, 1), job(2, 1), job(1, 2), job(3, 3)];
 
 const fn job(first: u64, second: u64) -> JobId {
@@ -65,7 +65,7 @@ enum Step {
     Settle(Record),
     Follow(Vec<Record>),
     Restart,
-    /// Forgets all but so many of the newest steps.
+    /// Prunes the records of all steps but this many of the newest.
     Prune(i64),
 }
 
@@ -83,7 +83,7 @@ struct Running {
     ledger: Ledger,
     committer: Committer<()>,
     writer: tokio::task::JoinHandle<()>,
-    _out: mpsc::Receiver<Committed<()>>,
+    _durable: mpsc::Receiver<Committed<()>>,
 }
 
 impl Running {
@@ -93,13 +93,13 @@ impl Running {
         let ledger = Ledger::new(store.into()).unwrap();
         let time = time.clone();
         let clock = Clock::from_fn(move || Timestamp::from_millisecond(time.load(Ordering::Relaxed)).unwrap());
-        let (out, safe) = mpsc::channel(1000);
+        let (out, durable) = mpsc::channel(1000);
         let (committer, writer) = Committer::new(&ledger, "eu".parse().unwrap(), clock, out).unwrap();
         Self {
             ledger,
             committer,
             writer: tokio::spawn(writer),
-            _out: safe,
+            _durable: durable,
         }
     }
 
@@ -109,26 +109,27 @@ impl Running {
     }
 }
 
-/// What the ledger should know: when, what, and whether it is this worker's to publish.
+/// The records that the ledger should contain, each with the step that stored it.
 #[derive(Default)]
-struct Memory(Vec<(i64, Record, bool)>);
+struct Expected(Vec<(i64, Record)>);
 
-impl Memory {
+impl Expected {
     fn of(&self, job: JobId) -> impl Iterator<Item = &Record> {
         self.0
             .iter()
-            .map(|(_, record, _)| record)
+            .map(|(_, record)| record)
             .filter(move |record| record.job == job)
     }
 
-    fn settle(&mut self, at: i64, new: Record) {
+    /// Adds a record of this worker, and returns whether it is news.
+    fn settle(&mut self, step: i64, new: Record) -> bool {
         let same: Vec<Record> = self
             .of(new.job)
             .filter(|known| known.address == new.address)
             .copied()
             .collect();
-        // A dead or unknown delivery may be replayed by a later attempt; an intent is no outcome.
-        let over = |known: &Record| match known.state {
+        // A later attempt may replay a dead or unknown delivery; an intent is not an outcome.
+        let ends = |known: &Record| match known.state {
             State::Parked | State::Attempting => false,
             State::Dead | State::Unknown => known.attempt >= new.attempt,
             _ => true,
@@ -136,14 +137,15 @@ impl Memory {
         let outcome = |known: &Record| known.state != State::Attempting;
         let known = match new.address {
             None => self.of(new.job).any(outcome),
-            Some(_) if new.state.is_final() => same.iter().any(over),
+            Some(_) if new.state.is_final() => same.iter().any(ends),
             Some(_) => same
                 .iter()
-                .any(|known| outcome(known) && (over(known) || known.attempt >= new.attempt)),
+                .any(|known| outcome(known) && (ends(known) || known.attempt >= new.attempt)),
         };
         if !known {
-            self.0.push((at, new, true));
+            self.0.push((step, new));
         }
+        !known
     }
 }
 
@@ -158,13 +160,14 @@ async fn run(steps: Vec<Step>) {
     let path = folder.path().join("ledger.redb");
     let time = Arc::new(AtomicI64::new(0));
     let mut running = Running::open(&path, &time);
-    let (mut memory, mut published) = (Memory::default(), Vec::new());
-    for (at, step) in (1..).zip(steps) {
-        time.store(at, Ordering::Relaxed);
+    let (mut expected, mut published) = (Expected::default(), Vec::new());
+    for (now, step) in (1..).zip(steps) {
+        time.store(now, Ordering::Relaxed);
         match step {
             Step::Settle(record) => {
-                memory.settle(at, record);
-                published.extend(memory.0.last().filter(|last| last.0 == at).map(|last| last.1));
+                if expected.settle(now, record) {
+                    published.push(record);
+                }
                 let (app, origin) = ("shop".parse().unwrap(), "eu".parse().unwrap());
                 let settled = Settled {
                     app,
@@ -177,54 +180,56 @@ async fn run(steps: Vec<Step>) {
                 running.committer.flush().await.unwrap();
             }
             Step::Follow(records) => {
-                memory.0.extend(records.iter().map(|record| (at, *record, false)));
-                let followed = Followed {
-                    sequence: at.cast_unsigned(),
+                expected.0.extend(records.iter().map(|record| (now, *record)));
+                let position = Position {
+                    sequence: now.cast_unsigned(),
                     created_at: 1,
                 };
-                running.committer.followed(records, Vec::new(), followed).await.unwrap();
+                let applied = running.committer.apply_followed(records, Vec::new(), position);
+                applied.await.unwrap();
                 running.committer.flush().await.unwrap();
-                assert_eq!(running.ledger.store.followed().unwrap(), followed);
+                assert_eq!(running.ledger.store.position().unwrap(), position);
             }
             Step::Restart => {
                 running.close().await;
                 running = Running::open(&path, &time);
             }
             Step::Prune(keep) => {
-                let before = memory.0.len();
-                memory.0.retain(|(stored, ..)| *stored >= at - keep);
-                assert_eq!(running.ledger.prune(at - keep).unwrap(), before - memory.0.len());
+                let before = expected.0.len();
+                expected.0.retain(|(stored, _)| *stored >= now - keep);
+                let pruned = running.ledger.prune(now - keep).unwrap();
+                assert_eq!(pruned, before - expected.0.len());
             }
         }
         for job in JOBS {
             let history = running.ledger.look_up(job).unwrap();
-            assert_eq!(sorted(&history.0), sorted(memory.of(job)), "{job:?} after step {at}");
+            assert_eq!(sorted(&history.0), sorted(expected.of(job)), "{job:?} after step {now}");
         }
     }
     let outgoing = running.ledger.store.outgoing().unwrap();
     let batches = outgoing
         .iter()
-        .map(|it| serde_json::from_slice::<Batch>(&it.payload).unwrap());
-    let said: Vec<Receipt> = batches.flat_map(|batch| batch.receipts).collect();
-    assert_eq!(said, published.into_iter().map(receipt).collect::<Vec<_>>());
+        .map(|message| serde_json::from_slice::<Batch>(&message.payload).unwrap());
+    let stored: Vec<Receipt> = batches.flat_map(|batch| batch.receipts).collect();
+    assert_eq!(stored, published.into_iter().map(receipt).collect::<Vec<_>>());
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn it_knows_what_a_list_would(steps in vec(step(), 1..40)) {
+    fn it_contains_the_same_as_a_list(steps in vec(step(), 1..40)) {
         tokio::runtime::Runtime::new().unwrap().block_on(run(steps));
     }
 }
 
 #[test]
-fn a_retry_does_not_stand_for_the_pass_that_parked_it() {
+fn an_outcome_of_a_retry_does_not_complete_the_pass_that_parked_it() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(&folder.path().join("ledger.redb"), "w", 1).unwrap();
     let ledger = Ledger::new(store.into()).unwrap();
     let address = AddressId(Uuid::from_u128(1));
-    let know = |number, attempt| {
+    let commit = |number, attempt| {
         let record = Record {
             job: JOBS[0],
             address: Some(address),
@@ -239,17 +244,17 @@ fn a_retry_does_not_stand_for_the_pass_that_parked_it() {
         ledger.index().replace(JOBS[0], number);
         ledger.look_up(JOBS[0]).unwrap()
     };
-    let overtaken = know(1, 2);
+    let after_retry = commit(1, 2);
     assert!(
-        !overtaken.has_pass(1),
-        "the other addresses were not tried for all anybody knows"
+        !after_retry.has_completed_pass(1),
+        "the other addresses may not have been tried"
     );
-    assert!(overtaken.has(address, 1), "this one needs no more");
-    assert!(know(2, 1).has_pass(1));
+    assert!(after_retry.is_done(address, 1), "this address needs no further attempt");
+    assert!(commit(2, 1).has_completed_pass(1));
 }
 
 #[test]
-fn what_another_worker_ended_is_not_said_again_after_a_restart() {
+fn a_delivery_that_another_worker_ended_is_not_reported_again_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(&folder.path().join("ledger.redb"), "w", 1).unwrap();
     let ledger = Ledger::new(store.into()).unwrap();
@@ -297,7 +302,7 @@ fn what_another_worker_ended_is_not_said_again_after_a_restart() {
 }
 
 #[test]
-fn a_number_is_not_used_again_when_everything_was_pruned() {
+fn a_number_is_not_reused_after_all_entries_were_pruned() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     let (store, _) = Store::open(&path, "w", 1).unwrap();

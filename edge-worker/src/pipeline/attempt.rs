@@ -1,7 +1,6 @@
 //! One attempt as the pipeline sees it.
 
-use jiff::Timestamp;
-use shared::recipient::Address;
+use shared::address::Address;
 
 use crate::providers::Attempted;
 
@@ -11,7 +10,5 @@ pub(super) struct AddressAttempt {
     pub(super) address: Address,
     /// The revision of the address in the bucket of recipients.
     pub(super) revision: u64,
-    pub(super) started_at: Timestamp,
-    pub(super) ended_at: Timestamp,
     pub(super) attempted: Attempted,
 }

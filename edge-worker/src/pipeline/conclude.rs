@@ -1,8 +1,8 @@
-//! Turns the outcomes of attempts into receipts: parks deliveries that are to be retried, keeps dead letters, removes
+//! Turns the outcomes of attempts into receipts: parks deliveries that will be retried, stores dead letters, and removes
 //! addresses that are gone.
 //!
-//! A retry or a dead letter is stored before the outcome is committed: a crash in between repeats an attempt, the other
-//! order would lose it.
+//! A retry or a dead letter is stored before the outcome is committed: a crash in between repeats an attempt, while the
+//! other order would lose it.
 
 use std::time::Duration;
 
@@ -11,7 +11,6 @@ use jiff::{SignedDuration, Timestamp};
 use opentelemetry::Context;
 use shared::{
     app::Ambiguity,
-    backoff::Backoff,
     failpoint::failpoint,
     job::Job,
     nats::{
@@ -24,12 +23,13 @@ use shared::{
 };
 
 use super::{
-    Pipeline,
     attempt::AddressAttempt,
+    context::Pipeline,
     deliver::Tried,
     in_flight::ActiveJob,
     letter::DeadLetter,
-    settlement::{Settlement, Step, Stop, receipt},
+    receipts::receipt,
+    settlement::{RETRY_JETSTREAM_AFTER, Settlement, Step, Stop},
     trace,
 };
 use crate::{
@@ -55,17 +55,17 @@ enum Conclusion {
     /// The delivery ends as rejected, and the address is removed.
     AddressGone {
         reason: Reason,
-        /// When the provider saw that it was gone, if it says so.
+        /// When the provider found the address gone, if it reports that.
         since: Option<Timestamp>,
     },
 }
 
-/// Which worker is to make the next attempt.
+/// Which worker makes the next attempt.
 #[derive(Debug, Clone, Copy)]
 enum NextWorker {
-    /// One of the region's own.
+    /// One of the region's own workers.
     Own,
-    /// A helper's, if one is there: from this region no endpoint answers.
+    /// A helper, because no endpoint answers this region's workers.
     Helper,
 }
 
@@ -100,10 +100,10 @@ impl Pipeline {
             if let Err(error) = carried_out {
                 // The outcome is not recorded, so the attempt will be repeated: at-least-once is the better failure.
                 tracing::warn!(%error, "outcome could not be stored; the job is given back");
-                return Err(Stop::GiveBack(active.pulled.into(), Duration::from_secs(2)));
+                return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
             }
             let metrics = &self.telemetry.metrics;
-            metrics.delivery(Some(attempt.address.provider), conclusion.state());
+            metrics.delivery(Some(attempt.attempted.provider), conclusion.state());
             receipts.push(Receipt {
                 stale_s: self.freshness.stale(job.class),
                 ..conclusion.into_receipt(job, &attempt, span.as_ref())
@@ -127,7 +127,7 @@ impl Pipeline {
             }
         };
         let backed_off = |reason: &Reason, number: u32, asked: Option<Duration>| {
-            let schedule = Backoff::of(attempt.address.provider);
+            let schedule = attempt.attempted.provider.backoff();
             after(reason, schedule.after(number, asked, &mut rand::rng()))
         };
         let counted = |reason: &Reason, asked: Option<Duration>| {
@@ -156,12 +156,12 @@ impl Pipeline {
                 due: self.clock.now(),
                 by: NextWorker::Helper,
             },
-            // Nothing was sent, and the notification is not to blame: it waits until it expires.
+            // Nothing was sent, and the notification is not the cause, so it is retried until it expires.
             Outcome::CredentialTrouble { reason, not_before } | Outcome::EndpointTrouble { reason, not_before } => {
                 backed_off(reason, job.attempt, *not_before)
             }
             Outcome::NotYet { reason, wait } => after(reason, *wait),
-            // The same apns-id and collapse id make a second copy replace the first.
+            // A second copy replaces the first on the device, because it has the same apns-id and collapse id.
             Outcome::Ambiguous { reason } if self.ambiguity(job) == Ambiguity::Resend => counted(reason, None),
             Outcome::Ambiguous { reason } => Conclusion::ended(State::Unknown, reason),
         }
@@ -201,7 +201,7 @@ impl Pipeline {
         }
     }
 
-    /// Lets JetStream publish the job on `target` at `due`, for this address alone.
+    /// Schedules the job for this address only: JetStream publishes it on `target` at `due`.
     async fn park(
         &self,
         active: &ActiveJob,
@@ -211,17 +211,16 @@ impl Pipeline {
         span: Option<&Context>,
     ) -> Result<(), publish::NotStored> {
         let ActiveJob { pulled, job, .. } = active;
-        let event = envelope::event_id(&job.body, pulled.headers()).map_err(|_| publish::NotStored::Refused)?;
         let address = attempt.address.id;
-        let mut headers = envelope::retry_headers(job, &event, attempt.attempted.outcome.counts(), address);
+        let mut headers = envelope::retry_headers(job, attempt.attempted.outcome.counts(), address);
         headers.insert("Nats-Schedule", format!("@at {due}"));
         headers.insert("Nats-Schedule-Target", target);
-        // The attempt is part of the id: the stream would drop a second parking of the same delivery as a duplicate.
+        // The attempt is part of the id; otherwise the stream would drop the second retry of a delivery as a duplicate.
         headers.insert(
             NATS_MESSAGE_ID,
             format!("{}:{}", job.delivery(address), job.next_attempt()),
         );
-        // All attempts are children of the first send. A failed delivery is traced from here on even if it was not before.
+        // All attempts are children of the first send. A failed delivery is traced from now on, even if it was not before.
         if let Some(parent) = context::from_now_on_sampled(pulled.headers()).or_else(|| span.cloned()) {
             context::inject(&parent, &mut headers);
         }
@@ -242,11 +241,10 @@ impl Pipeline {
         }
         let key = RecipientKey {
             app: job.app.clone(),
-            recipient: job.body.recipient.clone(),
+            recipient: job.recipient.clone(),
         };
-        // Recorded in the directory before the fact is removed: any other recipient that has the address, here or in another
-        // region, is to lose it too. Without a time from the provider it was gone when the job was stored, by the server's
-        // clock: this worker's may be wrong.
+        // The directory first: every other recipient with the address, in any region, must lose it too. If the provider
+        // reports no time, use the time when the job was stored, by the server's clock, because this worker's may be wrong.
         let gone = Ownership {
             is: None,
             at: since.unwrap_or(pulled.stored_at.max(address.registered_at)),
@@ -295,13 +293,13 @@ impl Conclusion {
         };
         Receipt {
             address: Some(attempt.address.id),
-            provider: Some(attempt.address.provider),
+            provider: Some(attempt.attempted.provider),
             reason,
             provider_id,
             next_at,
             took_us: u32::try_from(attempt.attempted.took.as_micros()).ok(),
             trace: span.and_then(context::trace_id),
-            ..receipt(job, state, attempt.ended_at)
+            ..receipt(job, state, attempt.attempted.ended_at)
         }
     }
 }

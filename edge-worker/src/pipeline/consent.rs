@@ -1,9 +1,9 @@
-//! Decides whether to send at all: is it still worth it, and does the recipient agree? Asked immediately before sending, so
-//! that a preference set a second ago counts.
+//! Decides whether to send at all: the job must not be expired or withdrawn, and the recipient must agree. This is decided
+//! immediately before sending, so that a preference set a second ago counts.
 
-use shared::{channel::Class, receipt::State, recipient::Address};
+use shared::{address::Address, channel::Class, receipt::State};
 
-use super::{Pipeline, in_flight::ActiveJob, resolve::Addressed, settlement::Step};
+use super::{context::Pipeline, in_flight::ActiveJob, resolve::Addressed, settlement::Step};
 
 /// A job that is still wanted and that its recipient agrees to.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Pipeline {
         if self.cancelled.contains(job.notification) {
             return Err(self.end(active, State::Cancelled, "cancelled"));
         }
-        if !preferences.allows(job.channel, job.body.category.as_ref()) {
+        if !preferences.allows(job.channel(), job.category.as_ref()) {
             return Err(self.end(active, State::Suppressed, "opted_out"));
         }
         if job.class == Class::Bulk && self.freshness.stale(Class::Bulk).is_some() {

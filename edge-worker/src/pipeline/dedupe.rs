@@ -1,16 +1,14 @@
 //! Drops jobs that were done before.
 //!
-//! All outcomes of one pass over a job are committed together, so any record of a first attempt means that the pass is
-//! complete. The record of a retry does not: the retry may have overtaken a pass that crashed after parking it. A retry is
-//! for one address and one attempt, and is looked up as such.
-
-use std::time::Duration;
+//! All outcomes of one pass over a job are committed together, so any record of a first attempt shows that the pass is
+//! complete. A record of a retry does not: the worker may have crashed after it stored the retry and before it committed the
+//! pass. A retry is for one address and one attempt, and is looked up by both.
 
 use super::{
-    Pipeline,
+    context::Pipeline,
     in_flight::ActiveJob,
     open::Opened,
-    settlement::{Step, Stop},
+    settlement::{RETRY_ACTIVE_JOB_AFTER, RETRY_LEDGER_READ_AFTER, RETRY_NEWER_AFTER, Step, Stop},
 };
 use crate::ledger::History;
 
@@ -27,18 +25,22 @@ impl Pipeline {
         let Opened { pulled, job } = opened;
         let address = job.remaining.as_ref().and_then(|remaining| remaining.first()).copied();
         let Some(reservation) = self.in_flight.reserve((job.id, address.map(|address| address.0))) else {
-            return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(1)));
+            return Err(Stop::GiveBack(pulled.into(), RETRY_ACTIVE_JOB_AFTER));
         };
         let history = match self.ledger.look_up(job.id) {
             Ok(history) => history,
             Err(error) => {
                 tracing::error!(%error, "the ledger cannot be read; jobs wait");
-                return Err(Stop::GiveBack(pulled.into(), Duration::from_secs(5)));
+                return Err(Stop::GiveBack(pulled.into(), RETRY_LEDGER_READ_AFTER));
             }
         };
+        if history.has_unrecognized() {
+            tracing::warn!(job = %job.id, "a newer worker reported this job in a state unknown here; it is given back");
+            return Err(Stop::GiveBack(pulled.into(), RETRY_NEWER_AFTER));
+        }
         let done = match address {
-            None => history.has_pass(job.attempt),
-            Some(address) => history.is_settled_whole() || history.has(address, job.attempt),
+            None => history.has_completed_pass(job.attempt),
+            Some(address) => history.ended_as_a_whole() || history.is_done(address, job.attempt),
         };
         let active = ActiveJob {
             pulled,

@@ -1,9 +1,9 @@
-//! Hands the message to the providers, for all addresses of the recipient at once.
+//! Asks the providers to deliver the message to all addresses of the recipient at the same time.
 
 use futures::future::join_all;
-use shared::{failpoint::failpoint, recipient::Address};
+use shared::{address::Address, failpoint::failpoint};
 
-use super::{Pipeline, attempt::AddressAttempt, in_flight::ActiveJob, intend::Intended};
+use super::{attempt::AddressAttempt, context::Pipeline, in_flight::ActiveJob, intend::Intended};
 use crate::providers::{Attempt, Message};
 
 /// A job after one attempt at each of its addresses.
@@ -17,8 +17,7 @@ impl Pipeline {
     pub(super) async fn deliver(&self, intended: Intended) -> Tried {
         let Intended { active, addresses } = intended;
         let ActiveJob { pulled, job, .. } = &active;
-        let message = Message::render(job.clone(), pulled.apns());
-        let started_at = self.clock.now();
+        let message = Message::new(job.clone(), pulled.renditions());
         let expires_at = job.expires_at();
         let one = async |(address, revision): (Address, u64)| {
             let attempt = Attempt {
@@ -31,13 +30,12 @@ impl Pipeline {
             failpoint("worker.before-send");
             let attempted = self.providers.deliver(attempt).await;
             failpoint("worker.after-send");
-            let metrics = &self.telemetry.metrics;
-            metrics.attempt(address.provider, attempted.outcome.as_str(), attempted.took);
+            self.telemetry
+                .metrics
+                .attempt(attempted.provider, attempted.outcome.as_str(), attempted.took);
             AddressAttempt {
-                revision,
                 address,
-                started_at,
-                ended_at: self.clock.now(),
+                revision,
                 attempted,
             }
         };

@@ -8,14 +8,20 @@ use shared::{
     nats::{envelope, publish, subject::Lane},
 };
 
-use super::{Pipeline, in_flight::ActiveJob, settlement::Stop};
+use super::{
+    context::Pipeline,
+    in_flight::ActiveJob,
+    settlement::{RETRY_JETSTREAM_AFTER, Stop},
+};
 
-/// How often a job may be forwarded. Beyond that, two regions each believe that the recipient lives in the other.
+/// After this many forwards, two regions must each believe that the recipient lives in the other.
 const MAX_FORWARDS: u32 = 8;
 
+/// When a job that was forwarded too often is retried.
+const RETRY_CIRCULAR_FORWARD_AFTER: Duration = Duration::from_mins(1);
+
 impl Pipeline {
-    /// Hands the job to the region to which its recipient moved. It is the same job there, under the same id, and its
-    /// outcome is recorded there.
+    /// Sends the job to the region to which its recipient moved. It keeps its id, and its outcome is recorded there.
     pub(super) async fn forward(&self, active: ActiveJob, home: &Region) -> Stop {
         let ActiveJob { pulled, job, .. } = &active;
         let forwards = envelope::header(pulled.headers(), envelope::FORWARDED)
@@ -24,7 +30,7 @@ impl Pipeline {
             + 1;
         if forwards > MAX_FORWARDS {
             tracing::error!(job = %job.id, %home, "job is forwarded in a circle; it waits until the recipient's home is repaired");
-            return Stop::GiveBack(active.pulled.into(), Duration::from_mins(1));
+            return Stop::GiveBack(active.pulled.into(), RETRY_CIRCULAR_FORWARD_AFTER);
         }
         let mut headers = envelope::kept(pulled.headers());
         headers.insert(envelope::FORWARDED, forwards.to_string());
@@ -46,7 +52,7 @@ impl Pipeline {
             }
             Err(error) => {
                 tracing::warn!(job = %job.id, %error, "job could not be forwarded; it is given back");
-                Stop::GiveBack(active.pulled.into(), Duration::from_secs(2))
+                Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER)
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Jobs under way in this process.
+//! Jobs in flight in this process.
 
 use std::{
     collections::HashSet,
@@ -10,14 +10,14 @@ use uuid::Uuid;
 
 use crate::pulled::Pulled;
 
-/// Jobs under way in this process. If one of them is redelivered meanwhile, the copy has to wait for its outcome.
+/// The jobs in flight in this process. If one of them is redelivered, the copy must wait for the outcome.
 #[derive(Debug, Clone, Default)]
 pub struct InFlight(Arc<Mutex<HashSet<Key>>>);
 
-/// A job, and for a retry the address that it is for: retries of one job for several addresses do not wait for each other.
+/// A job, and for a retry its address: retries of one job for different addresses do not wait for each other.
 type Key = (JobId, Option<Uuid>);
 
-/// A job counts as under way for as long as this lives.
+/// Keeps a job in flight until it is dropped.
 #[derive(Debug)]
 pub(super) struct Reservation {
     key: Key,
@@ -33,17 +33,17 @@ pub(super) struct ActiveJob {
 }
 
 impl InFlight {
-    /// The number of jobs under way.
+    /// The number of jobs in flight.
     pub fn len(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Whether no job is under way.
+    /// Whether no job is in flight.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Reserves a job; `None` if it is under way already.
+    /// Reserves a job; `None` if it is in flight already.
     pub(super) fn reserve(&self, key: Key) -> Option<Reservation> {
         let new = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
         new.then(|| Reservation {

@@ -1,22 +1,21 @@
-//! For apps that must not send twice: records what is about to be sent before it is sent. If the worker is interrupted
-//! before the outcome is recorded, a person decides ([`super::interrupted`]).
+//! Records the intent to send before sending, for apps that must not send twice. If the worker is interrupted before it
+//! records the outcome, a person decides ([`super::interrupted`]).
 //!
-//! For all other apps such a job is sent again under the same id, and nothing is recorded here.
-
-use std::time::Duration;
+//! For all other apps nothing is recorded here: an interrupted job is sent again under the same id.
 
 use shared::{
+    address::Address,
     app::Ambiguity,
     job::Job,
     receipt::{Receipt, State},
-    recipient::Address,
 };
 
 use super::{
-    Pipeline,
     consent::Agreed,
+    context::Pipeline,
     in_flight::ActiveJob,
-    settlement::{Step, Stop, receipt},
+    receipts::receipt,
+    settlement::{RETRY_JETSTREAM_AFTER, Step, Stop},
 };
 
 /// A job that may be sent now: if its app must not send twice, the intent is published.
@@ -28,26 +27,26 @@ pub(super) struct Intended {
 }
 
 impl Pipeline {
-    /// What the app wants if it is unknown whether an attempt was sent.
+    /// What the app has configured for an attempt that may or may not have been sent.
     pub(super) fn ambiguity(&self, job: &Job) -> Ambiguity {
         let tenants = self.config.tenants();
         let app = tenants.apps.get(&job.app);
-        app.map_or(Ambiguity::usual(job.channel), |app| app.ambiguity(job.channel))
+        app.map_or(Ambiguity::usual(job.channel()), |app| app.ambiguity(job.channel()))
     }
 
-    /// Records what is about to be sent, if the app must not send twice.
+    /// Publishes the intent to send, if the app must not send twice.
     pub(super) async fn write_intent(&self, agreed: Agreed) -> Step<Intended> {
         let Agreed { active, addresses } = agreed;
         let job = &active.job;
         if self.ambiguity(job) != Ambiguity::Resend {
             let intents = addresses.iter().map(|(address, _)| Receipt {
                 address: Some(address.id),
-                provider: Some(address.provider),
+                provider: Some(address.provider()),
                 ..receipt(job, State::Attempting, self.clock.now())
             });
             let published = self.publish_intent(job.app.clone(), job.origin.clone(), intents.collect());
             if !Box::pin(published).await {
-                return Err(Stop::GiveBack(active.pulled.into(), Duration::from_secs(2)));
+                return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
             }
         }
         Ok(Intended { active, addresses })

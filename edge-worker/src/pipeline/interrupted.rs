@@ -1,21 +1,17 @@
 //! Ends jobs whose worker was interrupted between recording the intent to send ([`super::intend`]) and recording the
 //! outcome: it is unknown whether they were sent, so a person decides.
 
-use std::time::Duration;
-
 use shared::receipt::{Receipt, State};
 
 use super::{
-    Pipeline,
+    context::Pipeline,
     dedupe::Fresh,
     in_flight::ActiveJob,
     letter::DeadLetter,
-    settlement::{Step, Stop, receipt},
+    receipts::receipt,
+    settlement::{RETRY_JETSTREAM_AFTER, Step, Stop},
 };
-use crate::ledger::History;
-
-/// Another worker may still wait for the provider's answer. This is longer than a provider's time-out.
-const ANSWER_DUE_AFTER: Duration = Duration::from_secs(15);
+use crate::{ledger::History, limits::ANSWER_DUE_AFTER};
 
 /// A job of which no attempt was interrupted.
 #[derive(Debug)]
@@ -25,7 +21,7 @@ pub(super) struct Clear {
 }
 
 impl Pipeline {
-    /// Ends a job that was about to be sent when its worker was interrupted.
+    /// Ends a job as `unknown` if its worker was interrupted after recording the intent to send.
     pub(super) async fn end_interrupted(&self, fresh: Fresh) -> Step<Clear> {
         let Fresh { active, history } = fresh;
         let in_doubt = history.in_doubt(active.job.attempt);
@@ -40,7 +36,7 @@ impl Pipeline {
             let letter = DeadLetter::of(job, *address, "interrupted".into(), self);
             if let Err(error) = letter.store(self, pulled).await {
                 tracing::warn!(%error, "dead letter could not be stored; the job is given back");
-                return Err(Stop::GiveBack(active.pulled.into(), Duration::from_secs(2)));
+                return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
             }
         }
         let receipt = Receipt {

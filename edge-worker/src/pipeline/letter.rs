@@ -1,4 +1,4 @@
-//! Dead letters: messages that will not be retried, kept as they came for a person to look at.
+//! Stores dead letters: messages that will not be retried, kept unchanged for a person to inspect.
 
 use async_nats::header::NATS_MESSAGE_ID;
 use shared::{
@@ -7,7 +7,7 @@ use shared::{
     nats::{envelope, publish, subject},
 };
 
-use super::Pipeline;
+use super::context::Pipeline;
 use crate::{providers::Reason, pulled::Pulled};
 
 /// A message that will not be retried.
@@ -17,7 +17,7 @@ pub(super) struct DeadLetter {
     /// The id of the message in DEAD, so that a letter is kept once.
     pub(super) id: String,
     pub(super) reason: Reason,
-    /// What is wrong, for people.
+    /// The field and the rule that it breaks, for people.
     pub(super) detail: Option<String>,
     pub(super) address: Option<AddressId>,
     pub(super) attempt: u32,
@@ -36,7 +36,7 @@ impl DeadLetter {
         }
     }
 
-    /// Stores the message as it came, with the reason in its headers.
+    /// Stores the unchanged message, with the reason in its headers.
     pub(super) async fn store(self, pipeline: &Pipeline, pulled: &Pulled) -> Result<(), publish::NotStored> {
         let mut headers = envelope::kept(pulled.headers());
         headers.insert(NATS_MESSAGE_ID, self.id);

@@ -1,7 +1,7 @@
-//! Reads a message, which is for one recipient or for a topic. A message that cannot be read is kept as a dead letter and
-//! never retried.
+//! Parses a message, which is for one recipient or for a topic. An unreadable message is stored as a dead letter and never
+//! retried.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc};
 
 use shared::{
     broadcast::{Broadcast, Work},
@@ -9,14 +9,15 @@ use shared::{
     id::AppId,
     invalid::Invalid,
     job::Job,
-    nats::{envelope, subject},
+    nats::{envelope, subject, version},
     receipt::State,
 };
 
 use super::{
-    Pipeline,
+    context::Pipeline,
     letter::DeadLetter,
-    settlement::{Settlement, Step, Stop, Ticket, receipt_of_unreadable},
+    receipts::receipt_of_unreadable,
+    settlement::{RETRY_JETSTREAM_AFTER, RETRY_NEWER_AFTER, Settlement, Step, Stop, Ticket},
 };
 use crate::pulled::Pulled;
 
@@ -36,6 +37,10 @@ pub(super) enum Read {
 
 impl Pipeline {
     pub(super) async fn open(&self, pulled: Pulled) -> Step<Read> {
+        if version::is_unknown(pulled.headers()) {
+            tracing::warn!(subject = %pulled.subject(), "a message of a newer version is given back for a newer worker");
+            return Err(Stop::GiveBack(pulled.into(), RETRY_NEWER_AFTER));
+        }
         let read = envelope::read(
             pulled.subject(),
             pulled.headers(),
@@ -56,7 +61,7 @@ impl Pipeline {
         Opened { pulled, job }
     }
 
-    /// Keeps a message that cannot be read as a dead letter, with what is wrong with it.
+    /// Stores an unreadable message as a dead letter, with the field and the rule that it breaks.
     async fn bury(&self, pulled: Pulled, invalid: &Invalid) -> Stop {
         self.telemetry.metrics.unreadable();
         let lane = subject::Lane::parse(pulled.subject()).ok();
@@ -73,7 +78,7 @@ impl Pipeline {
         };
         if let Err(error) = letter.store(self, &pulled).await {
             tracing::warn!(%error, "dead letter could not be stored; the message stays in its lane");
-            return Stop::GiveBack(pulled.into(), Duration::from_secs(2));
+            return Stop::GiveBack(pulled.into(), RETRY_JETSTREAM_AFTER);
         }
         tracing::warn!(subject = %pulled.subject(), field = invalid.field, rule = invalid.rule, "message cannot be read");
         let channel = lane.as_ref().map_or(Channel::Push, |lane| lane.channel);

@@ -1,6 +1,5 @@
-//! How fast what comes again may come: as fast as this process can bear beside fresh work. Permits bound how much of it
-//! is under way, which says nothing about what that costs; a storm of retries that are refused at once would take every
-//! processor.
+//! Limits the rate of retries to what this process can sustain beside fresh work. Permits limit only how many retries are in
+//! flight, not what they cost: a storm of retries that fail immediately would occupy every processor.
 
 use std::{
     sync::{
@@ -15,98 +14,100 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// How often it is looked whether the process keeps up.
+/// How often the process is tested for delay.
 const TIMER_TICK: Duration = Duration::from_millis(10);
 
-/// A timer that rings later than this means that tasks wait for a processor.
+/// If a timer fires later than this, tasks are waiting for a processor.
 const TIMER_LATE_AFTER: Duration = Duration::from_millis(4);
 
-/// Jobs are let through in portions, one after so many ticks, so that a pull is worth its while.
+/// Retries are admitted in portions, each after this many ticks, so that one pull gets several messages.
 const TICKS_PER_PORTION: u32 = 5;
 
-/// Jobs a second that are let through however late timers are: what comes again must not starve.
+/// The minimum rate, however late the timers are: retries must not starve.
 const MIN_JOBS_PER_SECOND: f64 = 200.0;
 
-/// Without fresh work for so many portions there is nothing to be careful of.
+/// After this many portions without fresh work, late timers no longer reduce the rate.
 const UNPACED_AFTER_PORTIONS: u32 = 20;
 
-/// Jobs a second beyond which nothing is counted; permits bound it long before.
+/// The maximum rate; permits limit retries long before.
 const MAX_JOBS_PER_SECOND: f64 = 20_000.0;
 
-/// What the rate is multiplied by after a timer that was late.
+/// The rate is multiplied by this after a late timer.
 const RATE_CUT_FACTOR: f64 = 0.7;
 
-/// And after one that was not: with one late in forty it stays as it is.
+/// The rate is multiplied by this after a punctual timer. With one late timer in 37, the rate stays the same.
 const RATE_RAISE_FACTOR: f64 = 1.01;
 
-/// Lets jobs through. Cheap to clone.
+/// Admits retries. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Pace {
-    let_through: Arc<Semaphore>,
+    /// One permit for each retry that may be pulled now.
+    admissions: Arc<Semaphore>,
+    /// The number of fresh messages so far.
     fresh: Arc<AtomicU64>,
 }
 
 impl Pace {
-    /// And what keeps it, which is to run for ever.
+    /// Returns the pace and the task that adjusts it, which never ends.
     pub fn new() -> (Self, impl Future<Output = ()> + Send) {
         let pace = Self {
-            let_through: Arc::new(Semaphore::new(0)),
+            admissions: Arc::new(Semaphore::new(0)),
             fresh: Arc::default(),
         };
-        (pace.clone(), pace.keep())
+        (pace.clone(), pace.adjust())
     }
 
-    /// Fresh work has come.
-    pub(super) fn saw_fresh(&self) {
+    /// Counts a fresh message.
+    pub(super) fn count_fresh(&self) {
         self.fresh.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits until one job may come, and takes as many as may, up to `most`.
-    pub(super) async fn take(&self, most: usize) -> usize {
-        let Ok(one) = self.let_through.acquire().await else {
+    /// Waits until a retry may be pulled, and returns how many may be, up to `max`.
+    pub(super) async fn admit(&self, max: usize) -> usize {
+        let Ok(one) = self.admissions.acquire().await else {
             return 0;
         };
         one.forget();
-        1 + self.let_through.forget_permits(most.saturating_sub(1))
+        1 + self.admissions.forget_permits(max.saturating_sub(1))
     }
 
-    /// Measures and lets through.
-    async fn keep(self) {
+    /// Measures the delay of timers, and admits one portion of retries after another.
+    async fn adjust(self) {
         let mut rate = Rate(MIN_JOBS_PER_SECOND);
-        let (mut seen, mut portions_alone) = (0, 0);
+        let (mut fresh_before, mut quiet_portions) = (0, 0);
         loop {
-            let mut owed = 0.0;
+            let mut portion = 0.0;
             let fresh = self.fresh.load(Ordering::Relaxed);
-            portions_alone = if fresh == seen { portions_alone + 1 } else { 0 };
-            seen = fresh;
+            quiet_portions = if fresh == fresh_before { quiet_portions + 1 } else { 0 };
+            fresh_before = fresh;
             for _ in 0..TICKS_PER_PORTION {
-                let begun = Instant::now();
+                let started = Instant::now();
                 sleep(TIMER_TICK).await;
-                let took = begun.elapsed();
-                // A rate that nobody uses says nothing about what can be borne.
-                let used = self.let_through.available_permits() == 0;
+                let took = started.elapsed();
+                // An unused rate does not show what the process can sustain.
+                let used = self.admissions.available_permits() == 0;
                 let late =
-                    took.saturating_sub(TIMER_TICK) > TIMER_LATE_AFTER && portions_alone < UNPACED_AFTER_PORTIONS;
-                rate.learn(late, used);
-                owed += rate.0 * took.as_secs_f64();
+                    took.saturating_sub(TIMER_TICK) > TIMER_LATE_AFTER && quiet_portions < UNPACED_AFTER_PORTIONS;
+                rate.adjust(late, used);
+                portion += rate.0 * took.as_secs_f64();
             }
-            self.let_through.forget_permits(Semaphore::MAX_PERMITS);
+            self.admissions.forget_permits(Semaphore::MAX_PERMITS);
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
                 reason = "at most MAX_JOBS_PER_SECOND times some seconds"
             )]
-            self.let_through.add_permits(owed.ceil() as usize);
+            self.admissions.add_permits(portion.ceil() as usize);
         }
     }
 }
 
-/// Jobs a second.
+/// A rate of retries, in jobs per second.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Rate(f64);
 
 impl Rate {
-    fn learn(&mut self, late: bool, used: bool) {
+    fn adjust(&mut self, late: bool, used: bool) {
         let factor = if late {
             RATE_CUT_FACTOR
         } else if used {
@@ -125,34 +126,34 @@ mod tests {
     #[test]
     fn it_falls_fast_rises_slowly_and_never_stops() {
         let mut rate = Rate(1000.0);
-        rate.learn(true, true);
+        rate.adjust(true, true);
         assert_eq!(rate, Rate(700.0));
-        rate.learn(false, true);
+        rate.adjust(false, true);
         assert_eq!(rate, Rate(707.0));
-        rate.learn(false, false);
+        rate.adjust(false, false);
         assert_eq!(rate, Rate(707.0));
         for _ in 0..100 {
-            rate.learn(true, true);
+            rate.adjust(true, true);
         }
         assert_eq!(rate, Rate(MIN_JOBS_PER_SECOND));
         for _ in 0..10_000 {
-            rate.learn(false, true);
+            rate.adjust(false, true);
         }
         assert_eq!(rate, Rate(MAX_JOBS_PER_SECOND));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_come_than_are_let_through() {
-        let (pace, keeping) = Pace::new();
-        let keeping = tokio::spawn(keeping);
-        let begun = Instant::now();
+    async fn retries_are_admitted_no_faster_than_the_rate() {
+        let (pace, adjusting) = Pace::new();
+        let adjusting = tokio::spawn(adjusting);
+        let started = Instant::now();
         let mut taken = 0;
         while taken < 300 {
-            taken += pace.take(16).await;
+            taken += pace.admit(16).await;
         }
-        // The rate rises from 200 a second by about 2.7 times every second.
-        let took = begun.elapsed();
+        // The rate starts at 200 per second and grows about 2.7 times every second.
+        let took = started.elapsed();
         assert!((0.8..1.6).contains(&took.as_secs_f64()), "{took:?}");
-        keeping.abort();
+        adjusting.abort();
     }
 }

@@ -1,4 +1,5 @@
-//! Pulls work, never more than there are permits for: what cannot be worked on stays with the server for a sibling.
+//! Pulls messages from the lanes, never more than there are permits for: a message without a permit stays with the server for
+//! another worker.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -11,87 +12,93 @@ use shared::{
     nats::{
         connect,
         refusal::{is_about, unless_refused},
-        topology,
+        topology::{self, Mesh},
     },
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::{Pace, Pipeline};
+use super::{context::Pipeline, pace::Pace};
 use crate::{
     presence::Presence,
     pulled::{Pulled, ReturnQueue},
 };
 
-/// Most messages in one pull.
 const MAX_MESSAGES_PER_PULL: usize = 256;
 
-/// An idle pull is renewed after this long.
+/// The server ends an idle pull after this time, and it is renewed.
 const PULL_EXPIRES_AFTER: Duration = Duration::from_secs(20);
 
-/// How often a waiting pull looks whether the connection is still the one it was sent on.
+/// How often a waiting pull checks that its connection is still the same.
 const CHECK_CONNECTION_EVERY: Duration = Duration::from_millis(500);
 
-/// Time for every worker of the region to publish what it had done when the connection was lost.
-const SETTLE_AFTER_RECONNECT: Duration = Duration::from_secs(2);
+/// After a lost connection, every worker of the region needs this time to publish the outcomes that it has.
+const PULL_AFTER_RECONNECT: Duration = Duration::from_secs(2);
 
-/// A worker that is to finish leaves a pull when nothing came for this long.
-const LEAVE_PULL_AFTER_SILENCE: Duration = Duration::from_millis(200);
+/// The pause before a failed pull is retried.
+const RETRY_PULL_AFTER: Duration = Duration::from_millis(200);
 
-/// Two pulls take turns, so that one is always open while the other's messages are handed on.
+/// During shutdown, a pull ends after this time without a message.
+const END_PULL_AFTER_SILENCE: Duration = Duration::from_millis(200);
+
+/// Two pulls take turns, so that one is open while the messages of the other are passed on.
 const PULLS_PER_LANE: usize = 2;
 
-/// One consumer to pull from, with permits of its own, so that lanes do not wait for each other.
+/// Pulls from one lane. It has permits of its own, so that lanes do not wait for each other.
 #[derive(Debug)]
 pub struct LanePuller {
     stream: &'static str,
     consumer: String,
     permits: Arc<Semaphore>,
-    /// Holds back work that comes again while there is fresh work.
     pace: Pace,
-    comes_again: bool,
-    /// Whether it is this worker's turn.
+    /// Whether this is the lane of retries, which are paced beside fresh work.
+    is_retries: bool,
+    /// Whether this worker may pull from the lane.
     turn: watch::Receiver<bool>,
 }
 
-/// Slices of one lane under way at one time: while the last members of one are waited for, the next is worked on.
+/// What one pull may use.
+struct Grant {
+    /// One for each message.
+    permits: OwnedSemaphorePermit,
+    /// The number of the connection over which to pull; see [`connect::connects`].
+    connection: u64,
+}
+
+/// Slices of one lane in flight: while the last members of one slice are in flight, the next one is in progress.
 const SLICES_PER_LANE: usize = 4;
 
-/// Members of slices that may be under way, by class: behind fresh traffic, they have half of what that has.
-pub fn member_permits(in_flight: usize) -> BTreeMap<Class, Arc<Semaphore>> {
-    let of = |class: &Class| (share(*class, in_flight) / 2).max(1);
-    Class::ALL
-        .iter()
-        .map(|class| (*class, Arc::new(Semaphore::new(of(class)))))
+/// Permits for the members of slices, by channel and class: half as many as fresh jobs of that lane have.
+pub fn member_permits(in_flight: usize) -> BTreeMap<(Channel, Class), Arc<Semaphore>> {
+    let of = |class: Class| (fresh_permits(class, in_flight) / 2).max(1);
+    Mesh::lanes()
+        .map(|lane @ (_, class)| (lane, Arc::new(Semaphore::new(of(class)))))
         .collect()
 }
 
-/// Jobs that may be under way in the lane of fresh work of `class`.
-fn share(class: Class, in_flight: usize) -> usize {
+/// The number of permits of the lane of fresh jobs of `class`.
+fn fresh_permits(class: Class, in_flight: usize) -> usize {
     match class {
         Class::Normal => in_flight,
         Class::Urgent | Class::Bulk => in_flight / 2,
     }
 }
 
-/// Every lane of a region. `in_flight` jobs may be under way in the normal one; urgent and bulk have half of that
-/// each, retries a quarter, and those no faster than `pace` lets them.
+/// Pullers for all lanes of a region. The normal lane has `in_flight` permits; urgent and bulk have half of that each;
+/// retries and the spill of each channel have a quarter each. `pace` limits the retries.
 pub fn lane_pullers(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<LanePuller> {
     let lane = |stream, consumer, permits: usize| LanePuller {
         stream,
         consumer,
         permits: Arc::new(Semaphore::new(permits.max(1))),
         pace: pace.clone(),
-        comes_again: false,
+        is_retries: false,
         turn: presence.work.clone(),
     };
-    let fresh = Channel::CARRIED
-        .iter()
-        .flat_map(|channel| Class::ALL.iter().map(|class| (*channel, *class)));
-    fresh
+    Mesh::lanes()
         .flat_map(|(channel, class)| {
             let fresh = topology::lane_consumer(channel, class);
             [
-                lane(topology::NOTIFY, fresh, share(class, in_flight)),
+                lane(topology::NOTIFY, fresh, fresh_permits(class, in_flight)),
                 lane(
                     topology::SCHEDULE,
                     topology::slice_consumer(channel, class),
@@ -99,67 +106,71 @@ pub fn lane_pullers(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<L
                 ),
             ]
         })
-        .chain([
-            LanePuller {
-                comes_again: true,
-                ..lane(topology::SCHEDULE, topology::RETRY_CONSUMER.to_owned(), in_flight / 4)
-            },
-            LanePuller {
-                turn: presence.spill.clone(),
-                ..lane(topology::SCHEDULE, topology::SPILL_CONSUMER.to_owned(), in_flight / 4)
-            },
-        ])
+        .chain(Channel::CARRIED.iter().flat_map(|channel| {
+            [
+                LanePuller {
+                    is_retries: true,
+                    ..lane(topology::SCHEDULE, topology::retry_consumer(*channel), in_flight / 4)
+                },
+                LanePuller {
+                    turn: presence.spill.clone(),
+                    ..lane(topology::SCHEDULE, topology::spill_consumer(*channel), in_flight / 4)
+                },
+            ]
+        }))
         .collect()
 }
 
-/// After the connection was lost. A server that was killed has forgotten what it gave to whom, and gives it out again:
-/// first every worker publishes what it has done and learns what the others did.
-async fn settle_down(pipeline: &Pipeline) {
-    tokio::time::sleep(SETTLE_AFTER_RECONNECT).await;
+/// Waits after a lost connection until every worker has published its outcomes and this one has followed them. A server
+/// that crashed has forgotten which messages are in flight, and delivers them again.
+async fn wait_for_outcomes(pipeline: &Pipeline) {
+    tokio::time::sleep(PULL_AFTER_RECONNECT).await;
     let mut current = pipeline.ledger_current.clone();
     if current.wait_for(|current| *current).await.is_err() {
-        tracing::debug!("the ledger is no longer followed; the process is finishing");
+        tracing::debug!("the ledger no longer follows the receipts; the process is ending");
     }
 }
 
 impl LanePuller {
-    /// Pulls until the process is to finish.
-    pub async fn run(self, pipeline: Arc<Pipeline>, returns: ReturnQueue, lifecycle: Lifecycle) {
-        let pulls = (0..PULLS_PER_LANE).map(|_| self.pull_for_ever(&pipeline, &returns, &lifecycle));
+    /// Pulls until shutdown begins.
+    pub async fn run(self, pipeline: Arc<Pipeline>, returns: ReturnQueue) {
+        let pulls = (0..PULLS_PER_LANE).map(|_| self.pull_repeatedly(&pipeline, &returns));
         futures::future::join_all(pulls).await;
     }
 
-    async fn pull_for_ever(&self, pipeline: &Arc<Pipeline>, returns: &ReturnQueue, lifecycle: &Lifecycle) {
+    async fn pull_repeatedly(&self, pipeline: &Arc<Pipeline>, returns: &ReturnQueue) {
+        let lifecycle = &pipeline.lifecycle;
         let mut consumer = None;
         let client = pipeline.js.client();
-        // The first connection, after which the worker has just learned what the others did.
-        let mut connected = 1;
+        // The number of the first connection: at start the ledger has just caught up.
+        let mut connection = 1;
         let mut turn = self.turn.clone();
         while !lifecycle.is_finishing() {
             tokio::select! {
                 turn = turn.wait_for(|turn| *turn) => if turn.is_err() { return },
                 () = lifecycle.finishing() => return,
             }
-            if connected != connect::connects(&client) {
-                connected = connect::connects(&client);
-                settle_down(pipeline).await;
+            if connection != connect::connects(&client) {
+                connection = connect::connects(&client);
+                wait_for_outcomes(pipeline).await;
             }
-            let Some(permits) = self.permits(lifecycle).await else {
+            let Some(permits) = self.acquire(lifecycle).await else {
                 return;
             };
             let concerns = |subject: &str| is_about(subject, self.stream) && is_about(subject, &self.consumer);
-            let pulling = self.pull(&mut consumer, (permits, connected), pipeline, returns, lifecycle);
+            let grant = Grant { permits, connection };
+            let pulling = self.pull(&mut consumer, grant, pipeline, returns);
             let result = unless_refused(&client, concerns, pulling).await;
             if let Err(error) = result.map_err(Into::into).flatten() {
-                tracing::warn!(consumer = self.consumer, %error, "cannot pull");
+                tracing::warn!(consumer = self.consumer, %error, "cannot pull; retrying");
                 consumer = None;
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                tokio::time::sleep(RETRY_PULL_AFTER).await;
             }
         }
     }
 
-    /// Waits for one permit and takes more if they are free; leaves half for the other pull.
-    async fn permits(&self, lifecycle: &Lifecycle) -> Option<OwnedSemaphorePermit> {
+    /// Waits for one permit and takes more if they are free, but leaves half of them to the other pull.
+    async fn acquire(&self, lifecycle: &Lifecycle) -> Option<OwnedSemaphorePermit> {
         let mut permits = tokio::select! {
             permit = self.permits.clone().acquire_owned() => permit.ok()?,
             () = lifecycle.finishing() => return None,
@@ -172,33 +183,37 @@ impl LanePuller {
         {
             permits.merge(more);
         }
-        if self.comes_again {
-            let may = tokio::select! {
-                may = self.pace.take(permits.num_permits()) => may,
+        if self.is_retries {
+            let admitted = tokio::select! {
+                admitted = self.pace.admit(permits.num_permits()) => admitted,
                 () = lifecycle.finishing() => return None,
             };
-            // What is over is given back.
-            permits = permits.split(may)?;
+            // The rest of the permits is released.
+            permits = permits.split(admitted)?;
         }
         Some(permits)
     }
 
-    /// Only over the connection after which everybody has settled down: what is asked of a server that is away is asked
-    /// of the one that comes back.
+    /// Makes one pull and passes its messages on. Does nothing after a reconnect: the client would send the request to the
+    /// new server before the other workers have published their outcomes.
     async fn pull(
         &self,
         consumer: &mut Option<PullConsumer>,
-        (mut permits, connected): (OwnedSemaphorePermit, u64),
+        grant: Grant,
         pipeline: &Arc<Pipeline>,
         returns: &ReturnQueue,
-        lifecycle: &Lifecycle,
     ) -> Result<(), async_nats::Error> {
+        let Grant {
+            mut permits,
+            connection,
+        } = grant;
+        let lifecycle = &pipeline.lifecycle;
         let consumer = match consumer {
             Some(consumer) => consumer,
             None => consumer.insert(self.bind(&pipeline.js).await?),
         };
         let client = pipeline.js.client();
-        if connect::connects(&client) != connected {
+        if connect::connects(&client) != connection {
             return Ok(());
         }
         let mut messages = consumer
@@ -207,16 +222,16 @@ impl LanePuller {
             .expires(PULL_EXPIRES_AFTER)
             .messages()
             .await?;
-        let mut look = tokio::time::interval(CHECK_CONNECTION_EVERY);
+        let mut checks = tokio::time::interval(CHECK_CONNECTION_EVERY);
         let mut finishing = false;
         let mut turn = self.turn.clone();
         loop {
             let message = tokio::select! {
                 biased;
                 message = messages.next() => message,
-                // A server that was away knows nothing of this pull.
-                _ = look.tick() => if connect::connects(&client) == connected { continue } else { None },
-                // What arrives is still worked on; what does not stays with the server.
+                // After a reconnect the server does not know this pull.
+                _ = checks.tick() => if connect::connects(&client) == connection { continue } else { None },
+                // Messages that still arrive are processed; the others stay with the server.
                 () = async {
                     tokio::select! {
                         () = lifecycle.finishing() => (),
@@ -226,26 +241,25 @@ impl LanePuller {
                     finishing = true;
                     continue;
                 }
-                // The server knows only that the pull is over when its subscription is: what it sends meanwhile would wait
-                // out the time for acknowledgement. So the pull is left when it is full or nothing comes.
-                () = tokio::time::sleep(LEAVE_PULL_AFTER_SILENCE), if finishing => None,
+                // The server sends messages until the subscription ends, and a message that nobody receives is redelivered
+                // only after the acknowledgement time-out. So the pull ends when it is full or no message comes.
+                () = tokio::time::sleep(END_PULL_AFTER_SILENCE), if finishing => None,
             };
             let Some(message) = message else { return Ok(()) };
             let Some(permit) = permits.split(1) else { return Ok(()) };
             let Some(pulled) = Pulled::new(message?, permit, returns.clone(), pipeline.clock.now()) else {
                 continue;
             };
-            if !self.comes_again {
-                self.pace.saw_fresh();
+            if !self.is_retries {
+                self.pace.count_fresh();
             }
             failpoint("worker.after-pull");
-            if connect::connects(&client) == connected {
-                // The runtime moves a task's future several times before it runs; this one has some kilobytes.
+            if connect::connects(&client) == connection {
+                // Boxed, because the runtime moves a task's future several times, and this one has some kilobytes.
                 lifecycle.spawn_job(Box::pin(pipeline.clone().run(pulled)));
             } else {
-                // Sent before the connection was lost, or asked for while it was: not to be worked on before
-                // everybody has settled down.
-                pulled.give_back(SETTLE_AFTER_RECONNECT);
+                // Sent before or during the loss of the connection: it must wait for the outcomes of the other workers.
+                pulled.give_back(PULL_AFTER_RECONNECT);
             }
         }
     }

@@ -1,21 +1,18 @@
 //! Finds the addresses of the recipient.
 
-use std::time::Duration;
-
 use shared::{
-    channel::{Channel, Provider},
+    address::Address,
     job::Job,
     nats::facts,
-    push::ApnsPushType,
     receipt::State,
-    recipient::{Address, AddressKind, Preferences, Recipient, RecipientKey},
+    recipient::{Preferences, Recipient, RecipientKey},
 };
 
 use super::{
-    Pipeline,
+    context::Pipeline,
     in_flight::ActiveJob,
     interrupted::Clear,
-    settlement::{Step, Stop},
+    settlement::{RETRY_JETSTREAM_AFTER, Step, Stop},
 };
 
 /// A job whose recipient is known and can be reached.
@@ -33,18 +30,18 @@ impl Pipeline {
         let job = &active.job;
         let key = RecipientKey {
             app: job.app.clone(),
-            recipient: job.body.recipient.clone(),
+            recipient: job.recipient.clone(),
         };
         let reaches = |recipient: &Recipient| recipient.addresses.iter().any(|(address, _)| takes(address, job));
         let mut recipient = match self.cache.recipient(&key) {
             Ok(recipient) if reaches(&recipient) => recipient,
-            // No address, or not readable: only the region's bucket is certain. A device that registered a second ago may
-            // not have reached the cache yet.
+            // Without a readable address, only the region's bucket is certain: a device that registered a second ago may not
+            // have reached the cache yet.
             _ => match Box::pin(facts::read(&self.js, &self.region, &self.region, &key)).await {
                 Ok(recipient) => recipient,
                 Err(error) => {
-                    tracing::warn!(%error, "recipient cannot be looked up; the job waits");
-                    return Err(Stop::GiveBack(active.pulled.into(), Duration::from_secs(2)));
+                    tracing::warn!(%error, "recipient cannot be read; the job waits");
+                    return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
                 }
             },
         };
@@ -56,7 +53,7 @@ impl Pipeline {
         let reachable = !recipient.addresses.is_empty();
         recipient
             .addresses
-            .retain(|(address, _)| !history.has(address.id, job.attempt));
+            .retain(|(address, _)| !history.is_done(address.id, job.attempt));
         if reachable && recipient.addresses.is_empty() {
             return Err(self.drop_duplicate(active));
         }
@@ -76,17 +73,10 @@ impl Pipeline {
     }
 }
 
-/// Whether this job is for this address: a retry names its address, and Live Activities have addresses of their own.
+/// Whether this job is for this address: a retry names its address, and content reaches only targets of its kind.
 fn takes(address: &Address, job: &Job) -> bool {
-    if let Some(remaining) = &job.remaining {
-        return remaining.contains(&address.id);
-    }
-    let Channel::Push = job.channel else { return false };
-    let live = job.body.push.apns_push_type() == ApnsPushType::Liveactivity;
-    match (address.provider, address.kind) {
-        (Provider::Apns, AddressKind::LiveActivity) => live,
-        (Provider::Apns, AddressKind::Device) => !live,
-        (Provider::Fcm, AddressKind::Device) => !live || job.body.push.fcm.is_some(),
-        (Provider::Fcm, AddressKind::LiveActivity) => false,
+    match &job.remaining {
+        Some(remaining) => remaining.contains(&address.id),
+        None => job.content.reaches(&address.target),
     }
 }

@@ -1,4 +1,4 @@
-//! Commits outcomes, publishes receipts, acknowledges messages. In this order, and nowhere else.
+//! Commits outcomes, publishes receipts and acknowledges messages, in this order. No other file does this.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -17,14 +17,14 @@ use tokio::{
 };
 
 use super::{
-    Pipeline,
+    context::Pipeline,
     settlement::{Settlement, Ticket, Waiting},
     trace,
 };
 use crate::ledger::{Committed, Ledger, Settled};
 
 impl Pipeline {
-    /// Publishes intents to send, so that every worker knows them; `false` if that failed.
+    /// Publishes intents to send, so that every worker learns of them. Returns `false` if the process is ending.
     pub(super) async fn publish_intent(&self, app: AppId, origin: Region, mut receipts: Vec<Receipt>) -> bool {
         self.sign(&mut receipts);
         let (announced, published) = oneshot::channel();
@@ -47,7 +47,7 @@ impl Pipeline {
         }
     }
 
-    /// Hands the receipts to the ledger.
+    /// Passes the receipts to the ledger, whose commit goes to the [`Announcer`].
     pub(super) async fn settle(&self, settlement: Settlement) {
         let Settlement {
             app,
@@ -74,7 +74,7 @@ impl Pipeline {
             .await
             .is_err()
         {
-            tracing::error!("the ledger accepts no more; the job will be redelivered");
+            tracing::error!("the ledger's writer has stopped; the job will be redelivered");
         }
     }
 }
@@ -84,28 +84,28 @@ impl Pipeline {
 pub struct Announcer {
     /// The region's `JetStream`.
     pub js: jetstream::Context,
-    /// Names the writer, and compares receipts that waited for long with those of other workers.
+    /// It gives the writer's name, and compares receipts that were delayed with those of other workers.
     pub ledger: Ledger,
     /// Spans and metrics.
     pub telemetry: Telemetry,
-    /// The time of spans.
+    /// The time in spans.
     pub clock: Clock,
 }
 
 impl Announcer {
-    /// Runs until the ledger's writer ends. Commits do not wait for each other; permits bound their number.
+    /// Runs until the ledger's writer stops. Commits are announced concurrently; the permits of their jobs limit their number.
     pub async fn run(self, mut committed: mpsc::Receiver<Committed<Ticket>>) {
         let this = Arc::new(self);
-        let mut under_way = tokio::task::JoinSet::new();
+        let mut announcing = tokio::task::JoinSet::new();
         while let Some(group) = committed.recv().await {
-            under_way.spawn(this.clone().announce(group));
-            while under_way.try_join_next().is_some() {}
+            announcing.spawn(this.clone().announce(group));
+            while announcing.try_join_next().is_some() {}
         }
-        under_way.join_all().await;
+        announcing.join_all().await;
     }
 
     async fn announce(self: Arc<Self>, group: Committed<Ticket>) {
-        let begun = self.now();
+        let started = self.now();
         let outgoing = group.outgoing.into_iter();
         join_all(outgoing.map(|outgoing| outgoing.publish(&self.js, &self.ledger, group.since))).await;
         failpoint("worker.after-receipt");
@@ -115,7 +115,7 @@ impl Announcer {
             let (pulled, span) = match waiting {
                 Waiting::Done { pulled, span, .. } => (pulled, span),
                 Waiting::Intent(announced) => {
-                    // The task that waited may have been dropped at the end of the process.
+                    // The waiting task may have been dropped because the process is ending.
                     let (Ok(()) | Err(())) = announced.send(());
                     continue;
                 }
@@ -127,7 +127,7 @@ impl Announcer {
             }
             failpoint("worker.after-ack");
             if let Some(span) = span {
-                trace::settled(&self.telemetry.tracer, &span, begun, published, self.now());
+                trace::settled(&self.telemetry.tracer, &span, started, published, self.now());
             }
         }
         self.telemetry.metrics.settled(jobs);

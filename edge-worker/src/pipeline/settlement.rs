@@ -1,23 +1,29 @@
-//! How the path of a job ends, and the receipts that record it.
+//! How the path of a job ends.
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use opentelemetry::Context;
 use shared::{
-    channel::Channel,
-    id::{AddressId, AppId, JobId, NotificationId, Region},
-    job::Job,
-    receipt::{Receipt, State},
-    telemetry::trace::trace_id,
+    broadcast::Broadcast,
+    id::{AppId, Region},
+    receipt::Receipt,
 };
 use tokio::sync::oneshot;
 
-use super::{
-    Pipeline,
-    in_flight::{ActiveJob, Reservation},
-};
-use crate::{providers::Reason, pulled::Pulled};
+use super::in_flight::{ActiveJob, Reservation};
+use crate::pulled::Pulled;
+
+/// When the server may hand out again a job that is already in flight in this process.
+pub(super) const RETRY_ACTIVE_JOB_AFTER: Duration = Duration::from_secs(1);
+
+/// When a job is retried after the ledger could not be read.
+pub(super) const RETRY_LEDGER_READ_AFTER: Duration = Duration::from_secs(5);
+
+/// A job that only a newer version of Peal understands is redelivered after this time, to whichever worker pulls it.
+pub(super) const RETRY_NEWER_AFTER: Duration = Duration::from_secs(5);
+
+/// When a job is retried after JetStream, or the cache, did not do what it needs.
+pub(super) const RETRY_JETSTREAM_AFTER: Duration = Duration::from_secs(2);
 
 /// A stage either passes the job on or ends its path.
 pub(super) type Step<T> = Result<T, Stop>;
@@ -25,7 +31,7 @@ pub(super) type Step<T> = Result<T, Stop>;
 /// An early end of the path.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// Nothing more is to be done.
+    /// The job is done, or needs nothing here.
     Settle(Box<Settlement>),
     /// The work cannot be done now and is to be retried after this time.
     GiveBack(Box<Pulled>, Duration),
@@ -41,7 +47,7 @@ pub(super) struct Settlement {
     pub(super) ticket: Ticket,
 }
 
-/// Redeemed once the receipts of a job are published.
+/// Travels through the ledger with the receipts of a job, and is redeemed once they are published.
 #[derive(Debug)]
 pub struct Ticket(pub(super) Waiting);
 
@@ -83,67 +89,26 @@ impl Settlement {
             ticket: Ticket::new(pulled, Some(reservation), span),
         }
     }
+
+    /// Settles a broadcast or a slice. Without a receipt, its outcome is recorded already.
+    pub(super) fn of_broadcast(
+        pulled: Pulled,
+        broadcast: &Broadcast,
+        reservation: Reservation,
+        receipt: Option<Receipt>,
+    ) -> Self {
+        Self {
+            app: broadcast.app.clone(),
+            origin: broadcast.origin.clone(),
+            receipts: receipt.into_iter().collect(),
+            ticket: Ticket::new(pulled, Some(reservation), None),
+        }
+    }
 }
 
 impl Stop {
     /// Ends the path of a job without a receipt: its outcome is recorded already, or will be recorded elsewhere.
     pub(super) fn silently(active: ActiveJob) -> Self {
         Self::Settle(Box::new(Settlement::of(active, Vec::new(), None)))
-    }
-}
-
-impl Pipeline {
-    /// Ends the path without sending. A retry ends for its address, a first attempt as a whole.
-    pub(super) fn end(&self, active: ActiveJob, state: State, reason: &'static str) -> Stop {
-        let addresses = match &active.job.remaining {
-            Some(remaining) => remaining.iter().copied().map(Some).collect(),
-            None => vec![None],
-        };
-        let stale_s = self.freshness.stale(active.job.class);
-        let receipt = Receipt {
-            reason: Some(reason.into()),
-            stale_s,
-            ..receipt(&active.job, state, self.clock.now())
-        };
-        self.end_at(active, addresses, &receipt)
-    }
-
-    /// Ends the path of a job with one copy of `receipt` for each of `addresses`.
-    pub(super) fn end_at(&self, active: ActiveJob, addresses: Vec<Option<AddressId>>, receipt: &Receipt) -> Stop {
-        let span = self.process_span(&active.pulled, &active.job, Some(receipt.state));
-        let trace = span.as_ref().and_then(trace_id);
-        let each = |address| {
-            self.telemetry.metrics.delivery(None, receipt.state);
-            Receipt {
-                address,
-                trace: trace.clone(),
-                ..receipt.clone()
-            }
-        };
-        let receipts = addresses.into_iter().map(each).collect();
-        Stop::Settle(Box::new(Settlement::of(active, receipts, span)))
-    }
-}
-
-/// A receipt of `job`, without an address. The caller fills in what else is known.
-pub(super) fn receipt(job: &Job, state: State, at: Timestamp) -> Receipt {
-    Receipt {
-        recipient: Some(job.body.recipient.clone()),
-        attempt: job.attempt,
-        slice: job.slice,
-        ..Receipt::new(job.notification, job.id, job.channel, state, at)
-    }
-}
-
-/// The receipt of a message that could not be read. Its ids are derived from its place in the stream.
-pub(super) fn receipt_of_unreadable(
-    job: JobId,
-    notification: NotificationId,
-    channel: Channel,
-    at: Timestamp,
-) -> Receipt {
-    Receipt {
-        reason: Some(Reason::Borrowed("unreadable")),
-        ..Receipt::new(notification, job, channel, State::Dead, at)
     }
 }

@@ -1,8 +1,8 @@
-//! Spans of one job, made when its outcome is known: only then is it known whether an unsampled job must be kept.
+//! Creates the spans of a job after its outcome is known, because a failure is traced even if its trace is not sampled.
 //!
-//! Names and attributes follow the messaging conventions of OpenTelemetry (semantic conventions 1.44): `process` is the
-//! child of the message's `send` and links to it, provider requests and settling are its CLIENT children. A retry is
-//! another `process` under the same `send`. No token, address or content is ever an attribute.
+//! Names and attributes follow OpenTelemetry's conventions for messaging (semantic conventions 1.44): `process` is the child
+//! of the message's `send` and links to it, provider requests and settling are its CLIENT children. A retry is another
+//! `process` under the same `send`. No token, address or content is ever an attribute.
 
 use std::time::SystemTime;
 
@@ -12,14 +12,13 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::SdkTracer;
 use shared::{
-    channel::Provider,
     job::Job,
     nats::subject::NOTIFY_TEMPLATE,
     receipt::State,
     telemetry::trace::{self as context, KEEP},
 };
 
-use super::{Pipeline, attempt::AddressAttempt};
+use super::{attempt::AddressAttempt, context::Pipeline};
 use crate::pulled::Pulled;
 
 /// Whether a delivery in this state is traced even if its trace is not sampled.
@@ -28,7 +27,7 @@ pub(super) const fn is_failure(state: State) -> bool {
 }
 
 impl Pipeline {
-    /// The `process` span of a job: if its trace is sampled, or if it `failed`.
+    /// The `process` span of a job, if its trace is sampled, it failed (`state`), or this is not the first attempt.
     pub(super) fn process_span(&self, pulled: &Pulled, job: &Job, state: Option<State>) -> Option<Context> {
         let failure = state.filter(|state| is_failure(*state));
         let sampled = context::sampled(pulled.headers());
@@ -84,25 +83,24 @@ impl Pipeline {
 
     /// The CLIENT span of one provider request.
     pub(super) fn attempt_span(&self, process: &Context, job: &Job, attempt: &AddressAttempt, state: State) {
-        let template = match attempt.address.provider {
-            Provider::Apns => "POST /3/device/{token}",
-            Provider::Fcm => "POST /v1/projects/{project}/messages:send",
-        };
+        let template = attempt.attempted.template;
         let (host, port) = attempt
             .attempted
             .endpoint
             .rsplit_once(':')
             .unwrap_or((&attempt.attempted.endpoint, ""));
         let mut attributes = vec![
-            KeyValue::new("http.request.method", "POST"),
-            KeyValue::new("url.template", template.trim_start_matches("POST ")),
             KeyValue::new("server.address", host.to_owned()),
-            KeyValue::new("peal.provider", attempt.address.provider.as_str()),
+            KeyValue::new("peal.provider", attempt.attempted.provider.as_str()),
             KeyValue::new("peal.address.id", attempt.address.id.to_string()),
             KeyValue::new("peal.delivery.id", job.delivery(attempt.address.id).to_string()),
             KeyValue::new("peal.outcome", attempt.attempted.outcome.as_str()),
             KeyValue::new("peal.state", state.as_str()),
         ];
+        if let Some((method, url)) = template.split_once(' ') {
+            attributes.push(KeyValue::new("http.request.method", method));
+            attributes.push(KeyValue::new("url.template", url));
+        }
         if let Ok(port) = port.parse::<i64>() {
             attributes.push(KeyValue::new("server.port", port));
         }
@@ -116,7 +114,7 @@ impl Pipeline {
         let mut span = tracer
             .span_builder(template)
             .with_kind(SpanKind::Client)
-            .with_start_time(SystemTime::from(attempt.started_at))
+            .with_start_time(SystemTime::from(attempt.attempted.started_at))
             .with_attributes(attributes)
             .start_with_context(tracer, process);
         if state != State::Delivered {
@@ -127,15 +125,15 @@ impl Pipeline {
             span.set_attribute(KeyValue::new("error.type", error));
             span.set_status(Status::error(state.as_str()));
         }
-        span.end_with_timestamp(attempt.ended_at.into());
+        span.end_with_timestamp(attempt.attempted.ended_at.into());
     }
 }
 
-/// The last spans of a job: its receipt was published, it was acknowledged, and processing ended.
+/// Ends a job's trace: adds the spans of publishing its receipt and of its acknowledgement, and ends `process`.
 pub(super) fn settled(
     tracer: &SdkTracer,
     process: &Context,
-    begun: SystemTime,
+    started: SystemTime,
     published: SystemTime,
     acknowledged: SystemTime,
 ) {
@@ -155,7 +153,7 @@ pub(super) fn settled(
             .start_with_context(tracer, process)
             .end_with_timestamp(to);
     };
-    client("send receipt.{region}", SpanKind::Producer, "send", begun, published);
+    client("send receipt.{region}", SpanKind::Producer, "send", started, published);
     client(
         "ack notify.{channel}.{region}",
         SpanKind::Client,

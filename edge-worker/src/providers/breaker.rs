@@ -1,5 +1,5 @@
-//! Stops knocking at a door that does not open: after several failures in a row nothing is sent for a while, then one
-//! attempt finds out whether it works again.
+//! Circuit breakers: after several failures in a row nothing is sent for a while, then one attempt finds out whether it
+//! works again.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use super::{Attempted, Outcome};
 
-/// How long others wait for the answer of the one attempt that finds out.
-const PROBE: Duration = Duration::from_secs(5);
+/// How long other attempts wait for the answer of the one that finds out.
+const PROBE_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a breaker watches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl Watched {
 
     /// Failures in a row that open it. A credential that was refused a few times will be refused again; a server may
     /// well fail ten times and serve the eleventh.
-    const fn most(self) -> u32 {
+    const fn max_failures(self) -> u32 {
         match self {
             Self::Credential => 3,
             Self::Endpoint => 10,
@@ -88,7 +88,7 @@ impl Breaker {
         if now < until {
             return Err(Duration::from_millis(until - now));
         }
-        let next = now + millis(PROBE);
+        let next = now + millis(PROBE_WITHIN);
         match self
             .until
             .compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed)
@@ -97,7 +97,7 @@ impl Breaker {
                 self.probing.store(true, Ordering::Relaxed);
                 Ok(())
             }
-            Err(_) => Err(PROBE),
+            Err(_) => Err(PROBE_WITHIN),
         }
     }
 
@@ -117,8 +117,8 @@ impl Breaker {
     fn failed(&self) -> Option<Duration> {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         let open = self.until.load(Ordering::Relaxed) != 0;
-        // What was under way when it opened says nothing new.
-        if !self.probing.swap(false, Ordering::Relaxed) && (open || failures < self.watched.most()) {
+        // Attempts that were under way when it opened change nothing.
+        if !self.probing.swap(false, Ordering::Relaxed) && (open || failures < self.watched.max_failures()) {
             return None;
         }
         let doublings = self.opened.fetch_add(1, Ordering::Relaxed).min(16);
@@ -141,9 +141,9 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The two breakers of one credential at one set of endpoints.
+/// The two breakers of one credential in one environment.
 #[derive(Debug)]
-pub(super) struct Breakers {
+pub(super) struct Circuit {
     provider: Provider,
     /// Names the credential and the environment; no secret.
     name: String,
@@ -154,7 +154,7 @@ pub(super) struct Breakers {
 /// Whether a breaker is open, for metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BreakerState {
-    /// Whose.
+    /// The provider that it guards.
     pub provider: Provider,
     /// Names the credential and the environment; no secret.
     pub name: String,
@@ -164,7 +164,7 @@ pub struct BreakerState {
     pub is_open: bool,
 }
 
-impl Breakers {
+impl Circuit {
     pub(super) fn new(provider: Provider, name: String) -> Self {
         Self {
             provider,
@@ -240,52 +240,56 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_opens_after_failures_in_a_row_and_one_finds_out() {
+    async fn it_opens_after_failures_in_a_row_and_one_attempt_finds_out() {
         let breaker = Breaker::new(Watched::Endpoint);
         for _ in 0..3 {
             for _ in 0..9 {
                 assert_eq!((breaker.admit(), breaker.failed()), (Ok(()), None));
             }
-            assert!(!breaker.worked(), "a success in between starts the count anew");
+            assert!(!breaker.worked(), "a success in between starts the count again");
         }
         for _ in 0..9 {
             assert_eq!(breaker.failed(), None);
         }
         tokio::time::advance(Duration::from_millis(1)).await;
         assert_eq!(breaker.failed(), Some(Duration::from_secs(1)));
-        assert_eq!(breaker.failed(), None, "what was under way says nothing new");
+        assert_eq!(breaker.failed(), None, "attempts that were under way change nothing");
         assert_eq!(breaker.admit(), Err(Duration::from_secs(1)));
         for wait in [2, 4, 8, 16, 32, 60, 60] {
             tokio::time::advance(Duration::from_mins(1)).await;
             assert_eq!(breaker.admit(), Ok(()));
-            assert_eq!(breaker.admit(), Err(PROBE), "one at a time");
+            assert_eq!(breaker.admit(), Err(PROBE_WITHIN), "one at a time");
             assert_eq!(breaker.failed(), Some(Duration::from_secs(wait)));
         }
         tokio::time::advance(Duration::from_mins(1)).await;
         assert_eq!(breaker.admit(), Ok(()));
-        // Nobody answers; another may try.
-        tokio::time::advance(PROBE).await;
+        // No answer comes; another attempt may try.
+        tokio::time::advance(PROBE_WITHIN).await;
         assert_eq!(breaker.admit(), Ok(()));
         assert!(breaker.worked());
         assert_eq!((breaker.admit(), breaker.is_open()), (Ok(()), false));
     }
 
     #[tokio::test]
-    async fn what_fails_at_one_of_several_endpoints_is_no_reason_to_stop() {
-        let breakers = Breakers::new(Provider::Apns, "name".into());
+    async fn failures_at_one_of_several_endpoints_do_not_open_it() {
+        let circuit = Circuit::new(Provider::Apns, "name".into());
         let lost = Attempted {
             outcome: Outcome::ambiguous("connection_lost"),
+            provider: Provider::Apns,
             status: None,
             endpoint: "".into(),
+            template: "",
+            started_at: jiff::Timestamp::UNIX_EPOCH,
+            ended_at: jiff::Timestamp::UNIX_EPOCH,
             took: Duration::ZERO,
         };
         for _ in 0..100 {
-            breakers.learn(&lost, || true);
+            circuit.learn(&lost, || true);
         }
-        assert_eq!(breakers.admit(), Ok(()));
-        for _ in 0..Watched::Endpoint.most() {
-            breakers.learn(&lost, || false);
+        assert_eq!(circuit.admit(), Ok(()));
+        for _ in 0..Watched::Endpoint.max_failures() {
+            circuit.learn(&lost, || false);
         }
-        assert!(breakers.admit().is_err());
+        assert!(circuit.admit().is_err());
     }
 }

@@ -16,47 +16,47 @@ pub enum Outcome {
         /// The provider's name for the push.
         provider_id: Option<String>,
     },
-    /// Not accepted now; another attempt may succeed. Nobody is to blame but the moment.
+    /// Not accepted now; another attempt may succeed. Neither push nor credential is to blame.
     RetryLater {
-        /// Why.
+        /// The reason, see [`Reason`].
         reason: Reason,
         /// Least wait the provider asks for.
         not_before: Option<Duration>,
     },
     /// The provider says that this address is gone.
     AddressGone {
-        /// Why.
+        /// The reason, see [`Reason`].
         reason: Reason,
         /// When the provider saw that it was gone; a registration after that is a new one.
         since: Option<Timestamp>,
     },
     /// The provider refused this push for good; another attempt would be refused too.
     Rejected {
-        /// Why.
+        /// The reason, see [`Reason`].
         reason: Reason,
     },
     /// It was sent, and whether the provider took it is unknown.
     Ambiguous {
-        /// Why.
+        /// The reason, see [`Reason`].
         reason: Reason,
     },
     /// The credential does not work; neither push nor address is to blame, and the next push will fare no better.
     CredentialTrouble {
-        /// Why.
+        /// The reason, see [`Reason`].
         reason: Reason,
         /// Least wait before the credential can work again, if known.
         not_before: Option<Duration>,
     },
-    /// It is not this push's turn: it was not sent, and nobody was asked.
+    /// It is not this push's turn: it was not sent, and the provider was not asked.
     NotYet {
-        /// Why.
+        /// The reason, see [`Reason`].
         reason: Reason,
-        /// How long until its turn.
+        /// How long to wait until its turn.
         wait: Duration,
     },
     /// The provider was not reached, and nothing was sent.
     EndpointTrouble {
-        /// Why.
+        /// The reason, see [`Reason`].
         reason: Reason,
         /// Least wait before the endpoint can work again, if known.
         not_before: Option<Duration>,

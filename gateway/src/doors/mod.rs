@@ -1,3 +1,4 @@
-//! The doors: how a request comes in and its answer goes out. They know the rooms behind them, which know no door.
+//! The doors: how a request comes in and how its answer goes out. A door knows the rooms behind it; no room knows a
+//! door.
 
 pub(crate) mod http;

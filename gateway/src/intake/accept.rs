@@ -1,4 +1,4 @@
-//! Accepts an order: one job per recipient, each in its home region's lane; or, for a topic, one per region.
+//! Accepts an order: one job for each recipient, in the lane of its home; or, for a topic, one job for each region.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{
     body::SplitBody,
-    order::{Order, To},
+    order::{Addressees, Order},
     publish::{OutgoingJob, Publisher},
 };
 use crate::{context::Context, records::recorder::Recorder, trace::Trace};
@@ -28,11 +28,11 @@ pub(crate) struct Intake {
     pub(crate) recorder: Recorder,
 }
 
-/// How many jobs of an order are stored: all of them.
+/// The number of jobs of an accepted order, all of which are stored.
 #[derive(Debug)]
 pub(crate) struct StoredJobs {
     pub(crate) jobs: usize,
-    /// How many of them the streams had already.
+    /// How many of them were already stored before this request.
     pub(crate) duplicates: usize,
 }
 
@@ -41,21 +41,21 @@ pub(crate) struct StoredJobs {
 pub(crate) enum NotAccepted {
     /// The content breaks a rule.
     Invalid(Invalid),
-    /// The home of a recipient is a region that this mesh does not have.
+    /// The home of a recipient is not a region of this mesh.
     NoSuchRegion(Region),
-    /// Some of the jobs are not known to be stored.
+    /// The streams did not confirm that they stored every job.
     NotStored { why: NotStored, stored: usize, jobs: usize },
 }
 
 impl Intake {
-    /// Stores every job of `order`. An order that is refused for a rule or a region has stored nothing.
+    /// Stores every job of `order`. `Invalid` and `NoSuchRegion` mean that nothing was stored.
     pub(crate) async fn accept(&self, order: Order, trace: &Trace) -> Result<StoredJobs, NotAccepted> {
         let body = SplitBody::render(&order).map_err(NotAccepted::Invalid)?;
         let notification = NotificationId::of(&order.app.id, &order.event);
         let at = self.context.clock.now();
         let jobs = match &order.to {
-            To::Recipients(recipients) => self.to_recipients(&order, recipients, &body, at)?,
-            To::Topic(topic) => self.to_topic(&order, topic, &body, at),
+            Addressees::Recipients(recipients) => self.to_recipients(&order, recipients, &body, at)?,
+            Addressees::Topic(topic) => self.to_topic(&order, topic, &body, at),
         };
         let started = Instant::now();
         let stored = self.store_all(jobs, trace).await?;
@@ -70,8 +70,8 @@ impl Intake {
                 event_id: order.event,
                 jobs: u32::try_from(stored.jobs).unwrap_or(u32::MAX),
                 topic: match order.to {
-                    To::Recipients(_) => None,
-                    To::Topic(topic) => Some(topic),
+                    Addressees::Recipients(_) => None,
+                    Addressees::Topic(topic) => Some(topic),
                 },
                 at,
                 trace: trace.id(),
@@ -138,7 +138,7 @@ impl Intake {
                     stored += 1;
                     duplicates += usize::from(ack.duplicate);
                 }
-                // A full stream says more than a lost answer.
+                // A full stream is more informative than a missing acknowledgement.
                 Err(NotStored::Full) => refused = Some(NotStored::Full),
                 Err(why) => refused = refused.or(Some(why)),
             }

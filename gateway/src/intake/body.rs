@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use shared::{content::Content, invalid::Invalid};
 
-use super::order::{Order, To};
+use super::order::{Addressees, Order};
 
 /// The JSON before and behind the name of the recipient or the topic.
 pub(crate) struct SplitBody {
@@ -18,8 +18,8 @@ impl SplitBody {
         let mut before = br#"{"event_id":"#.to_vec();
         json(&order.event, &mut before);
         before.extend_from_slice(match order.to {
-            To::Recipients(_) => br#","recipient":"#,
-            To::Topic(_) => br#","topic":"#.as_slice(),
+            Addressees::Recipients(_) => br#","recipient":"#,
+            Addressees::Topic(_) => br#","topic":"#.as_slice(),
         });
         let mut after = Vec::with_capacity(512);
         if let Some(category) = &order.category {
@@ -35,7 +35,7 @@ impl SplitBody {
         Ok(Self { before, after })
     }
 
-    /// The body of the job for the recipient, or the members of the topic, of this name.
+    /// The body of the job for the recipient or the topic called `name`.
     pub(crate) fn to(&self, name: &str) -> Bytes {
         let mut body = Vec::with_capacity(self.before.len() + self.after.len() + name.len() + 16);
         body.extend_from_slice(&self.before);
@@ -53,7 +53,7 @@ fn json(value: &(impl Serialize + ?Sized), to: &mut Vec<u8>) {
 mod tests {
     use shared::{
         app::App,
-        body::{Body, To as BodyTo},
+        body::{Body, To},
         channel::Class,
         content::push::Push,
         id::{RecipientId, Topic},
@@ -74,11 +74,15 @@ mod tests {
             let topic: Topic = "news".parse().unwrap();
             for (to, name, body_to) in [
                 (
-                    To::Recipients(Vec::new()),
+                    Addressees::Recipients(Vec::new()),
                     recipient.as_str(),
-                    BodyTo::Recipient(recipient.clone()),
+                    To::Recipient(recipient.clone()),
                 ),
-                (To::Topic(topic.clone()), topic.as_str(), BodyTo::Topic(topic.clone())),
+                (
+                    Addressees::Topic(topic.clone()),
+                    topic.as_str(),
+                    To::Topic(topic.clone()),
+                ),
             ] {
                 let order = Order {
                     app: app.clone().into(),

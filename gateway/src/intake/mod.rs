@@ -1,4 +1,4 @@
-//! From an order to stored jobs.
+//! Turns an order into stored jobs.
 
 pub(crate) mod accept;
 pub(crate) mod body;

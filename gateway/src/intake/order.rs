@@ -1,4 +1,4 @@
-//! What a caller asks for, whatever door it came through.
+//! The request of a caller, independent of the door that it came through.
 
 use std::sync::Arc;
 
@@ -10,20 +10,20 @@ use shared::{
     nats::subject::Lane,
 };
 
-/// One notification that a caller wants sent.
+/// A notification that a caller asks to send.
 #[derive(Debug)]
 pub(crate) struct Order {
     pub(crate) app: Arc<App>,
     pub(crate) event: EventId,
-    pub(crate) to: To,
+    pub(crate) to: Addressees,
     pub(crate) class: Class,
     pub(crate) category: Option<Category>,
     pub(crate) content: Content,
 }
 
-/// Who is to be reached.
+/// The addressees of a notification.
 #[derive(Debug)]
-pub(crate) enum To {
+pub(crate) enum Addressees {
     /// These recipients.
     Recipients(Vec<RecipientId>),
     /// The members of a topic.

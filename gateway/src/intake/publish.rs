@@ -1,4 +1,4 @@
-//! Publishes jobs into streams, each with its span.
+//! Publishes jobs to the streams, each with its span.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use shared::{
 
 use crate::{context::Context, trace::Trace};
 
-/// Unacknowledged messages of one request at one time, if each is published by itself.
+/// Unacknowledged messages of one request, at most, if each is published by itself.
 const UNACKNOWLEDGED_MAX: usize = 1024;
 
 /// One job to publish.
@@ -42,11 +42,11 @@ pub(crate) struct OutgoingJob {
 #[derive(Debug)]
 pub(crate) struct Publisher {
     context: Arc<Context>,
-    /// Absent if each job is published by itself, many under way at one time.
+    /// Absent if each job is published by itself, with many unacknowledged at a time.
     batchers: Option<Batchers>,
 }
 
-/// Publish jobs together with others for the same stream.
+/// Publish the jobs of all requests in batches, one batch for each stream at a time.
 #[derive(Debug)]
 struct Batchers {
     /// Into `NOTIFY`.
@@ -65,7 +65,7 @@ impl Publisher {
         Self { context, batchers }
     }
 
-    /// Publishes jobs and waits until they are stored: what became of each, as it becomes known.
+    /// Publishes jobs, and yields the result of each as soon as it is known.
     pub(super) fn store(&self, jobs: Vec<OutgoingJob>, trace: &Trace) -> impl Stream<Item = Result<Stored, NotStored>> {
         let context = &self.context;
         let messages = jobs.into_iter().map(move |mut job| {
@@ -78,8 +78,8 @@ impl Publisher {
             (message, job.lane.region == context.here, span)
         });
         match &self.batchers {
-            // Acknowledgements are taken while messages are still being sent: requests that only sent until all places
-            // for unacknowledged messages were taken would wait for each other forever.
+            // Acknowledgements are received while messages are still being sent. Requests that first sent all their
+            // messages would wait for each other forever, once none of them could send more unacknowledged messages.
             None => stream::iter(messages)
                 .map(move |(message, _, span)| async move {
                     failpoint("gateway.before-publish");
@@ -87,7 +87,7 @@ impl Publisher {
                 })
                 .buffer_unordered(UNACKNOWLEDGED_MAX)
                 .left_stream(),
-            // All are queued before the first is waited for.
+            // All are queued before the first acknowledgement is awaited.
             Some(Batchers { here, elsewhere }) => messages
                 .map(|(message, is_here, span)| {
                     failpoint("gateway.before-publish");
@@ -108,7 +108,7 @@ fn finish(stored: Result<Stored, NotStored>, span: Option<SpanContext>) -> Resul
     stored
 }
 
-/// Lets the message go on with the trace; gives the span of sending it, if there is to be one.
+/// Adds the trace to the headers of the message. Returns the span of sending it, if the trace is recorded.
 fn start_span(context: &Context, job: &mut OutgoingJob, trace: &Trace) -> Option<SpanContext> {
     match trace {
         Trace::None => None,

@@ -1,5 +1,5 @@
-//! Whether `JetStream` stores. A server whose disk was full may take connections and answer requests, and yet refuse
-//! every write until it is started again; the only way to know is to write.
+//! Tests whether `JetStream` stores messages. A server whose disk was full may accept connections and answer requests,
+//! and yet refuse every write until it is restarted. Only a write shows that.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,19 +11,19 @@ use tokio::time::{sleep, timeout};
 use super::readiness::Readiness;
 use crate::context::Context;
 
-/// More than what may be left of the last block of a file when the disk is full.
+/// One block of a file system, so that it does not fit into what remains of a file's last block on a full disk.
 static PROBE: [u8; 4096] = [0; 4096];
 
-/// A load balancer asks about as often.
+/// About as often as a load balancer asks for `/readyz`.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A server that works answers within milliseconds.
+/// A healthy server answers within milliseconds.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// After a failure it is tried again soon, so that a server that came back gets its requests back.
+/// A failed probe is repeated soon, so that the gateway serves again as soon as the server has recovered.
 const RETRY_FAILED_AFTER: Duration = Duration::from_millis(250);
 
-/// Writes until the process ends, and notes each time whether JetStream stored.
+/// Writes probes until the process ends, and records after each whether JetStream stored it.
 pub(crate) async fn run(context: Arc<Context>, readiness: Readiness) {
     loop {
         let storing = publish::store(
@@ -41,7 +41,10 @@ pub(crate) async fn run(context: Arc<Context>, readiness: Readiness) {
         if let Some(error) = &error
             && stored_before
         {
-            tracing::error!(error, "JetStream does not store; not ready until it does");
+            tracing::error!(
+                error,
+                "JetStream does not store messages; this gateway is not ready until it does"
+            );
         }
         sleep(if error.is_none() {
             PROBE_INTERVAL

@@ -1,4 +1,4 @@
-//! Keeps the region's JetStream as the mesh wants it, and watches whether this gateway can serve.
+//! Keeps the region's streams as the mesh requires, and watches whether this gateway can serve requests.
 
 pub(crate) mod canary;
 pub(crate) mod readiness;

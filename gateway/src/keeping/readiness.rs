@@ -14,7 +14,7 @@ use crate::context::Context;
 pub(crate) struct Readiness {
     context: Arc<Context>,
     lifecycle: Lifecycle,
-    /// Whether JetStream stored what was written last.
+    /// Whether JetStream stored the last probe.
     stores: Arc<AtomicBool>,
 }
 
@@ -28,26 +28,26 @@ impl Readiness {
         }
     }
 
-    /// Notes whether JetStream stores. Returns whether it did before.
+    /// Records whether JetStream stored the last probe. Returns whether it had stored the one before.
     pub(super) fn set_stores(&self, stores: bool) -> bool {
         self.stores.swap(stores, Ordering::Relaxed)
     }
 
-    /// What is missing for the gateway to be ready; nothing if it is.
+    /// The conditions of readiness that do not hold; empty if the gateway is ready.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         let context = &self.context;
         let is_connected = connect::is_connected(&context.js.client());
-        let needs = [
+        let conditions = [
             ("nats", is_connected),
             ("directory", context.directory.is_loaded()),
             ("config", context.config.is_loaded()),
-            // Without a connection nothing is stored either; the connection is what is missing then.
+            // Nothing is stored without a connection; then only the connection is reported.
             ("storage", !is_connected || self.stores.load(Ordering::Relaxed)),
             ("not finishing", !self.lifecycle.is_finishing()),
         ];
-        needs
+        conditions
             .into_iter()
-            .filter(|(_, is_there)| !is_there)
+            .filter(|(_, holds)| !holds)
             .map(|(name, _)| name)
             .collect()
     }

@@ -1,4 +1,4 @@
-//! Keeps the region's streams, sources and consumers as the mesh wants them, while regions come and go.
+//! Keeps the region's streams, sources and consumers as the mesh requires, while regions are added and removed.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use shared::{
     nats::{
         config::Config,
         refusal::unless_refused,
-        topology::{self, ApplyError, Here, Mesh, Waker},
+        topology::{self, ApplyError, Mesh, RegionSettings, Waker},
     },
 };
 use tokio::{
@@ -19,14 +19,14 @@ use tokio::{
 /// How often sources and consumers are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often sources are checked while some of them sleep.
+/// How often sources are checked while the server has paused some of them.
 const CHECK_SLEEPING_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How much later than notifications everything else is asked for where a link was cut. After a minute there are as many
-/// records and receipts as notifications, and the first of them would wait behind those.
+/// After a cut link, the other streams are woken this much later than NOTIFY. After a minute there are as many records
+/// and receipts as notifications, and the first notifications would wait behind them.
 const OTHER_STREAMS_DELAY: Duration = Duration::from_millis(500);
 
-/// How often a gateway says what it waits for.
+/// How often a gateway logs what it is waiting for.
 const REMINDER_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The streams, sources and consumers of this region.
@@ -38,21 +38,21 @@ pub(crate) struct Upkeep {
 }
 
 impl Upkeep {
-    /// Waits until it is known which regions there are, and makes this one's streams match. `None` if the process is to
-    /// end before that.
+    /// Waits until the hub's configuration lists this region, and then makes the region's streams match. `None` if the
+    /// process starts to finish before that.
     ///
     /// # Errors
-    /// When the server refuses for want of a permission.
+    /// When the server refuses for lack of a permission.
     pub(crate) async fn begin(
         js: jetstream::Context,
-        here: Here,
+        here: RegionSettings,
         config: Config,
         lifecycle: &Lifecycle,
     ) -> Result<Option<Self>, ApplyError> {
         let copy = [here.config_stream()];
         let client = js.client();
         let applying = || async { unless_refused(&client, |_| true, topology::apply(&js, &copy)).await? };
-        if patiently(applying, lifecycle).await?.is_none() {
+        if retry(applying, lifecycle).await?.is_none() {
             return Ok(None);
         }
         lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
@@ -60,17 +60,17 @@ impl Upkeep {
         let mut waker = Waker::default();
         while !config.tenants().regions.contains_key(&here.region) {
             tokio::select! {
-                heard = changes.changed() => if heard.is_err() { return Ok(None) },
+                update = changes.changed() => if update.is_err() { return Ok(None) },
                 _ = check.tick() => drop(waker.wake(&js, &copy).await),
                 () = lifecycle.finishing() => return Ok(None),
             }
             if reminded.elapsed() >= REMINDER_INTERVAL {
                 reminded = Instant::now();
-                tracing::warn!(region = %here.region, "the hub has not said yet that this region is in the mesh");
+                tracing::warn!(region = %here.region, "waiting until the hub's configuration lists this region; provision it there");
             }
         }
         let mesh = mesh(here, &config);
-        let applied = patiently(|| apply(&js, &mesh), lifecycle).await?;
+        let applied = retry(|| apply(&js, &mesh), lifecycle).await?;
         Ok(applied.map(|()| Self { js, config, mesh }))
     }
 
@@ -95,7 +95,7 @@ impl Upkeep {
             if changed.borrow().regions != mesh.regions {
                 match apply(&self.js, &mesh).await {
                     Ok(()) => drop(changed.send_replace(mesh)),
-                    Err(error) => tracing::warn!(%error, "the streams of this region could not be changed"),
+                    Err(error) => tracing::warn!(%error, "cannot change the streams of this region; retrying"),
                 }
             }
             topology::mend_consumers(&self.js, &self.mesh.here.region).await;
@@ -118,20 +118,20 @@ async fn keep_awake(
     }
 }
 
-/// Tries until it succeeds: three servers that have just started agree on nothing for some seconds. `None` if the
-/// process is to end before.
+/// Retries until the attempt succeeds: three servers that have just started need some seconds to elect a leader. `None`
+/// if the process starts to finish before that.
 ///
 /// # Errors
-/// When the server refuses for want of a permission, which trying again does not mend.
-async fn patiently<T, D>(doing: impl Fn() -> D, lifecycle: &Lifecycle) -> Result<Option<T>, ApplyError>
+/// When the server refuses for lack of a permission, because a retry would not help.
+async fn retry<T, F>(attempt: impl Fn() -> F, lifecycle: &Lifecycle) -> Result<Option<T>, ApplyError>
 where
-    D: Future<Output = Result<T, ApplyError>>,
+    F: Future<Output = Result<T, ApplyError>>,
 {
     loop {
-        match doing().await {
+        match attempt().await {
             Ok(done) => return Ok(Some(done)),
             Err(error @ ApplyError::Forbidden(_)) => return Err(error),
-            Err(error) => tracing::warn!(%error, "the streams of this region could not be made yet"),
+            Err(error) => tracing::warn!(%error, "cannot create the streams of this region yet; retrying"),
         }
         tokio::select! {
             () = sleep(CHECK_INTERVAL) => {}
@@ -144,12 +144,12 @@ async fn apply(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
     topology::apply_region(js, mesh).await?;
     tracing::info!(
         regions = mesh.regions.len(),
-        "the streams of this region are as the mesh wants them"
+        "the streams of this region match the mesh"
     );
     Ok(())
 }
 
-fn mesh(here: Here, config: &Config) -> Mesh {
+fn mesh(here: RegionSettings, config: &Config) -> Mesh {
     Mesh {
         here,
         regions: config.tenants().regions.keys().cloned().collect(),

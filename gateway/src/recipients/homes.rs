@@ -1,4 +1,4 @@
-//! Where a recipient's facts are, and making a home for one who has none.
+//! Reads and writes the facts of recipients at their homes, and moves recipients between homes.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -12,22 +12,22 @@ use shared::{
 
 use crate::context::Context;
 
-/// How often a home is asked whether a profile has arrived.
+/// How often to check whether a profile has arrived at a home.
 const ARRIVAL_POLL: Duration = Duration::from_millis(20);
 
-/// A move is over after this long, mostly: broadcasts accepted until then are still the former home's to send. It sends
-/// them on once it knows of the move, so that the new home can tell a repetition.
-const MOVE_TAKES: SignedDuration = SignedDuration::from_secs(5);
+/// The usual upper bound of how long a move takes. The former home remains responsible for broadcasts accepted until
+/// then. It forwards them once it knows of the move, so that the new home can detect a repetition.
+const MOVE_DURATION: SignedDuration = SignedDuration::from_secs(5);
 
-/// The topics of a recipient.
+/// The memberships of a recipient by topic.
 pub(crate) type Topics = BTreeMap<Topic, Membership>;
 
-/// Why a recipient was not moved, or not wholly.
+/// Why a recipient was not moved, or only in part.
 #[derive(Debug)]
 pub(crate) enum NotMoved {
     /// One of the two homes does not answer.
     Read(facts::NotRead),
-    /// The stream did not say that it stored something.
+    /// The stream did not confirm that it stored a fact.
     Write(NotStored),
 }
 
@@ -59,22 +59,22 @@ pub(crate) struct Homes {
 }
 
 impl Homes {
-    /// The home of `key`; `None` if it is not registered.
+    /// The home of `key`; `None` if the recipient has no registered home.
     pub(crate) fn home(&self, key: &RecipientKey) -> Option<Region> {
         self.context.directory.home(key)
     }
 
-    /// The home of `key`, registered or not.
+    /// The home of `key`; `default` if the recipient has no registered home.
     pub(crate) fn home_or(&self, key: &RecipientKey, default: &Region) -> Region {
         self.context.home_or(key, default)
     }
 
-    /// Everything that the recipient's home knows.
+    /// The recipient's facts at its home, without its topics.
     pub(crate) async fn read(&self, home: &Region, key: &RecipientKey) -> Result<Recipient, facts::NotRead> {
         facts::read(&self.context.js, &self.context.here, home, key).await
     }
 
-    /// The topics of a recipient, as its home knows.
+    /// The recipient's topics at its home.
     pub(crate) async fn topics(&self, home: &Region, key: &RecipientKey) -> Result<Topics, facts::NotRead> {
         facts::topics(&self.context.js, &self.context.here, home, key).await
     }
@@ -93,7 +93,8 @@ impl Homes {
             .map(|_| ())
     }
 
-    /// Stores a profile and then says where its recipient lives, so that nobody is sent to a home that knows nothing.
+    /// Stores a profile and then registers the home in the directory: in this order, so that no job is published to a
+    /// home that does not know the recipient.
     pub(crate) async fn settle(&self, key: &RecipientKey, profile: Profile) -> Result<(), NotStored> {
         let (home, at) = (profile.home.clone(), profile.updated_at);
         self.write(&home, key, Fact::Profile(profile)).await?;
@@ -106,40 +107,40 @@ impl Homes {
         Ok(())
     }
 
-    /// Moves a recipient from `from` to the home that `profile` names, with all that is known of it. Both regions must
-    /// answer. Safe to repeat after any interruption. From the moment at which the former home knows, its workers send on
-    /// what comes there.
+    /// Moves a recipient from `from` to the home that `profile` names, with all facts. Both regions must answer. Safe
+    /// to repeat after any interruption. As soon as the former home has the new profile, its workers forward the jobs
+    /// that still arrive there.
     pub(crate) async fn relocate(&self, from: &Region, key: &RecipientKey, profile: Profile) -> Result<(), NotMoved> {
         let to = profile.home.clone();
         let moved = self
             .context
             .clock
             .now()
-            .checked_add(MOVE_TAKES)
+            .checked_add(MOVE_DURATION)
             .unwrap_or(Timestamp::MAX);
-        let along = |topic: &Topic, membership: &Membership| {
+        let moved_topic = |topic: &Topic, membership: &Membership| {
             let moved = Some(moved);
             Fact::Topic(topic.clone(), Membership { moved, ..*membership })
         };
         let before = self.read(from, key).await?;
         let topics_before = self.topics(from, key).await?;
         let topics = topics_before.iter();
-        let topics = topics.map(|(topic, membership)| along(topic, membership));
+        let topics = topics.map(|(topic, membership)| moved_topic(topic, membership));
         for fact in facts_of(&before).into_iter().chain(topics) {
             self.write(&to, key, fact).await?;
         }
         self.write(&to, key, Fact::Profile(profile.clone())).await?;
-        // What travels there arrives in order, so the profile comes last.
-        self.once_there(&to, key, &profile).await?;
-        // What stays behind says where to and nothing else.
-        let sign = Profile {
+        // Facts arrive in order: when the profile has arrived, the others have too.
+        self.await_profile(&to, key, &profile).await?;
+        // The profile that remains at the former home only names the new home.
+        let forwarding = Profile {
             locale: None,
             timezone: None,
             ..profile.clone()
         };
-        self.write(from, key, Fact::Profile(sign.clone())).await?;
-        // The profile there comes last too: what else was written before it is known now.
-        let after = self.once_there(from, key, &sign).await?;
+        self.write(from, key, Fact::Profile(forwarding.clone())).await?;
+        // Here too: when this profile has arrived, facts that were written before it have too.
+        let after = self.await_profile(from, key, &forwarding).await?;
         let is_new = |(_, revision): &&(Address, u64)| !before.addresses.iter().any(|(_, known)| known == revision);
         for (address, _) in after.addresses.iter().filter(is_new) {
             self.write(&to, key, Fact::Address(address.clone())).await?;
@@ -150,7 +151,7 @@ impl Homes {
         let topics_after = self.topics(from, key).await?;
         for (topic, membership) in &topics_after {
             if topics_before.get(topic) != Some(membership) {
-                self.write(&to, key, along(topic, membership)).await?;
+                self.write(&to, key, moved_topic(topic, membership)).await?;
             }
         }
         for topic in topics_before.keys().filter(|topic| !topics_after.contains_key(topic)) {
@@ -172,8 +173,8 @@ impl Homes {
         Ok(())
     }
 
-    /// What `home` knows, as soon as `profile` has arrived there.
-    async fn once_there(
+    /// Waits until `profile` has arrived at `home`, and returns the facts there.
+    async fn await_profile(
         &self,
         home: &Region,
         key: &RecipientKey,
@@ -188,8 +189,9 @@ impl Homes {
         }
     }
 
-    /// Removes every fact of a recipient, and then who lives where and whose its addresses are. `known` and `topics` are
-    /// what its home said. Whatever fails in between, a repetition finds what is left: the profile is the last fact to go.
+    /// Removes every fact of a recipient, the ownership of its addresses and finally its home from the directory.
+    /// `known` and `topics` are the facts that its home has. Safe to repeat after any failure: the profile is the last
+    /// fact to be removed, so a repetition finds the recipient.
     pub(crate) async fn forget(
         &self,
         home: &Region,
@@ -213,7 +215,7 @@ impl Homes {
             .await
     }
 
-    /// Removes an address and, unless another recipient has registered it since, says that it is nobody's.
+    /// Removes an address and, unless another recipient has registered it since, its owner from the directory.
     pub(crate) async fn remove_address(
         &self,
         home: &Region,
@@ -228,7 +230,8 @@ impl Homes {
         Ok(())
     }
 
-    /// Says whose an address is since `at`. Whoever had it before loses it, in every region as soon as it hears.
+    /// Writes the owner of an address as of `at` to the directory; `None` if nobody owns it. Every region removes the
+    /// address from the former owner as soon as it reads the entry.
     pub(crate) async fn put_owner(
         &self,
         app: &AppId,
@@ -242,7 +245,7 @@ impl Homes {
             .await
     }
 
-    /// The home of `key`; a recipient that nobody registered gets one at `default`.
+    /// The home of `key`. Registers a recipient without a home at `default`.
     pub(crate) async fn ensure_home(&self, key: &RecipientKey, default: &Region) -> Result<Region, NotStored> {
         if let Some(home) = self.home(key) {
             return Ok(home);

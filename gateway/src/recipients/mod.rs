@@ -1,4 +1,4 @@
-//! Where the facts of a recipient are, and to which recipient an address belongs.
+//! Recipients: their homes, where their facts are stored, and the owners of addresses.
 
 pub(crate) mod homes;
 pub(crate) mod owners;

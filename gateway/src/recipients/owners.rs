@@ -1,5 +1,6 @@
-//! Sees to it that an address serves one recipient: the one who registered it last, wherever that was, and nobody once
-//! its provider called it gone. What the directory says of an address takes it from everybody else who lives here.
+//! Ensures that an address belongs to one recipient: the one who registered it last, in whichever region; or to nobody,
+//! once its provider has reported it gone. Each region removes an address from all recipients who live there, except
+//! its owner in the directory.
 
 use std::time::Duration;
 
@@ -17,23 +18,23 @@ use tokio::sync::mpsc;
 
 use super::homes::Homes;
 
-/// Addresses that are settled at one time.
+/// Addresses that are settled concurrently.
 const SETTLED_AT_ONCE: usize = 32;
 
-/// When news is looked at again: an address that was registered where its recipient does not live comes on another stream
-/// than the word that it is someone else's, and perhaps later.
+/// A new entry of the directory is settled again after each of these delays. If an address is registered in a region
+/// where its recipient does not live, the address travels on another stream than the entry, and may arrive later.
 const SETTLE_AGAIN_AFTER: [Duration; 3] = [Duration::from_secs(2), Duration::from_secs(15), Duration::from_mins(2)];
 
-/// When an address that could not be settled is tried again.
+/// An address that could not be settled is retried after this time.
 const RETRY_FAILED_AFTER: Duration = Duration::from_secs(2);
 
-/// An address that more recipients than one may have.
+/// An address that more than one recipient may have.
 #[derive(Debug, Clone)]
 struct Contested {
     app: AppId,
     address: AddressId,
-    /// How often it will be looked at again.
-    looks: usize,
+    /// How many more times to settle it after this time.
+    repeats: usize,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -44,54 +45,58 @@ enum Unsettled {
     Write(#[from] NotStored),
 }
 
-/// Follows the directory, and settles whose its addresses are, for ever.
+/// Follows the directory and settles the ownership of its addresses until the process ends.
 pub(crate) async fn run(homes: Homes) {
     let (sender, mut receiver) = mpsc::unbounded_channel();
-    let news = |app, address, is_news: bool| {
-        let looks = if is_news { SETTLE_AGAIN_AFTER.len() } else { 0 };
-        tell(&sender, Contested { app, address, looks });
+    let on_entry = |app, address, is_new: bool| {
+        let repeats = if is_new { SETTLE_AGAIN_AFTER.len() } else { 0 };
+        enqueue(&sender, Contested { app, address, repeats });
     };
-    let following = homes.context.directory.clone().follow(homes.context.js.clone(), news);
+    let following = homes
+        .context
+        .directory
+        .clone()
+        .follow(homes.context.js.clone(), on_entry);
     let settling = stream::poll_fn(|context| receiver.poll_recv(context))
         .for_each_concurrent(SETTLED_AT_ONCE, |contested| {
-            look(homes.clone(), contested, sender.clone())
+            settle_and_repeat(homes.clone(), contested, sender.clone())
         });
     tokio::join!(following, settling);
 }
 
-/// Settles it now, and again later if that is due.
-async fn look(homes: Homes, mut contested: Contested, sender: mpsc::UnboundedSender<Contested>) {
-    let rest = match settle(&homes, &contested.app, contested.address).await {
-        Ok(()) if contested.looks == 0 => return,
+/// Settles an address now, and enqueues it again if it has repeats left or could not be settled.
+async fn settle_and_repeat(homes: Homes, mut contested: Contested, sender: mpsc::UnboundedSender<Contested>) {
+    let delay = match settle(&homes, &contested.app, contested.address).await {
+        Ok(()) if contested.repeats == 0 => return,
         Ok(()) => {
-            contested.looks -= 1;
-            SETTLE_AGAIN_AFTER[SETTLE_AGAIN_AFTER.len() - 1 - contested.looks]
+            contested.repeats -= 1;
+            SETTLE_AGAIN_AFTER[SETTLE_AGAIN_AFTER.len() - 1 - contested.repeats]
         }
         Err(error) => {
-            tracing::warn!(address = %contested.address, %error, "whose an address is could not be settled; tried again");
+            tracing::warn!(address = %contested.address, %error, "cannot settle the owner of an address; retrying");
             RETRY_FAILED_AFTER
         }
     };
     tokio::spawn(async move {
-        tokio::time::sleep(rest).await;
-        tell(&sender, contested);
+        tokio::time::sleep(delay).await;
+        enqueue(&sender, contested);
     });
 }
 
-fn tell(sender: &mpsc::UnboundedSender<Contested>, contested: Contested) {
-    // Nobody listens only when the process is finishing.
+fn enqueue(sender: &mpsc::UnboundedSender<Contested>, contested: Contested) {
+    // The receiver is dropped only when the process is finishing.
     drop(sender.send(contested));
 }
 
-/// Settles whose an address is, as far as that can be done at once.
+/// Settles the ownership of an address at once; if that fails, [`run`] does it later.
 pub(crate) async fn settle_now(homes: &Homes, app: &AppId, address: AddressId) {
     if let Err(error) = settle(homes, app, address).await {
-        tracing::debug!(%address, %error, "whose an address is will be settled later");
+        tracing::debug!(%address, %error, "cannot settle the owner of an address now; it is settled later");
     }
 }
 
-/// Takes an address from everybody who lives here and is not the last who registered it. Whoever registered it again after
-/// the newest word is that.
+/// Removes an address from every recipient who lives here, except the last one who registered it. A recipient who
+/// registered it again after the newest entry is that one, and gets a new entry.
 async fn settle(homes: &Homes, app: &AppId, address: AddressId) -> Result<(), Unsettled> {
     let entries = ownerships(&homes.context.js, app, address)
         .await
@@ -104,16 +109,16 @@ async fn settle(homes: &Homes, app: &AppId, address: AddressId) -> Result<(), Un
             app: app.clone(),
             recipient,
         };
-        let Some((kept, revision)) = facts::address(&homes.context.js, &key, address).await? else {
+        let Some((stored, revision)) = facts::address(&homes.context.js, &key, address).await? else {
             continue;
         };
-        if kept.registered_at > newest.at {
+        if stored.registered_at > newest.at {
             homes
-                .put_owner(app, address, Some(key.recipient), kept.registered_at)
+                .put_owner(app, address, Some(key.recipient), stored.registered_at)
                 .await?;
         } else {
             match facts::remove_unchanged(&homes.context.js, &key, FactName::Address(address), revision).await {
-                Ok(_) => tracing::info!(%address, "address is another's or gone, and was removed"),
+                Ok(_) => tracing::info!(%address, "removed an address that is gone or belongs to another recipient"),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -121,7 +126,7 @@ async fn settle(homes: &Homes, app: &AppId, address: AddressId) -> Result<(), Un
     Ok(())
 }
 
-/// Everybody whose the address was said to be, but its owner.
+/// All recipients that the entries name as an owner, except the current one.
 fn losers(entries: &[Ownership], newest: &Ownership) -> Vec<RecipientId> {
     let mut names: Vec<_> = entries
         .iter()

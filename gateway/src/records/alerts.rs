@@ -1,7 +1,7 @@
-//! Tells developers of dead letters: one webhook an app at most every so often, grouped by channel and reason.
+//! Alerts developers to dead letters: a webhook for each app concerned, grouped by channel and reason, rate-limited.
 //!
-//! The gateways of a region share a durable consumer on the dead letters, so each letter is told of once, and again
-//! later if the receiver did not take it. The webhook is signed as Standard Webhooks 1.0 says.
+//! The gateways of a region share a durable consumer on the dead letters, so each letter is reported once, and again
+//! later if the receiver did not accept the alert. The webhook is signed as Standard Webhooks 1.0 specifies.
 
 use std::{collections::BTreeMap, fmt::Display, sync::Arc, time::Duration};
 
@@ -25,23 +25,23 @@ use shared::{
 use super::dead_letters::LetterId;
 use crate::context::Context;
 
-/// Letters that one alert tells of at most; the rest is told of by the next.
+/// One round of alerts reports at most this many letters after the first; the next round reports the rest.
 const ALERT_LETTERS_MAX: usize = 5000;
 
-/// How long a burst is waited for after its first letter.
+/// How long to wait for more letters after the first, so that a burst becomes one alert.
 const BURST_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a receiver may take to answer.
 const RECEIVER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Longest time until an alert that was not taken is tried again.
+/// An alert that the receiver did not accept is retried at the latest after this time.
 const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
 
 /// How alerts are sent.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AlertSettings {
-    /// Least seconds between two alerts of one app.
+    /// Minimum time between two alerts to one app, in seconds.
     pub every_s: u64,
 }
 
@@ -53,7 +53,7 @@ pub(crate) struct Alerts {
     http: reqwest::Client,
 }
 
-/// What is posted.
+/// The body of the webhook.
 #[derive(Debug, Serialize)]
 struct Alert<'a> {
     #[serde(rename = "type")]
@@ -75,24 +75,25 @@ struct Group<'a> {
     channel: &'a str,
     reason: &'a str,
     dead_letters: usize,
-    /// The newest of them, to look at.
+    /// The newest letter of the group, as an example to look at.
     #[serde(serialize_with = "as_text")]
     letter: LetterId,
 }
 
-/// One letter to tell of.
+/// One letter to report.
 #[derive(Debug)]
 struct PulledLetter {
     channel: String,
     reason: String,
     sequence: u64,
-    delivered: i64,
+    /// How many rounds have pulled it, this one included.
+    tries: i64,
     message: Message,
 }
 
 impl Alerts {
     /// # Errors
-    /// When no HTTP client can be made.
+    /// When the HTTP client cannot be built.
     pub(crate) fn new(context: Arc<Context>, settings: AlertSettings) -> Result<Self, reqwest::Error> {
         // Redirects are not followed: a receiver has one address.
         let http = reqwest::Client::builder()
@@ -107,13 +108,13 @@ impl Alerts {
         })
     }
 
-    /// Tells for ever.
+    /// Sends alerts until the process ends.
     pub(crate) async fn run(self) {
         loop {
             match self.round_if_permitted().await {
                 Ok(()) => tokio::time::sleep(self.every).await,
                 Err(error) => {
-                    tracing::warn!(%error, "dead letters cannot be read for alerts");
+                    tracing::warn!(%error, "cannot read dead letters for alerts; retrying");
                     tokio::time::sleep(Duration::from_secs(5)).await;
                 }
             }
@@ -129,7 +130,7 @@ impl Alerts {
         unless_refused(&self.context.js.client(), concerns, self.round()).await?
     }
 
-    /// Waits for a letter, and tells of it and of what came with it.
+    /// Waits for a letter, and reports it together with the letters of the same burst.
     async fn round(&self) -> Result<(), async_nats::Error> {
         let consumer: PullConsumer = self
             .context
@@ -153,30 +154,30 @@ impl Alerts {
         for message in messages {
             match PulledLetter::read(message) {
                 Ok((app, letter)) => by_app.entry(app).or_default().push(letter),
-                // Nobody is there to be told.
+                // It names no app to alert.
                 Err(message) => message.ack().await?,
             }
         }
         for (app, letters) in by_app {
-            self.tell(&app, letters).await?;
+            self.report(&app, letters).await?;
         }
         Ok(())
     }
 
-    async fn tell(&self, app: &AppId, letters: Vec<PulledLetter>) -> Result<(), async_nats::Error> {
+    async fn report(&self, app: &AppId, letters: Vec<PulledLetter>) -> Result<(), async_nats::Error> {
         let tenants = self.context.config.tenants();
-        let taken = match tenants.apps.get(app) {
+        let posted = match tenants.apps.get(app) {
             Some(known) => self.post(known, &letters).await,
             None => Ok(()),
         };
-        let tries = letters.iter().map(|letter| letter.delivered).max().unwrap_or(1);
-        if let Err(error) = &taken {
-            tracing::warn!(%app, error, dead_letters = letters.len(), tries, "alert was not taken and will be tried again");
+        let tries = letters.iter().map(|letter| letter.tries).max().unwrap_or(1);
+        if let Err(error) = &posted {
+            tracing::warn!(%app, error, dead_letters = letters.len(), tries, "alert was not accepted; retrying later");
         }
         let doublings = u32::try_from(tries.clamp(1, 16) - 1).unwrap_or(0);
         let wait = self.every.saturating_mul(1 << doublings).min(RETRY_AFTER_MAX);
         for letter in letters {
-            let kind = match taken {
+            let kind = match posted {
                 Ok(()) => AckKind::Ack,
                 Err(_) => AckKind::Nak(Some(wait)),
             };
@@ -192,7 +193,7 @@ impl Alerts {
             .mesh_key
             .open(&alerts_seal_name(&app.id), &alerts.secret)
             .map_err(|error| error.to_string())?;
-        let key = key(&secret).ok_or("the secret is not whsec_ and base64")?;
+        let key = key(&secret).ok_or("the secret is not whsec_ followed by base64")?;
         let now = self.context.clock.now();
         let alert = Alert {
             kind: "dead_letters.created",
@@ -206,7 +207,7 @@ impl Alerts {
         };
         let body = serde_json::to_string(&alert).expect("an alert always serializes");
         let sequences = letters.iter().map(|letter| letter.sequence);
-        // The same letters are the same alert, however often it is tried.
+        // The id depends only on the letters, so that the receiver can recognise a retry.
         let (first, last) = (sequences.clone().min().unwrap_or(0), sequences.max().unwrap_or(0));
         let id = format!("dead-{}-{}-{first}-{last}", self.context.here, app.id);
         let seconds = now.as_second();
@@ -220,12 +221,12 @@ impl Alerts {
             .body(body);
         match request.send().await.map(|answer| answer.status().as_u16()) {
             Ok(200..300) => Ok(()),
-            // By the specification the receiver wants no more of them.
+            // Standard Webhooks: 410 Gone means that the receiver wants no more webhooks.
             Ok(410) => {
-                tracing::error!(app = %app.id, "the receiver of alerts is gone; change its URL");
+                tracing::error!(app = %app.id, "the receiver of alerts answered 410 Gone; change its URL");
                 Ok(())
             }
-            Ok(status) => Err(format!("answered with {status}")),
+            Ok(status) => Err(format!("the receiver answered with {status}")),
             // The error names the URL, which may hold a secret.
             Err(error) => Err(error.without_url().to_string()),
         }
@@ -264,21 +265,21 @@ impl PulledLetter {
             return Err(message);
         };
         let Ok(info) = message.info() else { return Err(message) };
-        let (sequence, delivered) = (info.stream_sequence, info.delivered);
+        let (sequence, tries) = (info.stream_sequence, info.delivered);
         let headers = message.headers.as_ref();
         let reason = headers.and_then(|headers| envelope::header(headers, envelope::REASON));
         let letter = Self {
             channel,
             reason: reason.unwrap_or("unknown").to_owned(),
             sequence,
-            delivered,
+            tries,
             message,
         };
         Ok((app, letter))
     }
 }
 
-/// The key of a secret as Standard Webhooks writes it.
+/// The key in a secret of the form `whsec_<base64>` (Standard Webhooks).
 fn key(secret: &str) -> Option<hmac::Key> {
     let bytes = STANDARD.decode(secret.strip_prefix("whsec_")?).ok()?;
     Some(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
@@ -294,7 +295,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_signs_as_the_specification_shows() {
+    fn the_example_of_the_specification_gets_the_specified_signature() {
         let key = key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
         let signed = signature(
             &key,

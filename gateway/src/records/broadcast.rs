@@ -1,4 +1,4 @@
-//! How far a broadcast is, counted from what is told of its slices.
+//! The progress of a broadcast, counted from the receipts of its slices.
 
 use std::collections::BTreeMap;
 
@@ -11,37 +11,38 @@ use utoipa::ToSchema;
 
 use super::receipts::History;
 
-/// How far a broadcast is.
+/// The progress of a broadcast.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub(crate) struct Broadcast {
-    /// The topic; absent while no gateway's record of it is there.
+    /// The topic; absent until a gateway's record of the acceptance has arrived.
     #[serde(skip_serializing_if = "Option::is_none")]
     topic: Option<Topic>,
-    /// Members, in the regions that have begun.
+    /// Members of the topic, in the regions that have started.
     pub(super) total: u64,
-    /// Members who are done with: sent to at least once, or not to be sent to.
+    /// Members with at least one attempt, or with nothing to send.
     pub(super) done: u64,
-    /// Deliveries by what became of them; of a member who was withdrawn from before its turn, one.
+    /// Number of deliveries by state. A member whose turn came after the withdrawal counts as one `cancelled` delivery.
     pub(super) by_state: BTreeMap<DeliveryState, u64>,
-    /// The same by the region where members live; absent is one that has not begun.
-    pub(super) by_region: BTreeMap<Region, BroadcastIn>,
+    /// The same by the region where members live. A region that has not started is absent.
+    pub(super) by_region: BTreeMap<Region, RegionBroadcast>,
 }
 
-/// How far a broadcast is in one region.
+/// The progress of a broadcast in one region.
 #[derive(Debug, Default, Serialize, ToSchema)]
-pub(crate) struct BroadcastIn {
-    /// Members, as they were counted in the beginning; in the end, those that were found.
+#[schema(as = BroadcastIn)]
+pub(crate) struct RegionBroadcast {
+    /// Members of the topic: an estimate at first, exact once every slice is done.
     total: u64,
-    /// Members who are done with.
+    /// Members with at least one attempt, or with nothing to send.
     done: u64,
-    /// Parts into which the members were divided.
+    /// Slices into which the members were divided.
     slices: u32,
-    /// Parts that are done.
+    /// Slices that are done.
     slices_done: u32,
-    /// Members whose jobs were sent on to where they moved.
+    /// Members who moved, so that their jobs were forwarded to another region.
     #[serde(skip_serializing_if = "is_zero")]
     forwarded: u64,
-    /// Deliveries by what became of them.
+    /// Number of deliveries by state.
     by_state: BTreeMap<DeliveryState, u64>,
 }
 
@@ -51,11 +52,11 @@ fn is_zero(count: &u64) -> bool {
 }
 
 impl Broadcast {
-    /// How far it is, and whether it is done; `None` if it is no broadcast.
+    /// The progress, and whether the broadcast is done; `None` if the notification is not a broadcast.
     pub(super) fn of(history: &History) -> Option<(Self, bool)> {
         let topic = history.accepted.iter().find_map(|accepted| accepted.topic.clone());
         let mut regions: BTreeMap<&Region, RegionReceipts> = BTreeMap::new();
-        // What is told of no recipient is told of a broadcast or a slice.
+        // A receipt without a recipient belongs to a broadcast or a slice.
         for (region, receipt) in history
             .receipts
             .iter()
@@ -77,8 +78,8 @@ impl Broadcast {
         {
             return None;
         }
-        let promised = history.accepted.iter().map(|accepted| accepted.jobs as usize).max();
-        let mut is_done = promised.is_none_or(|promised| regions.len() >= promised);
+        let expected = history.accepted.iter().map(|accepted| accepted.jobs as usize).max();
+        let mut is_done = expected.is_none_or(|expected| regions.len() >= expected);
         let mut all = Self {
             topic,
             ..Self::default()
@@ -98,24 +99,24 @@ impl Broadcast {
     }
 }
 
-/// What the receipts of one region state of a broadcast.
+/// The receipts of a broadcast from one region.
 #[derive(Default)]
 struct RegionReceipts<'a> {
     split: Option<&'a Split>,
     slices: BTreeMap<u32, &'a ExpandedSlice>,
-    /// How it ended without being split.
+    /// The final state of a broadcast that was not split.
     unsent: Option<DeliveryState>,
 }
 
 impl RegionReceipts<'_> {
-    fn count(self, late: impl Iterator<Item = (DeliveryState, u64)>) -> BroadcastIn {
+    fn count(self, late: impl Iterator<Item = (DeliveryState, u64)>) -> RegionBroadcast {
         let slices = self.split.map(|split| split.slices);
-        let mut counted = BroadcastIn {
+        let mut counted = RegionBroadcast {
             slices: slices
                 .or(self.slices.values().next().map(|slice| slice.of))
                 .unwrap_or_default(),
             slices_done: u32::try_from(self.slices.len()).unwrap_or(u32::MAX),
-            ..BroadcastIn::default()
+            ..RegionBroadcast::default()
         };
         let mut add = |state, count| *counted.by_state.entry(state).or_default() += count;
         for slice in self.slices.values() {
@@ -129,7 +130,7 @@ impl RegionReceipts<'_> {
         if let Some(state) = self.unsent {
             add(state, 1);
         }
-        // What a slice left behind for another attempt, and has ended since.
+        // Deliveries that a slice parked for another attempt, and that have ended since.
         let mut ended = 0;
         for (state, count) in late {
             add(state, count);

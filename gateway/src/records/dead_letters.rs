@@ -1,7 +1,7 @@
-//! Dead letters of every region: listed, replayed, deleted.
+//! Lists, replays and deletes the dead letters of every region.
 //!
-//! A letter is named by its region and its place in that region's stream. What a person does with a letter is recorded
-//! among the receipts, so that the books stay whole although the letter is gone.
+//! The id of a letter is its region and its sequence in that region's stream. A replay or a deletion is recorded among
+//! the receipts, so that the ledger equation still holds when the letter is gone.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -20,6 +20,7 @@ use shared::{
         refusal,
         subject::{self, Lane},
         topology::{self, Domain},
+        version,
     },
     receipt::{Handled, HandledAs},
     tolerant,
@@ -28,7 +29,7 @@ use shared::{
 use super::recorder::Recorder;
 use crate::context::Context;
 
-/// Messages fetched at one time.
+/// Letters that one request to a region fetches.
 const LETTERS_PER_FETCH: usize = 256;
 
 /// The dead letters of every region. Cheap to clone.
@@ -38,7 +39,7 @@ pub(crate) struct DeadLetters {
     pub(crate) recorder: Recorder,
 }
 
-/// Names a letter: `<region>-<sequence>`.
+/// The id of a letter: `<region>-<sequence>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LetterId {
     pub(crate) region: Region,
@@ -62,7 +63,7 @@ impl FromStr for LetterId {
     }
 }
 
-/// A message that was given up.
+/// A dead letter: a message that Peal gave up.
 #[derive(Debug)]
 pub(crate) struct Letter {
     pub(crate) id: LetterId,
@@ -77,12 +78,12 @@ pub(crate) struct Letter {
     pub(crate) attempt: u32,
     pub(crate) died_at: Timestamp,
     pub(crate) payload: Bytes,
-    /// Where it came, if that can be read.
+    /// The lane that it came from, if its subject can be read.
     lane: Option<Lane>,
     headers: HeaderMap,
 }
 
-/// Which letters are meant.
+/// Selects letters. An absent member selects all.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LetterFilter {
     pub(crate) channel: Option<Channel>,
@@ -91,11 +92,11 @@ pub(crate) struct LetterFilter {
     pub(crate) until: Option<Timestamp>,
 }
 
-/// Some letters, oldest first within each region.
+/// A page of letters, oldest first within each region.
 #[derive(Debug, Default)]
 pub(crate) struct LetterPage {
     pub(crate) letters: Vec<Letter>,
-    /// Where the next page begins; absent if there is none.
+    /// The first letter of the next page; absent if this page is the last.
     pub(crate) next: Option<LetterId>,
     /// Regions that did not answer.
     pub(crate) unreachable: Vec<Region>,
@@ -104,15 +105,15 @@ pub(crate) struct LetterPage {
 /// Why a letter could not be replayed or deleted.
 #[derive(Debug)]
 pub(crate) enum Unhandled {
-    /// There is no such letter, or it is another app's.
+    /// There is no such letter, or it belongs to another app.
     NotFound,
-    /// Nobody knows where it belongs.
+    /// Its original subject names no lane to replay it to.
     NoLane,
     /// Its region does not answer.
     Unreachable,
-    /// The server does not permit it.
+    /// The NATS server refuses it for lack of a permission.
     Forbidden,
-    /// The stream did not say that it stored the replay.
+    /// The stream did not confirm that it stored the replay.
     NotStored(NotStored),
 }
 
@@ -135,13 +136,13 @@ impl LetterFilter {
 }
 
 impl DeadLetters {
-    /// At most `most` letters of `app` from `from` on. A region that does not answer is named and passed over.
+    /// At most `max` letters of `app` from `from` on. Regions that do not answer are skipped and listed in the page.
     pub(crate) async fn list(
         &self,
         app: &AppId,
         filter: &LetterFilter,
         from: Option<LetterId>,
-        most: usize,
+        max: usize,
     ) -> LetterPage {
         let mut page = LetterPage::default();
         let (first, mut sequence) = match from {
@@ -176,7 +177,7 @@ impl DeadLetters {
                     if !filter.admits(&letter) {
                         continue;
                     }
-                    if page.letters.len() == most {
+                    if page.letters.len() == max {
                         page.next = Some(letter.id);
                         return page;
                     }
@@ -206,18 +207,20 @@ impl DeadLetters {
             .ok_or(Unhandled::NotFound)
     }
 
-    /// Has another attempt made at what `letter` tells of, and takes the letter away.
+    /// Publishes the message of `letter` for another attempt, and removes the letter.
     pub(crate) async fn replay(&self, app: &AppId, letter: Letter) -> Result<(), Unhandled> {
         let lane = letter.lane.as_ref().ok_or(Unhandled::NoLane)?;
-        // The region of the letter has the recipient; what else the lane says stays.
+        // The recipient lives in the letter's region. The original lane may be another region's, if the job was
+        // forwarded.
         let lane = Lane {
             region: letter.id.region.clone(),
             ..lane.clone()
         };
         let mut headers = HeaderMap::new();
-        // Its own id, so that no stream takes it for what it has seen before; the same if it is replayed twice at once.
+        // An id of its own, so that no stream discards it as a duplicate of the original; two replays at once have the
+        // same id.
         headers.insert(NATS_MESSAGE_ID, format!("replay:{}", letter.id));
-        // A person wants it now, however old it is.
+        // The time to live starts again: somebody wants it delivered now, however old it is.
         headers.insert(
             envelope::ACCEPTED_AT,
             self.context.clock.now().as_millisecond().to_string(),
@@ -225,6 +228,7 @@ impl DeadLetters {
         headers.insert(envelope::ATTEMPT, letter.attempt.saturating_add(1).to_string());
         headers.insert(envelope::DISCOUNTED, letter.attempt.to_string());
         for name in [
+            version::VERSION,
             envelope::EVENT_ID,
             envelope::ORIGIN,
             envelope::ADDRESS,
@@ -238,15 +242,15 @@ impl DeadLetters {
         publish::store(&self.context.js, lane.notify(), headers, letter.payload.clone())
             .await
             .map_err(Unhandled::NotStored)?;
-        self.take_away(app, &letter, HandledAs::Replayed).await
+        self.remove(app, &letter, HandledAs::Replayed).await
     }
 
-    /// Takes a letter away for good.
+    /// Deletes a letter permanently.
     pub(crate) async fn delete(&self, app: &AppId, letter: Letter) -> Result<(), Unhandled> {
-        self.take_away(app, &letter, HandledAs::Deleted).await
+        self.remove(app, &letter, HandledAs::Deleted).await
     }
 
-    async fn take_away(&self, app: &AppId, letter: &Letter, handled_as: HandledAs) -> Result<(), Unhandled> {
+    async fn remove(&self, app: &AppId, letter: &Letter, handled_as: HandledAs) -> Result<(), Unhandled> {
         self.recorder.handled(
             app.clone(),
             Handled {
@@ -274,8 +278,8 @@ impl DeadLetters {
             Err(_) => Err(Unhandled::Forbidden),
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => {
-                // The replay is under way; the letter that stays behind can be taken away again, which sends nothing twice.
-                tracing::warn!(letter = %letter.id, %error, "dead letter could not be removed");
+                // A replay is already stored. Repeating it is safe, because the stream knows its message id.
+                tracing::warn!(letter = %letter.id, %error, "cannot remove the dead letter");
                 Err(Unhandled::Unreachable)
             }
         }
@@ -286,7 +290,7 @@ impl Letter {
     fn read(region: &Region, found: Found) -> Self {
         let header = |name| envelope::header(&found.headers, name);
         let lane = header(envelope::SUBJECT).and_then(|subject| Lane::parse(subject).ok());
-        // A letter that nobody can read has only what its headers say.
+        // An unreadable message has only what its headers contain.
         let job = lane.as_ref().and_then(|lane| {
             let subject = lane.notify();
             envelope::open(&subject, &found.headers, &found.payload, found.stored_at, region).ok()
@@ -324,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_letter_is_named_by_region_and_place() {
+    fn the_id_of_a_letter_is_its_region_and_sequence() {
         let id: LetterId = "eu-west-1-42".parse().unwrap();
         assert_eq!((id.region.as_str(), id.sequence), ("eu-west-1", 42));
         assert_eq!(id.to_string(), "eu-west-1-42");

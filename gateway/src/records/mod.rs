@@ -1,4 +1,5 @@
-//! What happened: the records that gateways write, the receipts of the workers, what both come to, and dead letters.
+//! What happened to notifications: the gateways' records, the workers' receipts, the status that follows from both,
+//! dead letters and alerts.
 
 pub(crate) mod alerts;
 pub(crate) mod broadcast;

@@ -1,4 +1,5 @@
-//! What became of notifications: an index of the receipts stream in memory, and the receipts themselves from the stream.
+//! The receipts of notifications: an index of the receipts stream in memory; the receipts themselves are read from the
+//! stream when somebody asks.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry},
@@ -19,58 +20,58 @@ use shared::{
     receipt::{Accepted, Batch, Receipt, State},
 };
 
-/// Batches of one question that are fetched at one time.
+/// Batches that one query fetches concurrently.
 const BATCHES_AT_ONCE: usize = 16;
-/// How long a question waits for a record that may still be on its way: a little more than records take to be written.
+/// How long a query waits for a record that may still be on its way: a little longer than it takes to write a record.
 const RECORD_WAIT: Duration = Duration::from_millis(250);
-/// Receipts that are younger may have overtaken the record.
+/// A receipt younger than this may have arrived before the gateway's record.
 const RECENT_RECEIPT: Duration = Duration::from_secs(1);
-/// How often a question looks into the index meanwhile.
+/// How often a waiting query checks the index.
 const INDEX_POLL: Duration = Duration::from_millis(25);
 
-/// Most places of one notification. A thousand recipients with a few devices each need fewer; a caller who repeats one
-/// event for ever must not make the index grow, nor a question about it read the whole stream.
-const PLACES_MAX: usize = 4096;
+/// Indexed batches of one notification, at most. A thousand recipients with a few devices each need fewer. A caller who
+/// repeats one event forever must not make the index grow, nor a query about it read the whole stream.
+const INDEXED_BATCHES_MAX: usize = 4096;
 
 /// The receipts of every region. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Receipts {
     js: jetstream::Context,
     index: Arc<RwLock<Index>>,
-    /// Whether everything that was there at start has been read.
+    /// Whether the stream has been read up to where it ended at start.
     loaded: Arc<AtomicBool>,
 }
 
 /// Everything recorded about one notification.
 #[derive(Debug, Default)]
 pub(crate) struct History {
-    /// What the gateways said. A repeated request is accepted again.
+    /// The gateways' records: one for each time that the request was accepted.
     pub(crate) accepted: Vec<Accepted>,
-    /// What the workers said, and in which region. Of the jobs of a broadcast nothing: there may be a million.
+    /// The workers' receipts, each with its region. None for the jobs of a broadcast, of which there may be a million.
     pub(crate) receipts: Vec<(Region, Receipt)>,
-    /// How many deliveries of a broadcast ended so after their first attempt.
+    /// Deliveries of a broadcast that ended after their first attempt.
     pub(crate) late: Late,
 }
 
-/// Deliveries by where and how they ended.
+/// Number of deliveries by region and final state.
 pub(crate) type Late = BTreeMap<(Region, State), u64>;
 
-/// The stream did not answer, or has not been read to its end yet.
+/// The stream did not answer, or has not been read to its end yet. Retrying later helps.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("the receipts stream does not answer, or has not been read to its end yet")]
 pub(crate) struct Unanswered;
 
 impl Receipts {
-    /// Receipts of at most `most` notifications.
-    pub(crate) fn new(js: jetstream::Context, most: usize) -> Self {
+    /// The index remembers the `notifications_max` newest notifications.
+    pub(crate) fn new(js: jetstream::Context, notifications_max: usize) -> Self {
         Self {
             js,
-            index: Arc::new(RwLock::new(Index::new(most))),
+            index: Arc::new(RwLock::new(Index::new(notifications_max))),
             loaded: Arc::default(),
         }
     }
 
-    /// Follows the stream for ever.
+    /// Follows the stream until the process ends.
     pub(crate) async fn follow(self) {
         let filter = subject::RECEIPTS_FILTER;
         let caught_up = || self.loaded.store(true, Ordering::Relaxed);
@@ -94,35 +95,37 @@ impl Receipts {
                 for receipt in &ids.receipts {
                     index.learn_receipt(receipt, &ids.region, entry.sequence);
                 }
-                index.learnt = index.learnt.max(entry.sequence);
+                index.last_learnt = index.last_learnt.max(entry.sequence);
             }
-            Err(error) => tracing::error!(sequence = entry.sequence, %error, "batch of receipts cannot be read"),
+            Err(error) => tracing::error!(sequence = entry.sequence, %error, "cannot read a batch of receipts"),
         }
     }
 
-    /// What is recorded about `id`, if it is a notification of `app`. Receipts may be faster than the gateway's record, which
-    /// alone says how many there are to be; if there are such at `now`, that is waited for.
+    /// Everything recorded about `id`; `None` if no notification of `app` has this id.
+    ///
+    /// Only the gateway's record states the number of jobs, and receipts may arrive before it. If a receipt is recent
+    /// at `now` and there is no record yet, this waits for the record.
     pub(crate) async fn history(
         &self,
         app: &AppId,
         id: NotificationId,
         now: Timestamp,
     ) -> Result<Option<History>, Unanswered> {
-        let found = self.look(app, id).await?;
-        let is_fresh =
+        let found = self.read(app, id).await?;
+        let is_recent =
             |(_, receipt): &(Region, Receipt)| now.duration_since(receipt.at).unsigned_abs() < RECENT_RECEIPT;
         match found {
-            Some(found) if found.accepted.is_empty() && found.receipts.iter().any(is_fresh) => {
+            Some(found) if found.accepted.is_empty() && found.receipts.iter().any(is_recent) => {
                 tokio::time::sleep(RECORD_WAIT).await;
-                self.look(app, id).await
+                self.read(app, id).await
             }
             found => Ok(found),
         }
     }
 
-    async fn look(&self, app: &AppId, id: NotificationId) -> Result<Option<History>, Unanswered> {
-        let places = self.places(id).await;
-        if places.is_empty() && !self.loaded.load(Ordering::Relaxed) {
+    async fn read(&self, app: &AppId, id: NotificationId) -> Result<Option<History>, Unanswered> {
+        let sequences = self.sequences(id).await;
+        if sequences.is_empty() && !self.loaded.load(Ordering::Relaxed) {
             return Err(Unanswered);
         }
         let receipts = self
@@ -130,13 +133,13 @@ impl Receipts {
             .get_stream_no_info(topology::RECEIPTS)
             .await
             .map_err(|_| Unanswered)?;
-        let batches: Vec<Option<Batch>> = stream::iter(places)
-            .map(|place| {
+        let batches: Vec<Option<Batch>> = stream::iter(sequences)
+            .map(|sequence| {
                 let receipts = &receipts;
                 async move {
-                    match receipts.direct_get(place).await {
-                        Ok(message) => Ok(serde_json::from_slice(&message.payload).ok()),
-                        // Too old: the stream has let it go.
+                    match receipts.direct_get(sequence).await {
+                        Ok(message) => Ok(Batch::read(&message.payload).ok()),
+                        // The stream no longer has it, because it is too old.
                         Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
                         Err(_) => Err(Unanswered),
                     }
@@ -156,22 +159,22 @@ impl Receipts {
                     .into_iter()
                     .filter(|accepted| accepted.notification == id),
             );
-            let of_it = |receipt: &Receipt| receipt.notification == id && receipt.slice.is_none();
-            let of_it = batch.receipts.into_iter().filter(of_it);
+            let is_wanted = |receipt: &Receipt| receipt.notification == id && receipt.slice.is_none();
+            let wanted = batch.receipts.into_iter().filter(is_wanted);
             history
                 .receipts
-                .extend(of_it.map(|receipt| (batch.region.clone(), receipt)));
+                .extend(wanted.map(|receipt| (batch.region.clone(), receipt)));
         }
         Ok((!history.accepted.is_empty() || !history.receipts.is_empty()).then_some(history))
     }
 
-    async fn places(&self, id: NotificationId) -> Vec<u64> {
-        let look = || self.index.read().unwrap_or_else(PoisonError::into_inner).places(id);
+    async fn sequences(&self, id: NotificationId) -> Vec<u64> {
+        let indexed = || self.index.read().unwrap_or_else(PoisonError::into_inner).sequences(id);
         let wait = async {
             loop {
-                let places = look();
-                if !places.is_empty() {
-                    return places;
+                let sequences = indexed();
+                if !sequences.is_empty() {
+                    return sequences;
                 }
                 tokio::time::sleep(INDEX_POLL).await;
             }
@@ -204,44 +207,45 @@ struct AcceptedId {
     notification: NotificationId,
 }
 
-/// Where in the stream a notification occurs. Two notifications with one hash share an entry, which costs the reader
-/// of either a look at a batch that says nothing about it.
+/// Maps a notification's hash to the sequences of the batches that mention it. Notifications with the same hash share
+/// an entry, so a query about one of them may read batches that only mention another.
 #[derive(Debug)]
 struct Index {
-    places: HashMap<u64, Places>,
-    /// What became of deliveries of broadcasts after their first attempt, which is what their slices tell of.
+    sequences: HashMap<u64, Sequences>,
+    /// Deliveries of broadcasts that ended after their first attempt. First attempts are in the receipts of the slices.
     late: HashMap<u64, Late>,
-    /// Oldest first.
+    /// Hashes in the order of their first occurrence, oldest first.
     order: VecDeque<u64>,
-    most: usize,
-    /// The last sequence that was learnt from. What is read again after a lost connection is not counted again.
-    learnt: u64,
+    /// Notifications that the index remembers, at most.
+    notifications_max: usize,
+    /// The last sequence that was learnt. After a lost connection, batches are read again but not counted again.
+    last_learnt: u64,
 }
 
 #[derive(Debug)]
-enum Places {
+enum Sequences {
     One(u64),
     Two(u64, u64),
     Many(Vec<u64>),
 }
 
 impl Index {
-    fn new(most: usize) -> Self {
+    fn new(notifications_max: usize) -> Self {
         Self {
-            places: HashMap::new(),
+            sequences: HashMap::new(),
             late: HashMap::new(),
             order: VecDeque::new(),
-            most,
-            learnt: 0,
+            notifications_max,
+            last_learnt: 0,
         }
     }
 
-    /// A job of a broadcast has no place of its own: what its first attempt came to is in its slice's receipt, and what
-    /// came of later ones is counted.
+    /// Jobs of broadcasts are not indexed: the outcome of a first attempt is in the slice's receipt, and the final
+    /// states after later attempts are counted.
     fn learn_receipt(&mut self, receipt: &ReceiptIds, region: &Region, sequence: u64) {
         if receipt.slice.is_none() {
             self.learn(receipt.notification, sequence);
-        } else if receipt.attempt > 1 && receipt.state.is_final() && sequence > self.learnt {
+        } else if receipt.attempt > 1 && receipt.state.is_final() && sequence > self.last_learnt {
             let late = self.late.entry(hash(receipt.notification)).or_default();
             *late.entry((region.clone(), receipt.state)).or_default() += 1;
         }
@@ -253,27 +257,27 @@ impl Index {
 
     fn learn(&mut self, id: NotificationId, sequence: u64) {
         let hash = hash(id);
-        match self.places.entry(hash) {
+        match self.sequences.entry(hash) {
             Entry::Occupied(mut entry) => entry.get_mut().add(sequence),
             Entry::Vacant(entry) => {
-                entry.insert(Places::One(sequence));
+                entry.insert(Sequences::One(sequence));
                 self.order.push_back(hash);
             }
         }
-        if self.order.len() > self.most
+        if self.order.len() > self.notifications_max
             && let Some(oldest) = self.order.pop_front()
         {
-            self.places.remove(&oldest);
+            self.sequences.remove(&oldest);
             self.late.remove(&oldest);
         }
     }
 
-    fn places(&self, id: NotificationId) -> Vec<u64> {
-        match self.places.get(&hash(id)) {
+    fn sequences(&self, id: NotificationId) -> Vec<u64> {
+        match self.sequences.get(&hash(id)) {
             None => Vec::new(),
-            Some(Places::One(one)) => vec![*one],
-            Some(Places::Two(one, two)) => vec![*one, *two],
-            Some(Places::Many(many)) => many.clone(),
+            Some(Sequences::One(one)) => vec![*one],
+            Some(Sequences::Two(one, two)) => vec![*one, *two],
+            Some(Sequences::Many(many)) => many.clone(),
         }
     }
 }
@@ -282,17 +286,18 @@ fn hash(id: NotificationId) -> u64 {
     id.0.as_u64_pair().1
 }
 
-impl Places {
-    /// A batch is learnt from start to end, and again after a lost connection.
+impl Sequences {
+    /// Adds a sequence once: one batch may mention a notification often, and batches are read again after a lost
+    /// connection.
     fn add(&mut self, sequence: u64) {
         *self = match self {
             Self::One(one) | Self::Two(_, one) if *one == sequence => return,
             Self::One(one) => Self::Two(*one, sequence),
             Self::Two(one, two) if *one != sequence => Self::Many(vec![*one, *two, sequence]),
             Self::Many(many) => {
-                // Sequences rise, unless the stream is read again.
+                // Sequences rise, except when the stream is read again.
                 let is_new = many.last().is_some_and(|last| *last < sequence) || !many.contains(&sequence);
-                if is_new && many.len() < PLACES_MAX {
+                if is_new && many.len() < INDEXED_BATCHES_MAX {
                     many.push(sequence);
                 }
                 return;
@@ -313,17 +318,17 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_learnt_once() {
+    fn a_sequence_is_indexed_once() {
         let mut index = Index::new(10);
         for sequence in [5, 5, 7, 5, 7, 9, 9, 5] {
             index.learn(id(1), sequence);
         }
-        assert_eq!(index.places(id(1)), [5, 7, 9]);
-        assert!(index.places(id(2)).is_empty());
+        assert_eq!(index.sequences(id(1)), [5, 7, 9]);
+        assert!(index.sequences(id(2)).is_empty());
     }
 
     #[test]
-    fn jobs_of_a_broadcast_take_no_places_and_what_ends_late_is_counted_once() {
+    fn jobs_of_a_broadcast_are_not_indexed_and_late_final_states_are_counted_once() {
         let mut index = Index::new(10);
         let eu: Region = "eu".parse().unwrap();
         let receipt = |attempt, state, slice| ReceiptIds {
@@ -337,19 +342,19 @@ mod tests {
             index.learn_receipt(&receipt(1, State::Parked, Some(0)), &eu, 4);
             index.learn_receipt(&receipt(2, State::Delivered, Some(0)), &eu, 5);
             index.learn_receipt(&receipt(2, State::Delivered, Some(1)), &eu, 5);
-            index.learnt = 5;
+            index.last_learnt = 5;
         }
-        assert_eq!(index.places(id(1)), [3]);
+        assert_eq!(index.sequences(id(1)), [3]);
         assert_eq!(index.late(id(1)), [((eu, State::Delivered), 2)].into());
     }
 
     #[test]
-    fn the_oldest_is_forgotten() {
+    fn the_oldest_notification_is_forgotten() {
         let mut index = Index::new(2);
         for number in 1..=3u32 {
             index.learn(id(number.into()), number.into());
         }
-        assert!(index.places(id(1)).is_empty());
-        assert_eq!((index.places(id(2)), index.places(id(3))), (vec![2], vec![3]));
+        assert!(index.sequences(id(1)).is_empty());
+        assert_eq!((index.sequences(id(2)), index.sequences(id(3))), (vec![2], vec![3]));
     }
 }

@@ -1,4 +1,4 @@
-//! Records of what callers did, many to a message, off the path of the requests.
+//! Writes records of what callers did: in the background, many to a message, so that no request waits for them.
 
 use std::{
     collections::HashMap,
@@ -14,30 +14,30 @@ use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
 use futures::future::join_all;
 use shared::{
     id::{AppId, Region},
-    nats::{envelope, publish, subject},
+    nats::{envelope, publish, subject, version},
     receipt::{Accepted, Batch, Handled},
 };
 use tokio::{sync::mpsc, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-/// Records that may wait; what comes on top is lost and counted. A record is a convenience of status questions: the
-/// notification itself is stored.
+/// Records that may wait; excess records are dropped and counted. Records only serve status queries: the notification
+/// itself is stored.
 const WAITING_RECORDS_MAX: usize = 65_536;
-/// Most records of one message.
+/// Records in one message, at most.
 const MESSAGE_RECORDS_MAX: usize = 256;
 /// How long a record waits for others to share a message with.
 const COLLECT_FOR: Duration = Duration::from_millis(50);
-/// How often a message is published until the stream has it.
+/// How many times a message is published, at most, before its records are counted as lost.
 const PUBLISH_TRIES: u32 = 3;
 
-/// Takes records. Cheap to clone.
+/// Accepts records for the [`Writer`]. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Recorder {
     records: mpsc::Sender<(AppId, Record)>,
     lost: Arc<AtomicU64>,
 }
 
-/// Publishes what the [`Recorder`] takes.
+/// Publishes the records that the [`Recorder`] accepts.
 #[derive(Debug)]
 pub(crate) struct Writer {
     js: jetstream::Context,
@@ -55,7 +55,7 @@ enum Record {
     Handled(Handled),
 }
 
-/// Records of one app, as one message.
+/// Records of one app in one message.
 struct RecordMessage {
     subject: String,
     headers: HeaderMap,
@@ -68,7 +68,7 @@ impl Recorder {
         self.record(app, Record::Accepted(accepted));
     }
 
-    /// Records what was done with a dead letter; never waits.
+    /// Records that a dead letter was replayed or deleted; never waits.
     pub(crate) fn handled(&self, app: AppId, handled: Handled) {
         self.record(app, Record::Handled(handled));
     }
@@ -80,7 +80,7 @@ impl Recorder {
     }
 }
 
-/// A recorder and its writer, which calls itself `name`.
+/// A recorder and its writer. `name` is the writer's name in its batches and the prefix of their message ids.
 pub(crate) fn pair(js: jetstream::Context, here: Region, name: String) -> (Recorder, Writer) {
     let (sender, records) = mpsc::channel(WAITING_RECORDS_MAX);
     let lost = Arc::new(AtomicU64::new(0));
@@ -103,11 +103,11 @@ pub(crate) fn pair(js: jetstream::Context, here: Region, name: String) -> (Recor
 }
 
 impl Writer {
-    /// Writes until `last` says that no request is in progress any more, and what then remains.
-    pub(crate) async fn run(mut self, last: CancellationToken) {
-        while let Some(Some(first)) = last.run_until_cancelled(self.records.recv()).await {
-            // Not listening while others come keeps every request from waking this task.
-            last.run_until_cancelled(sleep(COLLECT_FOR)).await;
+    /// Writes records until `answered` is cancelled, when no request is in progress any more; then writes the rest.
+    pub(crate) async fn run(mut self, answered: CancellationToken) {
+        while let Some(Some(first)) = answered.run_until_cancelled(self.records.recv()).await {
+            // While this task sleeps, no request wakes it.
+            answered.run_until_cancelled(sleep(COLLECT_FOR)).await;
             self.take(first);
             while let Ok(next) = self.records.try_recv() {
                 self.take(next);
@@ -143,7 +143,7 @@ impl Writer {
         if lost > 0 {
             tracing::warn!(
                 lost,
-                "records of what was accepted were lost; the notifications are stored"
+                "records were lost; the notifications themselves are stored, but their status may be incomplete"
             );
         }
     }
@@ -151,7 +151,7 @@ impl Writer {
     fn message(&mut self, app: AppId, records: Vec<Record>) -> RecordMessage {
         self.number += 1;
         let number = format!("{}:{}", self.name, self.number);
-        let mut headers = HeaderMap::new();
+        let mut headers = version::headers();
         headers.insert(NATS_MESSAGE_ID, number.as_str());
         headers.insert(envelope::BATCH, number);
         let subject = subject::receipt(&self.here, &self.here, &app);
@@ -179,12 +179,12 @@ impl Writer {
     }
 }
 
-/// Stores one message; how many records were lost if it could not be.
+/// Stores one message. Returns how many records were lost: none, or all of the message.
 async fn store(js: &jetstream::Context, message: RecordMessage) -> u64 {
     let records = (message.batch.accepted.len() + message.batch.handled.len()) as u64;
     let payload = bytes::Bytes::from(serde_json::to_vec(&message.batch).expect("batches always serialize"));
     for _ in 0..PUBLISH_TRIES {
-        // The message id makes a repetition harmless.
+        // The message id makes publishing twice harmless.
         match publish::store(js, message.subject.clone(), message.headers.clone(), payload.clone()).await {
             Ok(_) => return 0,
             Err(publish::NotStored::NoAnswer) => {}

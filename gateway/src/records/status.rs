@@ -1,4 +1,4 @@
-//! What became of a notification, folded from its receipts.
+//! The status of a notification, computed from its receipts.
 
 use std::collections::BTreeMap;
 
@@ -13,117 +13,119 @@ use utoipa::ToSchema;
 
 use super::{broadcast::Broadcast, receipts::History};
 
-/// What became of a notification.
+/// The status of a notification.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Status {
-    /// The notification.
+    /// The id of the notification: a digest of app and event id.
     notification_id: NotificationId,
-    /// The caller's name for it; absent while no gateway's record of it is there, or if a service published to NATS.
+    /// The caller's event id. Absent until a gateway's record of the acceptance has arrived, and if a service published
+    /// the notification to NATS itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     event_id: Option<EventId>,
-    /// When a gateway accepted it.
+    /// When a gateway first accepted it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     accepted_at: Option<Timestamp>,
-    /// Jobs it became: one per recipient. Of a broadcast, the members who are known so far.
+    /// Number of jobs: one for each recipient. For a broadcast, the members known so far.
     jobs: usize,
-    /// Jobs all of whose deliveries are in a final state.
+    /// Number of jobs whose deliveries are all in a final state.
     done: usize,
-    /// The trace, if it was traced.
+    /// The W3C trace id, if the notification was traced.
     #[serde(skip_serializing_if = "Option::is_none")]
     trace_id: Option<String>,
-    /// How far it is as a whole.
+    /// The progress of the whole notification.
     state: Progress,
-    /// How far it is, if it is a broadcast.
+    /// The progress of a broadcast; absent if it is not one.
     #[serde(skip_serializing_if = "Option::is_none")]
     broadcast: Option<Broadcast>,
-    /// Its deliveries: one for each address of each recipient that was tried, or one without address for a recipient
-    /// who has none. Those of a broadcast are counted instead.
+    /// One delivery for each address that was tried, or one without address for a recipient who has none. The
+    /// deliveries of a broadcast are counted under `broadcast` instead.
     deliveries: Vec<Delivery>,
 }
 
-/// How far a notification is.
+/// The progress of a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Progress {
-    /// Stored; nothing has happened yet.
+    /// Stored; no attempt is known yet.
     Accepted,
-    /// Some of it has happened.
+    /// Some deliveries are not in a final state yet.
     #[serde(rename = "in_progress")]
     Working,
-    /// All of it has happened.
+    /// All deliveries are in a final state.
     Done,
 }
 
-/// One job to one address.
+/// A delivery: one job to one address.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Delivery {
-    /// Names the delivery, and is the `apns-id` of its attempts; absent if there was no address.
+    /// The id of the delivery, which is also the `apns-id` of its attempts. Absent if the recipient has no address.
     #[serde(rename = "delivery_id", skip_serializing_if = "Option::is_none")]
     id: Option<DeliveryId>,
-    /// The job.
+    /// The id of the job.
     job: JobId,
-    /// Whom it was for.
+    /// The recipient; absent if the job could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     recipient: Option<RecipientId>,
-    /// The address.
+    /// The id of the address; absent if the recipient has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     address_id: Option<AddressId>,
-    /// Who carried it.
+    /// The provider of the last attempt; absent if nothing was sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     provider: Option<Provider>,
-    /// Where it was worked on.
+    /// The region that made the delivery: the recipient's home.
     region: Region,
-    /// What became of it.
+    /// The final state, or the state after the last attempt.
     state: DeliveryState,
-    /// Why.
+    /// Why the delivery is in this state: a reason of the provider, such as `Unregistered`, or of Peal, such as
+    /// `opted_out`.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Every attempt, in order.
+    /// Every attempt, oldest first.
     attempts: Vec<Attempt>,
 }
 
 /// One attempt of a delivery.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Attempt {
-    /// Counted from 1.
+    /// The number of the attempt, counted from 1.
     #[serde(rename = "attempt")]
     number: u32,
-    /// What it came to.
+    /// The outcome of the attempt.
     state: DeliveryState,
-    /// Why.
+    /// Why the attempt had this outcome: a reason of the provider or of Peal.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// When.
+    /// When the outcome was recorded.
     #[schema(value_type = String, format = DateTime)]
     at: Timestamp,
-    /// How long the provider took to answer.
+    /// How long the provider took to answer, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     took_ms: Option<f64>,
-    /// When the next attempt is due.
+    /// When the next attempt is due; only while one is planned.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     next_at: Option<Timestamp>,
-    /// The provider's name for it.
+    /// The provider's id of the message, if its answer had one.
     #[serde(skip_serializing_if = "Option::is_none")]
     provider_id: Option<String>,
-    /// The region whose worker did it, if that helped the recipient's own.
+    /// The region whose worker made the attempt, if it helped the recipient's own region.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     by: Option<Region>,
-    /// How old what was known of the recipient's consent was, in seconds, if older than the class may bear.
+    /// The age of the known consent in seconds, if it was older than the class allows.
     #[serde(skip_serializing_if = "Option::is_none")]
     stale_s: Option<u32>,
 }
 
 impl Status {
-    /// What `history` comes to.
+    /// Computes the status from everything that is recorded.
     pub(crate) fn of(id: NotificationId, history: History) -> Self {
-        // A repeated request is accepted again; the first time counts.
+        // A repeated request is accepted again; the first acceptance counts.
         let first = history.accepted.iter().min_by_key(|accepted| accepted.at);
         let event_id = first.map(|accepted| accepted.event_id.clone());
         let accepted_at = first.map(|accepted| accepted.at);
-        let promised = history
+        let expected = history
             .accepted
             .iter()
             .map(|accepted| accepted.jobs as usize)
@@ -136,17 +138,17 @@ impl Status {
             .or_else(|| history.receipts.iter().find_map(|(_, receipt)| receipt.trace.clone()));
 
         let broadcast = Broadcast::of(&history);
-        let named = history.receipts.into_iter();
+        let receipts = history.receipts.into_iter();
         let deliveries = match &broadcast {
-            Some(_) => deliveries(named.filter(|(_, receipt)| receipt.recipient.is_some()).collect()),
-            None => deliveries(named.collect()),
+            Some(_) => deliveries(receipts.filter(|(_, receipt)| receipt.recipient.is_some()).collect()),
+            None => deliveries(receipts.collect()),
         };
         let mut finished: BTreeMap<JobId, bool> = BTreeMap::new();
         for delivery in &deliveries {
             *finished.entry(delivery.job).or_insert(true) &= delivery.state.is_final();
         }
         let mut done = finished.values().filter(|finished| **finished).count();
-        let (mut jobs, mut has_begun) = (promised.max(finished.len()), !deliveries.is_empty());
+        let (mut jobs, mut has_begun) = (expected.max(finished.len()), !deliveries.is_empty());
         let mut is_done = done == jobs;
         if let Some((broadcast, all)) = &broadcast {
             let count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
@@ -174,7 +176,7 @@ impl Status {
     }
 }
 
-/// Receipts by delivery, in the order in which deliveries first occur.
+/// Groups receipts by delivery. The deliveries are in the order of their first attempts.
 fn deliveries(receipts: Vec<(Region, Receipt)>) -> Vec<Delivery> {
     let mut by_delivery = BTreeMap::<_, Vec<_>>::new();
     for (region, receipt) in receipts {
@@ -187,9 +189,9 @@ fn deliveries(receipts: Vec<(Region, Receipt)>) -> Vec<Delivery> {
         .into_iter()
         .filter_map(|((job, address), mut receipts)| {
             receipts.sort_by_key(|(_, receipt)| (receipt.attempt, receipt.state.is_final(), receipt.at));
-            // After a fault a worker may write a receipt again.
+            // After a fault a worker may write the same receipt again.
             receipts.dedup_by(|(_, b), (_, a)| a.attempt == b.attempt && a.state == b.state && a.reason == b.reason);
-            // Nothing comes after a final state, whatever the order of arrival.
+            // A final state wins over the others, whatever the order of arrival.
             let (region, last) = receipts
                 .iter()
                 .rfind(|(_, r)| r.state.is_final())
@@ -279,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broadcast_is_done_when_every_slice_of_every_region_is_and_nothing_waits() {
+    fn a_broadcast_is_done_when_every_slice_is_done_and_no_delivery_is_parked() {
         use DeliveryState::{Cancelled, Delivered, Parked};
         let id = NotificationId(Uuid::from_u128(1));
         let accepted_at = Timestamp::UNIX_EPOCH;
@@ -291,7 +293,7 @@ mod tests {
             at: accepted_at,
             trace: None,
         };
-        let told = |region: &str, job: u128, expanded: Expanded| {
+        let expanded = |region: &str, job: u128, expanded: Expanded| {
             let (_, receipt) = receipt(job, 0, 1, DeliveryState::Expanded);
             let receipt = Receipt {
                 recipient: None,
@@ -307,7 +309,7 @@ mod tests {
                 members,
                 accepted_at,
             };
-            told(region, 1, Expanded::Slices(split))
+            expanded(region, 1, Expanded::Slices(split))
         };
         let slice = |number, jobs, by_state: &[(DeliveryState, u32)], cancelled| {
             let slice = ExpandedSlice {
@@ -320,7 +322,7 @@ mod tests {
                 forwarded: 0,
                 accepted_at,
             };
-            told("eu", 2 + u128::from(number), Expanded::Jobs(slice))
+            expanded("eu", 2 + u128::from(number), Expanded::Jobs(slice))
         };
         let of = |receipts: &[(Region, Receipt)], late: Late| {
             let history = History {
@@ -333,22 +335,25 @@ mod tests {
             (status.state, status.jobs, status.done, broadcast.by_state)
         };
         let mut receipts = Vec::new();
-        let begun = of(&receipts, Late::new());
-        assert_eq!((begun.0, begun.1, begun.2), (Progress::Accepted, 0, 0));
+        let accepted_only = of(&receipts, Late::new());
+        assert_eq!(
+            (accepted_only.0, accepted_only.1, accepted_only.2),
+            (Progress::Accepted, 0, 0)
+        );
         receipts.extend([
             split("eu", 2, 1500),
             slice(0, 1000, &[(Delivered, 999), (Parked, 1)], 0),
         ]);
         let half = of(&receipts, Late::new());
         assert_eq!((half.0, half.1, half.2), (Progress::Working, 1500, 1000));
-        // A slice that is told twice counts once; nobody lives in the other region.
+        // A slice that is reported twice counts once; no member lives in the other region.
         receipts.extend([
             slice(1, 300, &[(Delivered, 300)], 199),
             receipts[1].clone(),
             split("us", 0, 0),
         ]);
-        let waiting = of(&receipts, Late::new());
-        assert_eq!((waiting.0, waiting.1, waiting.2), (Progress::Working, 1499, 1499));
+        let parked = of(&receipts, Late::new());
+        assert_eq!((parked.0, parked.1, parked.2), (Progress::Working, 1499, 1499));
         let late = [(("eu".parse().unwrap(), Delivered), 1)].into();
         let done = of(&receipts, late);
         assert_eq!((done.0, done.1, done.2), (Progress::Done, 1499, 1499));
@@ -356,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_notification_is_done_when_every_delivery_of_every_job_is() {
+    fn a_notification_is_done_when_every_delivery_is_final() {
         use DeliveryState::{Delivered, Parked, Rejected};
         let of = |status: &Status| (status.state, status.done, status.deliveries.len());
         assert_eq!(of(&status(2, vec![])), (Progress::Accepted, 0, 0));

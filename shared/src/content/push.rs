@@ -118,7 +118,7 @@ impl Push {
     }
 
     /// What makes a later copy replace an earlier one on the device: the collapse key, or `otherwise`.
-    pub fn collapse_id<'a>(&'a self, otherwise: impl FnOnce() -> String) -> Cow<'a, str> {
+    pub fn collapse_id(&self, otherwise: impl FnOnce() -> String) -> Cow<'_, str> {
         match &self.collapse_key {
             Some(key) => Cow::Borrowed(key),
             None => Cow::Owned(otherwise()),

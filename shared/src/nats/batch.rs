@@ -1,4 +1,4 @@
-//! Group commit: messages that come while others are being stored are then stored together.
+//! Group commit: messages that arrive while others are being stored are stored together next.
 //!
 //! A server that flushes its files before each acknowledgement flushes once for a whole atomic batch (ADR-50 of NATS),
 //! and once for each message outside of one.
@@ -25,42 +25,42 @@ use super::{
     publish::{self, NotStored, Stored},
 };
 
-/// Most messages of a batch; the server takes no more.
-pub const MOST_MESSAGES: usize = 1000;
+/// Maximum number of messages in a batch; the server takes no more.
+pub const MAX_BATCH_MESSAGES: usize = 1000;
 
-/// From this many on a batch is worth it: staging one costs the server a dozen flushes of small files and folders.
-const FEWEST_MESSAGES: usize = 64;
+/// Fewer messages are stored singly: staging one costs the server a dozen flushes of small files and folders.
+const MIN_BATCH_MESSAGES: usize = 64;
 
-/// Most bytes of the payloads of a batch, which the server holds until the last message.
-const MOST_BYTES: usize = 4 << 20;
+/// Maximum bytes of payload in a batch, which the server holds until the last message.
+const MAX_BATCH_BYTES: usize = 4 << 20;
 
-/// Batches under way at one time: the next is on its way while one is being stored. The server allows 50 a stream, for
-/// all publishers together.
-const UNDER_WAY: usize = 2;
+/// Maximum number of batches in flight: the next one is sent while one is being stored. The server allows 50 a stream,
+/// for all publishers together.
+const MAX_BATCHES_IN_FLIGHT: usize = 2;
 
 /// A message for a stream.
 #[derive(Debug, Clone)]
 pub struct Message {
-    /// Where it goes.
+    /// The subject to publish it under.
     pub subject: String,
-    /// Its headers, the message id among them.
+    /// Its headers, including the message id.
     pub headers: HeaderMap,
-    /// What it says.
+    /// Its body.
     pub payload: Bytes,
 }
 
 impl Message {
-    /// Publishes it by itself and waits until it is stored.
+    /// Publishes it singly and waits until it is stored.
     ///
     /// # Errors
-    /// When that is not certain.
+    /// When the stream did not acknowledge it; see [`NotStored`].
     pub async fn store(self, js: &jetstream::Context) -> Result<Stored, NotStored> {
         publish::store(js, self.subject, self.headers, self.payload).await
     }
 }
 
-/// Stores the messages of one stream, which must allow atomic batches: a few each by itself, many together. Nothing waits
-/// for company: what comes while others are being stored goes with the next.
+/// Stores messages in one stream, which must allow atomic batches: a few singly, many together. No message waits for
+/// others: those that arrive while some are being stored form the next batch.
 #[derive(Debug, Clone)]
 pub struct Batcher(Arc<Shared>);
 
@@ -73,7 +73,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     waiting: VecDeque<Waiting>,
-    under_way: usize,
+    in_flight: usize,
 }
 
 #[derive(Debug)]
@@ -83,7 +83,7 @@ struct Waiting {
 }
 
 impl Batcher {
-    /// Publishes over `js`.
+    /// A batcher that publishes over `js`.
     pub fn new(js: jetstream::Context) -> Self {
         Self(Arc::new(Shared {
             js,
@@ -91,22 +91,22 @@ impl Batcher {
         }))
     }
 
-    /// Queues a message and returns the wait until it is stored. All that is queued before the first wait begins can be
-    /// in one batch. A message that nobody waits for any more may be left out.
+    /// Queues a message and returns a future that resolves when it is stored. Messages queued before the first future is
+    /// polled can share a batch. A message whose future was dropped may be left out.
     pub fn store(&self, message: Message) -> impl Future<Output = Result<Stored, NotStored>> + Send + use<> {
         let (answer, wait) = oneshot::channel();
         self.queue().waiting.push_back(Waiting { message, answer });
         let batcher = self.clone();
         async move {
             batcher.begin();
-            // No answer means that the runtime ends.
+            // The sender is dropped without an answer only when the runtime shuts down.
             wait.await.unwrap_or(Err(NotStored::NoAnswer))
         }
     }
 
     fn begin(&self) {
         if let Some(batch) = self.queue().next() {
-            // It ends when there is nothing left for it to do.
+            // The task ends when the queue is empty.
             drop(tokio::spawn(self.clone().work(batch)));
         }
     }
@@ -116,23 +116,23 @@ impl Batcher {
         while let Some(batch) = next {
             self.commit(batch).await;
             let mut queue = self.queue();
-            queue.under_way -= 1;
+            queue.in_flight -= 1;
             next = queue.next();
         }
     }
 
-    /// Stores them and tells each. What is refused together is tried in halves: a message that the stream has already, or
-    /// the last room in it, is found without giving up the others' batch.
+    /// Stores a batch and answers each caller. A refused batch is tried in halves: that isolates a duplicate, or uses
+    /// the last space in the stream, while the rest still shares batches.
     async fn commit(&self, batch: Vec<Waiting>) {
         let mut parts = vec![batch];
         while let Some(mut part) = parts.pop() {
-            if part.len() < FEWEST_MESSAGES {
+            if part.len() < MIN_BATCH_MESSAGES {
                 self.commit_singly(part).await;
                 continue;
             }
             match timeout(ACK_TIMEOUT, self.publish(&part)).await {
                 Ok(Ok(ack)) => {
-                    // A batch lies in one piece, and its acknowledgement names the last.
+                    // A batch is stored contiguously, and its acknowledgement carries the last sequence.
                     let first = (ack.sequence + 1).saturating_sub(part.len() as u64);
                     for (waiting, sequence) in part.into_iter().zip(first..) {
                         waiting.answer(Ok(Stored {
@@ -142,8 +142,8 @@ impl Batcher {
                         }));
                     }
                 }
-                // It may be stored, now or in a moment; whoever repeats it uses the same message ids. The server is not
-                // asked for the rest.
+                // The batch may be stored, now or later; callers repeat it under the same message ids. The remaining
+                // parts are not sent.
                 Err(_) | Ok(Err(Failed::NoAnswer)) => {
                     for waiting in part.into_iter().chain(parts.drain(..).flatten()) {
                         waiting.answer(Err(NotStored::NoAnswer));
@@ -166,10 +166,10 @@ impl Batcher {
         .await;
     }
 
-    /// Publishes all as one batch.
+    /// Publishes all messages as one batch.
     ///
     /// # Errors
-    /// When it is not known to be stored as a whole.
+    /// When the batch is not known to be stored as a whole.
     async fn publish(&self, batch: &[Waiting]) -> Result<PublishAck, Failed> {
         let messages = batch.iter().map(|waiting| waiting.message.clone());
         publish_together(&self.0.js, messages).await
@@ -196,7 +196,7 @@ async fn publish_together(
         headers.insert(NATS_BATCH_ID, id.as_str());
         headers.insert(NATS_BATCH_SEQUENCE, number.to_string());
         if number < count {
-            // Without a reply subject the server is silent about all but the last.
+            // Without a reply subject the server acknowledges only the last message.
             client.publish_with_headers(subject, headers, payload).await?;
             continue;
         }
@@ -205,13 +205,13 @@ async fn publish_together(
         let answer = client.send_request(subject, request).await?;
         return read(&answer.payload, count);
     }
-    Err(Failed::Refused("there is nothing in it".to_owned()))
+    Err(Failed::Refused("the batch is empty".to_owned()))
 }
 
-/// Stores all of `messages` in their stream, which must allow atomic batches, or none. At most [`MOST_MESSAGES`].
+/// Stores all of `messages` in their stream, which must allow atomic batches, or none. At most [`MAX_BATCH_MESSAGES`].
 ///
 /// # Errors
-/// [`NotStored::Refused`] if the stream refused them all, as for an expectation that was not met.
+/// [`NotStored::Refused`] if the stream refused them all, for example because an expected sequence did not match.
 pub async fn store_together(js: &jetstream::Context, messages: Vec<Message>) -> Result<(), NotStored> {
     match timeout(ACK_TIMEOUT, publish_together(js, messages.into_iter())).await {
         Ok(Ok(_)) => Ok(()),
@@ -224,10 +224,10 @@ pub async fn store_together(js: &jetstream::Context, messages: Vec<Message>) -> 
 }
 
 impl Queue {
-    /// What is to be stored now, if anything. Another batch goes on its way while one is being stored only if it is full;
-    /// smaller ones would only cost more flushes.
+    /// The next batch to store, if there is one. While one is being stored, another is sent only if it is full; smaller
+    /// ones would only cost more flushes.
     fn next(&mut self) -> Option<Vec<Waiting>> {
-        if self.under_way == UNDER_WAY || self.under_way > 0 && self.waiting.len() < MOST_MESSAGES {
+        if self.in_flight == MAX_BATCHES_IN_FLIGHT || self.in_flight > 0 && self.waiting.len() < MAX_BATCH_MESSAGES {
             return None;
         }
         self.waiting.retain(|waiting| !waiting.answer.is_closed());
@@ -235,20 +235,20 @@ impl Queue {
             return None;
         }
         let mut bytes = 0;
-        let first = self.waiting.iter().take(MOST_MESSAGES);
+        let first = self.waiting.iter().take(MAX_BATCH_MESSAGES);
         let fitting = first.take_while(|waiting| {
             bytes += waiting.message.payload.len();
-            bytes <= MOST_BYTES
+            bytes <= MAX_BATCH_BYTES
         });
         let count = fitting.count().max(1);
-        self.under_way += 1;
+        self.in_flight += 1;
         Some(self.waiting.drain(..count).collect())
     }
 }
 
 impl Waiting {
     fn answer(self, stored: Result<Stored, NotStored>) {
-        // Whoever does not wait any more repeats.
+        // A caller that no longer waits repeats under the same message id.
         drop(self.answer.send(stored));
     }
 }
@@ -256,9 +256,10 @@ impl Waiting {
 /// Why a batch is not known to be stored.
 #[derive(Debug)]
 enum Failed {
-    /// Not as a batch: the server says why, or did not understand it as one. A message id tells what is stored all the same.
+    /// Not stored as a batch: the server refused it, with this reason, or does not support batches. Message ids protect
+    /// against storing a message twice.
     Refused(String),
-    /// Nobody knows.
+    /// The server did not answer; the batch may be stored.
     NoAnswer,
 }
 
@@ -266,8 +267,8 @@ enum Failed {
 fn read(answer: &[u8], count: usize) -> Result<PublishAck, Failed> {
     match serde_json::from_slice::<Response<PublishAck>>(answer) {
         Ok(Response::Ok(ack)) if ack.batch_size == Some(count as u64) => Ok(ack),
-        // A server that does not know batches takes the last message for one by itself.
-        Ok(Response::Ok(_)) => Err(Failed::Refused("the server knows no batches".to_owned())),
+        // A server without batches stores the last message as a single one.
+        Ok(Response::Ok(_)) => Err(Failed::Refused("the server does not support batches".to_owned())),
         Ok(Response::Err { error }) => Err(Failed::Refused(error.to_string())),
         Err(_) => Err(Failed::NoAnswer),
     }

@@ -1,13 +1,13 @@
 //! Splitting a broadcast into slices, once.
 //!
-//! The note of the split is stored with the slices and stays as long as work may, so a broadcast that comes again, whenever
-//! that is, finds it. The expectation that there is none makes the server refuse a second split as a whole.
+//! The note of the split is stored with the slices and kept as long as the longest-lived work, so a redelivered broadcast
+//! always finds it. The split expects that no note exists, so the server refuses a second split as a whole.
 
 use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use bytes::Bytes;
 
 use super::{
-    batch::{self, MOST_MESSAGES, Message},
+    batch::{self, MAX_BATCH_MESSAGES, Message},
     direct, envelope,
     publish::NotStored,
     subject::{self, Lane},
@@ -18,14 +18,14 @@ use crate::{
     receipt::Split,
 };
 
-/// Most slices of a broadcast in one region: they are stored at once, together with the note of them.
-pub const MOST_SLICES: usize = MOST_MESSAGES - 1;
+/// Maximum number of slices of a broadcast in one region: they are stored in one batch, together with the note.
+pub const MAX_SLICES_PER_BROADCAST: usize = MAX_BATCH_MESSAGES - 1;
 
-/// Stores `slices` of `broadcast`, which came with `headers` and `payload`, in the region's own lane `lane`, unless it was
-/// split meanwhile.
+/// Stores `slices` of `broadcast`, whose message had `headers` and `payload`, in the region's own lane `lane`, unless the
+/// broadcast was split meanwhile.
 ///
 /// # Errors
-/// When it is not known to be stored; [`NotStored::Refused`] if somebody else was faster.
+/// When the slices are not known to be stored; [`NotStored::Refused`] if another worker split the broadcast first.
 pub async fn split(
     js: &jetstream::Context,
     broadcast: &Broadcast,
@@ -39,7 +39,7 @@ pub async fn split(
         members: slices.iter().map(|slice| u64::from(slice.members)).sum(),
         accepted_at: broadcast.accepted_at,
     };
-    let mut note = HeaderMap::new();
+    let mut note = super::version::headers();
     note.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
     let note = Message {
         subject: subject::split(broadcast.id),
@@ -66,11 +66,11 @@ pub async fn split(
     Ok(split)
 }
 
-/// How `broadcast` was split before, if it was.
+/// The recorded split of `broadcast`, if it was split before.
 ///
 /// # Errors
-/// When the stream does not answer.
-pub async fn former(js: &jetstream::Context, broadcast: &Broadcast) -> Result<Option<Split>, direct::NoAnswer> {
+/// When the stream does not answer, or the note is malformed.
+pub async fn recorded_split(js: &jetstream::Context, broadcast: &Broadcast) -> Result<Option<Split>, direct::NoAnswer> {
     let subject = subject::split(broadcast.id);
     let found = direct::last_of(js, &Domain::Here, topology::SCHEDULE, &[subject]).await?;
     let note = found.first().map(|note| serde_json::from_slice(&note.payload));

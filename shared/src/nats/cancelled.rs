@@ -1,5 +1,5 @@
-//! What was withdrawn by its sender. Every region says so of what it accepted, and hears what the others say; a region that
-//! is cut off hears it afterwards.
+//! Withdrawn notifications. Every region records withdrawals of what it accepted and follows those of the others; a
+//! region that is cut off learns of them afterwards.
 
 use std::{
     collections::HashSet,
@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use async_nats::{HeaderMap, jetstream};
+use async_nats::jetstream;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -24,7 +24,7 @@ use crate::id::{AppId, NotificationId, Region};
 #[derive(Debug, Clone)]
 pub struct Cancelled {
     known: Arc<RwLock<HashSet<NotificationId>>>,
-    /// Most jobs are worked on while there is none.
+    /// Whether there is any: usually there is none, and a job then takes no lock.
     any: Arc<AtomicBool>,
     loaded: watch::Sender<bool>,
 }
@@ -41,14 +41,14 @@ impl Default for Cancelled {
 
 /// The record of a withdrawal.
 #[derive(Debug, Serialize)]
-struct Said {
+struct Withdrawal {
     at: Timestamp,
 }
 
-/// Withdraws `notification`: what was not sent yet, anywhere, ends as `cancelled`.
+/// Withdraws `notification`: deliveries that were not sent yet, in any region, end as `cancelled`.
 ///
 /// # Errors
-/// When the stream did not say that it stored it.
+/// When the stream did not acknowledge the record.
 pub async fn cancel(
     js: &jetstream::Context,
     here: &Region,
@@ -57,13 +57,13 @@ pub async fn cancel(
     at: Timestamp,
 ) -> Result<(), publish::NotStored> {
     let subject = subject::directory_cancelled(here, app, notification);
-    let said = serde_json::to_vec(&Said { at }).expect("withdrawals always serialize");
-    publish::store(js, subject, HeaderMap::new(), said.into()).await?;
+    let value = serde_json::to_vec(&Withdrawal { at }).expect("withdrawals always serialize");
+    publish::store(js, subject, super::version::headers(), value.into()).await?;
     Ok(())
 }
 
 impl Cancelled {
-    /// Whether `notification` was withdrawn, as far as is known here.
+    /// Whether `notification` was withdrawn, as far as this process knows.
     pub fn contains(&self, notification: NotificationId) -> bool {
         self.any.load(Ordering::Relaxed)
             && self
@@ -73,12 +73,12 @@ impl Cancelled {
                 .contains(&notification)
     }
 
-    /// Whether everything that was there at start has been read.
+    /// Becomes `true` once all records that existed at start have been read.
     pub fn loaded(&self) -> watch::Receiver<bool> {
         self.loaded.subscribe()
     }
 
-    /// Follows the stream for ever.
+    /// Follows the stream until the process ends.
     pub async fn follow(self, js: jetstream::Context) {
         let filter = subject::CANCELLED_FILTER;
         let learn = |entry: &Entry| self.learn(&entry.subject);

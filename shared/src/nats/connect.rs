@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{refusal::Refusals, roles::Role};
 use crate::id::Region;
 
-/// Where NATS is and how to log in.
+/// The servers to connect to, and how to log in.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nats {
@@ -17,10 +17,10 @@ pub struct Nats {
     /// File with the seed of the role's `NKey`.
     #[serde(default)]
     pub nkey_file: Option<PathBuf>,
-    /// File with the certificates of the authority that signed the servers'. With it TLS is insisted on.
+    /// File with the certificates of the authority that signed the servers' certificates. With it TLS is required.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
-    /// File with a certificate for servers that want one, and those that lead to their authority.
+    /// File with the client certificate for servers that require one, and its intermediate certificates.
     #[serde(default)]
     pub cert_file: Option<PathBuf>,
     /// File with the private key of that certificate.
@@ -34,26 +34,26 @@ pub enum ConnectError {
     /// The file with the `NKey` seed cannot be read.
     #[error("cannot read nats.nkey_file: {0}")]
     NkeyFile(std::io::Error),
-    /// One of the two is of no use without the other.
+    /// Only one of the two is set.
     #[error("nats.cert_file and nats.key_file must be set together")]
     HalfACertificate,
     /// The server cannot be reached, or refuses.
     #[error("cannot connect to {url}: {error}")]
     Refused {
-        /// Where.
+        /// The URLs, without passwords.
         url: String,
-        /// Why.
+        /// The client's error.
         error: async_nats::ConnectError,
     },
 }
 
-/// Connects as `role`; reconnects by itself for ever after. `name` shows in the server's connection list.
+/// Connects as `role`; then reconnects by itself forever. `name` shows in the server's connection list.
 ///
 /// # Errors
 /// When the first connection fails.
 pub async fn connect(nats: &Nats, role: &Role, name: &str) -> Result<Client, ConnectError> {
     let refusals = Refusals::new();
-    let told = refusals.clone();
+    let recorded = refusals.clone();
     let mut options = ConnectOptions::new()
         .name(name)
         .ping_interval(Duration::from_secs(2))
@@ -64,7 +64,7 @@ pub async fn connect(nats: &Nats, role: &Role, name: &str) -> Result<Client, Con
         .reconnect_delay_callback(|attempts| Duration::from_millis(100 * attempts.clamp(1, 5) as u64))
         .custom_inbox_prefix(role.inbox())
         .event_callback(move |event| {
-            report(&told, &event);
+            log_event(&recorded, &event);
             future::ready(())
         });
     if let Some(file) = &nats.nkey_file {
@@ -84,11 +84,11 @@ pub async fn connect(nats: &Nats, role: &Role, name: &str) -> Result<Client, Con
         url: without_password(&nats.url),
         error,
     })?;
-    refusals.belong_to(&client);
+    refusals.attach_to(&client);
     Ok(client)
 }
 
-/// The URLs without what stands before `@`.
+/// The URLs without user names and passwords: everything up to `@` is removed.
 fn without_password(urls: &str) -> String {
     let hosts = urls
         .split(',')
@@ -96,7 +96,7 @@ fn without_password(urls: &str) -> String {
     hosts.collect::<Vec<_>>().join(",")
 }
 
-/// How long a stream has to say that it stored something.
+/// How long to wait until a stream acknowledges a message or a batch.
 pub(super) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// JetStream over `client`, with many publishes in flight.
@@ -109,7 +109,7 @@ pub fn jetstream(client: Client) -> jetstream::Context {
         .build(client)
 }
 
-/// JetStream of `region`, reached over `client` wherever that is connected.
+/// JetStream of `region`, whichever region `client` is connected to.
 pub fn jetstream_of(client: Client, region: &Region) -> jetstream::Context {
     jetstream::context::ContextBuilder::new()
         .domain(region.as_str())
@@ -117,25 +117,25 @@ pub fn jetstream_of(client: Client, region: &Region) -> jetstream::Context {
         .build(client)
 }
 
-/// Whether the connection is up at this moment.
+/// Whether the client is connected now.
 pub fn is_connected(client: &Client) -> bool {
     client.connection_state() == State::Connected
 }
 
-/// How often the connection was made. When it changes, the server may be another one, or have forgotten pulls and
+/// How often `client` has connected. After a change the server may be a different one, or may have forgotten pulls and
 /// ephemeral consumers.
 pub fn connects(client: &Client) -> u64 {
     client.statistics().connects.load(Ordering::Relaxed)
 }
 
-/// Subjects hold ids and nothing secret, so what was refused is said with its subject.
-fn report(refusals: &Refusals, event: &Event) {
+/// Logs a connection event. Subjects hold ids and nothing secret, so a refused one is logged.
+fn log_event(refusals: &Refusals, event: &Event) {
     match event {
         Event::ServerError(error) => {
-            if let Some(subject) = refusals.hear(error) {
+            if let Some(subject) = refusals.record(error) {
                 tracing::error!(subject, "nats server denies permission");
             } else {
-                tracing::error!(%error, "nats server refused");
+                tracing::error!(%error, "nats server reported an error");
             }
         }
         Event::ClientError(error) => tracing::warn!(%error, "nats client error"),

@@ -1,4 +1,5 @@
-//! Many messages of a stream with one request (JetStream batched direct get, NATS ADR-31). The client has no call for it.
+//! Reads many messages of a stream with one request (JetStream batched direct get, NATS ADR-31). The client has no call
+//! for it.
 
 use std::time::Duration;
 
@@ -14,13 +15,16 @@ use super::{
     topology::Domain,
 };
 
-/// Why there is no answer.
+/// How long to wait for a stream's complete answer.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
+
+/// Why a stream could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoAnswer {
-    /// The server did not answer within two seconds, or not as it should.
+    /// The server did not answer within two seconds, or its answer was malformed.
     #[error("the stream does not answer")]
     Silent,
-    /// The server does not let this process ask.
+    /// The server does not permit this process to read the stream.
     #[error("the server does not permit to read the stream")]
     Forbidden,
 }
@@ -28,29 +32,29 @@ pub enum NoAnswer {
 /// A message as stored.
 #[derive(Debug, Clone)]
 pub struct Found {
-    /// Where it was published.
+    /// The subject under which it was published.
     pub subject: String,
-    /// Its place in the stream.
+    /// Its sequence in the stream.
     pub sequence: u64,
     /// When the stream stored it.
     pub stored_at: Timestamp,
-    /// Its headers, with the server's own among them.
+    /// Its headers, including those that the server adds (`Nats-Subject`, `Nats-Sequence`, `Nats-Time-Stamp`).
     pub headers: HeaderMap,
-    /// Its body.
+    /// Its body, unchanged.
     pub payload: Bytes,
 }
 
 impl Found {
-    /// Whether it says that the key it stands for was removed.
+    /// Whether it marks its key as removed.
     pub fn is_removal(&self) -> bool {
         envelope::header(&self.headers, "KV-Operation").is_some()
     }
 }
 
-/// The newest message of each subject that `filters` name; at most 1024.
+/// The newest message of each subject that matches one of `filters`; at most 1024.
 ///
 /// # Errors
-/// [`NoAnswer`].
+/// [`NoAnswer`], within two seconds.
 pub async fn last_of(
     js: &jetstream::Context,
     domain: &Domain<'_>,
@@ -60,19 +64,19 @@ pub async fn last_of(
     get(js, domain, stream, &json!({ "multi_last": filters })).await
 }
 
-/// At most `most` messages of `filter` from the sequence `from` on, oldest first.
+/// Up to `count_max` messages whose subject matches `filter`, from the sequence `from` on, oldest first.
 ///
 /// # Errors
-/// [`NoAnswer`].
+/// [`NoAnswer`], within two seconds.
 pub async fn from(
     js: &jetstream::Context,
     domain: &Domain<'_>,
     stream: &str,
     filter: &str,
     from: u64,
-    most: usize,
+    count_max: usize,
 ) -> Result<Vec<Found>, NoAnswer> {
-    let request = json!({ "seq": from.max(1), "next_by_subj": filter, "batch": most });
+    let request = json!({ "seq": from.max(1), "next_by_subj": filter, "batch": count_max });
     get(js, domain, stream, &request).await
 }
 
@@ -86,7 +90,7 @@ async fn get(
     let asking = answers(js, &subject, request);
     let client = js.client();
     let asking = unless_refused(&client, |refused| is_same(refused, &subject), asking);
-    match tokio::time::timeout(Duration::from_secs(2), asking).await {
+    match tokio::time::timeout(ANSWERED_WITHIN, asking).await {
         Ok(Ok(answers)) => answers,
         Ok(Err(_)) => Err(NoAnswer::Forbidden),
         Err(_) => Err(NoAnswer::Silent),

@@ -1,14 +1,15 @@
-//! Who lives where, and whose an address is. Every region writes its own entries and holds everybody's; the newest wins.
+//! Homes of recipients and owners of addresses. Every region writes its own entries and holds those of all regions; the
+//! newest wins.
 //!
 //! Regions that are cut off from each other may both register one address, for two recipients. So an entry about an
-//! address also names those whose it was: whoever follows the directory learns of every recipient who may still have it.
+//! address also names its former owners: a reader of the directory learns of every recipient that may still have it.
 
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
 };
 
-use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
+use async_nats::{header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -26,34 +27,35 @@ use crate::{
     recipient::RecipientKey,
 };
 
-/// One entry as stored. Nothing in it says that what was known is forgotten; the entry stays, because an older one of
-/// another region would otherwise count again.
+/// One entry about a home as stored. `is: None` records that the recipient has no home any more. Such an entry is kept,
+/// because an older entry of another region would count again without it.
 #[derive(Debug, Serialize, Deserialize)]
-struct Said<T> {
+struct HomeEntry<T> {
     is: Option<T>,
     at: Timestamp,
 }
 
-/// Former owners that an entry names, the latest last; more regions than that never disagree about one address.
-const FORMER: usize = 16;
+/// Maximum number of former owners in an entry, the latest last. The oldest are dropped: more regions than this never
+/// disagree about one address.
+const MAX_FORMER_OWNERS: usize = 16;
 
-/// How often an entry is written again that somebody else wrote meanwhile.
-const AGAIN: usize = 8;
+/// How often to try writing an entry that other writers keep changing.
+const MAX_WRITE_ATTEMPTS: usize = 8;
 
-/// What one region says of an address.
+/// One region's entry about an address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ownership {
-    /// Whose it is; nobody's once its provider called it gone or its owner removed it.
+    /// Its owner; none once its provider reported it gone or its owner removed it.
     pub is: Option<RecipientId>,
-    /// Since when: the registration, or the moment from which on it was gone.
+    /// When the address was registered, or reported gone.
     pub at: Timestamp,
-    /// Whose it was, as far as this region knows.
+    /// Former owners known to this region.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub was: Vec<RecipientId>,
 }
 
 impl Ownership {
-    /// The newer of two words of one region, with all names that either knows.
+    /// The newer of two entries of one region, with all owners that either names.
     fn merge(self, other: Self) -> Self {
         let (older, mut newer) = if (self.at, &self.is) <= (other.at, &other.is) {
             (self, other)
@@ -66,29 +68,29 @@ impl Ownership {
             was.push(name);
         }
         was.retain(|name| newer.is.as_ref() != Some(name));
-        was.drain(..was.len().saturating_sub(FORMER));
+        was.drain(..was.len().saturating_sub(MAX_FORMER_OWNERS));
         newer.was = was;
         newer
     }
 }
 
-/// What every region says of an address.
+/// Every region's entry about an address.
 ///
 /// # Errors
-/// When this region's stream does not answer.
+/// When this region's copy of the directory does not answer.
 pub async fn ownerships(
     js: &jetstream::Context,
     app: &AppId,
     address: AddressId,
 ) -> Result<Vec<Ownership>, direct::NoAnswer> {
     let found = read(js, subject::directory_owner_anywhere(app, address)).await?;
-    Ok(found.into_iter().map(|(_, said)| said).collect())
+    Ok(found.into_iter().map(|(_, entry)| entry).collect())
 }
 
 async fn read(js: &jetstream::Context, filter: String) -> Result<Vec<(u64, Ownership)>, direct::NoAnswer> {
     let found = direct::last_of(js, &Domain::Here, topology::DIRECTORY, &[filter]).await?;
     let entry = |found: direct::Found| match serde_json::from_slice(&found.payload) {
-        Ok(said) => Some((found.sequence, said)),
+        Ok(entry) => Some((found.sequence, entry)),
         Err(error) => {
             tracing::error!(%error, "directory entry cannot be read");
             None
@@ -97,20 +99,20 @@ async fn read(js: &jetstream::Context, filter: String) -> Result<Vec<(u64, Owner
     Ok(found.into_iter().filter_map(entry).collect())
 }
 
-/// Writes for `here` that an address is somebody's or nobody's, and whose it was. A word that is older than what this
-/// region said before adds its names and changes nothing else.
+/// Writes the entry of region `here` about an address. An entry older than the stored one adds its owners to the former
+/// owners and changes nothing else.
 ///
 /// # Errors
-/// When the stream did not say that it stored it.
+/// When the stream did not acknowledge the entry; [`publish::NotStored::Refused`] if other writers kept changing it.
 pub async fn put_ownership(
     js: &jetstream::Context,
     here: &Region,
     app: &AppId,
     address: AddressId,
-    said: Ownership,
+    entry: Ownership,
 ) -> Result<Ownership, publish::NotStored> {
     let subject = subject::directory_owner(here, app, address);
-    for _ in 0..AGAIN {
+    for _ in 0..MAX_WRITE_ATTEMPTS {
         let known = read(js, subject.clone()).await.map_err(|error| match error {
             direct::NoAnswer::Silent => publish::NotStored::NoAnswer,
             direct::NoAnswer::Forbidden => publish::NotStored::Forbidden,
@@ -118,11 +120,11 @@ pub async fn put_ownership(
         let known = known.into_iter().next();
         let sequence = known.as_ref().map_or(0, |(sequence, _)| *sequence);
         let merged = match known {
-            Some((_, known)) => known.merge(said.clone()),
-            None => said.clone(),
+            Some((_, known)) => known.merge(entry.clone()),
+            None => entry.clone(),
         };
         let value = serde_json::to_vec(&merged).expect("directory entries always serialize");
-        let mut headers = HeaderMap::new();
+        let mut headers = super::version::headers();
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, sequence.to_string());
         match publish::store(js, subject.clone(), headers, value.into()).await {
             Ok(_) => return Ok(merged),
@@ -156,23 +158,23 @@ impl Default for Directory {
 }
 
 impl Directory {
-    /// The home of a recipient, if anyone registered one.
+    /// The home of a recipient, if one is registered.
     pub fn home(&self, key: &RecipientKey) -> Option<Region> {
         self.read().homes.get(&home_hash(key))?.0.clone()
     }
 
-    /// Whose an address is.
+    /// The owner of an address, if it has one.
     pub fn owner(&self, app: &AppId, address: AddressId) -> Option<RecipientId> {
         self.read().owners.get(&owner_hash(app, address))?.0.clone()
     }
 
-    /// Whether everything that was there at start has been read.
+    /// Whether all entries that existed at start have been read.
     pub fn is_loaded(&self) -> bool {
         *self.loaded.borrow()
     }
 
-    /// Follows the stream for ever. Tells of each address of which it learns that another recipient may have it besides
-    /// its owner, and whether that is news: everything is told again at every start.
+    /// Follows the stream until the process ends. Calls `contested` for each address that another recipient may have
+    /// besides its owner. Its flag is false for entries that existed at start, which are reported again at every start.
     pub async fn follow(self, js: jetstream::Context, contested: impl Fn(AppId, AddressId, bool)) {
         let learn = |entry: &Entry| {
             if let Some((app, address)) = self.learn(&entry.subject, &entry.payload) {
@@ -185,10 +187,10 @@ impl Directory {
         follow::follow_forever(&js, topology::DIRECTORY, ">", learn, caught_up).await;
     }
 
-    /// Writes that `key` lives in `home`, and knows it at once.
+    /// Writes that the home of `key` is `home`; [`Self::home`] returns it at once.
     ///
     /// # Errors
-    /// When the stream did not say that it stored it.
+    /// When the stream did not acknowledge the entry.
     pub async fn put_home(
         &self,
         js: &jetstream::Context,
@@ -197,14 +199,18 @@ impl Directory {
         home: &Region,
         at: Timestamp,
     ) -> Result<(), publish::NotStored> {
-        self.put(js, subject::directory_home(here, key), &Said { is: Some(home), at })
-            .await
+        self.put(
+            js,
+            subject::directory_home(here, key),
+            &HomeEntry { is: Some(home), at },
+        )
+        .await
     }
 
-    /// Writes that an address is somebody's or nobody's since `at`, and knows it at once.
+    /// Writes that an address has this owner, or none, since `at`; [`Self::owner`] returns it at once.
     ///
     /// # Errors
-    /// When the stream did not say that it stored it.
+    /// When the stream did not acknowledge the entry.
     pub async fn put_owner(
         &self,
         js: &jetstream::Context,
@@ -215,16 +221,16 @@ impl Directory {
         at: Timestamp,
     ) -> Result<(), publish::NotStored> {
         let was = self.owner(app, address).into_iter().collect();
-        let said = Ownership { is: owner, at, was };
-        let said = put_ownership(js, here, app, address, said).await?;
-        self.learn_owner(app, address, said);
+        let entry = Ownership { is: owner, at, was };
+        let entry = put_ownership(js, here, app, address, entry).await?;
+        self.learn_owner(app, address, entry);
         Ok(())
     }
 
-    /// Writes that nobody lives anywhere by the name of `key`.
+    /// Writes that the recipient `key` has no home any more.
     ///
     /// # Errors
-    /// When the stream did not say that it stored it.
+    /// When the stream did not acknowledge the entry.
     pub async fn forget_home(
         &self,
         js: &jetstream::Context,
@@ -232,31 +238,35 @@ impl Directory {
         key: &RecipientKey,
         at: Timestamp,
     ) -> Result<(), publish::NotStored> {
-        self.put(js, subject::directory_home(here, key), &Said::<Region> { is: None, at })
-            .await
+        self.put(
+            js,
+            subject::directory_home(here, key),
+            &HomeEntry::<Region> { is: None, at },
+        )
+        .await
     }
 
     async fn put(
         &self,
         js: &jetstream::Context,
         subject: String,
-        said: &Said<impl Serialize>,
+        entry: &HomeEntry<impl Serialize>,
     ) -> Result<(), publish::NotStored> {
-        let value = serde_json::to_vec(said).expect("directory entries always serialize");
-        publish::store(js, subject.clone(), HeaderMap::new(), value.clone().into()).await?;
+        let value = serde_json::to_vec(entry).expect("directory entries always serialize");
+        publish::store(js, subject.clone(), super::version::headers(), value.clone().into()).await?;
         self.learn(&subject, &value);
         Ok(())
     }
 
-    /// Returns an address that another recipient may have besides its owner.
+    /// Takes in an entry. Returns its address if another recipient than the owner may have it too.
     fn learn(&self, subject: &str, value: &[u8]) -> Option<(AppId, AddressId)> {
         let learnt = match DirectoryKey::parse(subject)? {
-            DirectoryKey::Home(key) => serde_json::from_slice(value).map(|said: Said<Region>| {
-                newest(&mut self.write().homes, home_hash(&key), said.is, said.at);
+            DirectoryKey::Home(key) => serde_json::from_slice(value).map(|entry: HomeEntry<Region>| {
+                keep_newest(&mut self.write().homes, home_hash(&key), entry.is, entry.at);
                 None
             }),
-            DirectoryKey::Owner(app, address) => serde_json::from_slice(value).map(|said: Ownership| {
-                let contested = self.learn_owner(&app, address, said);
+            DirectoryKey::Owner(app, address) => serde_json::from_slice(value).map(|entry: Ownership| {
+                let contested = self.learn_owner(&app, address, entry);
                 contested.then_some((app, address))
             }),
         };
@@ -266,12 +276,12 @@ impl Directory {
         })
     }
 
-    fn learn_owner(&self, app: &AppId, address: AddressId, said: Ownership) -> bool {
+    fn learn_owner(&self, app: &AppId, address: AddressId, entry: Ownership) -> bool {
         let key = owner_hash(app, address);
         let owners = &mut self.write().owners;
-        let another = owners.get(&key).is_some_and(|(known, _)| *known != said.is);
-        let contested = another || !said.was.is_empty();
-        newest(owners, key, said.is, said.at);
+        let another = owners.get(&key).is_some_and(|(known, _)| *known != entry.is);
+        let contested = another || !entry.was.is_empty();
+        keep_newest(owners, key, entry.is, entry.at);
         contested
     }
 
@@ -284,8 +294,8 @@ impl Directory {
     }
 }
 
-/// Two words of one moment are told apart by what they say, so that all regions believe the same.
-fn newest<T: Ord>(map: &mut HashMap<u128, (Option<T>, Timestamp)>, key: u128, is: Option<T>, at: Timestamp) {
+/// Keeps the newer entry. Entries of the same time are ordered by their content, so that all regions choose the same.
+fn keep_newest<T: Ord>(map: &mut HashMap<u128, (Option<T>, Timestamp)>, key: u128, is: Option<T>, at: Timestamp) {
     match map.get(&key) {
         Some((known, then)) if (*then, known) > (at, &is) => {}
         _ => {
@@ -307,29 +317,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_word_wins_whatever_the_order() {
+    fn the_newest_entry_wins_whatever_the_order() {
         let directory = Directory::default();
         let key = RecipientKey {
             app: "shop".parse().unwrap(),
             recipient: "ann".parse().unwrap(),
         };
         let (eu, us): (Region, Region) = ("eu".parse().unwrap(), "us".parse().unwrap());
-        let say = |from: &Region, home: &Region, at: i64| {
-            let said = Said {
+        let write = |from: &Region, home: &Region, at: i64| {
+            let entry = HomeEntry {
                 is: Some(home),
                 at: Timestamp::from_second(at).unwrap(),
             };
             directory.learn(
                 &subject::directory_home(from, &key),
-                &serde_json::to_vec(&said).unwrap(),
+                &serde_json::to_vec(&entry).unwrap(),
             );
         };
         assert_eq!(directory.home(&key), None);
-        say(&eu, &eu, 10);
-        say(&us, &us, 30);
-        say(&eu, &eu, 20);
+        write(&eu, &eu, 10);
+        write(&us, &us, 30);
+        write(&eu, &eu, 20);
         assert_eq!(directory.home(&key), Some(us.clone()));
-        let forgotten = Said::<Region> {
+        let forgotten = HomeEntry::<Region> {
             is: None,
             at: Timestamp::from_second(40).unwrap(),
         };
@@ -337,56 +347,60 @@ mod tests {
             &subject::directory_home(&eu, &key),
             &serde_json::to_vec(&forgotten).unwrap(),
         );
-        say(&us, &eu, 35);
+        write(&us, &eu, 35);
         assert_eq!(
             directory.home(&key),
             None,
-            "what is older than forgetting does not come back"
+            "an entry older than the removal does not count again"
         );
     }
 
     #[test]
-    fn an_older_word_adds_names_and_nothing_else() {
-        let said = |is: Option<&str>, at: i64, was: &[&str]| Ownership {
+    fn an_older_entry_adds_names_and_nothing_else() {
+        let entry = |is: Option<&str>, at: i64, was: &[&str]| Ownership {
             is: is.map(|name| name.parse().unwrap()),
             at: Timestamp::from_second(at).unwrap(),
             was: was.iter().map(|name| name.parse().unwrap()).collect(),
         };
-        let bob = said(Some("ann"), 10, &["eve"]).merge(said(Some("bob"), 20, &["ann"]));
-        assert_eq!(bob, said(Some("bob"), 20, &["eve", "ann"]));
-        let gone = said(None, 15, &["ann"]);
-        assert_eq!(bob.clone().merge(gone), bob, "it was registered again since");
-        let gone = bob.merge(said(None, 30, &["bob"]));
-        assert_eq!(gone, said(None, 30, &["eve", "ann", "bob"]));
-        let again = gone.merge(said(Some("ann"), 40, &[]));
-        assert_eq!(again, said(Some("ann"), 40, &["eve", "bob"]));
+        let bob = entry(Some("ann"), 10, &["eve"]).merge(entry(Some("bob"), 20, &["ann"]));
+        assert_eq!(bob, entry(Some("bob"), 20, &["eve", "ann"]));
+        let gone = entry(None, 15, &["ann"]);
+        assert_eq!(bob.clone().merge(gone), bob, "the address was registered again since");
+        let gone = bob.merge(entry(None, 30, &["bob"]));
+        assert_eq!(gone, entry(None, 30, &["eve", "ann", "bob"]));
+        let again = gone.merge(entry(Some("ann"), 40, &[]));
+        assert_eq!(again, entry(Some("ann"), 40, &["eve", "bob"]));
         let many = (0..100).fold(again, |known, at| {
-            known.merge(said(Some(&format!("r{at}")), 50 + at, &[]))
+            known.merge(entry(Some(&format!("r{at}")), 50 + at, &[]))
         });
-        assert_eq!(many.was.len(), FORMER);
+        assert_eq!(many.was.len(), MAX_FORMER_OWNERS);
         assert_eq!(many.was.last(), Some(&"r98".parse().unwrap()));
     }
 
     #[test]
-    fn an_address_with_more_than_one_name_is_told_of() {
+    fn an_address_with_more_than_one_owner_is_contested() {
         let directory = Directory::default();
         let (eu, us): (Region, Region) = ("eu".parse().unwrap(), "us".parse().unwrap());
         let (app, address): (AppId, AddressId) = ("shop".parse().unwrap(), AddressId(uuid::Uuid::from_u128(1)));
-        let say = |from: &Region, is: Option<&str>, at: i64| {
-            let said = Ownership {
+        let write = |from: &Region, is: Option<&str>, at: i64| {
+            let entry = Ownership {
                 is: is.map(|name| name.parse().unwrap()),
                 at: Timestamp::from_second(at).unwrap(),
                 was: Vec::new(),
             };
             let subject = subject::directory_owner(from, &app, address);
-            directory.learn(&subject, &serde_json::to_vec(&said).unwrap())
+            directory.learn(&subject, &serde_json::to_vec(&entry).unwrap())
         };
-        assert_eq!(say(&eu, Some("ann"), 10), None);
-        assert_eq!(say(&us, Some("ann"), 10), None);
+        assert_eq!(write(&eu, Some("ann"), 10), None);
+        assert_eq!(write(&us, Some("ann"), 10), None);
         let contested = Some((app.clone(), address));
-        assert_eq!(say(&us, Some("bob"), 5), contested, "the older word is another's");
+        assert_eq!(
+            write(&us, Some("bob"), 5),
+            contested,
+            "the older entry names another owner"
+        );
         assert_eq!(directory.owner(&app, address), Some("ann".parse().unwrap()));
-        assert_eq!(say(&eu, None, 20), contested);
+        assert_eq!(write(&eu, None, 20), contested);
         assert_eq!(directory.owner(&app, address), None);
     }
 }

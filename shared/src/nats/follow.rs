@@ -1,4 +1,4 @@
-//! Reading a stream in order from a known place, for ever.
+//! Reading a stream in order from a known sequence, once or forever.
 
 use std::time::Duration;
 
@@ -19,32 +19,32 @@ use super::{
     refusal::{is_about, unless_refused},
 };
 
-/// How often an open consumer looks whether the connection is still the one it was made on.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often a consumer checks whether its connection was replaced.
+const CONNECTION_CHECKED_EVERY: Duration = Duration::from_millis(200);
 
-/// How often it is looked whether the end of a stream is reached.
-const LOOK_WHETHER_REACHED: Duration = Duration::from_millis(10);
+/// How often to check whether the end of a stream is reached.
+const END_CHECKED_EVERY: Duration = Duration::from_millis(10);
 
-/// A stream that is being read and says nothing for this long is given up.
-const SILENCE: Duration = Duration::from_secs(15);
+/// How long [`read`] waits for the next message before it tries again.
+const MESSAGE_WITHIN: Duration = Duration::from_secs(15);
 
-/// How often in a row [`read`], and whoever else audits, tries to go on without getting any further.
-pub(super) const ATTEMPTS: u32 = 3;
+/// How many attempts in a row without progress [`read`] and the audit make before they give up.
+pub(super) const MAX_FRUITLESS_ATTEMPTS: u32 = 3;
 
 /// One message of a followed stream.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Where it was published.
+    /// The subject under which it was published.
     pub subject: String,
-    /// Its place in the stream.
+    /// Its sequence in the stream.
     pub sequence: u64,
     /// When the stream stored it.
     pub stored_at: Timestamp,
-    /// How many more the stream held behind it when it was sent; zero means caught up.
+    /// How many later messages the stream held when it sent this one; zero: the reader has caught up.
     pub pending: u64,
-    /// Its headers.
+    /// Its headers, as the publisher set them.
     pub headers: HeaderMap,
-    /// Its body.
+    /// Its body; empty in a marker that its key was removed.
     pub payload: Bytes,
 }
 
@@ -54,14 +54,14 @@ impl Entry {
         envelope::header(&self.headers, "KV-Operation").is_some()
     }
 
-    /// For the removal of a fact that went along when its recipient moved: from when on broadcasts are the new home's.
+    /// For the removal of a fact that moved with its recipient: the time from which on the new home delivers broadcasts.
     pub fn moved(&self) -> Option<Timestamp> {
         let ms = envelope::header(&self.headers, envelope::MOVED)?.parse().ok()?;
         Timestamp::from_millisecond(ms).ok()
     }
 }
 
-/// Why following ended.
+/// Why a stream could not be read, or no further.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot follow {stream}: {error}")]
 pub struct FollowError {
@@ -69,25 +69,26 @@ pub struct FollowError {
     error: String,
 }
 
-/// How a stream stands at this moment.
+/// The state of a stream at one time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
-    /// The last sequence it gave out.
+pub struct StreamState {
+    /// The last sequence it assigned.
     pub last: u64,
-    /// When it was created: a stream made anew counts from one again.
+    /// When it was created: a recreated stream counts from one again.
     pub created_at: Timestamp,
-    /// Messages in it.
+    /// Number of messages in it.
     pub messages: u64,
 }
 
-impl Standing {
-    /// Whether whoever has followed up to `sequence` of the stream that was created then, in milliseconds since 1970, has
-    /// seen all that is there. An empty stream may have given out sequences.
+impl StreamState {
+    /// Whether a reader that has followed the stream created at `created_at_ms` (milliseconds since 1970) up to
+    /// `sequence` has seen every message in it. An empty stream may have assigned sequences.
     pub fn is_reached(&self, sequence: u64, created_at_ms: i64) -> bool {
         self.messages == 0 || (self.created_at.as_millisecond() == created_at_ms && sequence >= self.last)
     }
 
-    /// Waits until it is reached by whoever's sequence and time of creation `known` tells; whether it was in time.
+    /// Waits until the reader has reached it, whose sequence and stream creation time `known` returns; `false` if that
+    /// takes longer than `patience`.
     ///
     /// # Errors
     /// Those of `known`.
@@ -96,39 +97,39 @@ impl Standing {
         patience: Duration,
         known: impl Fn() -> Result<(u64, i64), E>,
     ) -> Result<bool, E> {
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
             let (sequence, created_at_ms) = known()?;
             if self.is_reached(sequence, created_at_ms) {
                 return Ok(true);
             }
-            if begun.elapsed() > patience {
+            if started.elapsed() > patience {
                 return Ok(false);
             }
-            sleep(LOOK_WHETHER_REACHED).await;
+            sleep(END_CHECKED_EVERY).await;
         }
     }
 }
 
-/// How `stream` stands.
+/// Asks for the current state of `stream`.
 ///
 /// # Errors
 /// When the server does not answer or has no such stream.
-pub async fn standing(js: &jetstream::Context, stream: &str) -> Result<Standing, FollowError> {
+pub async fn stream_state(js: &jetstream::Context, stream: &str) -> Result<StreamState, FollowError> {
     let found = unless_refused(&js.client(), concerns("INFO", stream), js.get_stream(stream))
         .await
         .map_err(|error| fail(stream, &error))?
         .map_err(|error| fail(stream, &error))?;
     let info = found.cached_info();
-    Ok(Standing {
+    Ok(StreamState {
         last: info.state.last_sequence,
         created_at: timestamp(info.created.unix_timestamp_nanos()),
         messages: info.state.messages,
     })
 }
 
-/// Every message of `stream` that fits `filter`, from sequence `from` (1 for all), in order and without gaps; then
-/// those to come. Ends with an error when the connection was lost and made anew: follow again from the last sequence.
+/// Every message of `stream` whose subject matches `filter`, from sequence `from` (1 for all), in order and without gaps;
+/// then the future ones. Ends with an error after a reconnect: follow again from the last sequence.
 ///
 /// # Errors
 /// When the server does not answer or has no such stream.
@@ -150,15 +151,15 @@ pub async fn follow(
 pub enum Start {
     /// At this sequence; 1 for all.
     Sequence(u64),
-    /// At what was stored then.
+    /// At the first message stored at this time or later.
     Time(Timestamp),
 }
 
-/// Hands every message of `stream` that fits `filter` and is there now to `each`, once and in order; returns the last
-/// sequence. What interrupts it is borne as long as it advances.
+/// Passes every message that `stream` holds now and that matches `filter` to `each`, once and in order; returns the last
+/// sequence. Interruptions are tolerated as long as reading advances.
 ///
 /// # Errors
-/// When three tries in a row read nothing: the server does not answer, has no such stream, or falls silent.
+/// When three attempts in a row read nothing: the server does not answer, has no such stream, or sends nothing more.
 pub async fn read(
     js: &jetstream::Context,
     stream: &str,
@@ -181,7 +182,7 @@ pub async fn read(
         });
         let Err(error) = reading.await else { return Ok(last) };
         fruitless = if last == before { fruitless + 1 } else { 0 };
-        if fruitless == ATTEMPTS {
+        if fruitless == MAX_FRUITLESS_ATTEMPTS {
             return Err(error);
         }
         tracing::info!(stream, last, %error, "reading was interrupted");
@@ -191,7 +192,7 @@ pub async fn read(
     }
 }
 
-/// Reads until `left` messages have come, or all that wait if those are fewer.
+/// Reads `left` messages, or all that the stream holds if those are fewer.
 async fn read_on(
     js: &jetstream::Context,
     stream: &str,
@@ -201,11 +202,11 @@ async fn read_on(
     mut each: impl FnMut(&Entry),
 ) -> Result<(), FollowError> {
     let (mut following, waiting) = open(js, stream, filter, policy).await?;
-    // What others store or remove meanwhile must not make this endless.
+    // Messages stored or removed meanwhile must not make this endless.
     *left = waiting.min(*left);
     while *left > 0 {
-        let next = tokio::time::timeout(SILENCE, following.next()).await;
-        let next = next.map_err(|_| fail(stream, &"it fell silent"))?;
+        let next = tokio::time::timeout(MESSAGE_WITHIN, following.next()).await;
+        let next = next.map_err(|_| fail(stream, &"no message within 15 seconds"))?;
         let entry = next.ok_or_else(|| fail(stream, &"it ended"))??;
         *left = (*left - 1).min(entry.pending);
         each(&entry);
@@ -219,12 +220,12 @@ fn from_sequence(sequence: u64) -> DeliverPolicy {
     }
 }
 
-/// Whether a refused subject is a request of this kind about `stream`.
+/// Matches refused subjects that are a request of this kind about `stream`.
 fn concerns(request: &str, stream: &str) -> impl Fn(&str) -> bool {
     move |subject| is_about(subject, request) && is_about(subject, stream)
 }
 
-/// An ordered consumer, and how many messages wait for it.
+/// Opens an ordered consumer; returns it and the number of messages that it will receive at once.
 async fn open(
     js: &jetstream::Context,
     stream: &str,
@@ -253,18 +254,18 @@ async fn open(
         name: stream.to_owned(),
         connected: connect::connects(&js.client()),
         client: js.client(),
-        look: tokio::time::interval(LOOK),
+        connection_check: tokio::time::interval(CONNECTION_CHECKED_EVERY),
     };
     Ok((following, waiting))
 }
 
-/// An open ordered consumer.
+/// An open ordered consumer, and the connection that it was made on.
 struct Following {
     messages: push::Ordered,
     name: String,
     client: Client,
     connected: u64,
-    look: tokio::time::Interval,
+    connection_check: tokio::time::Interval,
 }
 
 impl Following {
@@ -273,9 +274,9 @@ impl Following {
             tokio::select! {
                 biased;
                 message = self.messages.next() => return Some(self.entry(message?)),
-                // A server that was away knows nothing of this consumer; it would take missed heartbeats to notice.
-                _ = self.look.tick() => if connect::connects(&self.client) != self.connected {
-                    return Some(Err(fail(&self.name, &"the connection was renewed")));
+                // A restarted server has lost this consumer; missed heartbeats would reveal that only later.
+                _ = self.connection_check.tick() => if connect::connects(&self.client) != self.connected {
+                    return Some(Err(fail(&self.name, &"the client reconnected")));
                 },
             }
         }
@@ -295,9 +296,8 @@ impl Following {
     }
 }
 
-/// Follows `stream` from its beginning for ever and hands every message to `learn`, over lost connections too; says so
-/// to `caught_up` whenever nothing more waits. For readers that keep what they learn in memory; `learn` must bear seeing
-/// a message twice.
+/// Follows `stream` from its beginning forever, across reconnects, and passes every message to `learn`. Calls `caught_up`
+/// whenever no further message waits. For readers that keep their state in memory; `learn` may get a message twice.
 pub async fn follow_forever(
     js: &jetstream::Context,
     stream: &str,
@@ -307,13 +307,13 @@ pub async fn follow_forever(
 ) {
     let (mut next, mut created_at) = (1, None);
     loop {
-        if let Ok(standing) = standing(js, stream).await {
-            // A stream made anew counts from one again.
-            if created_at.replace(standing.created_at) != Some(standing.created_at) || standing.last + 1 < next {
+        if let Ok(state) = stream_state(js, stream).await {
+            // A recreated stream counts from one again.
+            if created_at.replace(state.created_at) != Some(state.created_at) || state.last + 1 < next {
                 next = 1;
             }
             if let Ok((mut following, waiting)) = open(js, stream, filter, from_sequence(next)).await {
-                // What is empty sends nothing that could say that it is.
+                // An empty stream sends no message that could report zero pending.
                 if waiting == 0 {
                     caught_up();
                 }
@@ -348,14 +348,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_stream_is_reached_whatever_it_has_given_out() {
-        let standing = |last, messages| Standing {
+    fn an_empty_stream_is_reached_whatever_sequences_it_assigned() {
+        let state = |last, messages| StreamState {
             last,
             created_at: Timestamp::UNIX_EPOCH,
             messages,
         };
-        assert!(standing(0, 0).is_reached(0, 7) && standing(5, 0).is_reached(0, 7));
-        assert!(standing(5, 1).is_reached(5, 0));
-        assert!(!standing(5, 1).is_reached(4, 0) && !standing(5, 1).is_reached(5, 7));
+        assert!(state(0, 0).is_reached(0, 7) && state(5, 0).is_reached(0, 7));
+        assert!(state(5, 1).is_reached(5, 0));
+        assert!(!state(5, 1).is_reached(4, 0) && !state(5, 1).is_reached(5, 7));
     }
 }

@@ -1,11 +1,11 @@
-//! What each `Idempotency-Key` was used for, so that any gateway of any region answers a repetition alike.
+//! Records of how each `Idempotency-Key` was used, so that every gateway of every region answers a repetition alike.
 //!
-//! A record is claimed before anything else is stored and completed with the answer. The claim is a write that expects
-//! the subject's last sequence, so of two gateways that claim at once one is refused. Each region writes its own records
-//! and reads everybody's; two regions that are cut off from each other, or use a key within the same few milliseconds,
-//! both accept, and the jobs' own ids keep the deliveries single.
+//! A gateway claims the record before it stores anything else, and completes it with the answer. The claim is a write
+//! that expects the subject's last sequence, so of two gateways that claim at once one is refused. Each region writes
+//! its own records and reads those of all regions; two regions that are cut off from each other, or use a key within
+//! the same few milliseconds, both accept, and the jobs' own ids keep the deliveries single.
 
-use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
+use async_nats::{header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -21,17 +21,17 @@ use crate::{
     id::{AppId, EventId, Region},
 };
 
-/// After this a claim without an answer is taken to be of a gateway that died; longer than a request may take.
-const ABANDONED: SignedDuration = SignedDuration::from_secs(60);
+/// A claim without an answer that is older than this is taken to be a dead gateway's; longer than a request may take.
+const CLAIM_ABANDONED_AFTER: SignedDuration = SignedDuration::from_secs(60);
 
-/// What was answered, for repetitions.
+/// The answer to a request, given again to its repetitions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
-    /// The event id.
+    /// The event id of the stored notification.
     pub event_id: EventId,
-    /// Jobs stored.
+    /// Jobs that the notification consists of.
     pub jobs: usize,
-    /// How many of them were there before.
+    /// How many of them were already stored.
     pub duplicates: usize,
     /// The trace of the first request, if it was traced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,14 +43,14 @@ struct Record {
     /// Digest of the request's content; absent if nothing was stored and the key is free again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     request: Option<Uuid>,
-    /// When it was claimed; the epoch if the request was refused and may be repeated at once.
+    /// When the key was claimed; the epoch if the request was refused and may be repeated at once.
     at: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     answer: Option<Answer>,
 }
 
-/// A key that this request now holds. [`Held::complete`] or [`Held::release`] it; if neither happens, as when the gateway
-/// dies, the same request may claim it again after a minute.
+/// A key that this request holds. End it with [`Held::complete`] or [`Held::release`]; if neither happens, as when the
+/// gateway dies, the same request may claim the key again after a minute.
 #[derive(Debug)]
 pub struct Held {
     subject: String,
@@ -59,12 +59,12 @@ pub struct Held {
     at: Timestamp,
 }
 
-/// What a key is found to be.
+/// The state of a key, as seen by one request.
 #[derive(Debug)]
 pub enum Claim {
-    /// Free, and now this request's.
+    /// The key was free, and this request holds it now.
     Held(Held),
-    /// Used by the same request, which was answered so.
+    /// Used by the same request, which got this answer.
     Answered(Answer),
     /// Used by the same request, which has not been answered yet.
     InProgress,
@@ -72,10 +72,10 @@ pub enum Claim {
     OtherRequest,
 }
 
-/// Claims `key` of `app` for the request whose body has the digest `request`. `alone` says that no other region exists.
+/// Claims `key` of `app` for the request whose body has the digest `request`. `alone`: the mesh has no other region.
 ///
 /// # Errors
-/// When the stream did not say that it stored the claim.
+/// When the stream did not acknowledge the claim.
 pub async fn claim(
     js: &jetstream::Context,
     here: &Region,
@@ -98,7 +98,7 @@ pub async fn claim(
         if alone {
             Vec::new()
         } else {
-            // A region that cannot be asked must not stop this one; its record is not here to be asked anyway.
+            // This region holds copies of the other regions' records. A failed read must not stop the request.
             read(js, &subject::idempotency_anywhere(app, key))
                 .await
                 .unwrap_or_default()
@@ -113,8 +113,8 @@ pub async fn claim(
                 direct::NoAnswer::Forbidden => NotStored::Forbidden,
             })?;
             let (_, sequence, record) = found.into_iter().next().ok_or(NotStored::NoAnswer)?;
-            if let Some(said) = said(&record, request, now) {
-                return Ok(said);
+            if let Some(claim) = claim_of(&record, request, now) {
+                return Ok(claim);
             }
             held.sequence = sequence;
             match held.write(js).await {
@@ -127,26 +127,26 @@ pub async fn claim(
     }
     let elsewhere = elsewhere.into_iter().filter(|(subject, ..)| *subject != own);
     for (_, _, record) in elsewhere {
-        if let Some(said) = said(&record, request, now) {
+        if let Some(claim) = claim_of(&record, request, now) {
             if record.answer.is_some() {
-                // Next time the answer is found here.
+                // The next repetition finds the answer in this region's own record.
                 held.overwrite(js, &record).await;
             } else {
                 held.release(js, true).await;
             }
-            return Ok(said);
+            return Ok(claim);
         }
     }
     Ok(Claim::Held(held))
 }
 
-/// What a record says to a request; `None` if the request may have the key.
-fn said(record: &Record, request: Uuid, now: Timestamp) -> Option<Claim> {
+/// What a record means for a request; `None` if the request may have the key.
+fn claim_of(record: &Record, request: Uuid, now: Timestamp) -> Option<Claim> {
     match (&record.answer, record.request) {
         (_, None) => None,
         (_, Some(other)) if other != request => Some(Claim::OtherRequest),
         (Some(answer), _) => Some(Claim::Answered(answer.clone())),
-        (None, _) if now.duration_since(record.at) > ABANDONED => None,
+        (None, _) if now.duration_since(record.at) > CLAIM_ABANDONED_AFTER => None,
         (None, _) => Some(Claim::InProgress),
     }
 }
@@ -163,8 +163,8 @@ async fn read(js: &jetstream::Context, filter: &str) -> Result<Vec<(String, u64,
 }
 
 impl Held {
-    /// Keeps the answer for repetitions. Fails in silence: without the answer a repetition is worked on again, which
-    /// stores nothing twice.
+    /// Stores the answer for repetitions. A failure is only logged: without the answer a repetition is processed again,
+    /// which stores nothing twice.
     pub async fn complete(self, js: &jetstream::Context, answer: Answer) {
         let record = Record {
             request: Some(self.request),
@@ -174,8 +174,8 @@ impl Held {
         self.overwrite(js, &record).await;
     }
 
-    /// Gives the key up, because the request was refused. If `nothing_stored`, any request may use it; else only the
-    /// same, which stores what is missing.
+    /// Gives up the key, because the request was refused. If `nothing_stored`, any request may use it; otherwise only the
+    /// same request, which then stores the missing jobs.
     pub async fn release(self, js: &jetstream::Context, nothing_stored: bool) {
         let record = Record {
             request: (!nothing_stored).then_some(self.request),
@@ -201,7 +201,7 @@ impl Held {
     }
 
     async fn put(&self, js: &jetstream::Context, record: &Record) -> Result<u64, NotStored> {
-        let mut headers = HeaderMap::new();
+        let mut headers = super::version::headers();
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, self.sequence.to_string());
         let payload = serde_json::to_vec(record).expect("a record always serializes");
         publish::store(js, self.subject.clone(), headers, payload.into())
@@ -216,7 +216,7 @@ mod tests {
     use crate::digest::of_content;
 
     #[test]
-    fn a_record_speaks_only_to_whom_it_concerns() {
+    fn a_record_answers_only_the_request_that_made_it() {
         let now = Timestamp::from_second(1000).unwrap();
         let (mine, other) = (of_content(b"a"), of_content(b"b"));
         let record = |request, at, answered: bool| Record {
@@ -229,15 +229,15 @@ mod tests {
                 trace_id: None,
             }),
         };
-        let says = |record: Record| said(&record, mine, now);
-        assert!(says(record(None, now, false)).is_none());
-        assert!(matches!(says(record(Some(mine), now, false)), Some(Claim::InProgress)));
-        assert!(matches!(says(record(Some(mine), now, true)), Some(Claim::Answered(_))));
-        assert!(says(record(Some(mine), Timestamp::UNIX_EPOCH, false)).is_none());
+        let claim = |record: Record| claim_of(&record, mine, now);
+        assert!(claim(record(None, now, false)).is_none());
+        assert!(matches!(claim(record(Some(mine), now, false)), Some(Claim::InProgress)));
+        assert!(matches!(claim(record(Some(mine), now, true)), Some(Claim::Answered(_))));
+        assert!(claim(record(Some(mine), Timestamp::UNIX_EPOCH, false)).is_none());
         for at in [now, Timestamp::UNIX_EPOCH] {
             for answered in [true, false] {
                 assert!(matches!(
-                    says(record(Some(other), at, answered)),
+                    claim(record(Some(other), at, answered)),
                     Some(Claim::OtherRequest)
                 ));
             }

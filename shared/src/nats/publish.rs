@@ -1,4 +1,4 @@
-//! Publishing to a stream and knowing that it is stored.
+//! Publishing to a stream and waiting until the message is stored.
 
 use std::future::{Future, IntoFuture};
 
@@ -13,35 +13,35 @@ use bytes::Bytes;
 
 use super::refusal;
 
-/// The stream has it.
+/// A stream's acknowledgement of a stored message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// Which stream.
+    /// The name of the stream.
     pub stream: String,
-    /// Its place there.
+    /// The message's sequence in it.
     pub sequence: u64,
     /// The stream already had a message with this id; nothing was added.
     pub duplicate: bool,
 }
 
-/// The stream did not say that it has it. It may have it all the same unless the reason says otherwise: publish again
-/// with the same message id.
+/// The stream did not acknowledge the message. It may be stored all the same unless the variant rules that out: publish
+/// it again with the same message id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotStored {
-    /// The stream is at its limit and refused. Surely not stored.
+    /// The stream is at its limit and refused. Certainly not stored.
     #[error("the stream is full")]
     Full,
-    /// No stream takes this subject. Surely not stored.
+    /// No stream takes this subject. Certainly not stored.
     #[error("no stream takes this subject")]
     NoStream,
-    /// Larger than the server accepts. Surely not stored.
+    /// Larger than the server accepts. Certainly not stored.
     #[error("the message is too large for the server")]
     TooLarge,
-    /// The server does not let this process publish there. Surely not stored; it passes only when somebody changes the
-    /// server's permissions or the process's key.
+    /// The server does not permit this process to publish there. Certainly not stored; only a change of the server's
+    /// permissions or of the process's key helps.
     #[error("the server does not permit this publish")]
     Forbidden,
-    /// No answer in time.
+    /// The server did not answer in time. The message may be stored.
     #[error("the server did not answer in time")]
     NoAnswer,
     /// Refused for another reason, such as an expectation that was not met.
@@ -49,11 +49,11 @@ pub enum NotStored {
     Refused,
 }
 
-/// Sends a message and returns the wait for its acknowledgement, so that many can be on their way at once. Waits only
-/// while too many are unacknowledged.
+/// Sends a message and returns a future of its acknowledgement, so that many messages can be in flight at once. Waits
+/// only while too many are unacknowledged.
 ///
 /// # Errors
-/// When it could not even be sent.
+/// When the message could not be sent.
 pub async fn send(
     js: &jetstream::Context,
     subject: String,
@@ -80,7 +80,7 @@ pub async fn send(
 /// Sends a message and waits until it is stored.
 ///
 /// # Errors
-/// When that is not certain.
+/// When the stream did not acknowledge it; see [`NotStored`].
 pub async fn store(
     js: &jetstream::Context,
     subject: String,
@@ -104,7 +104,7 @@ impl From<PublishError> for NotStored {
     }
 }
 
-/// Limits have no kind of their own in the client; the server's error code tells them.
+/// The client has no error kind for limits; the server's error code identifies them.
 fn from_server(error: &PublishError) -> NotStored {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
     match source.map(|error| error.error_code().0) {

@@ -1,7 +1,7 @@
-//! What a server refuses for want of a permission.
+//! Requests that a server refuses because a permission is missing.
 //!
-//! It says so beside the answers (`-ERR Permissions Violation …`), so whoever waits for an answer would wait until the
-//! time is over. Here waiting ends with the refusal.
+//! The server reports a refusal outside the answers (`-ERR Permissions Violation …`), so a caller waiting for an answer
+//! would wait until its time-out. Here the refusal ends the wait.
 
 use std::{
     collections::VecDeque,
@@ -14,27 +14,27 @@ use tokio::sync::watch;
 
 use super::subject::TRACE_HOPS;
 
-/// The server does not let this key use the subject.
+/// The server does not permit this key to use the subject.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("permission denied for {0}")]
 pub struct Forbidden(pub String);
 
-/// Refusals that are remembered for those who wait; the client itself forgets what exceeds 128 at once.
-const REMEMBERED: usize = 1024;
+/// How many refusals are kept for waiting callers; the client itself keeps only 128.
+const MAX_REFUSALS_KEPT: usize = 1024;
 
-/// What was refused on one connection.
+/// The refusals on one connection.
 #[derive(Debug, Clone)]
 pub(super) struct Refusals(watch::Sender<Newest>);
 
 #[derive(Debug, Default)]
 struct Newest {
-    /// How many there were.
+    /// How many refusals the connection has had.
     count: u64,
-    /// The subjects of the last of them, oldest first.
+    /// The subjects of the last [`MAX_REFUSALS_KEPT`], oldest first.
     subjects: VecDeque<String>,
 }
 
-/// The refusals of every connection of this process. A client has no room for them, and is known by its counters.
+/// The refusals on every connection of this process. A client cannot carry them; its counters identify it.
 static CONNECTIONS: RwLock<Vec<(Weak<Statistics>, Refusals)>> = RwLock::new(Vec::new());
 
 impl Refusals {
@@ -42,19 +42,19 @@ impl Refusals {
         Self(watch::Sender::default())
     }
 
-    /// Remembers them for as long as `client` is there.
-    pub(super) fn belong_to(self, client: &Client) {
+    /// Makes the refusals known to the callers of `client`, for as long as it exists.
+    pub(super) fn attach_to(self, client: &Client) {
         let mut connections = CONNECTIONS.write().unwrap_or_else(PoisonError::into_inner);
         connections.retain(|(client, _)| client.strong_count() > 0);
         connections.push((Arc::downgrade(&client.statistics()), self));
     }
 
-    /// Takes what the server said; returns the subject if it was a refusal.
-    pub(super) fn hear(&self, error: &ServerError) -> Option<String> {
+    /// Records a server error if it is a refusal, and returns its subject.
+    pub(super) fn record(&self, error: &ServerError) -> Option<String> {
         let subject = subject_of(error)?.to_owned();
         self.0.send_modify(|newest| {
             newest.count += 1;
-            if newest.subjects.len() == REMEMBERED {
+            if newest.subjects.len() == MAX_REFUSALS_KEPT {
                 newest.subjects.pop_front();
             }
             newest.subjects.push_back(subject.clone());
@@ -63,23 +63,24 @@ impl Refusals {
     }
 }
 
-/// Ends when the server refuses, from now on, a subject that `concerns` the one who waits. A refused inbox concerns
-/// everyone: no answer would arrive. So does a refused report of hops, for which the traced message itself is refused.
+/// Resolves when the server refuses, from now on, a subject that `concerns` the caller. A refused inbox concerns every
+/// caller: no answer would arrive. So does a refused report of hops, because the server then refuses the traced message
+/// itself.
 pub(super) fn refused<C: Fn(&str) -> bool + Send>(
     client: &Client,
     concerns: C,
 ) -> impl Future<Output = Forbidden> + Send + use<C> {
-    let told = of(client).map(|mut told| {
-        let before = told.borrow_and_update().count;
-        (told, before)
+    let subscription = subscription_of(client).map(|mut newest| {
+        let before = newest.borrow_and_update().count;
+        (newest, before)
     });
     async move {
-        let Some((mut told, mut before)) = told else {
+        let Some((mut updates, mut before)) = subscription else {
             return pending().await;
         };
-        while told.changed().await.is_ok() {
-            let newest = told.borrow_and_update();
-            let fresh = usize::try_from(newest.count - before).unwrap_or(REMEMBERED);
+        while updates.changed().await.is_ok() {
+            let newest = updates.borrow_and_update();
+            let fresh = usize::try_from(newest.count - before).unwrap_or(MAX_REFUSALS_KEPT);
             let mut fresh = newest.subjects.iter().rev().take(fresh);
             if let Some(subject) = fresh
                 .find(|subject| subject.starts_with("_INBOX.") || subject.as_str() == TRACE_HOPS || concerns(subject))
@@ -92,24 +93,24 @@ pub(super) fn refused<C: Fn(&str) -> bool + Send>(
     }
 }
 
-/// What `doing` comes to, unless the server refuses meanwhile a subject that `concerns` it.
+/// The result of `action`, unless the server meanwhile refuses a subject that `concerns` it.
 ///
 /// # Errors
-/// [`Forbidden`].
+/// [`Forbidden`], with the refused subject.
 pub async fn unless_refused<T>(
     client: &Client,
     concerns: impl Fn(&str) -> bool + Send,
-    doing: impl Future<Output = T>,
+    action: impl Future<Output = T>,
 ) -> Result<T, Forbidden> {
     let refused = refused(client, concerns);
     tokio::select! {
         biased;
-        done = doing => Ok(done),
+        done = action => Ok(done),
         forbidden = refused => Err(forbidden),
     }
 }
 
-/// Whether `refused` is `subject` as the server saw it: that of the very domain takes `$JS.<domain>` off.
+/// Whether `refused` is `subject` as the server reports it: a server of that domain removes `$JS.<domain>`.
 pub(super) fn is_same(refused: &str, subject: &str) -> bool {
     let mapped = |prefix: &str| {
         let (domain, rest) = subject.strip_prefix("$JS.")?.split_once(".API.")?;
@@ -118,12 +119,12 @@ pub(super) fn is_same(refused: &str, subject: &str) -> bool {
     refused == subject || mapped("$JS.API.") == Some(true) || mapped("") == Some(true)
 }
 
-/// Whether `subject` is about a stream: its API, its flow or its acknowledgements.
+/// Whether `subject` belongs to a stream: its API, its flow control or its acknowledgements.
 pub fn is_about(subject: &str, stream: &str) -> bool {
     subject.split('.').any(|token| token == stream)
 }
 
-fn of(client: &Client) -> Option<watch::Receiver<Newest>> {
+fn subscription_of(client: &Client) -> Option<watch::Receiver<Newest>> {
     let counters = client.statistics();
     let connections = CONNECTIONS.read().unwrap_or_else(PoisonError::into_inner);
     let (_, refusals) = connections
@@ -132,7 +133,7 @@ fn of(client: &Client) -> Option<watch::Receiver<Newest>> {
     Some(refusals.0.subscribe())
 }
 
-/// The subject of `Permissions Violation for Publish to "…"` and its like.
+/// The subject in `Permissions Violation for Publish to "…"`, or for a subscription.
 fn subject_of(error: &ServerError) -> Option<&str> {
     let ServerError::Other(text) = error else { return None };
     let about = text.strip_prefix("Permissions Violation for ")?;
@@ -144,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_subject_is_found_in_what_servers_say() {
+    fn the_refused_subject_is_read_from_the_server_error() {
         let subject = |text: &str| subject_of(&ServerError::Other(text.to_owned())).map(str::to_owned);
         assert_eq!(
             subject(r#"Permissions Violation for Publish to "notify.push.eu.normal.shop""#).as_deref(),
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_is_known_again_when_the_server_took_its_domain_off() {
+    fn a_refused_subject_matches_although_the_server_removed_its_domain() {
         assert!(is_same("a.b", "a.b") && !is_same("a.b", "a.b.c") && !is_same("b", "a.b"));
         assert!(is_same("$KV.config.app.shop", "$JS.hub.API.$KV.config.app.shop"));
         assert!(is_same("$JS.API.STREAM.INFO.X", "$JS.eu.API.STREAM.INFO.X"));
@@ -167,17 +168,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_what_concerns_one_and_comes_later_ends_the_wait() {
+    async fn only_new_refusals_are_counted_and_the_newest_are_kept() {
         let refusals = Refusals::new();
-        let said = |subject: &str| ServerError::Other(format!("Permissions Violation for Publish to \"{subject}\""));
-        assert_eq!(refusals.hear(&said("a.b")).as_deref(), Some("a.b"));
-        let mut told = refusals.0.subscribe();
-        assert_eq!(told.borrow_and_update().count, 1);
-        for _ in 0..2 * REMEMBERED {
-            refusals.hear(&said("a.c"));
+        let refusal_of =
+            |subject: &str| ServerError::Other(format!("Permissions Violation for Publish to \"{subject}\""));
+        assert_eq!(refusals.record(&refusal_of("a.b")).as_deref(), Some("a.b"));
+        let mut newest = refusals.0.subscribe();
+        assert_eq!(newest.borrow_and_update().count, 1);
+        for _ in 0..2 * MAX_REFUSALS_KEPT {
+            refusals.record(&refusal_of("a.c"));
         }
-        assert!(told.has_changed().unwrap());
-        assert_eq!(told.borrow().subjects.len(), REMEMBERED);
-        assert_eq!(told.borrow().count, 1 + 2 * REMEMBERED as u64);
+        assert!(newest.has_changed().unwrap());
+        assert_eq!(newest.borrow().subjects.len(), MAX_REFUSALS_KEPT);
+        assert_eq!(newest.borrow().count, 1 + 2 * MAX_REFUSALS_KEPT as u64);
     }
 }

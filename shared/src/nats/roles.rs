@@ -1,50 +1,51 @@
-//! Who may do what: the permissions of each role, made from the same names as everything else, and the part of a
-//! nats-server's configuration that holds them.
+//! The permissions of each role, built from the same names as streams and subjects, and the part of a nats-server's
+//! configuration that holds them.
 //!
-//! What a role may not is refused by the server. Inboxes are named by region and role, so that nobody can listen to
-//! what others are answered.
+//! The server refuses everything that a role is not permitted. Inboxes are named by region and role, so that no role can
+//! read the answers to another.
 //!
-//! A server reports the hops of a traced message as whoever published it, and refuses the message if they may not.
+//! A server reports the hops of a traced message in the name of its publisher, and refuses the message if the publisher
+//! may not publish that report.
 
 use std::fmt::Write;
 
 use super::{
     subject::{self, TRACE_HOPS},
     topology::{
-        self, ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, HUB, Here, IDEMPOTENCY,
-        Mesh, NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, SCHEDULE, consumers, work_for, workers_consumers,
+        self, ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, HUB, IDEMPOTENCY, Mesh,
+        NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, consumers, work_for, workers_consumers,
     },
 };
 use crate::id::{AppId, Region};
 
-/// What somebody is for a region's servers, or for the hub's.
+/// The role of a client of a region's servers, or of the hub's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
     /// Accepts notifications, keeps facts, and keeps the region's streams as they should be.
     Gateway(Region),
-    /// Works on what is to be done in its region.
+    /// Delivers the jobs of its region.
     Worker(Region),
-    /// A worker of the second region, where it stands by to help the first.
+    /// A worker of the second region that stands by to help the first.
     Helper(Region, Region),
-    /// A service that hands in notifications of one app without HTTP, and listens to what becomes of them.
+    /// A service that publishes notifications of one app without HTTP, and reads their receipts and dead letters.
     Service(Region, AppId),
-    /// A person: administers streams and reads them. Works at the hub for the whole mesh, and in a region for that.
+    /// A person who administers and reads streams: at the hub those of the whole mesh, in a region those of the region.
     Operator(Region),
     /// The servers of a region, as the hub sees them.
     Leaf(Region),
 }
 
-/// Subjects that a role may use; all others are refused.
+/// Subjects that a role may use; the server refuses all others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permissions {
-    /// Where it may publish.
+    /// Subjects to which it may publish.
     pub publish: Vec<String>,
-    /// What it may listen to.
+    /// Subjects to which it may subscribe.
     pub subscribe: Vec<String>,
 }
 
 impl Role {
-    /// What the inboxes of this role begin with.
+    /// The prefix of this role's inboxes.
     pub fn inbox(&self) -> String {
         match self {
             Self::Gateway(region) => format!("_INBOX.{region}.gateway"),
@@ -56,7 +57,7 @@ impl Role {
         }
     }
 
-    /// The variable from which a nats-server takes the public key of this role.
+    /// The environment variable from which a nats-server reads the public key of this role, such as `PEAL_NKEY_GATEWAY`.
     pub fn variable(&self) -> String {
         let name = match self {
             Self::Gateway(_) => "GATEWAY".to_owned(),
@@ -69,10 +70,10 @@ impl Role {
         format!("PEAL_NKEY_{}", name.to_uppercase().replace('-', "_"))
     }
 
-    /// What it may do in a mesh of `regions`.
+    /// The permissions of this role in a mesh of `regions`.
     pub fn permissions(&self, regions: &[Region]) -> Permissions {
         let mesh = |here: &Region| Mesh {
-            here: Here {
+            here: RegionSettings {
                 region: here.clone(),
                 durability: Durability::default(),
                 max_bytes: -1,
@@ -95,7 +96,7 @@ impl Role {
                 ]
                 .concat(),
             ),
-            // Whose region its settings name does not matter: at the hub it works for all.
+            // The region in its settings does not matter: at the hub an operator works for all regions.
             Self::Operator(here) => (
                 operator(here),
                 vec!["_INBOX.*.operator.>".into(), TRACE_HOPS.into(), "$JS.EVENT.>".into()],
@@ -115,7 +116,7 @@ impl Mesh {
 
 fn gateway(mesh: &Mesh) -> Vec<String> {
     let here = &mesh.here.region;
-    // What it says.
+    // What it publishes.
     let mut allowed: Vec<String> = mesh.all().flat_map(work_for).collect();
     allowed.extend(mesh.others().map(subject::fact_filter));
     allowed.extend([
@@ -125,7 +126,7 @@ fn gateway(mesh: &Mesh) -> Vec<String> {
         subject::receipt_origin_filter(here, here),
         TRACE_HOPS.to_owned(),
     ]);
-    // Streams and consumers are as they should be, by name, and never removed.
+    // It creates and updates streams and consumers, each by name, and removes none.
     for stream in mesh.streams() {
         for verb in ["INFO", "CREATE", "UPDATE"] {
             allowed.push(api(Domain::Here, &format!("STREAM.{verb}.{}", stream.name)));
@@ -141,12 +142,12 @@ fn gateway(mesh: &Mesh) -> Vec<String> {
     allowed.extend([DIRECTORY, CONFIG, RECEIPTS].into_iter().flat_map(follow));
     allowed.extend([RECEIPTS, IDEMPOTENCY, DIRECTORY].map(|stream| direct(Domain::Here, stream)));
     allowed.extend(consume(DEAD, ALERTS_CONSUMER));
-    // Dead letters and facts, wherever they are.
+    // Dead letters and facts, of every region.
     allowed.extend(dead_and_facts(Domain::Here));
     for other in mesh.others() {
         allowed.extend(dead_and_facts(Domain::Region(other)));
     }
-    // Whether the origins of its sources are there.
+    // It checks that the origins of its sources exist.
     allowed.extend(origins(mesh).map(|(prefix, stream)| format!("{prefix}.STREAM.INFO.{stream}")));
     allowed
 }
@@ -154,7 +155,7 @@ fn gateway(mesh: &Mesh) -> Vec<String> {
 fn worker(mesh: &Mesh) -> Vec<String> {
     let here = &mesh.here.region;
     let mut allowed = vec![
-        // What it says: that it is there, receipts, dead letters, retries, slices, and addresses that are gone.
+        // What it publishes: its presence, receipts, dead letters, retries, slices, and removals of addresses.
         subject::alive_filter(here),
         subject::receipt_filter(here),
         subject::dead_filter(here),
@@ -165,12 +166,12 @@ fn worker(mesh: &Mesh) -> Vec<String> {
         subject::directory_owner_filter(here),
         TRACE_HOPS.to_owned(),
     ];
-    // What came for recipients who moved.
+    // Jobs that it forwards to the new homes of recipients who moved.
     allowed.extend(mesh.others().flat_map(work_for));
     for stream in mesh.streams() {
         allowed.push(api(Domain::Here, &format!("STREAM.INFO.{}", stream.name)));
     }
-    // The work of its region. Trimming what is done is no more than acknowledging it, which it may anyway.
+    // The work of its region. Purging finished work loses no more than acknowledging it, which is permitted anyway.
     for (stream, config) in workers_consumers(here) {
         allowed.extend(consume(stream, &config.durable_name.unwrap_or_default()));
     }
@@ -181,7 +182,7 @@ fn worker(mesh: &Mesh) -> Vec<String> {
     allowed
 }
 
-/// Taking part in the quotas of this region, and in what the hub has of others.
+/// Taking leases from the pools of this region and of the hub.
 fn quotas() -> Vec<String> {
     let mut allowed = vec![subject::QUOTA_FILTER.to_owned(), direct(Domain::Here, QUOTA)];
     allowed.extend(hubs_quotas());
@@ -216,7 +217,7 @@ fn service(mesh: &Mesh, app: &AppId) -> Vec<String> {
 
 fn operator(here: &Region) -> Vec<String> {
     let mut allowed = vec!["$JS.FC.>".to_owned()];
-    // Not all of an API's subjects: under `$JS.<domain>.API.$KV.>` a server takes what is published to `$KV.>`.
+    // Not all subjects of an API: a server takes a message to `$JS.<domain>.API.$KV.>` as one to `$KV.>`.
     for request in ["INFO", "STREAM.>", "CONSUMER.>", "DIRECT.>"] {
         allowed.push(api(Domain::Here, request));
         allowed.push(format!("$JS.*.API.{request}"));
@@ -227,9 +228,9 @@ fn operator(here: &Region) -> Vec<String> {
     allowed
 }
 
-/// What may come from a region's servers to the hub, and what of the hub's they may listen to.
+/// The subjects that a region's servers may publish to the hub, and those that they may subscribe to there.
 fn leaf(mesh: &Mesh, inbox: String) -> (Vec<String>, Vec<String>) {
-    // Of other regions: what its gateways ask for, and what its streams source.
+    // In other regions: the requests of its gateways, and the sources of its streams.
     let mut publish: Vec<String> = Vec::new();
     for (prefix, stream) in origins(mesh) {
         publish.push(format!("{prefix}.STREAM.INFO.{stream}"));
@@ -241,7 +242,7 @@ fn leaf(mesh: &Mesh, inbox: String) -> (Vec<String>, Vec<String>) {
         publish.extend(dead_and_facts(Domain::Region(other)));
     }
     publish.extend(hubs_quotas());
-    // What servers tell each other about sources, and answers.
+    // What servers exchange about sources, and answers.
     let between = ["$JS.S.>", "$JS.FC.>", "$JSC.R.>", "_R_.>", TRACE_HOPS].map(str::to_owned);
     publish.extend(between.clone());
     publish.push("_INBOX.>".to_owned());
@@ -250,7 +251,7 @@ fn leaf(mesh: &Mesh, inbox: String) -> (Vec<String>, Vec<String>) {
     (publish, subscribe)
 }
 
-/// The streams that this region sources: the prefix of the API to ask, and the name.
+/// The streams that this region sources: the API prefix of the origin, and the stream's name.
 fn origins(mesh: &Mesh) -> impl Iterator<Item = (String, String)> {
     let sources = mesh.streams().into_iter().filter_map(|stream| stream.sources).flatten();
     let mut origins: Vec<_> = sources
@@ -265,24 +266,24 @@ fn api(domain: Domain<'_>, request: &str) -> String {
     format!("{}.{request}", domain.api())
 }
 
-/// Reading messages of a stream by place or subject.
+/// Reading messages of a stream by sequence or subject.
 fn direct(domain: Domain<'_>, stream: &str) -> String {
     api(domain, &format!("DIRECT.GET.{stream}"))
 }
 
-/// Following a stream of this region by a consumer of one's own, made again under another name when it was lost.
+/// Following a stream of this region through an ephemeral consumer, which is recreated under another name if it is lost.
 fn follow(stream: &str) -> [String; 5] {
     [
         api(Domain::Here, &format!("STREAM.INFO.{stream}")),
         api(Domain::Here, &format!("CONSUMER.CREATE.{stream}")),
         api(Domain::Here, &format!("CONSUMER.CREATE.{stream}.>")),
-        // Nobody has a lasting consumer on a stream that is followed.
+        // A followed stream has no durable consumer that this could delete.
         api(Domain::Here, &format!("CONSUMER.DELETE.{stream}.*")),
         format!("$JS.FC.{stream}.>"),
     ]
 }
 
-/// Taking from a durable consumer of this region.
+/// Pulling from a durable consumer of this region.
 fn consume(stream: &str, consumer: &str) -> [String; 3] {
     [
         api(Domain::Here, &format!("CONSUMER.INFO.{stream}.{consumer}")),
@@ -291,7 +292,7 @@ fn consume(stream: &str, consumer: &str) -> [String; 3] {
     ]
 }
 
-/// What a gateway may with what other regions keep.
+/// A gateway's access to the dead letters and facts of one region, its own or another: read both, delete letters.
 fn dead_and_facts(domain: Domain<'_>) -> [String; 3] {
     [
         direct(domain, DEAD),
@@ -300,7 +301,7 @@ fn dead_and_facts(domain: Domain<'_>) -> [String; 3] {
     ]
 }
 
-/// Who uses the servers of `region`, if workers of `helpers` stand by and services of `apps` publish by themselves.
+/// The roles at the servers of `region`, with helpers from `helpers` and services of `apps` that publish without HTTP.
 pub fn of_region(region: &Region, helpers: &[Region], apps: &[AppId]) -> Vec<Role> {
     let mut roles = vec![
         Role::Gateway(region.clone()),
@@ -316,16 +317,16 @@ pub fn of_region(region: &Region, helpers: &[Region], apps: &[AppId]) -> Vec<Rol
     roles
 }
 
-/// Who uses the servers of the hub.
+/// The roles at the servers of the hub.
 pub fn of_hub(regions: &[Region]) -> Vec<Role> {
-    let hub = HUB.parse().expect("the hub's name could be a region's");
+    let hub = HUB.parse().expect("the hub's name is a valid region name");
     let mut roles = vec![Role::Operator(hub)];
     roles.extend(regions.iter().cloned().map(Role::Leaf));
     roles
 }
 
-/// `roles.conf` of a nats-server in a mesh of `regions`: its users and their permissions. Public keys come from the
-/// environment.
+/// The text of `roles.conf` of a nats-server in a mesh of `regions`: its users and their permissions. The server reads
+/// the public keys from its environment.
 pub fn conf(roles: &[Role], regions: &[Region]) -> String {
     let names: Vec<&str> = regions.iter().map(Region::as_str).collect();
     let mut text = format!(
@@ -363,9 +364,9 @@ fn allow(mut subjects: Vec<String>) -> String {
 mod tests {
     use super::*;
 
-    /// Whoever changes what a role may do changes these files too, and sees it there.
+    /// A change of a role's permissions must show in these files, so that it is reviewed there.
     #[test]
-    fn the_examples_are_what_the_code_says() {
+    fn the_example_files_match_the_code() {
         let regions: [Region; 2] = ["eu", "us"].map(|name| name.parse().unwrap());
         let examples = [
             (
@@ -381,7 +382,7 @@ mod tests {
             assert_eq!(
                 conf(&roles, &regions),
                 example,
-                "make it again; deploy/README.md says how"
+                "generate the file again; deploy/README.md says how"
             );
         }
     }
@@ -394,8 +395,8 @@ mod tests {
         for (at, role) in roles.iter().enumerate() {
             for other in &roles[..at] {
                 assert!(role.inbox() != other.inbox());
-                let same_person = matches!((role, other), (Role::Operator(_), Role::Operator(_)));
-                assert_eq!(role.variable() == other.variable(), same_person);
+                let both_operators = matches!((role, other), (Role::Operator(_), Role::Operator(_)));
+                assert_eq!(role.variable() == other.variable(), both_operators);
             }
         }
     }

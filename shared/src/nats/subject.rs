@@ -1,4 +1,4 @@
-//! The only file that spells subjects: built and parsed here and nowhere else.
+//! Builds and parses subjects; no other file spells one.
 
 use std::fmt::{self, Write};
 
@@ -11,9 +11,10 @@ use crate::{
     recipient::{FactName, RecipientKey},
 };
 
-/// First tokens of every subject of Peal's own. A leaf link must not carry them: what is published in one region
-/// belongs to that region's streams alone, and only sourcing takes it further. Acknowledgements neither: they name a
-/// stream, a consumer and a number, not a region, and would settle another region's message of the same number.
+/// First tokens of all of Peal's own subjects, which a leaf link must not carry: a message published in one region
+/// belongs to that region's streams alone, and only sourcing takes it further. A leaf link must not carry
+/// acknowledgements either: they name a stream, a consumer and a sequence, but no region, and would settle another
+/// region's message.
 pub const LOCAL_PREFIXES: [&str; 17] = [
     "notify",
     "due",
@@ -34,20 +35,20 @@ pub const LOCAL_PREFIXES: [&str; 17] = [
     "$JS.ACK.DEAD",
 ];
 
-/// Where nats-servers report the hops of traced messages.
+/// The subject on which nats-servers report the hops of traced messages.
 pub const TRACE_HOPS: &str = "peal.trace.hops";
 
-/// `notify.<channel>.<region>.<class>.<app>`: work to do. The same four tokens behind `due.` or `spill.` are work that is
-/// due again, and behind `slice.` part of a broadcast.
+/// The four tokens of `notify.<channel>.<region>.<class>.<app>`, the subject of fresh work. After `due.` or `spill.` they
+/// name work that is due again, and after `slice.` a part of a broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lane {
-    /// The way it takes.
+    /// The channel that the message is sent on.
     pub channel: Channel,
-    /// Where it is done.
+    /// The region whose workers do the work.
     pub region: Region,
-    /// The lane.
+    /// How urgent the work is; each class has permits of its own.
     pub class: Class,
-    /// For whom.
+    /// The app that sends the notification.
     pub app: AppId,
 }
 
@@ -57,12 +58,12 @@ impl Lane {
         format!("notify.{self}")
     }
 
-    /// The subject of work that comes back.
+    /// The subject of retries that are due.
     pub fn due(&self) -> String {
         format!("due.{self}")
     }
 
-    /// The subject of work that comes back, for helpers of the region first.
+    /// The subject of retries that are due and that the region's helpers should take first.
     pub fn spill(&self) -> String {
         format!("spill.{self}")
     }
@@ -77,10 +78,10 @@ impl Lane {
         format!("dead.{}.{}.{}", self.channel, self.region, self.app)
     }
 
-    /// Reads `notify.…`, `due.…`, `spill.…` or `slice.…`.
+    /// Parses `notify.…`, `due.…`, `spill.…` or `slice.…`.
     ///
     /// # Errors
-    /// Names the token that breaks a rule.
+    /// Names the token that breaks a rule, such as `subject.channel`.
     pub fn parse(subject: &str) -> Result<Self, Invalid> {
         let shape = || Invalid::new("subject", "must be notify.<channel>.<region>.<class>.<app>");
         let rest = subject
@@ -111,7 +112,7 @@ impl fmt::Display for Lane {
     }
 }
 
-/// The span-name form of a lane's subject (semantic conventions: `messaging.destination.template`).
+/// A lane's subject as a template for span names (semantic conventions: `messaging.destination.template`).
 pub const NOTIFY_TEMPLATE: &str = "notify.{channel}.{region}";
 
 /// All fresh work of `region`.
@@ -127,11 +128,21 @@ pub fn notify_class_filter(channel: Channel, region: &Region, class: Class) -> S
 /// All fresh work of every region.
 pub const NOTIFY_FILTER: &str = "notify.>";
 
-/// All work that comes back.
+/// All retries that are due.
 pub const DUE_FILTER: &str = "due.>";
 
-/// All work that comes back for helpers first.
+/// All retries that are due and that helpers should take first.
 pub const SPILL_FILTER: &str = "spill.>";
+
+/// All retries of `channel`.
+pub fn due_channel_filter(channel: Channel) -> String {
+    format!("due.{channel}.>")
+}
+
+/// All retries of `channel` that helpers take first.
+pub fn spill_channel_filter(channel: Channel) -> String {
+    format!("spill.{channel}.>")
+}
 
 /// All slices of broadcasts.
 pub const SLICE_FILTER: &str = "slice.>";
@@ -141,7 +152,7 @@ pub fn slice_class_filter(channel: Channel, class: Class) -> String {
     format!("slice.{channel}.*.{class}.>")
 }
 
-/// Whether a subject is that of a slice.
+/// Whether `subject` is the subject of a slice.
 pub fn is_slice(subject: &str) -> bool {
     subject.starts_with("slice.")
 }
@@ -149,54 +160,56 @@ pub fn is_slice(subject: &str) -> bool {
 /// All notes of how broadcasts were split.
 pub const SPLIT_FILTER: &str = "split.>";
 
-/// The note of how a broadcast was split. While it is there the broadcast cannot be split again.
+/// The note of how a broadcast was split. While it exists the broadcast cannot be split again.
 pub fn split(broadcast: JobId) -> String {
     format!("split.{broadcast}")
 }
 
-/// Where a worker of `region` says that it is there; 0 are its own, then its helpers in their order.
+/// The subject on which a worker of `region` announces itself. Rank 0: the region's own workers; 1 and up: its helpers,
+/// in their order.
 pub fn alive(region: &Region, rank: usize) -> String {
     format!("alive.{region}.{rank}")
 }
 
-/// All workers of `region`.
+/// The announcements of all workers of `region`.
 pub fn alive_filter(region: &Region) -> String {
     format!("alive.{region}.*")
 }
 
-/// The rank that an `alive.<region>.<rank>` says.
+/// The rank in `alive.<region>.<rank>`.
 pub fn rank_of(subject: &str) -> Option<usize> {
     subject.rsplit('.').next()?.parse().ok()
 }
 
-/// All pools of quotas, where they rest.
+/// All pools of quotas, in their bucket.
 pub const QUOTA_FILTER: &str = "$KV.quota.*";
 
-/// The pool of the project with this digest, where it rests.
+/// The pool of the project with this digest, in its bucket.
 pub fn quota(name: Uuid) -> String {
     format!("$KV.quota.{name}")
 }
 
-/// The digest in a subject of [`quota`].
+/// The digest of the project in a subject of [`quota`].
 pub fn quota_of(subject: &str) -> Option<Uuid> {
     subject.strip_prefix("$KV.quota.")?.parse().ok()
 }
 
-/// Everything that waits for its time.
+/// All schedules: work that waits for its time.
 pub const SCHEDULE_FILTER: &str = "schedule.>";
 
-/// Where the retry of one delivery waits. One schedule a subject: parking again replaces.
+/// The schedule of one delivery's retry. A subject holds one schedule: parking the delivery again replaces it.
 pub fn schedule(job: JobId, address: AddressId) -> String {
     format!("schedule.{job}.{address}")
 }
 
-/// Receipts of what happened in `region` to notifications that `origin` accepted.
+/// Receipts from `region` for notifications that `origin` accepted.
 pub fn receipt(region: &Region, origin: &Region, app: &AppId) -> String {
     format!("receipt.{region}.{origin}.{app}")
 }
 
-/// Receipts of first attempts at jobs that came out of slices. Their slices count them where the broadcast was accepted,
-/// so they stay here and nobody need read them who does not ask for them: a broadcast has a million.
+/// Receipts of first attempts at jobs of broadcasts. The receipts of slices already count them for the region that
+/// accepted the broadcast, so these are not copied there, and only readers that need them filter for them: a broadcast
+/// may have a million.
 pub fn receipt_of_members(region: &Region, app: &AppId) -> String {
     format!("receipt.{region}.{region}.members.{app}")
 }
@@ -204,17 +217,17 @@ pub fn receipt_of_members(region: &Region, app: &AppId) -> String {
 /// All receipts but those of members.
 pub const RECEIPTS_FILTER: &str = "receipt.*.*.*";
 
-/// All receipts of what happened in `region`.
+/// All receipts from `region`.
 pub fn receipt_filter(region: &Region) -> String {
     format!("receipt.{region}.>")
 }
 
-/// Receipts of what happened in `region` to what `origin` accepted.
+/// Receipts from `region` for notifications that `origin` accepted, for all apps.
 pub fn receipt_origin_filter(region: &Region, origin: &Region) -> String {
     format!("receipt.{region}.{origin}.>")
 }
 
-/// Receipts of what happened in `region` to what `app` sent.
+/// Receipts from `region` for notifications of `app`, including those of broadcasts' members.
 pub fn receipts_of(region: &Region, app: &AppId) -> [String; 2] {
     [
         format!("receipt.{region}.*.{app}"),
@@ -222,7 +235,7 @@ pub fn receipts_of(region: &Region, app: &AppId) -> [String; 2] {
     ]
 }
 
-/// The app of a subject of receipts or of dead letters.
+/// The app in a subject of receipts or of dead letters.
 pub fn app_of(subject: &str) -> Option<&str> {
     subject.rsplit('.').next()
 }
@@ -251,7 +264,7 @@ pub struct DeadSubject {
     pub app: AppId,
 }
 
-/// Reads the subject of a dead letter; `None` if it is none.
+/// Parses the subject of a dead letter; `None` if `subject` is not one.
 pub fn parse_dead(subject: &str) -> Option<DeadSubject> {
     let mut tokens = subject.strip_prefix("dead.")?.split('.');
     let (channel, _region, app) = (tokens.next()?, tokens.next()?, tokens.next()?);
@@ -261,61 +274,61 @@ pub fn parse_dead(subject: &str) -> Option<DeadSubject> {
     })
 }
 
-/// Entries that `region` wrote into the directory.
+/// All directory entries that `region` writes.
 pub fn directory_filter(region: &Region) -> String {
     format!("directory.{region}.>")
 }
 
-/// Where `region` says who a recipient's home is.
+/// The entry of `region` about a recipient's home.
 pub fn directory_home(region: &Region, key: &RecipientKey) -> String {
     format!("directory.{region}.home.{}", recipient_path(key))
 }
 
-/// Where `region` says whose an address is.
+/// The entry of `region` about an address's owner.
 pub fn directory_owner(region: &Region, app: &AppId, address: AddressId) -> String {
     format!("directory.{region}.owner.{app}.{address}")
 }
 
-/// What all regions say of whose an address is.
+/// The entries of all regions about an address's owner.
 pub fn directory_owner_anywhere(app: &AppId, address: AddressId) -> String {
     format!("directory.*.owner.{app}.{address}")
 }
 
-/// All that `region` says of whose addresses are.
+/// All entries of `region` about owners of addresses.
 pub fn directory_owner_filter(region: &Region) -> String {
     format!("directory.{region}.owner.>")
 }
 
-/// Where `region` says that a notification was withdrawn.
+/// The record of `region` that a notification was withdrawn.
 pub fn directory_cancelled(region: &Region, app: &AppId, notification: NotificationId) -> String {
     format!("directory.{region}.cancelled.{app}.{notification}")
 }
 
-/// All that was withdrawn, wherever that was said.
+/// All records of withdrawn notifications, from all regions.
 pub const CANCELLED_FILTER: &str = "directory.*.cancelled.>";
 
-/// The notification that a `directory.<region>.cancelled.<app>.<notification>` says.
+/// The notification in `directory.<region>.cancelled.<app>.<notification>`.
 pub fn cancelled_of(subject: &str) -> Option<NotificationId> {
     subject.rsplit('.').next()?.parse().ok()
 }
 
-/// Records of idempotency keys that `region` wrote.
+/// All records of idempotency keys that `region` writes.
 pub fn idempotency_filter(region: &Region) -> String {
     format!("idempotency.{region}.>")
 }
 
-/// Where the gateways of `region` try whether its server stores; a subject of which only the newest message is kept, and
-/// which is no key's.
+/// The subject to which the gateways of `region` publish to test that its server stores messages. Only the newest message
+/// of it is kept, and it belongs to no key.
 pub fn canary(region: &Region) -> String {
     format!("idempotency.{region}.canary")
 }
 
-/// What `region` says of an idempotency key, named by its digest.
+/// The record of `region` about an idempotency key, which is named by its digest.
 pub fn idempotency(region: &Region, app: &AppId, key: Uuid) -> String {
     format!("idempotency.{region}.{app}.{key}")
 }
 
-/// What all regions say of an idempotency key.
+/// The records of all regions about an idempotency key.
 pub fn idempotency_anywhere(app: &AppId, key: Uuid) -> String {
     format!("idempotency.*.{app}.{key}")
 }
@@ -330,7 +343,7 @@ pub enum DirectoryKey {
 }
 
 impl DirectoryKey {
-    /// Reads `directory.<region>.…`; `None` for what this version does not know.
+    /// Parses `directory.<region>.…`; `None` for kinds of entries that this version does not know.
     pub fn parse(subject: &str) -> Option<Self> {
         let mut tokens = subject.strip_prefix("directory.")?.splitn(3, '.').skip(1);
         let kind = tokens.next()?;
@@ -348,7 +361,7 @@ impl DirectoryKey {
     }
 }
 
-/// Facts on their way to the recipients whose home is `home`.
+/// All facts on their way to `home`, about recipients who live there.
 pub fn fact_filter(home: &Region) -> String {
     format!("fact.{home}.>")
 }
@@ -358,24 +371,24 @@ pub fn fact_outbound(home: &Region, key: &RecipientKey, name: FactName) -> Strin
     format!("fact.{home}.{}", fact_key(key, name))
 }
 
-/// All facts of a region, where they rest.
+/// All facts of a region, in their bucket.
 pub const FACTS_FILTER: &str = "$KV.recipients.>";
 
-/// All addresses of a region, where they rest.
+/// All addresses of a region, in their bucket.
 pub const ADDRESSES_FILTER: &str = "$KV.recipients.*.*.address.*";
 
-/// A fact where it rests.
+/// One fact, in its bucket.
 pub fn fact(key: &RecipientKey, name: FactName) -> String {
     format!("$KV.recipients.{}", fact_key(key, name))
 }
 
-/// All facts of one recipient but its topics, where they rest.
+/// All facts of one recipient except its topics, in their bucket.
 pub fn facts_of(key: &RecipientKey) -> [String; 3] {
     let path = recipient_path(key);
     ["profile", "preferences", "address.*"].map(|name| format!("$KV.recipients.{path}.{name}"))
 }
 
-/// The topics of one recipient, where they rest.
+/// The topics of one recipient, in their bucket.
 pub fn topics_of(key: &RecipientKey) -> String {
     format!("$KV.recipients.{}.topic.*", recipient_path(key))
 }
@@ -385,7 +398,7 @@ pub fn fact_key_of(subject: &str) -> Option<&str> {
     subject.strip_prefix("$KV.recipients.")
 }
 
-/// `<app>.<recipient>.<name>`.
+/// A fact's key: `<app>.<recipient>.<name>`, with the recipient escaped.
 pub fn fact_key(key: &RecipientKey, name: FactName) -> String {
     let mut text = recipient_path(key);
     match name {
@@ -401,7 +414,7 @@ pub fn fact_key(key: &RecipientKey, name: FactName) -> String {
     text
 }
 
-/// `<app>.<recipient>`, with what a subject may not contain escaped.
+/// `<app>.<recipient>`, with every character escaped that a subject may not contain.
 pub fn recipient_path(key: &RecipientKey) -> String {
     let mut text = String::with_capacity(key.app.as_str().len() + key.recipient.as_str().len() + 64);
     text.push_str(key.app.as_str());
@@ -410,7 +423,7 @@ pub fn recipient_path(key: &RecipientKey) -> String {
     text
 }
 
-/// Reads a fact's key; `None` for what this version does not know.
+/// Parses a fact's key; `None` for kinds of facts that this version does not know.
 pub fn parse_fact_key(text: &str) -> Option<(RecipientKey, FactName)> {
     let (app, rest) = text.split_once('.')?;
     let (recipient, name) = rest.split_once('.')?;
@@ -418,7 +431,7 @@ pub fn parse_fact_key(text: &str) -> Option<(RecipientKey, FactName)> {
     Some((RecipientKey { app, recipient }, parse_fact_name(name)?))
 }
 
-/// Reads what follows the recipient in a fact's key; `None` for what this version does not know.
+/// Parses the part of a fact's key after the recipient; `None` for kinds of facts that this version does not know.
 pub fn parse_fact_name(text: &str) -> Option<FactName> {
     match text.split_once('.') {
         None if text == "profile" => Some(FactName::Profile),
@@ -429,12 +442,12 @@ pub fn parse_fact_name(text: &str) -> Option<FactName> {
     }
 }
 
-/// The recipient that [`recipient_path`] wrote behind the dot.
+/// The recipient, from the part that [`recipient_path`] wrote after the dot.
 pub fn parse_recipient(text: &str) -> Option<RecipientId> {
     unescape(text)
 }
 
-/// Writes `=XX` for every byte that a key of a bucket may not contain. The result has no dot.
+/// Writes `=XX` for every byte that a bucket's key may not contain. The result contains no dot.
 fn escape(text: &str, to: &mut String) {
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' {
@@ -469,7 +482,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_lane_is_read_as_it_was_written(region in "[a-z0-9-]{1,32}", app in "[a-z0-9-]{1,32}", class in 0usize..3, channel in 0usize..4) {
+        fn a_written_lane_parses_back(region in "[a-z0-9-]{1,32}", app in "[a-z0-9-]{1,32}", class in 0usize..3, channel in 0usize..4) {
             let lane = Lane {
                 channel: Channel::ALL[channel],
                 region: region.parse().unwrap(),
@@ -481,7 +494,7 @@ mod tests {
         }
 
         #[test]
-        fn any_recipient_survives_its_key(recipient in "[^\\s\\p{C}]{1,32}", id: u128) {
+        fn a_recipient_in_a_key_parses_back(recipient in "[^\\s\\p{C}]{1,32}", id: u128) {
             let key = RecipientKey { app: "shop".parse().unwrap(), recipient: recipient.parse().unwrap() };
             for name in [FactName::Profile, FactName::Preferences, FactName::Address(AddressId(Uuid::from_u128(id))), FactName::Topic("news".parse().unwrap())] {
                 let subject = fact(&key, name.clone());
@@ -495,8 +508,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_subject_makes_it_panic(text in "(notify|due|directory|\\$KV\\.recipients)?[.a-z=0-9%é-]{0,60}") {
-            // What can be read is written as it was.
+        fn parsing_never_panics(text in "(notify|due|directory|\\$KV\\.recipients)?[.a-z=0-9%é-]{0,60}") {
+            // A subject that parses is written back unchanged.
             if let Ok(lane) = Lane::parse(&text) {
                 prop_assert!(text == lane.notify() || text == lane.due());
             }
@@ -505,7 +518,7 @@ mod tests {
         }
 
         #[test]
-        fn an_owner_is_read_as_it_was_written(app in "[a-z0-9-]{1,32}", id: u128) {
+        fn a_written_owner_parses_back(app in "[a-z0-9-]{1,32}", id: u128) {
             let (app, address): (AppId, _) = (app.parse().unwrap(), AddressId(Uuid::from_u128(id)));
             let subject = directory_owner(&"eu".parse().unwrap(), &app, address);
             prop_assert_eq!(DirectoryKey::parse(&subject), Some(DirectoryKey::Owner(app, address)));

@@ -1,5 +1,5 @@
-//! The time by the region's servers. They fire schedules and stamp messages by their own clocks; a process whose clock is
-//! wrong would park a retry for an hour too long, or let a notification expire that need not.
+//! The time of the region's servers. They fire schedules and stamp messages by their own clocks; a process with a wrong
+//! clock could park a retry for an hour too long, or let a notification expire too early.
 
 use std::{
     sync::{
@@ -22,18 +22,18 @@ use super::{
 use crate::{clock::Clock, id::Region};
 
 /// How often the servers are asked.
-const LOOK: Duration = Duration::from_secs(5);
+const SERVERS_ASKED_EVERY: Duration = Duration::from_secs(5);
 
-/// Differences below this are left alone: an answer takes its time, and clocks that are kept by NTP are closer.
-const NEAR: SignedDuration = SignedDuration::from_secs(1);
+/// Smaller differences are ignored: answers take time, and clocks kept by NTP are closer.
+const DIFFERENCE_IGNORED: SignedDuration = SignedDuration::from_secs(1);
 
-/// A way to a server that takes longer says too little about its time.
-const SLOW: Duration = Duration::from_secs(1);
+/// A later answer says too little about the server's time.
+const ANSWER_COUNTS_WITHIN: Duration = Duration::from_secs(1);
 
-/// What the clock of the server that keeps `stream` shows.
+/// The time of the server that keeps `stream`.
 ///
 /// # Errors
-/// [`NoAnswer`], within a second.
+/// [`NoAnswer`], after at most one second.
 pub(super) async fn ask(client: &Client, domain: &Domain<'_>, stream: &str) -> Result<Timestamp, NoAnswer> {
     #[derive(Deserialize)]
     struct Info {
@@ -42,14 +42,16 @@ pub(super) async fn ask(client: &Client, domain: &Domain<'_>, stream: &str) -> R
     let subject = domain.info_of(stream);
     let asking = client.request(subject.clone(), "".into());
     let asking = unless_refused(client, |refused| is_same(refused, &subject), asking);
-    let answer = timeout(SLOW, asking).await.map_err(|_| NoAnswer::Silent)?;
+    let answer = timeout(ANSWER_COUNTS_WITHIN, asking)
+        .await
+        .map_err(|_| NoAnswer::Silent)?;
     let answer = answer.map_err(|_| NoAnswer::Forbidden)?;
     let answer = answer.map_err(|_| NoAnswer::Silent)?;
     let info: Info = serde_json::from_slice(&answer.payload).map_err(|_| NoAnswer::Silent)?;
     Ok(info.ts)
 }
 
-/// Keeps a clock near that of the servers.
+/// Keeps a clock close to that of the servers.
 #[derive(Debug)]
 pub struct Timekeeper {
     client: Client,
@@ -59,7 +61,8 @@ pub struct Timekeeper {
 }
 
 impl Timekeeper {
-    /// A clock that shows what `own` does until [`Self::look`] finds that the servers of `region` show something else.
+    /// Returns a clock that follows `own`, until [`Self::synchronize`] finds that the servers of `region` show another
+    /// time.
     pub fn new(client: Client, region: Region, own: Clock) -> (Clock, Self) {
         let ahead_us = Arc::new(AtomicI64::new(0));
         let (read, by) = (own.clone(), Arc::clone(&ahead_us));
@@ -77,43 +80,43 @@ impl Timekeeper {
         (kept, keeper)
     }
 
-    /// Looks for ever.
+    /// Asks the servers regularly until the process ends.
     pub async fn run(self) {
-        let mut looks = interval(LOOK);
+        let mut checks = interval(SERVERS_ASKED_EVERY);
         loop {
-            looks.tick().await;
-            self.look().await;
+            checks.tick().await;
+            self.synchronize().await;
         }
     }
 
-    /// Asks the servers once. Without an answer everything stays as it was.
-    pub async fn look(&self) {
+    /// Asks the servers for their time once and corrects the clock. Without an answer the clock keeps its correction.
+    pub async fn synchronize(&self) {
         match self.ahead().await {
             Ok(ahead) => self.correct(ahead),
-            Err(error) => tracing::debug!(%error, "the servers do not tell the time"),
+            Err(error) => tracing::debug!(%error, "could not ask the servers for the time"),
         }
     }
 
-    /// How far this process's clock is ahead of the servers', which told theirs between question and answer.
+    /// How far this process's clock is ahead of the servers' clock, which was read halfway between request and answer.
     async fn ahead(&self) -> Result<SignedDuration, NoAnswer> {
         let asked = self.own.now();
-        let told = ask(&self.client, &Domain::Region(&self.region), topology::RECEIPTS).await?;
-        let way = self.own.now().duration_since(asked) / 2;
-        Ok(asked.duration_since(told) + way)
+        let servers = ask(&self.client, &Domain::Region(&self.region), topology::RECEIPTS).await?;
+        let half_way = self.own.now().duration_since(asked) / 2;
+        Ok(asked.duration_since(servers) + half_way)
     }
 
     fn correct(&self, ahead: SignedDuration) {
-        let wanted = if ahead.abs() < NEAR {
+        let wanted = if ahead.abs() < DIFFERENCE_IGNORED {
             SignedDuration::ZERO
         } else {
             ahead
         };
         let used = SignedDuration::from_micros(self.ahead_us.load(Ordering::Relaxed));
-        if (wanted - used).abs() < NEAR {
+        if (wanted - used).abs() < DIFFERENCE_IGNORED {
             return;
         }
         let micros = i64::try_from(wanted.as_micros()).unwrap_or_default();
         self.ahead_us.store(micros, Ordering::Relaxed);
-        tracing::warn!(ahead = %wanted, "this machine's clock is not that of the region's servers; theirs is used");
+        tracing::warn!(ahead = %wanted, "this machine's clock differs from the region's servers'; using theirs");
     }
 }

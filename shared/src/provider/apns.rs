@@ -92,9 +92,9 @@ impl Target {
     ///
     /// # Errors
     /// `token` or `topic`, with its rule.
-    pub fn new(token: String, kind: Kind, environment: Environment, topic: Option<String>) -> Result<Self, Invalid> {
+    pub fn new(token: &str, kind: Kind, environment: Environment, topic: Option<String>) -> Result<Self, Invalid> {
         let is_token = (1..=MAX_TOKEN).contains(&token.len())
-            && token.len() % 2 == 0
+            && token.len().is_multiple_of(2)
             && token.bytes().all(|b| b.is_ascii_hexdigit());
         if !is_token {
             return Err(Invalid::new(

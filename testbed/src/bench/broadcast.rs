@@ -36,11 +36,11 @@ use crate::{audit::Audit, peal::Peal, process::memory_of};
 
 const REGIONS: [&str; 2] = [sample::REGION, "us"];
 
-/// How long no push may arrive while some are due, and a status may take.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// The longest time without a push while some are missing, and the longest wait for a status.
+const PROGRESS_WITHIN: Duration = Duration::from_mins(2);
 
-/// How often memory is looked at.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often memory and statuses are read.
+const POLL_EVERY: Duration = Duration::from_millis(100);
 
 /// All that was measured.
 #[derive(Debug, Serialize)]
@@ -102,7 +102,7 @@ pub(super) async fn measure(
         peal.complaints()
     );
     sender.push(send_raw(&program, &peal, scale).await?);
-    let audit = Audit::read_settled(&peal, PATIENCE).await?;
+    let audit = Audit::read_settled(&peal, PROGRESS_WITHIN).await?;
     ensure!(audit.equation().is_settled(), "{}", audit.equation());
     machine.finish();
     Ok(Results {
@@ -138,7 +138,7 @@ fn workers(peal: &Peal) -> impl Iterator<Item = u32> {
     workers.filter_map(|worker| worker.process.id())
 }
 
-/// Waits until so many pushes have arrived: the most memory that each worker had meanwhile.
+/// Waits until this many pushes have arrived. Returns the most memory that each worker had meanwhile.
 async fn watch(peal: &Peal, pushes: u64) -> anyhow::Result<Vec<u64>> {
     let log = peal.simulators.apns.log();
     let mut most: Vec<u64> = workers(peal).map(|_| 0).collect();
@@ -150,14 +150,14 @@ async fn watch(peal: &Peal, pushes: u64) -> anyhow::Result<Vec<u64>> {
         let now = log.delivered_count();
         if now > arrived {
             (arrived, since) = (now, Instant::now());
-        } else if since.elapsed() > PATIENCE {
+        } else if since.elapsed() > PROGRESS_WITHIN {
             bail!(
                 "LOST: {} of {pushes} did not arrive\n{}",
                 pushes - now,
                 peal.complaints()
             );
         }
-        sleep(LOOK).await;
+        sleep(POLL_EVERY).await;
     }
     Ok(most)
 }
@@ -198,8 +198,12 @@ async fn done(peal: &Peal, notification: &str) -> anyhow::Result<Value> {
         if status["state"] == "done" {
             return Ok(status);
         }
-        ensure!(begun.elapsed() < PATIENCE, "not done: {status}\n{}", peal.complaints());
-        sleep(LOOK).await;
+        ensure!(
+            begun.elapsed() < PROGRESS_WITHIN,
+            "not done: {status}\n{}",
+            peal.complaints()
+        );
+        sleep(POLL_EVERY).await;
     }
 }
 
@@ -211,7 +215,7 @@ async fn fill(peal: &Peal, region: &str, numbers: impl Iterator<Item = usize>) -
     let recipients = numbers.map(|number| (format!("member-{number:07}"), "news"));
     let recipients = recipients.chain([(format!("first-in-{region}"), "warm-up")]);
     let members = recipients.map(|(recipient, topic)| {
-        let (key, mut facts) = sample::facts(&home, &recipient, sample::token(&recipient))?;
+        let (key, mut facts) = sample::facts(&home, &recipient, &sample::token(&recipient))?;
         let since = Clock::system().now();
         facts.push(Fact::Topic(topic.parse()?, Membership { since, moved: None }));
         Ok((key, facts))

@@ -10,7 +10,7 @@ use super::{figures::rate, rig::Rig, sample};
 use crate::peal::Program;
 
 /// How long a start may take.
-const PATIENCE: Duration = Duration::from_mins(3);
+const READY_WITHIN: Duration = Duration::from_mins(3);
 
 /// What was measured.
 #[derive(Debug, Serialize)]
@@ -44,12 +44,12 @@ pub(super) async fn measure(rig: &mut Rig, facts: u64) -> anyhow::Result<Cold> {
         sample::facts(
             &sample::region(),
             &format!("passive-{number}"),
-            format!("{number:064x}"),
+            &format!("{number:064x}"),
         )
     };
     sample::fill(&js, (0..facts / 2).map(passive)).await?;
-    let held = follow::standing(&js, topology::RECIPIENTS).await?.messages;
-    let receipts = follow::standing(&js, topology::RECEIPTS).await?.messages;
+    let held = follow::stream_state(&js, topology::RECIPIENTS).await?.messages;
+    let receipts = follow::stream_state(&js, topology::RECEIPTS).await?.messages;
     let (http, program) = (rig.peal.http.clone(), rig.peal.program());
     let worker = rig
         .peal
@@ -100,7 +100,7 @@ impl Cold {
 async fn ready(worker: &Program, http: &reqwest::Client, begun: Instant) -> anyhow::Result<Start> {
     let url = format!("{}/readyz", worker.url);
     let mut cache_s = None;
-    while begun.elapsed() < PATIENCE {
+    while begun.elapsed() < READY_WITHIN {
         if let Ok(answer) = http.get(&url).send().await {
             let ready = answer.status().is_success();
             let state: serde_json::Value = answer.json().await.unwrap_or_default();
@@ -118,7 +118,7 @@ async fn ready(worker: &Program, http: &reqwest::Client, begun: Instant) -> anyh
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     bail!(
-        "the worker is not ready after {PATIENCE:?}:\n{}",
+        "the worker is not ready after {READY_WITHIN:?}:\n{}",
         worker.process.output()
     )
 }

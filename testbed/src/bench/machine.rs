@@ -12,10 +12,10 @@ use tokio::process::Command;
 use super::figures::float;
 
 /// For how long a probe spins.
-const PROBE: Duration = Duration::from_millis(250);
+const PROBE_LASTS: Duration = Duration::from_millis(250);
 
 /// Nothing that belongs to a spinning loop takes as long as this; a gap is time that someone else had.
-const GAP: Duration = Duration::from_micros(50);
+const GAP_MIN: Duration = Duration::from_micros(50);
 
 /// From this share of time taken by others on, figures are not worth comparing.
 const NOISY_PERCENT: f64 = 5.0;
@@ -87,16 +87,16 @@ fn cores() -> usize {
 fn gap_percent() -> f64 {
     let loops: Vec<_> = (0..cores()).map(|_| thread::spawn(spin)).collect();
     let lost: Duration = loops.into_iter().filter_map(|spinning| spinning.join().ok()).sum();
-    100.0 * lost.as_secs_f64() / (PROBE.as_secs_f64() * float(cores() as u64))
+    100.0 * lost.as_secs_f64() / (PROBE_LASTS.as_secs_f64() * float(cores() as u64))
 }
 
 /// Asks for the time again and again; what lies between two answers that are far apart was not ours.
 fn spin() -> Duration {
     let begun = Instant::now();
     let (mut before, mut lost) = (begun, Duration::ZERO);
-    while before - begun < PROBE {
+    while before - begun < PROBE_LASTS {
         let now = Instant::now();
-        if now - before > GAP {
+        if now - before > GAP_MIN {
             lost += now - before;
         }
         before = now;

@@ -24,8 +24,8 @@ use crate::{
     providers::{LogMode, now_s},
 };
 
-/// How long no push may arrive while some are due.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The longest time without a push while some are missing.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(20);
 
 /// After the last push: receipts are still written, and a push too many would still come.
 const AFTERMATH: Duration = Duration::from_millis(300);
@@ -165,7 +165,7 @@ impl Rig {
         })
     }
 
-    /// Waits until `count` pushes have arrived, and insists that no more come and none came twice.
+    /// Waits until `count` pushes have arrived, and checks that no more arrive and none arrived twice.
     pub(super) async fn expect(&self, count: u64) -> anyhow::Result<()> {
         let log = self.peal.simulators.apns.log();
         let (mut arrived, mut since) = (log.delivered_count(), Instant::now());
@@ -174,7 +174,7 @@ impl Rig {
             let now = log.delivered_count();
             if now > arrived {
                 (arrived, since) = (now, Instant::now());
-            } else if since.elapsed() > PATIENCE {
+            } else if since.elapsed() > PROGRESS_WITHIN {
                 bail!(
                     "LOST: {} of {count} notifications did not arrive\n{}",
                     count - now,

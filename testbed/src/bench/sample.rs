@@ -5,15 +5,15 @@ use std::{collections::VecDeque, sync::LazyLock};
 use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
 use shared::{
-    channel::Provider,
+    address::{Address, Target},
+    body::{Body, To},
     clock::Clock,
+    content::{Content, push::Push},
     digest::derive,
-    id::{AddressId, AppId, EventId, RecipientId, Region},
-    job::Body,
+    id::{AppId, EventId, RecipientId, Region},
     nats::{publish, subject},
-    payload,
-    push::Push,
-    recipient::{Address, AddressKind, Environment, Fact, Profile, RecipientKey, Token},
+    provider::apns::{self, Environment, Kind},
+    recipient::{Fact, Profile, RecipientKey},
 };
 
 use crate::peal::APP;
@@ -22,7 +22,7 @@ use crate::peal::APP;
 pub(super) const RECIPIENTS: usize = 1000;
 
 /// Publishes of facts that are unacknowledged at one time.
-const WINDOW: usize = 1024;
+const UNACKNOWLEDGED_MAX: usize = 1024;
 
 /// The only region.
 pub(super) const REGION: &str = "eu";
@@ -66,7 +66,7 @@ pub(super) fn push() -> &'static Push {
 
 /// What the simulator gets.
 pub(super) fn payload() -> Bytes {
-    payload::apns(&PUSH).into()
+    apns::render(&PUSH).into()
 }
 
 /// What `JetStream` gets: the body of a job, as the gateway writes it.
@@ -74,9 +74,9 @@ pub(super) fn job() -> Bytes {
     let recipient: RecipientId = recipient(0).parse().expect("it obeys the rule of recipients");
     let body = Body {
         event_id: Some(EventId::fresh()),
-        recipient,
+        to: To::Recipient(recipient),
         category: None,
-        push: PUSH.clone().into(),
+        content: Content::Push(PUSH.clone().into()),
     };
     serde_json::to_vec(&body).expect("bodies always serialize").into()
 }
@@ -112,7 +112,7 @@ impl Requests {
 }
 
 /// What the gateway stores of a recipient with one device.
-pub(super) fn facts(home: &Region, recipient: &str, token: String) -> anyhow::Result<(RecipientKey, Vec<Fact>)> {
+pub(super) fn facts(home: &Region, recipient: &str, token: &str) -> anyhow::Result<(RecipientKey, Vec<Fact>)> {
     let app: AppId = APP.parse()?;
     let now = Clock::system().now();
     let profile = Profile {
@@ -121,15 +121,8 @@ pub(super) fn facts(home: &Region, recipient: &str, token: String) -> anyhow::Re
         timezone: None,
         updated_at: now,
     };
-    let address = Address {
-        id: AddressId::of(&app, Provider::Apns, &token),
-        provider: Provider::Apns,
-        token: Token::new(Provider::Apns, token)?,
-        kind: AddressKind::Device,
-        environment: Environment::Production,
-        topic: None,
-        registered_at: now,
-    };
+    let target = apns::Target::new(token, Kind::Device, Environment::Production, None)?;
+    let address = Address::new(&app, Target::Apns(target), now);
     let recipient = recipient.parse()?;
     let facts = vec![Fact::Profile(profile), Fact::Address(address)];
     Ok((RecipientKey { app, recipient }, facts))
@@ -140,11 +133,11 @@ pub(super) async fn fill(
     js: &jetstream::Context,
     recipients: impl Iterator<Item = anyhow::Result<(RecipientKey, Vec<Fact>)>>,
 ) -> anyhow::Result<()> {
-    let mut waiting = VecDeque::with_capacity(WINDOW);
+    let mut waiting = VecDeque::with_capacity(UNACKNOWLEDGED_MAX);
     for recipient in recipients {
         let (key, facts) = recipient?;
         for fact in facts {
-            if waiting.len() == WINDOW
+            if waiting.len() == UNACKNOWLEDGED_MAX
                 && let Some(oldest) = waiting.pop_front()
             {
                 stored(oldest).await?;

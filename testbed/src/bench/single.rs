@@ -9,7 +9,7 @@ use shared::{clock::Clock, id::EventId};
 use super::{rig::Rig, sample::Requests};
 
 /// How long one may take before it counts as lost.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ARRIVES_WITHIN: Duration = Duration::from_secs(10);
 
 /// Sends `count` notifications, each when the one before has arrived.
 pub(super) async fn measure(rig: &Rig, count: usize) -> anyhow::Result<Vec<u32>> {
@@ -20,9 +20,9 @@ pub(super) async fn measure(rig: &Rig, count: usize) -> anyhow::Result<Vec<u32>>
     for number in 0..count {
         let body = requests.write(&EventId::fresh(), number, 1);
         let begun_us = clock.now().as_microsecond();
-        connection.insist(body).await?;
+        connection.send_until_accepted(body).await?;
         ensure!(
-            log.wait_delivered(number as u64 + 1, PATIENCE).await,
+            log.wait_delivered(number as u64 + 1, ARRIVES_WITHIN).await,
             "LOST: a single notification did not arrive"
         );
         latencies.push(u32::try_from(log.last_delivered_us() - begun_us).unwrap_or(u32::MAX));

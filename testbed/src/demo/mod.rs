@@ -1,4 +1,5 @@
-//! `cargo demo`: the main job on real parts, shown step by step, with every expectation checked.
+//! `cargo demo`: sends notifications through a real mesh, shows step by step what happens to them, and checks every
+//! expectation.
 
 mod report;
 mod scenes;
@@ -20,13 +21,13 @@ use crate::{
 /// How the demo runs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct DemoArgs {
-    /// Ends after the checks; the exit code says whether every expectation held.
+    /// Ends after the checks. The exit code says whether every expectation was met.
     #[arg(long)]
     pub once: bool,
     /// The nats-server to run; otherwise one on the PATH that is new enough, or the Python package.
     #[arg(long, env = "NATS_SERVER", value_name = "FILE")]
     pub nats_server: Option<PathBuf>,
-    /// The regions, between commas: eu and us, where the play is set, and others, each of which has a guest.
+    /// The regions, separated by commas. They must include eu and us; each further region has one guest.
     #[arg(long, value_delimiter = ',', default_values = scenes::STAGE, value_name = "NAMES")]
     pub regions: Vec<String>,
 }
@@ -49,12 +50,12 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         scenes::STAGE
             .iter()
             .all(|name| args.regions.iter().any(|region| region == name)),
-        "--regions: must name {}, where the play is set",
+        "--regions: must name {}, where the demo's recipients live",
         scenes::STAGE.join(" and ")
     );
     say!("Peal demo: {} regions and a hub on this machine", args.regions.len())?;
     say!(
-        "Durability \"demo\": one copy, flushed every 2 minutes; a kill loses nothing, a power cut up to that much\n"
+        "Durability \"demo\": one copy, flushed every 2 minutes. A killed server loses nothing; a power cut loses up to 2 minutes.\n"
     )?;
     let nats_server = tokio::task::spawn_blocking(move || nats::obtain(args.nats_server)).await??;
     say!("  nats-server  {}", nats_server.display())?;
@@ -97,9 +98,9 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         failures.push("the first notification has no trace".to_owned());
     }
     if failures.is_empty() {
-        say!("Every expectation held, after {:.1?}.", begun.elapsed())?;
+        say!("Every expectation was met, after {:.1?}.", begun.elapsed())?;
     } else {
-        say!("{} expectations did not hold:", failures.len())?;
+        say!("{} expectations were not met:", failures.len())?;
         for failure in &failures {
             say!("  - {failure}")?;
         }

@@ -1,4 +1,4 @@
-//! What the demo shows.
+//! What the demo prints.
 
 use std::{
     io::Write,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{audit::Audit, network::Place, peal::Peal, process::Process, providers::Stats, sink::Sink};
 
-/// A web page for traces, if `otelite` is installed.
+/// A web viewer for traces, if `otelite` is installed.
 #[derive(Debug)]
 pub(super) struct Viewer {
     url: String,
@@ -23,7 +23,7 @@ pub(super) struct Viewer {
 }
 
 impl Viewer {
-    /// Starts otelite if there is one; the demo does without it otherwise.
+    /// Starts `otelite` if it is installed; otherwise the demo prints traces itself.
     pub(super) fn start(sink: &Sink) -> Option<Self> {
         let folder = tempfile::tempdir().ok()?;
         let store = folder.path().to_str()?;
@@ -46,7 +46,7 @@ impl Viewer {
     }
 }
 
-/// The parts that run.
+/// Prints the parts of the mesh and their addresses.
 pub(super) fn parts(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result<()> {
     say!("  hub          {}", peal.nats.hub().url())?;
     for region in &peal.regions {
@@ -69,7 +69,7 @@ pub(super) fn parts(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// What became of one scene: waits for it, shows it, and says what was expected otherwise.
+/// Waits until a scene is over, and prints its deliveries. Returns the expectations that were not met.
 pub(super) async fn scene(peal: &Peal, scene: &Scene) -> anyhow::Result<Vec<String>> {
     say!("{} [{}: {}]", scene.title, scene.region, scene.answer)?;
     let Some(notification) = &scene.notification else {
@@ -134,7 +134,7 @@ fn compare(scene: &Scene, mut found: Vec<Found>) -> Vec<String> {
     failures.extend(
         found
             .into_iter()
-            .map(|extra| format!("{}: did not expect {extra:?}", scene.title)),
+            .map(|extra| format!("{}: unexpected {extra:?}", scene.title)),
     );
     failures
 }
@@ -155,7 +155,7 @@ pub(super) async fn wait_done(peal: &Peal, scene: &Scene, notification: &str) ->
     }
 }
 
-/// What the simulators saw, against what the receipts say.
+/// Prints how many pushes arrived at the simulators, and compares that with the receipts.
 pub(super) fn simulators(peal: &Peal, audit: &Audit) -> anyhow::Result<Vec<String>> {
     let stats: Vec<Stats> = peal.simulators.all().map(|simulator| simulator.stats()).collect();
     let arrived: u64 = stats.iter().map(|stats| stats.delivered).sum();
@@ -164,7 +164,9 @@ pub(super) fn simulators(peal: &Peal, audit: &Audit) -> anyhow::Result<Vec<Strin
     let delivered = audit.equation().by_state.get(&State::Delivered).copied().unwrap_or(0) as u64;
     let mut failures = Vec::new();
     if arrived != delivered {
-        failures.push(format!("receipts say {delivered} delivered, the simulators {arrived}"));
+        failures.push(format!(
+            "by the receipts {delivered} pushes were delivered, but {arrived} arrived at the simulators"
+        ));
     }
     if repeated > 0 {
         failures.push("a push was delivered twice".to_owned());
@@ -172,7 +174,7 @@ pub(super) fn simulators(peal: &Peal, audit: &Audit) -> anyhow::Result<Vec<Strin
     Ok(failures)
 }
 
-/// What to try next.
+/// Prints commands to try next.
 pub(super) fn invitation(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result<()> {
     let gateway = &peal.regions[0].gateway.url;
     say!("\nThe mesh stays up until Ctrl-C. Try:\n\n  export KEY={}\n", peal.key)?;

@@ -1,4 +1,4 @@
-//! What the demo sends, and what must become of it.
+//! The notifications that the demo sends, and the deliveries that are expected of them.
 
 use std::{io::Write, time::Instant};
 
@@ -18,7 +18,7 @@ use crate::{
     sink::Seen,
 };
 
-/// Hexadecimal tokens as Apple's, long ones as Google's; the script makes some of them misbehave.
+/// Device tokens at APNs, 64 hexadecimal digits each. The simulator's script makes some of them fail.
 const ANN_PHONE: &str = "a11ce0000000000000000000000000000000000000000000000000000000ea01";
 const BOB_PHONE: &str = "b0b00000000000000000000000000000000000000000000000000000000005a1";
 const BOB_TABLET: &str = "b0b00000000000000000000000000000000000000000000000000000000005a2";
@@ -26,24 +26,24 @@ const CAROL_PHONE: &str = "ca101000000000000000000000000000000000000000000000000
 const DAVE_OLD_PHONE: &str = "deaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddead";
 const ERIN_PHONE: &str = "e1100000000000000000000000000000000000000000000000000000000000b5";
 
-/// Something that was sent.
+/// One notification that was sent.
 #[derive(Debug)]
 pub(super) struct Scene {
-    /// What it shows.
+    /// The title, which says what it shows.
     pub(super) title: &'static str,
-    /// Where it was handed in.
+    /// The region that it was sent to.
     pub(super) region: String,
-    /// The notification, if it can be asked for.
+    /// The notification's id, if it has a status to ask for.
     pub(super) notification: Option<String>,
-    /// `(recipient, region, provider, state)` of every delivery that must come of it.
+    /// Every delivery that must result from it.
     pub(super) expected: Vec<Expected>,
-    /// The trace, if the gateway said one.
+    /// The trace id, if the gateway returned one.
     pub(super) trace: Option<String>,
-    /// What was answered.
+    /// The answer, for people.
     pub(super) answer: String,
 }
 
-/// One delivery that must come of a scene.
+/// One expected delivery: recipient, region, provider, state, and reason if it matters.
 pub(super) type Expected = (String, String, Option<&'static str>, &'static str, Option<&'static str>);
 
 fn want(
@@ -56,7 +56,7 @@ fn want(
     (recipient.to_owned(), region.to_owned(), provider, state, reason)
 }
 
-/// The regions that the play is set in. Each further one has a guest.
+/// The regions where the demo's recipients live. Each further region has a guest.
 pub(super) const STAGE: [&str; 2] = ["eu", "us"];
 
 fn guests(peal: &Peal) -> Vec<(String, String)> {
@@ -67,7 +67,7 @@ fn guests(peal: &Peal) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Registers the people of the play.
+/// Registers the demo's recipients.
 pub(super) async fn register(peal: &Peal) -> anyhow::Result<()> {
     peal.register("ann", "eu", &[("apns", ANN_PHONE), ("fcm", "fcm:ann-tablet")])
         .await?;
@@ -80,7 +80,7 @@ pub(super) async fn register(peal: &Peal) -> anyhow::Result<()> {
     peal.register("dave", "us", &[("apns", DAVE_OLD_PHONE), ("fcm", "fcm:dave-new")])
         .await?;
     peal.register("erin", "us", &[("apns", ERIN_PHONE)]).await?;
-    // Gone since after the registration: what was registered again since would stay.
+    // The time must lie after the registration: a token that was registered again since then would be kept.
     let gone = Answer::reason("Unregistered").timestamp_ms(1000 * (now_s() + 1));
     peal.simulators
         .apns
@@ -101,7 +101,7 @@ pub(super) async fn register(peal: &Peal) -> anyhow::Result<()> {
     wait_known(peal).await
 }
 
-/// The directory of each region learns the homes that the other registered a moment later.
+/// Waits until the directory of each region knows the recipients of the other, which takes a short time.
 async fn wait_known(peal: &Peal) -> anyhow::Result<()> {
     let guests = guests(peal);
     let people = ["ann", "bob", "carol", "dave", "erin"].into_iter();
@@ -113,7 +113,7 @@ async fn wait_known(peal: &Peal) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sends everything.
+/// Sends the notifications of all scenes.
 pub(super) async fn play(peal: &Peal) -> anyhow::Result<Vec<Scene>> {
     let order = json!({
         "event_id": "order-42-shipped",
@@ -158,7 +158,7 @@ pub(super) async fn play(peal: &Peal) -> anyhow::Result<Vec<Scene>> {
     .await?;
     let retried = post(
         peal,
-        "Apple has a bad second: parked, tried again",
+        "Apple fails for a short time: the push is parked and sent again",
         "us",
         &json!({ "to": { "recipients": ["erin"] }, "push": { "title": "Hello" } }),
         vec![want("erin", "us", Some("apns"), "delivered", None)],
@@ -166,7 +166,7 @@ pub(super) async fn play(peal: &Peal) -> anyhow::Result<Vec<Scene>> {
     .await?;
     let nobody = post(
         peal,
-        "Nobody knows the recipient",
+        "An unknown recipient",
         "us",
         &json!({ "to": { "recipients": ["zoe"] }, "push": { "title": "Hello" } }),
         vec![want("zoe", "eu", None, "suppressed", Some("unknown_recipient"))],
@@ -200,11 +200,11 @@ async fn post(
         notification: text("notification_id"),
         expected,
         trace: text("trace_id"),
-        answer: format!("202, {jobs} jobs, {duplicates} known already"),
+        answer: format!("202, {jobs} jobs, {duplicates} of them accepted before"),
     })
 }
 
-/// A service publishes by itself, in us, for somebody in eu.
+/// A service publishes to NATS in us, for a recipient in eu.
 async fn publish_job(peal: &Peal) -> anyhow::Result<Scene> {
     let js = connect::jetstream(peal.connect_as_service("us").await?);
     let lane = lane("eu")?;
@@ -235,7 +235,7 @@ fn lane(region: &str) -> anyhow::Result<Lane> {
     })
 }
 
-/// A service publishes something that is no job.
+/// A service publishes a message that is not a job.
 async fn publish_nonsense(peal: &Peal) -> anyhow::Result<Scene> {
     let js = connect::jetstream(peal.connect_as_service("us").await?);
     let mut headers = HeaderMap::new();
@@ -248,7 +248,7 @@ async fn publish_nonsense(peal: &Peal) -> anyhow::Result<Scene> {
     )
     .await?;
     Ok(Scene {
-        title: "NATS publish of nonsense: a dead letter, with the reason",
+        title: "NATS publish of an invalid message: it becomes a dead letter, with the reason",
         region: "us".to_owned(),
         notification: None,
         expected: Vec::new(),
@@ -257,7 +257,7 @@ async fn publish_nonsense(peal: &Peal) -> anyhow::Result<Scene> {
     })
 }
 
-/// One message to each region reaches every member of a topic.
+/// A broadcast reaches every member of a topic with one message to each region.
 pub(super) async fn broadcast(peal: &Peal) -> anyhow::Result<Vec<String>> {
     for (recipient, home) in [("ann", "eu"), ("carol", "eu"), ("bob", "us")] {
         let path = format!("/v1/recipients/{recipient}/topics/football");
@@ -281,7 +281,7 @@ pub(super) async fn broadcast(peal: &Peal) -> anyhow::Result<Vec<String>> {
         .collect())
 }
 
-/// All workers of eu are killed; those of us take over until they are back.
+/// All workers of eu are killed. The workers of us take over until they are back.
 pub(super) async fn takeover(peal: &mut Peal) -> anyhow::Result<Vec<String>> {
     let program = peal.program();
     for worker in &mut peal.region_mut("eu").workers {
@@ -293,11 +293,11 @@ pub(super) async fn takeover(peal: &mut Peal) -> anyhow::Result<Vec<String>> {
         want("ann", "eu", Some("apns"), "delivered", None),
         want("ann", "eu", Some("fcm"), "delivered", None),
     ];
-    let title = "Every worker of eu is killed: those of us work for it";
+    let title = "Every worker of eu is killed: the workers of us deliver for it";
     let scene = post(peal, title, "eu", &body, expected).await?;
     let failures = report::scene(peal, &scene).await?;
     say!(
-        "  (asked for and delivered within {:.1?} of the kill)\n",
+        "  (accepted and delivered within {:.1?} of the kill)\n",
         killed.elapsed()
     )?;
     let http = peal.http.clone();
@@ -308,7 +308,7 @@ pub(super) async fn takeover(peal: &mut Peal) -> anyhow::Result<Vec<String>> {
     Ok(failures)
 }
 
-/// What must be so after everything has been delivered.
+/// Checks the state of the mesh after everything has been delivered.
 pub(super) async fn aftermath(peal: &Peal) -> anyhow::Result<Vec<String>> {
     let mut failures = Vec::new();
     let addresses = peal.expect("GET", "us", "/v1/recipients/dave/addresses", None).await?;
@@ -327,10 +327,10 @@ pub(super) async fn aftermath(peal: &Peal) -> anyhow::Result<Vec<String>> {
             let header = |name: &str| letter.headers.get(name).map(ToString::to_string).unwrap_or_default();
             say!("Dead letter: {} ({})\n", header("Peal-Reason"), header("Peal-Detail"))?;
             if header("Peal-Reason") != "unreadable" {
-                failures.push("the dead letter must say why it is dead".to_owned());
+                failures.push("the dead letter must give the reason".to_owned());
             }
         }
-        Err(error) => failures.push(format!("the nonsense must be a dead letter: {error}")),
+        Err(error) => failures.push(format!("the invalid message must be a dead letter: {error}")),
     }
     Ok(failures)
 }

@@ -10,17 +10,17 @@ use anyhow::Context;
 use rand::{Rng, rngs::StdRng};
 use serde::Deserialize;
 
-const PAGE: usize = 4096;
+const PAGE_BYTES: usize = 4096;
 
 /// Which file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum File {
+pub(super) enum DataFile {
     Cache,
     Ledger,
 }
 
-impl File {
+impl DataFile {
     fn name(self) -> &'static str {
         match self {
             Self::Cache => "cache.redb",
@@ -32,7 +32,7 @@ impl File {
 /// What is done to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum How {
+pub(super) enum DamageKind {
     /// It ends somewhere in its second half.
     Truncate,
     /// A quarter of its pages hold only zeros, the first excepted.
@@ -48,26 +48,26 @@ pub(super) enum How {
 ///
 /// # Errors
 /// When there is no such file.
-pub(super) fn damage(data: &Path, file: File, how: How, random: &mut StdRng) -> anyhow::Result<()> {
+pub(super) fn damage(data: &Path, file: DataFile, how: DamageKind, random: &mut StdRng) -> anyhow::Result<()> {
     let path = data.join(file.name());
     let size = fs::metadata(&path)
         .with_context(|| format!("damaging {}", path.display()))?
         .len();
     let open = || fs::File::options().read(true).write(true).open(&path);
-    let page = PAGE as u64;
+    let page = PAGE_BYTES as u64;
     let pages = (size / page).max(2);
     match how {
-        How::Delete => fs::remove_file(&path)?,
-        How::Truncate => open()?.set_len(random.random_range(size / 2..size))?,
-        How::Header => open()?.write_all(&[0x5a; 64])?,
-        How::Zero => {
+        DamageKind::Delete => fs::remove_file(&path)?,
+        DamageKind::Truncate => open()?.set_len(random.random_range(size / 2..size))?,
+        DamageKind::Header => open()?.write_all(&[0x5a; 64])?,
+        DamageKind::Zero => {
             let mut file = open()?;
             for _ in 0..(pages / 4).max(1) {
                 file.seek(SeekFrom::Start(page * random.random_range(1..pages)))?;
-                file.write_all(&[0; PAGE])?;
+                file.write_all(&[0; PAGE_BYTES])?;
             }
         }
-        How::Flip => {
+        DamageKind::Flip => {
             let mut file = open()?;
             for _ in 0..(pages / 10).max(1) {
                 let at = random.random_range(page..size);

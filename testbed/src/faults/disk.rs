@@ -18,7 +18,7 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Puts a file system of so many megabytes over `folder`, with the files that are there.
+    /// Mounts a file system of this size over `folder`, with a copy of its files.
     ///
     /// # Errors
     /// When this process may not mount.
@@ -27,7 +27,7 @@ impl Disk {
         Self::mounted(folder, None, &["-t", "tmpfs", "-o", &size, "tmpfs"]).await
     }
 
-    /// The same with the blocks in a file, in which is what was flushed, and what the system wrote by itself.
+    /// Like [`Self::over`], but with the blocks in a file. They hold what was flushed, and what the system wrote back.
     ///
     /// # Errors
     /// When this process may not mount.

@@ -1,4 +1,4 @@
-//! What people do while a region is cut off, by its gateway, and what must come of it there and elsewhere.
+//! What recipients do at the gateway of a region while it is cut off, and the expected results there and elsewhere.
 
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -8,20 +8,20 @@ use tokio::time::{Duration, Instant, sleep};
 use super::load::{self, Callers, Recipient};
 use crate::peal::Peal;
 
-/// After the heal, what was registered for elsewhere works within this time.
+/// After the heal, an address that was registered for another region must be known there within this time.
 const KNOWN_WITHIN: Duration = Duration::from_secs(30);
 
-/// A notification to somebody whose device is not known yet is suppressed; another is sent after this long.
-const AGAIN: Duration = Duration::from_secs(1);
+/// How often a notification is sent to a recipient whose device may not be known yet: until then each is suppressed.
+const NOTIFY_EVERY: Duration = Duration::from_secs(1);
 
-/// Three people who register by the gateway of a region that is cut off.
+/// Three recipients who register at the gateway of a region that is cut off.
 pub(super) struct Isolation<'a> {
     peal: &'a Peal,
     callers: &'a Callers,
     region: &'a str,
-    /// Lives there, and wants to be notified.
+    /// Lives there, and stays opted in.
     keen: Recipient,
-    /// Lives there, and changes their mind.
+    /// Lives there, and opts out.
     weary: Recipient,
     /// Lives elsewhere.
     distant: Recipient,
@@ -43,10 +43,10 @@ impl<'a> Isolation<'a> {
         })
     }
 
-    /// Who registers hears of it, and who opts out does not, before `end`.
+    /// Checks that a recipient who registers there is notified before `end`, and that one who opts out is not.
     pub(super) async fn meanwhile(&self, end: Instant) -> anyhow::Result<Vec<String>> {
         let mut failures = Vec::new();
-        // Before there is a device, so that no worker knows of that alone.
+        // This comes before the device, so that no worker knows the device without the preference.
         self.peal.register(&self.weary.id, self.region, &[]).await?;
         let path = format!("/v1/recipients/{}/preferences", self.weary.id);
         let opted_out = json!({ "channels": { "push": false } });
@@ -60,7 +60,7 @@ impl<'a> Isolation<'a> {
         }
 
         self.notify(self.region, &self.keen, "alone").await?;
-        // Nobody asks for this one to arrive.
+        // This one must not arrive.
         let event = format!("alone-{}", self.weary.id);
         let answer = load::notify(self.peal, self.region, &self.weary.id, &event).await?;
         let status = format!(
@@ -77,20 +77,20 @@ impl<'a> Isolation<'a> {
         }
         if !heard {
             failures.push(format!(
-                "a device registered in {} while it was alone heard nothing",
+                "a device registered in {} while it was cut off was not notified",
                 self.region
             ));
         }
         if state != "suppressed" {
             failures.push(format!(
-                "preferences changed in {} while it was alone had no effect: {state}",
+                "preferences changed in {} while it was cut off had no effect: {state}",
                 self.region
             ));
         }
         Ok(failures)
     }
 
-    /// Who lives elsewhere is known there, with what was registered here.
+    /// Checks that the device of the recipient who lives elsewhere becomes known there.
     pub(super) async fn afterwards(&self) -> anyhow::Result<Vec<String>> {
         let deadline = Instant::now() + KNOWN_WITHIN;
         let (path, home) = (format!("/v1/recipients/{}", self.distant.id), &*self.distant.home);
@@ -99,7 +99,7 @@ impl<'a> Isolation<'a> {
         }
         for number in 0.. {
             self.notify(home, &self.distant, &format!("healed{number}")).await?;
-            let again = Instant::now() + AGAIN;
+            let again = Instant::now() + NOTIFY_EVERY;
             while Instant::now() < again {
                 if self.has_heard(&self.distant) {
                     return Ok(Vec::new());
@@ -111,14 +111,14 @@ impl<'a> Isolation<'a> {
             }
         }
         Ok(vec![format!(
-            "a device of {home}, registered in {} while it was alone, heard nothing after",
+            "a device of {home}, registered in {} while it was cut off, was not notified after the heal",
             self.region
         )])
     }
 
     async fn notify(&self, at: &str, person: &Recipient, event: &str) -> anyhow::Result<()> {
         let event = format!("{event}-{}", person.id);
-        self.callers.ask_also(load::job(&person.id, &event)?);
+        self.callers.expect_also(load::job(&person.id, &event)?);
         load::notify(self.peal, at, &person.id, &event).await?;
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The load: callers who hand in notifications and try again until they are told that theirs are stored.
+//! The load: callers that send notifications, and repeat them until they are told that they are stored.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,9 +13,11 @@ use async_nats::{HeaderMap, jetstream};
 use futures::{StreamExt, TryStreamExt, future::join_all, stream};
 use serde_json::json;
 use shared::{
-    channel::{Channel, Class, Provider},
+    channel::{Channel, Class},
     id::{AddressId, AppId, JobId},
     nats::{connect, publish, subject::Lane},
+    provider::Provider,
+    testing,
 };
 use tokio::{
     sync::Semaphore,
@@ -23,16 +25,16 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::scenario::{Load, Way};
+use super::scenario::{Load, Protocol};
 use crate::{
     peal::{APP, Peal},
     providers::now_ms,
 };
 
-/// Requests that wait for an answer at one time; those on top come later.
-const WAITING: usize = 512;
+/// The most requests that wait for an answer at one time; further ones are sent later.
+const REQUESTS_IN_FLIGHT_MAX: usize = 512;
 
-/// One who is notified.
+/// A recipient and its devices.
 #[derive(Debug, Clone)]
 pub(super) struct Recipient {
     pub(super) id: String,
@@ -68,7 +70,7 @@ impl Recipient {
             };
             Device {
                 provider,
-                address: AddressId::of(&app, provider, &token),
+                address: testing::address(&app, provider, &token).id,
                 token,
             }
         };
@@ -92,10 +94,10 @@ impl Recipient {
     }
 }
 
-/// Registers all, and waits until every region knows where they live.
+/// Registers all recipients, and waits until every region knows where they live.
 ///
 /// # Errors
-/// When a gateway refuses, or the regions do not learn.
+/// When a gateway refuses, or a region does not learn it in time.
 pub(super) async fn register(peal: &Peal, recipients: &[Recipient]) -> anyhow::Result<()> {
     stream::iter(recipients.iter().map(anyhow::Ok))
         .try_for_each_concurrent(16, |recipient| recipient.register(peal))
@@ -108,7 +110,7 @@ pub(super) async fn register(peal: &Peal, recipients: &[Recipient]) -> anyhow::R
     Ok(())
 }
 
-/// Notifies one recipient on top of the load; the answer.
+/// Sends a notification that is no part of the load, and returns the answer.
 ///
 /// # Errors
 /// When the gateway of `at` does not accept it.
@@ -117,44 +119,44 @@ pub(super) async fn notify(peal: &Peal, at: &str, recipient: &str, event: &str) 
     peal.expect("POST", at, "/v1/notifications", Some(&body)).await
 }
 
-/// The job that such a notification is.
+/// The id of the job that such a notification becomes.
 ///
 /// # Errors
-/// When `recipient` or `event` is no id.
+/// When `recipient` or `event` is not a valid id.
 pub(super) fn job(recipient: &str, event: &str) -> anyhow::Result<JobId> {
     let (app, event, recipient) = (APP.parse()?, event.parse()?, recipient.parse()?);
     Ok(JobId::of(&app, &event, &recipient, Channel::Push))
 }
 
-/// Whether storms are for this recipient.
-pub(super) fn is_stormy(recipient: usize) -> bool {
+/// Whether storms are sent to this recipient.
+pub(super) fn is_in_storm(recipient: usize) -> bool {
     recipient % 16 == 15
 }
 
-/// One notification that was handed in.
+/// One notification that was sent.
 #[derive(Debug, Clone)]
 pub(super) struct Sent {
     pub(super) event: String,
     pub(super) recipient: usize,
     pub(super) class: Class,
-    /// Where it is handed in.
+    /// The region that it was sent to.
     pub(super) from: String,
-    /// When it was first handed in, milliseconds since 1970.
+    /// When it was first sent, milliseconds since the epoch.
     pub(super) at_ms: i64,
-    /// Whether it came on top of the load, as fast as it was taken.
-    pub(super) hurried: bool,
-    /// After how long the caller was told that it is stored; `None` if it never was.
+    /// Whether it belongs to a burst that was sent in addition to the load.
+    pub(super) in_burst: bool,
+    /// How long it took until the caller was told that it is stored; `None` if it never was.
     pub(super) accepted: Option<Duration>,
 }
 
-/// Where notifications are handed in.
+/// The callers that send notifications, and what they sent.
 #[derive(Debug)]
 pub(super) struct Callers {
     doors: HashMap<String, Door>,
     http: reqwest::Client,
     key: String,
     ttl_s: Option<u32>,
-    /// Whether each is handed in by several callers, who say so.
+    /// Whether each notification is sent to several regions at once, with an `Idempotency-Key`.
     everywhere: bool,
     patience: Duration,
     pub(super) recipients: Vec<Recipient>,
@@ -195,9 +197,9 @@ impl Callers {
         })
     }
 
-    /// Sends until everything is sent and [`Self::enough`] was called.
+    /// Sends until the whole load is sent and [`Self::stop_when_due`] was called.
     pub(super) async fn run(self: Arc<Self>, load: Load, run: u64) {
-        let places = Arc::new(Semaphore::new(WAITING));
+        let places = Arc::new(Semaphore::new(REQUESTS_IN_FLIGHT_MAX));
         let mut asking = JoinSet::new();
         let begun = Instant::now();
         for number in 0.. {
@@ -217,19 +219,19 @@ impl Callers {
             } else {
                 &load.from[at..=at]
             };
-            let way = load.ways[number / 3 % load.ways.len()];
+            let protocol = load.protocols[number / 3 % load.protocols.len()];
             let sent = from.iter().map(|from| Sent {
                 event: format!("e{run:x}-{number}"),
                 recipient: number % self.recipients.len(),
                 class: load.classes[number / 2 % load.classes.len()],
                 from: from.clone(),
                 at_ms: now_ms(),
-                hurried: false,
+                in_burst: false,
                 accepted: None,
             });
-            let handing_in: Vec<_> = sent.map(|sent| self.clone().hand_in_and_keep(way, sent)).collect();
+            let sending: Vec<_> = sent.map(|sent| self.clone().send_and_record(protocol, sent)).collect();
             asking.spawn(async move {
-                join_all(handing_in).await;
+                join_all(sending).await;
                 drop(place);
             });
             while asking.try_join_next().is_some() {}
@@ -237,19 +239,19 @@ impl Callers {
         asking.join_all().await;
     }
 
-    /// The share of `of` notifications that has been begun.
+    /// How many notifications have been started, as a share of `of`.
     pub(super) fn progress(&self, of: usize) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "no load has 2^52 notifications")]
         let share = self.begun.load(Ordering::Relaxed) as f64 / of.max(1) as f64;
         share
     }
 
-    /// Nothing more is needed than what the load wants by itself.
-    pub(super) fn enough(&self) {
+    /// Lets the load end as soon as it has its least number of notifications.
+    pub(super) fn stop_when_due(&self) {
         self.enough.store(true, Ordering::Relaxed);
     }
 
-    /// What was handed in so far and answered.
+    /// The notifications so far whose final answer is known.
     pub(super) fn sent(&self) -> Vec<Sent> {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -258,31 +260,32 @@ impl Callers {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner).push(sent);
     }
 
-    /// A job that is no part of the load was asked for, too.
-    pub(super) fn ask_also(&self, job: JobId) {
+    /// Records that pushes of this job may arrive although it is no part of the load.
+    pub(super) fn expect_also(&self, job: JobId) {
         self.also
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(job.to_string());
     }
 
-    /// Those jobs.
-    pub(super) fn also_asked(&self) -> HashSet<String> {
+    /// The jobs of [`Self::expect_also`].
+    pub(super) fn also_expected(&self) -> HashSet<String> {
         self.also.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn hand_in_and_keep(self: Arc<Self>, way: Way, sent: Sent) {
-        let accepted = self.hand_in(&sent.from, way, &sent).await;
+    async fn send_and_record(self: Arc<Self>, protocol: Protocol, sent: Sent) {
+        let accepted = self.send_until_stored(&sent.from, protocol, &sent).await;
         self.keep(Sent { accepted, ..sent });
     }
 
-    /// Tries until it is stored, always with the same ids; how long that took, if it was.
-    pub(super) async fn hand_in(&self, from: &str, way: Way, sent: &Sent) -> Option<Duration> {
+    /// Repeats the notification with the same ids until it is stored. Returns how long that took, or `None` if it was
+    /// refused or the caller gave up.
+    pub(super) async fn send_until_stored(&self, from: &str, protocol: Protocol, sent: &Sent) -> Option<Duration> {
         let begun = Instant::now();
         while begun.elapsed() < self.patience {
-            let answered = match way {
-                Way::Http => self.post(from, sent).await,
-                Way::Nats => self.publish(from, sent).await,
+            let answered = match protocol {
+                Protocol::Http => self.post(from, sent).await,
+                Protocol::Nats => self.publish(from, sent).await,
             };
             if let Some(accepted) = answered {
                 return accepted.then(|| begun.elapsed());
@@ -299,7 +302,7 @@ impl Callers {
         }
     }
 
-    /// `None` if it is worth another try.
+    /// Whether it was accepted; `None` if it may be repeated.
     async fn post(&self, from: &str, sent: &Sent) -> Option<bool> {
         let body = json!({
             "event_id": sent.event,
@@ -313,7 +316,7 @@ impl Callers {
         }
         match request.send().await.ok()?.status().as_u16() {
             202 => Some(true),
-            // Another caller is about to be answered.
+            // Another caller's request with this `Idempotency-Key` is in progress.
             409 if self.everywhere => None,
             429 | 500.. => None,
             status => {
@@ -332,7 +335,7 @@ impl Callers {
             app: APP.parse().ok()?,
         };
         let mut headers = HeaderMap::new();
-        // The id that the gateway would give it, so that a stream knows it from both ways.
+        // The id that the gateway would give it, so that a stream recognizes it from either protocol.
         headers.insert("Nats-Msg-Id", self.job(sent).ok()?.to_string());
         let body = json!({ "event_id": sent.event, "recipient": recipient.id, "push": self.push() });
         let js = &self.doors[from].js;
@@ -340,26 +343,26 @@ impl Callers {
         stored.is_ok().then_some(true)
     }
 
-    /// Hands in `count` on top of the load, as fast as they are taken, to the `chosen` recipients in turn. Events are
-    /// called `name` with a number.
-    pub(super) async fn hurry(self: &Arc<Self>, name: &str, from: &str, chosen: &[usize], count: usize) {
-        let hurried = stream::iter(0..count).map(|number| {
+    /// Sends `count` notifications in addition to the load, as fast as they are accepted, to the `chosen` recipients in
+    /// turn. Their event ids are `name` with a number.
+    pub(super) async fn send_burst(self: &Arc<Self>, name: &str, from: &str, chosen: &[usize], count: usize) {
+        let in_burst = stream::iter(0..count).map(|number| {
             let sent = Sent {
                 event: format!("{name}-{number}"),
                 recipient: chosen[number % chosen.len()],
                 class: Class::Normal,
                 from: from.to_owned(),
                 at_ms: now_ms(),
-                hurried: true,
+                in_burst: true,
                 accepted: None,
             };
-            self.clone().hand_in_and_keep(Way::Http, sent)
+            self.clone().send_and_record(Protocol::Http, sent)
         });
-        hurried.buffer_unordered(WAITING).collect::<()>().await;
+        in_burst.buffer_unordered(REQUESTS_IN_FLIGHT_MAX).collect::<()>().await;
     }
 
-    /// The numbers of those recipients who are meant.
-    pub(super) fn those(&self, meant: impl Fn(usize, &Recipient) -> bool) -> Vec<usize> {
+    /// The indices of all recipients for which `meant` is true.
+    pub(super) fn recipients_where(&self, meant: impl Fn(usize, &Recipient) -> bool) -> Vec<usize> {
         let numbered = self.recipients.iter().enumerate();
         numbered
             .filter(|(number, recipient)| meant(*number, recipient))
@@ -367,19 +370,19 @@ impl Callers {
             .collect()
     }
 
-    /// Hands in everything again that was accepted, by both ways; how many were not taken.
+    /// Sends everything again that was accepted, over both protocols. Returns how many were not accepted again.
     pub(super) async fn replay(&self, from: &str) -> usize {
         let accepted = self.sent().into_iter().filter(|sent| sent.accepted.is_some());
-        let again = accepted.flat_map(|sent| [(Way::Http, sent.clone()), (Way::Nats, sent)]);
-        let refused =
-            stream::iter(again).map(|(way, sent)| async move { self.hand_in(from, way, &sent).await.is_none() });
+        let again = accepted.flat_map(|sent| [(Protocol::Http, sent.clone()), (Protocol::Nats, sent)]);
+        let refused = stream::iter(again)
+            .map(|(protocol, sent)| async move { self.send_until_stored(from, protocol, &sent).await.is_none() });
         refused
             .buffer_unordered(64)
             .fold(0, async |count, refused| count + usize::from(refused))
             .await
     }
 
-    /// The job that a notification is.
+    /// The id of the job that a notification becomes.
     pub(super) fn job(&self, sent: &Sent) -> anyhow::Result<JobId> {
         job(&self.recipients[sent.recipient].id, &sent.event)
     }

@@ -1,5 +1,5 @@
-//! `cargo faults`: breaks a real mesh in every way there is, while notifications are handed in, and holds what came of
-//! them against what the callers were told. The scenarios are files in `testbed/faults`.
+//! `cargo faults`: makes faults in a real mesh while notifications are sent, and compares the results with the answers
+//! that the callers got. The scenarios are files in `testbed/faults`.
 
 mod damage;
 mod disk;
@@ -44,27 +44,27 @@ use crate::{
     providers::LogMode,
 };
 
-/// A scenario that takes longer than this and three times its load hangs.
-const LONGEST: Duration = Duration::from_mins(4);
+/// A scenario hangs if it takes longer than this plus three times its load.
+const SCENARIO_WITHIN: Duration = Duration::from_mins(4);
 
 /// How the suite runs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct FaultsArgs {
-    /// The scenarios to run; if none is named, all but those that take very long.
+    /// The scenarios to run; by default all but those that take very long.
     names: Vec<String>,
-    /// Only those that are run before every change.
+    /// Runs only the scenarios that are run before every change.
     #[arg(long, conflicts_with = "names")]
     short: bool,
-    /// Hands in so many notifications, not as many as the scenarios say.
+    /// Sends at least this many notifications, instead of the number in each scenario.
     #[arg(long, value_name = "COUNT")]
     notifications: Option<usize>,
-    /// Hands in so many a second, not as many as the scenarios say.
+    /// Sends this many notifications a second, instead of the rate in each scenario.
     #[arg(long, value_name = "COUNT")]
     rate: Option<f64>,
-    /// Names the scenarios and ends.
+    /// Lists the scenarios and ends.
     #[arg(long)]
     list: bool,
-    /// Decides when and whom faults hit; a random one if absent.
+    /// Seeds the choice of times and processes for faults; random by default.
     #[arg(long)]
     seed: Option<u64>,
     /// The nats-server to run; otherwise one on the PATH that is new enough, or the Python package.
@@ -79,10 +79,10 @@ macro_rules! say {
     };
 }
 
-/// Runs the suite. Not on a runtime, because threads stay in the network in which they began.
+/// Runs the suite. It must not run on a runtime yet, because threads stay in the network namespace in which they started.
 ///
 /// # Errors
-/// When a scenario file cannot be understood, or a scenario of that name is not there.
+/// When a scenario file is invalid, or there is no scenario of a given name.
 pub fn run(args: FaultsArgs) -> anyhow::Result<ExitCode> {
     let mut scenarios = scenario::all()?;
     for name in &args.names {
@@ -139,8 +139,8 @@ async fn play_all(scenarios: &[Scenario], seed: u64, nats_server: &Path) -> anyh
         }
         let begun = Instant::now();
         let outcome = tokio::select! {
-            outcome = timeout(LONGEST + scenario.load.length(), play(scenario, seed, nats_server)) => outcome,
-            // Leaving by the usual way ends the children too.
+            outcome = timeout(SCENARIO_WITHIN + scenario.load.length(), play(scenario, seed, nats_server)) => outcome,
+            // Returning, instead of exiting, also ends the child processes.
             _ = tokio::signal::ctrl_c() => bail!("interrupted"),
             _ = terminated.recv() => bail!("terminated"),
         };
@@ -167,7 +167,7 @@ async fn play_all(scenarios: &[Scenario], seed: u64, nats_server: &Path) -> anyh
     Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Why this machine cannot play a scenario; `None` if it can.
+/// Why this machine cannot play a scenario, or `None` if it can.
 fn obstacle(scenario: &Scenario) -> Option<String> {
     if scenario.needs_mounts() && !disk::may_mount() {
         return Some("only root may mount file systems".to_owned());
@@ -183,7 +183,7 @@ fn obstacle(scenario: &Scenario) -> Option<String> {
         .flatten()
 }
 
-/// One scenario, from the start of its mesh to its verdict.
+/// Plays one scenario, from the start of its mesh to its verdict.
 async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Result<Verdict> {
     let mut load = scenario.load.clone();
     let regions = scenario.mesh.regions.clone();
@@ -217,7 +217,7 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
     let peal = Peal::start(plan).await?;
     let recipients: Vec<Recipient> = (0..load.recipients)
         .map(|number| {
-            // Else each would be handed in where its recipient lives.
+            // Otherwise every notification would be sent to its recipient's home region.
             let home = &load.homes[number / load.from.len() % load.homes.len()];
             Recipient::new("r", number, home, &load.devices, load.copies)
         })
@@ -229,12 +229,12 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
     let mut injector = Injector::new(peal, callers.clone(), StdRng::seed_from_u64(seed), seed);
     let injected = injector.run(scenario, notifications).await;
     injector.heal().await?;
-    callers.enough();
+    callers.stop_when_due();
     sending.await?;
-    let mut verdict = verdict::reach(&injector.peal, &callers, scenario, (injector.buried, injector.kills)).await?;
+    let mut verdict = verdict::reach(&injector.peal, &callers, scenario, injector.made()).await?;
     if let Some(figure) = scenario.figure {
-        let told = figures::figure(figure, &injector.peal, &callers, &injector.phases).await?;
-        verdict.measure(told, &scenario.expect);
+        let findings = figures::figure(figure, &injector.peal, &callers, &injector.phases).await?;
+        verdict.measure(findings, &scenario.expect);
     }
     match injected {
         Ok(failures) => verdict.complaints.extend(failures),

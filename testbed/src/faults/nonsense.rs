@@ -84,7 +84,7 @@ async fn tell(peal: &Peal, callers: &Callers, message: &Message) -> anyhow::Resu
     // Whoever it is for is the load's first recipient.
     let recipient = callers.recipients[0].id.parse()?;
     if message.ends.is_some_and(|state| state != State::Dead) {
-        callers.ask_also(JobId::of(&lane.app, &id.parse()?, &recipient, lane.channel));
+        callers.expect_also(JobId::of(&lane.app, &id.parse()?, &recipient, lane.channel));
     }
     let storing = publish::store(&js, lane.notify(), headers, message.body.bytes().into());
     Ok(tokio::time::timeout(Duration::from_secs(10), storing)

@@ -1,32 +1,28 @@
-//! Scenario files: a load, the faults in it, and what must come of it. Unknown keys are errors.
+//! Scenario files: a load, the faults that are made meanwhile, and the expected result. Unknown keys are errors.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
-use shared::{
-    channel::{Class, Provider},
-    nats::topology::Durability,
-    receipt::State,
-};
+use shared::{channel::Class, nats::topology::Durability, provider::Provider, receipt::State};
 
-use super::damage::{File, How};
+use super::damage::{DamageKind, DataFile};
 use crate::{
     links::{Between, Trouble},
     providers::{Answer, Rule},
 };
 
-/// Where the files are.
+/// The folder with the scenario files.
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/faults");
 
-/// From the first to the second; which, the seed decides.
+/// A range from the first number to the second. Where a scenario needs one number, the seed decides which.
 pub(super) type Range = (f64, f64);
 
-/// One file.
+/// One scenario file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Scenario {
-    /// The file's name.
+    /// The file's name without `.toml`.
     #[serde(skip)]
     pub(super) name: String,
     /// What it shows, in one line.
@@ -39,7 +35,7 @@ pub(super) struct Scenario {
     /// Whether it takes so long that it is only run when it is named.
     #[serde(default)]
     pub(super) long: bool,
-    /// What is measured.
+    /// A figure to measure and print.
     pub(super) figure: Option<Figure>,
     /// What the parts reach each other through.
     #[serde(default)]
@@ -48,21 +44,21 @@ pub(super) struct Scenario {
     pub(super) mesh: MeshPlan,
     #[serde(default)]
     pub(super) load: Load,
-    /// What the simulators do all the time.
+    /// Rules that simulators follow during the whole scenario.
     #[serde(default, rename = "script")]
     pub(super) scripts: Vec<Rules>,
     #[serde(default, rename = "fault")]
     pub(super) faults: Vec<Fault>,
-    /// Requests with nonsense, and their answers.
+    /// Invalid requests, and their expected answers.
     #[serde(default, rename = "request")]
     pub(super) requests: Vec<Request>,
-    /// Messages with nonsense, and their ends.
+    /// Invalid messages, and their expected final states.
     #[serde(default, rename = "message")]
     pub(super) messages: Vec<Message>,
     pub(super) expect: Expect,
 }
 
-/// What is measured, and told beside the verdict.
+/// A figure that is measured and printed beside the verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Figure {
@@ -70,9 +66,9 @@ pub(super) enum Figure {
     DrainRate,
     /// How long fresh notifications take before the first fault, and during it.
     FreshLatency,
-    /// What regions do while they are cut off, and how soon everything flows after.
+    /// What regions do while they are cut off, and how soon everything arrives afterwards.
     Autonomy,
-    /// How soon the workers of other regions help, and whether they end it by themselves.
+    /// How soon the workers of other regions help, and whether they stop by themselves.
     Spill,
 }
 
@@ -83,29 +79,30 @@ pub(super) enum Medium {
     /// Proxies, which can delay, cut and reset connections.
     #[default]
     Proxies,
-    /// A bridge between network namespaces, one for each party, none with a way out. Packets are lost, rates are real.
+    /// Network namespaces, one for each party, on one bridge and without a route to the outside. Packets can be lost, and
+    /// rates are real.
     Namespaces,
 }
 
-/// The mesh, where it is not as usual.
+/// The mesh, where it differs from the default.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct MeshPlan {
     pub(super) regions: Vec<String>,
     pub(super) workers: usize,
-    /// Whether the workers of each region stand by to help the others.
+    /// Whether the workers of each region help the other regions.
     pub(super) helpers: bool,
-    /// Jobs under way in the normal lane of a worker: what bounds how many a crash may double.
+    /// Jobs in flight in the normal lane of a worker. It limits how many pushes a crash may double.
     pub(super) in_flight: usize,
-    /// Settings of the workers, as TOML.
+    /// More settings of the workers, as TOML.
     pub(super) worker: String,
-    /// Settings of every provider, as TOML.
+    /// More settings of every provider, as TOML.
     pub(super) provider: String,
-    /// Settings of the gateway, as TOML tables.
+    /// More settings of the gateways, as TOML tables.
     pub(super) gateway: String,
-    /// Most bytes of the streams of work.
+    /// The most bytes that each stream of work may hold; -1 is no limit.
     pub(super) max_bytes: i64,
-    /// What gateways and nats-servers are to promise: with `production` each region has three servers.
+    /// The durability of gateways and nats-servers; with `production` each region has three servers.
     pub(super) durability: Durability,
 }
 
@@ -125,31 +122,32 @@ impl Default for MeshPlan {
     }
 }
 
-/// What is sent while the faults happen. It goes on at its rate until the last of them is over.
+/// The notifications that are sent meanwhile. The load continues at its rate until the last fault is over.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Load {
-    /// At least so many.
+    /// The least number of notifications.
     pub(super) notifications: usize,
-    /// A second.
+    /// Notifications a second.
     pub(super) rate: f64,
     pub(super) recipients: usize,
-    /// Devices of each recipient.
+    /// The providers of each recipient's devices.
     pub(super) devices: Vec<Provider>,
-    /// Of each of those, so many.
+    /// How many devices a recipient has at each of those providers.
     pub(super) copies: usize,
-    /// Taken in turn.
+    /// The classes of notifications, in turn.
     pub(super) classes: Vec<Class>,
-    /// Taken in turn.
-    pub(super) ways: Vec<Way>,
-    /// Regions they are handed in at, in turn; all if empty.
+    /// How notifications are sent, in turn.
+    #[serde(rename = "ways")]
+    pub(super) protocols: Vec<Protocol>,
+    /// The regions that notifications are sent to, in turn; all if empty.
     pub(super) from: Vec<String>,
-    /// Whether each is handed in at all of those, at once and with the same ids and `Idempotency-Key`.
+    /// Whether each notification is sent to all of those at once, with the same ids and the same `Idempotency-Key`.
     pub(super) everywhere: bool,
-    /// Regions the recipients live in; all if empty.
+    /// The home regions of recipients, in turn; all if empty.
     pub(super) homes: Vec<String>,
     pub(super) ttl_s: Option<u32>,
-    /// For how long a caller tries again.
+    /// How long a caller repeats a request that fails, seconds.
     pub(super) patience_s: f64,
 }
 
@@ -162,7 +160,7 @@ impl Default for Load {
             devices: vec![Provider::Apns],
             copies: 1,
             classes: vec![Class::Normal],
-            ways: vec![Way::Http],
+            protocols: vec![Protocol::Http],
             from: Vec::new(),
             everywhere: false,
             homes: Vec::new(),
@@ -173,7 +171,7 @@ impl Default for Load {
 }
 
 impl Load {
-    /// Three times as long as it takes at its rate.
+    /// A time limit for the load: three times as long as it takes at its rate.
     pub(super) fn length(&self) -> Duration {
         #[expect(clippy::cast_precision_loss, reason = "no load has 2^52 notifications")]
         let seconds = self.notifications as f64 / self.rate;
@@ -181,31 +179,33 @@ impl Load {
     }
 }
 
-/// How a notification is handed in.
+/// How a notification is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Way {
+pub(super) enum Protocol {
+    /// By a request to the gateway.
     Http,
+    /// By a publish to the region's NATS.
     Nats,
 }
 
-/// One kind of fault.
+/// A fault, and when it is made.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Fault {
     pub(super) inject: Inject,
-    /// When, as a share of the load handed in.
+    /// When it is made, as the share of the load that has been sent.
     #[serde(default = "early")]
     pub(super) at: Range,
-    /// For how long.
-    #[serde(default = "a_moment")]
+    /// How long it lasts, seconds.
+    #[serde(default = "briefly")]
     pub(super) for_s: Range,
-    /// How often.
+    /// How often it is made.
     #[serde(default = "once")]
     pub(super) times: usize,
-    /// Again after so many seconds until the load is handed in, instead of `at`.
+    /// If given, the fault is made every so many seconds until the load has been sent, instead of at `at`.
     pub(super) every_s: Option<f64>,
-    /// Where; any region if absent.
+    /// The region that it hits; a random one if absent.
     pub(super) region: Option<String>,
 }
 
@@ -213,7 +213,7 @@ fn early() -> Range {
     (0.1, 0.5)
 }
 
-fn a_moment() -> Range {
+fn briefly() -> Range {
     (0.3, 0.8)
 }
 
@@ -221,26 +221,26 @@ fn once() -> usize {
     1
 }
 
-/// What is done.
+/// What a fault does.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Inject {
-    /// SIGKILL, and started again.
-    Kill(Whom),
-    /// SIGKILL for two of a region's three nats-servers at once, and started again.
+    /// Processes are killed (SIGKILL) and started again.
+    Kill(VictimKind),
+    /// Two of a region's three nats-servers are killed at once and started again.
     Majority,
-    /// SIGSTOP, then SIGCONT.
-    Pause(Whom),
-    /// SIGTERM, and started again when it has ended.
-    Restart(Whom),
-    /// Runs only a fifth of the time.
-    Squeeze(Whom),
-    /// Aborts at each of these points in turn, at a random passing.
+    /// Processes are stopped by SIGSTOP and continue after SIGCONT.
+    Pause(VictimKind),
+    /// Processes are ended by SIGTERM and started again.
+    Restart(VictimKind),
+    /// A process runs for only a fifth of the time.
+    Squeeze(VictimKind),
+    /// A process aborts at each of these crash points in turn. Which passing of the point aborts is random.
     Crash { points: Vec<String>, passing: (u64, u64) },
-    /// Trouble on all links of a kind.
+    /// There is trouble on all links of a kind.
     Links { between: Between, trouble: Trouble },
-    /// A region is alone: no packet passes between it and the hub or any other region. Meanwhile people register there
-    /// and change their minds, and so many more are handed in for elsewhere, as fast as they are taken.
+    /// A region is cut off: no packet passes between it and the hub or any other region. Meanwhile recipients register
+    /// and opt out there, and `backlog` notifications for other regions are sent as fast as they are accepted.
     Isolate {
         #[serde(default)]
         backlog: usize,
@@ -251,33 +251,34 @@ pub(super) enum Inject {
     Swizzle,
     /// A simulator follows these rules.
     Script(Rules),
-    /// A simulator does something to its clients.
-    Simulator(Simulator),
-    /// A worker ends, one of its files is damaged, it starts again.
-    Damage { file: File, how: How },
+    /// A simulator disturbs its clients.
+    Simulator(SimulatorFault),
+    /// A worker is ended, one of its files is damaged, and it is started again.
+    Damage { file: DataFile, how: DamageKind },
     /// The disk under the files of a worker or a nats-server is full.
-    DiskFull(Whom),
-    /// A worker or a nats-server ends, and of its files only what it had flushed is left.
-    PowerLoss(Whom),
+    DiskFull(VictimKind),
+    /// A worker or a nats-server loses power: of its files, only flushed data is left.
+    PowerLoss(VictimKind),
     /// The disk of a worker or a nats-server fails to flush.
-    FlushErrors(Whom),
-    /// Its clock is wrong by so many seconds; it is started for that, and again.
-    Clock { whom: Whom, by_s: i64 },
-    /// The lane's consumer is deleted, and made again by a worker that starts.
+    FlushErrors(VictimKind),
+    /// The clock of a process is wrong by this many seconds. The process is restarted before and afterwards.
+    Clock { whom: VictimKind, by_s: i64 },
+    /// A lane's consumer is deleted. A worker that starts makes it again.
     ConsumerDeleted,
-    /// Everything accepted so far is sent again, by HTTP and by NATS.
+    /// Everything accepted so far is sent again, over HTTP and over NATS.
     Replay,
-    /// Connections that say nothing, and requests that never end.
+    /// This many connections send nothing, or requests that never end.
     IdleSockets(usize),
-    /// Devices are withdrawn while no worker looks.
+    /// Recipients remove their devices or opt out while no worker runs.
     Withdrawal,
-    /// So many more, handed in as fast as they are taken, to every sixteenth recipient; Apple answers them like this.
+    /// `count` more notifications are sent to one recipient in sixteen, as fast as they are accepted, and Apple gives
+    /// `answer` to all of their devices.
     Storm { count: usize, answer: Answer },
-    /// Devices are registered in a hurry, and every token ends with another recipient.
+    /// This many devices are registered at once, then again for other recipients.
     Stampede(usize),
 }
 
-/// How a simulator is to behave.
+/// The rules for one provider's simulator.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Rules {
@@ -285,37 +286,37 @@ pub(super) struct Rules {
     pub(super) rules: Vec<Rule>,
 }
 
-/// Who suffers. Of several, the seed picks one.
+/// The processes that a fault hits. Of several, the seed chooses one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Whom {
+pub(super) enum VictimKind {
     Gateway,
     Worker,
     Nats,
     Hub,
     /// A gateway, a worker or a region's nats-server.
     Any,
-    /// Gateways and workers in turn.
+    /// All gateways and workers, one after another.
     Programs,
-    /// Everyone in turn.
+    /// All processes, one after another.
     All,
 }
 
-/// What a simulator may do to its clients.
+/// How a simulator disturbs its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Simulator {
-    /// GOAWAY on every connection, again and again.
+pub(super) enum SimulatorFault {
+    /// It sends GOAWAY on every connection, repeatedly.
     GoAway,
-    /// Every connection closes without a word, again and again.
+    /// It closes every connection without notice, repeatedly.
     Close,
-    /// It ends and starts again.
+    /// It stops and starts again.
     Restart,
     /// The APNs key is unknown for a while.
     RevokeKey,
     /// FCM forgets its access tokens.
     RevokeTokens,
-    /// FCM forgets its access tokens, and gives out no new ones for a while.
+    /// FCM forgets its access tokens, and issues no new ones for a while.
     TokensDown,
 }
 
@@ -328,7 +329,7 @@ pub(super) struct Request {
     pub(super) method: String,
     #[serde(default = "notifications")]
     pub(super) path: String,
-    /// Another API key; none if empty.
+    /// The API key to use instead of the app's; if empty, the request has none.
     pub(super) key: Option<String>,
     #[serde(default)]
     pub(super) headers: BTreeMap<String, String>,
@@ -345,7 +346,7 @@ fn notifications() -> String {
     "/v1/notifications".into()
 }
 
-/// A message to the lane of a region.
+/// A message that is published to a lane of a region.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Message {
@@ -354,11 +355,11 @@ pub(super) struct Message {
     pub(super) headers: BTreeMap<String, String>,
     #[serde(flatten)]
     pub(super) body: Body,
-    /// How it ends; absent if no stream takes it.
+    /// Its final state; absent if no stream accepts it.
     pub(super) ends: Option<State>,
 }
 
-/// A body, as text or in hexadecimal digits; `%PAD%` stands for `pad` times `x`, `%DEEP%` for so many brackets.
+/// A body, as text or in hexadecimal digits. `%PAD%` is replaced by `pad` times `x`, `%DEEP%` by `pad` brackets.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct Body {
     #[serde(default, rename = "body")]
@@ -383,23 +384,24 @@ impl Body {
     }
 }
 
-/// What must come of it.
+/// The expected result.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Expect {
-    /// Deliveries of accepted notifications without a final state, or said to be delivered and not.
+    /// Deliveries of accepted notifications without a final state, or whose receipt says `delivered` although the push
+    /// did not arrive; at most.
     #[serde(default)]
     pub(super) lost: usize,
-    /// Pushes that reached a device more than once.
+    /// Pushes that arrived at a device more than once; at most.
     #[serde(default)]
     pub(super) doubled: usize,
-    /// So many more for each time that a worker was killed.
+    /// How many more pushes may be doubled for each kill of a worker.
     #[serde(default)]
     pub(super) doubled_a_kill: usize,
-    /// Notifications that no gateway or stream would take.
+    /// Notifications that were never accepted; at most.
     #[serde(default)]
     pub(super) refused: usize,
-    /// Seconds from the end of the last fault until everything is settled.
+    /// How long it may take after the last fault until everything is settled, seconds.
     pub(super) drain_s: f64,
     /// Final states as shares of all deliveries; without any, all are `delivered`.
     #[serde(default)]
@@ -407,13 +409,13 @@ pub(super) struct Expect {
     /// Whether a push may arrive although its provider says that it did not.
     #[serde(default)]
     pub(super) arrives_anyway: bool,
-    /// A defect that is not mended yet: what is broken is shown and does not count.
+    /// A known defect. A broken scenario is shown as `known` and does not fail the suite.
     pub(super) known: Option<String>,
-    /// Figures that are judged, by name. Only for scenarios that are not run before every change: a busy machine would
-    /// judge with.
+    /// Ranges of figures, by name. Only for scenarios that are not run before every change: on a busy machine they would
+    /// fail without a defect.
     #[serde(default)]
     pub(super) figures: BTreeMap<String, Range>,
-    /// Whether done work is trimmed meanwhile, so that the streams hold less than was accepted.
+    /// Whether finished work is trimmed meanwhile, so that the streams hold less than was accepted.
     #[serde(default)]
     pub(super) trims: bool,
 }
@@ -442,7 +444,7 @@ impl Scenario {
 /// All scenarios in the order of their names.
 ///
 /// # Errors
-/// When a file cannot be understood.
+/// When a file cannot be read or is no scenario.
 pub(super) fn all() -> anyhow::Result<Vec<Scenario>> {
     let mut paths: Vec<_> = std::fs::read_dir(FOLDER)
         .with_context(|| format!("reading {FOLDER}"))?
@@ -476,7 +478,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_file_is_understood() {
+    fn every_scenario_file_is_valid() {
         let scenarios = all().unwrap();
         assert!(scenarios.iter().any(|scenario| scenario.short));
         let rows: std::collections::BTreeSet<u32> =

@@ -1,5 +1,5 @@
-//! What came of a scenario: what the callers were told, what the receipts say and what the simulators saw, held against
-//! each other.
+//! The verdict on a scenario. It compares the answers that callers got, the receipts, and the pushes that arrived at the
+//! simulators.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -15,7 +15,7 @@ use shared::{
 use tokio::time::{Instant, sleep};
 
 use super::{
-    figures::Told,
+    figures::Findings,
     load::Callers,
     scenario::{Expect, Scenario},
 };
@@ -24,56 +24,62 @@ use crate::{
     peal::Peal,
 };
 
-/// A redelivery that doubles is only seen after it came, and the server waits half a minute for an acknowledgement.
+/// The server redelivers a message after half a minute without an acknowledgement; a push that is doubled by that shows
+/// only afterwards.
 const QUIET_WITHIN: Duration = Duration::from_secs(40);
 
-/// What was counted.
+/// What the injector did that explains deviations.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Made {
+    /// How many unreadable messages were sent.
+    pub(super) unreadable: usize,
+    /// How often a worker was killed.
+    pub(super) worker_kills: usize,
+}
+
+/// What was counted, and which expectations are not met.
 #[derive(Debug, Default)]
 pub(super) struct Verdict {
-    /// Handed in.
+    /// Notifications that were sent.
     pub(super) notifications: usize,
     pub(super) refused: usize,
     pub(super) lost: usize,
     pub(super) doubled: usize,
     pub(super) unexplained: usize,
     pub(super) drained_in: Duration,
-    /// How many may be doubled.
+    /// How many pushes may be doubled.
     pub(super) doubled_at_most: usize,
-    /// How long the audit took that `peal verify` makes.
+    /// How long an audit took; it is the one that `peal verify` makes.
     pub(super) verified_in: Duration,
     pub(super) figures: Vec<String>,
     pub(super) states: BTreeMap<State, usize>,
-    /// What is wrong, in words.
+    /// Every unmet expectation, as a sentence.
     pub(super) complaints: Vec<String>,
-    /// Some of the jobs with which something is wrong.
+    /// Some of the jobs that are lost, doubled or not final.
     pub(super) suspects: Vec<JobId>,
-    /// Where the lanes' consumers stand.
+    /// The state of the lanes' consumers.
     pub(super) lanes: Vec<String>,
 }
 
-/// Deliveries of which nothing final is known.
+/// A verdict so far.
 struct Count {
     verdict: Verdict,
+    /// Deliveries without a final receipt.
     pending: usize,
 }
 
-/// Waits until everything accepted is settled, or twice the time for that has passed; then judges.
+/// Waits until everything accepted is settled, or until twice the expected time has passed; then judges.
 ///
 /// # Errors
 /// When a region does not answer.
-pub(super) async fn reach(
-    peal: &Peal,
-    callers: &Callers,
-    scenario: &Scenario,
-    (buried, kills): (usize, usize),
-) -> anyhow::Result<Verdict> {
+pub(super) async fn reach(peal: &Peal, callers: &Callers, scenario: &Scenario, made: Made) -> anyhow::Result<Verdict> {
     let begun = Instant::now();
     let patience = Duration::from_secs_f64(2.0 * scenario.expect.drain_s);
     let drained_in = loop {
         let audit = Audit::read(peal).await?;
-        // Everything is only counted when the streams say that nothing is missing.
+        // Counting is expensive, so it waits until the equation says that nothing is in flight.
         let settled = audit.equation().is_settled()
-            && count(peal, callers, &audit, (buried, scenario.expect.trims))
+            && count(peal, callers, &audit, made.unreadable, scenario.expect.trims)
                 .await?
                 .pending
                 == 0;
@@ -87,27 +93,15 @@ pub(super) async fn reach(
     let verifying = Instant::now();
     let audit = Audit::read(peal).await?;
     let verified_in = verifying.elapsed();
-    let mut verdict = count(peal, callers, &audit, (buried, scenario.expect.trims))
+    let mut verdict = count(peal, callers, &audit, made.unreadable, scenario.expect.trims)
         .await?
         .verdict;
     verdict.drained_in = drained_in;
     verdict.verified_in = verified_in;
-    verdict.doubled_at_most = scenario.expect.doubled + kills * scenario.expect.doubled_a_kill;
+    verdict.doubled_at_most = scenario.expect.doubled + made.worker_kills * scenario.expect.doubled_a_kill;
     verdict.lanes = lanes;
-    let equation = audit.equation();
-    if !equation.holds() && !scenario.expect.trims {
-        verdict
-            .complaints
-            .push(format!("the ledger equation does not hold: {equation}"));
-        for broken in &audit.report.broken {
-            verdict
-                .complaints
-                .push(format!("{} {}", broken.count, broken.how.meaning()));
-            let named = broken.named.iter().take(3);
-            verdict
-                .suspects
-                .splice(0..0, named.filter_map(|culprit| culprit.id.to_string().parse().ok()));
-        }
+    if !scenario.expect.trims {
+        verdict.judge_equation(&audit);
     }
     if !quiet {
         verdict
@@ -118,7 +112,8 @@ pub(super) async fn reach(
     Ok(verdict)
 }
 
-/// Waits until no lane has anything left, or that took too long; and where each then stands.
+/// Waits until no lane has messages left, for at most [`QUIET_WITHIN`]. Returns whether all were empty, and the state of
+/// each.
 async fn wait_quiet(peal: &Peal) -> anyhow::Result<(bool, Vec<String>)> {
     let deadline = Instant::now() + QUIET_WITHIN;
     let (mut quiet, mut lanes) = (true, Vec::new());
@@ -149,30 +144,21 @@ async fn wait_quiet(peal: &Peal) -> anyhow::Result<(bool, Vec<String>)> {
             }
         }
     }
-    // The last of them may still be on its way to a provider.
+    // The last push may still be on its way to a provider.
     sleep(Duration::from_millis(300)).await;
     Ok((quiet, lanes))
 }
 
-async fn count(peal: &Peal, callers: &Callers, audit: &Audit, (buried, trims): (usize, bool)) -> anyhow::Result<Count> {
+async fn count(peal: &Peal, callers: &Callers, audit: &Audit, unreadable: usize, trims: bool) -> anyhow::Result<Count> {
     let deliveries = Audit::deliveries(peal).await?;
-    let mut seen: HashMap<(String, String), usize> = HashMap::new();
-    let (mut ids, mut renamed) = (HashMap::new(), 0);
-    for (simulator, push) in peal.simulators.delivered() {
-        let key = (simulator.job_of(&push).unwrap_or_default(), push.token);
-        *seen.entry(key.clone()).or_default() += 1;
-        if simulator.keeps_ids() {
-            renamed += usize::from(*ids.entry(key).or_insert(push.id.clone()) != push.id);
-        }
-    }
+    let arrivals = Arrivals::read(peal);
     let mut count = Count {
         verdict: Verdict::default(),
         pending: 0,
     };
     let verdict = &mut count.verdict;
-    let mut known: HashSet<String> = callers.also_asked();
+    let mut known: HashSet<String> = callers.also_expected();
     let mut counted: HashSet<JobId> = HashSet::new();
-    let mut of_load = 0;
     for sent in callers.sent() {
         let job = callers.job(&sent)?;
         known.insert(job.to_string());
@@ -181,55 +167,76 @@ async fn count(peal: &Peal, callers: &Callers, audit: &Audit, (buried, trims): (
         if sent.accepted.is_none() || !counted.insert(job) {
             continue;
         }
-        let last = |key| final_state(&deliveries, &key);
-        let whole = last((job, None));
+        let whole = final_state(&deliveries, &(job, None));
         for device in &callers.recipients[sent.recipient].devices {
-            let state = whole.or_else(|| last((job, Some(device.address))));
-            let arrived = seen.get(&(job.to_string(), device.token.clone())).copied().unwrap_or(0);
-            if arrived > 1 {
-                verdict.doubled += arrived - 1;
-                verdict.suspect(job);
-            }
-            let Some(state) = state else {
-                count.pending += 1;
-                verdict.suspect(job);
-                verdict.lose(&format!(
-                    "{} to {}: no final receipt, {arrived} arrived",
-                    sent.event, device.token
-                ));
-                continue;
-            };
-            of_load += usize::from(state == State::Dead);
-            *verdict.states.entry(state).or_default() += 1;
-            if state == State::Delivered && arrived == 0 {
-                verdict.lose(&format!("{} to {}: said to be delivered", sent.event, device.token));
-            }
-            if state != State::Delivered && arrived > 0 {
-                verdict.arrived_anyway(&format!("{} to {}: {state}, and arrived", sent.event, device.token));
-            }
+            let state = whole.or_else(|| final_state(&deliveries, &(job, Some(device.address))));
+            let arrived = arrivals.count(job, &device.token);
+            let what = format!("{} to {}", sent.event, device.token);
+            count.pending += usize::from(state.is_none());
+            verdict.judge_delivery(job, &what, state, arrived);
         }
     }
-    let invented = seen.keys().filter(|(job, _)| !known.contains(job)).count();
+    let invented = arrivals.of_other_jobs(&known);
     let equation = audit.equation();
-    let dead = equation.by_state.get(&State::Dead).copied().unwrap_or(0) - of_load;
+    let all_dead = equation.by_state.get(&State::Dead).copied().unwrap_or(0);
+    let dead = all_dead - verdict.states.get(&State::Dead).copied().unwrap_or(0);
+    let renamed = arrivals.renamed;
     if renamed > 0 {
         verdict
             .complaints
-            .push(format!("{renamed} pushes came again under another apns-id"));
+            .push(format!("{renamed} pushes were repeated under another id"));
     }
     if invented > 0 {
         verdict
             .complaints
-            .push(format!("{invented} pushes that nobody asked for"));
+            .push(format!("{invented} pushes arrived that no caller sent"));
     }
-    if dead != buried {
-        verdict
-            .complaints
-            .push(format!("{dead} unreadable messages among the dead, of {buried} sent"));
+    if dead != unreadable {
+        verdict.complaints.push(format!(
+            "{dead} dead letters of unreadable messages, {unreadable} were sent"
+        ));
     }
     let wrong = if trims { 0 } else { equation.wrong };
-    verdict.unexplained += invented + renamed + wrong + dead.abs_diff(buried);
+    verdict.unexplained += invented + renamed + wrong + dead.abs_diff(unreadable);
     Ok(count)
+}
+
+/// The pushes that arrived at the simulators.
+struct Arrivals {
+    /// How often each job arrived at each token.
+    by_job_and_token: HashMap<(String, String), usize>,
+    /// Pushes that were repeated under another id although the provider keeps ids.
+    renamed: usize,
+}
+
+impl Arrivals {
+    fn read(peal: &Peal) -> Self {
+        let mut arrivals = Self {
+            by_job_and_token: HashMap::new(),
+            renamed: 0,
+        };
+        let mut ids = HashMap::new();
+        for (simulator, push) in peal.simulators.delivered() {
+            let key = (simulator.job_of(&push).unwrap_or_default(), push.token);
+            *arrivals.by_job_and_token.entry(key.clone()).or_default() += 1;
+            if simulator.keeps_ids() {
+                let first = ids.entry(key).or_insert_with(|| push.id.clone());
+                arrivals.renamed += usize::from(*first != push.id);
+            }
+        }
+        arrivals
+    }
+
+    fn count(&self, job: JobId, token: &str) -> usize {
+        let key = (job.to_string(), token.to_owned());
+        self.by_job_and_token.get(&key).copied().unwrap_or(0)
+    }
+
+    /// How many pairs of job and token belong to none of the known jobs.
+    fn of_other_jobs(&self, known: &HashSet<String>) -> usize {
+        let keys = self.by_job_and_token.keys();
+        keys.filter(|(job, _)| !known.contains(job)).count()
+    }
 }
 
 fn final_state(deliveries: &Deliveries, key: &(JobId, Option<shared::id::AddressId>)) -> Option<State> {
@@ -238,16 +245,16 @@ fn final_state(deliveries: &Deliveries, key: &(JobId, Option<shared::id::Address
 }
 
 impl Verdict {
-    /// Whether everything was as expected.
+    /// Whether every expectation is met.
     pub(super) fn holds(&self) -> bool {
         self.complaints.is_empty()
     }
 
-    /// Keeps what was measured, and judges what is expected of it.
-    pub(super) fn measure(&mut self, told: Told, expect: &Expect) {
-        self.figures = told.lines;
+    /// Records the findings, and judges those that the scenario has expectations for.
+    pub(super) fn measure(&mut self, findings: Findings, expect: &Expect) {
+        self.figures = findings.lines;
         for (name, (least, most)) in &expect.figures {
-            match told.values.get(&**name) {
+            match findings.values.get(&**name) {
                 Some(value) if (*least..=*most).contains(value) => {}
                 Some(value) => self
                     .complaints
@@ -259,10 +266,47 @@ impl Verdict {
         }
     }
 
-    /// The first few are enough to look for a cause.
+    /// Remembers the first few jobs, which are enough to look for a cause.
     fn suspect(&mut self, job: JobId) {
         if self.suspects.len() < 3 {
             self.suspects.push(job);
+        }
+    }
+
+    /// Complains if the ledger equation does not hold.
+    fn judge_equation(&mut self, audit: &Audit) {
+        let equation = audit.equation();
+        if equation.holds() {
+            return;
+        }
+        self.complaints
+            .push(format!("the ledger equation does not hold: {equation}"));
+        for broken in &audit.report.broken {
+            self.complaints
+                .push(format!("{} {}", broken.count, broken.how.meaning()));
+            let named = broken.named.iter().take(3);
+            self.suspects
+                .splice(0..0, named.filter_map(|culprit| culprit.id.to_string().parse().ok()));
+        }
+    }
+
+    /// Compares the final state of a delivery with how often it arrived.
+    fn judge_delivery(&mut self, job: JobId, what: &str, state: Option<State>, arrived: usize) {
+        if arrived > 1 {
+            self.doubled += arrived - 1;
+            self.suspect(job);
+        }
+        let Some(state) = state else {
+            self.suspect(job);
+            self.lose(&format!("{what}: no final receipt, {arrived} arrived"));
+            return;
+        };
+        *self.states.entry(state).or_default() += 1;
+        if state == State::Delivered && arrived == 0 {
+            self.lose(&format!("{what}: delivered by its receipt, but it did not arrive"));
+        }
+        if state != State::Delivered && arrived > 0 {
+            self.arrived_anyway(&format!("{what}: {state}, and arrived"));
         }
     }
 
@@ -292,12 +336,12 @@ impl Verdict {
             ("refused", self.refused, expect.refused),
         ] {
             if found > most {
-                self.complaints.push(format!("{found} {what}, at most {most} may be"));
+                self.complaints.push(format!("{found} {what}, expected at most {most}"));
             }
         }
         if self.drained_in.as_secs_f64() > expect.drain_s {
             self.complaints.push(format!(
-                "drained in {:.1?}, expected {} s",
+                "drained in {:.1?}, expected at most {} s",
                 self.drained_in, expect.drain_s
             ));
         }

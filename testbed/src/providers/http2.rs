@@ -22,28 +22,28 @@ use tokio::sync::watch;
 
 use super::reply::{Reply, Site};
 use super::script::{Act, ResetCode};
-use super::wire::{Insert, StreamLimits, Wire};
+use super::wire::{FrameWriter, Insert, StreamLimits};
 
-/// More than any provider reads; what is longer is refused by its length alone.
-const LONGEST_BODY: usize = 64 * 1024;
+/// The longest request body that is read; more than any provider accepts, so the length alone is enough to refuse.
+const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// The window of one stream, bytes: the HTTP/2 default, and more than any valid body.
-const STREAM_WINDOW: u32 = 65_535;
+const STREAM_WINDOW_BYTES: u32 = 65_535;
 
 /// The window of a connection, bytes: a thousand streams of full bodies without waiting for an update.
-const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
 /// After a scripted GOAWAY and the last answer, how long the client has to close the connection itself.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const CLOSE_AFTER_GOAWAY: Duration = Duration::from_secs(1);
 
-/// What all connections of a listener are told from outside.
+/// What all connections of a listener have to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// Carry on; the number tells one order from the one before.
+pub(crate) enum ConnectionOrder {
+    /// Continue to serve. In the other orders, the number distinguishes an order from the one before it.
     Serve,
     /// Finish what is open (GOAWAY), then close.
     Leave(u64),
-    /// Close now, without a word.
+    /// Close now, without notice.
     Cut(u64),
 }
 
@@ -53,16 +53,16 @@ pub(crate) async fn serve<S, T>(
     site: Arc<S>,
     connection: u64,
     limits: StreamLimits,
-    mut orders: watch::Receiver<Order>,
+    mut orders: watch::Receiver<ConnectionOrder>,
 ) where
     S: Site,
     T: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let (io, insert) = Wire::new(io, limits);
+    let (io, insert) = FrameWriter::new(io, limits);
     let handshake = Builder::new()
         .max_concurrent_streams(limits.full)
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_reset_streams(4096)
         .max_pending_accept_reset_streams(4096)
         .max_local_error_reset_streams(None)
@@ -90,18 +90,18 @@ pub(crate) async fn serve<S, T>(
                 return;
             }
             changed = orders.changed() => match *orders.borrow_and_update() {
-                Order::Leave(_) => driver.h2.graceful_shutdown(),
-                Order::Cut(_) => return,
-                Order::Serve => if changed.is_err() { return },
+                ConnectionOrder::Leave(_) => driver.h2.graceful_shutdown(),
+                ConnectionOrder::Cut(_) => return,
+                ConnectionOrder::Serve => if changed.is_err() { return },
             },
         }
     }
 }
 
 /// Returns when the listener cuts or stops; until then the caller keeps the socket, open and silent.
-async fn frozen(orders: &mut watch::Receiver<Order>) {
+async fn frozen(orders: &mut watch::Receiver<ConnectionOrder>) {
     while orders.changed().await.is_ok() {
-        if matches!(*orders.borrow_and_update(), Order::Cut(_)) {
+        if matches!(*orders.borrow_and_update(), ConnectionOrder::Cut(_)) {
             return;
         }
     }
@@ -116,7 +116,7 @@ enum End {
 struct Driver<S: Site, T> {
     site: Arc<S>,
     session: S::Session,
-    h2: Connection<Wire<T>, Bytes>,
+    h2: Connection<FrameWriter<T>, Bytes>,
     insert: Arc<Insert>,
     gate: Gate,
     arrived: Vec<Exchange>,
@@ -192,7 +192,7 @@ enum Step {
 
 impl Exchange {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        while self.got.len() <= LONGEST_BODY {
+        while self.got.len() <= BODY_BYTES_MAX {
             let Some(chunk) = ready!(self.body.poll_data(cx)).transpose()? else {
                 break;
             };
@@ -242,7 +242,7 @@ where
     S: Site,
     T: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    /// Reads what has come, answers what can be answered, and comes back when there is nothing left to do.
+    /// Reads requests, answers those that are complete, and returns when there is nothing left to do.
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
             if self.accept(cx).is_ready() {
@@ -400,7 +400,7 @@ where
         self.gate.open = self.gate.open.saturating_sub(1);
         if self.last_stream.is_some() && self.open == 0 {
             self.waiting.push(Box::pin(async {
-                tokio::time::sleep(LAST_WORDS).await;
+                tokio::time::sleep(CLOSE_AFTER_GOAWAY).await;
                 Step::Over
             }));
         }
@@ -415,7 +415,7 @@ where
             return false;
         }
         // This fails while the client has not acknowledged the first SETTINGS; its doing so begins another turn.
-        let sent = self.h2.set_initial_window_size(STREAM_WINDOW).is_ok();
+        let sent = self.h2.set_initial_window_size(STREAM_WINDOW_BYTES).is_ok();
         if sent {
             self.gate.state = GateState::Unlocked;
         }
@@ -423,7 +423,7 @@ where
     }
 }
 
-/// A client that has gone away needs no answer, so failures to send are its own affair.
+/// A failure to send means that the client is gone, and is ignored.
 fn send(mut respond: SendResponse<Bytes>, reply: Reply) {
     let (head, body) = reply.response.into_parts();
     let head = http::Response::from_parts(head, ());

@@ -12,20 +12,20 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::http2::Order;
+use super::http2::ConnectionOrder;
 use super::reply::Site;
 use super::tls::Authority;
 use super::wire::StreamLimits;
 use super::{http1, http2};
 
-/// A client that cannot finish a TLS handshake in this time is gone.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A connection whose TLS handshake takes longer than this is dropped.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
 /// A running server. Dropping it stops it.
 #[derive(Debug)]
 pub(crate) struct Listener {
     addr: SocketAddr,
-    orders: watch::Sender<Order>,
+    orders: watch::Sender<ConnectionOrder>,
     order_number: AtomicU64,
     stopping: CancellationToken,
     tasks: TaskTracker,
@@ -44,7 +44,7 @@ impl Listener {
             .with_context(|| format!("listening on {listen}"))?;
         let listener = Self {
             addr: socket.local_addr()?,
-            orders: watch::Sender::new(Order::Serve),
+            orders: watch::Sender::new(ConnectionOrder::Serve),
             order_number: AtomicU64::new(0),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -70,15 +70,15 @@ impl Listener {
 
     /// Every connection gets a GOAWAY, finishes what is open, and closes. New ones are accepted.
     pub(crate) fn leave(&self) {
-        self.order(Order::Leave);
+        self.order(ConnectionOrder::Leave);
     }
 
-    /// Every connection closes now, without a word. New ones are accepted.
+    /// Every connection closes now, without notice. New ones are accepted.
     pub(crate) fn cut(&self) {
-        self.order(Order::Cut);
+        self.order(ConnectionOrder::Cut);
     }
 
-    fn order(&self, order: fn(u64) -> Order) {
+    fn order(&self, order: fn(u64) -> ConnectionOrder) {
         let number = self.order_number.fetch_add(1, Ordering::Relaxed);
         self.orders.send_replace(order(number));
     }
@@ -101,7 +101,7 @@ struct Accept<S> {
     acceptor: TlsAcceptor,
     limits: StreamLimits,
     site: Arc<S>,
-    orders: watch::Sender<Order>,
+    orders: watch::Sender<ConnectionOrder>,
     stopping: CancellationToken,
     tasks: TaskTracker,
 }
@@ -111,7 +111,7 @@ impl<S: Site> Accept<S> {
         let mut connection = 0;
         loop {
             let Ok((stream, _)) = socket.accept().await else {
-                // Out of file descriptors, most likely; some will be closed soon.
+                // Most likely there are no free file descriptors; some will be closed soon.
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 continue;
             };
@@ -132,12 +132,12 @@ async fn serve<S: Site>(
     site: Arc<S>,
     connection: u64,
     limits: StreamLimits,
-    orders: watch::Receiver<Order>,
+    orders: watch::Receiver<ConnectionOrder>,
 ) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else {
+    let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await else {
         return;
     };
     let open = Open::new(&*site);

@@ -46,7 +46,7 @@ pub struct Rule {
     /// The share of matching requests to which the rule applies, 0.0 to 1.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
-    /// How often the rule applies before it is used up; absent means for ever.
+    /// How often the rule applies before it is used up; absent means forever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<u64>,
     /// How long the answer waits, milliseconds.
@@ -117,7 +117,7 @@ pub enum Act {
         #[serde(default = "shutdown")]
         reason: String,
     },
-    /// The connection closes without a word: no TLS close, no GOAWAY.
+    /// The connection closes without notice: no TLS close, no GOAWAY.
     Close,
     /// The stream is never answered; the connection lives on.
     BlackHole,
@@ -152,7 +152,7 @@ impl Rule {
         }
     }
 
-    /// A rule for every target that begins so.
+    /// A rule for every target that begins with `prefix`.
     pub fn prefix(prefix: &str) -> Self {
         Self {
             prefix: Some(prefix.to_owned()),
@@ -229,7 +229,7 @@ impl Answer {
         })
     }
 
-    /// The connection closes without a word.
+    /// The connection closes without notice.
     pub fn close() -> Self {
         Self::act(Act::Close)
     }
@@ -342,7 +342,7 @@ impl ScriptHandle {
         Ok(handle)
     }
 
-    /// Replaces the whole script; all counts begin anew. A reason the provider does not know needs a status.
+    /// Replaces the whole script; all counts start again. A reason the provider does not know needs a status.
     pub fn set(&self, script: Script) -> anyhow::Result<()> {
         for rule in &script.rules {
             let answer = &rule.answer;
@@ -361,7 +361,7 @@ impl ScriptHandle {
         Ok(())
     }
 
-    /// Adds a rule behind the others, whose counts begin anew.
+    /// Adds a rule behind the others, whose counts start again.
     pub fn add(&self, rule: Rule) -> anyhow::Result<()> {
         let mut script = self.get();
         script.rules.push(rule);

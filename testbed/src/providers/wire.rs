@@ -1,4 +1,4 @@
-//! The writing side of a connection, where two things are said that `h2`'s server has no words for.
+//! The writing side of a connection, which sends two things that `h2`'s server cannot send.
 //!
 //! APNs announces one concurrent stream, and many once it has seen a valid provider token; and its GOAWAY names any
 //! last stream and carries a reason. `h2` enforces the number of streams it was built with and can only change the
@@ -30,7 +30,7 @@ pub(crate) struct StreamLimits {
 
 /// Wraps what `h2` writes to.
 #[derive(Debug)]
-pub(crate) struct Wire<T> {
+pub(crate) struct FrameWriter<T> {
     io: T,
     limits: StreamLimits,
     settings_seen: u32,
@@ -73,10 +73,10 @@ impl Insert {
     }
 }
 
-impl<T> Wire<T> {
+impl<T> FrameWriter<T> {
     pub(crate) fn new(io: T, limits: StreamLimits) -> (Self, Arc<Insert>) {
         let insert = Arc::new(Insert::default());
-        let wire = Self {
+        let writer = Self {
             io,
             limits,
             settings_seen: 0,
@@ -85,7 +85,7 @@ impl<T> Wire<T> {
             out: BytesMut::new(),
             insert: Arc::clone(&insert),
         };
-        (wire, insert)
+        (writer, insert)
     }
 
     /// Copies whole frames to `out`, with our numbers in the SETTINGS. `h2` writes a frame's head in one piece, and a
@@ -136,7 +136,7 @@ impl<T> Wire<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> Wire<T> {
+impl<T: AsyncWrite + Unpin> FrameWriter<T> {
     fn drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_empty() {
             let n = ready!(Pin::new(&mut self.io).poll_write(cx, &self.out))?;
@@ -149,13 +149,13 @@ impl<T: AsyncWrite + Unpin> Wire<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Wire<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for FrameWriter<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Wire<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for FrameWriter<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.drain(cx))?;
         if self.passing {
@@ -210,27 +210,27 @@ mod tests {
     #[test]
     fn the_first_settings_say_one_stream_and_the_second_say_all() {
         let limits = StreamLimits { first: 1, full: 1000 };
-        let (mut wire, _) = Wire::new((), limits);
+        let (mut writer, _) = FrameWriter::new((), limits);
         let head = [0, 0, 6, SETTINGS, 0, 0, 0, 0, 0];
         let mut first = head.to_vec();
         first.extend([0, 3, 0, 0, 3, 232]);
-        wire.rewrite(&first);
-        assert_eq!(wire.out[FRAME_HEAD..], [0, 3, 0, 0, 0, 1]);
+        writer.rewrite(&first);
+        assert_eq!(writer.out[FRAME_HEAD..], [0, 3, 0, 0, 0, 1]);
 
         // Another frame, in two writes, with bytes that look like SETTINGS in its body.
         let mut data = vec![0, 0, 9, 0, 0, 0, 0, 0, 1];
         data.extend([0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]);
-        wire.out.clear();
-        wire.rewrite(&data[..12]);
-        wire.rewrite(&data[12..]);
-        assert_eq!(wire.out[..], data[..]);
+        writer.out.clear();
+        writer.rewrite(&data[..12]);
+        writer.rewrite(&data[12..]);
+        assert_eq!(writer.out[..], data[..]);
 
-        wire.out.clear();
+        writer.out.clear();
         let mut second = head.to_vec();
         second.extend([0, 4, 0, 1, 0, 0]);
-        wire.rewrite(&second);
-        assert_eq!(wire.out[..3], [0, 0, 12]);
-        assert_eq!(wire.out[FRAME_HEAD..], [0, 4, 0, 1, 0, 0, 0, 3, 0, 0, 3, 232]);
-        assert!(wire.passing);
+        writer.rewrite(&second);
+        assert_eq!(writer.out[..3], [0, 0, 12]);
+        assert_eq!(writer.out[FRAME_HEAD..], [0, 4, 0, 1, 0, 0, 0, 3, 0, 0, 3, 232]);
+        assert!(writer.passing);
     }
 }

@@ -81,7 +81,7 @@ async fn each_accepted_job_is_stored_for_the_home_region_of_its_recipient() {
     let far = jobs(&rig, topology::OUTBOX).await;
     let names = |jobs: &[(String, _, Job)]| {
         jobs.iter()
-            .map(|(_, _, job)| job.body.recipient.to_string())
+            .map(|(_, _, job)| job.recipient.to_string())
             .collect::<HashSet<_>>()
     };
     assert_eq!(names(&near), HashSet::from(["near".to_owned(), "ünknown/§".to_owned()]));
@@ -91,8 +91,11 @@ async fn each_accepted_job_is_stored_for_the_home_region_of_its_recipient() {
         assert_eq!(job.notification.to_string(), id);
         assert_eq!(headers.get("Nats-Msg-Id").unwrap().as_str(), job.id.to_string());
         assert_eq!(job.origin, region("eu"));
-        assert_eq!(job.body.category.as_ref().unwrap().as_str(), "orders");
-        assert_eq!(serde_json::to_value(&job.body.push).unwrap()["title"], "Hi \"there\"");
+        assert_eq!(job.category.as_ref().unwrap().as_str(), "orders");
+        assert_eq!(
+            serde_json::to_value(job.body()).unwrap()["push"]["title"],
+            "Hi \"there\""
+        );
         assert_eq!(headers.get("traceparent"), None);
     }
 }
@@ -209,7 +212,7 @@ async fn a_key_used_in_one_region_is_known_in_the_others() {
             provision::prepare_hub(&provision::hub(hub), 1).await.unwrap();
         }
         let mesh = topology::Mesh {
-            here: topology::Here {
+            here: topology::RegionSettings {
                 region: region(name),
                 durability: topology::Durability::default(),
                 max_bytes: -1,
@@ -486,7 +489,7 @@ async fn without_a_collector_the_callers_trace_is_passed_on_unchanged() {
         let jobs = jobs(&rig, topology::NOTIFY).await;
         let (_, headers, _) = jobs
             .iter()
-            .find(|(_, _, job)| job.body.recipient.as_str() == recipient)
+            .find(|(_, _, job)| job.recipient.as_str() == recipient)
             .unwrap();
         let stored = headers.get("traceparent").map(ToString::to_string);
         assert_eq!(stored, is_trace.then(|| sent.to_owned()), "{recipient}");

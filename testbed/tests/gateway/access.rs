@@ -3,6 +3,7 @@
 use async_nats::HeaderMap;
 use gateway::provision;
 use serde_json::{Value, json};
+use shared::provider::Credential;
 use shared::{
     api_key::{ApiKey, Scope},
     nats::{config, envelope, publish},
@@ -240,6 +241,9 @@ async fn an_app_provisioned_from_a_file_can_send() {
     })
     .await;
     let known = config::read(&rig.hub).await.unwrap();
-    let sealed = &known.apps[&"news".parse().unwrap()].apns.as_ref().unwrap().private_key;
-    assert_eq!(rig.mesh_key.open("news/apns", sealed).unwrap(), "PEM");
+    let credentials = known.apps[&"news".parse().unwrap()].credentials(&rig.mesh_key);
+    let [Credential::Apns(credential)] = &*credentials.unwrap() else {
+        panic!("not the credential that the file names")
+    };
+    assert_eq!(credential.private_key.reveal(), "PEM");
 }

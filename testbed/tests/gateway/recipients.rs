@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use shared::{
+    address::Target,
     channel::Channel,
     nats::{facts, topology},
     recipient::Recipient,
@@ -70,7 +71,10 @@ async fn a_token_belongs_to_the_recipient_who_registered_it_last() {
         known
             .addresses
             .iter()
-            .map(|(a, _)| a.token.reveal().to_owned())
+            .map(|(address, _)| match &address.target {
+                Target::Fcm(target) => target.token.reveal().to_owned(),
+                Target::Apns(target) => target.token.reveal().to_owned(),
+            })
             .collect::<Vec<_>>()
     };
     assert_eq!(tokens(stored(&rig, "ann").await), ["tablet"]);

@@ -126,8 +126,7 @@ impl Rig {
             residency: None,
             ambiguity: BTreeMap::new(),
             alerts: None,
-            apns: None,
-            fcm: None,
+            credentials: Vec::new(),
         };
         let mut keys = provision::write_app(&self.hub, &self.mesh_key, &app, &[scopes.to_vec()])
             .await

@@ -3,10 +3,12 @@
 use async_nats::HeaderMap;
 use serde_json::{Value, json};
 use shared::{
-    channel::{Channel, Provider},
-    id::{AddressId, AppId, JobId, NotificationId, RecipientId, Region},
+    channel::Channel,
+    id::{AppId, JobId, NotificationId, RecipientId, Region},
     nats::{envelope, publish, subject},
+    provider::Provider,
     receipt::{Batch, Receipt, State},
+    testing,
 };
 
 use crate::rig::{Rig, app, eventually, region};
@@ -21,7 +23,7 @@ fn receipt(event: &str, attempt: u32, state: State) -> Receipt {
     let at = jiff::Timestamp::from_second(i64::from(attempt)).unwrap();
     Receipt {
         recipient: Some(ann),
-        address: Some(AddressId::of(&app(), Provider::Fcm, "phone")),
+        address: Some(testing::address(&app(), Provider::Fcm, "phone").id),
         provider: Some(Provider::Fcm),
         attempt,
         reason: (state == State::Parked).then_some("unavailable".into()),

@@ -5,8 +5,11 @@ use std::collections::BTreeSet;
 use edge_worker::providers::Outcome;
 use jiff::Timestamp;
 use shared::{
-    channel::Provider,
-    push::{ApnsOverride, ApnsPushType, Push},
+    content::push::Push,
+    provider::{
+        Provider,
+        apns::{Override, PushType},
+    },
 };
 use testbed::providers::{Answer, ApnsConfig, RetryAfter, Rule, apns::JwtMode, script::ResetCode};
 
@@ -22,12 +25,12 @@ async fn apns_accepts_every_push_type() {
         ..ApnsConfig::default()
     };
     let (rig, apns) = Rig::with_apns(strict, Choices::default()).await;
-    for kind in ApnsPushType::ALL {
-        let priority = (*kind == ApnsPushType::Background).then_some(5);
-        let over = ApnsOverride {
+    for kind in PushType::ALL {
+        let priority = (*kind == PushType::Background).then_some(5);
+        let over = Override {
             push_type: Some(*kind),
             priority,
-            ..ApnsOverride::default()
+            ..Override::default()
         };
         let push = Push {
             title: Some("ding".into()),

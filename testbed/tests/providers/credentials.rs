@@ -8,14 +8,17 @@ use std::{
     time::Duration,
 };
 
-use edge_worker::providers::ApnsAccount;
+use edge_worker::providers::{Providers, Settings};
 use futures::future::join_all;
 use jiff::Timestamp;
-use shared::{channel::Provider, clock::Clock};
+use shared::{
+    clock::Clock,
+    provider::{Credential, Provider, apns},
+};
 use testbed::providers::{Answer, Apns, ApnsConfig, ApnsKey, Rule, apns::JwtMode};
 
 use crate::rig::{
-    Choices, Rig, address, apns_account, assert_all_accepted, credential_trouble, is_accepted, localhost,
+    Choices, Rig, address, apns_credential, assert_all_accepted, credential_trouble, is_accepted, localhost,
     settable_clock,
 };
 
@@ -163,40 +166,50 @@ async fn credentials_change_under_traffic_without_loss() {
 #[tokio::test]
 async fn an_invalid_credential_changes_nothing() {
     let (rig, apns) = Rig::with_apns(ApnsConfig::default(), Choices::default()).await;
-    let good = apns_account(apns.key());
+    let good = apns_credential(apns.key());
+    let text = |text: &str| text.to_owned();
     for (field, bad) in [
         (
             "team_id",
-            ApnsAccount {
-                team_id: "short".into(),
+            apns::Credential {
+                team_id: text("short"),
                 ..good.clone()
             },
         ),
         (
             "key_id",
-            ApnsAccount {
-                key_id: "not ten ch".into(),
+            apns::Credential {
+                key_id: text("not ten ch"),
                 ..good.clone()
             },
         ),
         (
             "topic",
-            ApnsAccount {
-                topic: "a b".into(),
+            apns::Credential {
+                topic: text("a b"),
                 ..good.clone()
             },
         ),
         (
             "private_key",
-            ApnsAccount {
-                private_key: "secret".into(),
+            apns::Credential {
+                private_key: text("secret").into(),
                 ..good.clone()
             },
         ),
     ] {
-        let refused = rig.providers.configure(&rig.app, Some(bad.clone()), None).unwrap_err();
+        let bad = Credential::Apns(bad);
+        let refused = rig.providers.configure(&rig.app, vec![bad.clone()]).unwrap_err();
         assert_eq!(refused.field, field);
         assert!(!format!("{refused} {refused:?} {bad:?}").contains("secret"));
     }
     assert!(is_accepted(&rig.push_apns("beef").await));
+}
+
+#[tokio::test]
+async fn a_time_limit_beyond_that_of_an_attempt_is_refused_by_name() {
+    let mut settings = Settings::default();
+    settings.fcm.timeout_ms = 12_001;
+    let refused = Providers::new(&settings, Clock::system()).unwrap_err();
+    assert_eq!(refused.to_string(), "fcm.timeout_ms: must be at most 12000");
 }

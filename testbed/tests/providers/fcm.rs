@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use edge_worker::providers::Outcome;
-use shared::{channel::Provider, push::Push};
+use shared::{content::push::Push, provider::Provider};
 use testbed::providers::{Answer, Authority, Fcm, FcmConfig, RetryAfter, Rule, script::ResetCode};
 
 use crate::rig::{

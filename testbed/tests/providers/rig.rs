@@ -10,17 +10,16 @@ use std::{
 };
 
 use edge_worker::providers::{
-    ApnsAccount, Attempt, Attempted, BadCredential, EndpointSettings, FcmAccount, Message, Outcome, Providers, Settings,
+    Attempt, Attempted, BadCredential, EndpointSettings, Message, Outcome, Providers, Renditions, Settings,
 };
 use futures::future::join_all;
 use jiff::Timestamp;
+pub(crate) use shared::testing::{address, job};
 use shared::{
-    channel::{Channel, Class, Provider},
     clock::Clock,
-    id::{AddressId, AppId, EventId, JobId, NotificationId},
-    job::{Body, Job},
-    push::Push,
-    recipient::{Address, AddressKind, Environment, Token},
+    content::push::Push,
+    id::AppId,
+    provider::{Credential, Provider, apns, fcm},
 };
 use testbed::providers::{Apns, ApnsConfig, ApnsKey, Authority, Fcm, FcmConfig};
 
@@ -139,16 +138,17 @@ impl Rig {
 
     pub(crate) fn configure_apns(&self, key: &ApnsKey) {
         self.providers
-            .configure(&self.app, Some(apns_account(key)), None)
+            .configure(&self.app, vec![Credential::Apns(apns_credential(key))])
             .unwrap();
     }
 
     pub(crate) fn configure_fcm(&self, project_id: &str, service_account: String) -> Result<(), BadCredential> {
-        let account = FcmAccount {
+        let credential = Credential::Fcm(fcm::Credential {
             project_id: project_id.to_owned(),
-            service_account,
-        };
-        self.providers.configure(&self.app, None, Some(account))
+            service_account: service_account.into(),
+            quota_per_minute: None,
+        });
+        self.providers.configure(&self.app, vec![credential])
     }
 
     /// Makes one attempt to push the alert `event` to the device `token`.
@@ -171,7 +171,7 @@ impl Rig {
         let job = job(&self.app, event, push, accepted_at);
         let address = address(&self.app, provider, token);
         let job = Arc::new(job);
-        let message = Message::render(job.clone(), Arc::default());
+        let message = Message::new(job.clone(), Renditions::default());
         self.providers
             .deliver(Attempt {
                 app: &self.app,
@@ -223,48 +223,12 @@ pub(crate) fn unused_port() -> u16 {
         .port()
 }
 
-pub(crate) fn apns_account(key: &ApnsKey) -> ApnsAccount {
-    ApnsAccount {
+pub(crate) fn apns_credential(key: &ApnsKey) -> apns::Credential {
+    apns::Credential {
         team_id: key.team_id.clone(),
         key_id: key.key_id.clone(),
         topic: TOPIC.into(),
-        private_key: key.pem.clone(),
-    }
-}
-
-pub(crate) fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job {
-    let event: EventId = event.parse().unwrap();
-    let recipient = "ann".parse().unwrap();
-    Job {
-        id: JobId::of(app, &event, &recipient, Channel::Push),
-        notification: NotificationId::of(app, &event),
-        app: app.clone(),
-        channel: Channel::Push,
-        class: Class::Normal,
-        origin: "eu".parse().unwrap(),
-        accepted_at,
-        attempt: 1,
-        discounted: 0,
-        remaining: None,
-        slice: None,
-        body: Body {
-            event_id: Some(event),
-            recipient,
-            category: None,
-            push: push.into(),
-        },
-    }
-}
-
-pub(crate) fn address(app: &AppId, provider: Provider, token: &str) -> Address {
-    Address {
-        id: AddressId::of(app, provider, token),
-        provider,
-        token: Token::new(provider, token.to_owned()).unwrap(),
-        kind: AddressKind::Device,
-        environment: Environment::Production,
-        topic: None,
-        registered_at: Timestamp::UNIX_EPOCH,
+        private_key: key.pem.clone().into(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use testbed::{
-    faults::{Between, Trouble},
+    links::{Between, Trouble},
     peal::{Links, Peal},
     providers::now_s,
 };

@@ -1,7 +1,7 @@
 //! Regions that help each other.
 
 use testbed::{
-    faults::{Between, Trouble},
+    links::{Between, Trouble},
     peal::{Links, Peal},
 };
 use tokio::time::Instant;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use testbed::{
-    faults::Trouble,
+    links::Trouble,
     peal::{Links, Peal},
     providers::{Answer, RetryAfter, Rule},
 };

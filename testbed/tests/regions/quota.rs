@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use testbed::{
-    faults::Trouble,
+    links::Trouble,
     peal::{Links, Peal},
 };
 use tokio::time::{Instant, sleep};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testbed::{
     audit::Audit,
-    faults::{Between, Trouble},
+    links::{Between, Trouble},
     nats,
     peal::{Peal, Plan},
 };

@@ -60,7 +60,10 @@ async fn a_refusal_is_an_error_and_not_a_timeout() {
         };
         assert_eq!(stored, expected);
     }
-    let error = follow::standing(&js, topology::RECEIPTS).await.unwrap_err().to_string();
+    let error = follow::stream_state(&js, topology::RECEIPTS)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("permission denied for $JS.API.STREAM.INFO.RECEIPTS"),
         "{error}"
@@ -137,8 +140,7 @@ async fn a_caller_learns_that_the_gateway_lacks_a_permission() {
         residency: None,
         ambiguity: std::collections::BTreeMap::new(),
         alerts: None,
-        apns: None,
-        fcm: None,
+        credentials: Vec::new(),
     };
     provision::write_region(&hub, &region("eu"), &Site::default())
         .await

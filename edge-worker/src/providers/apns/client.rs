@@ -1,4 +1,4 @@
-//! Making attempts.
+//! Sends pushes to APNs.
 
 use std::{
     collections::HashMap,
@@ -8,26 +8,31 @@ use std::{
 
 use h2::RecvStream;
 use http::{HeaderMap, HeaderName, StatusCode};
-use shared::{channel::Provider, clock::Clock, recipient::Environment};
-use tokio::time::{Instant, timeout};
+use shared::provider::apns::Credential;
+use shared::{clock::Clock, provider::Provider};
 
 use super::{
-    config::{Account, ApnsAccount, Settings},
+    Device,
+    config::{Account, Settings},
     outcome::{Circumstances, Remedy, Verdict, judge},
     request::request,
     team::Team,
     token::ProviderToken,
 };
 use crate::providers::{
-    Attempt, Attempted, BadCredential, BadTrust, Outcome,
-    endpoints::{self, Endpoints},
-    http2::{Exchanged, Host, Network, Pool, Progress, exchange, read},
-    retry_after::retry_after,
-    tls,
+    Attempt, BadCredential, BadSettings, Outcome,
+    attempt::Progress,
+    carrier::Common,
+    transport::{
+        endpoints::Endpoints,
+        http2::{Exchanged, Host, Network, Pool, exchange, read},
+        retry_after::retry_after,
+        tls,
+    },
 };
 
 /// Apple's refusals are some hundred bytes.
-const MOST_BODY: usize = 16 * 1024;
+const MAX_BODY: usize = 16 * 1024;
 
 static APNS_ID: HeaderName = HeaderName::from_static("apns-id");
 static APNS_UNIQUE_ID: HeaderName = HeaderName::from_static("apns-unique-id");
@@ -38,46 +43,39 @@ pub(in crate::providers) struct Apns {
     production: Arc<Network>,
     sandbox: Arc<Network>,
     connections: usize,
-    timeout: Duration,
+    /// How long a connection may be silent while an answer is due.
+    patience: Duration,
     clock: Clock,
     /// By team id and key id; apps of one team share what is here.
     teams: Mutex<HashMap<(String, String), Weak<Team>>>,
-    nowhere: Arc<str>,
 }
 
 impl Apns {
-    pub(in crate::providers) fn new(
-        settings: &Settings,
-        endpoints: endpoints::Settings,
-        clock: Clock,
-    ) -> Result<Self, BadTrust> {
+    pub(super) fn connect(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
+        let Common { endpoints, clock } = common;
         let tls = tls::http2_config(settings.ca_file.as_deref())?;
         let network = |environment, names: &[String]| {
             let hosts = hosts(names)?;
-            let endpoints = Endpoints::new(Provider::Apns, Some(environment), hosts, endpoints, clock.clone());
+            let endpoints = Endpoints::new(Provider::Apns, Some(environment), hosts, *endpoints, clock.clone());
             Ok(Network::new(endpoints, tls.clone()))
         };
         Ok(Self {
             production: network("production", &settings.production)?,
             sandbox: network("sandbox", &settings.sandbox)?,
             connections: settings.connections,
-            timeout: Duration::from_millis(settings.timeout_ms),
-            clock,
+            patience: Duration::from_millis(settings.timeout_ms) / 2,
+            clock: clock.clone(),
             teams: Mutex::default(),
-            nowhere: "".into(),
         })
     }
 
-    /// How `environment` is reached.
-    pub(in crate::providers) fn network(&self, environment: Environment) -> &Arc<Network> {
-        match environment {
-            Environment::Production => &self.production,
-            Environment::Sandbox => &self.sandbox,
-        }
+    /// How the production and the sandbox environment are reached.
+    pub(super) fn networks(&self) -> [Arc<Network>; 2] {
+        [self.production.clone(), self.sandbox.clone()]
     }
 
     /// Checks `account` and makes it usable. Accounts with the same key share connections and provider token.
-    pub(in crate::providers) fn account(&self, account: &ApnsAccount) -> Result<Arc<Account>, BadCredential> {
+    pub(super) fn open(&self, account: &Credential) -> Result<Account, BadCredential> {
         check_id("team_id", &account.team_id)?;
         check_id("key_id", &account.key_id)?;
         let mut teams = self.teams.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,45 +83,36 @@ impl Apns {
             .get(&(account.team_id.clone(), account.key_id.clone()))
             .and_then(Weak::upgrade);
         let team = match known {
-            Some(team) if team.token.is_of(&account.private_key) => team,
+            Some(team) if team.token.is_of(account.private_key.reveal()) => team,
             _ => self.team(account)?,
         };
-        let usable = Account::new(team.clone(), account.topic.clone())?;
+        let usable = Account::new(team.clone(), account)?;
         teams.retain(|_, team| team.strong_count() > 0);
         teams.insert((account.team_id.clone(), account.key_id.clone()), Arc::downgrade(&team));
-        Ok(Arc::new(usable))
+        Ok(usable)
     }
 
-    fn team(&self, account: &ApnsAccount) -> Result<Arc<Team>, BadCredential> {
+    fn team(&self, account: &Credential) -> Result<Arc<Team>, BadCredential> {
         let token = ProviderToken::new(
             account.team_id.clone(),
             account.key_id.clone(),
-            &account.private_key,
+            account.private_key.reveal(),
             self.clock.clone(),
         )?;
-        let pool = |network: &Arc<Network>| Pool::new(network.clone(), self.connections, self.timeout / 2);
+        let pool = |network: &Arc<Network>| Pool::new(network.clone(), self.connections, self.patience);
         Ok(Arc::new(Team::new(token, pool(&self.production), pool(&self.sandbox))))
     }
 
-    pub(in crate::providers) async fn deliver(&self, account: &Account, attempt: &Attempt<'_>) -> Attempted {
-        let started = Instant::now();
-        let pool = account.team.pool(attempt.address.environment);
-        let mut progress = Progress::none(&self.nowhere);
-        let outcome = timeout(self.timeout, self.attempt(account, pool, attempt, &mut progress)).await;
-        progress.into_attempted(outcome.ok(), started)
-    }
-
-    async fn attempt(
-        &self,
-        account: &Account,
-        pool: &Arc<Pool>,
-        attempt: &Attempt<'_>,
-        progress: &mut Progress,
-    ) -> Outcome {
+    /// Sends, and once more where that may help at once.
+    pub(super) async fn send(&self, account: &Account, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
+        let Some(device) = Device::of(attempt.address) else {
+            return Outcome::rejected("not_an_apns_address");
+        };
+        let pool = account.team.pool(device.environment);
         let mut token = account.team.token.current();
         let mut remedied = false;
         loop {
-            let make = |authority: &_| request(account, attempt, authority, &token.header);
+            let make = |authority: &_| request(account, attempt, &device, authority, &token.header);
             let Exchanged { answer, lease } = match exchange(pool, progress, make).await {
                 Ok(exchanged) => exchanged,
                 Err(outcome) => return outcome,
@@ -163,7 +152,7 @@ impl Apns {
             retry_after: retry_after(answer.headers(), self.clock.now()),
             token_wait: account.team.token.wait_to_change(),
         };
-        match read(answer.into_body(), MOST_BODY).await {
+        match read(answer.into_body(), MAX_BODY).await {
             Some(body) => judge(&body, &at),
             None => Outcome::retry_later("answer_incomplete", at.retry_after).into(),
         }
@@ -176,11 +165,11 @@ fn provider_id(headers: &HeaderMap) -> Option<String> {
     id.to_str().ok().map(str::to_owned)
 }
 
-fn hosts(names: &[String]) -> Result<Vec<Arc<Host>>, BadTrust> {
+fn hosts(names: &[String]) -> Result<Vec<Arc<Host>>, BadSettings> {
     let parse = |name: &String| {
         Host::parse(name)
             .map(Arc::new)
-            .ok_or_else(|| BadTrust::Endpoint(name.clone(), "host:port"))
+            .ok_or_else(|| BadSettings::Endpoint(name.clone(), "host:port"))
     };
     names.iter().map(parse).collect()
 }

@@ -1,10 +1,10 @@
 //! Settings, and what an app needs to push through APNs.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use http::HeaderValue;
 use serde::Deserialize;
-use shared::provider::apns::PushType;
+use shared::provider::apns::{Credential, PushType};
 
 use super::team::Team;
 use crate::providers::BadCredential;
@@ -19,9 +19,9 @@ pub struct Settings {
     pub sandbox: Vec<String>,
     /// Certificates in PEM to trust instead of the operating system's.
     pub ca_file: Option<PathBuf>,
-    /// Most connections per credential and environment, at least 1. Each carries some 900 pushes at once.
+    /// Maximum of connections per credential and environment, at least 1. Each carries some 900 pushes at once.
     pub connections: usize,
-    /// Milliseconds until an attempt is given up, with connecting and waiting for a free stream.
+    /// Milliseconds until an attempt is given up, with connecting and waiting for a free stream; at most 12,000.
     pub timeout_ms: u64,
 }
 
@@ -40,40 +40,25 @@ impl Default for Settings {
     }
 }
 
-/// Token-based authentication with APNs (Apple: Establishing a token-based connection to APNs).
-#[derive(Clone)]
-pub struct ApnsAccount {
-    /// The developer team, 10 characters.
-    pub team_id: String,
-    /// The signing key, 10 characters.
-    pub key_id: String,
-    /// The bundle id, used as `apns-topic` where an address names none.
-    pub topic: String,
-    /// The `.p8` file: a PKCS#8 P-256 private key in PEM.
-    pub private_key: String,
-}
-
-impl fmt::Debug for ApnsAccount {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApnsAccount")
-            .field("team_id", &self.team_id)
-            .field("key_id", &self.key_id)
-            .field("topic", &self.topic)
-            .finish_non_exhaustive()
-    }
-}
-
-/// An [`ApnsAccount`] that was checked and can be used.
+/// A [`Credential`] that was checked and can be used.
 #[derive(Debug)]
 pub(in crate::providers) struct Account {
+    /// `team_id/key_id`, in metrics and logs.
+    pub(super) name: String,
     pub(super) team: Arc<Team>,
     pub(super) bundle: String,
-    /// `apns-topic` by push type, in the order of [`ApnsPushType::ALL`].
+    /// `apns-topic` by push type, in the order of [`PushType::ALL`].
     topics: Vec<HeaderValue>,
 }
 
 impl Account {
-    pub(super) fn new(team: Arc<Team>, bundle: String) -> Result<Self, BadCredential> {
+    pub(super) fn new(team: Arc<Team>, credential: &Credential) -> Result<Self, BadCredential> {
+        let Credential {
+            team_id,
+            key_id,
+            topic: bundle,
+            ..
+        } = credential;
         let bad = BadCredential::new(
             "topic",
             "must be a bundle id: 1 to 200 letters, digits, dots and hyphens",
@@ -84,21 +69,26 @@ impl Account {
         if !(1..=200).contains(&bundle.len()) || !plain {
             return Err(bad);
         }
-        let topics = ApnsPushType::ALL
+        let topics = PushType::ALL
             .iter()
-            .map(|kind| topic(&bundle, *kind))
+            .map(|kind| topic(bundle, *kind))
             .collect::<Option<_>>()
             .ok_or(bad)?;
-        Ok(Self { team, bundle, topics })
+        Ok(Self {
+            name: format!("{team_id}/{key_id}"),
+            team,
+            bundle: bundle.clone(),
+            topics,
+        })
     }
 
     /// `apns-topic` of the account's own bundle for `kind`.
-    pub(super) fn topic(&self, kind: ApnsPushType) -> HeaderValue {
+    pub(super) fn topic(&self, kind: PushType) -> HeaderValue {
         self.topics[kind as usize].clone()
     }
 }
 
 /// `apns-topic` of `bundle` for `kind`; `None` if it cannot be a header.
-pub(super) fn topic(bundle: &str, kind: ApnsPushType) -> Option<HeaderValue> {
+pub(super) fn topic(bundle: &str, kind: PushType) -> Option<HeaderValue> {
     HeaderValue::from_maybe_shared(bytes::Bytes::from([bundle, kind.topic_suffix()].concat())).ok()
 }

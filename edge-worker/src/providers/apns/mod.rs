@@ -12,8 +12,99 @@ mod request;
 mod team;
 mod token;
 
-pub use self::config::{ApnsAccount, Settings};
+use std::{future::Future, sync::Arc, time::Duration};
+
+use shared::{
+    address::{Address, Target},
+    provider::{
+        self, Provider,
+        apns::{Credential, Environment},
+    },
+};
+
+pub use self::config::Settings;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub use self::outcome::judged;
-pub(super) use self::{client::Apns, config::Account, request::unrepeated};
+pub(super) use self::{client::Apns, config::Account};
+use super::{
+    Attempt, BadCredential, BadSettings, Outcome,
+    attempt::Progress,
+    carrier::{Carrier, Common},
+    transport::http2::Network,
+};
+
+/// A device as APNs knows it.
+#[derive(Debug, Clone, Copy)]
+struct Device<'a> {
+    token: &'a str,
+    environment: Environment,
+    /// The bundle id of the application, if it is not that of the account.
+    topic: Option<&'a str>,
+}
+
+impl<'a> Device<'a> {
+    fn of(address: &'a Address) -> Option<Self> {
+        match &address.target {
+            Target::Apns(target) => Some(Self {
+                token: target.token.reveal(),
+                environment: target.environment,
+                topic: target.topic.as_deref(),
+            }),
+            Target::Fcm(_) => None,
+        }
+    }
+}
+
+impl Carrier for Apns {
+    const PROVIDER: Provider = Provider::Apns;
+    const TEMPLATE: &'static str = "POST /3/device/{token}";
+    const ENVIRONMENTS: &'static [Option<&'static str>] = &[Some("production"), Some("sandbox")];
+
+    type Settings = Settings;
+    type Credential = Credential;
+    type Account = Account;
+
+    fn new(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
+        Self::connect(settings, common)
+    }
+
+    fn timeout(settings: &Settings) -> Duration {
+        Duration::from_millis(settings.timeout_ms)
+    }
+
+    fn credential(credential: provider::Credential) -> Option<Credential> {
+        match credential {
+            provider::Credential::Apns(credential) => Some(credential),
+            provider::Credential::Fcm(_) => None,
+        }
+    }
+
+    fn account(&self, credential: Credential) -> Result<Account, BadCredential> {
+        self.open(&credential)
+    }
+
+    fn name(account: &Account) -> String {
+        account.name.clone()
+    }
+
+    fn environment(address: &Address) -> usize {
+        match Device::of(address).map(|device| device.environment) {
+            Some(Environment::Sandbox) => 1,
+            Some(Environment::Production) | None => 0,
+        }
+    }
+
+    fn networks(&self) -> Vec<Arc<Network>> {
+        Self::networks(self).into()
+    }
+
+    fn attempt(
+        &self,
+        account: &Account,
+        attempt: &Attempt<'_>,
+        progress: &mut Progress,
+    ) -> impl Future<Output = Outcome> + Send {
+        self.send(account, attempt, progress)
+    }
+}

@@ -215,7 +215,7 @@ fn later_outcome(reason: &'static str, at: &Circumstances) -> Outcome {
 pub fn judged(status: u16, headers: &http::HeaderMap, now: Timestamp, body: &[u8]) -> Outcome {
     let at = Circumstances {
         status,
-        retry_after: crate::providers::retry_after::retry_after(headers, now),
+        retry_after: crate::providers::transport::retry_after::retry_after(headers, now),
         token_wait: Duration::ZERO,
     };
     judge(body, &at).outcome

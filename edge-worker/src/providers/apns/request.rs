@@ -6,9 +6,15 @@ use http::{
     header::AUTHORIZATION,
     uri::{Authority, PathAndQuery, Scheme},
 };
-use shared::id::DeliveryId;
+use shared::{
+    id::DeliveryId,
+    provider::{Provider, apns},
+};
 
-use super::config::{Account, topic};
+use super::{
+    Device,
+    config::{Account, topic},
+};
 use crate::providers::Attempt;
 
 static APNS_ID: HeaderName = HeaderName::from_static("apns-id");
@@ -25,13 +31,14 @@ static APNS_COLLAPSE_ID: HeaderName = HeaderName::from_static("apns-collapse-id"
 pub(super) fn request(
     account: &Account,
     attempt: &Attempt<'_>,
+    device: &Device<'_>,
     authority: &Authority,
     authorization: &HeaderValue,
 ) -> Result<Request<Bytes>, &'static str> {
     let push = attempt.message.push();
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(AUTHORIZATION, authorization.clone());
-    headers.insert(&APNS_TOPIC, topic_of(account, attempt).ok_or("BadTopic")?);
+    headers.insert(&APNS_TOPIC, topic_of(account, attempt, device).ok_or("BadTopic")?);
     headers.insert(
         &APNS_PUSH_TYPE,
         HeaderValue::from_static(push.apns_push_type().as_str()),
@@ -45,24 +52,29 @@ pub(super) fn request(
         attempt.expires_at.as_second().max(1)
     };
     headers.insert(&APNS_EXPIRATION, HeaderValue::from(expiration));
-    let collapse = attempt.message.collapse_header().ok_or("BadCollapseId")?;
-    headers.insert(&APNS_COLLAPSE_ID, collapse.clone());
+    headers.insert(
+        &APNS_COLLAPSE_ID,
+        collapse_id(&attempt.message.collapse_id()).ok_or("BadCollapseId")?,
+    );
 
-    let mut request = Request::new(attempt.message.apns().clone());
+    let body = attempt
+        .message
+        .rendition(Provider::Apns, |push| apns::render(push).into());
+    let mut request = Request::new(body.clone());
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
-    *request.uri_mut() = uri(authority, attempt.address.token.reveal()).ok_or("BadDeviceToken")?;
+    *request.uri_mut() = uri(authority, device.token).ok_or("BadDeviceToken")?;
     *request.headers_mut() = headers;
     Ok(request)
 }
 
-fn topic_of(account: &Account, attempt: &Attempt<'_>) -> Option<HeaderValue> {
+fn topic_of(account: &Account, attempt: &Attempt<'_>, device: &Device<'_>) -> Option<HeaderValue> {
     let push = attempt.message.push();
     let kind = push.apns_push_type();
     if let Some(chosen) = push.apns.as_ref().and_then(|apns| apns.topic.as_deref()) {
         return HeaderValue::from_str(chosen).ok();
     }
-    match attempt.address.topic.as_deref() {
+    match device.topic {
         Some(bundle) if bundle != account.bundle => topic(bundle, kind),
         _ => Some(account.topic(kind)),
     }
@@ -78,9 +90,14 @@ fn priority(priority: u8) -> HeaderValue {
 
 /// Keeps a value that will not come again out of the table of HPACK, where it would displace those that do: a quarter
 /// of the whole cost of a push, and what Apple advises. "Never indexed" is meant for secrets, but does just this.
-pub(in crate::providers) fn unrepeated(mut value: HeaderValue) -> HeaderValue {
+fn unrepeated(mut value: HeaderValue) -> HeaderValue {
     value.set_sensitive(true);
     value
+}
+
+fn collapse_id(id: &str) -> Option<HeaderValue> {
+    let id = a2::CollapseId::new(id).ok()?;
+    HeaderValue::from_str(id.value).ok().map(unrepeated)
 }
 
 fn apns_id(delivery: DeliveryId) -> HeaderValue {
@@ -107,75 +124,51 @@ mod tests {
 
     use jiff::Timestamp;
     use shared::{
-        channel::{Channel, Class, Provider},
+        address::Target,
         clock::Clock,
-        id::{AddressId, AppId, EventId, JobId, NotificationId},
-        job::{Body, Job},
-        push::{ApnsOverride, ApnsPushType, Priority, Push},
-        recipient::{Address, AddressKind, Environment, Token},
+        content::push::{Priority, Push},
+        job::Job,
+        provider::apns::{self, Credential, Override, PushType},
+        testing,
     };
 
     use super::*;
-    use crate::providers::{ApnsAccount, EndpointSettings, Message, apns::Apns, apns::Settings};
+    use crate::providers::{
+        EndpointSettings, Message, Renditions,
+        apns::{Apns, Settings},
+        carrier::Common,
+    };
 
     const KEY: &str = include_str!("../testdata/p256.pem");
 
     fn job(push: Push) -> Job {
-        let (app, event, recipient): (AppId, EventId, _) = (
-            "shop".parse().unwrap(),
-            "order".parse().unwrap(),
-            "ann".parse().unwrap(),
-        );
-        Job {
-            id: JobId::of(&app, &event, &recipient, Channel::Push),
-            notification: NotificationId::of(&app, &event),
-            app,
-            channel: Channel::Push,
-            class: Class::Normal,
-            origin: "eu".parse().unwrap(),
-            accepted_at: Timestamp::from_second(1_800_000_000).unwrap(),
-            attempt: 1,
-            discounted: 0,
-            remaining: None,
-            slice: None,
-            body: Body {
-                event_id: Some(event),
-                recipient,
-                category: None,
-                push: push.into(),
-            },
-        }
+        let accepted_at = Timestamp::from_second(1_800_000_000).unwrap();
+        testing::job(&"shop".parse().unwrap(), "order", push, accepted_at)
     }
 
-    fn address(app: &AppId) -> Address {
-        Address {
-            id: AddressId::of(app, Provider::Apns, "beef"),
-            provider: Provider::Apns,
-            token: Token::new(Provider::Apns, "BEEF".into()).unwrap(),
-            kind: AddressKind::Device,
-            environment: Environment::Production,
-            topic: None,
-            registered_at: Timestamp::UNIX_EPOCH,
-        }
-    }
-
-    fn requested(push: Push, adjust: impl FnOnce(&mut Address)) -> Result<Request<Bytes>, &'static str> {
+    fn requested(push: Push, adjust: impl FnOnce(&mut apns::Target)) -> Result<Request<Bytes>, &'static str> {
         let settings = Settings {
             ca_file: None,
             ..Settings::default()
         };
-        let apns = Apns::new(&settings, EndpointSettings::default(), Clock::system()).unwrap();
-        let account = apns.account(&ApnsAccount {
+        let common = Common {
+            endpoints: EndpointSettings::default(),
+            clock: Clock::system(),
+        };
+        let apns = Apns::connect(&settings, &common).unwrap();
+        let account = apns.open(&Credential {
             team_id: "TEAM123456".into(),
             key_id: "KEY1234567".into(),
             topic: "com.example.shop".into(),
-            private_key: KEY.into(),
+            private_key: KEY.to_owned().into(),
         });
         let job = job(push);
-        let mut address = address(&job.app);
-        adjust(&mut address);
+        let mut address = testing::address(&job.app, Provider::Apns, "BEEF");
+        if let Target::Apns(target) = &mut address.target {
+            adjust(target);
+        }
         let job = Arc::new(job);
-        let message = Message::render(job.clone(), Arc::default());
+        let message = Message::new(job.clone(), Renditions::default());
         let attempt = Attempt {
             app: &job.app,
             address: &address,
@@ -187,6 +180,7 @@ mod tests {
         request(
             &account.unwrap(),
             &attempt,
+            &Device::of(&address).unwrap(),
             &authority,
             &HeaderValue::from_static("bearer x"),
         )
@@ -212,11 +206,11 @@ mod tests {
         }
     }
 
-    fn of_type(kind: ApnsPushType) -> Push {
+    fn of_type(kind: PushType) -> Push {
         Push {
-            apns: Some(ApnsOverride {
+            apns: Some(Override {
                 push_type: Some(kind),
-                ..ApnsOverride::default()
+                ..Override::default()
             }),
             ..alert()
         }
@@ -228,7 +222,7 @@ mod tests {
         assert_eq!(request.method(), Method::POST);
         assert_eq!(request.uri(), "https://api.push.apple.com/3/device/beef");
         let job = job(alert());
-        let delivery = job.delivery(AddressId::of(&job.app, Provider::Apns, "beef"));
+        let delivery = job.delivery(testing::address(&job.app, Provider::Apns, "beef").id);
         assert_eq!(
             shown(alert()),
             [
@@ -247,17 +241,17 @@ mod tests {
     #[test]
     fn every_push_type_has_its_topic() {
         for (kind, suffix) in [
-            (ApnsPushType::Alert, ""),
-            (ApnsPushType::Background, ""),
-            (ApnsPushType::Voip, ".voip"),
-            (ApnsPushType::Complication, ".complication"),
-            (ApnsPushType::Fileprovider, ".pushkit.fileprovider"),
-            (ApnsPushType::Mdm, ""),
-            (ApnsPushType::Liveactivity, ".push-type.liveactivity"),
-            (ApnsPushType::Pushtotalk, ".voip-ptt"),
-            (ApnsPushType::Location, ".location-query"),
-            (ApnsPushType::Controls, ".push-type.controls"),
-            (ApnsPushType::Widgets, ".push-type.widgets"),
+            (PushType::Alert, ""),
+            (PushType::Background, ""),
+            (PushType::Voip, ".voip"),
+            (PushType::Complication, ".complication"),
+            (PushType::Fileprovider, ".pushkit.fileprovider"),
+            (PushType::Mdm, ""),
+            (PushType::Liveactivity, ".push-type.liveactivity"),
+            (PushType::Pushtotalk, ".voip-ptt"),
+            (PushType::Location, ".location-query"),
+            (PushType::Controls, ".push-type.controls"),
+            (PushType::Widgets, ".push-type.widgets"),
         ] {
             assert_eq!(header(of_type(kind), "apns-push-type"), kind.as_str());
             assert_eq!(header(of_type(kind), "apns-topic"), format!("com.example.shop{suffix}"));
@@ -266,10 +260,10 @@ mod tests {
 
     #[test]
     fn the_address_and_then_the_override_choose_the_topic() {
-        let other = |address: &mut Address| address.topic = Some("com.example.kiosk".into());
-        let request = requested(of_type(ApnsPushType::Voip), other).unwrap();
+        let other = |target: &mut apns::Target| target.topic = Some("com.example.kiosk".into());
+        let request = requested(of_type(PushType::Voip), other).unwrap();
         assert_eq!(request.headers()["apns-topic"], "com.example.kiosk.voip");
-        let mut push = of_type(ApnsPushType::Voip);
+        let mut push = of_type(PushType::Voip);
         push.apns.as_mut().unwrap().topic = Some("as.written".into());
         assert_eq!(requested(push, other).unwrap().headers()["apns-topic"], "as.written");
     }
@@ -291,9 +285,9 @@ mod tests {
             ),
             "5"
         );
-        let least = ApnsOverride {
+        let least = Override {
             priority: Some(1),
-            ..ApnsOverride::default()
+            ..Override::default()
         };
         assert_eq!(
             header(
@@ -345,7 +339,7 @@ mod tests {
             ..alert()
         };
         assert_eq!(requested(long, |_| {}).err(), Some("BadCollapseId"));
-        let broken = |address: &mut Address| address.topic = Some("two\nlines".into());
+        let broken = |target: &mut apns::Target| target.topic = Some("two\nlines".into());
         assert_eq!(requested(alert(), broken).err(), Some("BadTopic"));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use shared::provider::apns::Environment;
 
 use super::token::ProviderToken;
-use crate::providers::http2::Pool;
+use crate::providers::transport::http2::Pool;
 
 /// What all apps of one team and key share. Apple binds a connection to the team and the key of its first push, and
 /// counts how often a team changes its token.

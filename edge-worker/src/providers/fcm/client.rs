@@ -1,4 +1,4 @@
-//! Making attempts.
+//! Sends pushes to FCM.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,29 +9,34 @@ use http::{
     header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE},
     uri::{Authority, PathAndQuery, Scheme},
 };
-use reqwest::{Certificate, Client, Url};
-use shared::{channel::Provider, clock::Clock};
-use tokio::time::{Instant, timeout};
+use reqwest::Client;
+use shared::provider::fcm::Credential;
+use shared::{clock::Clock, provider::Provider};
 
 use super::{
-    config::{Account, FcmAccount, Settings, path},
+    config::{Account, Settings, path},
     outcome::{Verdict, judge, message_name},
     request::body,
     token::{AccessToken, Granted},
 };
 use crate::providers::{
-    Attempt, Attempted, BadCredential, BadTrust, Outcome,
-    endpoints::{self, Endpoints},
-    http2::{Exchanged, Host, Network, Pool, Progress, exchange, read},
-    retry_after::retry_after,
-    tls,
+    Attempt, BadCredential, BadSettings, Outcome,
+    attempt::Progress,
+    carrier::Common,
+    transport::{
+        endpoints::Endpoints,
+        http2::{Exchanged, Network, Pool, exchange, read},
+        https,
+        retry_after::retry_after,
+        tls,
+    },
 };
 
-/// Until the token endpoint counts as unreachable.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The token endpoint counts as unreachable after this time.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// FCM's refusals are some hundred bytes, access tokens one or two thousand.
-const MOST_BODY: usize = 64 * 1024;
+/// FCM's refusals have some hundred bytes.
+const MAX_BODY: usize = 64 * 1024;
 
 /// FCM, for all apps. Google does not bind connections to projects, so all apps share them.
 #[derive(Debug)]
@@ -40,75 +45,61 @@ pub(in crate::providers) struct Fcm {
     pool: Arc<Pool>,
     tokens: Client,
     google_only: bool,
-    timeout: Duration,
+    /// How long fetching an access token may take.
+    token_within: Duration,
     clock: Clock,
-    nowhere: Arc<str>,
 }
 
 impl Fcm {
-    pub(in crate::providers) fn new(
-        settings: &Settings,
-        endpoints: endpoints::Settings,
-        clock: Clock,
-    ) -> Result<Self, BadTrust> {
-        let hosts = settings.endpoints.iter().map(|base| parse_base(base).map(Arc::new));
+    pub(super) fn connect(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
+        let Common { endpoints, clock } = common;
+        let hosts = settings.endpoints.iter().map(|base| https::host(base).map(Arc::new));
         let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
-        let most = Duration::from_millis(settings.timeout_ms);
-        let endpoints = Endpoints::new(Provider::Fcm, None, hosts, endpoints, clock.clone());
-        let network = Network::new(endpoints, tls::http2_config(settings.ca_file.as_deref())?);
-        let mut tokens = Client::builder()
-            .https_only(true)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT.min(most / 2));
-        if let Some(file) = &settings.ca_file {
-            let roots = tls::read_ca(file)?;
-            let roots = roots.iter().map(|root| Certificate::from_der(root));
-            tokens = tokens.tls_certs_only(roots.collect::<Result<Vec<_>, _>>().map_err(BadTrust::Client)?);
-        }
+        let half = Duration::from_millis(settings.timeout_ms) / 2;
+        let ca_file = settings.ca_file.as_deref();
+        let endpoints = Endpoints::new(Provider::Fcm, None, hosts, *endpoints, clock.clone());
+        let network = Network::new(endpoints, tls::http2_config(ca_file)?);
         Ok(Self {
-            pool: Pool::new(network.clone(), settings.connections, most / 2),
+            pool: Pool::new(network.clone(), settings.connections, half),
             network,
-            tokens: tokens.build().map_err(BadTrust::Client)?,
+            tokens: https::client(ca_file, CONNECT_WITHIN.min(half))?,
             google_only: settings.ca_file.is_none(),
-            timeout: most,
-            clock,
-            nowhere: "".into(),
+            token_within: half,
+            clock: clock.clone(),
         })
     }
 
-    /// The network of its only environment.
-    pub(in crate::providers) fn network(&self) -> &Arc<Network> {
+    /// How its only environment is reached.
+    pub(super) fn network(&self) -> &Arc<Network> {
         &self.network
     }
 
-    /// Checks `account` and makes it usable.
-    pub(in crate::providers) fn account(&self, account: &FcmAccount) -> Result<Arc<Account>, BadCredential> {
-        let path = path(&account.project_id)?;
+    /// Checks `credential` and makes it usable.
+    pub(super) fn open(&self, credential: Credential) -> Result<Account, BadCredential> {
+        let path = path(&credential.project_id)?;
         let token = AccessToken::new(
-            &account.service_account,
+            credential.service_account.reveal(),
             self.google_only,
             self.tokens.clone(),
-            self.timeout / 2,
+            self.token_within,
             self.clock.clone(),
         )?;
-        Ok(Arc::new(Account { token, path }))
+        Ok(Account {
+            per_minute: credential.quota_per_minute(),
+            project: credential.project_id,
+            token,
+            path,
+        })
     }
 
-    pub(in crate::providers) async fn deliver(&self, account: &Account, attempt: &Attempt<'_>) -> Attempted {
-        let started = Instant::now();
-        let mut progress = Progress::none(&self.nowhere);
-        let outcome = timeout(self.timeout, self.attempt(account, attempt, &mut progress)).await;
-        progress.into_attempted(outcome.ok(), started)
-    }
-
-    async fn attempt(&self, account: &Account, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
+    /// Sends, and once more with another access token if the first was refused.
+    pub(super) async fn send(&self, account: &Account, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
         progress.endpoint = account.token.endpoint.clone();
         let token = match account.token.current().await {
             Ok(token) => token,
             Err(outcome) => return outcome,
         };
-        let first = self.send(account, attempt, &token, progress).await;
+        let first = self.send_with(&token, account, attempt, progress).await;
         if !first.renew_token {
             return first.outcome;
         }
@@ -117,18 +108,18 @@ impl Fcm {
             Ok(token) => token,
             Err(outcome) => return outcome.unwrap_or(first.outcome),
         };
-        self.send(account, attempt, &token, progress).await.outcome
+        self.send_with(&token, account, attempt, progress).await.outcome
     }
 
-    async fn send(
+    async fn send_with(
         &self,
+        token: &Granted,
         account: &Account,
         attempt: &Attempt<'_>,
-        token: &Granted,
         progress: &mut Progress,
     ) -> Verdict {
         let left = Duration::try_from(attempt.expires_at.duration_since(self.clock.now())).unwrap_or_default();
-        let body = Bytes::from(body(attempt, left));
+        let body = body(attempt, left);
         let make = |authority: &_| request(authority, &account.path, &token.header, &body).ok_or("malformed");
         match exchange(&self.pool, progress, make).await {
             Ok(Exchanged { answer, lease: _lease }) => self.judge(answer).await,
@@ -139,7 +130,7 @@ impl Fcm {
     async fn judge(&self, answer: Response<RecvStream>) -> Verdict {
         let status = answer.status();
         let asked = retry_after(answer.headers(), self.clock.now());
-        match read(answer.into_body(), MOST_BODY).await {
+        match read(answer.into_body(), MAX_BODY).await {
             Some(body) if status == StatusCode::OK => Outcome::Accepted {
                 provider_id: message_name(&body),
             }
@@ -170,32 +161,4 @@ fn request(
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     Some(request)
-}
-
-/// `host:port` of `url`.
-pub(super) fn host_and_port(url: &Url) -> Arc<str> {
-    let port = url.port_or_known_default().unwrap_or(443);
-    format!("{}:{port}", url.host_str().unwrap_or_default()).into()
-}
-
-/// The body of `answer`, `None` if it breaks off or is too long.
-pub(super) async fn read_body(answer: &mut reqwest::Response) -> Option<Vec<u8>> {
-    let mut body = Vec::new();
-    while let Some(chunk) = answer.chunk().await.ok()? {
-        if body.len() + chunk.len() > MOST_BODY {
-            return None;
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Some(body)
-}
-
-fn parse_base(base: &str) -> Result<Host, BadTrust> {
-    let bad = || BadTrust::Endpoint(base.to_owned(), "an https URL without path");
-    let url: Url = base.parse().map_err(|_| bad())?;
-    if url.scheme() == "https" && url.has_host() && url.path() == "/" {
-        Host::parse(&host_and_port(&url)).ok_or_else(bad)
-    } else {
-        Err(bad())
-    }
 }

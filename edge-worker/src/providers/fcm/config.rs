@@ -1,6 +1,6 @@
 //! Settings, and what an app needs to push through FCM.
 
-use std::{fmt, path::PathBuf};
+use std::path::PathBuf;
 
 use http::uri::PathAndQuery;
 use serde::Deserialize;
@@ -17,9 +17,9 @@ pub struct Settings {
     /// Certificates in PEM to trust instead of the operating system's. With it set, a service account may name any
     /// token endpoint; without, only Google's.
     pub ca_file: Option<PathBuf>,
-    /// Most connections for all apps together, at least 1. Each carries 90 pushes at once, as Google allows 100.
+    /// Maximum of connections for all apps together, at least 1. Each carries 90 pushes at once, as Google allows 100.
     pub connections: usize,
-    /// Milliseconds until an attempt is given up. Google asks for at least 10 seconds.
+    /// Milliseconds until an attempt is given up; at most 12,000. Google asks for at least 10 seconds.
     pub timeout_ms: u64,
 }
 
@@ -29,31 +29,17 @@ impl Default for Settings {
             endpoints: vec!["https://fcm.googleapis.com".into()],
             ca_file: None,
             connections: 4,
-            timeout_ms: 15_000,
+            timeout_ms: 12_000,
         }
     }
 }
 
-/// A Google service account that may send for one Firebase project.
-#[derive(Clone)]
-pub struct FcmAccount {
-    /// The Firebase project.
-    pub project_id: String,
-    /// The service account's JSON file.
-    pub service_account: String,
-}
-
-impl fmt::Debug for FcmAccount {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FcmAccount")
-            .field("project_id", &self.project_id)
-            .finish_non_exhaustive()
-    }
-}
-
-/// An [`FcmAccount`] that was checked and can be used.
+/// A [`shared::provider::fcm::Credential`] that was checked and can be used.
 #[derive(Debug)]
 pub(in crate::providers) struct Account {
+    pub(super) project: String,
+    /// Messages a minute that the project may send.
+    pub(super) per_minute: u64,
     pub(super) token: AccessToken,
     /// Where to send.
     pub(super) path: PathAndQuery,

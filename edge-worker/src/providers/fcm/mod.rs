@@ -6,15 +6,84 @@
 mod client;
 mod config;
 mod outcome;
-mod quota;
 mod request;
 mod token;
 
+use std::{future::Future, sync::Arc, time::Duration};
+
+use shared::{
+    address::{Address, Target},
+    provider::{self, Provider, fcm::Credential},
+};
+
+pub use self::config::Settings;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub use self::outcome::judged;
 pub(super) use self::{client::Fcm, config::Account};
-pub use self::{
-    config::{FcmAccount, Settings},
-    quota::{Granted, Quota, Use},
+use super::{
+    Attempt, BadCredential, BadSettings, Outcome,
+    attempt::Progress,
+    carrier::{Carrier, Common, Limit},
+    transport::http2::Network,
 };
+
+/// The registration token of `address`; empty if it is not an address of FCM's.
+fn registration_token(address: &Address) -> &str {
+    match &address.target {
+        Target::Fcm(target) => target.token.reveal(),
+        Target::Apns(_) => "",
+    }
+}
+
+impl Carrier for Fcm {
+    const PROVIDER: Provider = Provider::Fcm;
+    const TEMPLATE: &'static str = "POST /v1/projects/{project}/messages:send";
+
+    type Settings = Settings;
+    type Credential = Credential;
+    type Account = Account;
+
+    fn new(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
+        Self::connect(settings, common)
+    }
+
+    fn timeout(settings: &Settings) -> Duration {
+        Duration::from_millis(settings.timeout_ms)
+    }
+
+    fn credential(credential: provider::Credential) -> Option<Credential> {
+        match credential {
+            provider::Credential::Fcm(credential) => Some(credential),
+            provider::Credential::Apns(_) => None,
+        }
+    }
+
+    fn account(&self, credential: Credential) -> Result<Account, BadCredential> {
+        self.open(credential)
+    }
+
+    fn name(account: &Account) -> String {
+        account.project.clone()
+    }
+
+    fn limit(account: &Account) -> Option<Limit> {
+        Some(Limit {
+            name: account.project.clone(),
+            per_minute: account.per_minute,
+        })
+    }
+
+    fn networks(&self) -> Vec<Arc<Network>> {
+        vec![self.network().clone()]
+    }
+
+    fn attempt(
+        &self,
+        account: &Account,
+        attempt: &Attempt<'_>,
+        progress: &mut Progress,
+    ) -> impl Future<Output = Outcome> + Send {
+        self.send(account, attempt, progress)
+    }
+}

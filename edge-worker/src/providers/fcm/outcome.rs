@@ -157,7 +157,7 @@ fn server_error(reason: Reason, retry_after: Option<Duration>) -> Outcome {
 /// What an answer means, for the fuzz tests.
 #[cfg(any(fuzzing, test))]
 pub fn judged(status: u16, headers: &http::HeaderMap, now: jiff::Timestamp, body: &[u8]) -> Outcome {
-    let retry_after = crate::providers::retry_after::retry_after(headers, now);
+    let retry_after = crate::providers::transport::retry_after::retry_after(headers, now);
     judge(status, body, retry_after).outcome
 }
 

@@ -1,33 +1,224 @@
 //! One push as the body of a request (Google: `projects.messages.send`).
+//!
+//! What differs between deliveries of one content (the tag, the rest of its life, the token) stands at the end of the
+//! JSON, so that the rest is rendered once and copied.
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
-use serde_json::{Value, json};
-use shared::payload;
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use shared::{
+    content::push::Push,
+    provider::{Provider, fcm},
+};
 
+use super::registration_token;
 use crate::providers::Attempt;
 
-/// By how much the life in the rendered message may exceed what is left of it.
-const SLACK: u64 = 2;
+/// By how much the life that a request states may exceed what is left of it, in seconds.
+const LIFE_SLACK_S: u64 = 2;
 
 /// The body for `attempt`, of whose life `left` is left.
 ///
-/// FCM counts a message's life from when it gets it, so a late attempt says what is left. A life that the app itself
+/// FCM counts a message's life from its arrival there, so a late attempt states what is left. A life that the app itself
 /// wrote into `push.fcm.android` stays.
-pub(super) fn body(attempt: &Attempt<'_>, left: Duration) -> Vec<u8> {
+pub(super) fn body(attempt: &Attempt<'_>, left: Duration) -> Bytes {
     let message = attempt.message;
-    let token = attempt.address.token.reveal();
-    let own_life = message
-        .push()
-        .fcm
-        .as_ref()
-        .is_some_and(|over| over.android.contains_key("ttl"));
-    if own_life || left.as_secs() + SLACK >= u64::from(message.push().ttl_s()) {
-        return payload::fcm_request(message.fcm(), token);
+    let push = message.push();
+    let start = message.rendition(Provider::Fcm, |push| start(push).into());
+    let open = Open::of(push);
+    let mut body = String::with_capacity(start.len() + 256);
+    body.push_str(std::str::from_utf8(start).expect("serde_json writes UTF-8"));
+    if open.tag {
+        // Of a notification, which is the last member of `android` then, and whose other members are written.
+        let comma = if body.ends_with('{') { "" } else { "," };
+        put(&mut body, format_args!("{comma}\"tag\":"), &message.collapse_id());
+        body.push('}');
     }
-    let mut late = message.fcm().clone();
-    if let Some(Value::Object(android)) = late.get_mut("android") {
-        android.insert("ttl".into(), json!(format!("{}s", left.as_secs())));
+    if open.ttl {
+        let whole = u64::from(push.ttl_s());
+        let late = left.as_secs() + LIFE_SLACK_S < whole;
+        let seconds = if late { left.as_secs() } else { whole };
+        let comma = if body.ends_with('{') { "" } else { "," };
+        put(&mut body, format_args!("{comma}\"ttl\":"), &format!("{seconds}s"));
     }
-    payload::fcm_request(&late, token)
+    put(
+        &mut body,
+        format_args!("}},\"token\":"),
+        registration_token(attempt.address),
+    );
+    body.push_str("}}");
+    body.into()
+}
+
+/// Which members of `android` differ between deliveries of one content.
+#[derive(Debug, Clone, Copy)]
+struct Open {
+    /// `android.notification.tag`: a second copy replaces the first on the device when an attempt had to be repeated.
+    tag: bool,
+    /// `android.ttl`.
+    ttl: bool,
+}
+
+impl Open {
+    fn of(push: &Push) -> Self {
+        let android = push.fcm.as_ref().map(|over| &over.android);
+        let shows = push.title.is_some() || push.body.is_some() || push.image.is_some();
+        let own_tag = match android.and_then(|android| android.get("notification")) {
+            Some(Value::Object(notification)) => notification.contains_key("tag"),
+            Some(_) => true,
+            None => false,
+        };
+        Self {
+            tag: shows && push.collapse_key.is_none() && !own_tag,
+            ttl: android.is_none_or(|android| !android.contains_key("ttl")),
+        }
+    }
+}
+
+/// The request up to the members that are open.
+fn start(push: &Push) -> String {
+    let open = Open::of(push);
+    let mut message = fcm::render(push, "");
+    let mut android = object(message.remove("android"));
+    let mut notification = None;
+    if open.ttl {
+        android.remove("ttl");
+    }
+    if open.tag {
+        let mut members = object(android.remove("notification"));
+        members.remove("tag");
+        notification = Some(members);
+    }
+    message.remove("token");
+    let mut text = String::from("{\"message\":");
+    text.push_str(&unclosed(&message));
+    text.push_str(if message.is_empty() {
+        "\"android\":"
+    } else {
+        ",\"android\":"
+    });
+    text.push_str(&unclosed(&android));
+    if let Some(members) = notification {
+        text.push_str(if android.is_empty() {
+            "\"notification\":"
+        } else {
+            ",\"notification\":"
+        });
+        text.push_str(&unclosed(&members));
+    }
+    text
+}
+
+fn object(value: Option<Value>) -> Map<String, Value> {
+    match value {
+        Some(Value::Object(members)) => members,
+        _ => Map::new(),
+    }
+}
+
+/// `members` as JSON without the closing brace.
+fn unclosed(members: &Map<String, Value>) -> String {
+    let mut text = serde_json::to_string(members).expect("maps with string keys always serialize");
+    text.pop();
+    text
+}
+
+fn put(body: &mut String, name: std::fmt::Arguments<'_>, value: &str) {
+    let value = serde_json::to_string(value).expect("strings always serialize");
+    // Writing to a string does not fail.
+    let _always = body.write_fmt(name);
+    body.push_str(&value);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use jiff::Timestamp;
+    use serde_json::json;
+    use shared::{job::Job, testing};
+
+    use super::*;
+    use crate::providers::{Message, Renditions};
+
+    const TOKEN: &str = r#"odd"\token"#;
+
+    fn job(push: Push) -> Job {
+        testing::job(&"shop".parse().unwrap(), "order", push, Timestamp::UNIX_EPOCH)
+    }
+
+    fn rendered(push: &Push, left: Duration) -> Value {
+        let job = Arc::new(job(push.clone()));
+        let message = Message::new(job.clone(), Renditions::default());
+        let address = testing::address(&job.app, Provider::Fcm, TOKEN);
+        let attempt = Attempt {
+            app: &job.app,
+            address: &address,
+            delivery: job.delivery(address.id),
+            message: &message,
+            expires_at: job.expires_at(),
+        };
+        serde_json::from_slice(&body(&attempt, left)).unwrap()
+    }
+
+    /// Rendered member by member instead of spliced.
+    fn expected(push: &Push) -> Value {
+        let message = fcm::render(push, &job(push.clone()).id.to_string());
+        serde_json::from_slice(&fcm::request(&message, TOKEN)).unwrap()
+    }
+
+    fn over(android: &Value) -> Push {
+        Push {
+            title: Some("\"Hello\"".into()),
+            fcm: Some(fcm::Override {
+                android: android.as_object().unwrap().clone(),
+                webpush: json!({ "headers": { "Urgency": "high" } }).as_object().unwrap().clone(),
+            }),
+            ..Push::default()
+        }
+    }
+
+    #[test]
+    fn a_spliced_request_has_the_members_of_a_rendered_one() {
+        let data = [("order".to_owned(), "42".to_owned())];
+        for push in [
+            Push {
+                title: Some("Hello".into()),
+                badge: Some(3),
+                ..Push::default()
+            },
+            Push {
+                body: Some("Hello".into()),
+                collapse_key: Some("score \"2\"".into()),
+                data: data.clone().into(),
+                ..Push::default()
+            },
+            Push {
+                silent: true,
+                data: data.into(),
+                ..Push::default()
+            },
+            over(&json!({})),
+            over(&json!({ "ttl": "7s", "priority": "NORMAL" })),
+            over(&json!({ "notification": { "color": "#ff0000" } })),
+            over(&json!({ "notification": { "tag": "own" } })),
+            over(&json!({ "notification": null })),
+        ] {
+            assert_eq!(rendered(&push, Duration::MAX / 2), expected(&push), "{push:?}");
+        }
+    }
+
+    #[test]
+    fn a_late_attempt_states_what_is_left_unless_the_app_chose_a_life() {
+        let left = Duration::from_secs(90);
+        let push = Push {
+            title: Some("Hello".into()),
+            ttl: Some(600),
+            ..Push::default()
+        };
+        assert_eq!(rendered(&push, left)["message"]["android"]["ttl"], "90s");
+        let chosen = over(&json!({ "ttl": "7s" }));
+        assert_eq!(rendered(&chosen, left)["message"]["android"]["ttl"], "7s");
+    }
 }

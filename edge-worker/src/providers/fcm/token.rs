@@ -13,14 +13,23 @@ use serde::{Deserialize, Serialize};
 use shared::clock::Clock;
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::client::{host_and_port, read_body};
-use crate::providers::{BadCredential, Outcome, outcome::foreign_reason, retry_after::retry_after};
+use crate::providers::{
+    BadCredential, Outcome,
+    outcome::foreign_reason,
+    transport::{
+        https::{host_and_port, read_body},
+        retry_after::retry_after,
+    },
+};
 
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 
 /// Google lets an assertion, and gives a token, an hour.
 const LIFE_S: i64 = 3600;
+
+/// Access tokens have one or two thousand bytes.
+const MAX_BODY: usize = 64 * 1024;
 
 /// A token is renewed this long before it ends.
 const EARLY: Duration = Duration::from_mins(2);
@@ -208,7 +217,7 @@ impl AccessToken {
         let answer = self.http.post(self.uri.clone()).form(&form).send().await;
         let mut answer = answer.map_err(|_| Outcome::endpoint("token_unreachable", None))?;
         let asked = retry_after(answer.headers(), now);
-        let body = read_body(&mut answer)
+        let body = read_body(&mut answer, MAX_BODY)
             .await
             .ok_or_else(|| Outcome::endpoint("token_unreachable", None))?;
         match answer.status() {

@@ -1,4 +1,4 @@
-//! `/v1/recipients/{recipient_id}/addresses`: the ways to reach a recipient. A token is taken and never shown again.
+//! `/v1/recipients/{recipient_id}/addresses`: the addresses of a recipient. Answers never show tokens.
 
 use axum::{
     extract::State,
@@ -34,20 +34,20 @@ use crate::recipients::{homes::Homes, owners};
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PostAddress {
-    /// Who carries pushes to it.
+    /// The provider that issued the token.
     provider: Provider,
-    /// The device token. APNs: hexadecimal.
+    /// The device token. For APNs: hexadecimal, an even number of digits.
     #[schema(max_length = 4096)]
     token: String,
-    /// What the token is for.
+    /// The purpose of the token. For FCM: always `device`.
     #[serde(default = "device")]
     #[schema(default = "device")]
     kind: Kind,
-    /// Which of Apple's worlds; APNs only.
+    /// The APNs environment of the token. For FCM: always `production`.
     #[serde(default = "production")]
     #[schema(default = "production")]
     environment: Environment,
-    /// The bundle id, if it is not the app's default topic; APNs only.
+    /// The APNs topic (bundle id) of the token, if it is not the topic of the app's credential. Not for FCM.
     #[schema(max_length = 255)]
     topic: Option<String>,
 }
@@ -63,43 +63,43 @@ fn production() -> Environment {
 /// An address, without its token.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct AddressResponse {
-    /// Names the address: derived from app, provider and token, so that one token is one address.
+    /// The id of the address: a digest of app, provider and token, so that one token is one address.
     address_id: AddressId,
-    /// Who carries pushes to it.
+    /// The provider that issued the token.
     provider: Provider,
-    /// What the token is for.
+    /// The purpose of the token.
     kind: Kind,
-    /// Which of Apple's worlds.
+    /// The APNs environment of the token; `production` for FCM.
     environment: Environment,
-    /// The bundle id, if it is not the app's default topic.
+    /// The APNs topic (bundle id) of the token, if it is not the topic of the app's credential.
     #[serde(skip_serializing_if = "Option::is_none")]
     topic: Option<String>,
-    /// When the device last registered.
+    /// When the address was last registered.
     #[schema(value_type = String, format = DateTime)]
     registered_at: Timestamp,
 }
 
-/// Every address of a recipient.
+/// The addresses of a recipient.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct AddressList {
-    /// The addresses, the newest first.
+    /// The addresses, the most recently registered first.
     addresses: Vec<AddressResponse>,
 }
 
 /// Register an address
 ///
-/// Registering again refreshes it. A known recipient gains a device; an unknown one is registered at the app's default
-/// region; a token that another recipient of the app has moves to this one.
+/// Registering the same token again refreshes the address. A token that belongs to another recipient of the app moves
+/// to this one. An unknown recipient is registered at the app's default region.
 #[utoipa::path(
     post,
     path = "/v1/recipients/{recipient_id}/addresses",
     operation_id = "registerAddress",
     tag = "addresses",
-    params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
+    params(("recipient_id" = RecipientId, Path, description = "The id of the recipient, percent-encoded")),
     request_body = PostAddress,
     responses(
-        (status = 200, description = "Refreshed: the recipient had registered it before", body = AddressResponse),
-        (status = 201, description = "Registered, or moved here", body = AddressResponse),
+        (status = 200, description = "Refreshed: the recipient had this address already", body = AddressResponse),
+        (status = 201, description = "Registered, or moved from another recipient", body = AddressResponse),
         openapi::WriteRefusal,
     ),
     security(("api_key" = ["recipients:write"])),
@@ -113,7 +113,7 @@ pub(crate) async fn register(
     let key = caller.key(recipient);
     let address = wanted.into_address(&key, homes.context.clock.now())?;
     let home = homes.ensure_home(&key, &caller.app.default_region).await?;
-    // The owner's entry is written last: until then a repetition does all of it again.
+    // The owner is written last: if something fails before that, a repetition starts again.
     let former = homes.context.directory.owner(&key.app, address.id);
     let is_new = former.as_ref() != Some(&key.recipient);
     homes.write(&home, &key, Fact::Address(address.clone())).await?;
@@ -124,7 +124,7 @@ pub(crate) async fn register(
             .await?;
     }
     if is_new && former.is_some() {
-        // Every gateway that reads the owner's entry does the same; here it is done before the answer.
+        // The former owner's gateways do this when they read the entry; here it is done before the answer.
         owners::settle_now(&homes, &key.app, address.id).await;
     }
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
@@ -137,9 +137,9 @@ pub(crate) async fn register(
     path = "/v1/recipients/{recipient_id}/addresses",
     operation_id = "listAddresses",
     tag = "addresses",
-    params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
+    params(("recipient_id" = RecipientId, Path, description = "The id of the recipient, percent-encoded")),
     responses(
-        (status = 200, description = "Its addresses, without tokens", body = AddressList),
+        (status = 200, description = "The addresses, without tokens", body = AddressList),
         openapi::ReadRefusal,
     ),
     security(("api_key" = ["recipients:read"])),
@@ -166,15 +166,15 @@ pub(crate) async fn list(
 
 /// Remove every address of a recipient
 ///
-/// The recipient stays registered, with its preferences.
+/// The recipient stays registered and keeps its preferences and topics.
 #[utoipa::path(
     delete,
     path = "/v1/recipients/{recipient_id}/addresses",
     operation_id = "removeAddresses",
     tag = "addresses",
-    params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
+    params(("recipient_id" = RecipientId, Path, description = "The id of the recipient, percent-encoded")),
     responses(
-        (status = 204, description = "It has none any more"),
+        (status = 204, description = "The recipient has no address"),
         openapi::WriteRefusal,
     ),
     security(("api_key" = ["recipients:write"])),
@@ -203,8 +203,8 @@ pub(crate) async fn remove_all(
     operation_id = "removeAddress",
     tag = "addresses",
     params(
-        ("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded"),
-        ("address_id" = AddressId, Path, description = "The address"),
+        ("recipient_id" = RecipientId, Path, description = "The id of the recipient, percent-encoded"),
+        ("address_id" = AddressId, Path, description = "The id of the address"),
     ),
     responses(
         (status = 204, description = "Removed"),
@@ -241,7 +241,7 @@ impl PostAddress {
             }
         }
         let target = match self.provider {
-            Provider::Apns => Target::Apns(apns::Target::new(self.token, self.kind, self.environment, self.topic)?),
+            Provider::Apns => Target::Apns(apns::Target::new(&self.token, self.kind, self.environment, self.topic)?),
             Provider::Fcm => Target::Fcm(fcm::Target::new(self.token)?),
         };
         Ok(Address::new(&key.app, target, registered_at))
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn one_token_is_one_address_however_it_is_written() {
+    fn one_token_is_one_address_in_upper_and_lower_case() {
         let upper = read(json!({ "provider": "apns", "token": "AB12" })).unwrap();
         let lower = read(json!({ "provider": "apns", "token": "ab12", "environment": "sandbox" })).unwrap();
         assert_eq!(upper.id, lower.id);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_apple_has_is_refused_for_fcm() {
+    fn fields_of_apns_are_refused_for_fcm() {
         for (field, body) in [
             (
                 "kind",
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_shows_no_token() {
+    fn an_answer_contains_no_token() {
         let address = read(json!({ "provider": "fcm", "token": "top-secret" })).unwrap();
         assert!(
             !serde_json::to_string(&AddressResponse::from(address))

@@ -1,4 +1,4 @@
-//! What the handlers work with.
+//! The state that all handlers share.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
 /// The rooms behind the HTTP API. Handlers that need only one of them take that one.
 #[derive(Debug)]
 pub(crate) struct Api {
-    /// Names this process among all gateways; 16 hexadecimal digits.
+    /// Identifies this process among all gateways; 16 hexadecimal digits.
     pub(crate) instance: String,
     pub(crate) context: Arc<Context>,
     pub(crate) intake: Intake,
@@ -26,23 +26,23 @@ pub(crate) struct Api {
     pub(crate) dead_letters: DeadLetters,
     pub(crate) readiness: Readiness,
     pub(crate) limits: Limits,
-    /// One permit for each request that may be in progress.
+    /// As many permits as requests may be in progress.
     pub(crate) permits: Semaphore,
 }
 
-/// What a caller may ask for.
+/// Limits on requests.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Largest request body in bytes.
+    /// Maximum size of a request body, in bytes.
     pub body_bytes: usize,
-    /// Most recipients of one request.
+    /// Maximum number of recipients in one request.
     pub recipients: usize,
-    /// Requests in progress at one time.
+    /// Maximum number of requests in progress at a time.
     pub in_flight: usize,
-    /// Seconds after which a request is given up.
+    /// Time after which a request is given up, in seconds.
     pub request_timeout_s: u64,
-    /// Notifications that status questions can be answered for.
+    /// Number of notifications whose status can be queried; the oldest are forgotten first.
     pub status_notifications: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Who asks: an API key, which speaks for one app and no other.
+//! Authentication: an API key identifies one app and has scopes.
 
 use std::{marker::PhantomData, sync::Arc};
 
@@ -16,40 +16,40 @@ use super::{
     problem::{FORBIDDEN, Problem, RESIDES_ELSEWHERE, UNAUTHENTICATED},
 };
 
-/// What a route needs a key to allow.
-pub(crate) trait Needs: Send + Sync + 'static {
+/// The scope that a route requires.
+pub(crate) trait Requires: Send + Sync + 'static {
     const SCOPE: Scope;
 }
 
-macro_rules! needs {
+macro_rules! requires {
     ($($name:ident = $scope:ident),+ $(,)?) => {
         $(
             #[derive(Debug)]
             pub(crate) struct $name;
-            impl Needs for $name {
+            impl Requires for $name {
                 const SCOPE: Scope = Scope::$scope;
             }
         )+
     };
 }
 
-needs!(
+requires!(
     ToSend = Send,
-    ToAsk = Status,
+    ToReadStatus = Status,
     ToWrite = RecipientsWrite,
     ToRead = RecipientsRead
 );
 
-/// The app on whose behalf a request is made, from the key and from nowhere else. A handler that takes
-/// `Caller<ToSend>` can only be reached with a key of that scope.
+/// The app that makes the request, known only from its API key. A handler that takes `Caller<ToSend>` can only be
+/// reached with a key of that scope.
 #[derive(Debug)]
-pub(crate) struct Caller<N> {
+pub(crate) struct Caller<R> {
     pub(crate) app: Arc<App>,
     scopes: Vec<Scope>,
-    needs: PhantomData<N>,
+    requires: PhantomData<R>,
 }
 
-impl<N: Needs> FromRequestParts<Arc<Api>> for Caller<N> {
+impl<R: Requires> FromRequestParts<Arc<Api>> for Caller<R> {
     type Rejection = Problem;
 
     async fn from_request_parts(request: &mut request::Parts, api: &Arc<Api>) -> Result<Self, Problem> {
@@ -61,23 +61,23 @@ impl<N: Needs> FromRequestParts<Arc<Api>> for Caller<N> {
             return Err(unknown());
         }
         let app = tenants.apps.get(&key.app).ok_or_else(unknown)?;
-        if !key.scopes.contains(&N::SCOPE) {
-            return Err(lacking(N::SCOPE));
+        if !key.scopes.contains(&R::SCOPE) {
+            return Err(lacking(R::SCOPE));
         }
         if let Some(residency) = app.residency.as_ref().filter(|region| **region != context.here) {
-            let detail = format!("What concerns this app stays in {residency}. Ask a gateway there.");
+            let detail = format!("The data of this app stays in {residency}. Send the request to a gateway there.");
             return Err(Problem::new(RESIDES_ELSEWHERE, detail));
         }
         Ok(Self {
             app: Arc::clone(app),
             scopes: key.scopes.clone(),
-            needs: PhantomData,
+            requires: PhantomData,
         })
     }
 }
 
-impl<N> Caller<N> {
-    /// A recipient of the caller's app.
+impl<R> Caller<R> {
+    /// The key of a recipient of the caller's app.
     pub(crate) fn key(&self, recipient: RecipientId) -> RecipientKey {
         RecipientKey {
             app: self.app.id.clone(),
@@ -85,8 +85,8 @@ impl<N> Caller<N> {
         }
     }
 
-    /// Insists on a scope that only some requests to the route need.
-    pub(crate) fn must(&self, scope: Scope) -> Result<(), Problem> {
+    /// Checks for a scope that only some requests to the route require.
+    pub(crate) fn require(&self, scope: Scope) -> Result<(), Problem> {
         if self.scopes.contains(&scope) {
             Ok(())
         } else {
@@ -97,9 +97,9 @@ impl<N> Caller<N> {
 
 fn presented(headers: &http::HeaderMap) -> Result<Presented, Problem> {
     let value = headers.get(header::AUTHORIZATION).ok_or_else(|| {
-        let ask = HeaderValue::from_static("Bearer realm=\"peal\"");
+        let challenge = HeaderValue::from_static("Bearer realm=\"peal\"");
         Problem::new(UNAUTHENTICATED, "Send the header Authorization: Bearer peal_….")
-            .header(header::WWW_AUTHENTICATE, ask)
+            .header(header::WWW_AUTHENTICATE, challenge)
     })?;
     let text = value.to_str().map_err(|_| unknown())?;
     let (scheme, key) = text.split_once(' ').ok_or_else(unknown)?;
@@ -109,18 +109,15 @@ fn presented(headers: &http::HeaderMap) -> Result<Presented, Problem> {
     key.trim().parse().map_err(|_| unknown())
 }
 
-/// One answer for every key that is not good, so that nothing can be learnt from the difference.
+/// One answer for every key that is not accepted, so that the answer reveals nothing about the reason.
 fn unknown() -> Problem {
-    let ask = HeaderValue::from_static("Bearer realm=\"peal\", error=\"invalid_token\"");
-    Problem::new(
-        UNAUTHENTICATED,
-        "The API key is not known, has ended, or is not written as it was issued.",
-    )
-    .header(header::WWW_AUTHENTICATE, ask)
+    let challenge = HeaderValue::from_static("Bearer realm=\"peal\", error=\"invalid_token\"");
+    Problem::new(UNAUTHENTICATED, "The API key is unknown, expired or malformed.")
+        .header(header::WWW_AUTHENTICATE, challenge)
 }
 
 fn lacking(scope: Scope) -> Problem {
-    let ask = format!("Bearer realm=\"peal\", error=\"insufficient_scope\", scope=\"{scope}\"");
-    let ask = HeaderValue::try_from(ask).expect("scopes are ASCII");
-    Problem::new(FORBIDDEN, format!("The API key lacks the scope {scope}.")).header(header::WWW_AUTHENTICATE, ask)
+    let challenge = format!("Bearer realm=\"peal\", error=\"insufficient_scope\", scope=\"{scope}\"");
+    let challenge = HeaderValue::try_from(challenge).expect("scopes are ASCII");
+    Problem::new(FORBIDDEN, format!("The API key lacks the scope {scope}.")).header(header::WWW_AUTHENTICATE, challenge)
 }

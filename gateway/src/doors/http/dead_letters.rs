@@ -1,4 +1,4 @@
-//! `/v1/dead-letters`: what was given up, for people to look at and try again.
+//! `/v1/dead-letters`: lists, shows, replays and deletes dead letters.
 
 use axum::extract::{Query, State, rejection::QueryRejection};
 use http::StatusCode;
@@ -13,7 +13,7 @@ use shared::{
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    auth::{Caller, ToAsk, ToSend},
+    auth::{Caller, ToReadStatus, ToSend},
     body::Json,
     named::Named,
     openapi,
@@ -21,89 +21,92 @@ use super::{
 };
 use crate::records::dead_letters::{DeadLetters, Letter, LetterFilter, LetterId, Unhandled};
 
-/// Letters of one answer, unless the caller wants fewer.
+/// Dead letters in one answer, at most.
 const LISTED_LETTERS_MAX: usize = 100;
-/// Letters of one replay; a caller who wants more asks again.
+/// Dead letters that one request replays, at most.
 const REPLAYED_LETTERS_MAX: usize = 1000;
 
-/// Which letters are meant.
+/// The query of a list of dead letters.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(crate) struct Wanted {
-    /// Only of this channel.
+pub(crate) struct LetterQuery {
+    /// Only letters of this channel.
     channel: Option<Channel>,
-    /// Only with this reason.
+    /// Only letters with this reason.
     reason: Option<String>,
-    /// Only that died at or after this time (RFC 3339).
+    /// Only letters that were given up at or after this time (RFC 3339).
     #[param(value_type = Option<String>, format = DateTime)]
     since: Option<Timestamp>,
-    /// Only that died before this time (RFC 3339).
+    /// Only letters that were given up before this time (RFC 3339).
     #[param(value_type = Option<String>, format = DateTime)]
     until: Option<Timestamp>,
-    /// At most so many; 1 to 100.
+    /// Maximum number of letters: 1 to 100, by default 100.
     limit: Option<usize>,
-    /// `next` of the former answer.
+    /// The `next` of the previous page.
     cursor: Option<String>,
 }
 
-/// Which letters to replay.
+/// Selects the letters to replay.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Replay {
-    /// Only of this channel.
+#[schema(as = Replay)]
+pub(crate) struct ReplayRequest {
+    /// Only letters of this channel.
     channel: Option<Channel>,
-    /// Only with this reason.
+    /// Only letters with this reason.
     reason: Option<String>,
-    /// Only that died at or after this time.
+    /// Only letters that were given up at or after this time.
     #[schema(value_type = Option<String>, format = DateTime)]
     since: Option<Timestamp>,
-    /// Only that died before this time.
+    /// Only letters that were given up before this time.
     #[schema(value_type = Option<String>, format = DateTime)]
     until: Option<Timestamp>,
-    /// At most so many; 1 to 1000.
+    /// Maximum number of letters: 1 to 1000, by default 1000.
     limit: Option<usize>,
 }
 
-/// Some dead letters, oldest first within each region.
+/// A page of dead letters, oldest first within each region.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Listed {
+#[schema(as = Listed)]
+pub(crate) struct DeadLettersResponse {
+    /// The letters, without their payload.
     dead_letters: Vec<DeadLetter>,
-    /// The cursor of the next page; null if this is the last.
+    /// The cursor of the next page; null if this page is the last.
     next: Option<String>,
-    /// Regions that did not answer; their letters are missing here.
+    /// Regions that did not answer; their letters are missing from this page.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     unreachable: Vec<Region>,
 }
 
-/// A notification that was given up for one address, or a message that nobody could read.
+/// A dead letter: a job that was given up for one address, or an unreadable message.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct DeadLetter {
-    /// Names the letter.
+    /// The id of the letter: its region and a number, such as `eu-42`.
     id: String,
     /// The region that gave it up.
     region: Region,
-    /// The way it took.
+    /// The channel of the job; absent if the subject of the message is unreadable.
     #[serde(skip_serializing_if = "Option::is_none")]
     channel: Option<Channel>,
-    /// Why: the last reason of its provider, `unreadable`, or `interrupted`.
+    /// Why it was given up: the reason of the provider's last answer, `unreadable`, or `interrupted`.
     reason: String,
-    /// What is wrong with it.
+    /// Explains the reason, such as the field that broke a rule.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
-    /// The caller's name for what happened.
+    /// The caller's event id.
     #[serde(skip_serializing_if = "Option::is_none")]
     event_id: Option<String>,
-    /// The notification.
+    /// The id of the notification; absent if the message is unreadable.
     #[serde(skip_serializing_if = "Option::is_none")]
     notification_id: Option<NotificationId>,
-    /// The job.
+    /// The id of the job; absent if the message is unreadable.
     #[serde(skip_serializing_if = "Option::is_none")]
     job_id: Option<JobId>,
-    /// Whom it was for.
+    /// The recipient; absent if the message is unreadable.
     #[serde(skip_serializing_if = "Option::is_none")]
     recipient: Option<RecipientId>,
-    /// The address that was not reached.
+    /// The id of the address that was not reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     address_id: Option<AddressId>,
     /// How many attempts were made.
@@ -111,70 +114,72 @@ pub(crate) struct DeadLetter {
     /// When it was given up.
     #[schema(value_type = String, format = DateTime)]
     died_at: Timestamp,
-    /// The message as it came, if one letter was asked for and is JSON.
+    /// The original message, if it is JSON; only in the answer for one letter.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     payload: Option<Box<RawValue>>,
 }
 
-/// What was replayed.
+/// The result of a replay.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Replayed {
-    /// Letters that are under way again.
+#[schema(as = Replayed)]
+pub(crate) struct ReplayResponse {
+    /// Number of letters that were replayed.
     replayed: usize,
-    /// Whether more letters match.
+    /// Whether more letters match; only in the answer for many letters.
     #[serde(skip_serializing_if = "Option::is_none")]
     more: Option<bool>,
 }
 
 /// List dead letters
 ///
-/// Of every region that can be reached. A letter stays for four weeks, or until it is replayed or deleted.
+/// Lists the letters of every region that can be reached. A letter is kept for four weeks, or until it is replayed or
+/// deleted.
 #[utoipa::path(
     get,
     path = "/v1/dead-letters",
     operation_id = "listDeadLetters",
     tag = "dead letters",
-    params(Wanted),
+    params(LetterQuery),
     responses(
-        (status = 200, description = "A page of them", body = Listed),
+        (status = 200, description = "A page of letters", body = DeadLettersResponse),
         openapi::AnyRefusal,
     ),
     security(("api_key" = ["notifications:read"])),
 )]
 pub(crate) async fn list(
     State(letters): State<DeadLetters>,
-    caller: Caller<ToAsk>,
-    wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<axum::Json<Listed>, Problem> {
-    let Query(wanted) = wanted.map_err(|_| {
+    caller: Caller<ToReadStatus>,
+    query: Result<Query<LetterQuery>, QueryRejection>,
+) -> Result<axum::Json<DeadLettersResponse>, Problem> {
+    let Query(query) = query.map_err(|_| {
         let rule = "may have channel, reason, since, until (RFC 3339), limit and cursor";
         Problem::from(Invalid::new("query", rule))
     })?;
-    let most = limit(wanted.limit, LISTED_LETTERS_MAX)?;
-    let from = wanted.cursor.map(|cursor| cursor.parse()).transpose();
-    let from = from.map_err(|()| Invalid::new("cursor", "must be the `next` of a former answer"))?;
+    let max = limit(query.limit, LISTED_LETTERS_MAX)?;
+    let from = query.cursor.map(|cursor| cursor.parse()).transpose();
+    let from = from.map_err(|()| Invalid::new("cursor", "must be the `next` of a previous answer"))?;
     let filter = LetterFilter {
-        channel: wanted.channel,
-        reason: wanted.reason,
-        since: wanted.since,
-        until: wanted.until,
+        channel: query.channel,
+        reason: query.reason,
+        since: query.since,
+        until: query.until,
     };
-    let page = letters.list(&caller.app.id, &filter, from, most).await;
-    Ok(axum::Json(Listed {
+    let page = letters.list(&caller.app.id, &filter, from, max).await;
+    Ok(axum::Json(DeadLettersResponse {
         dead_letters: page.letters.into_iter().map(DeadLetter::from).collect(),
         next: page.next.map(|next| next.to_string()),
         unreachable: page.unreachable,
     }))
 }
 
-/// Look at one dead letter
+/// Get a dead letter
 #[utoipa::path(
     get,
     path = "/v1/dead-letters/{letter_id}",
     operation_id = "getDeadLetter",
     tag = "dead letters",
-    params(("letter_id" = String, Path, description = "The letter")),
+    params(("letter_id" = String, Path, description = "The id of the letter")),
     responses(
         (status = 200, description = "The letter with its message", body = DeadLetter),
         openapi::AnyRefusal,
@@ -185,7 +190,7 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn get(
     State(letters): State<DeadLetters>,
-    caller: Caller<ToAsk>,
+    caller: Caller<ToReadStatus>,
     Named(id): Named<LetterId>,
 ) -> Result<axum::Json<DeadLetter>, Problem> {
     let letter = letters.get(&caller.app.id, &id).await?;
@@ -198,16 +203,16 @@ pub(crate) async fn get(
 
 /// Replay a dead letter
 ///
-/// One more attempt is made at the same delivery, under the same delivery id, with a new time to live. If that fails
-/// too, a new letter tells of it.
+/// Makes one more attempt at the same delivery, with the same delivery id and a new time to live. If that fails too,
+/// the delivery becomes a new letter.
 #[utoipa::path(
     post,
     path = "/v1/dead-letters/{letter_id}/replay",
     operation_id = "replayDeadLetter",
     tag = "dead letters",
-    params(("letter_id" = String, Path, description = "The letter")),
+    params(("letter_id" = String, Path, description = "The id of the letter")),
     responses(
-        (status = 202, description = "Under way again; the letter is gone", body = Replayed),
+        (status = 202, description = "The attempt is stored, and the letter is removed", body = ReplayResponse),
         openapi::WriteRefusal,
     ),
     security(("api_key" = ["notifications:write"])),
@@ -216,30 +221,30 @@ pub(crate) async fn replay(
     State(letters): State<DeadLetters>,
     caller: Caller<ToSend>,
     Named(id): Named<LetterId>,
-) -> Result<(StatusCode, axum::Json<Replayed>), Problem> {
+) -> Result<(StatusCode, axum::Json<ReplayResponse>), Problem> {
     let letter = letters.get(&caller.app.id, &id).await?;
     letters.replay(&caller.app.id, letter).await?;
-    let replayed = Replayed {
+    let response = ReplayResponse {
         replayed: 1,
         more: None,
     };
-    Ok((StatusCode::ACCEPTED, axum::Json(replayed)))
+    Ok((StatusCode::ACCEPTED, axum::Json(response)))
 }
 
 /// Replay many dead letters
 ///
-/// Those that match, the oldest first. Letters that cannot be replayed are passed over. When an answer is an error, some
-/// may be under way again; repeating replays the rest.
+/// Replays the letters that match, oldest first. Letters that cannot be replayed are skipped. If the answer is an
+/// error, some letters may have been replayed; repeating the request replays the rest.
 #[utoipa::path(
     post,
     path = "/v1/dead-letters/replay",
     operation_id = "replayDeadLetters",
     tag = "dead letters",
-    request_body = Replay,
+    request_body = ReplayRequest,
     responses(
-        (status = 202, description = "Under way again", body = Replayed),
+        (status = 202, description = "The attempts are stored, and the letters are removed", body = ReplayResponse),
         openapi::AnyRefusal,
-        (status = 503, description = "Not all stored; repeat", body = Document,
+        (status = 503, description = "Not every attempt was stored; repeat", body = Document,
             content_type = "application/problem+json"),
     ),
     security(("api_key" = ["notifications:write"])),
@@ -247,16 +252,16 @@ pub(crate) async fn replay(
 pub(crate) async fn replay_many(
     State(letters): State<DeadLetters>,
     caller: Caller<ToSend>,
-    Json(wanted): Json<Replay>,
-) -> Result<(StatusCode, axum::Json<Replayed>), Problem> {
-    let most = limit(wanted.limit, REPLAYED_LETTERS_MAX)?;
+    Json(request): Json<ReplayRequest>,
+) -> Result<(StatusCode, axum::Json<ReplayResponse>), Problem> {
+    let max = limit(request.limit, REPLAYED_LETTERS_MAX)?;
     let filter = LetterFilter {
-        channel: wanted.channel,
-        reason: wanted.reason,
-        since: wanted.since,
-        until: wanted.until,
+        channel: request.channel,
+        reason: request.reason,
+        since: request.since,
+        until: request.until,
     };
-    let page = letters.list(&caller.app.id, &filter, None, most).await;
+    let page = letters.list(&caller.app.id, &filter, None, max).await;
     let mut replayed = 0;
     for letter in page.letters {
         match letters.replay(&caller.app.id, letter).await {
@@ -266,7 +271,7 @@ pub(crate) async fn replay_many(
         }
     }
     let more = Some(page.next.is_some());
-    Ok((StatusCode::ACCEPTED, axum::Json(Replayed { replayed, more })))
+    Ok((StatusCode::ACCEPTED, axum::Json(ReplayResponse { replayed, more })))
 }
 
 /// Delete a dead letter
@@ -275,9 +280,9 @@ pub(crate) async fn replay_many(
     path = "/v1/dead-letters/{letter_id}",
     operation_id = "deleteDeadLetter",
     tag = "dead letters",
-    params(("letter_id" = String, Path, description = "The letter")),
+    params(("letter_id" = String, Path, description = "The id of the letter")),
     responses(
-        (status = 204, description = "Gone"),
+        (status = 204, description = "Deleted"),
         openapi::AnyRefusal,
         (status = 503, description = "Its region does not answer", body = Document,
             content_type = "application/problem+json"),
@@ -294,11 +299,11 @@ pub(crate) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn limit(wanted: Option<usize>, most: usize) -> Result<usize, Invalid> {
+fn limit(wanted: Option<usize>, max: usize) -> Result<usize, Invalid> {
     match wanted {
-        None => Ok(most),
-        Some(wanted) if (1..=most).contains(&wanted) => Ok(wanted),
-        Some(_) => Err(Invalid::new("limit", format_args!("must be 1 to {most}"))),
+        None => Ok(max),
+        Some(wanted) if (1..=max).contains(&wanted) => Ok(wanted),
+        Some(_) => Err(Invalid::new("limit", format_args!("must be 1 to {max}"))),
     }
 }
 
@@ -325,13 +330,16 @@ impl From<Letter> for DeadLetter {
 impl From<Unhandled> for Problem {
     fn from(error: Unhandled) -> Self {
         match error {
-            Unhandled::NotFound => Self::new(NOT_FOUND, "No dead letter with this id is there."),
+            Unhandled::NotFound => Self::new(NOT_FOUND, "There is no dead letter with this id."),
             Unhandled::NoLane => Self::new(
                 LETTER_UNREADABLE,
-                "It came on a subject that names no lane; it can only be deleted.",
+                "The subject of its message names no lane; it can only be deleted.",
             ),
             Unhandled::Forbidden => Self::not_permitted(),
-            Unhandled::Unreachable => Self::new(REGION_UNREACHABLE, "Repeating is safe."),
+            Unhandled::Unreachable => Self::new(
+                REGION_UNREACHABLE,
+                "The region of this dead letter does not answer. Repeating is safe.",
+            ),
             Unhandled::NotStored(error) => error.into(),
         }
     }

@@ -13,27 +13,30 @@ use utoipa::ToSchema;
 use super::api::Api;
 use crate::keeping::readiness::Readiness;
 
-/// Whether requests should be sent here.
+/// Whether this gateway can serve requests.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ReadyResponse {
     /// Whether requests are served.
     ready: bool,
-    /// What is missing: `nats`, the connection; `directory`, homes and owners; `config`, apps and keys; `storage`, when
-    /// JetStream does not store what is written; `not finishing`, when the process is about to end.
+    /// The conditions that do not hold: `nats`, there is no connection; `directory`, homes and owners are not loaded;
+    /// `config`, apps and keys are not loaded; `storage`, JetStream does not store messages; `not finishing`, the
+    /// process is shutting down.
     #[schema(value_type = Vec<String>)]
     missing: Vec<&'static str>,
 }
 
-/// Is the process alive?
-#[utoipa::path(get, path = "/healthz", tag = "operations", responses((status = 200, description = "It is", body = String)))]
+/// Check that the process is alive
+#[utoipa::path(get, path = "/healthz", tag = "operations", responses(
+    (status = 200, description = "The process is alive", body = String),
+))]
 pub(crate) async fn healthz() -> &'static str {
     "ok"
 }
 
-/// Should requests be sent here?
+/// Check that this gateway can serve requests
 #[utoipa::path(get, path = "/readyz", tag = "operations", responses(
-    (status = 200, description = "Yes", body = ReadyResponse),
-    (status = 503, description = "No, and why", body = ReadyResponse),
+    (status = 200, description = "It can", body = ReadyResponse),
+    (status = 503, description = "It cannot; `missing` says why", body = ReadyResponse),
 ))]
 pub(crate) async fn readyz(State(readiness): State<Readiness>) -> Response {
     let missing = readiness.missing();
@@ -52,8 +55,10 @@ pub(crate) async fn readyz(State(readiness): State<Readiness>) -> Response {
         .into_response()
 }
 
-/// Metrics in Prometheus' text format
-#[utoipa::path(get, path = "/metrics", tag = "operations", responses((status = 200, description = "Metrics", body = String)))]
+/// Get the metrics in Prometheus' text format
+#[utoipa::path(get, path = "/metrics", tag = "operations", responses(
+    (status = 200, description = "The metrics", body = String),
+))]
 pub(crate) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],

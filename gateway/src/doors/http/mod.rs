@@ -1,4 +1,4 @@
-//! The HTTP API: routes, and what happens around every request.
+//! The HTTP API: its routes, one file for each resource, and the layer around every request.
 
 mod addresses;
 pub(crate) mod api;
@@ -66,7 +66,7 @@ pub(crate) fn describe() -> String {
 pub(crate) fn router(api: Arc<Api>) -> Router {
     let (router, _) = routes().split_for_parts();
     router
-        .fallback(async || Problem::new(NOT_FOUND, "There is no such path; /v1/openapi.json lists them."))
+        .fallback(async || Problem::new(NOT_FOUND, "There is no such path; /v1/openapi.json lists all paths."))
         .method_not_allowed_fallback(async || Problem::new(METHOD, "The header Allow lists the methods of this path."))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), outer::around))
         .with_state(api)
@@ -80,31 +80,31 @@ mod tests {
 
     use super::*;
 
-    /// Calls `look` for every member called `name`, however deep.
-    fn each<'a>(value: &'a Value, name: &str, look: &mut impl FnMut(&'a Value)) {
+    /// Calls `visit` for every member called `name`, at any depth.
+    fn each<'a>(value: &'a Value, name: &str, visit: &mut impl FnMut(&'a Value)) {
         match value {
             Value::Object(members) => {
                 for (key, value) in members {
                     if key == name {
-                        look(value);
+                        visit(value);
                     }
-                    each(value, name, look);
+                    each(value, name, visit);
                 }
             }
-            Value::Array(items) => items.iter().for_each(|value| each(value, name, look)),
+            Value::Array(items) => items.iter().for_each(|value| each(value, name, visit)),
             _ => {}
         }
     }
 
     #[test]
-    fn the_description_is_whole() {
+    fn every_reference_resolves_and_operation_ids_are_distinct() {
         let api: Value = serde_json::from_str(&describe()).unwrap();
         assert_eq!(api["openapi"], "3.1.0");
         let mut references = 0;
         each(&api, "$ref", &mut |reference| {
             references += 1;
             let pointer = reference.as_str().unwrap().strip_prefix('#').unwrap();
-            assert!(api.pointer(pointer).is_some(), "{pointer} leads nowhere");
+            assert!(api.pointer(pointer).is_some(), "{pointer} does not resolve");
         });
         assert!(references > 50);
         let (mut ids, mut operations) = (HashSet::new(), 0);
@@ -112,11 +112,11 @@ mod tests {
             operations += 1;
             ids.insert(id.as_str().unwrap());
         });
-        assert_eq!((ids.len(), operations), (24, 24), "operation ids are distinct");
+        assert_eq!((ids.len(), operations), (24, 24), "operation ids must be distinct");
     }
 
     #[test]
-    fn what_is_refused_is_described_as_a_problem() {
+    fn refusals_are_described_as_problem_documents() {
         let api: Value = serde_json::from_str(&describe()).unwrap();
         for (path, item) in api["paths"].as_object().unwrap() {
             for (method, operation) in item.as_object().unwrap() {

@@ -1,4 +1,4 @@
-//! What the path and the headers of a request name.
+//! Extractors for the ids in the path and the headers of a request.
 
 use axum::extract::{FromRequestParts, Path};
 use http::{HeaderName, request};
@@ -11,7 +11,7 @@ use shared::{
 use super::problem::{NOT_FOUND, Problem};
 use crate::records::dead_letters::LetterId;
 
-/// The things that the path names, in order.
+/// The ids in the path, in order.
 #[derive(Debug)]
 pub(crate) struct Named<T>(pub(crate) T);
 
@@ -61,9 +61,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Named<LetterId> {
 
     async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
         let text: String = segments(request, state).await?;
-        text.parse()
-            .map(Self)
-            .map_err(|()| Problem::new(NOT_FOUND, "Ids of dead letters are a region and a number, as eu-42."))
+        text.parse().map(Self).map_err(|()| {
+            Problem::new(
+                NOT_FOUND,
+                "Ids of dead letters are a region and a number, such as eu-42.",
+            )
+        })
     }
 }
 
@@ -77,10 +80,10 @@ async fn segments<T: DeserializeOwned + Send, S: Send + Sync>(
     }
 }
 
-/// The header in which a caller names what happened.
+/// The header that carries the caller's event id.
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// The caller's event id, if the header names one.
+/// The caller's event id; `None` if the header is absent.
 #[derive(Debug)]
 pub(crate) struct IdempotencyKey(pub(crate) Option<EventId>);
 

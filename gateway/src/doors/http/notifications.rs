@@ -1,4 +1,4 @@
-//! `/v1/notifications/{id}`: what became of a notification, and withdrawing it.
+//! `/v1/notifications/{notification_id}`: the status of a notification, and withdrawing it.
 
 use std::sync::Arc;
 
@@ -8,25 +8,25 @@ use shared::{id::NotificationId, nats::cancelled};
 
 use super::{
     api::Api,
-    auth::{Caller, ToAsk, ToSend},
+    auth::{Caller, ToReadStatus, ToSend},
     named::Named,
     openapi,
     problem::{Document, NOT_FOUND, Problem, STATUS_UNAVAILABLE},
 };
 use crate::records::{receipts::Unanswered, status::Status};
 
-/// Ask what became of a notification
+/// Get the status of a notification
 ///
-/// Asked of the region that accepted it. Answered from the receipts of every region that can be reached; those of a
-/// region that is cut off come when it is back. Push ends at `delivered`, which says that the provider accepted it.
+/// Ask a gateway of the region that accepted it. The status comes from the receipts of every region; those of a region
+/// that is cut off are added when it is reachable again. `delivered` means that the provider accepted the push.
 #[utoipa::path(
     get,
     path = "/v1/notifications/{notification_id}",
     operation_id = "getNotification",
     tag = "notifications",
-    params(("notification_id" = NotificationId, Path, description = "The notification")),
+    params(("notification_id" = NotificationId, Path, description = "The id of the notification")),
     responses(
-        (status = 200, description = "What is known", body = Status),
+        (status = 200, description = "The status as far as it is known", body = Status),
         openapi::AnyRefusal,
         (status = 503, description = "The receipts cannot be read", body = Document,
             content_type = "application/problem+json"),
@@ -35,7 +35,7 @@ use crate::records::{receipts::Unanswered, status::Status};
 )]
 pub(crate) async fn get(
     State(api): State<Arc<Api>>,
-    caller: Caller<ToAsk>,
+    caller: Caller<ToReadStatus>,
     Named(id): Named<NotificationId>,
 ) -> Result<axum::Json<Status>, Problem> {
     let now = api.context.clock.now();
@@ -48,19 +48,19 @@ pub(crate) async fn get(
 
 /// Withdraw a notification
 ///
-/// Asked of the region that accepted it. What was not sent yet ends as `cancelled`, in every region as soon as it hears of
-/// it; what was sent stays sent. Repeating is harmless.
+/// Ask a gateway of the region that accepted it. Deliveries that were not sent yet end as `cancelled`, in each region
+/// as soon as the withdrawal arrives there. Deliveries that were sent cannot be recalled. Repeating is safe.
 #[utoipa::path(
     delete,
     path = "/v1/notifications/{notification_id}",
     operation_id = "cancelNotification",
     tag = "notifications",
-    params(("notification_id" = NotificationId, Path, description = "The notification")),
+    params(("notification_id" = NotificationId, Path, description = "The id of the notification")),
     responses(
-        (status = 202, description = "It is withdrawn"),
+        (status = 202, description = "The withdrawal is stored"),
         openapi::AnyRefusal,
-        (status = 503, description = "Not stored, or the receipts cannot be read; repeat", body = Document,
-            content_type = "application/problem+json"),
+        (status = 503, description = "The withdrawal was not stored, or the receipts cannot be read; repeat",
+            body = Document, content_type = "application/problem+json"),
     ),
     security(("api_key" = ["notifications:write"])),
 )]
@@ -83,10 +83,7 @@ pub(crate) async fn cancel(
 }
 
 fn unknown() -> Problem {
-    Problem::new(
-        NOT_FOUND,
-        "No notification with this id is known, or it is too long ago.",
-    )
+    Problem::new(NOT_FOUND, "No notification with this id is known; it may be too old.")
 }
 
 fn unreadable(error: Unanswered) -> Problem {

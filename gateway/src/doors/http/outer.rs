@@ -1,4 +1,4 @@
-//! The outermost layer: what happens around every request.
+//! The outermost layer around every request: admission, request id, span, time limit and problem documents.
 
 use std::{
     sync::{
@@ -25,10 +25,10 @@ use crate::trace::Trace;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// A handler that can say more about what it was doing gives up by itself before it is given up.
+/// Some handlers have the same time limit themselves and answer with more detail. This layer gives up only after them.
 const BACKSTOP_AFTER: Duration = Duration::from_secs(1);
 
-/// Admits a request, gives it an id, a span and a time limit, and writes the problem if there was one.
+/// Admits a request, gives it an id, a span and a time limit, and renders the problem if there was one.
 pub(super) async fn around(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let id = request_id(&api, &request);
     let trace = trace::start(&api.context.telemetry, &request);
@@ -44,14 +44,14 @@ pub(super) async fn around(State(api): State<Arc<Api>>, mut request: Request, ne
     let problem = response.extensions_mut().remove::<Problem>();
     let code = problem.as_ref().map(|problem| problem.kind().code);
     if let Some(problem) = problem {
-        response = written(&api, problem, &response, &id, &trace);
+        response = render(&api, problem, &response, &id, &trace);
     }
     response.headers_mut().insert(REQUEST_ID, id);
     trace::end(&trace, &response, code);
     response
 }
 
-/// Runs a request of the API if there is room for it, and gives it up if it takes too long.
+/// Runs a request to the API if a permit is free, and gives it up if it takes too long.
 async fn admit(api: &Api, request: Request, next: Next) -> Response {
     let Ok(_permit) = api.permits.try_acquire() else {
         return Problem::new(OVERLOADED, "Repeat after the time in Retry-After.").into_response();
@@ -63,13 +63,13 @@ async fn admit(api: &Api, request: Request, next: Next) -> Response {
         .await
         .unwrap_or_else(|_| {
             let detail =
-                "It is not known what was stored. Repeating with the same event id or the same content is safe.";
+                "Something may have been stored. Repeating with the same event id or the same content is safe.";
             Problem::new(TIMEOUT, detail).into_response()
         })
 }
 
-/// The problem as a document, with the headers that the empty response already had.
-fn written(api: &Api, problem: Problem, empty: &Response, id: &HeaderValue, trace: &Trace) -> Response {
+/// The problem as a document, with the header `Allow` of the empty response.
+fn render(api: &Api, problem: Problem, empty: &Response, id: &HeaderValue, trace: &Trace) -> Response {
     let code = problem.kind().code;
     api.context.telemetry.metrics.refused(code);
     let id = id.to_str().unwrap_or_default();
@@ -81,15 +81,15 @@ fn written(api: &Api, problem: Problem, empty: &Response, id: &HeaderValue, trac
     response
 }
 
-/// The caller's id of the request if it is fit to be logged, else one that no gateway has given before.
+/// The caller's request id if it is safe to log; otherwise a new one that is unique among all gateways.
 fn request_id(api: &Api, request: &Request) -> HeaderValue {
     static NEXT: AtomicU64 = AtomicU64::new(1);
-    let fit =
+    let is_safe =
         |value: &&HeaderValue| (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic);
     request
         .headers()
         .get(REQUEST_ID)
-        .filter(fit)
+        .filter(is_safe)
         .cloned()
         .unwrap_or_else(|| {
             let id = format!("{}-{}", api.instance, NEXT.fetch_add(1, Ordering::Relaxed));

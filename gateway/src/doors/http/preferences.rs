@@ -1,4 +1,4 @@
-//! `/v1/recipients/{recipient_id}/preferences`: what a recipient agreed to.
+//! `/v1/recipients/{recipient_id}/preferences`: the channels and categories that a recipient agreed to.
 
 use axum::extract::State;
 use shared::{
@@ -17,22 +17,22 @@ use super::{
 };
 use crate::recipients::homes::Homes;
 
-/// More categories than a person can have chosen from.
-const MOST_CATEGORIES: usize = 256;
+/// Categories in the preferences of one recipient, at most; more than a person can choose from.
+const CATEGORIES_MAX: usize = 256;
 
 /// Replace the preferences of a recipient
 ///
-/// What is not named is agreed to. A recipient that nobody registered is registered at the app's default region, so
-/// that a refusal is kept although there is no address yet.
+/// A channel or category that is not named counts as agreed to. An unknown recipient is registered at the app's default
+/// region, so that an opt-out is kept even before the first address is registered.
 #[utoipa::path(
     put,
     path = "/v1/recipients/{recipient_id}/preferences",
     operation_id = "putPreferences",
     tag = "preferences",
-    params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
+    params(("recipient_id" = RecipientId, Path, description = "The id of the recipient, percent-encoded")),
     request_body = Preferences,
     responses(
-        (status = 200, description = "As they are now", body = Preferences),
+        (status = 200, description = "The preferences after the change", body = Preferences),
         openapi::WriteRefusal,
     ),
     security(("api_key" = ["recipients:write"])),
@@ -43,8 +43,8 @@ pub(crate) async fn put(
     Named(recipient): Named<RecipientId>,
     Json(wanted): Json<Preferences>,
 ) -> Result<axum::Json<Preferences>, Problem> {
-    if wanted.categories.len() > MOST_CATEGORIES {
-        return Err(Invalid::new("categories", format_args!("must be at most {MOST_CATEGORIES}")).into());
+    if wanted.categories.len() > CATEGORIES_MAX {
+        return Err(Invalid::new("categories", format_args!("must be at most {CATEGORIES_MAX}")).into());
     }
     let key = caller.key(recipient);
     let home = homes.ensure_home(&key, &caller.app.default_region).await?;
@@ -58,9 +58,9 @@ pub(crate) async fn put(
     path = "/v1/recipients/{recipient_id}/preferences",
     operation_id = "getPreferences",
     tag = "preferences",
-    params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
+    params(("recipient_id" = RecipientId, Path, description = "The id of the recipient, percent-encoded")),
     responses(
-        (status = 200, description = "As they are", body = Preferences),
+        (status = 200, description = "The preferences", body = Preferences),
         openapi::ReadRefusal,
     ),
     security(("api_key" = ["recipients:read"])),

@@ -1,4 +1,4 @@
-//! `/v1/recipients/{recipient_id}`: who is known, and where they live.
+//! `/v1/recipients/{recipient_id}`: the profiles and homes of recipients.
 
 use std::sync::Arc;
 
@@ -26,11 +26,12 @@ use super::{
 };
 use crate::recipients::homes::Homes;
 
-/// A recipient, as the caller wants it to be. What is left out is unset, but for the home.
+/// The new profile of a recipient. A member that is left out is removed; only the home stays as it is.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PutRecipient {
-    /// The region whose workers deliver. Default: the one it has, else the app's default region. Cannot be changed yet.
+    /// The home: the region whose workers deliver to the recipient. Default: the home that the recipient has, or the
+    /// app's default region. Another home moves the recipient.
     home: Option<Region>,
     /// BCP 47 language tag, such as `de-CH`.
     #[schema(max_length = 35)]
@@ -40,37 +41,38 @@ pub(crate) struct PutRecipient {
     timezone: Option<String>,
 }
 
-/// A recipient as it is.
+/// The profile of a recipient.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct RecipientResponse {
-    /// The recipient.
+    /// The app's id of the recipient.
     recipient_id: RecipientId,
-    /// The region whose workers deliver.
+    /// The home: the region whose workers deliver to the recipient.
     home: Region,
-    /// BCP 47 language tag.
+    /// BCP 47 language tag, such as `de-CH`.
     #[serde(skip_serializing_if = "Option::is_none")]
     locale: Option<String>,
-    /// IANA time zone.
+    /// IANA time zone, such as `Europe/Zurich`.
     #[serde(skip_serializing_if = "Option::is_none")]
     timezone: Option<String>,
-    /// When this was last written.
+    /// When the profile was last written.
     #[schema(value_type = String, format = DateTime)]
     updated_at: Timestamp,
-    /// How many addresses it has; only in the answer to GET.
+    /// Number of addresses; only in the answer to GET.
     #[serde(skip_serializing_if = "Option::is_none")]
     addresses: Option<usize>,
 }
 
 /// Register or replace a recipient
 ///
-/// The whole state is replaced; addresses and preferences stay as they are. Another home than before moves the recipient
-/// with all that is known of it; both regions must answer. What is under way to the former home is sent on.
+/// The whole profile is replaced; addresses, preferences and topics stay as they are. A new home moves the recipient
+/// with everything that is known about it; both regions must be reachable. Jobs on their way to the former home are
+/// forwarded.
 #[utoipa::path(
     put,
     path = "/v1/recipients/{recipient_id}",
     operation_id = "putRecipient",
     tag = "recipients",
-    params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
+    params(("recipient_id" = RecipientId, Path, description = "The id of the recipient, percent-encoded")),
     request_body = PutRecipient,
     responses(
         (status = 200, description = "Replaced", body = RecipientResponse),
@@ -112,7 +114,8 @@ pub(crate) async fn put(
         Some(from) => {
             let moving = api.homes.relocate(&from, &key, profile.clone());
             let moved = tokio::time::timeout(api.limits.request_timeout(), moving).await;
-            moved.map_err(|_| Problem::new(TIMEOUT, "Repeat; what was done of the move stays."))??;
+            moved
+                .map_err(|_| Problem::new(TIMEOUT, "The move is not complete. Repeat the request to continue it."))??;
         }
         None => api.homes.settle(&key, profile.clone()).await?,
     }
@@ -125,9 +128,9 @@ pub(crate) async fn put(
     path = "/v1/recipients/{recipient_id}",
     operation_id = "getRecipient",
     tag = "recipients",
-    params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
+    params(("recipient_id" = RecipientId, Path, description = "The id of the recipient, percent-encoded")),
     responses(
-        (status = 200, description = "As it is", body = RecipientResponse),
+        (status = 200, description = "The profile", body = RecipientResponse),
         openapi::ReadRefusal,
     ),
     security(("api_key" = ["recipients:read"])),
@@ -150,17 +153,18 @@ pub(crate) async fn get(
     )))
 }
 
-/// Forget a recipient
+/// Delete a recipient
 ///
-/// Removes its addresses, its preferences, its topics and its profile. Notifications already accepted may still reach it.
+/// Removes the profile, the addresses, the preferences and the topics. Notifications that were accepted before may
+/// still reach the recipient.
 #[utoipa::path(
     delete,
     path = "/v1/recipients/{recipient_id}",
     operation_id = "deleteRecipient",
     tag = "recipients",
-    params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
+    params(("recipient_id" = RecipientId, Path, description = "The id of the recipient, percent-encoded")),
     responses(
-        (status = 204, description = "Forgotten"),
+        (status = 204, description = "Deleted"),
         openapi::WriteRefusal,
     ),
     security(("api_key" = ["recipients:write"])),
@@ -173,7 +177,7 @@ pub(crate) async fn delete(
     let key = caller.key(recipient);
     let home = homes.home_or(&key, &caller.app.default_region);
     let known = homes.read(&home, &key).await?;
-    // A directory entry without facts is what a crash in the middle of forgetting leaves.
+    // A crash in the middle of a deletion leaves a directory entry without facts.
     if !known.is_known() && homes.home(&key).is_none() {
         return Err(unknown());
     }
@@ -182,14 +186,17 @@ pub(crate) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// One answer, whether the recipient never was or is another app's.
+/// One answer for recipients that were never registered and recipients of other apps.
 pub(crate) fn unknown() -> Problem {
-    Problem::new(NOT_FOUND, "No such recipient is registered.")
+    Problem::new(NOT_FOUND, "The app has no such recipient.")
 }
 
 fn check(wanted: &PutRecipient) -> Result<(), Invalid> {
-    let is_word = |text: &str, most: usize, more: &[u8]| {
-        (1..=most).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || more.contains(&b))
+    let is_word = |text: &str, max: usize, punctuation: &[u8]| {
+        (1..=max).contains(&text.len())
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || punctuation.contains(&byte))
     };
     if wanted.locale.as_ref().is_some_and(|locale| !is_word(locale, 35, b"-")) {
         return Err(Invalid::new("locale", "must be a BCP 47 language tag"));

@@ -1,4 +1,4 @@
-//! `POST /v1/notifications`: hands in a notification.
+//! `POST /v1/notifications`: sends a notification.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -34,7 +34,7 @@ use super::{
 use crate::{
     intake::{
         accept::NotAccepted,
-        order::{Order, To},
+        order::{Addressees, Order},
     },
     trace::Trace,
 };
@@ -45,34 +45,34 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SendRequest {
-    /// The caller's name for what happened; two requests with one event id are one notification. The header
-    /// `Idempotency-Key` says the same. Without either, every request is a new notification.
+    /// The caller's id of the event. Two requests with the same event id are one notification. The header
+    /// `Idempotency-Key` may carry it instead. Without either, every request is a new notification.
     event_id: Option<EventId>,
-    /// Who is to be reached.
-    to: Addressees,
-    /// The way it takes.
+    /// The addressees: recipients or a topic.
+    to: AddresseesRequest,
+    /// The channel.
     #[serde(default = "push")]
     #[schema(default = "push")]
     channel: Channel,
-    /// The lane.
+    /// The class, which decides the lane: `urgent`, `normal` or `bulk`.
     #[serde(default)]
     #[schema(default = "normal")]
     class: Class,
-    /// What kind of notification this is, for the recipients' preferences.
+    /// The category of the notification. Recipients who opted out of it do not get it.
     category: Option<Category>,
-    /// The content.
+    /// The content for push.
     push: Push,
 }
 
-/// Who is to be reached: either recipients or the members of a topic.
+/// The addressees: either recipients or the members of a topic.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = To)]
-pub(crate) struct Addressees {
-    /// The recipients, each once.
+pub(crate) struct AddresseesRequest {
+    /// The recipients, each named once.
     #[schema(min_items = 1)]
     recipients: Option<Vec<RecipientId>>,
-    /// Instead: all members of this topic, as of now. Needs the scope `notifications:broadcast` too.
+    /// Instead of recipients: all current members of this topic. Also requires the scope `notifications:broadcast`.
     topic: Option<Topic>,
 }
 
@@ -80,46 +80,47 @@ fn push() -> Channel {
     Channel::Push
 }
 
-/// The notification is stored and will be worked on.
+/// The notification is stored and will be processed.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct SendResponse {
-    /// Names the notification; the header `Location` says where its status is.
+    /// The id of the notification. The header `Location` is the path of its status.
     notification_id: NotificationId,
-    /// The caller's name for it, or the one made for it.
+    /// The caller's event id, or a generated one.
     event_id: EventId,
-    /// Jobs stored: one per recipient; for a topic, one per region.
+    /// Number of jobs stored: one for each recipient, or, for a topic, one for each region.
     jobs: usize,
-    /// How many of them the streams had already, from an earlier request with the same event id.
+    /// How many of them were already stored by an earlier request with the same event id.
     duplicates: usize,
-    /// The trace, if the request was traced.
+    /// The W3C trace id, if the request was traced.
     #[serde(skip_serializing_if = "Option::is_none")]
     trace_id: Option<String>,
 }
 
 /// Send a notification
 ///
-/// The answer 202 means that every job is stored and will be worked on whatever fails then. Any other answer may be
-/// repeated with the same event id, without sending anything twice. With the header `Idempotency-Key` any gateway of any
-/// region answers a repetition as the first request was answered.
+/// The answer 202 means that every job is stored and will be processed, whatever fails afterwards. After any other
+/// answer the request may be repeated with the same event id; nothing is sent twice. With the header
+/// `Idempotency-Key`, every gateway in every region answers a repetition like the first request.
 #[utoipa::path(
     post,
     path = "/v1/notifications",
     operation_id = "sendNotification",
     tag = "notifications",
     params(
-        ("Idempotency-Key" = Option<String>, Header, description = "The event id; 1 to 255 printable ASCII characters. \
-            For two days the same key with the same body is given the same answer; with another body it is refused"),
+        ("Idempotency-Key" = Option<String>, Header, description = "The event id; 1 to 255 printable ASCII \
+            characters without spaces. For two days the same key with the same body gets the same answer, and the same \
+            key with another body is refused"),
         ("traceparent" = Option<String>, Header, description = "W3C trace context of the caller"),
     ),
     request_body = SendRequest,
     responses(
         (status = 202, description = "Stored", body = SendResponse, headers(
-            ("Location" = String, description = "Where the status of the notification is"),
-            ("Idempotent-Replayed" = String, description = "`true` if this answers a repetition of the header \
-                Idempotency-Key with what the first request was answered"),
+            ("Location" = String, description = "The path of the notification's status"),
+            ("Idempotent-Replayed" = String, description = "`true` if this repeats the answer to an earlier request \
+                with the same header Idempotency-Key"),
         )),
         openapi::AnyRefusal,
-        (status = 503, description = "Not stored, or not surely; repeat with the same event id",
+        (status = 503, description = "Not every job is known to be stored; repeat with the same event id",
             body = Document, content_type = "application/problem+json"),
     ),
     security(("api_key" = ["notifications:write"])),
@@ -132,7 +133,7 @@ pub(crate) async fn send(
     Verbatim(request, text): Verbatim<SendRequest>,
 ) -> Result<Response, Problem> {
     if request.to.topic.is_some() {
-        caller.must(Scope::Broadcast)?;
+        caller.require(Scope::Broadcast)?;
     }
     let order = request.into_order(caller.app.clone(), key.clone(), api.limits.recipients)?;
     let event = order.event.clone();
@@ -144,7 +145,7 @@ pub(crate) async fn send(
             Claim::InProgress => return Err(Problem::new(KEY_IN_USE, "Repeat after the time in Retry-After.")),
             Claim::OtherRequest => {
                 let detail =
-                    "The header Idempotency-Key names a request with another body; a new request needs a new key.";
+                    "The Idempotency-Key was used for a request with another body; a new request needs a new key.";
                 return Err(Problem::new(KEY_REUSED, detail));
             }
         },
@@ -163,7 +164,7 @@ pub(crate) async fn send(
         }),
         Ok(Err(refused)) => Err(problem(refused).event(event)),
         Err(_) => {
-            let detail = "It is not known what was stored. Repeat with the same event id; no job is sent twice.";
+            let detail = "Something may have been stored. Repeat with the same event id; no job is sent twice.";
             Err(Problem::new(TIMEOUT, detail).event(event))
         }
     };
@@ -178,7 +179,7 @@ pub(crate) async fn send(
 }
 
 impl SendRequest {
-    fn into_order(self, app: Arc<App>, key: Option<EventId>, most_recipients: usize) -> Result<Order, Problem> {
+    fn into_order(self, app: Arc<App>, key: Option<EventId>, recipients_max: usize) -> Result<Order, Problem> {
         let event = event(key, self.event_id)?;
         if !Channel::CARRIED.contains(&self.channel) {
             return Err(Problem::new(
@@ -189,7 +190,7 @@ impl SendRequest {
         Ok(Order {
             app,
             event,
-            to: self.to.check(most_recipients)?,
+            to: self.to.check(recipients_max)?,
             class: self.class,
             category: self.category,
             content: Content::Push(self.push.into()),
@@ -197,25 +198,25 @@ impl SendRequest {
     }
 }
 
-impl Addressees {
-    fn check(self, most_recipients: usize) -> Result<To, Invalid> {
+impl AddresseesRequest {
+    fn check(self, recipients_max: usize) -> Result<Addressees, Invalid> {
         match (self.recipients, self.topic) {
             (Some(recipients), None) => {
-                check(&recipients, most_recipients)?;
-                Ok(To::Recipients(recipients))
+                check(&recipients, recipients_max)?;
+                Ok(Addressees::Recipients(recipients))
             }
-            (None, Some(topic)) => Ok(To::Topic(topic)),
+            (None, Some(topic)) => Ok(Addressees::Topic(topic)),
             (Some(_), Some(_)) | (None, None) => Err(Invalid::new("to", "must name either recipients or a topic")),
         }
     }
 }
 
 async fn claim(api: &Api, caller: &Caller<ToSend>, key: &EventId, request: Uuid) -> Result<Claim, Problem> {
-    let alone = api.context.config.tenants().regions.len() == 1;
+    let is_only_region = api.context.config.tenants().regions.len() == 1;
     let claimed = idempotency::claim(
         &api.context.js,
         &api.context.here,
-        alone,
+        is_only_region,
         &caller.app.id,
         key,
         request,
@@ -228,7 +229,7 @@ async fn claim(api: &Api, caller: &Caller<ToSend>, key: &EventId, request: Uuid)
     }
 }
 
-/// The event id from the header or the body; a fresh one if neither has one.
+/// The event id from the header or the body; a generated one if neither has one.
 fn event(header: Option<EventId>, body: Option<EventId>) -> Result<EventId, Invalid> {
     match (header, body) {
         (Some(header), Some(body)) if header != body => Err(Invalid::new(
@@ -240,9 +241,9 @@ fn event(header: Option<EventId>, body: Option<EventId>) -> Result<EventId, Inva
     }
 }
 
-fn check(recipients: &[RecipientId], most: usize) -> Result<(), Invalid> {
-    if recipients.is_empty() || recipients.len() > most {
-        let rule = format!("must name 1 to {most} recipients, names {}", recipients.len());
+fn check(recipients: &[RecipientId], max: usize) -> Result<(), Invalid> {
+    if recipients.is_empty() || recipients.len() > max {
+        let rule = format!("must name 1 to {max} recipients, names {}", recipients.len());
         return Err(Invalid::new("to.recipients", rule));
     }
     if recipients.len() == 1 {
@@ -277,7 +278,7 @@ fn stored(app: &AppId, answer: Answer) -> Response {
     (StatusCode::ACCEPTED, [(header::LOCATION, location)], axum::Json(answer)).into_response()
 }
 
-/// The answer of the first request, said again.
+/// The answer to the first request, marked as a repetition.
 fn replayed(app: &AppId, answer: Answer) -> Response {
     let mut response = stored(app, answer);
     response
@@ -291,7 +292,7 @@ fn problem(refused: NotAccepted) -> Problem {
         NotAccepted::Invalid(invalid) => invalid.into(),
         NotAccepted::NoSuchRegion(region) => Problem::new(
             REGION_UNAVAILABLE,
-            format!("A recipient lives in {region}, which this mesh does not have."),
+            format!("A recipient's home is {region}, which is not a region of this mesh."),
         ),
         NotAccepted::NotStored { why, stored, jobs } => Problem::from(why).because(format!(
             "{stored} of {jobs} jobs are stored: {why}. Repeat with the same event id; no job is sent twice."
@@ -299,7 +300,7 @@ fn problem(refused: NotAccepted) -> Problem {
     }
 }
 
-/// The jobs that a request with this body would become, for the fuzz tests.
+/// The jobs that a request with this body would become; for the fuzz tests.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn jobs(body: &[u8]) -> Result<Vec<(RecipientId, bytes::Bytes)>, Problem> {
     let request: SendRequest = super::body::parse(body)?;
@@ -308,8 +309,8 @@ pub(crate) fn jobs(body: &[u8]) -> Result<Vec<(RecipientId, bytes::Bytes)>, Prob
     let body = crate::intake::body::SplitBody::render(&order)?;
     let job = |recipient: &RecipientId| (recipient.clone(), body.to(recipient.as_str()));
     Ok(match &order.to {
-        To::Recipients(recipients) => recipients.iter().map(job).collect(),
-        To::Topic(_) => Vec::new(),
+        Addressees::Recipients(recipients) => recipients.iter().map(job).collect(),
+        Addressees::Topic(_) => Vec::new(),
     })
 }
 
@@ -322,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recipient_named_twice_is_refused_by_index() {
+    fn the_error_for_a_repeated_recipient_names_its_index() {
         assert!(check(&recipients(&["a", "b", "c"]), 3).is_ok());
         assert_eq!(
             check(&recipients(&["a", "b", "c", "b"]), 4).unwrap_err().field,
@@ -333,10 +334,10 @@ mod tests {
     }
 
     #[test]
-    fn either_recipients_or_a_topic_are_named() {
-        let to = |json: &str| serde_json::from_str::<Addressees>(json).unwrap().check(10);
-        assert!(matches!(to(r#"{"topic":"news"}"#), Ok(To::Topic(_))));
-        assert!(matches!(to(r#"{"recipients":["ann"]}"#), Ok(To::Recipients(_))));
+    fn exactly_one_of_recipients_and_topic_is_required() {
+        let to = |json: &str| serde_json::from_str::<AddresseesRequest>(json).unwrap().check(10);
+        assert!(matches!(to(r#"{"topic":"news"}"#), Ok(Addressees::Topic(_))));
+        assert!(matches!(to(r#"{"recipients":["ann"]}"#), Ok(Addressees::Recipients(_))));
         for bad in ["{}", r#"{"topic":"news","recipients":["ann"]}"#] {
             assert_eq!(to(bad).unwrap_err().field, "to");
         }

@@ -1,4 +1,4 @@
-//! Connections: accepting them, and letting them finish.
+//! Accepts connections, and lets their requests finish at shutdown.
 
 use std::{pin::pin, time::Duration};
 
@@ -12,13 +12,13 @@ use shared::lifecycle::Lifecycle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
-/// Longest wait for the head of a request, idle connections included. Longer than usual clients and balancers keep
-/// idle connections, so that it is they who close them and not this end under their hands.
+/// How long to wait for the head of the next request on a connection. Longer than common clients and load balancers
+/// keep idle connections open, so that they close them, and not this end while a request is on its way.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
-/// Requests on one HTTP/2 connection at one time.
+/// Concurrent requests on one HTTP/2 connection.
 const CONNECTION_STREAMS_MAX: u32 = 1024;
 
-/// Serves `router` until the process finishes and no request is in progress any more.
+/// Serves `router` until the process finishes and the last request is answered.
 pub(crate) async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) {
     let connections = TaskTracker::new();
     let mut builder = Builder::new(TokioExecutor::new());
@@ -42,8 +42,8 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, lifecycle: Life
                 connections.spawn(connection(stream, builder.clone(), router.clone(), lifecycle.clone()));
             }
             Err(error) => {
-                // Out of file descriptors, most likely: it passes when connections end.
-                tracing::warn!(%error, "connection could not be accepted");
+                // Most likely there is no free file descriptor until some connections have ended.
+                tracing::warn!(%error, "cannot accept a connection; retrying");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -55,7 +55,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, lifecycle: Life
 
 async fn connection(stream: TcpStream, builder: Builder<TokioExecutor>, router: Router, lifecycle: Lifecycle) {
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "connection ended at once");
+        tracing::debug!(%error, "connection ended before its first request");
         return;
     }
     let service = TowerToHyperService::new(router);

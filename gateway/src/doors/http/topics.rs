@@ -1,4 +1,4 @@
-//! `/v1/recipients/{recipient_id}/topics`: what a recipient is a member of.
+//! `/v1/recipients/{recipient_id}/topics`: the topics that a recipient is a member of.
 
 use axum::extract::State;
 use http::StatusCode;
@@ -22,9 +22,9 @@ use crate::recipients::homes::Homes;
 /// A topic that a recipient is a member of.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct TopicResponse {
-    /// The topic.
+    /// The name of the topic.
     topic: Topic,
-    /// Since when, as it was said last.
+    /// When the membership was last written.
     #[schema(value_type = String, format = DateTime)]
     since: Timestamp,
 }
@@ -32,25 +32,25 @@ pub(crate) struct TopicResponse {
 /// The topics of a recipient.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct TopicsResponse {
-    /// In the order of their names.
+    /// The topics, in alphabetical order.
     topics: Vec<TopicResponse>,
 }
 
-/// Make a recipient a member of a topic
+/// Add a recipient to a topic
 ///
-/// What is sent to the topic from now on reaches it too. A recipient that nobody registered is registered at the app's
-/// default region. Repeating is harmless.
+/// The recipient gets the broadcasts that are sent to the topic from now on. An unknown recipient is registered at the
+/// app's default region. Repeating is safe.
 #[utoipa::path(
     put,
     path = "/v1/recipients/{recipient_id}/topics/{topic}",
     operation_id = "putTopic",
     tag = "topics",
     params(
-        ("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded"),
-        ("topic" = Topic, Path, description = "The topic; it exists when it has a member"),
+        ("recipient_id" = RecipientId, Path, description = "The id of the recipient, percent-encoded"),
+        ("topic" = Topic, Path, description = "The name of the topic; a topic exists as long as it has a member"),
     ),
     responses(
-        (status = 200, description = "It is a member", body = TopicResponse),
+        (status = 200, description = "The recipient is a member", body = TopicResponse),
         openapi::WriteRefusal,
     ),
     security(("api_key" = ["recipients:write"])),
@@ -70,20 +70,21 @@ pub(crate) async fn put(
     Ok(axum::Json(TopicResponse::of((topic, membership))))
 }
 
-/// End a recipient's membership of a topic
+/// Remove a recipient from a topic
 ///
-/// Also of what was sent to the topic before and is not yet sent to the recipient. Repeating is harmless.
+/// This also applies to broadcasts that were accepted before and have not been sent to the recipient yet. Repeating is
+/// safe.
 #[utoipa::path(
     delete,
     path = "/v1/recipients/{recipient_id}/topics/{topic}",
     operation_id = "deleteTopic",
     tag = "topics",
     params(
-        ("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded"),
-        ("topic" = Topic, Path, description = "The topic"),
+        ("recipient_id" = RecipientId, Path, description = "The id of the recipient, percent-encoded"),
+        ("topic" = Topic, Path, description = "The name of the topic"),
     ),
     responses(
-        (status = 204, description = "It is no member"),
+        (status = 204, description = "The recipient is not a member"),
         openapi::WriteRefusal,
     ),
     security(("api_key" = ["recipients:write"])),
@@ -105,9 +106,9 @@ pub(crate) async fn delete(
     path = "/v1/recipients/{recipient_id}/topics",
     operation_id = "listTopics",
     tag = "topics",
-    params(("recipient_id" = RecipientId, Path, description = "The recipient, percent-encoded")),
+    params(("recipient_id" = RecipientId, Path, description = "The id of the recipient, percent-encoded")),
     responses(
-        (status = 200, description = "As they are", body = TopicsResponse),
+        (status = 200, description = "The topics", body = TopicsResponse),
         openapi::ReadRefusal,
     ),
     security(("api_key" = ["recipients:read"])),

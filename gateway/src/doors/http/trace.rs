@@ -1,4 +1,4 @@
-//! The span of a request that writes.
+//! The span of a request that changes something.
 
 use std::convert::Infallible;
 
@@ -18,7 +18,7 @@ use shared::telemetry::{
 
 use crate::trace::Trace;
 
-/// Starts the span of a request that writes. Others are not worth one.
+/// Starts the span of a request that changes something. Requests that only read get no span.
 pub(super) fn start(telemetry: &Telemetry, request: &Request) -> Trace {
     if request.method() == Method::GET || request.method() == Method::HEAD {
         return Trace::None;
@@ -42,7 +42,7 @@ pub(super) fn start(telemetry: &Telemetry, request: &Request) -> Trace {
         return Trace::None;
     }
     let tracer = &telemetry.tracer;
-    // The name is written only once the sampler has agreed: most requests are not traced.
+    // The name is formatted only if the sampler has decided to record: most requests are not traced.
     let span = tracer.build_with_context(SpanBuilder::from_name("request").with_kind(SpanKind::Server), &parent);
     let context = parent.with_span(span);
     let span = context.span();
@@ -56,7 +56,7 @@ pub(super) fn start(telemetry: &Telemetry, request: &Request) -> Trace {
     Trace::Recorded(context)
 }
 
-/// Ends the span with the answer.
+/// Ends the span with the status of the response and the problem's code.
 pub(super) fn end(trace: &Trace, response: &Response, code: Option<&'static str>) {
     let Trace::Recorded(context) = trace else { return };
     let span = context.span();

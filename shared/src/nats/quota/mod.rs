@@ -1,17 +1,19 @@
-//! What a provider lets a project send in a minute, divided without a word between those who cannot hear each other.
+//! The messages that a provider lets a project send in a minute, divided among regions that may be unable to reach each
+//! other.
 //!
-//! Each region has a fixed share, and a pool in its own bucket from which its workers take leases. What a region does not
-//! need it lends: it takes it out of its own pool until a certain time, and only then puts it, for a little less long, into
-//! the pool at the hub, from which workers of other regions take leases too. A worker sends what its leases add up to and
-//! stops when they end. So the sum never exceeds the quota, whoever is cut off from whom and at what moment: a region that
-//! is cut off gets back what it lent when it ends, and has then its fixed share.
+//! Each region has a fixed share, and a pool in its own bucket from which its workers take leases. A region lends what
+//! it does not need: it first takes that part out of its own pool until a certain time, and only then puts it, for a
+//! slightly shorter time, into the pool at the hub, from which workers of other regions take leases too. A worker sends
+//! at the sum of its leases and stops when they end. So all workers together never exceed the quota, whichever regions
+//! are cut off and whenever: when its loans end, a region that is cut off has its whole fixed share again.
 //!
-//! A pool is one message, replaced only by who read the last one. Its times are those of the server that keeps it, so
-//! that no worker's clock matters; servers' clocks and the way to them may be wrong by [`MARGIN`] together.
+//! A pool is one message, replaced only by a writer that read the last version. Its times are those of the server that
+//! keeps it, so that no worker's clock matters; the error of servers' clocks and the delay of answers may add up to
+//! [`CLOCK_MARGIN`].
 
 use std::{collections::BTreeMap, time::Duration};
 
-use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
+use async_nats::{header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -20,50 +22,50 @@ use uuid::Uuid;
 use super::{direct, publish, subject, time, topology, topology::Domain};
 use crate::{digest::derive, id::Region};
 
-/// How long a worker may send on a lease.
-pub const LEASE: Duration = Duration::from_secs(10);
+/// How long a lease lasts, in which a worker may send at its rate.
+pub const LEASE_DURATION: Duration = Duration::from_secs(10);
 
-/// How long a region lends.
-pub const LOAN: Duration = Duration::from_secs(30);
+/// How long a region's loan lasts.
+pub const LOAN_DURATION: Duration = Duration::from_secs(30);
 
-/// A lease counts for so much longer than it lasts.
-pub const MARGIN: Duration = Duration::from_secs(2);
+/// A lease is counted as taken for this much longer than it lasts, for differences between clocks.
+pub const CLOCK_MARGIN: Duration = Duration::from_secs(2);
 
-/// How long a server's time is believed, counted on by the process's own monotonic clock.
-const BELIEVED: Duration = Duration::from_mins(1);
+/// How long a server's time is extrapolated with the process's own monotonic clock before it is asked again.
+const SERVER_TIME_REUSED_FOR: Duration = Duration::from_mins(1);
 
-/// Who holds, in a region's own pool, what it lends.
+/// The holder, in a region's own pool, of the part that the region lends.
 const LENT: &str = "lent";
 
-/// Messages a minute, until a time.
+/// The right to send a number of messages a minute, until a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// Messages a minute.
     pub rate: u64,
-    /// By the clock of the server that keeps the pool.
+    /// When it ends, by the clock of the server that keeps the pool.
     pub until: Timestamp,
-    /// What the holder would use, if it had it.
+    /// Messages a minute that the holder would use if it had them.
     #[serde(default)]
     pub wants: u64,
 }
 
-/// What is lent to it, if anything is, and what is taken from it.
+/// The loans to a pool, and the leases taken from it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
-    /// By region. Of the hub's pool only: a region's own pool holds its fixed share.
+    /// By lending region. Only the hub's pool has any: the base of a region's own pool is its fixed share.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     loans: BTreeMap<String, Lease>,
-    /// By holder.
+    /// By holder: the id of a worker process, or [`LENT`].
     #[serde(default)]
     leases: BTreeMap<String, Lease>,
 }
 
 impl Pool {
-    /// Takes or renews the lease of `holder`, who `wants` so much, from a pool that has `own` besides what is lent to it: as
-    /// much as is fair, and free until it ends.
+    /// Takes or renews the lease of `holder`, which wants `wants` messages a minute, from a pool that consists of `own`
+    /// and its loans. Returns a lease of the fair part, as far as that is free until the lease ends.
     pub fn take(&mut self, own: u64, holder: &str, wants: u64, now: Timestamp) -> Lease {
-        self.forget(now);
-        let until = after(now, LEASE);
+        self.remove_ended(now);
+        let until = after(now, LEASE_DURATION);
         let fair = self.fair(own, holder, wants, now);
         let rate = fair.min(self.free(own, holder, now, until));
         let lease = Lease { rate, until, wants };
@@ -71,15 +73,16 @@ impl Pool {
         lease
     }
 
-    /// The lease of `holder`, if it has one that lasts.
+    /// The lease of `holder`, if it has one that has not ended.
     pub fn lease(&self, holder: &str, now: Timestamp) -> Option<Lease> {
         self.leases.get(holder).copied().filter(|lease| now < lease.until)
     }
 
-    /// Takes at least `amount` out of a region's own pool until `until`, to lend it, or prolongs what is lent. Nothing
-    /// that was lent comes back early: what is already taken from the hub's pool must stay covered.
+    /// Takes up to `amount` out of a region's own pool until `until`, to lend it, or prolongs an existing loan. A loan
+    /// never shrinks or ends early, because leases already taken from the hub's pool must stay covered. Returns the
+    /// lent rate.
     pub fn set_aside(&mut self, own: u64, amount: u64, now: Timestamp, until: Timestamp) -> u64 {
-        self.forget(now);
+        self.remove_ended(now);
         let lent = self.leases.get(LENT);
         let least = lent.map_or(0, |lent| lent.rate);
         let latest = lent.map_or(until, |lent| lent.until.max(until));
@@ -96,9 +99,9 @@ impl Pool {
         rate
     }
 
-    /// Puts what `region` lends into the hub's pool, unless it has lent more, or for longer, already.
+    /// Puts the loan of `region` into the hub's pool, unless that holds a larger or longer loan of it already.
     pub fn lend(&mut self, region: &Region, rate: u64, now: Timestamp, until: Timestamp) {
-        self.forget(now);
+        self.remove_ended(now);
         let known = self.loans.get(region.as_str());
         if known.is_none_or(|known| known.rate <= rate && known.until <= until) {
             let wants = 0;
@@ -106,13 +109,14 @@ impl Pool {
         }
     }
 
-    /// What `region` lends at `then`.
+    /// Messages a minute that `region` still lends at the time `then`.
     pub fn lent_by(&self, region: &Region, then: Timestamp) -> u64 {
         let lent = self.loans.get(region.as_str());
         lent.filter(|lent| then < lent.until).map_or(0, |lent| lent.rate)
     }
 
-    /// How much those who take from this pool want, and will not be lent at `then` by others than `region`.
+    /// Messages a minute that the holders of this pool want now, less the loans of regions other than `region` that last
+    /// beyond `then`.
     pub fn wanted_of(&self, region: &Region, now: Timestamp, then: Timestamp) -> u64 {
         let wanted: u64 = self.lasting(now).map(|(_, lease)| lease.wants).sum();
         let others = self
@@ -122,7 +126,7 @@ impl Pool {
         wanted.saturating_sub(others.map(|(_, lent)| lent.rate).sum())
     }
 
-    /// What nobody of this pool wants for himself.
+    /// The part of `own` that no holder of this pool wants.
     pub fn spare(&self, own: u64, now: Timestamp) -> u64 {
         let wanted = self.lasting(now).filter(|(holder, _)| *holder != LENT);
         own.saturating_sub(wanted.map(|(_, lease)| lease.wants.max(lease.rate)).sum())
@@ -132,30 +136,30 @@ impl Pool {
         let lasting = self
             .leases
             .iter()
-            .filter(move |(_, lease)| now < after(lease.until, MARGIN));
+            .filter(move |(_, lease)| now < after(lease.until, CLOCK_MARGIN));
         lasting.map(|(holder, lease)| (holder.as_str(), lease))
     }
 
-    fn forget(&mut self, now: Timestamp) {
-        self.leases.retain(|_, lease| now < after(lease.until, MARGIN));
+    fn remove_ended(&mut self, now: Timestamp) {
+        self.leases.retain(|_, lease| now < after(lease.until, CLOCK_MARGIN));
         self.loans.retain(|_, lent| now < lent.until);
     }
 
-    /// What is not taken by others at any moment from `now` to `until`. Leases only end in that time, so it is least at
-    /// its beginning and where a loan ends.
+    /// The part that no other holder takes at any time from `now` to `until`. Leases can only end in that time, so the
+    /// part is smallest at its beginning or where a loan ends.
     fn free(&self, own: u64, holder: &str, now: Timestamp, until: Timestamp) -> u64 {
         let ends = self.loans.values().map(|lent| lent.until);
-        let moments = [now].into_iter().chain(ends.filter(|end| *end > now && *end < until));
-        let free_at = |moment: Timestamp| {
-            let lent = self.loans.values().filter(|lent| moment < lent.until);
-            let there = own + lent.map(|lent| lent.rate).sum::<u64>();
-            let others = self.lasting(moment).filter(|(other, _)| *other != holder);
-            there.saturating_sub(others.map(|(_, lease)| lease.rate).sum())
+        let times = [now].into_iter().chain(ends.filter(|end| *end > now && *end < until));
+        let free_at = |time: Timestamp| {
+            let lent = self.loans.values().filter(|lent| time < lent.until);
+            let total = own + lent.map(|lent| lent.rate).sum::<u64>();
+            let others = self.lasting(time).filter(|(other, _)| *other != holder);
+            total.saturating_sub(others.map(|(_, lease)| lease.rate).sum())
         };
-        moments.map(free_at).min().unwrap_or(0)
+        times.map(free_at).min().unwrap_or(0)
     }
 
-    /// Max-min fair: who wants little gets it, the others get equal parts of what is left. What is lent is nobody's.
+    /// Max-min fair: small wishes are met, the others get equal parts of the rest. The part that is lent is not divided.
     fn fair(&self, own: u64, holder: &str, wants: u64, now: Timestamp) -> u64 {
         let lent_here: u64 = self.loans.values().map(|lent| lent.rate).sum();
         let lent_away = self.leases.get(LENT).map_or(0, |lent| lent.rate);
@@ -165,12 +169,12 @@ impl Pool {
             .filter(|(other, _)| *other != holder && *other != LENT);
         let mut wanted: Vec<u64> = others.map(|(_, lease)| lease.wants).collect();
         wanted.sort_unstable();
-        let mut sharers = wanted.len() as u64 + 1;
-        for less in wanted.into_iter().take_while(|other| *other < wants) {
-            left -= less.min(left / sharers);
-            sharers -= 1;
+        let mut sharing = wanted.len() as u64 + 1;
+        for smaller in wanted.into_iter().take_while(|other| *other < wants) {
+            left -= smaller.min(left / sharing);
+            sharing -= 1;
         }
-        wants.min(left / sharers)
+        wants.min(left / sharing)
     }
 }
 
@@ -179,42 +183,42 @@ fn after(time: Timestamp, wait: Duration) -> Timestamp {
     time.checked_add(wait).unwrap_or(Timestamp::MAX)
 }
 
-/// What a project is called in subjects: a digest, as its name may have characters that a subject may not.
+/// The name of a project in subjects: a digest, because its own name may contain characters that a subject may not.
 pub fn name(project: &str) -> Uuid {
     derive("fcm-project", &[project])
 }
 
-/// Where pools are kept: this region's bucket, or the hub's.
+/// A bucket of pools: this region's, or the hub's.
 #[derive(Debug)]
-pub struct Place {
+pub struct PoolBucket {
     js: jetstream::Context,
     domain: Domain<'static>,
-    /// A moment, and what the server's clock showed then or later.
+    /// A local time, and the time that the server's clock showed then or later.
     clock: tokio::sync::Mutex<Option<(Instant, Timestamp)>>,
 }
 
 /// Why a pool cannot be used now.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 pub enum Unusable {
-    /// The server does not answer, or too slowly, or does not permit it.
+    /// The server does not answer in time, or does not permit the read.
     #[error(transparent)]
     Read(#[from] direct::NoAnswer),
-    /// Somebody else wrote it meanwhile, or it could not be written.
+    /// Another worker replaced the pool first, or it could not be written.
     #[error(transparent)]
     Write(#[from] publish::NotStored),
-    /// What is stored is no pool.
+    /// The stored value is not a pool.
     #[error("the stored pool cannot be read")]
     Unreadable,
 }
 
-impl Place {
-    /// The bucket of the region.
+impl PoolBucket {
+    /// The bucket of the region whose servers `js` is connected to.
     pub fn here(js: jetstream::Context) -> Self {
         let (domain, clock) = (Domain::Here, tokio::sync::Mutex::default());
         Self { js, domain, clock }
     }
 
-    /// The hub's, as far as it can be reached.
+    /// The hub's bucket, reached through the region's servers.
     pub fn hub(js: jetstream::Context) -> Self {
         let domain = Domain::Hub;
         Self {
@@ -223,15 +227,15 @@ impl Place {
         }
     }
 
-    /// What the server's clock shows at `moment`, or shortly before: a lease that is taken then may be used until as long
-    /// after `moment` as it lasts.
+    /// The time of the server's clock at `moment`, or slightly earlier: a lease taken at that time may be used for its
+    /// full duration after `moment`.
     ///
     /// # Errors
-    /// When the server does not say its time.
+    /// When the server does not report its time.
     pub async fn at(&self, moment: Instant) -> Result<Timestamp, Unusable> {
         let mut clock = self.clock.lock().await;
         let (then, time) = match *clock {
-            Some(known) if known.0.elapsed() < BELIEVED => known,
+            Some(known) if known.0.elapsed() < SERVER_TIME_REUSED_FOR => known,
             _ => *clock.insert(self.ask_time().await?),
         };
         let ahead = after(time, moment.saturating_duration_since(then));
@@ -247,10 +251,10 @@ impl Place {
         ))
     }
 
-    /// The pool of the project called `name`, and its revision.
+    /// The pool of the project with this [`name`], and its revision; an empty one with revision 0 if there is none.
     ///
     /// # Errors
-    /// When the server does not answer.
+    /// When the server does not answer, or the pool is unreadable.
     pub async fn read(&self, name: Uuid) -> Result<(Pool, u64), Unusable> {
         let found = direct::last_of(&self.js, &self.domain, topology::QUOTA, &[subject::quota(name)]).await?;
         match found.first() {
@@ -259,10 +263,10 @@ impl Place {
         }
     }
 
-    /// Every pool, by what its project is called.
+    /// Every pool, with the [`name`] of its project.
     ///
     /// # Errors
-    /// When the server does not answer.
+    /// When the server does not answer, or a pool is unreadable.
     pub async fn read_all(&self) -> Result<Vec<(Uuid, Pool)>, Unusable> {
         let filter = subject::QUOTA_FILTER.to_owned();
         let found = direct::last_of(&self.js, &self.domain, topology::QUOTA, &[filter]).await?;
@@ -275,10 +279,10 @@ impl Place {
     /// Replaces the pool whose revision was `revision`.
     ///
     /// # Errors
-    /// [`publish::NotStored::Refused`] if somebody else replaced it first.
+    /// [`publish::NotStored::Refused`] if another worker replaced it first.
     pub async fn write(&self, name: Uuid, pool: &Pool, revision: u64) -> Result<(), Unusable> {
         let value = serde_json::to_vec(pool).expect("pools always serialize");
-        let mut headers = HeaderMap::new();
+        let mut headers = super::version::headers();
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
         let subject = match self.domain {
             Domain::Here | Domain::Region(_) => subject::quota(name),

@@ -1,4 +1,4 @@
-//! Whatever workers do, in whatever order, and whoever hears whom: together they never send more than the quota.
+//! Whatever workers do, in whatever order, and whichever regions are cut off: together they never exceed the quota.
 
 use proptest::prelude::*;
 
@@ -11,17 +11,17 @@ const SHARE: u64 = QUOTA / REGIONS as u64;
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// A worker renews what it holds in its region: how much it wants.
+    /// A worker renews its lease in its region, and wants this much.
     Home(usize, u64),
-    /// A worker asks the hub.
+    /// A worker takes a lease from the hub's pool, and wants this much.
     Hub(usize, u64),
-    /// A worker of this region lends what is spare.
+    /// A worker of this region lends the spare part.
     Lend(usize),
-    /// A worker has set aside what its region can spare, and ended before it said so at the hub.
+    /// A worker has set aside the spare part of its region, and died before it recorded the loan at the hub.
     HalfLend(usize),
-    /// A region loses the hub, or finds it again.
+    /// A region loses the hub, or reaches it again.
     Cut(usize),
-    /// A worker is started again: the new one has another name and holds nothing.
+    /// A worker restarts: the new process has another name and holds nothing.
     Restart(usize),
     /// Time passes, in milliseconds.
     Wait(u64),
@@ -29,7 +29,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let worker = 0..REGIONS * WORKERS;
-    // Too much is only sent when nearly everybody wants all.
+    // The quota can be exceeded only when nearly every worker wants all of it.
     let wants = prop_oneof![1 => Just(0), 8 => Just(QUOTA), 1 => 0..QUOTA];
     prop_oneof![
         3 => (worker.clone(), wants.clone()).prop_map(|(worker, wants)| Step::Home(worker, wants)),
@@ -54,15 +54,15 @@ struct Mesh {
 }
 
 impl Mesh {
-    /// A server's time as a worker knows it: a process is told a moment that is past when it hears of it, and servers'
-    /// clocks are not the same.
+    /// A server's time as a worker knows it: the reported time is already past when it arrives, and servers' clocks
+    /// differ.
     fn time(&self, skew_ms: i64, ahead: Duration) -> Timestamp {
         let now = i64::try_from(self.now).unwrap() + skew_ms;
         after(Timestamp::from_millisecond(1_000_000_000_000 + now).unwrap(), ahead)
     }
 
     fn act(&mut self, step: &Step, late_ms: i64, hubs_skew_ms: i64) {
-        let ends = self.now + u64::try_from(LEASE.as_millis()).unwrap();
+        let ends = self.now + u64::try_from(LEASE_DURATION.as_millis()).unwrap();
         match *step {
             Step::Wait(time) => self.now += time,
             Step::Cut(region) => self.cut[region] ^= true,
@@ -84,12 +84,12 @@ impl Mesh {
                 let name = format!("r{region}").parse().unwrap();
                 let now = self.time(late_ms, Duration::ZERO);
                 let hubs_now = self.time(hubs_skew_ms + late_ms, Duration::ZERO);
-                let wanted = self.hub.wanted_of(&name, hubs_now, after(hubs_now, LEASE));
+                let wanted = self.hub.wanted_of(&name, hubs_now, after(hubs_now, LEASE_DURATION));
                 let amount = wanted.min(self.homes[region].spare(SHARE, now));
-                let until = self.time(late_ms, LOAN + MARGIN);
+                let until = self.time(late_ms, LOAN_DURATION + CLOCK_MARGIN);
                 let rate = self.homes[region].set_aside(SHARE, amount, now, until);
                 if matches!(step, Step::Lend(_)) {
-                    let until = self.time(hubs_skew_ms + late_ms, LOAN);
+                    let until = self.time(hubs_skew_ms + late_ms, LOAN_DURATION);
                     self.hub.lend(&name, rate, hubs_now, until);
                 }
             }
@@ -111,7 +111,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
-    fn together_they_never_send_more_than_the_quota(
+    fn all_workers_together_never_exceed_the_quota(
         steps in prop::collection::vec((step(), 0i64..1000), 1..120),
         hubs_skew_ms in -1_000_000i64..1_000_000,
     ) {
@@ -128,7 +128,7 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 #[test]
-fn who_wants_little_gets_it_and_the_others_share_the_rest() {
+fn small_wishes_are_met_and_the_others_share_the_rest() {
     let mut pool = Pool::default();
     for _ in 0..3 {
         for (holder, wants) in [("a", 100), ("b", 9000), ("c", 9000)] {
@@ -140,10 +140,10 @@ fn who_wants_little_gets_it_and_the_others_share_the_rest() {
 }
 
 #[test]
-fn what_is_lent_can_be_taken_until_it_ends_and_comes_back_after_that() {
+fn a_loan_can_be_taken_until_it_ends_and_then_returns() {
     let (eu, us): (Region, Region) = ("eu".parse().unwrap(), "us".parse().unwrap());
     let (mut home, mut hub) = (Pool::default(), Pool::default());
-    assert_eq!(hub.take(0, "us/1", 700, at(0)).rate, 0, "nobody lends yet");
+    assert_eq!(hub.take(0, "us/1", 700, at(0)).rate, 0, "no region lends yet");
     assert_eq!(hub.wanted_of(&eu, at(0), at(10)), 700);
     assert_eq!(home.take(1000, "eu/1", 400, at(0)).rate, 400);
     let rate = home.set_aside(1000, home.spare(1000, at(0)).min(700), at(0), at(32));
@@ -156,9 +156,9 @@ fn what_is_lent_can_be_taken_until_it_ends_and_comes_back_after_that() {
     assert_eq!(
         hub.wanted_of(&eu, at(1), at(10)),
         700,
-        "it goes on lending for as long as somebody wants it"
+        "the loan is prolonged while a worker wants it"
     );
-    assert_eq!(home.take(1000, "eu/1", 1000, at(5)).rate, 400, "it is lent");
+    assert_eq!(home.take(1000, "eu/1", 1000, at(5)).rate, 400, "the rest is lent");
     assert_eq!(hub.take(0, "us/1", 700, at(19)).rate, 600);
     assert_eq!(
         hub.take(0, "us/1", 700, at(21)).rate,

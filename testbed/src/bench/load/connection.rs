@@ -69,9 +69,9 @@ impl Connection {
 
     /// Sends a notification until it is accepted; how often it had to be repeated. A refusal for overload is answered
     /// as a client should: a little later, with the same event id.
-    pub(crate) async fn insist(&mut self, body: Bytes) -> anyhow::Result<u64> {
-        const MOST: u64 = 200;
-        for repeated in 0..MOST {
+    pub(crate) async fn send_until_accepted(&mut self, body: Bytes) -> anyhow::Result<u64> {
+        const ATTEMPTS_MAX: u64 = 200;
+        for repeated in 0..ATTEMPTS_MAX {
             match self.post(body.clone()).await {
                 Ok(StatusCode::ACCEPTED) => return Ok(repeated),
                 Ok(status) if status.is_server_error() => {}
@@ -80,6 +80,6 @@ impl Connection {
             }
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
-        anyhow::bail!("the gateway accepted nothing in {MOST} attempts")
+        anyhow::bail!("the gateway accepted nothing in {ATTEMPTS_MAX} attempts")
     }
 }

@@ -1,4 +1,4 @@
-//! Notifications handed in at the gateway.
+//! Notifications sent to the gateway.
 
 use std::{
     sync::{
@@ -36,7 +36,7 @@ pub(super) async fn run(
             while !watch.is_over(lasts) {
                 let first = next.fetch_add(recipients, Ordering::Relaxed);
                 repeated += connection
-                    .insist(requests.write(&EventId::fresh(), first, recipients))
+                    .send_until_accepted(requests.write(&EventId::fresh(), first, recipients))
                     .await?;
                 sent += recipients as u64;
             }
@@ -65,9 +65,9 @@ pub(super) async fn run_paced(target: &Target, lasts: Duration, rate: f64) -> an
         async move {
             let _permit = pool.permits.acquire().await?;
             let mut connection = pool.free.lock().await.pop().expect("as many connections as permits");
-            let insisted = connection.insist(body).await;
+            let sent = connection.send_until_accepted(body).await;
             pool.free.lock().await.push(connection);
-            insisted.map(|_| ())
+            sent.map(|_| ())
         }
     })
     .await?;

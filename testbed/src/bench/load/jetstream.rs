@@ -19,7 +19,7 @@ use shared::{
         connect::{self, Nats},
         envelope,
         roles::Role,
-        topology::{self, Here, Mesh},
+        topology::{self, Mesh, RegionSettings},
     },
 };
 use tokio::sync::watch;
@@ -33,17 +33,17 @@ const SUBJECT: &str = "bench.push.eu.normal.shop";
 const CONSUMER: &str = "bench";
 
 /// Publishes that are unacknowledged at one time.
-const WINDOW: usize = 1024;
+const UNACKNOWLEDGED_MAX: usize = 1024;
 
 /// Messages in one pull.
-const BATCH: usize = 500;
+const PULL_MESSAGES: usize = 500;
 
-/// Makes the stream if it is not there, empties it, and makes its consumer anew. The settings are those of the stream
+/// Makes the stream unless it exists, empties it, and replaces its consumer. The settings are those of the stream
 /// and the consumer that Peal uses.
 pub(in crate::bench) async fn prepare(nats: &Nats) -> anyhow::Result<()> {
     let js = context(nats).await?;
     let mesh = Mesh {
-        here: Here {
+        here: RegionSettings {
             region: sample::region(),
             durability: topology::Durability::default(),
             max_bytes: -1,
@@ -87,7 +87,7 @@ pub(super) async fn run(target: &Target, lasts: Duration) -> anyhow::Result<Done
     let rest = tokio::spawn(consume(consuming, consumer, total));
     let message = Message::new();
     let next = async || Ok(stored(message.publish(&js).await?));
-    let count = keep_under_way(WINDOW, &watch, lasts, next).await?;
+    let count = keep_under_way(UNACKNOWLEDGED_MAX, &watch, lasts, next).await?;
     published.send_replace(Some(count));
     rest.await??;
     Ok(watch.stop(count))
@@ -158,8 +158,12 @@ async fn consume(
     consumer: PullConsumer,
     mut total: watch::Receiver<Option<u64>>,
 ) -> anyhow::Result<()> {
-    let messages = consumer.stream().max_messages_per_batch(BATCH).messages().await?;
-    let mut messages = messages.ready_chunks(BATCH);
+    let messages = consumer
+        .stream()
+        .max_messages_per_batch(PULL_MESSAGES)
+        .messages()
+        .await?;
+    let mut messages = messages.ready_chunks(PULL_MESSAGES);
     let mut count = 0_u64;
     while *total.borrow_and_update() != Some(count) {
         let chunk = tokio::select! {

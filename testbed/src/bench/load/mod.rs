@@ -53,17 +53,17 @@ pub(super) struct Target {
 pub(super) enum Work {
     /// Publish, pull and acknowledge without Peal.
     JetStream,
-    /// Publish without Peal, each message by itself, so many at a time.
+    /// Publish without Peal, each message by itself, `window` of them at a time.
     Singly { window: usize },
-    /// Publish as a gateway that shares flushes to the disk, so many messages at a time.
+    /// Publish as a gateway that shares flushes to the disk, `window` messages at a time.
     Together { window: usize },
     /// Push without Peal.
     Sender,
-    /// Hand notifications in, so many requests at a time, each for so many recipients.
+    /// Send requests to the gateway, one after another on each connection, each for this many recipients.
     Gateway { connections: usize, recipients: usize },
-    /// Hand notifications in, so many a second, whatever the answers.
+    /// Send this many notifications a second to the gateway, without waiting for answers.
     Accept { rate: f64 },
-    /// Publish so many a second, whatever the answers.
+    /// Publish this many messages a second, without waiting for answers.
     PubAck { rate: f64 },
 }
 

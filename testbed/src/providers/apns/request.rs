@@ -16,10 +16,10 @@ pub(crate) static APNS_PRIORITY: HeaderName = HeaderName::from_static("apns-prio
 pub(crate) static APNS_EXPIRATION: HeaderName = HeaderName::from_static("apns-expiration");
 pub(crate) static APNS_COLLAPSE_ID: HeaderName = HeaderName::from_static("apns-collapse-id");
 
-const LONGEST_COLLAPSE_ID: usize = 64;
-const LONGEST_PAYLOAD: usize = 4096;
-const LONGEST_VOIP_PAYLOAD: usize = 5120;
-const LONGEST_TOPIC: usize = 255;
+const COLLAPSE_ID_BYTES_MAX: usize = 64;
+const PAYLOAD_BYTES_MAX: usize = 4096;
+const VOIP_PAYLOAD_BYTES_MAX: usize = 5120;
+const TOPIC_BYTES_MAX: usize = 255;
 
 /// A request that keeps the rules so far, with the parts later rules need.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ pub(crate) fn check_head(head: &Parts, id: Result<(), Reason>) -> Result<Checked
     let bundle = check_topic(topic, push_type)?;
     if headers
         .get(&APNS_COLLAPSE_ID)
-        .is_some_and(|id| id.len() > LONGEST_COLLAPSE_ID)
+        .is_some_and(|id| id.len() > COLLAPSE_ID_BYTES_MAX)
     {
         return Err(Reason::BadCollapseId);
     }
@@ -117,9 +117,9 @@ pub(crate) fn check_head(head: &Parts, id: Result<(), Reason>) -> Result<Checked
 /// none at all.
 pub(crate) fn check_body(checked: &Checked<'_>, body: &[u8]) -> Result<(), Reason> {
     let longest = if checked.push_type == Some("voip") {
-        LONGEST_VOIP_PAYLOAD
+        VOIP_PAYLOAD_BYTES_MAX
     } else {
-        LONGEST_PAYLOAD
+        PAYLOAD_BYTES_MAX
     };
     if body.len() > longest {
         Err(Reason::PayloadTooLarge)
@@ -167,7 +167,7 @@ fn suffix(push_type: &str) -> Option<&'static str> {
 /// An unknown push type is left for its own rule, further down.
 fn check_topic<'a>(topic: &'a str, push_type: Option<&str>) -> Result<&'a str, Reason> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    if topic.is_empty() || topic.len() > LONGEST_TOPIC || !topic.bytes().all(legal) {
+    if topic.is_empty() || topic.len() > TOPIC_BYTES_MAX || !topic.bytes().all(legal) {
         return Err(Reason::BadTopic);
     }
     topic

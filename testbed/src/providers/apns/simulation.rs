@@ -3,9 +3,8 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use gateway::provision::NewApns;
 use serde_json::Value;
-use shared::provider::Provider;
+use shared::provider::{Provider, apns};
 
 use super::{Apns, ApnsConfig, ApnsKey, Environment, JwtMode};
 use crate::providers::log::Push;
@@ -54,13 +53,13 @@ impl ApnsArgs {
 
 impl Apns {
     /// What an app has to provide to send through this simulator to the app with this bundle id.
-    pub fn credential(&self, topic: &str) -> NewApns {
+    pub fn credential(&self, topic: &str) -> apns::Credential {
         let key = self.key();
-        NewApns {
+        apns::Credential {
             team_id: key.team_id.clone(),
             key_id: key.key_id.clone(),
             topic: topic.to_owned(),
-            private_key: key.pem.clone(),
+            private_key: key.pem.clone().into(),
         }
     }
 }

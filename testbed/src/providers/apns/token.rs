@@ -26,16 +26,16 @@ pub enum JwtMode {
 }
 
 /// A provider token is refused from this age on, milliseconds.
-const OLDEST_MS: i64 = 60 * 60 * 1000;
+const TOKEN_AGE_MAX_MS: i64 = 60 * 60 * 1000;
 
 /// How far ahead of our clock a provider token may be, milliseconds. Apple does not say; this is ours.
-const MOST_AHEAD_MS: i64 = 5 * 60 * 1000;
+const TOKEN_AHEAD_MAX_MS: i64 = 5 * 60 * 1000;
 
-/// A team may bring a new provider token this often, milliseconds.
+/// The shortest time between two new provider tokens of a team, milliseconds.
 const UPDATE_EVERY_MS: i64 = 20 * 60 * 1000;
 
-/// More verified tokens than any mesh has at once; the cache begins anew when it is full.
-const CACHED: usize = 10_000;
+/// More verified tokens than any mesh uses at once. The cache is cleared when it is full.
+const CACHED_TOKENS_MAX: usize = 10_000;
 
 /// A registered key: who may sign for a team.
 #[derive(Clone, Debug)]
@@ -157,7 +157,7 @@ impl Checker {
         current(&verified, now_ms)?;
         self.count_update(&verified, now_ms)?;
         let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
-        if cache.len() >= CACHED {
+        if cache.len() >= CACHED_TOKENS_MAX {
             cache.clear();
         }
         cache.insert(token.into(), Arc::clone(&verified));
@@ -259,7 +259,7 @@ impl Checker {
         if !updates.issued_ms.is_empty() && now_ms - updates.last_ms < UPDATE_EVERY_MS {
             return Err(Reason::TooManyProviderTokenUpdates);
         }
-        updates.issued_ms.retain(|issued| now_ms - issued < OLDEST_MS);
+        updates.issued_ms.retain(|issued| now_ms - issued < TOKEN_AGE_MAX_MS);
         updates.issued_ms.push(verified.issued_ms);
         updates.last_ms = now_ms;
         Ok(())
@@ -269,9 +269,9 @@ impl Checker {
 /// Whether the token is neither too old nor from the future.
 pub(crate) fn current(verified: &Verified, now_ms: i64) -> Result<(), Reason> {
     let age = now_ms - verified.issued_ms;
-    if age >= OLDEST_MS {
+    if age >= TOKEN_AGE_MAX_MS {
         Err(Reason::ExpiredProviderToken)
-    } else if age < -MOST_AHEAD_MS {
+    } else if age < -TOKEN_AHEAD_MAX_MS {
         Err(Reason::InvalidProviderToken)
     } else {
         Ok(())

@@ -6,13 +6,13 @@ use super::error::{Violation, violations_body};
 use super::schema::{self, TARGETS};
 
 /// The longest payload, bytes.
-const LONGEST: usize = 4096;
+const PAYLOAD_BYTES_MAX: usize = 4096;
 
 /// The longest payload to a topic or condition, bytes.
-const LONGEST_TO_TOPIC: usize = 2048;
+const TOPIC_PAYLOAD_BYTES_MAX: usize = 2048;
 
 /// The longest `ttl`, seconds: four weeks.
-const LONGEST_TTL: f64 = 2_419_200.0;
+const TTL_MAX_S: f64 = 2_419_200.0;
 
 /// A message that may be sent.
 #[derive(Debug)]
@@ -141,7 +141,7 @@ fn check_ttl(ttl: &str) -> Result<(), Violation> {
             field,
             format!("Invalid value at '{field}' (type.googleapis.com/google.protobuf.Duration), \"{ttl}\""),
         )),
-        Some(seconds) if seconds > LONGEST_TTL => {
+        Some(seconds) if seconds > TTL_MAX_S => {
             Err(Violation::new(field, "Invalid ttl: it must be at most 2419200 seconds"))
         }
         Some(_) => Ok(()),
@@ -151,9 +151,9 @@ fn check_ttl(ttl: &str) -> Result<(), Violation> {
 /// Google does not say how it counts; we count the text that reaches the device.
 fn check_size(message: &Map<String, Value>, target: &str) -> Result<(), Violation> {
     let longest = if matches!(target, "topic" | "condition") {
-        LONGEST_TO_TOPIC
+        TOPIC_PAYLOAD_BYTES_MAX
     } else {
-        LONGEST
+        PAYLOAD_BYTES_MAX
     };
     let inside = |config: &str, name: &str| message.get(config).and_then(|config| config.get(name));
     let android = [

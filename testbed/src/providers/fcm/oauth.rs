@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::ServiceAccount;
 
-const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
+const GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 
 /// What clients put into `aud`, whatever their `token_uri` says.
 const GOOGLE_AUDIENCES: [&str; 2] = [
@@ -22,8 +22,8 @@ const SCOPES: [&str; 2] = [
     "https://www.googleapis.com/auth/cloud-platform",
 ];
 
-/// An assertion may live this long, seconds.
-const LONGEST_ASSERTION: i64 = 3600;
+/// The longest validity of an assertion, seconds.
+const ASSERTION_LIFE_MAX_S: i64 = 3600;
 
 /// Why an assertion was refused: OAuth's `error` and `error_description`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(crate) struct Refused {
     pub(crate) description: &'static str,
 }
 
-/// The accounts, and the access tokens they were given.
+/// The accounts, and the access tokens that were issued to them.
 #[derive(Debug)]
 pub(crate) struct OAuth {
     accounts: HashMap<String, (ServiceAccount, DecodingKey)>,
@@ -47,12 +47,12 @@ struct Access {
     expires_ms: i64,
 }
 
-/// Whom an access token speaks for.
+/// Which project an access token may send for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Grant {
     /// It may send for the project.
     Yes,
-    /// It is good, for another project.
+    /// It is valid, but for another project.
     OtherProject,
     /// It is unknown or has expired.
     No,
@@ -96,7 +96,7 @@ impl OAuth {
     /// Answers a form; on success with an access token.
     pub(crate) fn grant(&self, form: &[u8], now_ms: i64) -> Result<String, Refused> {
         let (grant_type, assertion) = read_form(form);
-        if grant_type.as_deref() != Some(GRANT) {
+        if grant_type.as_deref() != Some(GRANT_TYPE) {
             return Err(refused("unsupported_grant_type", "Invalid grant_type"));
         }
         let assertion = assertion.ok_or(refused("invalid_request", "Missing required parameter: assertion"))?;
@@ -137,7 +137,7 @@ impl OAuth {
         if !GOOGLE_AUDIENCES.contains(&claims.aud.as_str()) && !own.is_some_and(|own| own.contains(&claims.aud)) {
             return Err(refused("invalid_grant", "Invalid JWT: Failed audience check."));
         }
-        if claims.exp - claims.iat > LONGEST_ASSERTION {
+        if claims.exp - claims.iat > ASSERTION_LIFE_MAX_S {
             return Err(refused(
                 "invalid_grant",
                 "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe. Check your \

@@ -3,9 +3,8 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use gateway::provision::NewFcm;
 use serde_json::Value;
-use shared::provider::Provider;
+use shared::provider::{Provider, fcm};
 
 use super::{Fcm, FcmConfig, ServiceAccount};
 use crate::providers::log::Push;
@@ -38,10 +37,10 @@ impl FcmArgs {
 
 impl Fcm {
     /// What an app has to provide to send through this simulator.
-    pub fn credential(&self) -> NewFcm {
-        NewFcm {
+    pub fn credential(&self) -> fcm::Credential {
+        fcm::Credential {
             project_id: self.account().project_id.clone(),
-            service_account: self.service_account_json(),
+            service_account: self.service_account_json().into(),
             quota_per_minute: None,
         }
     }

@@ -14,7 +14,7 @@ use super::{
     connection::Connection,
     dial::{CONNECT_TIMEOUT, Unreachable, connect, resolve},
 };
-use crate::providers::endpoints::{EndpointState, Endpoints, RESOLVED_EVERY, Route};
+use crate::providers::transport::endpoints::{EndpointState, Endpoints, RESOLVED_EVERY, Route};
 
 /// Names are not asked for more often than this when none of the known addresses can be used.
 const FRESH: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@ use http::{HeaderMap, header::RETRY_AFTER};
 use jiff::Timestamp;
 
 /// How long `headers` ask to wait: whole seconds, or the distance from `now` to a date. A date in the past is zero.
-pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+pub(in crate::providers) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         // Longer than can be counted is long all the same.

@@ -23,7 +23,7 @@ use super::{
     dial::{Driver, SendRequest},
     pool::Pool,
 };
-use crate::providers::endpoints::{Endpoints, Route, micros};
+use crate::providers::transport::endpoints::{Endpoints, Route, micros};
 
 /// Ask for the peer's limit anew after this many answers; it may change at any time.
 const LIMIT_CHECKED_EVERY: u64 = 64;

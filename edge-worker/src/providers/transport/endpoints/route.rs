@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::providers::http2::Host;
+use crate::providers::transport::http2::Host;
 
 /// An answer counts for what was measured this long after it came.
 const ANSWERS_COUNT: Duration = Duration::from_mins(10);

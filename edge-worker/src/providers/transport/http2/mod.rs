@@ -1,6 +1,6 @@
 //! HTTP/2 to a provider: which connections there are, to where, and one request with its answer.
 //!
-//! Without an HTTP client between, a push costs a third less, what was never sent can be told from what was, and a
+//! Without an HTTP client between, a push costs a third less, a request that was never sent is distinguishable from one that was, and a
 //! connection can be opened to a certain address.
 
 mod connection;
@@ -9,10 +9,10 @@ mod exchange;
 mod network;
 mod pool;
 
-pub(super) use self::{
+pub(in crate::providers) use self::{
     connection::read,
     dial::Host,
-    exchange::{Exchanged, Progress, exchange},
+    exchange::{Exchanged, exchange},
     network::Network,
     pool::Pool,
 };

@@ -5,62 +5,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use h2::RecvStream;
 use http::{Request, Response, uri::Authority};
-use tokio::time::Instant;
 
 use super::{
-    connection::{Connection, NoAnswer},
+    connection::NoAnswer,
     pool::{Lease, Pool},
 };
-use crate::providers::{Attempted, Outcome};
+use crate::providers::{Outcome, attempt::Progress};
 
 /// How often a request is sent again at once, if it provably was not processed.
-const MOST_REPEATS: u32 = 2;
-
-/// How far an attempt has come; read when its time is up.
-#[derive(Debug)]
-pub(in crate::providers) struct Progress {
-    /// `host:port`.
-    pub(in crate::providers) endpoint: Arc<str>,
-    pub(in crate::providers) status: Option<u16>,
-    pub(in crate::providers) sent: bool,
-}
-
-impl Progress {
-    /// Nothing has been tried.
-    pub(in crate::providers) fn none(nowhere: &Arc<str>) -> Self {
-        Self {
-            endpoint: nowhere.clone(),
-            status: None,
-            sent: false,
-        }
-    }
-
-    fn sent(&mut self, connection: &Connection) {
-        self.endpoint = connection.route.host.name.clone();
-        self.status = None;
-        self.sent = true;
-    }
-
-    /// The attempt that began at `began`, with its `outcome`; `None` if no more time was left.
-    pub(in crate::providers) fn into_attempted(self, outcome: Option<Outcome>, began: Instant) -> Attempted {
-        Attempted {
-            outcome: outcome.unwrap_or_else(|| self.timed_out()),
-            status: self.status,
-            endpoint: self.endpoint,
-            took: began.elapsed(),
-        }
-    }
-
-    fn timed_out(&self) -> Outcome {
-        match (self.sent, self.status) {
-            (true, Some(200)) => Outcome::Accepted { provider_id: None },
-            // Refused, but the rest of the answer, which says why, did not come.
-            (true, Some(_)) => Outcome::retry_later("answer_incomplete", None),
-            (true, None) => Outcome::ambiguous("timeout"),
-            (false, _) => Outcome::endpoint("no_stream_free", None),
-        }
-    }
-}
+const MAX_REPEATS: u32 = 2;
 
 /// An answer whose body is still to be read, and the right to its stream, to be kept meanwhile.
 pub(in crate::providers) struct Exchanged {
@@ -88,7 +41,8 @@ pub(in crate::providers) async fn exchange(
             }
         };
         let request = request(&lease.connection().route.host.authority).map_err(Outcome::rejected)?;
-        progress.sent(lease.connection());
+        progress.endpoint = lease.connection().route.host.name.clone();
+        (progress.status, progress.sent) = (None, true);
         let unprocessed = match lease.send(request).await {
             Ok(answer) => {
                 progress.status = Some(answer.status().as_u16());
@@ -105,7 +59,7 @@ pub(in crate::providers) async fn exchange(
             }
         };
         progress.sent = false;
-        if repeats == MOST_REPEATS {
+        if repeats == MAX_REPEATS {
             return Err(unprocessed);
         }
         repeats += 1;

@@ -14,7 +14,7 @@ use tokio_rustls::{
     rustls::{ClientConfig, pki_types::ServerName},
 };
 
-use crate::providers::endpoints::{EndpointState, Route};
+use crate::providers::transport::endpoints::{EndpointState, Route};
 
 /// Until one address counts as unreachable.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

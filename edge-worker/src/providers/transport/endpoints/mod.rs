@@ -17,7 +17,7 @@ use std::{
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use shared::{backoff::Backoff, channel::Provider, clock::Clock};
+use shared::{backoff::Backoff, clock::Clock, provider::Provider};
 use tokio::{sync::watch, time::Instant};
 
 use self::route::{WHOLE, ms};
@@ -144,7 +144,7 @@ pub struct EndpointState {
 
 /// The endpoints of one provider and environment.
 #[derive(Debug)]
-pub(super) struct Endpoints {
+pub(in crate::providers) struct Endpoints {
     provider: Provider,
     environment: Option<&'static str>,
     hosts: Vec<Arc<Host>>,
@@ -248,7 +248,7 @@ impl State {
 }
 
 impl Endpoints {
-    pub(super) fn new(
+    pub(in crate::providers) fn new(
         provider: Provider,
         environment: Option<&'static str>,
         hosts: Vec<Arc<Host>>,

@@ -1,51 +1,54 @@
-//! How fast this process may send for one project: what was granted to it of what Google lets the project send in a
-//! minute. A push takes one token of a bucket, which is filled as time passes; who grants knows NATS, this does not.
+//! How fast this process may send with one credential: what was granted to it of what the provider lets the credential
+//! send in a minute. A push takes one token of a bucket, which is filled as time passes. What grants knows NATS; this does
+//! not.
 
 use std::{
+    collections::BTreeMap,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use shared::{id::AppId, provider::Provider};
 use tokio::{
     sync::{Notify, Semaphore},
     time::{Instant, timeout},
 };
 
-use crate::providers::Outcome;
+use super::Outcome;
 
-/// A grant for a minute is spread over so many seconds: what was saved up by a bucket that was not used for
-/// [`SAVED_S`] may be sent on top, and any minute stays within the grant.
+/// A grant for a minute is spread over this many seconds: a bucket that was not used for [`SAVED_S`] may send what it
+/// saved up on top, and any minute stays within the grant.
 const SPREAD_S: f64 = 61.0;
 
 /// Seconds of a grant that an unused bucket saves up, at most.
 const SAVED_S: f64 = 0.5;
 
-/// Pushes wait for a token if no more wait than are sent in so many seconds. The others are parked at once, so that
+/// Pushes wait for a token if no more wait than are sent in this many seconds. The others are parked at once, so that
 /// pushes of other providers find room.
 const QUEUE_S: f64 = 0.25;
 
 /// How long they wait at most, as when a grant is asked for: a sibling that has all gives back within half a second.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
-/// While nothing is granted everybody waits, because a grant is being asked for.
-const ALL: usize = usize::MAX;
+/// While nothing is granted all pushes wait, because a grant is being asked for.
+const QUEUE_ALL: usize = usize::MAX;
 
-/// When a push comes back that nothing was granted for.
-const NOTHING_GRANTED: Duration = Duration::from_secs(2);
+/// When a push comes back for which nothing was granted.
+const RETRY_UNGRANTED_AFTER: Duration = Duration::from_secs(2);
 
 /// Where a grant is from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Granted {
+pub enum Source {
     /// The region's own share.
     Home = 0,
     /// What other regions lend.
     Lent = 1,
 }
 
-/// What was used of a grant since it was last looked at.
+/// What was used of a grant since the last [`Allowance::used`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Use {
     /// Tokens that were taken.
@@ -54,10 +57,62 @@ pub struct Use {
     pub starved: bool,
 }
 
-/// One project's bucket.
+/// What one app states of its credential's limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The app.
+    pub app: AppId,
+    /// Requests a minute that the provider lets the credential send.
+    pub per_minute: u64,
+}
+
+/// The allowances of all providers.
+#[derive(Debug, Default)]
+pub(super) struct Allowances {
+    /// Whether anything is limited.
+    limited: AtomicBool,
+    all: Mutex<BTreeMap<(Provider, String), Arc<Allowance>>>,
+    more: Notify,
+}
+
+impl Allowances {
+    /// From now on credentials are limited to what is granted to them.
+    pub(super) fn limit(&self) {
+        self.limited.store(true, Ordering::Relaxed);
+    }
+
+    /// The allowance called `name`; `None` where nothing is limited.
+    pub(super) fn of(&self, provider: Provider, name: String) -> Option<Arc<Allowance>> {
+        if !self.limited.load(Ordering::Relaxed) {
+            return None;
+        }
+        let key = (provider, name);
+        let new = || {
+            self.more.notify_one();
+            Arc::new(Allowance::new(provider, key.1.clone()))
+        };
+        Some(self.lock().entry(key.clone()).or_insert_with(new).clone())
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Allowance>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Waits until there may be more of them.
+    pub(super) async fn more(&self) {
+        self.more.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Provider, String), Arc<Allowance>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The bucket of one credential, or of several that share a limit, such as the service accounts of one Firebase project.
 #[derive(Debug)]
-pub struct Quota {
-    project: String,
+pub struct Allowance {
+    provider: Provider,
+    name: String,
     /// One permit a token. A push under the grant costs this atomic and nothing else.
     tokens: Semaphore,
     waiting: AtomicUsize,
@@ -86,21 +141,22 @@ struct Fill {
     /// Parts of a token.
     rest: f64,
     put: u64,
-    /// Of `put`, what was looked at as taken already.
+    /// Of `put`, the tokens that [`Allowance::used`] has reported as taken.
     seen: u64,
     /// When the last push that was parked is to come back.
     parked: Instant,
 }
 
-impl Quota {
-    /// A bucket for `project`, empty and without a grant.
-    pub(in crate::providers) fn new(project: String) -> Self {
+impl Allowance {
+    /// A bucket, empty and without a grant.
+    fn new(provider: Provider, name: String) -> Self {
         let now = Instant::now();
         Self {
-            project,
+            provider,
+            name,
             tokens: Semaphore::new(0),
             waiting: AtomicUsize::new(0),
-            queue: AtomicUsize::new(ALL),
+            queue: AtomicUsize::new(QUEUE_ALL),
             starved: AtomicBool::new(false),
             wanted: Notify::new(),
             granted: Notify::new(),
@@ -115,16 +171,25 @@ impl Quota {
         }
     }
 
-    /// The Firebase project.
-    pub fn project(&self) -> &str {
-        &self.project
+    /// The provider that sets the limit.
+    pub fn provider(&self) -> Provider {
+        self.provider
     }
 
-    /// Takes a token, for one request; waits a moment if there is none.
+    /// Names the limit, such as by the Firebase project; no secret.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn is_of(&self, provider: Provider, name: &str) -> bool {
+        self.provider == provider && self.name == name
+    }
+
+    /// Takes a token, for one request; waits up to [`PATIENCE`] if there is none.
     ///
     /// # Errors
     /// The outcome of not sending, which says when it is this push's turn.
-    pub(in crate::providers) async fn take(&self) -> Result<(), Outcome> {
+    pub(super) async fn take(&self) -> Result<(), Outcome> {
         if let Ok(token) = self.tokens.try_acquire() {
             token.forget();
             return Ok(());
@@ -151,15 +216,15 @@ impl Quota {
         let mut fill = self.fill();
         let rate = fill.rate(now);
         if rate == 0 {
-            return NOTHING_GRANTED;
+            return RETRY_UNGRANTED_AFTER;
         }
         let apart = Duration::from_mins(1) / u32::try_from(rate).unwrap_or(u32::MAX);
         fill.parked = fill.parked.max(now) + apart;
         fill.parked - now
     }
 
-    /// Grants `rate` messages a minute until `ends`, in place of what was granted from there.
-    pub fn grant(&self, from: Granted, rate: u64, ends: Instant) {
+    /// Grants `rate` messages a minute until `ends`, in place of the former grant from that source.
+    pub fn grant(&self, from: Source, rate: u64, ends: Instant) {
         let now = Instant::now();
         let mut fill = self.fill();
         // What was granted until now counts as it was.
@@ -170,7 +235,7 @@ impl Quota {
         self.granted.notify_one();
     }
 
-    /// What was used since this was asked last.
+    /// What was used since the last call.
     pub fn used(&self) -> Use {
         let mut fill = self.fill();
         let taken = fill.put - self.tokens.available_permits() as u64;
@@ -196,7 +261,7 @@ impl Quota {
         self.granted.notified().await;
     }
 
-    /// Puts into the bucket what the time since the last filling is worth. Returns whether anything is granted.
+    /// Puts the tokens for the time since the last refill into the bucket. Returns whether anything is granted.
     pub fn refill(&self) -> bool {
         let now = Instant::now();
         let mut fill = self.fill();
@@ -221,7 +286,8 @@ impl Quota {
         let worth = |seconds: f64| (rate as f64 / SPREAD_S * seconds).ceil();
         let there = self.tokens.available_permits();
         let (whole, most, queue) = (fill.rest as usize, worth(SAVED_S) as usize, worth(QUEUE_S) as usize);
-        self.queue.store(if rate == 0 { ALL } else { queue }, Ordering::Relaxed);
+        self.queue
+            .store(if rate == 0 { QUEUE_ALL } else { queue }, Ordering::Relaxed);
         fill.rest -= whole as f64;
         let new = whole.min(most.saturating_sub(there));
         fill.put += new as u64;
@@ -230,7 +296,7 @@ impl Quota {
         fill.put -= self.tokens.forget_permits(there.saturating_sub(most)) as u64;
     }
 
-    fn fill(&self) -> std::sync::MutexGuard<'_, Fill> {
+    fn fill(&self) -> MutexGuard<'_, Fill> {
         self.fill.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -246,7 +312,11 @@ impl Fill {
 mod tests {
     use super::*;
 
-    fn taken(quota: &Quota) -> u64 {
+    fn bucket() -> Allowance {
+        Allowance::new(Provider::Fcm, "p".into())
+    }
+
+    fn taken(quota: &Allowance) -> u64 {
         let mut taken = 0;
         while let Ok(token) = quota.tokens.try_acquire() {
             token.forget();
@@ -256,7 +326,7 @@ mod tests {
     }
 
     /// Pushes that get through in `seconds`, tried all the time.
-    async fn sent(quota: &Quota, seconds: u64) -> u64 {
+    async fn sent(quota: &Allowance, seconds: u64) -> u64 {
         let mut all = 0;
         for _ in 0..seconds * 50 {
             tokio::time::advance(Duration::from_millis(20)).await;
@@ -268,9 +338,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_minute_has_more_than_the_grant() {
-        let quota = Quota::new("p".into());
+        let quota = bucket();
         assert_eq!(sent(&quota, 10).await, 0, "nothing is granted");
-        quota.grant(Granted::Home, 6000, Instant::now() + Duration::from_secs(1000));
+        quota.grant(Source::Home, 6000, Instant::now() + Duration::from_secs(1000));
         let first = sent(&quota, 60).await;
         assert!((5880..=6000).contains(&first), "{first}");
         // Saved up for longer than it is kept.
@@ -285,10 +355,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn grants_add_up_and_end() {
-        let quota = Quota::new("p".into());
+        let quota = bucket();
         let now = Instant::now();
-        quota.grant(Granted::Home, 6100, now + Duration::from_secs(20));
-        quota.grant(Granted::Lent, 12_200, now + Duration::from_secs(10));
+        quota.grant(Source::Home, 6100, now + Duration::from_secs(20));
+        quota.grant(Source::Lent, 12_200, now + Duration::from_secs(10));
         assert_eq!(quota.rate(), 18_300);
         let (both, one, none) = (sent(&quota, 10).await, sent(&quota, 10).await, sent(&quota, 10).await);
         assert!(
@@ -299,15 +369,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_parked_comes_back_in_turn() {
-        let quota = Quota::new("p".into());
+    async fn parked_pushes_come_back_in_turn() {
+        let quota = bucket();
         let wait = |outcome: Result<(), Outcome>| match outcome {
             Err(Outcome::NotYet { wait, .. }) => wait,
             other => panic!("{other:?}"),
         };
-        assert_eq!(wait(quota.take().await), NOTHING_GRANTED);
+        assert_eq!(wait(quota.take().await), RETRY_UNGRANTED_AFTER);
         assert!(quota.used().starved);
-        quota.grant(Granted::Home, 60, Instant::now() + Duration::from_secs(1000));
+        quota.grant(Source::Home, 60, Instant::now() + Duration::from_secs(1000));
         let _first_in_the_queue = Waiting(&quota.waiting);
         quota.waiting.store(1, Ordering::Relaxed);
         for turn in 1..100 {
@@ -316,11 +386,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_comes_first_waits_for_the_grant() {
-        let quota = Quota::new("p".into());
+    async fn first_pushes_wait_for_the_grant() {
+        let quota = bucket();
         let granting = async {
             quota.wanted().await;
-            quota.grant(Granted::Home, 61_000, Instant::now() + Duration::from_secs(1000));
+            quota.grant(Source::Home, 61_000, Instant::now() + Duration::from_secs(1000));
             while quota.refill() && quota.waiting.load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -329,7 +399,7 @@ mod tests {
         let (outcomes, ()) = tokio::join!(pushes, granting);
         assert!(
             outcomes.iter().all(Result::is_ok),
-            "nobody is parked because nothing was granted yet"
+            "no push is parked because nothing was granted yet"
         );
     }
 }

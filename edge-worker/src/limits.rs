@@ -1,0 +1,36 @@
+//! Time limits that build on each other. A job whose worker takes too long is given to another worker, so each of these
+//! must be longer than the one before it.
+
+use std::time::Duration;
+
+use shared::nats::topology::WORK_ACK_WAIT;
+
+use crate::providers::ALLOWANCE_PATIENCE;
+
+/// An attempt ends within this time, whatever the settings say.
+pub const ATTEMPT_WITHIN: Duration = Duration::from_secs(12);
+
+/// An attempt waits this long for its allowance before it begins.
+pub const ALLOWANCE_WITHIN: Duration = ALLOWANCE_PATIENCE;
+
+/// After this time the outcome of an attempt that another worker began must be known, or that worker was interrupted.
+pub const ANSWER_DUE_AFTER: Duration = Duration::from_secs(15);
+
+/// A worker that has had a job for this long compares with the receipts of other workers before it publishes: the server
+/// may soon give the job to another.
+pub const COMPARE_RECEIPTS_AFTER: Duration = Duration::from_secs(15);
+
+const _: () = assert!(
+    ATTEMPT_WITHIN.as_millis() + ALLOWANCE_WITHIN.as_millis() < ANSWER_DUE_AFTER.as_millis(),
+    "an attempt must have ended before its answer is missed"
+);
+const _: () = assert!(
+    ATTEMPT_WITHIN.as_millis() + ALLOWANCE_WITHIN.as_millis() < COMPARE_RECEIPTS_AFTER.as_millis(),
+    "an ordinary attempt must not make a worker read the receipts of others"
+);
+
+const _: () = assert!(
+    2 * ANSWER_DUE_AFTER.as_millis() <= WORK_ACK_WAIT.as_millis()
+        && 2 * COMPARE_RECEIPTS_AFTER.as_millis() <= WORK_ACK_WAIT.as_millis(),
+    "servers must wait longer for an acknowledgement than workers for an answer"
+);

@@ -1,0 +1,89 @@
+//! What every stage of the pipeline uses.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_nats::jetstream;
+use shared::{
+    broadcast::Broadcast,
+    channel::{Channel, Class},
+    clock::Clock,
+    id::Region,
+    job::Job,
+    lifecycle::Lifecycle,
+    nats::{cancelled::Cancelled, config::Config, subject::Lane},
+    telemetry::Telemetry,
+};
+use tokio::sync::{Semaphore, watch};
+
+use super::{brake::Brake, in_flight::InFlight, settlement::Ticket};
+use crate::{
+    cache,
+    freshness::Freshness,
+    ledger::{Committer, Ledger},
+    providers::Providers,
+};
+
+/// The path of jobs through this worker, for one region. Each stage is a method in a file of its own.
+#[derive(Debug)]
+pub struct Pipeline {
+    /// The region whose jobs these are.
+    pub region: Region,
+    /// This worker's own region, if it helps another.
+    pub by: Option<Region>,
+    /// Whether a helper is present, a worker of another region that takes the spill.
+    pub helped: watch::Receiver<bool>,
+    /// The time for expiry, retries and receipts.
+    pub clock: Clock,
+    /// The region's `JetStream`.
+    pub js: jetstream::Context,
+    /// The outcomes of all jobs.
+    pub ledger: Ledger,
+    /// Whether the ledger has caught up with the receipts of the other workers.
+    pub ledger_current: watch::Receiver<bool>,
+    /// The region's facts about recipients.
+    pub cache: cache::Store,
+    /// The age of consent.
+    pub freshness: Freshness,
+    /// The apps and their settings.
+    pub config: Config,
+    /// They make the attempts.
+    pub providers: Arc<Providers>,
+    /// It makes outcomes durable.
+    pub committer: Committer<Ticket>,
+    /// Jobs in flight in this process.
+    pub in_flight: InFlight,
+    /// Spans and metrics.
+    pub telemetry: Telemetry,
+    /// The number of attempts at a delivery before it becomes a dead letter.
+    pub max_attempts: u32,
+    /// Keeps a faulty provider from removing every address.
+    pub brake: Brake,
+    /// Withdrawn notifications.
+    pub cancelled: Cancelled,
+    /// Permits for the members of slices, by channel and class.
+    pub members: BTreeMap<(Channel, Class), Arc<Semaphore>>,
+    /// Tells when shutdown begins, and waits for the jobs in flight.
+    pub lifecycle: Lifecycle,
+}
+
+impl Pipeline {
+    /// The lane in which this region works on `job`.
+    pub(super) fn lane(&self, job: &Job) -> Lane {
+        Lane {
+            channel: job.channel(),
+            region: self.region.clone(),
+            class: job.class,
+            app: job.app.clone(),
+        }
+    }
+
+    /// The lane in which this region works on the jobs of `broadcast`.
+    pub(super) fn lane_of_broadcast(&self, broadcast: &Broadcast) -> Lane {
+        Lane {
+            channel: broadcast.channel(),
+            region: self.region.clone(),
+            class: broadcast.class,
+            app: broadcast.app.clone(),
+        }
+    }
+}

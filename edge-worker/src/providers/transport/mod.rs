@@ -1,0 +1,35 @@
+//! How requests reach a provider: endpoints and their choice, connections over HTTP/2, other HTTPS requests, TLS. Knows
+//! no provider.
+
+pub(super) mod endpoints;
+pub(super) mod http2;
+pub(super) mod https;
+pub(super) mod retry_after;
+pub(super) mod tls;
+
+use std::path::PathBuf;
+
+use shared::provider::Provider;
+use tokio_rustls::rustls;
+
+use crate::limits::ATTEMPT_WITHIN;
+
+/// Settings with which a provider cannot be reached, or not as it must be.
+#[derive(Debug, thiserror::Error)]
+pub enum BadSettings {
+    /// The `ca_file` cannot be read or holds no certificate.
+    #[error("ca_file {}: cannot be read as certificates in PEM", .0.display())]
+    CaFile(PathBuf),
+    /// What the operating system trusts cannot be used.
+    #[error("the certificates that the operating system trusts cannot be used")]
+    Platform(#[source] rustls::Error),
+    /// The client for HTTPS cannot be built.
+    #[error("the HTTPS client cannot be built")]
+    Client(#[source] reqwest::Error),
+    /// An endpoint that is not of the form its provider needs.
+    #[error("endpoint {0:?}: must be {1}")]
+    Endpoint(String, &'static str),
+    /// Other workers would be given a job whose attempt takes longer.
+    #[error("{0}.timeout_ms: must be at most {most}", most = ATTEMPT_WITHIN.as_millis())]
+    Timeout(Provider),
+}

@@ -1,0 +1,54 @@
+//! Jobs and addresses for tests and measurements; behind the feature `testing`.
+
+use jiff::Timestamp;
+
+use crate::{
+    address::{Address, Target},
+    channel::{Channel, Class},
+    content::{Content, push::Push},
+    id::{AppId, EventId, JobId, NotificationId, RecipientId},
+    job::Job,
+    provider::{
+        Provider,
+        apns::{self, Environment, Kind},
+        fcm,
+    },
+};
+
+/// A first attempt at `push` for the recipient `ann`, accepted in `eu`.
+///
+/// # Panics
+/// If `event` is not an event id.
+pub fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job {
+    let event: EventId = event.parse().expect("tests name events validly");
+    let recipient: RecipientId = "ann".parse().expect("a fixed word is a recipient");
+    Job {
+        id: JobId::of(app, &event, &recipient, Channel::Push),
+        notification: NotificationId::of(app, &event),
+        app: app.clone(),
+        class: Class::Normal,
+        origin: "eu".parse().expect("a fixed word is a region"),
+        accepted_at,
+        attempt: 1,
+        discounted: 0,
+        remaining: None,
+        slice: None,
+        event,
+        recipient,
+        category: None,
+        content: Content::Push(push.into()),
+    }
+}
+
+/// The address of a device, in the production environment if it is one of Apple's, registered in 1970.
+///
+/// # Panics
+/// If `token` is not a token of `provider`.
+pub fn address(app: &AppId, provider: Provider, token: &str) -> Address {
+    let token = token.to_owned();
+    let target = match provider {
+        Provider::Apns => apns::Target::new(&token, Kind::Device, Environment::Production, None).map(Target::Apns),
+        Provider::Fcm => fcm::Target::new(token).map(Target::Fcm),
+    };
+    Address::new(app, target.expect("tests use valid tokens"), Timestamp::UNIX_EPOCH)
+}

@@ -1,0 +1,80 @@
+//! Providers that misbehave.
+
+use std::time::Duration;
+
+use shared::provider::Provider;
+use tokio::time::{Instant, sleep};
+
+use super::Injector;
+use crate::{
+    faults::scenario::{Rules, SimulatorFault},
+    providers::{ApnsKey, Rule, Script},
+};
+
+/// How often a fault that disturbs all connections is repeated.
+const DISTURB_EVERY: Duration = Duration::from_millis(200);
+
+impl Injector {
+    /// Lets a simulator follow other rules for `hold`.
+    pub(super) async fn follow_for(&mut self, rules: &Rules, hold: Duration) -> anyhow::Result<()> {
+        self.follow(rules)?;
+        sleep(hold).await;
+        self.follow_lasting()
+    }
+
+    fn follow(&self, rules: &Rules) -> anyhow::Result<()> {
+        self.set_script(rules.provider, rules.rules.clone())
+    }
+
+    pub(super) fn set_script(&self, provider: Provider, rules: Vec<Rule>) -> anyhow::Result<()> {
+        let script = Script { seed: self.seed, rules };
+        self.peal.simulators.get(provider).script().set(script)
+    }
+
+    /// Lets every simulator follow only the rules that apply during the whole scenario.
+    pub(super) fn follow_lasting(&self) -> anyhow::Result<()> {
+        for provider in Provider::ALL {
+            let of = self.lasting.iter().filter(|rules| rules.provider == *provider);
+            self.set_script(*provider, of.flat_map(|rules| rules.rules.clone()).collect())?;
+        }
+        Ok(())
+    }
+
+    /// Makes a fault that only a simulator can make.
+    pub(super) async fn simulator(&mut self, fault: SimulatorFault, hold: Duration) -> anyhow::Result<()> {
+        let end = Instant::now() + hold;
+        match fault {
+            SimulatorFault::GoAway => {
+                while Instant::now() < end {
+                    self.peal.simulators.all().for_each(|simulator| simulator.go_away());
+                    sleep(DISTURB_EVERY).await;
+                }
+            }
+            SimulatorFault::Close => {
+                while Instant::now() < end {
+                    self.peal.simulators.all().for_each(|simulator| simulator.cut());
+                    sleep(DISTURB_EVERY).await;
+                }
+            }
+            SimulatorFault::RevokeTokens => self.peal.simulators.fcm.revoke_access_tokens(),
+            SimulatorFault::TokensDown => {
+                self.peal.simulators.fcm.refuse_tokens(true);
+                self.peal.simulators.fcm.revoke_access_tokens();
+                sleep(hold).await;
+                self.peal.simulators.fcm.refuse_tokens(false);
+            }
+            SimulatorFault::Restart => {
+                self.peal.simulators.apns.stop().await;
+                sleep(hold).await;
+                self.peal.simulators.apns.start_again().await?;
+            }
+            SimulatorFault::RevokeKey => {
+                let key: ApnsKey = self.peal.simulators.apns.key().clone();
+                self.peal.simulators.apns.revoke_key(&key.team_id, &key.key_id);
+                sleep(hold).await;
+                self.peal.simulators.apns.register_key(&key.into())?;
+            }
+        }
+        Ok(())
+    }
+}
