@@ -143,3 +143,14 @@ fn every_body_of_a_request_is_on_the_page() {
     }
     assert!(bodies >= 5, "only {bodies} bodies were found");
 }
+
+#[test]
+fn the_example_of_an_app_is_taken() {
+    let (language, example) = page().section("app").unwrap().examples[0];
+    assert_eq!(language, "toml");
+    let file = std::env::temp_dir().join(format!("peal-contract-{}.toml", std::process::id()));
+    std::fs::write(&file, example).unwrap();
+    let read = gateway::provision::regions(&file);
+    std::fs::remove_file(&file).unwrap();
+    assert!(read.unwrap().is_empty());
+}

@@ -304,6 +304,18 @@ fn invalid_bodies() -> Vec<(Value, u16, &'static str, &'static str)> {
         ),
         (with("channel", json!("email")), 422, "channel_unavailable", ""),
         (
+            with("email", json!({ "subject": "5551234" })),
+            422,
+            "not_built",
+            "email",
+        ),
+        (
+            json!({ "notifications": ["5551234"] }),
+            422,
+            "not_built",
+            "notifications",
+        ),
+        (
             with("category", json!("Offers 5551234")),
             422,
             "validation_failed",
@@ -338,6 +350,7 @@ fn invalid_bodies() -> Vec<(Value, u16, &'static str, &'static str)> {
         (to(json!(["ann"]), json!({})), 422, "validation_failed", "push.title"),
         (push("title", json!(5_551_234)), 422, "validation_failed", "push.title"),
         (push("tilte", json!("5551234")), 422, "validation_failed", "push.tilte"),
+        (push("thread", json!("5551234")), 422, "not_built", "push.thread"),
         (push("ttl", json!(5_551_234)), 422, "validation_failed", "push.ttl"),
         (push("badge", json!(-5_551_234)), 422, "validation_failed", "push.badge"),
         (push("silent", json!(true)), 422, "validation_failed", "push.silent"),
