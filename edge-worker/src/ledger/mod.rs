@@ -17,7 +17,7 @@ pub use self::{
     committer::{Committed, Committer, Settled, WriterStopped},
     index::Index,
     store::{Outgoing, Record, Store, StoreError},
-    sync::{Sync, publish_unsent},
+    sync::{ReceiptFollower, publish_unsent},
 };
 
 use std::sync::{Arc, PoisonError, RwLock};

@@ -38,7 +38,7 @@ const LEDGER_CURRENT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Copies the stream of receipts into the ledger.
 #[derive(Debug)]
-pub struct Sync<T> {
+pub struct ReceiptFollower<T> {
     js: jetstream::Context,
     ledger: Ledger,
     committer: Committer<T>,
@@ -58,7 +58,7 @@ enum Interrupted {
     Behind,
 }
 
-impl<T: Send + 'static> Sync<T> {
+impl<T: Send + 'static> ReceiptFollower<T> {
     /// Prepares to copy the receipts of `region`.
     pub fn new(js: jetstream::Context, ledger: Ledger, committer: Committer<T>, region: Region) -> Self {
         Self {
