@@ -87,7 +87,7 @@ pub(super) async fn run(args: TailArgs, out: &mut impl Write) -> Result<Answer, 
         if let Ok(mut entries) = follow::follow(&js, topology::RECEIPTS, &filter, next).await {
             while let Some(Ok(entry)) = entries.next().await {
                 next = entry.sequence + 1;
-                match serde_json::from_slice(&entry.payload) {
+                match Batch::read(&entry.payload) {
                     Ok(batch) => args.show(&batch, &region, out)?,
                     Err(error) => eprintln!("cannot read the receipts at {}: {error}", entry.sequence),
                 }

@@ -3,12 +3,14 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::{
     channel::{Channel, words},
     id::{AddressId, AppId, EventId, JobId, NotificationId, RecipientId, Region, Topic},
+    invalid::Invalid,
     provider::Provider,
 };
 
@@ -36,6 +38,9 @@ words!(
         Attempting = "attempting",
         /// Said of a broadcast and of its slices alone: it became other work, which ends by itself.
         Expanded = "expanded",
+        /// A state of a newer version of Peal, which this one does not know. It is read, and never written.
+        #[serde(other)]
+        Unrecognized = "unrecognized",
     }
 );
 
@@ -72,7 +77,7 @@ pub struct Receipt {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<AddressId>,
     /// Who carried it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "known", skip_serializing_if = "Option::is_none")]
     pub provider: Option<Provider>,
     /// The region whose worker did it, if that helped the recipient's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -266,4 +271,108 @@ pub struct Batch {
     /// Dead letters that people dealt with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub handled: Vec<Handled>,
+}
+
+impl Batch {
+    /// Reads the body of a message of receipts. Records that this version cannot read are left out and logged; the rest of
+    /// the batch is kept.
+    ///
+    /// # Errors
+    /// The first member of the batch itself that breaks a rule.
+    pub fn read(json: &[u8]) -> Result<Self, Invalid> {
+        if let Ok(batch) = serde_json::from_slice(json) {
+            return Ok(batch);
+        }
+        let raw: RawBatch<'_> =
+            serde_json::from_slice(json).map_err(|_| Invalid::new("batch", "must be a batch of receipts"))?;
+        let mut left_out = 0;
+        let batch = Self {
+            app: raw.app,
+            region: raw.region,
+            origin: raw.origin,
+            writer: raw.writer,
+            accepted: readable(&raw.accepted, &mut left_out),
+            receipts: readable(&raw.receipts, &mut left_out),
+            handled: readable(&raw.handled, &mut left_out),
+        };
+        tracing::warn!(
+            left_out,
+            writer = batch.writer,
+            "records of another version cannot be read"
+        );
+        Ok(batch)
+    }
+}
+
+/// A batch whose records are not read yet.
+#[derive(Deserialize)]
+struct RawBatch<'a> {
+    app: AppId,
+    region: Region,
+    origin: Region,
+    writer: String,
+    #[serde(borrow, default)]
+    accepted: Vec<&'a RawValue>,
+    #[serde(borrow, default)]
+    receipts: Vec<&'a RawValue>,
+    #[serde(borrow, default)]
+    handled: Vec<&'a RawValue>,
+}
+
+fn readable<T: DeserializeOwned>(records: &[&RawValue], left_out: &mut usize) -> Vec<T> {
+    let read = records
+        .iter()
+        .filter_map(|record| serde_json::from_str(record.get()).ok());
+    let readable: Vec<T> = read.collect();
+    *left_out += records.len() - readable.len();
+    readable
+}
+
+/// A provider, if this version knows it.
+fn known<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Provider>, D::Error> {
+    let word: Option<Cow<'de, str>> = Deserialize::deserialize(deserializer)?;
+    Ok(word.and_then(|word| word.parse().ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a newer version may write: unknown members, a state, a provider and a channel that this one does not know.
+    #[test]
+    fn a_batch_of_a_newer_version_is_read_as_far_as_it_can_be() {
+        let id = "11111111-2222-8333-8444-555555555555";
+        let receipt = |channel: &str, provider: &str, state: &str| {
+            format!(
+                r#"{{"notification":"{id}","job":"{id}","channel":"{channel}","provider":"{provider}","attempt":1,"state":"{state}","at":"2026-01-02T03:04:05Z","newer":[]}}"#
+            )
+        };
+        let receipts = [
+            receipt("push", "pigeon", "delivered"),
+            receipt("push", "apns", "teleported"),
+            receipt("pigeon", "apns", "delivered"),
+        ];
+        let json = format!(
+            r#"{{"app":"shop","region":"eu","origin":"eu","writer":"w","newer":1,"receipts":[{}],"handled":[{{"letter":1}}]}}"#,
+            receipts.join(",")
+        );
+        let batch = Batch::read(json.as_bytes()).unwrap();
+        let read: Vec<_> = batch
+            .receipts
+            .iter()
+            .map(|receipt| (receipt.provider, receipt.state))
+            .collect();
+        let expected = [(None, State::Delivered), (Some(Provider::Apns), State::Unrecognized)];
+        assert_eq!(read, expected);
+        assert!(batch.handled.is_empty());
+        assert!(Batch::read(b"{}").is_err());
+    }
+
+    #[test]
+    fn batches_of_0_1_are_read() {
+        let json = br#"{"app":"shop","region":"eu","origin":"us","writer":"w-1","receipts":[{"notification":"11111111-2222-8333-8444-555555555555","job":"11111111-2222-8333-8444-555555555555","recipient":"ann","channel":"push","address":"11111111-2222-8333-8444-555555555555","provider":"fcm","attempt":2,"state":"parked","reason":"busy","at":"2026-01-02T03:04:05Z","next_at":"2026-01-02T03:05:05Z"}]}"#;
+        let batch = Batch::read(json).unwrap();
+        assert_eq!(batch.receipts[0].provider, Some(Provider::Fcm));
+        assert_eq!(serde_json::to_vec(&batch).unwrap(), json);
+    }
 }

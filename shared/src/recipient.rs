@@ -10,6 +10,8 @@ use crate::{
     address::Address,
     channel::Channel,
     id::{AddressId, AppId, Category, RecipientId, Region, Topic},
+    invalid::Invalid,
+    tolerant,
 };
 
 /// What is known of a recipient besides addresses and preferences.
@@ -124,12 +126,12 @@ impl Fact {
     ///
     /// # Errors
     /// When the value is not a fact of that name.
-    pub fn decode(name: FactName, value: &[u8]) -> Result<Self, serde_json::Error> {
+    pub fn decode(name: FactName, value: &[u8]) -> Result<Self, Invalid> {
         Ok(match name {
-            FactName::Profile => Self::Profile(serde_json::from_slice(value)?),
-            FactName::Address(_) => Self::Address(serde_json::from_slice(value)?),
-            FactName::Preferences => Self::Preferences(serde_json::from_slice(value)?),
-            FactName::Topic(topic) => Self::Topic(topic, serde_json::from_slice(value)?),
+            FactName::Profile => Self::Profile(tolerant::read(value)?),
+            FactName::Address(_) => Self::Address(tolerant::read(value)?),
+            FactName::Preferences => Self::Preferences(tolerant::read(value)?),
+            FactName::Topic(topic) => Self::Topic(topic, tolerant::read(value)?),
         })
     }
 }

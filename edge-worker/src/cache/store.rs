@@ -34,7 +34,7 @@ use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTab
 use shared::{
     id::{AppId, Topic},
     nats::subject,
-    recipient::{Fact, Membership, Recipient, RecipientKey},
+    recipient::{Fact, FactName, Membership, Recipient, RecipientKey},
 };
 
 const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts.2");
@@ -113,6 +113,9 @@ pub enum StoreError {
     /// A checksum does not match, a row is not a fact, or redb panicked.
     #[error("cache: damaged")]
     Damaged,
+    /// A fact is of a newer version. The file is not damaged.
+    #[error("cache: a fact of a newer version")]
+    Newer,
 }
 
 impl<E: Into<redb::Error>> From<E> for StoreError {
@@ -165,7 +168,7 @@ impl Store {
         let tables = self.inner.tables.load();
         // redb panics on some kinds of damage; a damaged copy must not stop the worker.
         let read = catch_unwind(AssertUnwindSafe(|| read(&tables))).unwrap_or(Err(StoreError::Damaged));
-        if read.is_err() {
+        if !matches!(read, Ok(_) | Err(StoreError::Newer)) {
             self.inner.damaged.store(true, Ordering::Relaxed);
         }
         read
@@ -452,8 +455,14 @@ fn read_recipient(facts: &Facts, key: &RecipientKey) -> Result<Recipient, StoreE
             .and_then(subject::parse_fact_name);
         let name = name.ok_or(StoreError::Damaged)?;
         let (revision, json) = value.split_first_chunk().ok_or(StoreError::Damaged)?;
-        let fact = Fact::decode(name, json).map_err(|_| StoreError::Damaged)?;
-        recipient.learn(fact, u64::from_be_bytes(*revision));
+        // The checksum was right, so a fact that cannot be read is a newer version's. An address may be missed; consent and
+        // home may not.
+        let is_address = matches!(name, FactName::Address(_));
+        match Fact::decode(name, json) {
+            Ok(fact) => recipient.learn(fact, u64::from_be_bytes(*revision)),
+            Err(_) if is_address => {}
+            Err(_) => return Err(StoreError::Newer),
+        }
     }
     Ok(recipient)
 }

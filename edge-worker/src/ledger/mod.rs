@@ -96,6 +96,18 @@ impl History {
         doubtful
     }
 
+    /// Whether a newer worker reported something that this version does not understand, so that only a newer worker may go
+    /// on with the job. A record that was read again by a version that understands it counts no more.
+    pub fn has_unrecognized(&self) -> bool {
+        let unrecognized = |record: &&Record| record.state == State::Unrecognized;
+        let understood = |record: &Record| {
+            self.0.iter().any(|other| {
+                other.state != State::Unrecognized && (other.address, other.attempt) == (record.address, record.attempt)
+            })
+        };
+        self.0.iter().filter(unrecognized).any(|record| !understood(record))
+    }
+
     /// The states after the first attempts, one per address.
     pub fn first_outcomes(&self) -> Vec<State> {
         let first = self.outcomes().filter(|record| record.attempt == 1);

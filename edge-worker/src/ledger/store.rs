@@ -29,9 +29,14 @@ use super::index;
 const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
 const OUTGOING: TableDefinition<u64, (&str, &[u8])> = TableDefinition::new("outgoing");
 const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
+const VERSION: &str = "version";
 const WRITER: &str = "writer";
 const FOLLOWED: &str = "followed";
 const PRUNED: &str = "pruned";
+
+/// The version of the file's format. A file without one has the first. A state that was added needs no new version: a
+/// program that does not know it gives the job back.
+const CURRENT_VERSION: u32 = 1;
 
 const ENTRY_HEAD_BYTES: usize = 8;
 const RECORD_BYTES: usize = 43;
@@ -84,6 +89,9 @@ pub enum StoreError {
     /// The file contains something that is not a record, or redb panicked.
     #[error("ledger: damaged")]
     Damaged,
+    /// A newer version wrote the file. It is left as it is: it may hold receipts that are not published yet.
+    #[error("ledger: the file has version {0}, this program reads {CURRENT_VERSION}; start the newer program again")]
+    Newer(u32),
 }
 
 impl<E: Into<redb::Error>> From<E> for StoreError {
@@ -146,6 +154,12 @@ impl Store {
             transaction.open_table(ENTRIES)?;
             transaction.open_table(OUTGOING)?;
             let mut meta = transaction.open_table(META)?;
+            let version = meta.get(VERSION)?.map_or(Ok(1), |text| text.value().parse());
+            let version = version.map_err(|_| StoreError::Damaged)?;
+            if version > CURRENT_VERSION {
+                return Err(StoreError::Newer(version));
+            }
+            meta.insert(VERSION, CURRENT_VERSION.to_string().as_str())?;
             let known = meta.get(WRITER)?.map(|writer| writer.value().to_owned());
             let writer = known.unwrap_or_else(|| format!("{worker}-{random:08x}"));
             meta.insert(WRITER, writer.as_str())?;
@@ -400,7 +414,7 @@ fn unpack(packed: &[u8]) -> Result<(Record, Option<u64>), StoreError> {
         job: JobId(uuid(0)?),
         address: (!address.is_nil()).then_some(AddressId(address)),
         attempt: u16::from_be_bytes([packed[40], packed[41]]).into(),
-        state: state(packed[42])?,
+        state: state(packed[42]),
     };
     Ok((record, (previous != 0).then_some(previous)))
 }
@@ -418,15 +432,14 @@ const fn code(state: State) -> u8 {
         State::Unknown => 8,
         State::Attempting => 9,
         State::Expanded => 10,
+        State::Unrecognized => u8::MAX,
     }
 }
 
-fn state(byte: u8) -> Result<State, StoreError> {
-    State::ALL
-        .iter()
-        .copied()
-        .find(|state| code(*state) == byte)
-        .ok_or(StoreError::Damaged)
+/// The state that `byte` stands for; a byte of a newer version is unrecognized.
+fn state(byte: u8) -> State {
+    let known = State::ALL.iter().copied().find(|state| code(*state) == byte);
+    known.unwrap_or(State::Unrecognized)
 }
 
 #[cfg(test)]
@@ -504,6 +517,31 @@ mod tests {
         std::fs::write(&path, b"damage").unwrap();
         let (_, aside) = Store::open(&path, "w", 1).unwrap();
         assert_eq!(std::fs::read(aside.unwrap()).unwrap(), b"damage");
+    }
+
+    #[test]
+    fn a_file_of_a_newer_version_is_refused_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.redb");
+        let (store, _) = Store::open(&path, "w", 1).unwrap();
+        store
+            .with(|database| {
+                let transaction = database.begin_write()?;
+                transaction.open_table(META)?.insert(VERSION, "2")?;
+                Ok(transaction.commit()?)
+            })
+            .unwrap();
+        drop(store);
+        assert!(matches!(Store::open(&path, "w", 2), Err(StoreError::Newer(2))));
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_state_of_a_newer_version_is_unrecognized() {
+        let mut packed = pack(1, &[(record(1, 2, 1, State::Delivered), None)]);
+        *packed.last_mut().unwrap() = 200;
+        let packed = records(&packed).unwrap().next().unwrap();
+        assert_eq!(unpack(packed).unwrap().0.state, State::Unrecognized);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use shared::{
     nats::{
         envelope,
         follow::{self, Entry, FollowError},
-        publish, subject, topology,
+        publish, subject, topology, version,
     },
     receipt::Batch,
 };
@@ -130,7 +130,7 @@ impl<T: Send + 'static> ReceiptFollower<T> {
             sent.extend(number.parse::<u64>());
             return;
         }
-        match serde_json::from_slice::<Batch>(&entry.payload) {
+        match Batch::read(&entry.payload) {
             Ok(batch) => records.extend(batch.receipts.iter().map(|receipt| Record {
                 job: receipt.job,
                 address: receipt.address,
@@ -169,7 +169,7 @@ pub async fn publish_unsent(js: &jetstream::Context, ledger: &Ledger) -> Result<
 
 /// `outgoing` without the deliveries that another worker has ended; `None` if no receipt is left.
 pub(super) fn still_news(ledger: &Ledger, mut outgoing: Outgoing) -> Result<Option<Outgoing>, StoreError> {
-    let Ok(mut batch) = serde_json::from_slice::<Batch>(&outgoing.payload) else {
+    let Ok(mut batch) = Batch::read(&outgoing.payload) else {
         return Ok(Some(outgoing));
     };
     let all = batch.receipts.len();
@@ -211,7 +211,7 @@ impl Outgoing {
                     }
                 }
             }
-            let mut headers = async_nats::HeaderMap::new();
+            let mut headers = version::headers();
             headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
             headers.insert(envelope::BATCH, id.as_str());
             let stored = publish::store(js, self.subject.clone(), headers, payload.clone());

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use async_nats::jetstream;
 use shared::{
     broadcast::Broadcast,
-    channel::Class,
+    channel::{Channel, Class},
     clock::Clock,
     id::Region,
     job::Job,
@@ -60,8 +60,8 @@ pub struct Pipeline {
     pub brake: Brake,
     /// Withdrawn notifications.
     pub cancelled: Cancelled,
-    /// Permits for the members of slices, by class.
-    pub members: BTreeMap<Class, Arc<Semaphore>>,
+    /// Permits for the members of slices, by channel and class.
+    pub members: BTreeMap<(Channel, Class), Arc<Semaphore>>,
     /// Tells when shutdown begins, and waits for the jobs in flight.
     pub lifecycle: Lifecycle,
 }

@@ -8,7 +8,7 @@ use super::{
     context::Pipeline,
     in_flight::ActiveJob,
     open::Opened,
-    settlement::{RETRY_ACTIVE_JOB_AFTER, RETRY_LEDGER_READ_AFTER, Step, Stop},
+    settlement::{RETRY_ACTIVE_JOB_AFTER, RETRY_LEDGER_READ_AFTER, RETRY_NEWER_AFTER, Step, Stop},
 };
 use crate::ledger::History;
 
@@ -34,6 +34,10 @@ impl Pipeline {
                 return Err(Stop::GiveBack(pulled.into(), RETRY_LEDGER_READ_AFTER));
             }
         };
+        if history.has_unrecognized() {
+            tracing::warn!(job = %job.id, "a newer worker reported this job in a state unknown here; it is given back");
+            return Err(Stop::GiveBack(pulled.into(), RETRY_NEWER_AFTER));
+        }
         let done = match address {
             None => history.has_completed_pass(job.attempt),
             Some(address) => history.ended_as_a_whole() || history.is_done(address, job.attempt),

@@ -54,7 +54,7 @@ impl Pipeline {
         if !self.is_cache_current().await {
             return Err(Stop::GiveBack(pulled.into(), RETRY_JETSTREAM_AFTER));
         }
-        let permits = &self.members[&broadcast.class];
+        let permits = &self.members[&(broadcast.channel(), broadcast.class)];
         let (end, mut ends) = mpsc::unbounded_channel();
         let mut expansion = Expansion::new(self, &pulled, broadcast, slice, end);
         let mut progress = interval(REPORT_PROGRESS_EVERY);

@@ -9,7 +9,7 @@ use shared::{
     id::AppId,
     invalid::Invalid,
     job::Job,
-    nats::{envelope, subject},
+    nats::{envelope, subject, version},
     receipt::State,
 };
 
@@ -17,7 +17,7 @@ use super::{
     context::Pipeline,
     letter::DeadLetter,
     receipts::receipt_of_unreadable,
-    settlement::{RETRY_JETSTREAM_AFTER, Settlement, Step, Stop, Ticket},
+    settlement::{RETRY_JETSTREAM_AFTER, RETRY_NEWER_AFTER, Settlement, Step, Stop, Ticket},
 };
 use crate::pulled::Pulled;
 
@@ -37,6 +37,10 @@ pub(super) enum Read {
 
 impl Pipeline {
     pub(super) async fn open(&self, pulled: Pulled) -> Step<Read> {
+        if version::is_unknown(pulled.headers()) {
+            tracing::warn!(subject = %pulled.subject(), "a message of a newer version is given back for a newer worker");
+            return Err(Stop::GiveBack(pulled.into(), RETRY_NEWER_AFTER));
+        }
         let read = envelope::read(
             pulled.subject(),
             pulled.headers(),

@@ -12,7 +12,7 @@ use shared::{
     nats::{
         connect,
         refusal::{is_about, unless_refused},
-        topology,
+        topology::{self, Mesh},
     },
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -67,12 +67,11 @@ struct Grant {
 /// Several slices of a lane are in progress, so that members of the next fill the permits while the last of one finish.
 const SLICES_PER_LANE: usize = 4;
 
-/// Permits for the members of slices, by class: half as many as fresh jobs of that class have.
-pub fn member_permits(in_flight: usize) -> BTreeMap<Class, Arc<Semaphore>> {
-    let of = |class: &Class| (fresh_permits(*class, in_flight) / 2).max(1);
-    Class::ALL
-        .iter()
-        .map(|class| (*class, Arc::new(Semaphore::new(of(class)))))
+/// Permits for the members of slices, by channel and class: half as many as fresh jobs of that lane have.
+pub fn member_permits(in_flight: usize) -> BTreeMap<(Channel, Class), Arc<Semaphore>> {
+    let of = |class: Class| (fresh_permits(class, in_flight) / 2).max(1);
+    Mesh::lanes()
+        .map(|lane @ (_, class)| (lane, Arc::new(Semaphore::new(of(class)))))
         .collect()
 }
 
@@ -85,7 +84,7 @@ fn fresh_permits(class: Class, in_flight: usize) -> usize {
 }
 
 /// Pullers for all lanes of a region. The normal lane has `in_flight` permits; urgent and bulk have half of that each;
-/// retries and the spill have a quarter each. `pace` limits the retries.
+/// retries and the spill of each channel have a quarter each. `pace` limits the retries.
 pub fn lane_pullers(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<LanePuller> {
     let lane = |stream, consumer, permits: usize| LanePuller {
         stream,
@@ -95,10 +94,7 @@ pub fn lane_pullers(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<L
         is_retries: false,
         turn: presence.work.clone(),
     };
-    let fresh = Channel::CARRIED
-        .iter()
-        .flat_map(|channel| Class::ALL.iter().map(|class| (*channel, *class)));
-    fresh
+    Mesh::lanes()
         .flat_map(|(channel, class)| {
             let fresh = topology::lane_consumer(channel, class);
             [
@@ -110,16 +106,18 @@ pub fn lane_pullers(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<L
                 ),
             ]
         })
-        .chain([
-            LanePuller {
-                is_retries: true,
-                ..lane(topology::SCHEDULE, topology::RETRY_CONSUMER.to_owned(), in_flight / 4)
-            },
-            LanePuller {
-                turn: presence.spill.clone(),
-                ..lane(topology::SCHEDULE, topology::SPILL_CONSUMER.to_owned(), in_flight / 4)
-            },
-        ])
+        .chain(Channel::CARRIED.iter().flat_map(|channel| {
+            [
+                LanePuller {
+                    is_retries: true,
+                    ..lane(topology::SCHEDULE, topology::retry_consumer(*channel), in_flight / 4)
+                },
+                LanePuller {
+                    turn: presence.spill.clone(),
+                    ..lane(topology::SCHEDULE, topology::spill_consumer(*channel), in_flight / 4)
+                },
+            ]
+        }))
         .collect()
 }
 

@@ -19,6 +19,9 @@ pub(super) const RETRY_ACTIVE_JOB_AFTER: Duration = Duration::from_secs(1);
 /// How long a job stays with the server after the ledger could not be read.
 pub(super) const RETRY_LEDGER_READ_AFTER: Duration = Duration::from_secs(5);
 
+/// How long a job that only a newer version of Peal understands stays with the server.
+pub(super) const RETRY_NEWER_AFTER: Duration = Duration::from_secs(5);
+
 /// How long a job stays with the server after a read or write in JetStream, or a read of the cache, failed.
 pub(super) const RETRY_JETSTREAM_AFTER: Duration = Duration::from_secs(2);
 

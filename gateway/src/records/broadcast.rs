@@ -29,6 +29,7 @@ pub(crate) struct Broadcast {
 
 /// The progress of a broadcast in one region.
 #[derive(Debug, Default, Serialize, ToSchema)]
+#[schema(as = BroadcastIn)]
 pub(crate) struct RegionBroadcast {
     /// Members of the topic: an estimate at first, exact once every slice is done.
     total: u64,

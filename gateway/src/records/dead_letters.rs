@@ -20,6 +20,7 @@ use shared::{
         refusal,
         subject::{self, Lane},
         topology::{self, Domain},
+        version,
     },
     receipt::{Handled, HandledAs},
     tolerant,
@@ -227,6 +228,7 @@ impl DeadLetters {
         headers.insert(envelope::ATTEMPT, letter.attempt.saturating_add(1).to_string());
         headers.insert(envelope::DISCOUNTED, letter.attempt.to_string());
         for name in [
+            version::VERSION,
             envelope::EVENT_ID,
             envelope::ORIGIN,
             envelope::ADDRESS,

@@ -138,7 +138,7 @@ impl Receipts {
                 let receipts = &receipts;
                 async move {
                     match receipts.direct_get(sequence).await {
-                        Ok(message) => Ok(serde_json::from_slice(&message.payload).ok()),
+                        Ok(message) => Ok(Batch::read(&message.payload).ok()),
                         // The stream no longer has it, because it is too old.
                         Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
                         Err(_) => Err(Unanswered),

@@ -14,7 +14,7 @@ use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
 use futures::future::join_all;
 use shared::{
     id::{AppId, Region},
-    nats::{envelope, publish, subject},
+    nats::{envelope, publish, subject, version},
     receipt::{Accepted, Batch, Handled},
 };
 use tokio::{sync::mpsc, time::sleep};
@@ -151,7 +151,7 @@ impl Writer {
     fn message(&mut self, app: AppId, records: Vec<Record>) -> RecordMessage {
         self.number += 1;
         let number = format!("{}:{}", self.name, self.number);
-        let mut headers = HeaderMap::new();
+        let mut headers = version::headers();
         headers.insert(NATS_MESSAGE_ID, number.as_str());
         headers.insert(envelope::BATCH, number);
         let subject = subject::receipt(&self.here, &self.here, &app);

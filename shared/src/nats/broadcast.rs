@@ -39,7 +39,7 @@ pub async fn split(
         members: slices.iter().map(|slice| u64::from(slice.members)).sum(),
         accepted_at: broadcast.accepted_at,
     };
-    let mut note = HeaderMap::new();
+    let mut note = super::version::headers();
     note.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
     let note = Message {
         subject: subject::split(broadcast.id),

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use async_nats::{HeaderMap, jetstream};
+use async_nats::jetstream;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -58,7 +58,7 @@ pub async fn cancel(
 ) -> Result<(), publish::NotStored> {
     let subject = subject::directory_cancelled(here, app, notification);
     let value = serde_json::to_vec(&Withdrawal { at }).expect("withdrawals always serialize");
-    publish::store(js, subject, HeaderMap::new(), value.into()).await?;
+    publish::store(js, subject, super::version::headers(), value.into()).await?;
     Ok(())
 }
 

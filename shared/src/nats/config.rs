@@ -6,7 +6,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use async_nats::{HeaderMap, jetstream};
+use async_nats::jetstream;
 use futures::StreamExt;
 use tokio::sync::watch;
 
@@ -18,7 +18,9 @@ use crate::{
     api_key::ApiKey,
     app::App,
     id::{AppId, Region},
+    invalid::Invalid,
     site::Site,
+    tolerant,
 };
 
 /// All tenants at one moment, and the regions that serve them.
@@ -84,28 +86,28 @@ impl Config {
 }
 
 impl Tenants {
-    fn learn(&mut self, subject: &str, value: Option<&[u8]>) -> Result<(), serde_json::Error> {
+    fn learn(&mut self, subject: &str, value: Option<&[u8]>) -> Result<(), Invalid> {
         let mut tokens = subject.rsplitn(3, '.');
         let (Some(name), Some(kind)) = (tokens.next(), tokens.next()) else {
             return Ok(());
         };
         match (kind, value) {
             ("app", Some(value)) => {
-                let app: App = serde_json::from_slice(value)?;
+                let app: App = tolerant::read(value)?;
                 self.apps.insert(app.id.clone(), app.into());
             }
             ("app", None) => {
                 self.apps.retain(|id, _| id.as_str() != name);
             }
             ("key", Some(value)) => {
-                let key: ApiKey = serde_json::from_slice(value)?;
+                let key: ApiKey = tolerant::read(value)?;
                 self.keys.insert(key.key_id.clone(), key.into());
             }
             ("key", None) => {
                 self.keys.remove(name);
             }
             ("region", Some(value)) => {
-                let site: Site = serde_json::from_slice(value)?;
+                let site: Site = tolerant::read(value)?;
                 if let Ok(region) = name.parse() {
                     self.regions.insert(region, site);
                 }
@@ -127,7 +129,7 @@ pub enum NotLoaded {
     Follow(#[from] follow::FollowError),
     /// An entry cannot be read.
     #[error("configuration entry {0} cannot be read: {1}")]
-    Entry(String, serde_json::Error),
+    Entry(String, Invalid),
 }
 
 /// All tenants as they are at this moment where `js` leads: at the hub, or in a region's mirror.
@@ -189,7 +191,7 @@ async fn put(
 ) -> Result<(), publish::NotStored> {
     let value = serde_json::to_vec(value).expect("configuration always serializes");
     let subject = topology::at_hub(&format!("$KV.{}.{kind}.{name}", topology::CONFIG_BUCKET));
-    publish::store(hub, subject, HeaderMap::new(), value.into())
+    publish::store(hub, subject, super::version::headers(), value.into())
         .await
         .map(|_| ())
 }

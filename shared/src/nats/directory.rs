@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
+use async_nats::{header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -124,7 +124,7 @@ pub async fn put_ownership(
             None => entry.clone(),
         };
         let value = serde_json::to_vec(&merged).expect("directory entries always serialize");
-        let mut headers = HeaderMap::new();
+        let mut headers = super::version::headers();
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, sequence.to_string());
         match publish::store(js, subject.clone(), headers, value.into()).await {
             Ok(_) => return Ok(merged),
@@ -253,7 +253,7 @@ impl Directory {
         entry: &HomeEntry<impl Serialize>,
     ) -> Result<(), publish::NotStored> {
         let value = serde_json::to_vec(entry).expect("directory entries always serialize");
-        publish::store(js, subject.clone(), HeaderMap::new(), value.clone().into()).await?;
+        publish::store(js, subject.clone(), super::version::headers(), value.clone().into()).await?;
         self.learn(&subject, &value);
         Ok(())
     }

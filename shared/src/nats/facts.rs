@@ -8,11 +8,13 @@ use jiff::Timestamp;
 use super::{
     direct, envelope, publish, subject,
     topology::{self, Domain},
+    version,
 };
 use crate::{
     address::Address,
     id::{AddressId, Region, Topic},
     recipient::{Fact, FactName, Membership, Recipient, RecipientKey},
+    tolerant,
 };
 
 /// Why facts could not be read.
@@ -52,7 +54,7 @@ pub async fn write(
     publish::store(
         js,
         subject_for(here, home, key, fact.name()),
-        HeaderMap::new(),
+        version::headers(),
         fact.encode().into(),
     )
     .await
@@ -117,7 +119,7 @@ pub async fn address(
     let found = direct::last_of(js, &Domain::Here, topology::RECIPIENTS, &[filter]).await?;
     match found.into_iter().find(|found| !found.is_removal()) {
         Some(found) => {
-            let address = serde_json::from_slice(&found.payload).map_err(|_| NotRead::Unreadable)?;
+            let address = tolerant::read(&found.payload).map_err(|_| NotRead::Unreadable)?;
             Ok(Some((address, found.sequence)))
         }
         None => Ok(None),
@@ -125,7 +127,7 @@ pub async fn address(
 }
 
 fn removal() -> HeaderMap {
-    let mut headers = HeaderMap::new();
+    let mut headers = version::headers();
     headers.insert("KV-Operation", "DEL");
     headers
 }
@@ -191,8 +193,15 @@ async fn newest(
         let Some((_, name)) = subject::fact_key_of(&found.subject).and_then(subject::parse_fact_key) else {
             continue;
         };
-        let fact = Fact::decode(name, &found.payload).map_err(|_| NotRead::Unreadable)?;
-        facts.push((fact, found.sequence));
+        let is_address = matches!(name, FactName::Address(_));
+        match Fact::decode(name, &found.payload) {
+            Ok(fact) => facts.push((fact, found.sequence)),
+            // An address more or less may be missed; consent and home may not.
+            Err(error) if is_address && version::is_unknown(&found.headers) => {
+                tracing::warn!(subject = found.subject, %error, "a fact of a newer version is left out");
+            }
+            Err(_) => return Err(NotRead::Unreadable),
+        }
     }
     Ok(facts)
 }

@@ -5,7 +5,7 @@
 //! its own records and reads those of all regions; two regions that are cut off from each other, or use a key within
 //! the same few milliseconds, both accept, and the jobs' own ids keep the deliveries single.
 
-use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
+use async_nats::{header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -201,7 +201,7 @@ impl Held {
     }
 
     async fn put(&self, js: &jetstream::Context, record: &Record) -> Result<u64, NotStored> {
-        let mut headers = HeaderMap::new();
+        let mut headers = super::version::headers();
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, self.sequence.to_string());
         let payload = serde_json::to_vec(record).expect("a record always serializes");
         publish::store(js, self.subject.clone(), headers, payload.into())

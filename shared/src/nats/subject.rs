@@ -134,6 +134,16 @@ pub const DUE_FILTER: &str = "due.>";
 /// All retries that are due and that helpers should take first.
 pub const SPILL_FILTER: &str = "spill.>";
 
+/// All retries of `channel`.
+pub fn due_channel_filter(channel: Channel) -> String {
+    format!("due.{channel}.>")
+}
+
+/// All retries of `channel` that helpers take first.
+pub fn spill_channel_filter(channel: Channel) -> String {
+    format!("spill.{channel}.>")
+}
+
 /// All slices of broadcasts.
 pub const SLICE_FILTER: &str = "slice.>";
 

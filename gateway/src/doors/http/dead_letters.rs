@@ -50,6 +50,7 @@ pub(crate) struct LetterQuery {
 /// Selects the letters to replay.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Replay)]
 pub(crate) struct ReplayRequest {
     /// Only letters of this channel.
     channel: Option<Channel>,
@@ -67,6 +68,7 @@ pub(crate) struct ReplayRequest {
 
 /// A page of dead letters, oldest first within each region.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Listed)]
 pub(crate) struct DeadLettersResponse {
     /// The letters, without their payload.
     dead_letters: Vec<DeadLetter>,
@@ -120,6 +122,7 @@ pub(crate) struct DeadLetter {
 
 /// The result of a replay.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Replayed)]
 pub(crate) struct ReplayResponse {
     /// Number of letters that were replayed.
     replayed: usize,

@@ -1,9 +1,9 @@
-//! The ledger equation, computed from the streams: what was accepted = what every delivery came to + what is in flight.
+//! The ledger equation, computed from the streams: accepted = deliveries in a final state + deliveries in flight.
 //!
-//! A broadcast and its slices are no deliveries; they stand for the jobs they become. While one is held it counts as one job
-//! in flight; then it says how many there are, and each must be found.
+//! A broadcast and its slices are not deliveries; they stand for the jobs that they become. While a stream holds one, it
+//! counts as one job in flight; later its receipt states how many jobs it became, and each of them must be found.
 //!
-//! Only ids of 16 bytes are kept in memory: a process that reads a million notifications to one address each needs less than
+//! Only ids of 16 bytes are kept in memory: for a million notifications to one address each, a process needs less than
 //! 300 MB at its peak.
 
 mod read;
@@ -23,105 +23,105 @@ use crate::{
     receipt::{Accepted, Expanded, Receipt, State},
 };
 
-/// What is looked at.
+/// Limits an audit to a part of the notifications.
 #[derive(Debug, Clone, Default)]
 pub struct Scope {
-    /// Only this app.
+    /// Only notifications of this app.
     pub app: Option<AppId>,
-    /// Only what was accepted, or first worked on, since then.
+    /// Only notifications accepted, or first worked on, at this time or later.
     pub since: Option<Timestamp>,
 }
 
-/// Uuids as bytes: a map aligned to 16 bytes would be half as large again.
+/// A UUID as bytes: alignment to 16 bytes would make the maps half as large again.
 type Id = [u8; 16];
 
-/// A few of those that break the equation are named; all are counted.
-const NAMED: usize = 20;
+/// Maximum number of ids that a report names for each way in which the equation is broken; all are counted.
+const MAX_NAMED_IDS: usize = 20;
 
-/// What the streams said so far. May be told the same thing twice by several readings, but no receipt.
+/// What was read from the streams so far. Several readings may add the same message twice, but not the same receipt.
 #[derive(Debug, Default)]
 struct Audit {
     groups: Vec<Group>,
     group_of: HashMap<(AppId, Region, Region), u32>,
     jobs: HashMap<Id, Job>,
     notifications: HashMap<Id, Notification>,
-    deliveries: HashMap<Id, Standing>,
+    deliveries: HashMap<Id, DeliveryState>,
     /// Deliveries whose last receipt is not final.
     parked: HashMap<Id, Parked>,
     /// Deliveries that a schedule brings back.
     scheduled: HashSet<Id>,
     dead: HashMap<Uuid, (JobId, u32)>,
     letters: HashMap<Uuid, u32>,
-    /// Messages of work that repeat a job.
+    /// Number of messages of work that repeat a job.
     repeated: u64,
-    contradicted: Named,
-    /// Receipts of what was accepted before are not all there.
-    remembered: Timestamp,
-    /// By region whose streams were read.
+    contradicted: Faults,
+    /// Receipts of notifications accepted before this time may have expired.
+    receipts_since: Timestamp,
+    /// The regions whose streams were read, with the messages that these no longer hold.
     read: BTreeMap<Region, Removed>,
 }
 
-/// What was accepted for one app in one region to be worked on in another, or the same.
+/// The jobs of one app that one region accepted and one region, another or the same, works on.
 #[derive(Debug)]
 struct Group {
     app: AppId,
     origin: Region,
     region: Region,
     by_state: BTreeMap<State, usize>,
-    /// Members of topics that a withdrawal spared: jobs that were never made.
-    spared: usize,
+    /// Members of topics whose jobs were never made, because the notification was withdrawn first.
+    never_made: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Job {
     group: u32,
-    /// Has receipts, so the first pass over it is complete.
+    /// It has receipts, so its first pass through the pipeline is complete.
     worked_on: bool,
     /// A broadcast or a slice, which became other work.
     expanded: bool,
     place: Place,
 }
 
-/// Where the streams of work have a job; the later one says more.
+/// Where the streams of work hold a job. Of two places the later in this order counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    /// Nowhere: it is known from receipts alone.
+    /// In no stream: it is known from receipts alone.
     Gone,
-    /// Nowhere yet, but a broadcast was split into it.
+    /// In no stream yet, but a broadcast was split into it.
     Promised,
-    /// It was accepted before the oldest receipt that is left.
+    /// It was accepted before the oldest receipt that still exists.
     Forgotten,
-    /// In an outbox, and its region has taken everything from there.
+    /// In an outbox from which its region has already copied everything.
     Lost,
     /// In an outbox, on its way.
     Outbox,
-    /// In the stream of work, behind what its lane has acknowledged.
+    /// In the stream of work; its lane has acknowledged it.
     Acknowledged,
-    /// In the stream of work.
+    /// In the stream of work; its lane has not acknowledged it.
     Lane,
-    /// It is scheduled as a whole.
+    /// In the stream of schedules.
     Scheduled,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Notification {
     group: u32,
-    /// Jobs for recipients that a gateway says it stored; 0 without its record.
+    /// Jobs for recipients that a gateway recorded as stored; 0 without a record.
     named: u32,
-    /// Broadcasts that it says it stored, one a region.
+    /// Broadcasts that a gateway recorded as stored, one per region.
     regions: u32,
-    /// Jobs that any stream speaks of, but for those that came out of slices.
+    /// Jobs that any stream mentions, except those of slices.
     known: u32,
-    /// Jobs that slices say they became.
+    /// Jobs that slices became, by their receipts.
     expanded: u32,
-    /// Jobs that came out of slices.
+    /// Jobs of slices that any stream mentions.
     members: u32,
     /// Jobs that the streams of work hold.
     stored: u32,
 }
 
 impl Notification {
-    fn knows(&mut self, part: Part) {
+    fn count(&mut self, part: Part) {
         match part {
             Part::Whole => self.known += 1,
             Part::Slice => {}
@@ -129,33 +129,33 @@ impl Notification {
         }
     }
 
-    /// Jobs that a gateway says it stored.
+    /// Jobs and broadcasts that a gateway recorded as stored.
     const fn promised(&self) -> u32 {
         self.named + self.regions
     }
 
-    /// Jobs that gateways and slices speak of, and nothing else.
+    /// Jobs that only the records of gateways and slices mention.
     fn missing(&self) -> u32 {
         let wholes = self.promised().saturating_sub(self.known);
         let members = self.expanded.saturating_sub(self.members);
-        // Who was named and is a member too, under one event id, has one job for both.
+        // A recipient that was named and is also a member, under one event id, has one job for both.
         (wholes + members).saturating_sub(self.named.min(self.expanded))
     }
 }
 
-/// What a piece of work is of its notification.
+/// How a piece of work belongs to its notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// Something that a gateway stored: a job, or a broadcast in one region.
+    /// Stored by a gateway: a job, or a broadcast in one region.
     Whole,
     /// A slice of a broadcast.
     Slice,
-    /// A job that came out of a slice.
+    /// A job of a slice.
     Member,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Standing {
+struct DeliveryState {
     group: u32,
     attempt: u16,
     state: State,
@@ -167,7 +167,7 @@ struct Parked {
     group: u32,
 }
 
-/// How many messages the streams of a region have no more.
+/// Numbers of messages that the streams of a region once held and hold no more.
 #[derive(Debug, Clone, Copy, Default)]
 struct Removed {
     /// Messages of work.
@@ -176,18 +176,18 @@ struct Removed {
     letters: u64,
 }
 
-/// How many, and the first of them by name.
+/// A number of faults, with the ids and groups of the first ones.
 #[derive(Debug, Default, Clone)]
-struct Named {
+struct Faults {
     count: usize,
-    names: Vec<(Uuid, u32)>,
+    ids: Vec<(Uuid, u32)>,
 }
 
-impl Named {
+impl Faults {
     fn add(&mut self, id: Uuid, group: u32, count: usize) {
         self.count += count;
-        if self.names.len() < NAMED {
-            self.names.push((id, group));
+        if self.ids.len() < MAX_NAMED_IDS {
+            self.ids.push((id, group));
         }
     }
 }
@@ -204,7 +204,7 @@ impl Audit {
             origin: origin.clone(),
             region: region.clone(),
             by_state: BTreeMap::new(),
-            spared: 0,
+            never_made: 0,
         });
         self.group_of.insert(key, group);
         group
@@ -223,7 +223,7 @@ impl Audit {
         self.notifications.entry(id.0.into_bytes()).or_insert(new)
     }
 
-    /// A stream of work has a job, or had it: where it now is at the latest.
+    /// Records that a stream of work holds, or held, a job.
     fn stored(&mut self, id: JobId, notification: NotificationId, group: u32, place: Place, part: Part) {
         let job = self.jobs.get(&id.0.into_bytes()).copied();
         let before = job.map_or(Place::Gone, |job| job.place);
@@ -231,7 +231,7 @@ impl Audit {
             let notification = self.notification(notification, group);
             notification.stored += u32::from(part == Part::Whole);
             if job.is_none() {
-                notification.knows(part);
+                notification.count(part);
             }
         }
         let mut job = job.unwrap_or(Job {
@@ -246,7 +246,7 @@ impl Audit {
         self.repeated += u64::from(in_notify(before) && in_notify(place));
     }
 
-    /// A schedule brings back one delivery.
+    /// Records that a schedule will bring back one delivery.
     fn scheduled(&mut self, job: JobId, address: AddressId) {
         self.scheduled.insert(delivery(job, Some(address)));
     }
@@ -257,12 +257,12 @@ impl Audit {
             None => &mut notification.named,
             Some(_) => &mut notification.regions,
         };
-        // A repeated request is recorded again.
+        // A repeated request is recorded once more.
         *promised = accepted.jobs.max(*promised);
     }
 
     fn receipt(&mut self, receipt: &Receipt, group: u32) {
-        // That something was about to be sent says nothing of what came of it.
+        // An intent to send is not an outcome.
         if receipt.state == State::Attempting {
             return;
         }
@@ -271,14 +271,14 @@ impl Audit {
         let key = delivery(receipt.job, receipt.address);
         let (state, attempt) = (receipt.state, u16::try_from(receipt.attempt).unwrap_or(u16::MAX));
         let before = self.deliveries.get(&key).filter(|one| one.state.is_final());
-        if let Some(&Standing {
+        if let Some(&DeliveryState {
             state: before,
             attempt: last,
             group: counted,
         }) = before
         {
-            // A dead letter may be replayed; what comes of that counts. Nothing else comes after a final state, and what
-            // is not final may arrive late.
+            // A dead letter may be replayed, and the outcome of that counts. No other receipt follows a final state;
+            // one that is not final may arrive late.
             if !before.is_replayable() || last == attempt {
                 if state.is_final() {
                     self.contradicted.add(receipt.job.0, group, 1);
@@ -287,7 +287,7 @@ impl Audit {
             }
             *self.groups[counted as usize].by_state.entry(before).or_default() -= 1;
         }
-        self.deliveries.insert(key, Standing { group, attempt, state });
+        self.deliveries.insert(key, DeliveryState { group, attempt, state });
         if state.is_final() {
             self.parked.remove(&key);
             *self.groups[group as usize].by_state.entry(state).or_default() += 1;
@@ -296,7 +296,7 @@ impl Audit {
             self.parked.insert(key, Parked { job, group });
         }
         if state.is_replayable() {
-            // The same names that the dead letters have.
+            // The same id that the dead letter has.
             let id = receipt
                 .address
                 .map_or(receipt.job.0, |address| DeliveryId::of(receipt.job, address).0);
@@ -304,7 +304,7 @@ impl Audit {
         }
     }
 
-    /// There is a receipt of a job.
+    /// Records that a job has a receipt.
     fn worked_on(&mut self, receipt: &Receipt, group: u32, part: Part) -> &mut Job {
         let unknown = Job {
             group: u32::MAX,
@@ -315,7 +315,7 @@ impl Audit {
         let key = receipt.job.0.into_bytes();
         let job = *self.jobs.entry(key).or_insert(unknown);
         if job.group == u32::MAX {
-            self.notification(receipt.notification, group).knows(part);
+            self.notification(receipt.notification, group).count(part);
         }
         let job = Job {
             group: if job.group == u32::MAX { group } else { job.group },
@@ -325,8 +325,9 @@ impl Audit {
         self.jobs.entry(key).insert_entry(job).into_mut()
     }
 
-    /// A broadcast or a slice became other work. If all of that is remembered it must be found.
-    fn expanded(&mut self, receipt: &Receipt, expanded: &Expanded, group: u32, is_remembered: bool) {
+    /// Records that a broadcast or a slice became other work. If no receipt of that work can have expired
+    /// (`is_complete`), all of it must be found.
+    fn expanded(&mut self, receipt: &Receipt, expanded: &Expanded, group: u32, is_complete: bool) {
         let part = match expanded {
             Expanded::Slices(_) => Part::Whole,
             Expanded::Jobs(_) => Part::Slice,
@@ -337,7 +338,7 @@ impl Audit {
             return;
         }
         match expanded {
-            Expanded::Slices(split) if is_remembered => {
+            Expanded::Slices(split) if is_complete => {
                 for number in 0..split.slices {
                     let slice = receipt.job.slice(number).0.into_bytes();
                     self.jobs.entry(slice).or_insert(Job {
@@ -350,9 +351,9 @@ impl Audit {
             }
             Expanded::Jobs(slice) => {
                 let here = &mut self.groups[group as usize];
-                here.spared += slice.cancelled as usize;
+                here.never_made += slice.cancelled as usize;
                 *here.by_state.entry(State::Cancelled).or_default() += slice.cancelled as usize;
-                if is_remembered {
+                if is_complete {
                     self.notification(receipt.notification, group).expanded += slice.jobs;
                 }
             }
@@ -365,7 +366,7 @@ impl Audit {
     }
 }
 
-/// Both are digests, so their sum is as good as one of both.
+/// The key of a delivery. Both ids are digests, so their combination is as unlikely to collide as a digest.
 fn delivery(job: JobId, address: Option<AddressId>) -> Id {
     let address = address.map_or(0, |address| address.0.as_u128().rotate_left(1));
     (job.0.as_u128() ^ address).to_be_bytes()

@@ -1,8 +1,8 @@
-//! Reads the streams in the order in which nothing that happens meanwhile can look like a loss.
+//! Reads the streams in an order in which concurrent work cannot look like a loss.
 //!
-//! A job is stored before its receipt, and a receipt before the job is acknowledged. So what lanes have acknowledged is
-//! asked first, then receipts are read, then dead letters and the streams of work. What still looks wrong is looked at
-//! again a moment later, with what was added since.
+//! A job is stored before its receipt, and a receipt before the job is acknowledged. So the acknowledged positions of
+//! lanes are read first, then receipts, then dead letters and the streams of work. If a fault remains, the streams are
+//! read again shortly after, from where the previous reading ended.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -25,19 +25,20 @@ use crate::{
     receipt::Batch,
 };
 
-/// How many readings a fault must survive before it is reported.
+/// Maximum number of readings: a fault that remains in the last one is reported.
 const MAX_READINGS: u32 = 3;
 
-/// How long to wait before looking or asking again: receipts and sources are under way for less.
-const REPEATED_AFTER: Duration = Duration::from_millis(1500);
+/// How long to wait before a repeated reading or request: receipts and sources arrive sooner.
+const READ_AGAIN_AFTER: Duration = Duration::from_millis(1500);
 
-/// A gateway may record a little later what it accepted, so receipts this much younger than the oldest may lack theirs.
-const RECORDED_WITHIN: SignedDuration = SignedDuration::from_mins(1);
+/// The time within which a gateway records what it accepted. Receipts that much younger than the oldest may lack the
+/// record.
+const ACCEPTANCE_RECORDED_WITHIN: SignedDuration = SignedDuration::from_mins(1);
 
-/// Messages of one request for schedules.
+/// Maximum number of messages in one answer to a request for schedules.
 const SCHEDULES_PER_REQUEST: usize = 1000;
 
-/// The streams could not be read.
+/// The streams of a region could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("region {region}: {error}")]
 pub struct Unreadable {
@@ -45,8 +46,8 @@ pub struct Unreadable {
     error: String,
 }
 
-/// Reads the streams of `regions` of a mesh over a connection to any of them. What was sent to a region that is left out
-/// is told from its receipts alone.
+/// Reads the streams of `regions` of a mesh over a connection to any of them. Jobs for a region that is left out are
+/// known from their receipts alone.
 ///
 /// # Errors
 /// When a region does not answer, or a stream is missing.
@@ -58,15 +59,15 @@ pub async fn read(client: &Client, regions: &[Region], scope: &Scope) -> Result<
         audit: Audit::default(),
         next: HashMap::new(),
     };
-    let mut looks = 1;
+    let mut readings = 1;
     loop {
-        reading.look().await?;
+        reading.read_once().await?;
         let report = reading.audit.report(scope);
-        if report.holds() || looks == MAX_READINGS {
+        if report.holds() || readings == MAX_READINGS {
             return Ok(report);
         }
-        looks += 1;
-        tokio::time::sleep(REPEATED_AFTER).await;
+        readings += 1;
+        tokio::time::sleep(READ_AGAIN_AFTER).await;
     }
 }
 
@@ -75,25 +76,25 @@ struct Reading<'a> {
     scope: &'a Scope,
     regions: &'a [Region],
     audit: Audit,
-    /// Where to go on, by region, stream and filter.
+    /// The next sequence to read, by region, stream and filter.
     next: HashMap<(Region, &'static str, String), u64>,
 }
 
-/// What a region said before anything was read.
+/// The state of a region, as asked for before any message is read.
 struct Before {
     region: Region,
-    /// The sequence up to which each lane is done.
+    /// The sequence up to which each lane has acknowledged its work.
     done: HashMap<(Channel, Class), u64>,
     sources: Vec<Sourced>,
-    /// Receipts of what was accepted before are not all there.
+    /// Receipts of notifications accepted before this time may have expired.
     receipts_since: Timestamp,
 }
 
 impl Reading<'_> {
-    async fn look(&mut self) -> Result<(), Unreadable> {
+    async fn read_once(&mut self) -> Result<(), Unreadable> {
         let mut before = Vec::with_capacity(self.regions.len());
         for region in self.regions {
-            before.push(patiently(region, async || self.ask(region).await).await?);
+            before.push(with_retries(region, async || self.ask(region).await).await?);
         }
         for here in &before {
             self.receipts(here).await?;
@@ -102,7 +103,7 @@ impl Reading<'_> {
             self.letters(here).await?;
         }
         for here in &before {
-            // A mesh of one region has nothing to send elsewhere.
+            // A mesh of one region sends nothing to others.
             if !here.sources.is_empty() {
                 self.outbox(&here.region, &before).await?;
             }
@@ -111,7 +112,7 @@ impl Reading<'_> {
             self.work(here).await?;
         }
         for region in self.regions {
-            patiently(region, async || self.schedules(region).await).await?;
+            with_retries(region, async || self.schedules(region).await).await?;
         }
         Ok(())
     }
@@ -124,7 +125,7 @@ impl Reading<'_> {
         for (channel, class) in Mesh::lanes() {
             let consumer: PullConsumer = notify.get_consumer(&topology::lane_consumer(channel, class)).await?;
             let info = consumer.cached_info();
-            // One that has nothing left is done with all that the stream held before it was asked.
+            // An idle consumer has acknowledged all messages that the stream held when the stream was asked, just before.
             let idle = info.num_pending == 0 && info.num_ack_pending == 0;
             let floor = info.ack_floor.stream_sequence;
             done.insert((channel, class), if idle { work.last_sequence } else { floor });
@@ -139,9 +140,9 @@ impl Reading<'_> {
         let receipts_since = if receipts.first_sequence <= 1 {
             Timestamp::MIN
         } else {
-            follow::timestamp(receipts.first_timestamp.unix_timestamp_nanos()) + RECORDED_WITHIN
+            follow::timestamp(receipts.first_timestamp.unix_timestamp_nanos()) + ACCEPTANCE_RECORDED_WITHIN
         };
-        self.audit.remembered = self.audit.remembered.max(receipts_since);
+        self.audit.receipts_since = self.audit.receipts_since.max(receipts_since);
         Ok(Before {
             region: region.clone(),
             done,
@@ -150,7 +151,7 @@ impl Reading<'_> {
         })
     }
 
-    /// Receipts of a region, and its copies of those of regions that are left out.
+    /// Reads the receipts of a region, and its copies of receipts of regions that are left out.
     async fn receipts(&mut self, here: &Before) -> Result<(), Unreadable> {
         let region = &here.region;
         self.receipts_of(region, subject::receipt_filter(region)).await?;
@@ -171,7 +172,7 @@ impl Reading<'_> {
             if !scope.has(subject::app_of(&entry.subject)) {
                 return;
             }
-            match serde_json::from_slice::<Batch>(&entry.payload) {
+            match Batch::read(&entry.payload) {
                 Ok(batch) => audit.batch(&batch, scope),
                 Err(error) => broken = Some(format!("receipts at {} cannot be read: {error}", entry.sequence)),
             }
@@ -189,7 +190,7 @@ impl Reading<'_> {
             |audit, scope, entry| {
                 let app = subject::app_of(&entry.subject);
                 let id = envelope::header(&entry.headers, NATS_MESSAGE_ID.as_ref());
-                // `<delivery>:<attempt>`, or the job if nobody could read it.
+                // `<delivery>:<attempt>`, or the job's id if the message was unreadable.
                 let id = id.and_then(|id| id.split(':').next()?.parse::<Uuid>().ok());
                 if let (Some(id), Some(app), true) = (id, app.and_then(|app| app.parse().ok()), scope.has(app))
                     && entry.stored_at >= here.receipts_since
@@ -252,7 +253,7 @@ impl Reading<'_> {
         .await
     }
 
-    /// Schedules are read without a consumer: a work-queue stream allows only one consumer.
+    /// Reads schedules without a consumer: a work-queue stream allows only one consumer.
     async fn schedules(&mut self, region: &Region) -> Result<(), async_nats::Error> {
         let key = (region.clone(), topology::SCHEDULE, ">".to_owned());
         let mut next = self.next.get(&key).copied().unwrap_or(1);
@@ -266,7 +267,7 @@ impl Reading<'_> {
             for message in &found {
                 let target = envelope::header(&message.headers, "Nats-Schedule-Target");
                 let subject = target.unwrap_or(&message.subject);
-                // What cannot be read will be buried when it is due, under a name that is made then.
+                // An unreadable message becomes a dead letter when it is due, under an id that is made only then.
                 match envelope::read(subject, &message.headers, &message.payload, message.stored_at, region) {
                     Ok(Work::Job(job)) => self.audit.schedule(self.scope, &job, region),
                     Ok(Work::Broadcast(slice)) => self.audit.slice(self.scope, &slice, region),
@@ -280,7 +281,7 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// Hands to `take` what is new in a stream.
+    /// Passes the new messages of a stream to `take`.
     async fn each(
         &mut self,
         region: &Region,
@@ -304,18 +305,18 @@ impl Reading<'_> {
     }
 }
 
-/// Asks again what a region did not answer: where a server was killed, the others first agree on who leads.
-async fn patiently<T>(
+/// Repeats a request that a region did not answer: after a server was killed, the others first elect a leader.
+async fn with_retries<T>(
     region: &Region,
     mut ask: impl AsyncFnMut() -> Result<T, async_nats::Error>,
 ) -> Result<T, Unreadable> {
-    let mut tries = 1;
+    let mut attempts = 1;
     loop {
         match ask().await {
-            Err(_) if tries < follow::MAX_FRUITLESS_ATTEMPTS => tries += 1,
+            Err(_) if attempts < follow::MAX_FRUITLESS_ATTEMPTS => attempts += 1,
             asked => return asked.map_err(|error| unreadable(region, &error)),
         }
-        tokio::time::sleep(REPEATED_AFTER).await;
+        tokio::time::sleep(READ_AGAIN_AFTER).await;
     }
 }
 
@@ -333,21 +334,21 @@ impl Audit {
     fn batch(&mut self, batch: &Batch, scope: &Scope) {
         let group = self.group(&batch.app, &batch.origin, &batch.region);
         for accepted in &batch.accepted {
-            if scope.reaches(accepted.at) && accepted.at >= self.remembered {
+            if scope.reaches(accepted.at) && accepted.at >= self.receipts_since {
                 self.accepted(accepted, group);
             }
         }
         for receipt in &batch.receipts {
             if let Some(expanded) = &receipt.expanded {
                 let accepted_at = expanded.accepted_at();
-                // The receipts of a slice's jobs are in their own region alone.
-                let is_remembered = scope.reaches(accepted_at)
-                    && accepted_at >= self.remembered
+                // Receipts of a slice's jobs exist in their own region alone.
+                let is_complete = scope.reaches(accepted_at)
+                    && accepted_at >= self.receipts_since
                     && self.read.contains_key(&batch.region);
-                self.expanded(receipt, expanded, group, is_remembered);
+                self.expanded(receipt, expanded, group, is_complete);
                 continue;
             }
-            // A later attempt of a job that is not known belongs to one that was accepted before.
+            // A later attempt at an unknown job belongs to a notification that was accepted before `scope.since`.
             let earlier =
                 scope.since.is_some() && receipt.attempt > 1 && !self.jobs.contains_key(receipt.job.0.as_bytes());
             if !earlier {
@@ -356,7 +357,7 @@ impl Audit {
         }
     }
 
-    /// A message of work for `region`.
+    /// Takes in a message of work for `region`.
     fn work(&mut self, scope: &Scope, entry: &Entry, region: &Region, place: Place) {
         if !scope.has(subject::app_of(&entry.subject)) {
             return;
@@ -370,7 +371,7 @@ impl Audit {
                 let group = self.group(&broadcast.app, &broadcast.origin, region);
                 self.stored(broadcast.id, broadcast.notification, group, place, Part::Whole);
             }
-            // What nobody can read is still accepted, and must end among the dead letters. On its way it has no name yet.
+            // An unreadable message is accepted work too, and must become a dead letter. In an outbox it has no id yet.
             Err(_) if place > Place::Outbox => {
                 let (job, notification) = envelope::unreadable(entry.sequence, entry.stored_at, region);
                 let app = Lane::parse(&entry.subject).map_or_else(|_| AppId::unknown(), |lane| lane.app);
@@ -419,14 +420,14 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_region_is_asked_again_a_few_times() {
+    async fn a_silent_region_is_asked_three_times() {
         let region: Region = "eu".parse().unwrap();
         let asked = async |silent: u32| {
-            let mut tries = 0;
-            let answered = patiently(&region, async || {
-                tries += 1;
-                if tries > silent {
-                    Ok(tries)
+            let mut attempts = 0;
+            let answered = with_retries(&region, async || {
+                attempts += 1;
+                if attempts > silent {
+                    Ok(attempts)
                 } else {
                     Err("timed out".into())
                 }

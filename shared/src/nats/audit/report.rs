@@ -1,11 +1,11 @@
-//! What follows from what the streams said.
+//! The report: what follows from the messages that were read.
 
 use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Audit, Named, Parked, Place, Scope};
+use super::{Audit, Faults, Parked, Place, Scope};
 use crate::{
     channel::words,
     id::{AppId, Region},
@@ -15,44 +15,44 @@ use crate::{
 words!(
     /// How the equation is broken.
     Break, "break", {
-        /// A gateway recorded that it accepted them, and neither receipts nor any stream of work speak of them.
+        /// A gateway recorded that it accepted jobs that neither receipts nor any stream of work mention.
         Vanished = "vanished",
         /// A lane acknowledged the job without a receipt, or no lane takes it.
         Unanswered = "unanswered",
         /// The job left the outbox and is not in its region.
         Strayed = "strayed",
-        /// A broadcast was split into them, nothing holds them, and nobody worked on them.
+        /// A broadcast was split into slices that no stream holds and that have no receipts.
         SliceLost = "slice_lost",
-        /// The delivery waits for another attempt, and nothing will bring it back.
+        /// The delivery waits for another attempt, and no schedule will bring it back.
         Abandoned = "abandoned",
         /// A delivery has two final receipts.
         Contradicted = "contradicted",
-        /// Receipts speak of jobs that were never accepted.
+        /// Receipts mention jobs that were never accepted.
         NeverAccepted = "never_accepted",
         /// A dead letter has no receipt.
         LetterAlone = "letter_alone",
-        /// A receipt says `dead`, and there is no dead letter.
+        /// A receipt states `dead` or `unknown`, and there is no dead letter.
         LetterMissing = "letter_missing",
     }
 );
 
 impl Break {
-    /// What it means, for people.
+    /// One line that explains it to people, with the kind of id that it names.
     pub const fn meaning(self) -> &'static str {
         match self {
-            Self::Vanished => "accepted, and neither receipts nor any stream speak of them (notification)",
+            Self::Vanished => "accepted, but neither receipts nor any stream mention them (notification)",
             Self::Unanswered => "acknowledged without a receipt, or in no lane (job)",
             Self::Strayed => "left the outbox and did not arrive (job)",
-            Self::SliceLost => "part of a broadcast that nothing holds and nobody worked on (slice)",
-            Self::Abandoned => "waits for another attempt that nothing will bring (job)",
+            Self::SliceLost => "part of a broadcast that no stream holds and no worker processed (slice)",
+            Self::Abandoned => "waits for another attempt, but no schedule will bring it (job)",
             Self::Contradicted => "two final receipts for one delivery (job)",
             Self::NeverAccepted => "receipts of jobs that were never accepted (notification)",
             Self::LetterAlone => "dead letter without a receipt (delivery)",
-            Self::LetterMissing => "receipt says dead, no dead letter (job)",
+            Self::LetterMissing => "receipt states dead, but there is no dead letter (job)",
         }
     }
 
-    /// Whether those that it names are lost, rather than told wrong.
+    /// Whether jobs or deliveries are lost, rather than recorded wrongly.
     pub const fn is_loss(self) -> bool {
         match self {
             Self::Vanished | Self::Unanswered | Self::Strayed | Self::SliceLost | Self::Abandoned => true,
@@ -64,41 +64,41 @@ impl Break {
 /// One way in which the equation is broken.
 #[derive(Debug, Clone, Serialize)]
 pub struct Broken {
-    /// How.
+    /// The way in which it is broken.
     pub how: Break,
-    /// How many.
+    /// Number of notifications, jobs, slices or deliveries.
     pub count: usize,
-    /// The first of them; [`Break::meaning`] says what the ids name.
+    /// The first of them; [`Break::meaning`] states the kind of the ids.
     pub named: Vec<Culprit>,
 }
 
-/// One that breaks the equation.
+/// One notification, job, slice or delivery that breaks the equation.
 #[derive(Debug, Clone, Serialize)]
 pub struct Culprit {
-    /// The notification, job or delivery.
+    /// Its id; the kind depends on the [`Break`].
     pub id: Uuid,
-    /// Whose.
+    /// The app that sent it.
     pub app: AppId,
-    /// Where it was accepted.
+    /// The region that accepted it.
     pub origin: Region,
 }
 
-/// accepted = what deliveries came to + in flight, if nothing is lost. A job without receipts counts as one delivery, and
-/// so does a broadcast, or a slice of one, until it says which jobs it became.
+/// Deliveries = those in a final state + those in flight, if nothing is lost. A job without receipts counts as one
+/// delivery, and so does a broadcast or a slice until its receipt states which jobs it became.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Equation {
     /// Jobs accepted.
     pub accepted: usize,
     /// Deliveries they became: a recipient with two addresses is two.
     pub deliveries: usize,
-    /// Deliveries that ended, by how.
+    /// Deliveries that ended, by final state.
     #[serde(flatten)]
     pub by_state: BTreeMap<State, usize>,
     /// Deliveries that a stream or a schedule still holds.
     pub in_flight: usize,
-    /// Deliveries that are in no final state and that nothing holds.
+    /// Deliveries that are in no final state and that no stream holds.
     pub lost: usize,
-    /// What else is wrong: contradictions, receipts of what was never accepted, dead letters or receipts of them alone.
+    /// Other faults: contradictions, receipts of jobs never accepted, dead letters without a receipt or the reverse.
     pub wrong: usize,
 }
 
@@ -139,19 +139,19 @@ impl fmt::Display for Equation {
     }
 }
 
-/// The equation of what one app had accepted in one region.
+/// The equation of one app's notifications that one region accepted.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// Whose.
+    /// The app that sent the notifications.
     pub app: AppId,
-    /// Where it was accepted.
+    /// The region that accepted them.
     pub origin: Region,
-    /// How it stands.
+    /// Its numbers.
     #[serde(flatten)]
     pub equation: Equation,
 }
 
-/// Where that is what is in flight.
+/// Where the deliveries in flight are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct InFlight {
     /// In a lane.
@@ -164,21 +164,21 @@ pub struct InFlight {
     pub elsewhere: usize,
 }
 
-/// What the streams say.
+/// The result of an audit.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
-    /// By app and region of acceptance.
+    /// One equation per app and accepting region.
     pub rows: Vec<Row>,
-    /// Where that is what is in flight.
+    /// Where the deliveries in flight are.
     pub in_flight: InFlight,
-    /// What breaks it, if anything.
+    /// The ways in which the equation is broken; empty if it holds.
     pub broken: Vec<Broken>,
-    /// Messages of work that repeat a job; harmless.
+    /// Number of messages of work that repeat a job; harmless, because a job's id makes it count once.
     pub repeated: u64,
 }
 
 impl Report {
-    /// All rows together.
+    /// The sum of all rows.
     pub fn total(&self) -> Equation {
         let mut total = Equation::default();
         self.rows.iter().for_each(|row| total.add(&row.equation));
@@ -191,16 +191,16 @@ impl Report {
     }
 }
 
-/// Gathers a report.
+/// Builds a report.
 struct Writer<'a> {
     audit: &'a Audit,
     equations: Vec<Equation>,
     in_flight: InFlight,
-    broken: BTreeMap<Break, Named>,
+    broken: BTreeMap<Break, Faults>,
 }
 
 impl Audit {
-    /// What follows, for what is in `scope`.
+    /// The report on the notifications in `scope`.
     pub(super) fn report(&self, scope: &Scope) -> Report {
         let mut writer = Writer {
             audit: self,
@@ -212,7 +212,7 @@ impl Audit {
         writer.notifications();
         writer.parked();
         writer.letters();
-        writer.named_before(Break::Contradicted, &self.contradicted);
+        writer.recorded(Break::Contradicted, &self.contradicted);
         if scope.since.is_none() {
             writer.never_accepted();
         }
@@ -233,7 +233,7 @@ impl Writer<'_> {
                 continue;
             }
             let (held, lost) = match job.place {
-                // Its receipts, if there were any, are too old to be left. Nowhere at all is not possible here.
+                // Receipts of a forgotten job may have expired. A job without receipts cannot be `Gone`.
                 Place::Forgotten | Place::Gone => continue,
                 Place::Promised if self.audit.was_read(job.group) => (None, Some(Break::SliceLost)),
                 Place::Lane => (Some(&mut self.in_flight.lanes), None),
@@ -290,7 +290,7 @@ impl Writer<'_> {
         let without = |id| !self.audit.letters.contains_key(id);
         let missing = self.audit.dead.iter().filter(|(id, _)| without(id));
         let missing: Vec<_> = missing.map(|(_, (job, group))| (job.0, *group, 1)).collect();
-        // Letters that were replayed or deleted by hand are no loss.
+        // Letters that were replayed or deleted by a person are no loss.
         self.unless_removed(Break::LetterMissing, missing, |removed| removed.letters);
     }
 
@@ -300,11 +300,11 @@ impl Writer<'_> {
             (count > 0).then_some((Uuid::from_bytes(*id), one.group, count))
         });
         let beyond: Vec<_> = beyond.collect();
-        // What services published themselves is recorded by no gateway, and the janitor trims what is done.
+        // No gateway records messages that services publish themselves, and the janitor trims finished work.
         self.unless_removed(Break::NeverAccepted, beyond, |removed| removed.work);
     }
 
-    /// Those in regions that were read, if they are more than were removed there.
+    /// Reports the faults in regions that were read, unless at least as many messages were removed from their streams.
     fn unless_removed(
         &mut self,
         how: Break,
@@ -320,14 +320,14 @@ impl Writer<'_> {
         }
     }
 
-    fn named_before(&mut self, how: Break, named: &Named) {
-        for &(_, group) in &named.names {
-            // Those beyond the named are counted where the last of them is.
+    fn recorded(&mut self, how: Break, faults: &Faults) {
+        for &(_, group) in &faults.ids {
+            // Faults beyond the named ids are counted in the group of the last named one.
             self.equations[group as usize].wrong += 1;
         }
-        if let Some(&(_, group)) = named.names.last() {
-            self.equations[group as usize].wrong += named.count - named.names.len();
-            self.broken.insert(how, named.clone());
+        if let Some(&(_, group)) = faults.ids.last() {
+            self.equations[group as usize].wrong += faults.count - faults.ids.len();
+            self.broken.insert(how, faults.clone());
         }
     }
 
@@ -347,7 +347,7 @@ impl Writer<'_> {
             for (state, count) in group.by_state.iter().filter(|(_, count)| **count > 0) {
                 equation.by_state.insert(*state, *count);
             }
-            equation.accepted += group.spared;
+            equation.accepted += group.never_made;
             equation.deliveries = equation.by_state.values().sum::<usize>() + equation.in_flight + equation.lost;
             rows.entry((&group.app, &group.origin)).or_default().add(&equation);
         }
@@ -373,10 +373,10 @@ impl Writer<'_> {
             broken: self
                 .broken
                 .iter()
-                .map(|(how, named)| Broken {
+                .map(|(how, faults)| Broken {
                     how: *how,
-                    count: named.count,
-                    named: named.names.iter().map(culprit).collect(),
+                    count: faults.count,
+                    named: faults.ids.iter().map(culprit).collect(),
                 })
                 .collect(),
             repeated: self.audit.repeated,

@@ -1,4 +1,4 @@
-//! Small histories of one region, and what the equation says of each.
+//! Short histories of one region, and the equation after each.
 
 use super::*;
 use crate::{
@@ -8,11 +8,11 @@ use crate::{
 };
 
 fn id(number: u128) -> Uuid {
-    // Ids are digests; small numbers would not be spread as those are.
+    // Ids are digests; small numbers would not be distributed like them.
     crate::digest::derive("test", &[&number.to_string()])
 }
 
-/// An audit of one region whose streams lost nothing, and its one group.
+/// An audit of one region whose streams removed nothing, and its only group.
 fn audit() -> (Audit, u32) {
     let mut audit = Audit::default();
     let eu: Region = "eu".parse().unwrap();
@@ -40,7 +40,7 @@ fn breaks(audit: &Audit) -> Vec<(Break, usize)> {
 }
 
 #[test]
-fn what_the_streams_hold_is_in_flight_and_what_nothing_holds_is_lost() {
+fn a_job_in_a_stream_is_in_flight_and_one_in_no_stream_is_lost() {
     let (mut audit, group) = audit();
     stored(&mut audit, 1, Place::Lane);
     stored(&mut audit, 2, Place::Outbox);
@@ -63,7 +63,7 @@ fn what_the_streams_hold_is_in_flight_and_what_nothing_holds_is_lost() {
 }
 
 #[test]
-fn a_promise_without_a_trace_is_named() {
+fn an_accepted_job_that_no_stream_mentions_is_reported() {
     let (mut audit, group) = audit();
     let accepted = Accepted {
         notification: NotificationId(id(1001)),
@@ -83,7 +83,7 @@ fn a_promise_without_a_trace_is_named() {
 }
 
 #[test]
-fn two_final_receipts_are_a_contradiction_and_late_or_replayed_ones_are_not() {
+fn two_final_receipts_contradict_each_other_unless_late_or_replayed() {
     let (mut audit, group) = audit();
     stored(&mut audit, 1, Place::Acknowledged);
     audit.receipt(&receipt(1, 1, 1, State::Dead), group);
@@ -99,7 +99,7 @@ fn two_final_receipts_are_a_contradiction_and_late_or_replayed_ones_are_not() {
 }
 
 #[test]
-fn letters_and_receipts_of_them_belong_together_unless_letters_were_removed() {
+fn every_letter_needs_a_receipt_and_every_receipt_a_letter_unless_letters_were_removed() {
     let (mut audit, group) = audit();
     stored(&mut audit, 1, Place::Acknowledged);
     audit.receipt(&receipt(1, 1, 1, State::Dead), group);
@@ -110,10 +110,10 @@ fn letters_and_receipts_of_them_belong_together_unless_letters_were_removed() {
 }
 
 #[test]
-fn a_broadcast_counts_as_what_it_became() {
+fn a_broadcast_counts_as_the_jobs_that_it_became() {
     let (mut audit, group) = audit();
     let broadcast = JobId(id(1));
-    let told = |job: JobId, expanded: &Expanded| Receipt {
+    let expansion = |job: JobId, expanded: &Expanded| Receipt {
         job,
         address: None,
         notification: NotificationId(id(1001)),
@@ -145,7 +145,7 @@ fn a_broadcast_counts_as_what_it_became() {
     };
     stored(&mut audit, 1, Place::Lane);
     assert_eq!(audit.report(&Scope::default()).total().in_flight, 1);
-    audit.expanded(&told(broadcast, &split), &split, group, true);
+    audit.expanded(&expansion(broadcast, &split), &split, group, true);
     assert_eq!(breaks(&audit), [(Break::SliceLost, 3)]);
     for number in 0..3 {
         let slice = broadcast.slice(number);
@@ -155,15 +155,15 @@ fn a_broadcast_counts_as_what_it_became() {
     let total = audit.report(&Scope::default()).total();
     assert!(total.holds(), "{total}");
     assert_eq!((total.accepted, total.in_flight), (4, 3));
-    // Nobody was found in the second, and the third was withdrawn but for one.
+    // The second slice had no members left, and all but one member of the third were withdrawn.
     for (number, jobs, cancelled) in [(0, 2, 0), (1, 0, 0), (2, 1, 2)] {
         let slice = slice(number, jobs, cancelled);
-        audit.expanded(&told(broadcast.slice(number), &slice), &slice, group, true);
+        audit.expanded(&expansion(broadcast.slice(number), &slice), &slice, group, true);
     }
     assert_eq!(
         breaks(&audit),
         [(Break::Vanished, 2)],
-        "a slice says it became what nothing speaks of"
+        "a slice's receipt counts jobs that no stream mentions"
     );
     audit.receipt(&member(12), group);
     audit.receipt(&member(13), group);
@@ -175,7 +175,7 @@ fn a_broadcast_counts_as_what_it_became() {
 }
 
 #[test]
-fn who_is_named_and_a_member_has_one_job_for_both() {
+fn a_named_recipient_that_is_also_a_member_has_one_job() {
     for named_first in [true, false] {
         let (mut audit, group) = audit();
         let notification = NotificationId(id(1001));
@@ -219,21 +219,21 @@ fn who_is_named_and_a_member_has_one_job_for_both() {
             (broadcast, Expanded::Slices(split)),
             (broadcast.slice(0), Expanded::Jobs(slice)),
         ] {
-            let told = Receipt {
+            let expansion = Receipt {
                 job,
                 address: None,
                 ..of(1, Part::Whole)
             };
-            audit.expanded(&told, &expanded, group, true);
+            audit.expanded(&expansion, &expanded, group, true);
         }
-        assert_eq!(breaks(&audit), [(Break::Vanished, 1)], "the other member has nothing");
+        assert_eq!(breaks(&audit), [(Break::Vanished, 1)], "the other member has no job");
         audit.receipt(&of(12, Part::Member), group);
         assert_eq!(breaks(&audit), [], "named first: {named_first}");
     }
 }
 
 #[test]
-fn receipts_of_what_nothing_holds_are_excused_only_by_what_was_trimmed() {
+fn receipts_without_an_acceptance_are_a_fault_unless_work_was_trimmed() {
     let (mut audit, group) = audit();
     audit.receipt(&receipt(1, 1, 1, State::Delivered), group);
     assert_eq!(breaks(&audit), [(Break::NeverAccepted, 1)]);

@@ -13,7 +13,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
+use async_nats::{header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -282,7 +282,7 @@ impl PoolBucket {
     /// [`publish::NotStored::Refused`] if another worker replaced it first.
     pub async fn write(&self, name: Uuid, pool: &Pool, revision: u64) -> Result<(), Unusable> {
         let value = serde_json::to_vec(pool).expect("pools always serialize");
-        let mut headers = HeaderMap::new();
+        let mut headers = super::version::headers();
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
         let subject = match self.domain {
             Domain::Here | Domain::Region(_) => subject::quota(name),

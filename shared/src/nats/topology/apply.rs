@@ -1,6 +1,6 @@
 //! Makes a server's streams and consumers match the wanted ones.
 
-use std::{fmt, time::Duration};
+use std::{collections::HashMap, fmt, time::Duration};
 
 use async_nats::jetstream::{
     self,
@@ -10,7 +10,7 @@ use async_nats::jetstream::{
 };
 use serde_json::{Map, Value};
 
-use super::{Mesh, consumers, workers_consumers};
+use super::{Mesh, VERSION, VERSION_KEY, consumers, workers_consumers};
 use crate::{
     id::Region,
     nats::refusal::{Forbidden, unless_refused},
@@ -25,6 +25,8 @@ pub enum Change {
     Updated(String, Vec<String>),
     /// It differs, in these settings, and they cannot be changed on an existing stream.
     Drifted(String, Vec<String>),
+    /// A newer gateway made it; it was left as it is.
+    Newer(String),
 }
 
 impl fmt::Display for Change {
@@ -33,6 +35,7 @@ impl fmt::Display for Change {
             Self::Created(name) => write!(f, "created {name}"),
             Self::Updated(name, settings) => write!(f, "updated {name}: {}", settings.join("; ")),
             Self::Drifted(name, settings) => write!(f, "{name} differs and cannot be changed: {}", settings.join("; ")),
+            Self::Newer(name) => write!(f, "{name} was made by a newer gateway and stays"),
         }
     }
 }
@@ -72,7 +75,17 @@ pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Cha
             }
             continue;
         };
-        let differences = differences(config, &info.config);
+        if is_newer(&info.config.metadata) {
+            changes.push(Change::Newer(name));
+            continue;
+        }
+        let mut differences = differences(config, &info.config);
+        if version_of(&info.config.metadata) < VERSION {
+            differences.push(format!(
+                "version is {}, should be {VERSION}",
+                version_of(&info.config.metadata)
+            ));
+        }
         if differences.is_empty() {
             continue;
         }
@@ -92,7 +105,7 @@ pub async fn apply_region(js: &jetstream::Context, mesh: &Mesh) -> Result<(), Ap
     let applying = async {
         for change in apply(js, &mesh.streams()).await? {
             match change {
-                Change::Created(_) | Change::Updated(..) => tracing::info!(%change, "topology"),
+                Change::Created(_) | Change::Updated(..) | Change::Newer(_) => tracing::info!(%change, "topology"),
                 Change::Drifted(..) => tracing::error!(%change, "topology drifted; an operator must decide"),
             }
         }
@@ -148,11 +161,20 @@ async fn info(js: &jetstream::Context, name: &str) -> Result<Option<Info>, Apply
 }
 
 async fn has_consumer(js: &jetstream::Context, stream: &str, name: &str) -> Result<bool, ApplyError> {
+    Ok(consumer_metadata(js, stream, name).await?.is_some())
+}
+
+/// The metadata of a consumer; `None` if there is no such consumer.
+async fn consumer_metadata(
+    js: &jetstream::Context,
+    stream: &str,
+    name: &str,
+) -> Result<Option<HashMap<String, String>>, ApplyError> {
     let found: Result<PullConsumer, _> = js.get_consumer_from_stream(name, stream).await;
     match found {
-        Ok(_) => Ok(true),
+        Ok(consumer) => Ok(Some(consumer.cached_info().config.metadata.clone())),
         Err(error) => match error.kind() {
-            ConsumerErrorKind::JetStream(error) if error.code() == 404 => Ok(false),
+            ConsumerErrorKind::JetStream(error) if error.code() == 404 => Ok(None),
             _ => Err(ApplyError::Consumer(name.to_owned(), error.to_string())),
         },
     }
@@ -178,11 +200,28 @@ pub async fn mend_consumers(js: &jetstream::Context, region: &Region) {
 async fn apply_consumers(js: &jetstream::Context, region: &Region) -> Result<(), ApplyError> {
     for (stream, config) in consumers(region) {
         let name = config.durable_name.clone().unwrap_or_default();
+        if let Some(metadata) = consumer_metadata(js, stream, &name).await?
+            && is_newer(&metadata)
+        {
+            continue;
+        }
         js.create_consumer_on_stream(config, stream)
             .await
             .map_err(|error| ApplyError::Consumer(name, error.to_string()))?;
     }
     Ok(())
+}
+
+/// Whether a newer gateway made the stream or consumer with this metadata.
+pub(super) fn is_newer(metadata: &HashMap<String, String>) -> bool {
+    version_of(metadata) > VERSION
+}
+
+fn version_of(metadata: &HashMap<String, String>) -> u32 {
+    // A gateway of 0.1 writes no version; one that cannot be read is a newer gateway's.
+    metadata
+        .get(VERSION_KEY)
+        .map_or(1, |text| text.parse().unwrap_or(u32::MAX))
 }
 
 /// Settings in which `found` differs from `wanted`. Settings that `wanted` leaves at their default are the server's choice.
@@ -243,6 +282,14 @@ mod tests {
             found.metadata.insert("_nats.ver".into(), "2.15.1".into());
             assert_eq!(differences(&wanted, &found), Vec::<String>::new());
         }
+    }
+
+    #[test]
+    fn what_a_newer_gateway_made_is_newer() {
+        let stream = &mesh_of_two("eu").streams()[0];
+        assert!(!is_newer(&stream.metadata) && version_of(&stream.metadata) == VERSION);
+        assert!(is_newer(&[(VERSION_KEY.to_owned(), (VERSION + 1).to_string())].into()));
+        assert_eq!(version_of(&HashMap::new()), 1, "0.1");
     }
 
     #[test]

@@ -87,11 +87,31 @@ impl<'a> Domain<'a> {
     }
 }
 
-/// The durable consumer on [`SCHEDULE`] for retries that are due.
-pub const RETRY_CONSUMER: &str = "retry";
+/// The version of the topology that this program's gateways apply: raised with every change to a stream or consumer that
+/// exists already. A gateway leaves what a newer one made. 0.1 had none, which counts as 1.
+pub const VERSION: u32 = 2;
 
-/// The durable consumer on [`SCHEDULE`] for jobs that a region's own workers could not send and helpers may.
-pub const SPILL_CONSUMER: &str = "spill";
+/// The member of the metadata of streams and consumers that has the version.
+const VERSION_KEY: &str = "peal.topology";
+
+/// The durable consumer on [`SCHEDULE`] for retries of `channel` that are due. That of push has the name that it had when
+/// it was the only one, so that workers of 0.1 find it.
+pub fn retry_consumer(channel: Channel) -> String {
+    of_channel("retry", channel)
+}
+
+/// The durable consumer on [`SCHEDULE`] for jobs of `channel` that a region's own workers could not send and helpers may.
+/// For the name see [`retry_consumer`].
+pub fn spill_consumer(channel: Channel) -> String {
+    of_channel("spill", channel)
+}
+
+fn of_channel(name: &str, channel: Channel) -> String {
+    match channel {
+        Channel::Push => name.to_owned(),
+        Channel::Email | Channel::Sms | Channel::Webhook => format!("{name}-{channel}"),
+    }
+}
 
 /// The durable consumer on [`DEAD`] from which gateways alert developers to dead letters.
 pub const ALERTS_CONSUMER: &str = "alerts";

@@ -1,6 +1,6 @@
 //! The streams and consumers of a region and of the hub, as data.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, pull},
@@ -9,9 +9,10 @@ use async_nats::jetstream::{
 
 use super::{
     ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, HUB, IDEMPOTENCY, Mesh, NOTIFY, OUTBOX, QUOTA, RECEIPTS,
-    RECIPIENTS, RETRY_CONSUMER, RegionSettings, SCHEDULE, SPILL_CONSUMER, api, lane_consumer, slice_consumer,
+    RECIPIENTS, RegionSettings, SCHEDULE, VERSION, VERSION_KEY, api, lane_consumer, retry_consumer, slice_consumer,
+    spill_consumer,
 };
-use crate::{content::MAX_LIFE_S, id::Region, nats::subject};
+use crate::{channel::Channel, content::MAX_LIFE_S, id::Region, nats::subject};
 
 /// How long streams of work remember a message id. The workers' ledgers remember jobs for days.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
@@ -67,9 +68,15 @@ impl RegionSettings {
             discard: DiscardPolicy::New,
             num_replicas: self.durability.replicas(),
             allow_direct: true,
+            metadata: version(),
             ..Config::default()
         }
     }
+}
+
+/// The metadata with which a gateway says which version of the topology it applied.
+fn version() -> HashMap<String, String> {
+    [(VERSION_KEY.to_owned(), VERSION.to_string())].into()
 }
 
 impl Mesh {
@@ -224,8 +231,17 @@ pub fn workers_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
             (NOTIFY, consumer(&lane_consumer(channel, class), filter))
         })
         .collect();
-    all.push((SCHEDULE, consumer(RETRY_CONSUMER, subject::DUE_FILTER.into())));
-    all.push((SCHEDULE, consumer(SPILL_CONSUMER, subject::SPILL_FILTER.into())));
+    // A lane of retries for each channel, so that an outage of one does not delay the retries of another.
+    all.extend(Channel::CARRIED.iter().flat_map(|channel| {
+        let (due, spill) = (
+            subject::due_channel_filter(*channel),
+            subject::spill_channel_filter(*channel),
+        );
+        [
+            (SCHEDULE, consumer(&retry_consumer(*channel), due)),
+            (SCHEDULE, consumer(&spill_consumer(*channel), spill)),
+        ]
+    }));
     all.extend(Mesh::lanes().map(|(channel, class)| {
         let filter = subject::slice_class_filter(channel, class);
         (SCHEDULE, consumer(&slice_consumer(channel, class), filter))
@@ -245,6 +261,7 @@ pub fn hub_streams(replicas: usize) -> Vec<Config> {
         discard: DiscardPolicy::New,
         allow_direct: true,
         num_replicas: replicas,
+        metadata: version(),
         ..Config::default()
     };
     let config = Config {
@@ -288,6 +305,7 @@ fn consumer(name: &str, filter: String) -> pull::Config {
         // Workers count attempts; a limit here would only make a message invisible.
         max_deliver: -1,
         max_ack_pending: CONSUMER_UNACKNOWLEDGED_MAX,
+        metadata: version(),
         ..pull::Config::default()
     }
 }

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::Domain;
+use super::apply::is_newer;
 use crate::id::Region;
 
 /// The state of one source of a stream.
@@ -148,7 +149,14 @@ async fn wake(js: &jetstream::Context, config: &Config, delay: Duration) -> Resu
         return Ok(Found::Awake);
     };
     let stream = js.get_stream(&config.name).await?;
-    let found = &stream.cached_info().sources;
+    let info = stream.cached_info();
+    // What a newer gateway made is woken as it is.
+    let config = if is_newer(&info.config.metadata) {
+        &info.config
+    } else {
+        config
+    };
+    let found = &info.sources;
     let awake = found
         .iter()
         .filter(|source| source.active.is_some_and(|silent| silent < ASLEEP_AFTER))
