@@ -113,7 +113,7 @@ pub enum StoreError {
     /// A checksum does not match, a row is not a fact, or redb panicked.
     #[error("cache: damaged")]
     Damaged,
-    /// A fact is of a newer version. The file is not damaged.
+    /// A newer version wrote a fact that this one cannot read. The file is not damaged.
     #[error("cache: a fact of a newer version")]
     Newer,
 }
@@ -455,8 +455,8 @@ fn read_recipient(facts: &Facts, key: &RecipientKey) -> Result<Recipient, StoreE
             .and_then(subject::parse_fact_name);
         let name = name.ok_or(StoreError::Damaged)?;
         let (revision, json) = value.split_first_chunk().ok_or(StoreError::Damaged)?;
-        // The checksum was right, so a fact that cannot be read is a newer version's. An address may be missed; consent and
-        // home may not.
+        // The checksum is right, so a newer version wrote a fact that cannot be read. Skipping an address is safe; skipping
+        // consent or the home region is not.
         let is_address = matches!(name, FactName::Address(_));
         match Fact::decode(name, json) {
             Ok(fact) => recipient.learn(fact, u64::from_be_bytes(*revision)),

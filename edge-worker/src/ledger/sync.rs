@@ -131,12 +131,7 @@ impl<T: Send + 'static> ReceiptFollower<T> {
             return;
         }
         match Batch::read(&entry.payload) {
-            Ok(batch) => records.extend(batch.receipts.iter().map(|receipt| Record {
-                job: receipt.job,
-                address: receipt.address,
-                attempt: receipt.attempt,
-                state: receipt.state,
-            })),
+            Ok(batch) => records.extend(batch.receipts.iter().map(Record::of)),
             Err(error) => tracing::error!(sequence = entry.sequence, %error, "receipts cannot be read"),
         }
     }
