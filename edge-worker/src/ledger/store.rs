@@ -138,10 +138,11 @@ impl Store {
     /// is moved aside, and its new path is returned.
     ///
     /// # Errors
-    /// When even a new file cannot be written, or the disk refuses.
+    /// When even a new file cannot be written, the disk refuses, or a newer version wrote the file.
     pub fn open(path: &Path, worker: &str, random: u32) -> Result<(Self, Option<PathBuf>), StoreError> {
         match catch_unwind(|| Self::open_file(path, worker, random)).unwrap_or(Err(StoreError::Damaged)) {
             Ok(store) => Ok((store, None)),
+            Err(error @ StoreError::Newer(_)) => Err(error),
             // A disk that is full or not writable does not mean that the file is damaged.
             Err(StoreError::Redb(error)) if is_disk_error(&error) => Err(StoreError::Redb(error)),
             Err(error) => {
