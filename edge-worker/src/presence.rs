@@ -139,7 +139,11 @@ impl Heartbeats {
         set(&self.helped, helped);
         set(&self.spill, spill);
         if set(&self.work, work) && self.rank > 0 {
-            tracing::warn!(region = %self.region, helping = work, "taking over a region, or handing it back");
+            if work {
+                tracing::warn!(region = %self.region, helping = work, "taking over a region without workers");
+            } else {
+                tracing::warn!(region = %self.region, helping = work, "handing a region back to its workers");
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::providers::Renditions;
 
-/// Work on its path through the pipeline, with the permit that it occupies.
+/// One unit of work in the pipeline, with the permit that it occupies.
 #[derive(Debug)]
 pub struct Pulled {
     source: Option<Source>,
@@ -28,7 +28,7 @@ pub struct Pulled {
     pub stored_at: Timestamp,
     /// Its sequence in its stream.
     pub sequence: u64,
-    /// How many times the server has handed it out, this time included.
+    /// How many times the server has sent it to a worker, including this time.
     pub tries: i64,
     /// When this worker received it.
     pub pulled_at: Timestamp,
@@ -49,14 +49,14 @@ struct Member {
     ends: mpsc::UnboundedSender<MemberEnd>,
 }
 
-/// What the members of a slice have in common.
+/// The parts that the jobs of all members of a slice share.
 #[derive(Debug)]
 pub struct SliceEnvelope {
-    /// The subject on which each would have arrived as a job of its own.
+    /// The subject that each would have as a message of its own.
     pub subject: Subject,
-    /// The headers that each would have had.
+    /// The headers that each would have as a message of its own.
     pub headers: HeaderMap,
-    /// The content that they share, as the providers take it.
+    /// The shared content in the providers' formats.
     pub renditions: Renditions,
 }
 
@@ -65,7 +65,7 @@ pub struct SliceEnvelope {
 pub enum MemberEnd {
     /// The job is settled, with these outcomes; none if it had been settled before.
     Settled(JobId, Vec<State>),
-    /// The job could not be worked on and is to be retried after this time.
+    /// The job could not be processed and must be retried after this time.
     GivenBack(Duration),
 }
 
@@ -73,7 +73,7 @@ pub enum MemberEnd {
 #[derive(Debug, Clone)]
 pub struct ReturnQueue(mpsc::UnboundedSender<(Box<Message>, Duration)>);
 
-/// The server waits this long before it hands out a dropped message again: the cause rarely disappears at once.
+/// How long a dropped message stays with the server: the cause rarely disappears immediately.
 const RETURN_AFTER: Duration = Duration::from_secs(1);
 
 impl ReturnQueue {
@@ -144,7 +144,7 @@ impl Pulled {
         }
     }
 
-    /// Its headers.
+    /// The headers of the message; those of the slice for a member.
     pub fn headers(&self) -> &HeaderMap {
         static NONE: std::sync::LazyLock<HeaderMap> = std::sync::LazyLock::new(HeaderMap::new);
         match self.source() {
@@ -153,7 +153,7 @@ impl Pulled {
         }
     }
 
-    /// Its body.
+    /// The body of the message as JSON; of a member, the body that its job would have.
     pub fn payload(&self) -> Bytes {
         match self.source() {
             Source::Message(message, _) => message.payload.clone(),
@@ -163,7 +163,7 @@ impl Pulled {
         }
     }
 
-    /// Where renditions of its content are kept: one place for all members of a slice.
+    /// The store of its content in the providers' formats, which all members of a slice share.
     pub fn renditions(&self) -> Renditions {
         match self.source() {
             Source::Message(..) => Renditions::default(),
@@ -207,7 +207,7 @@ impl Pulled {
         }
     }
 
-    /// Gives the message back, for the server to hand out again after `wait`.
+    /// Gives the message back to the server, which redelivers it after `wait`.
     pub fn give_back(mut self, wait: Duration) {
         self.return_after(wait);
     }

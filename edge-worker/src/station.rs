@@ -140,9 +140,9 @@ impl Station {
         lifecycle: &Lifecycle,
     ) -> Result<(cache::Store, watch::Receiver<bool>), StartError> {
         let store = cache::Store::open(&self.data.join("cache.redb"))?;
-        let sync = cache::Sync::new(js.clone(), store.clone(), self.shared.telemetry.metrics.clone());
-        let caught_up = sync.caught_up();
-        lifecycle.spawn_endless("cache", sync.run());
+        let follower = cache::FactFollower::new(js.clone(), store.clone(), self.shared.telemetry.metrics.clone());
+        let caught_up = follower.caught_up();
+        lifecycle.spawn_endless("cache", follower.run());
         Ok((store, caught_up))
     }
 
@@ -159,9 +159,9 @@ impl Station {
         let (out, durable) = mpsc::channel(64);
         let (committer, writer) = Committer::new(&ledger, self.region.clone(), self.shared.clock.clone(), out)?;
         lifecycle.spawn("ledger", writer);
-        let sync = ledger::Sync::new(js.clone(), ledger.clone(), committer.clone(), self.region.clone());
-        let caught_up = sync.caught_up();
-        lifecycle.spawn_endless("receipts", sync.run());
+        let follower = ledger::ReceiptFollower::new(js.clone(), ledger.clone(), committer.clone(), self.region.clone());
+        let caught_up = follower.caught_up();
+        lifecycle.spawn_endless("receipts", follower.run());
         let announcer = Announcer {
             js: js.clone(),
             ledger: ledger.clone(),

@@ -1,7 +1,8 @@
-//! Puts the parts together and starts them in the order in which they need each other.
+//! Builds the parts of the process and starts them in the order of their dependencies.
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
+use async_nats::jetstream;
 use shared::{
     app::App,
     clock::Clock,
@@ -15,7 +16,10 @@ use shared::{
         topology,
     },
     seal::MeshKey,
-    telemetry::{Telemetry, metric::Endpoint},
+    telemetry::{
+        Telemetry,
+        metric::{Endpoint, Metrics},
+    },
 };
 use tokio::{net::TcpListener, sync::watch};
 
@@ -39,7 +43,7 @@ impl EdgeWorker {
     /// Starts a worker. It pulls once its cache and its ledger have caught up, and ends with `lifecycle`.
     ///
     /// # Errors
-    /// When something that it cannot work without is missing; see [`StartError`].
+    /// [`StartError`] if the process lacks something that it needs.
     pub async fn start(
         settings: Settings,
         telemetry: Telemetry,
@@ -58,29 +62,14 @@ impl EdgeWorker {
         lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
         let providers = Providers::new(&settings.providers, clock.clone())?;
         let providers = Arc::new(providers.with_allowances().with_bulkheads(settings.in_flight));
-        let (known, configured) = watch::channel(false);
-        lifecycle.spawn_endless("endpoints", providers.watch());
-        lifecycle.spawn_endless("ways", show_ways(providers.clone(), telemetry.clone()));
-        let metrics = telemetry.metrics.clone();
-        let quotas = Quotas::new(
-            &js,
-            region.clone(),
-            &settings.name,
-            config.clone(),
-            providers.clone(),
-            metrics,
-        );
-        lifecycle.spawn_endless("quotas", Arc::new(quotas).run());
-        let follow = keep_configured(providers.clone(), config.clone(), mesh_key, known);
-        lifecycle.spawn_endless("credentials", follow);
-
         let shared = Shared {
+            configured: start_credentials(&providers, &config, mesh_key, lifecycle),
             config,
             providers: providers.clone(),
-            configured,
             telemetry: telemetry.clone(),
             clock,
         };
+        start_provider_tasks(&js, &settings, &shared, lifecycle);
         let own = Station {
             client: client.clone(),
             region,
@@ -89,13 +78,13 @@ impl EdgeWorker {
             data: settings.data.clone(),
             shared: shared.clone(),
         };
-        let help = Help {
+        let caught_up = own.start(&settings, lifecycle)?;
+        let standby = Standby {
             settings: settings.clone(),
             shared,
             lifecycle: lifecycle.clone(),
         };
-        let standing = own.start(&settings, lifecycle)?;
-        lifecycle.spawn_endless("help", Arc::new(help).run());
+        lifecycle.spawn_endless("help", Arc::new(standby).run());
 
         let listener = TcpListener::bind(settings.admin_listen)
             .await
@@ -103,48 +92,77 @@ impl EdgeWorker {
         let admin = listener
             .local_addr()
             .map_err(|error| StartError::Io("admin_listen", error))?;
-        let page = Admin {
+        let pages = Admin {
             client,
             providers,
-            cache: standing.cache,
-            ledger: standing.ledger,
+            cache: caught_up.cache,
+            ledger: caught_up.ledger,
             telemetry,
         };
-        lifecycle.spawn("admin", page.serve(listener, lifecycle.clone()));
+        lifecycle.spawn("admin", pages.serve(listener, lifecycle.clone()));
         Ok(Self { admin })
     }
 
-    /// Where health, readiness and metrics are served.
+    /// The address on which health, readiness and metrics are served.
     pub fn admin(&self) -> SocketAddr {
         self.admin
     }
+}
+
+/// Starts to give the providers the credentials of every app. The receiver turns true once an app is known.
+fn start_credentials(
+    providers: &Arc<Providers>,
+    config: &Config,
+    mesh_key: MeshKey,
+    lifecycle: &Lifecycle,
+) -> watch::Receiver<bool> {
+    let (known, configured) = watch::channel(false);
+    let current = keep_credentials_current(providers.clone(), config.clone(), mesh_key, known);
+    lifecycle.spawn_endless("credentials", current);
+    configured
+}
+
+/// Starts what the providers need beside credentials: the watch over their endpoints, their metrics and their quotas.
+fn start_provider_tasks(js: &jetstream::Context, settings: &Settings, shared: &Shared, lifecycle: &Lifecycle) {
+    let (providers, metrics) = (&shared.providers, &shared.telemetry.metrics);
+    lifecycle.spawn_endless("endpoints", providers.watch());
+    lifecycle.spawn_endless("metrics", update_metrics(providers.clone(), metrics.clone()));
+    let quotas = Quotas::new(
+        js,
+        settings.mesh.region.clone(),
+        &settings.name,
+        shared.config.clone(),
+        providers.clone(),
+        metrics.clone(),
+    );
+    lifecycle.spawn_endless("quotas", Arc::new(quotas).run());
 }
 
 fn client_name(settings: &Settings) -> String {
     format!("peal-edge-worker {}", settings.name)
 }
 
-/// Stands by for the regions whose first choices of help this one is among.
-struct Help {
+/// Stands by to help every region that lists this worker's region among its helpers.
+struct Standby {
     settings: Settings,
     shared: Shared,
     lifecycle: Lifecycle,
 }
 
-impl Help {
-    /// Begins with every region that is to be helped as soon as the mesh says so. Help that is no longer wanted ends with
-    /// the process.
+impl Standby {
+    /// Starts a station for each such region as soon as the configuration lists it. A station whose region no longer lists
+    /// this one runs until the process ends.
     async fn run(self: Arc<Self>) {
         let here = &self.settings.mesh.region;
         let mut changes = self.shared.config.changes();
-        let mut helped = BTreeSet::new();
+        let mut started = BTreeSet::new();
         loop {
             for (region, site) in &self.shared.config.tenants().regions {
                 let rank = site.helpers.iter().position(|helper| helper == here);
                 let (Some(rank), Some(nats)) = (rank, &site.nats) else {
                     continue;
                 };
-                if region != here && helped.insert(region.clone()) {
+                if region != here && started.insert(region.clone()) {
                     let nats = Nats {
                         url: nats.clone(),
                         ..self.settings.nats.clone()
@@ -160,15 +178,15 @@ impl Help {
     }
 
     async fn stand_by(self: Arc<Self>, region: Region, rank: Rank, nats: Nats) {
-        while let Err(error) = self.begin(&region, rank, &nats).await {
-            tracing::warn!(%region, %error, "cannot stand by to help; tried again");
+        while let Err(error) = self.start_station(&region, rank, &nats).await {
+            tracing::warn!(%region, %error, "cannot stand by to help; retrying");
             tokio::time::sleep(RETRY_STANDBY_AFTER).await;
         }
         tracing::info!(%region, "standing by to help");
         std::future::pending().await
     }
 
-    async fn begin(&self, region: &Region, rank: Rank, nats: &Nats) -> Result<(), StartError> {
+    async fn start_station(&self, region: &Region, rank: Rank, nats: &Nats) -> Result<(), StartError> {
         let here = self.settings.mesh.region.clone();
         let role = Role::Helper(region.clone(), here.clone());
         let client = connect::connect(nats, &role, &client_name(&self.settings)).await?;
@@ -185,16 +203,19 @@ impl Help {
     }
 }
 
-/// How long a region that cannot be helped is left alone.
+/// The pause before a failed start of a station is retried.
 const RETRY_STANDBY_AFTER: Duration = Duration::from_secs(5);
 
+/// How often the metrics of breakers and endpoints are updated.
+const UPDATE_METRICS_EVERY: Duration = Duration::from_secs(1);
+
 /// Keeps the metrics of breakers and endpoints current.
-async fn show_ways(providers: Arc<Providers>, telemetry: Telemetry) {
-    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+async fn update_metrics(providers: Arc<Providers>, metrics: Metrics) {
+    let mut ticks = tokio::time::interval(UPDATE_METRICS_EVERY);
     loop {
         ticks.tick().await;
         for breaker in providers.breaker_states() {
-            telemetry.metrics.breaker(
+            metrics.breaker(
                 breaker.provider,
                 &breaker.name,
                 breaker.watched.as_str(),
@@ -212,10 +233,10 @@ async fn show_ways(providers: Arc<Providers>, telemetry: Telemetry) {
                 let each = states.iter();
                 each.filter(|state| (state.provider, state.environment, &state.endpoint) == name)
             };
-            // Addresses come and go, so the metrics speak of the endpoint: of its chosen address, or of its best.
+            // IP addresses come and go, so the metrics describe the whole endpoint by its best values.
             let least = |of: fn(&EndpointState) -> Option<f64>| all().filter_map(of).reduce(f64::min);
             let chosen_for = all().find_map(|state| state.chosen_for);
-            telemetry.metrics.endpoint(&Endpoint {
+            metrics.endpoint(&Endpoint {
                 provider: name.0,
                 environment: name.1.unwrap_or_default(),
                 name: name.2,
@@ -232,30 +253,35 @@ async fn show_ways(providers: Arc<Providers>, telemetry: Telemetry) {
     }
 }
 
-/// Gives the providers the credentials of every app, at start and at every change.
-async fn keep_configured(providers: Arc<Providers>, config: Config, mesh_key: MeshKey, known: watch::Sender<bool>) {
+/// Gives the providers the credentials of every app, at start and after every change. Sets `configured` once an app is known.
+async fn keep_credentials_current(
+    providers: Arc<Providers>,
+    config: Config,
+    mesh_key: MeshKey,
+    configured: watch::Sender<bool>,
+) {
     let mut changes = config.changes();
-    let mut former: Vec<Arc<App>> = Vec::new();
+    let mut previous: Vec<Arc<App>> = Vec::new();
     loop {
         let tenants = config.tenants();
         for app in tenants
             .apps
             .values()
-            .filter(|app| !former.iter().any(|known| Arc::ptr_eq(known, app)))
+            .filter(|app| !previous.iter().any(|known| Arc::ptr_eq(known, app)))
         {
             match configure(&providers, app, &mesh_key) {
                 Ok(()) => tracing::info!(app = %app.id, "credentials in use"),
                 Err(error) => {
-                    tracing::error!(app = %app.id, %error, "credentials cannot be used; the former ones stay")
+                    tracing::error!(app = %app.id, %error, "credentials cannot be used; keeping the previous ones")
                 }
             }
         }
-        for gone in former.iter().filter(|app| !tenants.apps.contains_key(&app.id)) {
+        for gone in previous.iter().filter(|app| !tenants.apps.contains_key(&app.id)) {
             providers.forget(&gone.id);
         }
-        former = tenants.apps.values().cloned().collect();
-        if !former.is_empty() {
-            known.send_replace(true);
+        previous = tenants.apps.values().cloned().collect();
+        if !previous.is_empty() {
+            configured.send_replace(true);
         }
         if changes.changed().await.is_err() {
             return;
@@ -263,6 +289,7 @@ async fn keep_configured(providers: Arc<Providers>, config: Config, mesh_key: Me
     }
 }
 
+/// Why the credentials of an app cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum Unusable {
     #[error(transparent)]

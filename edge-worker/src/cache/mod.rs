@@ -7,5 +7,5 @@ mod sync;
 
 pub use self::{
     store::{Action, Change, Range, Store, StoreError},
-    sync::{Sync, SyncError},
+    sync::{FactFollower, FollowerError},
 };

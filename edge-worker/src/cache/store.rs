@@ -4,11 +4,11 @@
 //!
 //! - `facts` maps `<app>.<recipient>.<name>`, the key in the region's bucket, to a 4-byte checksum, an 8-byte revision
 //!   (the sequence in the bucket's stream, big endian) and the fact as JSON. The checksum covers the key, the revision
-//!   and the JSON: redb does not verify its own checksums when it reads, and one flipped bit makes a token that of
+//!   and the JSON: redb does not verify its own checksums when it reads, and one flipped bit in a token may address
 //!   another device. All facts of a recipient are adjacent, so one short range read serves a job.
 //! - `members` is an index of the topics. It maps `<app>.<topic>.<recipient>` to a 4-byte checksum and the time of
 //!   joining (8 bytes, milliseconds since 1970, big endian). A recipient who joins again without leaving keeps the first
-//!   time: many applications subscribe again at every start, and a broadcast under way must not lose those recipients. A
+//!   time: many applications subscribe again at every start, and a broadcast in progress must not lose those recipients. A
 //!   recipient who moved away keeps the row, with the time of the move in 8 more bytes, until they return or the file is
 //!   refilled: this region forwards the broadcasts that were accepted before the move.
 //! - `meta` holds the last applied sequence and the time when the bucket was created. A new version of the table's name
@@ -113,7 +113,7 @@ pub enum StoreError {
     /// A checksum does not match, a row is not a fact, or redb panicked.
     #[error("cache: damaged")]
     Damaged,
-    /// A fact is of a newer version. The file is not damaged.
+    /// A newer version wrote a fact that this one cannot read. The file is not damaged.
     #[error("cache: a fact of a newer version")]
     Newer,
 }
@@ -455,8 +455,8 @@ fn read_recipient(facts: &Facts, key: &RecipientKey) -> Result<Recipient, StoreE
             .and_then(subject::parse_fact_name);
         let name = name.ok_or(StoreError::Damaged)?;
         let (revision, json) = value.split_first_chunk().ok_or(StoreError::Damaged)?;
-        // The checksum was right, so a fact that cannot be read is a newer version's. An address may be missed; consent and
-        // home may not.
+        // The checksum is right, so a newer version wrote a fact that cannot be read. Skipping an address is safe; skipping
+        // consent or the home region is not.
         let is_address = matches!(name, FactName::Address(_));
         match Fact::decode(name, json) {
             Ok(fact) => recipient.learn(fact, u64::from_be_bytes(*revision)),

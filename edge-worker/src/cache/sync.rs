@@ -23,7 +23,7 @@ const RETRY_FOLLOW_AFTER: Duration = Duration::from_millis(200);
 
 /// Copies the bucket `recipients` into the cache.
 #[derive(Debug)]
-pub struct Sync {
+pub struct FactFollower {
     js: jetstream::Context,
     store: Store,
     metrics: Metrics,
@@ -32,7 +32,7 @@ pub struct Sync {
 
 /// Why following stopped. It is always retried.
 #[derive(Debug, thiserror::Error)]
-pub enum SyncError {
+pub enum FollowerError {
     /// The bucket cannot be followed.
     #[error(transparent)]
     Follow(#[from] FollowError),
@@ -44,7 +44,7 @@ pub enum SyncError {
     Damaged,
 }
 
-impl Sync {
+impl FactFollower {
     /// Prepares to fill `store`.
     pub fn new(js: jetstream::Context, store: Store, metrics: Metrics) -> Self {
         Self {
@@ -65,7 +65,7 @@ impl Sync {
         loop {
             if let Err(error) = self.follow().await {
                 tracing::info!(%error, "following the recipients was interrupted; retrying");
-                if matches!(error, SyncError::Damaged | SyncError::Store(_)) {
+                if matches!(error, FollowerError::Damaged | FollowerError::Store(_)) {
                     self.caught_up.send_replace(false);
                     if let Err(error) = self.store.reset() {
                         tracing::error!(%error, "cache cannot be replaced");
@@ -76,7 +76,7 @@ impl Sync {
         }
     }
 
-    async fn follow(&self) -> Result<(), SyncError> {
+    async fn follow(&self) -> Result<(), FollowerError> {
         let stream = follow::stream_state(&self.js, topology::RECIPIENTS).await?;
         let created_at = stream.created_at.as_millisecond();
         let resume = match self.store.position()? {
@@ -103,7 +103,7 @@ impl Sync {
                 changes.extend(change(&entry));
             }
             if self.store.is_damaged() {
-                return Err(SyncError::Damaged);
+                return Err(FollowerError::Damaged);
             }
             // While catching up, a transaction is filled; afterwards each change is applied at once.
             if pending > 0 && changes.len() < MAX_FACTS_PER_TRANSACTION {

@@ -286,7 +286,7 @@ impl Writer {
                 batch.receipts.retain(|receipt| is_news(&ledger, receipt));
                 commit
                     .records
-                    .extend(batch.receipts.iter().map(|receipt| (record(receipt), None)));
+                    .extend(batch.receipts.iter().map(|receipt| (Record::of(receipt), None)));
             }
             batches.retain(|batch| !batch.receipts.is_empty());
             commit.records.extend(others.into_iter().map(|record| (record, None)));
@@ -370,15 +370,6 @@ impl BatchKind {
             } => Self::Members,
             _ => Self::Jobs,
         }
-    }
-}
-
-fn record(receipt: &Receipt) -> Record {
-    Record {
-        job: receipt.job,
-        address: receipt.address,
-        attempt: receipt.attempt,
-        state: receipt.state,
     }
 }
 

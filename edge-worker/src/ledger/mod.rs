@@ -17,7 +17,7 @@ pub use self::{
     committer::{Committed, Committer, Settled, WriterStopped},
     index::Index,
     store::{Outgoing, Record, Store, StoreError},
-    sync::{Sync, publish_unsent},
+    sync::{ReceiptFollower, publish_unsent},
 };
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -96,8 +96,8 @@ impl History {
         doubtful
     }
 
-    /// Whether a newer worker reported something that this version does not understand, so that only a newer worker may go
-    /// on with the job. A record that was read again by a version that understands it counts no more.
+    /// Whether a newer worker recorded a state that this version does not know. Then only a newer worker may continue the
+    /// job. Such a record no longer counts once the same attempt has a record with a known state.
     pub fn has_unrecognized(&self) -> bool {
         let unrecognized = |record: &&Record| record.state == State::Unrecognized;
         let understood = |record: &Record| {

@@ -20,7 +20,7 @@ use std::{
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
 use shared::{
     id::{AddressId, JobId},
-    receipt::State,
+    receipt::{Receipt, State},
 };
 use uuid::Uuid;
 
@@ -34,8 +34,8 @@ const WRITER: &str = "writer";
 const FOLLOWED: &str = "followed";
 const PRUNED: &str = "pruned";
 
-/// The version of the file's format. A file without one has the first. A state that was added needs no new version: a
-/// program that does not know it gives the job back.
+/// The version of the file's format; 1 for a file without one. A new state needs no new version: a program that does not
+/// know it gives the job back.
 const CURRENT_VERSION: u32 = 1;
 
 const ENTRY_HEAD_BYTES: usize = 8;
@@ -55,6 +55,17 @@ pub struct Record {
     pub attempt: u32,
     /// The state after the attempt.
     pub state: State,
+}
+
+impl Record {
+    pub(super) fn of(receipt: &Receipt) -> Self {
+        Self {
+            job: receipt.job,
+            address: receipt.address,
+            attempt: receipt.attempt,
+            state: receipt.state,
+        }
+    }
 }
 
 /// A message with receipts, to be published to the stream.
@@ -89,7 +100,7 @@ pub enum StoreError {
     /// The file contains something that is not a record, or redb panicked.
     #[error("ledger: damaged")]
     Damaged,
-    /// A newer version wrote the file. It is left as it is: it may hold receipts that are not published yet.
+    /// A newer version wrote the file. It is not changed, because it may hold receipts that are not published yet.
     #[error("ledger: the file has version {0}, this program reads {CURRENT_VERSION}; start the newer program again")]
     Newer(u32),
 }
@@ -127,10 +138,11 @@ impl Store {
     /// is moved aside, and its new path is returned.
     ///
     /// # Errors
-    /// When even a new file cannot be written, or the disk refuses.
+    /// When even a new file cannot be written, the disk refuses, or a newer version wrote the file.
     pub fn open(path: &Path, worker: &str, random: u32) -> Result<(Self, Option<PathBuf>), StoreError> {
         match catch_unwind(|| Self::open_file(path, worker, random)).unwrap_or(Err(StoreError::Damaged)) {
             Ok(store) => Ok((store, None)),
+            Err(error @ StoreError::Newer(_)) => Err(error),
             // A disk that is full or not writable does not mean that the file is damaged.
             Err(StoreError::Redb(error)) if is_disk_error(&error) => Err(StoreError::Redb(error)),
             Err(error) => {
@@ -436,7 +448,7 @@ const fn code(state: State) -> u8 {
     }
 }
 
-/// The state that `byte` stands for; a byte of a newer version is unrecognized.
+/// The state of `byte`; [`State::Unrecognized`] for a byte that a newer version wrote.
 fn state(byte: u8) -> State {
     let known = State::ALL.iter().copied().find(|state| code(*state) == byte);
     known.unwrap_or(State::Unrecognized)
@@ -520,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_a_newer_version_is_refused_and_left_alone() {
+    fn a_file_of_a_newer_version_is_refused_and_not_changed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ledger.redb");
         let (store, _) = Store::open(&path, "w", 1).unwrap();

@@ -38,7 +38,7 @@ const LEDGER_CURRENT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Copies the stream of receipts into the ledger.
 #[derive(Debug)]
-pub struct Sync<T> {
+pub struct ReceiptFollower<T> {
     js: jetstream::Context,
     ledger: Ledger,
     committer: Committer<T>,
@@ -58,7 +58,7 @@ enum Interrupted {
     Behind,
 }
 
-impl<T: Send + 'static> Sync<T> {
+impl<T: Send + 'static> ReceiptFollower<T> {
     /// Prepares to copy the receipts of `region`.
     pub fn new(js: jetstream::Context, ledger: Ledger, committer: Committer<T>, region: Region) -> Self {
         Self {
@@ -131,12 +131,7 @@ impl<T: Send + 'static> Sync<T> {
             return;
         }
         match Batch::read(&entry.payload) {
-            Ok(batch) => records.extend(batch.receipts.iter().map(|receipt| Record {
-                job: receipt.job,
-                address: receipt.address,
-                attempt: receipt.attempt,
-                state: receipt.state,
-            })),
+            Ok(batch) => records.extend(batch.receipts.iter().map(Record::of)),
             Err(error) => tracing::error!(sequence = entry.sequence, %error, "receipts cannot be read"),
         }
     }

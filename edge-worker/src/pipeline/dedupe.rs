@@ -35,7 +35,7 @@ impl Pipeline {
             }
         };
         if history.has_unrecognized() {
-            tracing::warn!(job = %job.id, "a newer worker reported this job in a state unknown here; it is given back");
+            tracing::warn!(job = %job.id, "a newer worker recorded a state that this one does not know; the job is given back");
             return Err(Stop::GiveBack(pulled.into(), RETRY_NEWER_AFTER));
         }
         let done = match address {

@@ -38,7 +38,7 @@ pub(super) enum Read {
 impl Pipeline {
     pub(super) async fn open(&self, pulled: Pulled) -> Step<Read> {
         if version::is_unknown(pulled.headers()) {
-            tracing::warn!(subject = %pulled.subject(), "a message of a newer version is given back for a newer worker");
+            tracing::warn!(subject = %pulled.subject(), "message of a newer version is given back; a newer worker must take it");
             return Err(Stop::GiveBack(pulled.into(), RETRY_NEWER_AFTER));
         }
         let read = envelope::read(

@@ -64,7 +64,7 @@ struct Grant {
     connection: u64,
 }
 
-/// Slices of one lane in flight: while the last members of one slice are in flight, the next one is in progress.
+/// Several slices of a lane are in progress, so that members of the next fill the permits while the last of one finish.
 const SLICES_PER_LANE: usize = 4;
 
 /// Permits for the members of slices, by channel and class: half as many as fresh jobs of that lane have.

@@ -60,16 +60,20 @@ impl Pipeline {
         let Recipient {
             addresses, preferences, ..
         } = recipient;
-        match (known, addresses.is_empty(), job.remaining.is_some()) {
-            (_, false, _) => Ok(Addressed {
-                active,
-                addresses,
-                preferences,
-            }),
-            (_, true, true) => Err(self.end(active, State::Suppressed, "address_removed")),
-            (true, true, false) => Err(self.end(active, State::Suppressed, "no_address")),
-            (false, true, false) => Err(self.end(active, State::Suppressed, "unknown_recipient")),
+        if addresses.is_empty() {
+            let is_retry = job.remaining.is_some();
+            let reason = match (is_retry, known) {
+                (true, _) => "address_removed",
+                (false, true) => "no_address",
+                (false, false) => "unknown_recipient",
+            };
+            return Err(self.end(active, State::Suppressed, reason));
         }
+        Ok(Addressed {
+            active,
+            addresses,
+            preferences,
+        })
     }
 }
 

@@ -13,16 +13,16 @@ use tokio::sync::oneshot;
 use super::in_flight::{ActiveJob, Reservation};
 use crate::pulled::Pulled;
 
-/// When the server may hand out again a job that is already in flight in this process.
+/// How long a copy of a job that is in flight in this process stays with the server.
 pub(super) const RETRY_ACTIVE_JOB_AFTER: Duration = Duration::from_secs(1);
 
-/// When a job is retried after the ledger could not be read.
+/// How long a job stays with the server after the ledger could not be read.
 pub(super) const RETRY_LEDGER_READ_AFTER: Duration = Duration::from_secs(5);
 
-/// A job that only a newer version of Peal understands is redelivered after this time, to whichever worker pulls it.
+/// How long a job that only a newer version of Peal understands stays with the server.
 pub(super) const RETRY_NEWER_AFTER: Duration = Duration::from_secs(5);
 
-/// When a job is retried after JetStream, or the cache, did not do what it needs.
+/// How long a job stays with the server after a read or write in JetStream, or a read of the cache, failed.
 pub(super) const RETRY_JETSTREAM_AFTER: Duration = Duration::from_secs(2);
 
 /// A stage either passes the job on or ends its path.
@@ -33,7 +33,7 @@ pub(super) type Step<T> = Result<T, Stop>;
 pub(super) enum Stop {
     /// The job is done, or needs nothing here.
     Settle(Box<Settlement>),
-    /// The work cannot be done now and is to be retried after this time.
+    /// The work cannot be done now; the server redelivers the message after this time.
     GiveBack(Box<Pulled>, Duration),
 }
 
