@@ -116,7 +116,8 @@ mod tests {
 
     use super::*;
     use crate::doors::http::{
-        addresses::PostAddress, dead_letters::Replay, problem::INVALID, recipients::PutRecipient, send::SendRequest,
+        addresses::PostAddress, dead_letters::ReplayRequest, problem::INVALID, recipients::PutRecipient,
+        send::SendRequest,
     };
 
     #[derive(Debug, serde::Deserialize, ToSchema)]
@@ -190,7 +191,7 @@ mod tests {
         refuses::<PutRecipient>("recipient", "", &json!({}));
         refuses::<PostAddress>("address", "", &json!({ "provider": "apns", "token": "ab12" }));
         refuses::<Preferences>("preferences", "", &json!({}));
-        refuses::<Replay>("replay", "", &json!({}));
+        refuses::<ReplayRequest>("replay", "", &json!({}));
     }
 
     #[test]
@@ -255,7 +256,7 @@ mod tests {
         rules::<PutRecipient>("recipient", "", &json!({}), &mut all);
         rules::<PostAddress>("address", "", &json!({ "provider": "apns", "token": "ab12" }), &mut all);
         rules::<Preferences>("preferences", "", &json!({}), &mut all);
-        rules::<Replay>("replay", "", &json!({}), &mut all);
+        rules::<ReplayRequest>("replay", "", &json!({}), &mut all);
         let of_code = [
             "5551234", "struct", "enum", "variant", "tuple", "map", "sequence", "unit", "u8", "u32", "i32", "usize",
             "type",
