@@ -276,6 +276,7 @@ async fn a_key_used_in_one_region_is_known_in_the_others() {
 
 /// Bodies that break a rule, with the status, the code and the field of the answer. The answer must not repeat the
 /// value 5551234.
+#[expect(clippy::too_many_lines, reason = "a list")]
 fn invalid_bodies() -> Vec<(Value, u16, &'static str, &'static str)> {
     let to = |recipients: Value, push: Value| json!({ "to": { "recipients": recipients }, "push": push });
     let with = |member: &str, value: Value| {
