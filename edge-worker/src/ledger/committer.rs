@@ -7,7 +7,7 @@ use shared::{
     failpoint::failpoint,
     id::{AppId, Region},
     nats::subject,
-    receipt::{Batch, Receipt},
+    receipt::{Batch, Receipt, State},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -364,10 +364,11 @@ fn record(receipt: &Receipt) -> Record {
 
 /// Whether nobody else has settled this delivery meanwhile. Who comes second keeps silent, so that there is one final
 /// receipt; the provider has then seen two attempts with one `apns-id`. That it has ended is news even where another
-/// attempt was parked, and spares that attempt.
+/// attempt was parked, and spares that attempt. A job may be deferred several times before its attempt is made.
 fn is_news(ledger: &Ledger, receipt: &Receipt) -> bool {
     let known = ledger.look_up(receipt.job).unwrap_or_default();
     let news = match receipt.address {
+        None if receipt.state == State::Deferred => !known.has_pass(receipt.attempt),
         None => !known.has_outcome(),
         Some(_) if receipt.state.is_final() => known.endings(receipt.address, receipt.attempt) == 0,
         Some(address) => !known.has(address, receipt.attempt),

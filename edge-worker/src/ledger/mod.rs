@@ -102,7 +102,7 @@ impl History {
     }
 
     fn outcomes(&self) -> impl Iterator<Item = &Record> {
-        self.0.iter().filter(|record| record.state != State::Attempting)
+        self.0.iter().filter(|record| record.state.is_outcome())
     }
 
     /// Whether the job as a whole was settled without an address, as when its recipient is unknown.

@@ -410,6 +410,7 @@ const fn code(state: State) -> u8 {
         State::Unknown => 8,
         State::Attempting => 9,
         State::Expanded => 10,
+        State::Deferred => 11,
     }
 }
 

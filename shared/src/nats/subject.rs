@@ -190,6 +190,11 @@ pub fn schedule(job: JobId, address: AddressId) -> String {
     format!("schedule.{job}.{address}")
 }
 
+/// Where a job waits that is deferred as a whole. No address has the id `whole`.
+pub fn schedule_whole(job: JobId) -> String {
+    format!("schedule.{job}.whole")
+}
+
 /// Receipts of what happened in `region` to notifications that `origin` accepted.
 pub fn receipt(region: &Region, origin: &Region, app: &AppId) -> String {
     format!("receipt.{region}.{origin}.{app}")
