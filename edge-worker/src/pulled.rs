@@ -175,9 +175,7 @@ impl Pulled {
     pub fn record_outcomes(&mut self, receipts: &[Receipt]) {
         if let Some(Source::Slice(member)) = &mut self.source {
             let states = receipts.iter().map(|receipt| receipt.state);
-            member
-                .outcomes
-                .extend(states.filter(|state| *state != State::Attempting));
+            member.outcomes.extend(states.filter(|state| state.is_outcome()));
         }
     }
 

@@ -38,6 +38,8 @@ words!(
         Attempting = "attempting",
         /// Said of a broadcast and of its slices alone: it became other work, which ends by itself.
         Expanded = "expanded",
+        /// The job waits as a whole until a time, by rule. No attempt was made, and there is no outcome.
+        Deferred = "deferred",
         /// A state of a newer version of Peal, which this one does not know. It is read, and never written.
         #[serde(other)]
         Unrecognized = "unrecognized",
@@ -47,7 +49,12 @@ words!(
 impl State {
     /// Whether nothing more will happen to the delivery.
     pub const fn is_final(self) -> bool {
-        !matches!(self, Self::Parked | Self::Attempting)
+        !matches!(self, Self::Parked | Self::Attempting | Self::Deferred)
+    }
+
+    /// Whether an attempt, or the job as a whole, came to something. What is only about to happen is no outcome.
+    pub const fn is_outcome(self) -> bool {
+        !matches!(self, Self::Attempting | Self::Deferred)
     }
 
     /// Whether a delivery can end so.
@@ -100,7 +107,7 @@ pub struct Receipt {
     /// How long the provider took to answer, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took_us: Option<u32>,
-    /// When the next attempt is due, if parked.
+    /// When the next attempt is due, if parked; when the job comes back, if deferred.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub next_at: Option<Timestamp>,

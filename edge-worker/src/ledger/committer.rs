@@ -7,7 +7,7 @@ use shared::{
     failpoint::failpoint,
     id::{AppId, Region},
     nats::subject,
-    receipt::{Batch, Receipt},
+    receipt::{Batch, Receipt, State},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -375,10 +375,11 @@ impl BatchKind {
 
 /// Whether no other worker has settled this delivery meanwhile. The second worker publishes no receipt, so that there is
 /// exactly one final receipt; the provider has then received two attempts with one `apns-id`. A final state is news even
-/// if a retry is parked, because it makes that retry unnecessary.
+/// if a retry is parked, because it makes that retry unnecessary. A job may be deferred several times before its attempt.
 fn is_news(ledger: &Ledger, receipt: &Receipt) -> bool {
     let known = ledger.look_up(receipt.job).unwrap_or_default();
     let news = match receipt.address {
+        None if receipt.state == State::Deferred => !known.has_completed_pass(receipt.attempt),
         None => !known.has_outcome(),
         Some(_) if receipt.state.is_final() => known.endings(receipt.address, receipt.attempt) == 0,
         Some(address) => !known.is_done(address, receipt.attempt),

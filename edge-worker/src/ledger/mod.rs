@@ -115,7 +115,7 @@ impl History {
     }
 
     fn outcomes(&self) -> impl Iterator<Item = &Record> {
-        self.0.iter().filter(|record| record.state != State::Attempting)
+        self.0.iter().filter(|record| record.state.is_outcome())
     }
 
     /// Whether the job ended as a whole, without an address, for example because its recipient is unknown.

@@ -444,6 +444,7 @@ const fn code(state: State) -> u8 {
         State::Unknown => 8,
         State::Attempting => 9,
         State::Expanded => 10,
+        State::Deferred => 11,
         State::Unrecognized => u8::MAX,
     }
 }

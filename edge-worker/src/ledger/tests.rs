@@ -128,14 +128,18 @@ impl Expected {
             .filter(|known| known.address == new.address)
             .copied()
             .collect();
-        // A later attempt may replay a dead or unknown delivery; an intent is not an outcome.
+        // A later attempt may replay a dead or unknown delivery; neither an intent nor a wait is an outcome.
         let ends = |known: &Record| match known.state {
-            State::Parked | State::Attempting => false,
+            State::Parked | State::Attempting | State::Deferred => false,
             State::Dead | State::Unknown => known.attempt >= new.attempt,
             _ => true,
         };
-        let outcome = |known: &Record| known.state != State::Attempting;
+        let outcome = |known: &Record| !matches!(known.state, State::Attempting | State::Deferred);
+        let settled_whole = |known: &Record| known.address.is_none() && known.state.is_final();
         let known = match new.address {
+            None if new.state == State::Deferred => self
+                .of(new.job)
+                .any(|known| settled_whole(known) || outcome(known) && known.attempt <= new.attempt),
             None => self.of(new.job).any(outcome),
             Some(_) if new.state.is_final() => same.iter().any(ends),
             Some(_) => same
@@ -251,6 +255,38 @@ fn an_outcome_of_a_retry_does_not_complete_the_pass_that_parked_it() {
     );
     assert!(after_retry.is_done(address, 1), "this address needs no further attempt");
     assert!(commit(2, 1).has_completed_pass(1));
+}
+
+#[test]
+fn a_job_that_was_deferred_is_not_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(&folder.path().join("ledger.redb"), "w", 1).unwrap();
+    let ledger = Ledger::new(store.into()).unwrap();
+    let record = |address, state| Record {
+        job: JOBS[0],
+        address,
+        attempt: 1,
+        state,
+    };
+    let know = |number, record| {
+        let before = ledger.index().replace(JOBS[0], number);
+        let commit = Commit {
+            records: vec![(record, before)],
+            ..Commit::default()
+        };
+        ledger.store.commit(number, 0, &commit).unwrap();
+        ledger.look_up(JOBS[0]).unwrap()
+    };
+    let address = AddressId(Uuid::from_u128(1));
+    let waits = know(1, record(None, State::Deferred));
+    assert!(!waits.has_outcome() && !waits.has_completed_pass(1) && !waits.ended_as_a_whole());
+    assert!(!waits.is_done(address, 1) && waits.first_outcomes().is_empty());
+    let sent = know(2, record(Some(address), State::Delivered));
+    assert!(
+        sent.has_completed_pass(1),
+        "when it comes back once more it is a duplicate"
+    );
+    assert_eq!(sent.first_outcomes(), [State::Delivered]);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use shared::{
     receipt::{Receipt, State as DeliveryState},
 };
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::{broadcast::Broadcast, receipts::History};
 
@@ -81,14 +82,14 @@ pub(crate) struct Delivery {
     /// `opted_out`.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Every attempt, oldest first.
+    /// Every attempt, and every wait of the job as a whole, oldest first.
     attempts: Vec<Attempt>,
 }
 
 /// One attempt of a delivery.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Attempt {
-    /// The number of the attempt, counted from 1.
+    /// The number of the attempt, counted from 1. A wait is no attempt: `deferred` has the number of the attempt to come.
     #[serde(rename = "attempt")]
     number: u32,
     /// The outcome of the attempt.
@@ -102,7 +103,7 @@ pub(crate) struct Attempt {
     /// How long the provider took to answer, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     took_ms: Option<f64>,
-    /// When the next attempt is due; only while one is planned.
+    /// When the next attempt is due, or when the wait ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     next_at: Option<Timestamp>,
@@ -176,21 +177,33 @@ impl Status {
     }
 }
 
+/// The receipts of each delivery, with the region that each is from.
+type ByDelivery = BTreeMap<(JobId, Option<AddressId>), Vec<(Region, Receipt)>>;
+
 /// Groups receipts by delivery. The deliveries are in the order of their first attempts.
 fn deliveries(receipts: Vec<(Region, Receipt)>) -> Vec<Delivery> {
-    let mut by_delivery = BTreeMap::<_, Vec<_>>::new();
-    for (region, receipt) in receipts {
+    let mut by_delivery = ByDelivery::new();
+    let (deferred, worked_on): (Vec<_>, Vec<_>) = receipts
+        .into_iter()
+        .partition(|(_, receipt)| receipt.state == DeliveryState::Deferred);
+    for (region, receipt) in worked_on {
         by_delivery
             .entry((receipt.job, receipt.address))
             .or_default()
             .push((region, receipt));
     }
+    for wait in deferred {
+        add_wait(&mut by_delivery, wait);
+    }
     let mut deliveries: Vec<Delivery> = by_delivery
         .into_iter()
         .filter_map(|((job, address), mut receipts)| {
             receipts.sort_by_key(|(_, receipt)| (receipt.attempt, receipt.state.is_final(), receipt.at));
-            // After a fault a worker may write the same receipt again.
-            receipts.dedup_by(|(_, b), (_, a)| a.attempt == b.attempt && a.state == b.state && a.reason == b.reason);
+            // After a fault a worker may write a receipt again. Two waits for one reason differ in their ends.
+            receipts.dedup_by(|(_, b), (_, a)| {
+                let same = a.attempt == b.attempt && a.state == b.state && a.reason == b.reason;
+                same && (a.state != DeliveryState::Deferred || a.next_at == b.next_at)
+            });
             // A final state wins over the others, whatever the order of arrival.
             let (region, last) = receipts
                 .iter()
@@ -217,6 +230,25 @@ fn deliveries(receipts: Vec<(Region, Receipt)>) -> Vec<Delivery> {
     deliveries
 }
 
+/// Adds the wait of a job as a whole to each delivery that followed it, or, while there is none, as a delivery without an
+/// address.
+fn add_wait(by_delivery: &mut ByDelivery, wait: (Region, Receipt)) {
+    let (job, attempt) = (wait.1.job, wait.1.attempt);
+    let of_job = (job, None)..=(job, Some(AddressId(Uuid::max())));
+    let mut is_over = false;
+    for (_, receipts) in by_delivery.range_mut(of_job) {
+        let follows =
+            |(_, receipt): &(Region, Receipt)| receipt.attempt <= attempt && receipt.state != DeliveryState::Deferred;
+        if receipts.iter().any(follows) {
+            receipts.push(wait.clone());
+            is_over = true;
+        }
+    }
+    if !is_over {
+        by_delivery.entry((job, None)).or_default().push(wait);
+    }
+}
+
 impl From<Receipt> for Attempt {
     fn from(receipt: Receipt) -> Self {
         Self {
@@ -239,7 +271,6 @@ mod tests {
         channel::Channel,
         receipt::{Accepted, Expanded, ExpandedSlice, Split},
     };
-    use uuid::Uuid;
 
     use super::*;
     use crate::records::receipts::Late;
@@ -379,6 +410,61 @@ mod tests {
             .unwrap();
         assert_eq!(retried.state, Rejected);
         assert_eq!(retried.attempts[0].took_ms, Some(1.5));
+    }
+
+    #[test]
+    fn a_deferred_job_is_in_progress_until_it_is_worked_on() {
+        use DeliveryState::{Deferred, Delivered, Expired};
+        let wait = |until| {
+            let (region, receipt) = receipt(1, 0, 1, Deferred);
+            let receipt = Receipt {
+                address: None,
+                provider: None,
+                took_us: None,
+                reason: Some("quiet_hours".into()),
+                at: Timestamp::UNIX_EPOCH,
+                next_at: Timestamp::from_second(until).ok(),
+                ..receipt
+            };
+            (region, receipt)
+        };
+        let states = |delivery: &Delivery| -> Vec<_> {
+            let attempts = delivery.attempts.iter();
+            attempts.map(|it| (it.number, it.state, it.next_at)).collect()
+        };
+        let end = |until| (1, Deferred, Timestamp::from_second(until).ok());
+        let waiting = status(1, vec![wait(100), wait(100), wait(200)]);
+        assert_eq!((waiting.state, waiting.jobs, waiting.done), (Progress::Working, 1, 0));
+        let [delivery] = waiting.deliveries.as_slice() else {
+            panic!("{:?}", waiting.deliveries)
+        };
+        assert_eq!((delivery.state, delivery.address_id), (Deferred, None));
+        assert_eq!(delivery.reason.as_deref(), Some("quiet_hours"));
+        assert_eq!(states(delivery), [end(100), end(200)]);
+
+        // The receipt of the wait may arrive late.
+        let sent = status(
+            1,
+            vec![receipt(1, 1, 1, Delivered), wait(100), receipt(1, 2, 1, Delivered)],
+        );
+        assert_eq!((sent.state, sent.done, sent.deliveries.len()), (Progress::Done, 1, 2));
+        for delivery in &sent.deliveries {
+            assert_eq!(delivery.state, Delivered);
+            assert_eq!(states(delivery), [end(100), (1, Delivered, None)]);
+        }
+
+        let (region, expired) = receipt(1, 0, 1, Expired);
+        let expired = Receipt {
+            address: None,
+            ..expired
+        };
+        let expired = status(1, vec![wait(100), (region, expired)]);
+        assert_eq!((expired.state, expired.deliveries.len()), (Progress::Done, 1));
+        assert_eq!(expired.deliveries[0].state, Expired);
+
+        // A retry overtook the pass that parked it, which crashed; the other addresses wait.
+        let overtaken = status(1, vec![receipt(1, 1, 2, Delivered), wait(100)]);
+        assert_eq!((overtaken.state, overtaken.deliveries.len()), (Progress::Working, 2));
     }
 
     #[test]

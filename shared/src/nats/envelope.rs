@@ -89,16 +89,26 @@ pub fn kept(of: &HeaderMap) -> HeaderMap {
 
 /// The headers of `job` when it comes back for its next attempt, to `address`, after one that counted or not.
 pub fn retry_headers(job: &Job, counted: bool, address: AddressId) -> HeaderMap {
+    let discounted = job.discounted.saturating_add(u32::from(!counted));
+    let mut headers = returning_headers(job, job.next_attempt(), discounted);
+    headers.insert(ADDRESS, address.to_string());
+    headers
+}
+
+/// The headers of `job` when it comes back for the same attempt, after it waited as a whole.
+pub fn deferred_headers(job: &Job) -> HeaderMap {
+    returning_headers(job, job.attempt, job.discounted)
+}
+
+fn returning_headers(job: &Job, attempt: u32, discounted: u32) -> HeaderMap {
     let mut headers = version::headers();
     headers.insert(ACCEPTED_AT, job.accepted_at.as_millisecond().to_string());
     headers.insert(ORIGIN, job.origin.as_str());
     headers.insert(EVENT_ID, job.event.as_str());
-    headers.insert(ATTEMPT, job.next_attempt().to_string());
-    let discounted = job.discounted.saturating_add(u32::from(!counted));
+    headers.insert(ATTEMPT, attempt.to_string());
     if discounted > 0 {
         headers.insert(DISCOUNTED, discounted.to_string());
     }
-    headers.insert(ADDRESS, address.to_string());
     if let Some(slice) = job.slice {
         headers.insert(SLICE, slice.to_string());
     }
@@ -370,6 +380,8 @@ mod tests {
             let address = AddressId(uuid::Uuid::from_u128(id));
             let (attempt, discounted, counted) = tried;
             let read = Job { attempt, discounted, ..read };
+            let back = open(&lane.due(), &deferred_headers(&read), &payload, stored, &here).unwrap();
+            prop_assert_eq!(&back, &read);
             let parked = retry_headers(&read, counted, address);
             let back = open(&lane.due(), &parked, &payload, stored, &here).unwrap();
             let discounted = if counted { discounted } else { discounted + 1 };

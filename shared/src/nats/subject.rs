@@ -202,6 +202,11 @@ pub fn schedule(job: JobId, address: AddressId) -> String {
     format!("schedule.{job}.{address}")
 }
 
+/// The schedule of a job that is deferred as a whole. No address has the id `whole`.
+pub fn schedule_whole(job: JobId) -> String {
+    format!("schedule.{job}.whole")
+}
+
 /// Receipts from `region` for notifications that `origin` accepted.
 pub fn receipt(region: &Region, origin: &Region, app: &AppId) -> String {
     format!("receipt.{region}.{origin}.{app}")

@@ -3,7 +3,7 @@
 use stateright::{Model, Property};
 
 use crate::state::{
-    Address, Attempt, Batch, Faults, Life, Outcome, Pass, Place, Records, State, Work, Worker, records_of,
+    Address, Attempt, Batch, Faults, Life, Outcome, Pass, Place, Records, State, WHOLE, Work, Worker, records_of,
 };
 
 /// A way to break a rule of the worker, to see which property the rule protects.
@@ -25,6 +25,8 @@ pub(crate) enum Flaw {
     AnyRecordCompletes,
     /// After a restart everything that was left is published, even if others have published final receipts since.
     LeftoversPublished,
+    /// The record that a job waits as a whole means that its first pass is complete.
+    DeferredCompletes,
 }
 
 /// One job for one recipient, two workers, and the streams of their region.
@@ -35,6 +37,8 @@ pub(crate) struct Job {
     pub(crate) flaky: Address,
     /// How many attempts a delivery has before it becomes a dead letter.
     pub(crate) attempts: Attempt,
+    /// How many times a rule may let the job wait as a whole, before its first attempt.
+    pub(crate) deferrals: u8,
     pub(crate) faults: Faults,
     /// Whether workers that crashed restart.
     pub(crate) restarts: bool,
@@ -57,11 +61,12 @@ pub(crate) enum Fate {
 pub(crate) enum Step {
     /// A worker pulls a message and looks it up in the ledger. If it is new, the worker pushes to each address. The
     /// provider accepts the pushes with a set bit; it refuses the others for now or does not answer, which is the same
-    /// to the worker.
+    /// to the worker. Or a rule defers the job, and nothing is pushed.
     Pull {
         worker: usize,
         work: Work,
         accepted: u8,
+        defers: bool,
         follows: bool,
     },
     /// Stores the next retry or dead letter.
@@ -106,8 +111,9 @@ impl Job {
         let attempt = work.attempt();
         let done = match work {
             Work::Fresh(_) if self.is(Flaw::AnyRecordCompletes) => !ledger.is_empty(),
+            Work::Fresh(_) | Work::Whole(_) if self.is(Flaw::DeferredCompletes) && ledger.is_deferred() => true,
             // All outcomes of one pass are committed together.
-            Work::Fresh(_) => ledger.knows_attempt(attempt),
+            Work::Fresh(_) | Work::Whole(_) => ledger.knows_attempt(attempt),
             Work::Retry(..) => false,
         };
         let wanted = move |address: &Address| !done && work.concerns(*address) && !ledger.has(*address, attempt);
@@ -148,10 +154,13 @@ impl Job {
             let wanted = self.wanted(known, work).fold(0u8, |bits, address| bits | 1 << address);
             let healthy = wanted & !0u8 << self.flaky;
             let answers = (0..4u8).filter(|accepted| accepted & !wanted == 0 && accepted & healthy == healthy);
-            steps.extend(answers.map(|accepted| Step::Pull {
+            let deferred = (work.key().is_none() && wanted != 0 && state.deferrals > 0).then_some((0, true));
+            let ways = answers.map(|accepted| (accepted, false)).chain(deferred);
+            steps.extend(ways.map(|(accepted, defers)| Step::Pull {
                 worker,
                 work,
                 accepted,
+                defers,
                 follows,
             }));
         }
@@ -188,7 +197,7 @@ impl Job {
         }
     }
 
-    fn pull(&self, state: &mut State, worker: usize, work: Work, accepted: u8) {
+    fn pull(&self, state: &mut State, worker: usize, work: Work, accepted: u8, defers: bool) {
         let (ledger, attempt) = (state.workers[worker].ledger, work.attempt());
         state.place(work, Place::Out);
         let mut pass = Pass {
@@ -200,6 +209,13 @@ impl Job {
             announced: false,
             acknowledged: false,
         };
+        if defers {
+            state.deferrals -= 1;
+            pass.outcomes = Records::DEFERRED;
+            pass.to_store = WHOLE;
+            state.workers[worker].passes.push(pass);
+            return;
+        }
         for address in self.wanted(ledger, work) {
             let accepted = accepted & 1 << address != 0;
             pass.outcomes
@@ -217,13 +233,17 @@ impl Job {
         }
     }
 
-    /// Parks a retry, or keeps a dead letter.
+    /// Parks a retry, keeps a dead letter, or schedules the job as a whole.
     fn store(&self, state: &mut State, worker: usize, number: usize, fate: Fate) {
         let pass = &mut state.workers[worker].passes[number];
         let next = pass.to_store.trailing_zeros();
         pass.to_store &= !(1 << next);
         let (address, attempt) = (u8::try_from(next).expect("is an address"), pass.work.attempt());
-        if fate != Fate::Refused {
+        if fate != Fate::Refused && 1 << next == WHOLE {
+            // It has no message id, and replaces a schedule that waits.
+            state.whole = true;
+            state.deferred = true;
+        } else if fate != Fate::Refused {
             if self.ended(attempt, false) == Outcome::Dead {
                 state.dead.insert(address, attempt);
             } else if state.schedule_ids.insert(address, attempt + 1) {
@@ -243,6 +263,9 @@ impl Job {
         let ledger = state.workers[worker].ledger;
         let outcomes = state.workers[worker].passes[number].outcomes;
         let mut news = Records::default();
+        if outcomes.is_deferred() && !ledger.knows_attempt(1) {
+            news.add(Records::DEFERRED);
+        }
         for (address, attempt, ended) in outcomes.iter() {
             let known = match ended {
                 Outcome::Delivered | Outcome::Dead if !self.is(Flaw::ParkedOutweighs) => ledger.is_final(address),
@@ -488,7 +511,7 @@ impl Model for Job {
     type Action = Step;
 
     fn init_states(&self) -> Vec<State> {
-        vec![State::new(self.faults)]
+        vec![State::new(self.faults, self.deferrals)]
     }
 
     fn actions(&self, state: &State, steps: &mut Vec<Step>) {
@@ -510,8 +533,12 @@ impl Model for Job {
         }
         match step {
             Step::Pull {
-                worker, work, accepted, ..
-            } => self.pull(state, worker, work, accepted),
+                worker,
+                work,
+                accepted,
+                defers,
+                ..
+            } => self.pull(state, worker, work, accepted, defers),
             Step::Store(worker, pass, fate) => self.store(state, worker, pass, fate),
             Step::Commit { worker, pass, .. } => self.commit(state, worker, pass),
             Step::Publish(worker, pass, fate) => self.publish(state, worker, pass, fate),
@@ -559,11 +586,12 @@ impl Model for Job {
             Property::always(STORED_FIRST, |_, state: &State| {
                 let mut all = records_of(&state.receipts);
                 state.workers.iter().for_each(|it| all.add(it.ledger));
-                all.iter().all(|(address, attempt, ended)| match ended {
+                let stored = all.iter().all(|(address, attempt, ended)| match ended {
                     Outcome::Delivered => true,
                     Outcome::Dead => state.dead.has(address, attempt),
                     Outcome::Parked => state.parked.has(address, attempt + 1),
-                })
+                });
+                stored && (state.deferred || !all.is_deferred())
             }),
             Property::always(EXCUSED_PUSHES, |_, state: &State| {
                 state.allowance.iter().all(|left| *left >= 0)
@@ -589,5 +617,5 @@ impl Job {
 pub(crate) const NOT_LOST: &str = "what was accepted is in a stream of work until its end is in a ledger or a receipt";
 pub(crate) const ENDS: &str = "when no step is left every delivery has ended";
 pub(crate) const ENDS_ONCE: &str = "a delivery has one final receipt, unless two workers settled it at the same time";
-pub(crate) const STORED_FIRST: &str = "a retry or a dead letter is stored before the outcome that mentions it";
+pub(crate) const STORED_FIRST: &str = "a schedule or a dead letter is stored before the record that mentions it";
 pub(crate) const EXCUSED_PUSHES: &str = "every repeated push has a fault or an overlap as its cause";

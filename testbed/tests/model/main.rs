@@ -25,6 +25,7 @@ const ONE_ADDRESS: Job = Job {
     addresses: 1,
     flaky: 1,
     attempts: 2,
+    deferrals: 0,
     faults: FAULTLESS,
     restarts: true,
     lenient: true,
@@ -61,6 +62,57 @@ fn without_faults_there_is_one_final_receipt() {
         ..TWO_ADDRESSES
     };
     assert_holds(strict);
+}
+
+/// A job that may wait as a whole before its first attempt.
+const DEFERRED: Job = Job {
+    deferrals: 1,
+    ..ONE_ADDRESS
+};
+
+#[test]
+fn a_job_that_waits_as_a_whole_ends_once() {
+    assert_holds(Job {
+        deferrals: 2,
+        lenient: false,
+        ..TWO_ADDRESSES
+    });
+}
+
+#[test]
+fn a_worker_may_crash_while_it_defers_a_job() {
+    assert_holds(Job {
+        faults: CRASH,
+        restarts: false,
+        ..DEFERRED
+    });
+    // The job that comes again may be deferred once more.
+    assert_holds(Job {
+        deferrals: 2,
+        attempts: 1,
+        faults: CRASH,
+        ..DEFERRED
+    });
+}
+
+#[test]
+fn the_server_may_fail_while_a_job_is_deferred() {
+    let server = Faults {
+        server_crashes: 1,
+        ..FAULTLESS
+    };
+    let lost = Faults { lost: 1, ..FAULTLESS };
+    let early = Faults {
+        early_redeliveries: 1,
+        ..FAULTLESS
+    };
+    for faults in [server, lost, early] {
+        assert_holds(Job {
+            attempts: 1,
+            faults,
+            ..DEFERRED
+        });
+    }
 }
 
 #[test]
@@ -147,9 +199,22 @@ fn faults_may_combine() {
 }
 
 #[test]
+#[ignore = "takes minutes"]
+fn faults_may_meet_a_deferred_job_and_its_retries() {
+    let server = Faults {
+        server_crashes: 1,
+        ..FAULTLESS
+    };
+    let lost = Faults { lost: 1, ..FAULTLESS };
+    for faults in [CRASH, server, lost] {
+        assert_holds(Job { faults, ..DEFERRED });
+    }
+}
+
+#[test]
 fn every_rule_is_needed() {
     let lost = Faults { lost: 1, ..FAULTLESS };
-    let rules: [(&[Flaw], Faults, Job, &[&'static str]); 9] = [
+    let rules: [(&[Flaw], Faults, Job, &[&'static str]); 11] = [
         (&[Flaw::AckBeforeCommit], CRASH, ONE_ADDRESS, &[NOT_LOST]),
         (&[Flaw::PublishBeforeCommit], CRASH, ONE_ADDRESS, &[ENDS_ONCE]),
         (&[Flaw::CommitBeforePark], CRASH, ONE_ADDRESS, &[ENDS]),
@@ -159,6 +224,13 @@ fn every_rule_is_needed() {
         (&[Flaw::ParkedOutweighs], CRASH, ONE_ADDRESS, &[EXCUSED_PUSHES]),
         (&[Flaw::LeftoversPublished], CRASH, ONE_ADDRESS, &[ENDS_ONCE]),
         (&[Flaw::AnyRecordCompletes], CRASH, TWO_ADDRESSES, &[NOT_LOST]),
+        (
+            &[Flaw::CommitBeforePark],
+            FAULTLESS,
+            Job { flaky: 0, ..DEFERRED },
+            &[STORED_FIRST],
+        ),
+        (&[Flaw::DeferredCompletes], FAULTLESS, DEFERRED, &[NOT_LOST]),
     ];
     for (flaws, faults, job, expected) in rules {
         eprintln!("{flaws:?}");

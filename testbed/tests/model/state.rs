@@ -23,7 +23,7 @@ pub(crate) enum Outcome {
     Parked,
 }
 
-/// Records of attempts: a set of bits, three for each attempt at each address.
+/// Records of attempts: a set of bits, three for each attempt at each address, and one for the job as a whole.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub(crate) struct Records(u32);
 
@@ -32,6 +32,10 @@ impl Records {
     const OF_ADDRESS: u32 = Self::OF_ATTEMPT * ATTEMPTS as u32;
     const FINAL: u32 = 0b011_011_011;
     const PARKED: u32 = 0b100_100_100;
+    const WHOLE_DEFERRED: u32 = 1 << 31;
+
+    /// The record that the job waits as a whole. It is no outcome of any address.
+    pub(crate) const DEFERRED: Self = Self(Self::WHOLE_DEFERRED);
 
     pub(crate) fn one(address: Address, attempt: Attempt, ended: Outcome) -> Self {
         let bit = u32::from(address) * Self::OF_ADDRESS + u32::from(attempt - 1) * Self::OF_ATTEMPT + ended as u32;
@@ -56,6 +60,11 @@ impl Records {
 
     fn meets(self, other: Self) -> bool {
         self.0 & other.0 != 0
+    }
+
+    /// Whether the job has waited as a whole.
+    pub(crate) fn is_deferred(self) -> bool {
+        self.meets(Self::DEFERRED)
     }
 
     /// Whether the delivery to `address` has ended.
@@ -91,7 +100,8 @@ impl Records {
 
 impl fmt::Debug for Records {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.iter()).finish()
+        let deferred = self.is_deferred().then_some("deferred");
+        f.debug_set().entries(self.iter()).entries(deferred).finish()
     }
 }
 
@@ -126,17 +136,19 @@ impl Attempts {
     }
 }
 
-/// One message of work: a copy of the job as it was published, or a retry.
+/// One message of work: a copy of the job as it was published, the job after it has waited as a whole, or a retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Work {
     Fresh(u8),
+    /// Counted from 0, since the job may be deferred several times.
+    Whole(u8),
     Retry(Address, Attempt),
 }
 
 impl Work {
     pub(crate) fn attempt(self) -> Attempt {
         match self {
-            Self::Fresh(_) => 1,
+            Self::Fresh(_) | Self::Whole(_) => 1,
             Self::Retry(_, attempt) => attempt,
         }
     }
@@ -144,7 +156,7 @@ impl Work {
     /// The address that a worker reserves while it works on a retry.
     pub(crate) fn key(self) -> Option<Address> {
         match self {
-            Self::Fresh(_) => None,
+            Self::Fresh(_) | Self::Whole(_) => None,
             Self::Retry(address, _) => Some(address),
         }
     }
@@ -164,13 +176,16 @@ pub(crate) enum Place {
     Done,
 }
 
+/// The bit, among those of addresses, of the schedule of the job as a whole.
+pub(crate) const WHOLE: u8 = 1 << ADDRESSES;
+
 /// A worker's progress with one message. A crash loses it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Pass {
     pub(crate) work: Work,
     /// The outcome of each attempt.
     pub(crate) outcomes: Records,
-    /// A set of bits: addresses whose retry or dead letter is still to be stored.
+    /// A set of bits: addresses whose retry or dead letter is still to be stored, and [`WHOLE`].
     pub(crate) to_store: u8,
     pub(crate) committed: bool,
     /// The number of the batch of receipts that reports it. `None` if there is nothing new to report.
@@ -234,6 +249,10 @@ pub(crate) struct State {
     pub(crate) fresh: Vec<Place>,
     /// SCHEDULE: the retry of each address that waits for its time. The pull of a retry makes it due.
     pub(crate) schedule: [Option<Attempt>; ADDRESSES],
+    /// SCHEDULE: whether the job waits as a whole. Its pull makes it due.
+    pub(crate) whole: bool,
+    /// SCHEDULE: the job after it has waited, as often as its schedule has fired.
+    pub(crate) wholes: Vec<Place>,
     /// SCHEDULE: retries that are due.
     pub(crate) due: Vec<(Address, Attempt, Place)>,
     /// SCHEDULE: message ids that the stream remembers.
@@ -244,7 +263,11 @@ pub(crate) struct State {
     pub(crate) dead: Attempts,
     pub(crate) workers: [Worker; 2],
     pub(crate) faults: Faults,
-    /// Retries that were ever stored. No part of the real system knows this or the fields below.
+    /// How many more times a rule may let the job wait as a whole.
+    pub(crate) deferrals: u8,
+    /// Whether the schedule of the whole job was ever stored. No part of the real system knows this or the fields below.
+    pub(crate) deferred: bool,
+    /// Retries that were ever stored.
     pub(crate) parked: Attempts,
     /// How many more pushes the provider may accept: one, and one for each fault or overlap that can cause another.
     pub(crate) allowance: [i8; ADDRESSES],
@@ -253,7 +276,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(faults: Faults) -> Self {
+    pub(crate) fn new(faults: Faults, deferrals: u8) -> Self {
         let worker = Worker {
             life: Life::Pulling,
             passes: Vec::new(),
@@ -266,12 +289,16 @@ impl State {
         Self {
             fresh: vec![Place::Waiting],
             schedule: [None; ADDRESSES],
+            whole: false,
+            wholes: Vec::new(),
             due: Vec::new(),
             schedule_ids: Attempts::default(),
             receipts: Vec::new(),
             dead: Attempts::default(),
             workers: [worker.clone(), worker],
             faults,
+            deferrals,
+            deferred: false,
             parked: Attempts::default(),
             allowance: [1; ADDRESSES],
             raced: [false; ADDRESSES],
@@ -291,13 +318,23 @@ impl State {
             .zip(&self.schedule)
             .filter_map(|(address, attempt)| Some((address, (*attempt)?)));
         let waiting = waiting.map(|(address, attempt)| (Work::Retry(address, attempt), Place::Waiting));
-        fresh.chain(due).chain(waiting)
+        let wholes = self.wholes.iter().copied();
+        let wholes = (0u8..).zip(wholes.chain(self.whole.then_some(Place::Waiting)));
+        let wholes = wholes.map(|(number, place)| (Work::Whole(number), place));
+        fresh.chain(wholes).chain(due).chain(waiting)
     }
 
-    /// Changes the state of a message. A scheduled retry becomes due by it.
+    /// Changes the state of a message. A scheduled retry, or the job that waits as a whole, becomes due by it.
     pub(crate) fn place(&mut self, work: Work, place: Place) {
         match work {
             Work::Fresh(copy) => self.fresh[usize::from(copy)] = place,
+            Work::Whole(number) => match self.wholes.get_mut(usize::from(number)) {
+                Some(due) => *due = place,
+                None => {
+                    self.whole = false;
+                    self.wholes.push(place);
+                }
+            },
             Work::Retry(address, attempt) => {
                 let waiting = &mut self.schedule[usize::from(address)];
                 if place == Place::Out && *waiting == Some(attempt) {

@@ -58,8 +58,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
 pub(crate) fn describe() -> String {
     let mut api = routes().into_openapi();
     openapi::complete(&mut api);
-    api.to_pretty_json()
-        .expect("the description always serializes")
+    api.to_pretty_json().expect("the description always serializes")
 }
 
 /// The whole API.

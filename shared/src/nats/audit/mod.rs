@@ -79,6 +79,8 @@ struct Job {
     worked_on: bool,
     /// A broadcast or a slice, which became other work.
     expanded: bool,
+    /// A receipt states that it waits as a whole. This matters until it is worked on.
+    deferred: bool,
     place: Place,
 }
 
@@ -238,6 +240,7 @@ impl Audit {
             group,
             worked_on: false,
             expanded: false,
+            deferred: false,
             place,
         });
         job.place = before.max(place);
@@ -267,7 +270,11 @@ impl Audit {
             return;
         }
         let part = receipt.slice.map_or(Part::Whole, |_| Part::Member);
-        self.worked_on(receipt, group, part);
+        if receipt.state == State::Deferred {
+            self.mentioned(receipt, group, part).deferred = true;
+            return;
+        }
+        self.mentioned(receipt, group, part).worked_on = true;
         let key = delivery(receipt.job, receipt.address);
         let (state, attempt) = (receipt.state, u16::try_from(receipt.attempt).unwrap_or(u16::MAX));
         let before = self.deliveries.get(&key).filter(|one| one.state.is_final());
@@ -304,12 +311,13 @@ impl Audit {
         }
     }
 
-    /// Records that a job has a receipt.
-    fn worked_on(&mut self, receipt: &Receipt, group: u32, part: Part) -> &mut Job {
+    /// Records that a receipt mentions a job.
+    fn mentioned(&mut self, receipt: &Receipt, group: u32, part: Part) -> &mut Job {
         let unknown = Job {
             group: u32::MAX,
-            worked_on: true,
+            worked_on: false,
             expanded: false,
+            deferred: false,
             place: Place::Gone,
         };
         let key = receipt.job.0.into_bytes();
@@ -319,7 +327,6 @@ impl Audit {
         }
         let job = Job {
             group: if job.group == u32::MAX { group } else { job.group },
-            worked_on: true,
             ..job
         };
         self.jobs.entry(key).insert_entry(job).into_mut()
@@ -332,7 +339,8 @@ impl Audit {
             Expanded::Slices(_) => Part::Whole,
             Expanded::Jobs(_) => Part::Slice,
         };
-        let job = self.worked_on(receipt, group, part);
+        let job = self.mentioned(receipt, group, part);
+        job.worked_on = true;
         if std::mem::replace(&mut job.expanded, true) {
             self.contradicted.add(receipt.job.0, group, 1);
             return;
@@ -345,6 +353,7 @@ impl Audit {
                         group,
                         worked_on: false,
                         expanded: false,
+                        deferred: false,
                         place: Place::Promised,
                     });
                 }

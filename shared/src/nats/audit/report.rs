@@ -23,7 +23,7 @@ words!(
         Strayed = "strayed",
         /// A broadcast was split into slices that no stream holds and that have no receipts.
         SliceLost = "slice_lost",
-        /// The delivery waits for another attempt, and no schedule will bring it back.
+        /// The delivery waits for another attempt, or its job waits as a whole, and no schedule will bring it back.
         Abandoned = "abandoned",
         /// A delivery has two final receipts.
         Contradicted = "contradicted",
@@ -158,6 +158,8 @@ pub struct InFlight {
     pub lanes: usize,
     /// Scheduled for another attempt, or due again.
     pub scheduled: usize,
+    /// Jobs that wait as a whole, or are due after that.
+    pub deferred: usize,
     /// In an outbox, on the way to another region.
     pub outboxes: usize,
     /// In a region whose streams were not read.
@@ -232,14 +234,19 @@ impl Writer<'_> {
                 equation.accepted += usize::from(!job.expanded);
                 continue;
             }
+            let was_read = self.audit.was_read(job.group);
             let (held, lost) = match job.place {
+                Place::Lane => (Some(&mut self.in_flight.lanes), None),
+                Place::Scheduled if job.deferred => (Some(&mut self.in_flight.deferred), None),
+                Place::Scheduled => (Some(&mut self.in_flight.scheduled), None),
+                Place::Outbox if was_read => (Some(&mut self.in_flight.outboxes), None),
+                Place::Outbox => (Some(&mut self.in_flight.elsewhere), None),
+                _ if job.deferred && was_read => (None, Some(Break::Abandoned)),
+                _ if job.deferred => (Some(&mut self.in_flight.elsewhere), None),
                 // Receipts of a forgotten job may have expired. A job without receipts cannot be `Gone`.
                 Place::Forgotten | Place::Gone => continue,
-                Place::Promised if self.audit.was_read(job.group) => (None, Some(Break::SliceLost)),
-                Place::Lane => (Some(&mut self.in_flight.lanes), None),
-                Place::Scheduled => (Some(&mut self.in_flight.scheduled), None),
-                Place::Outbox if self.audit.was_read(job.group) => (Some(&mut self.in_flight.outboxes), None),
-                Place::Outbox | Place::Promised => (Some(&mut self.in_flight.elsewhere), None),
+                Place::Promised if was_read => (None, Some(Break::SliceLost)),
+                Place::Promised => (Some(&mut self.in_flight.elsewhere), None),
                 Place::Acknowledged => (None, Some(Break::Unanswered)),
                 Place::Lost => (None, Some(Break::Strayed)),
             };

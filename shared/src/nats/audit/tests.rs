@@ -63,6 +63,46 @@ fn a_job_in_a_stream_is_in_flight_and_one_in_no_stream_is_lost() {
 }
 
 #[test]
+fn a_deferred_job_is_in_flight_while_something_will_bring_it() {
+    let (mut audit, group) = audit();
+    let deferred = |job| Receipt {
+        address: None,
+        ..receipt(job, 1, 1, State::Deferred)
+    };
+    // In its lane, as the worker has not acknowledged it; scheduled; scheduled, and trimmed from its lane.
+    stored(&mut audit, 1, Place::Lane);
+    stored(&mut audit, 2, Place::Acknowledged);
+    for job in [1, 2, 3] {
+        audit.receipt(&deferred(job), group);
+        audit.receipt(&deferred(job), group);
+    }
+    stored(&mut audit, 2, Place::Scheduled);
+    stored(&mut audit, 3, Place::Scheduled);
+    let report = audit.report(&Scope::default());
+    let total = report.total();
+    assert!(report.holds() && !total.is_settled());
+    assert_eq!((total.accepted, total.deliveries, total.in_flight), (3, 3, 3));
+    assert_eq!((report.in_flight.lanes, report.in_flight.deferred), (1, 2));
+    assert!(total.by_state.is_empty());
+
+    // Its attempt was made, and the receipt of the wait is late.
+    audit.receipt(&receipt(2, 1, 1, State::Delivered), group);
+    audit.receipt(&receipt(2, 2, 1, State::Delivered), group);
+    audit.receipt(&deferred(2), group);
+    let total = audit.report(&Scope::default()).total();
+    assert_eq!((total.accepted, total.deliveries, total.in_flight), (3, 4, 2));
+
+    stored(&mut audit, 4, Place::Acknowledged);
+    audit.receipt(&deferred(4), group);
+    audit.receipt(&deferred(5), group);
+    // The last was trimmed from its lane.
+    audit.read.values_mut().for_each(|removed| removed.work = 1);
+    assert_eq!(breaks(&audit), [(Break::Abandoned, 2)]);
+    let total = audit.report(&Scope::default()).total();
+    assert_eq!((total.accepted, total.lost), (5, 2));
+}
+
+#[test]
 fn an_accepted_job_that_no_stream_mentions_is_reported() {
     let (mut audit, group) = audit();
     let accepted = Accepted {

@@ -1,0 +1,138 @@
+//! Jobs that wait as a whole until a time, by rule, before any of their attempts.
+//!
+//! A worker that defers a job keeps the order in which it parks a retry: it stores the schedule ([`Deferral::store`]),
+//! commits and publishes the receipt ([`Deferral::receipt`]), and then acknowledges the message. The receipt is no
+//! outcome, so the job passes the ledger when it comes back. If the worker crashes after the first step, both the
+//! schedule and the message bring the job; the rules are applied to each, and the ledger drops the one that is second.
+
+use async_nats::{HeaderMap, jetstream};
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::{
+    envelope,
+    publish::{self, NotStored},
+    subject::{self, Lane},
+};
+use crate::{
+    job::Job,
+    receipt::{Receipt, State},
+    telemetry::trace::TRACEPARENT,
+};
+
+/// That a job waits as a whole.
+#[derive(Debug, Clone, Copy)]
+pub struct Deferral<'a> {
+    job: &'a Job,
+    until: Timestamp,
+    reason: &'static str,
+}
+
+/// Why a job cannot wait as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CannotDefer {
+    /// It is a retry for one address. Its job has outcomes, which would make it a duplicate when it came back; it can be
+    /// parked for its address instead.
+    #[error("a retry waits for its address")]
+    Retry,
+    /// It came out of a slice, whose receipt counts what the first attempts at its jobs came to; it can be parked for each
+    /// address instead.
+    #[error("a member of a slice waits for its addresses")]
+    Member,
+    /// Its time to live ends before that.
+    #[error("the job expires first")]
+    Expires,
+}
+
+impl<'a> Deferral<'a> {
+    /// `job` waits until `until`, because of `reason`: a stable word such as `quiet_hours`.
+    ///
+    /// # Errors
+    /// When the job cannot wait as a whole.
+    pub fn new(job: &'a Job, until: Timestamp, reason: &'static str) -> Result<Self, CannotDefer> {
+        if job.remaining.is_some() {
+            Err(CannotDefer::Retry)
+        } else if job.slice.is_some() {
+            Err(CannotDefer::Member)
+        } else if job.is_expired(until) {
+            Err(CannotDefer::Expires)
+        } else {
+            Ok(Self { job, until, reason })
+        }
+    }
+
+    /// Lets JetStream publish the job on `lane` when its time has come. `headers` and `payload` are those of the message
+    /// that brought it. Deferring again replaces the schedule.
+    ///
+    /// # Errors
+    /// When it is not known to be stored. The job must not be acknowledged then.
+    pub async fn store(
+        &self,
+        js: &jetstream::Context,
+        lane: &Lane,
+        headers: &HeaderMap,
+        payload: Bytes,
+    ) -> Result<(), NotStored> {
+        let mut scheduled = envelope::deferred_headers(self.job);
+        scheduled.insert("Nats-Schedule", format!("@at {}", self.until));
+        scheduled.insert("Nats-Schedule-Target", lane.due());
+        if let Some(trace) = envelope::header(headers, TRACEPARENT) {
+            scheduled.insert(TRACEPARENT, trace);
+        }
+        // Without a message id: the subject alone makes it one schedule. The stream would drop a second deferral of the
+        // same id as a duplicate, although the first has fired already.
+        publish::store(js, subject::schedule_whole(self.job.id), scheduled, payload).await?;
+        Ok(())
+    }
+
+    /// The receipt, which names no address: the attempt to come, why it waits, and until when.
+    pub fn receipt(&self, at: Timestamp) -> Receipt {
+        let job = self.job;
+        Receipt {
+            recipient: Some(job.recipient.clone()),
+            attempt: job.attempt,
+            reason: Some(self.reason.into()),
+            next_at: Some(self.until),
+            ..Receipt::new(job.notification, job.id, job.channel(), State::Deferred, at)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{content::push::Push, id::AddressId, testing};
+
+    #[test]
+    fn only_a_whole_job_that_lives_long_enough_is_deferred() {
+        let push = Push {
+            title: Some("Hi".into()),
+            ttl: Some(3600),
+            ..Push::default()
+        };
+        let job = testing::job(&"shop".parse().unwrap(), "e1", push, Timestamp::UNIX_EPOCH);
+        let until = |minutes| Timestamp::UNIX_EPOCH + SignedDuration::from_mins(minutes);
+        let deferral = Deferral::new(&job, until(59), "quiet_hours").unwrap();
+        let receipt = deferral.receipt(until(1));
+        assert_eq!(
+            (receipt.state, receipt.attempt, receipt.address),
+            (State::Deferred, 1, None)
+        );
+        assert_eq!(
+            (receipt.reason.as_deref(), receipt.next_at),
+            (Some("quiet_hours"), Some(until(59)))
+        );
+
+        let refused = |job: &Job, minutes| Deferral::new(job, until(minutes), "quiet_hours").unwrap_err();
+        assert_eq!(refused(&job, 60), CannotDefer::Expires);
+        let retry = Job {
+            remaining: Some(vec![AddressId(Uuid::from_u128(1))]),
+            ..job.clone()
+        };
+        assert_eq!(refused(&retry, 1), CannotDefer::Retry);
+        assert_eq!(refused(&Job { slice: Some(0), ..job }, 1), CannotDefer::Member);
+    }
+}
