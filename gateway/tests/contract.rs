@@ -15,13 +15,19 @@ const IN_WORDS: [&str; 5] = ["AddressList", "Listed", "ReadyResponse", "Replayed
 
 /// Every schema of an object, of both documents.
 fn objects() -> BTreeMap<String, Value> {
-    let api: Value = serde_json::from_str(&gateway::documents::openapi()).unwrap();
-    let mut schemas = api["components"]["schemas"].as_object().unwrap().clone();
+    let api: Value = serde_json::from_str(&gateway::documents::openapi()).expect("the document is JSON");
+    let mut schemas = api["components"]["schemas"]
+        .as_object()
+        .expect("there are schemas")
+        .clone();
     for (name, schema) in [
         (body::Members::name(), body::Members::schema()),
         (Receipt::name(), Receipt::schema()),
     ] {
-        schemas.insert(name.into_owned(), serde_json::to_value(schema).unwrap());
+        schemas.insert(
+            name.into_owned(),
+            serde_json::to_value(schema).expect("schemas always serialize"),
+        );
     }
     let is_object = |schema: &Value| schema.get("properties").is_some();
     schemas.into_iter().filter(|(_, schema)| is_object(schema)).collect()
