@@ -16,7 +16,10 @@ use super::{
         NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, consumers, work_for, workers_consumers,
     },
 };
-use crate::id::{AppId, Region};
+use crate::{
+    channel::Channel,
+    id::{AppId, Region},
+};
 
 /// The role of a client of a region's servers, or of the hub's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +140,17 @@ fn gateway(mesh: &Mesh) -> Vec<String> {
         let create = format!("CONSUMER.CREATE.{stream}.{name}.{}", config.filter_subject);
         allowed.push(api(Domain::Here, &create));
         allowed.push(api(Domain::Here, &format!("CONSUMER.INFO.{stream}.{name}")));
+    }
+    // Gateways of 0.1 run beside this version's during an upgrade. They create these consumers for all channels.
+    let former = [
+        (topology::retry_consumer(Channel::Push), subject::DUE_FILTER),
+        (topology::spill_consumer(Channel::Push), subject::SPILL_FILTER),
+    ];
+    for (name, filter) in former {
+        allowed.push(api(
+            Domain::Here,
+            &format!("CONSUMER.CREATE.{SCHEDULE}.{name}.{filter}"),
+        ));
     }
     // What it reads here.
     allowed.extend([DIRECTORY, CONFIG, RECEIPTS].into_iter().flat_map(follow));

@@ -162,13 +162,18 @@ pub(super) struct Callers {
     pub(super) recipients: Vec<Recipient>,
     sent: Mutex<Vec<Sent>>,
     also: Mutex<HashSet<String>>,
+    /// Deliveries besides the load that must be made, each once.
+    besides: Mutex<Vec<(JobId, Recipient)>>,
+    /// How many requests were made; the gateways of a region serve them in turn.
+    asked: AtomicUsize,
     begun: AtomicUsize,
     enough: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Door {
-    url: String,
+    /// One for each gateway of the region.
+    urls: Vec<String>,
     js: jetstream::Context,
 }
 
@@ -177,7 +182,10 @@ impl Callers {
         let mut doors = HashMap::new();
         for region in &peal.regions {
             let door = Door {
-                url: format!("{}/v1/notifications", region.gateway.url),
+                urls: region
+                    .gateways()
+                    .map(|gateway| format!("{}/v1/notifications", gateway.url))
+                    .collect(),
                 js: connect::jetstream(peal.connect_as_service(&region.name).await?),
             };
             doors.insert(region.name.clone(), door);
@@ -192,6 +200,8 @@ impl Callers {
             recipients,
             sent: Mutex::default(),
             also: Mutex::default(),
+            besides: Mutex::default(),
+            asked: AtomicUsize::new(0),
             begun: AtomicUsize::new(0),
             enough: AtomicBool::new(false),
         })
@@ -273,6 +283,20 @@ impl Callers {
         self.also.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Records that this job, which is no part of the load, must be delivered to all devices of the recipient.
+    pub(super) fn expect_delivery(&self, job: JobId, recipient: Recipient) {
+        self.expect_also(job);
+        self.besides
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((job, recipient));
+    }
+
+    /// The jobs of [`Self::expect_delivery`], and whom they are for.
+    pub(super) fn expected_deliveries(&self) -> Vec<(JobId, Recipient)> {
+        self.besides.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     async fn send_and_record(self: Arc<Self>, protocol: Protocol, sent: Sent) {
         let accepted = self.send_until_stored(&sent.from, protocol, &sent).await;
         self.keep(Sent { accepted, ..sent });
@@ -310,7 +334,9 @@ impl Callers {
             "class": sent.class,
             "push": self.push(),
         });
-        let mut request = self.http.post(&self.doors[from].url).bearer_auth(&self.key).json(&body);
+        let urls = &self.doors[from].urls;
+        let url = &urls[self.asked.fetch_add(1, Ordering::Relaxed) % urls.len()];
+        let mut request = self.http.post(url).bearer_auth(&self.key).json(&body);
         if self.everywhere {
             request = request.header("Idempotency-Key", &sent.event);
         }

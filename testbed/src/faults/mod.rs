@@ -40,7 +40,7 @@ use crate::{
     audit::Audit,
     nats::{self, SyncInterval},
     network::{self, Network},
-    peal::{Links, Peal, Plan},
+    peal::{Former, Links, Peal, Plan},
     providers::LogMode,
 };
 
@@ -178,6 +178,11 @@ fn obstacle(scenario: &Scenario) -> Option<String> {
     if scenario.needs_strace() && !inject::may_trace() {
         return Some("strace is not installed, or may not trace".to_owned());
     }
+    if scenario.needs_former()
+        && let Err(obstacle) = Former::find(&[])
+    {
+        return Some(obstacle.to_string());
+    }
     (scenario.network == Medium::Namespaces)
         .then(network::obstacle)
         .flatten()
@@ -196,8 +201,11 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
         Medium::Proxies => Links::Proxies(seed),
         Medium::Namespaces => Links::Network(Arc::new(Network::new(&regions)?)),
     };
+    let former = scenario.needs_former().then(|| Former::find(&scenario.mesh.former));
     let plan = Plan {
         regions,
+        gateways: scenario.mesh.gateways,
+        former: former.transpose()?,
         workers: scenario.mesh.workers,
         helpers: scenario.mesh.helpers,
         sample_ratio: 0.01,

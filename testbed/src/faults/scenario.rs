@@ -9,6 +9,7 @@ use shared::{channel::Class, nats::topology::Durability, provider::Provider, rec
 use super::damage::{DamageKind, DataFile};
 use crate::{
     links::{Between, Trouble},
+    peal::Build,
     providers::{Answer, Rule},
 };
 
@@ -89,7 +90,12 @@ pub(super) enum Medium {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct MeshPlan {
     pub(super) regions: Vec<String>,
+    /// The number of gateways in each region. Callers use them in turn.
+    pub(super) gateways: usize,
     pub(super) workers: usize,
+    /// The processes that begin as the former version, by their names or the first parts of them: `worker-eu` means all
+    /// workers of a region.
+    pub(super) former: Vec<String>,
     /// Whether the workers of each region help the other regions.
     pub(super) helpers: bool,
     /// Jobs in flight in the normal lane of a worker. It limits how many pushes a crash may double.
@@ -110,7 +116,9 @@ impl Default for MeshPlan {
     fn default() -> Self {
         Self {
             regions: vec!["eu".into()],
+            gateways: 1,
             workers: 2,
+            former: Vec::new(),
             helpers: false,
             in_flight: 64,
             worker: String::new(),
@@ -233,6 +241,15 @@ pub(super) enum Inject {
     Pause(VictimKind),
     /// Processes are ended by SIGTERM and started again.
     Restart(VictimKind),
+    /// Processes are ended one after another, and each is started again as another version, with the same files. They are
+    /// meant as in `mesh.former`.
+    Replace {
+        whom: String,
+        with: Build,
+        /// Whether they end by SIGKILL instead of SIGTERM.
+        #[serde(default)]
+        kill: bool,
+    },
     /// A process runs for only a fifth of the time.
     Squeeze(VictimKind),
     /// A process aborts at each of these crash points in turn. Which passing of the point aborts is random.
@@ -276,6 +293,10 @@ pub(super) enum Inject {
     Storm { count: usize, answer: Answer },
     /// This many devices are registered at once, then again for other recipients.
     Stampede(usize),
+    /// This many recipients join a topic, and a broadcast is sent to it.
+    Broadcast(usize),
+    /// This many recipients of the load move to another region.
+    Move(usize),
 }
 
 /// The rules for one provider's simulator.
@@ -434,6 +455,11 @@ impl Scenario {
     /// Whether it makes clocks wrong.
     pub(super) fn needs_faketime(&self) -> bool {
         self.has(|inject| matches!(inject, Inject::Clock { .. }))
+    }
+
+    /// Whether processes run as the former version.
+    pub(super) fn needs_former(&self) -> bool {
+        !self.mesh.former.is_empty() || self.has(|inject| matches!(inject, Inject::Replace { .. }))
     }
 
     fn has(&self, kind: fn(&Inject) -> bool) -> bool {

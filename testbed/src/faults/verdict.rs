@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     figures::Findings,
-    load::Callers,
+    load::{Callers, Recipient},
     scenario::{Expect, Scenario},
 };
 use crate::{
@@ -159,19 +159,25 @@ async fn count(peal: &Peal, callers: &Callers, audit: &Audit, unreadable: usize,
     let verdict = &mut count.verdict;
     let mut known: HashSet<String> = callers.also_expected();
     let mut counted: HashSet<JobId> = HashSet::new();
+    let besides = callers.expected_deliveries().into_iter();
+    let mut expected: Vec<(JobId, String, Recipient)> = besides
+        .map(|(job, recipient)| (job, recipient.id.clone(), recipient))
+        .collect();
     for sent in callers.sent() {
         let job = callers.job(&sent)?;
         known.insert(job.to_string());
         verdict.notifications += 1;
         verdict.refused += usize::from(sent.accepted.is_none());
-        if sent.accepted.is_none() || !counted.insert(job) {
-            continue;
+        if sent.accepted.is_some() && counted.insert(job) {
+            expected.push((job, sent.event, callers.recipients[sent.recipient].clone()));
         }
+    }
+    for (job, what, recipient) in expected {
         let whole = final_state(&deliveries, &(job, None));
-        for device in &callers.recipients[sent.recipient].devices {
+        for device in &recipient.devices {
             let state = whole.or_else(|| final_state(&deliveries, &(job, Some(device.address))));
             let arrived = arrivals.count(job, &device.token);
-            let what = format!("{} to {}", sent.event, device.token);
+            let what = format!("{what} to {}", device.token);
             count.pending += usize::from(state.is_none());
             verdict.judge_delivery(job, &what, state, arrived);
         }

@@ -2,6 +2,7 @@
 //! processes of their own.
 
 mod ask;
+mod former;
 mod plan;
 mod program;
 mod provision;
@@ -14,7 +15,9 @@ use shared::nats::roles::Role;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
+pub(crate) use self::former::is_meant;
 pub use self::{
+    former::{Build, Former},
     plan::Plan,
     program::{Program, Region},
 };
@@ -74,7 +77,14 @@ impl Peal {
         std::fs::write(folder.path().join(CA_FILE), authority.pem())?;
         let mesh_key = STANDARD.encode(rand::random::<[u8; 32]>());
         let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
-        let key = provision::provision(&nats, &plan, &mesh_key, &simulators).await?;
+        let key = match &plan.former {
+            Some(former) => {
+                former
+                    .provision(&nats, &plan, &mesh_key, &simulators, folder.path())
+                    .await?
+            }
+            None => provision::provision(&nats, &plan, &mesh_key, &simulators).await?,
+        };
         let mut peal = Self {
             nats,
             simulators,
@@ -117,6 +127,11 @@ impl Peal {
     /// The program that runs as gateway and as worker, to start one again.
     pub fn program(&self) -> PathBuf {
         self.plan.program.clone()
+    }
+
+    /// The programs of the former version, if the plan has them.
+    pub fn former(&self) -> Option<&Former> {
+        self.plan.former.as_ref()
     }
 
     /// A region by name.
@@ -172,7 +187,7 @@ impl Peal {
         let programs = self
             .regions
             .iter()
-            .flat_map(|region| region.workers.iter().chain([&region.gateway]));
+            .flat_map(|region| region.workers.iter().chain(region.gateways()));
         programs.flat_map(Program::complaints).collect()
     }
 }

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf};
 use gateway::provision::NewAlerts;
 use shared::{app::Ambiguity, channel::Channel, nats::topology::Durability};
 
+use super::Former;
 use crate::{links::Links, nats, network, providers::LogMode};
 
 /// What a mesh consists of, and how it is set.
@@ -18,8 +19,13 @@ pub struct Plan {
     pub regions: Vec<String>,
     /// Regions that a test adds later. The servers of all regions need to know their roles from the start.
     pub later: Vec<String>,
+    /// The number of gateways in each region.
+    pub gateways: usize,
     /// The number of edge workers in each region.
     pub workers: usize,
+    /// The programs of the former version, where processes run as such. The app is then stored in its format, without
+    /// what this plan says about residency, doubt, quota and alerts.
+    pub former: Option<Former>,
     /// Whether the workers of each region help the other regions.
     pub helpers: bool,
     /// The collector that receives spans, as a URL; none if absent.
@@ -66,7 +72,9 @@ impl Plan {
             nats_server,
             regions: vec!["eu".into(), "us".into()],
             later: Vec::new(),
+            gateways: 1,
             workers: 2,
+            former: None,
             helpers: false,
             otlp_endpoint: None,
             sample_ratio: 1.0,

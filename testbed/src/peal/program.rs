@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::READY_WITHIN;
+use super::{Build, Former, READY_WITHIN};
 use crate::{network::Place, process::Process};
 
 /// The gateway and the edge workers of one region.
@@ -14,6 +14,8 @@ pub struct Region {
     pub name: String,
     /// The gateway.
     pub gateway: Program,
+    /// Further gateways beside it, where a plan has several.
+    pub more_gateways: Vec<Program>,
     /// The edge workers.
     pub workers: Vec<Program>,
 }
@@ -26,14 +28,22 @@ pub struct Program {
     /// The base URL of its HTTP endpoints.
     pub url: String,
     kind: &'static str,
+    /// The program of the former version, if it runs as that and not as this crate's program.
+    former: Option<PathBuf>,
     config: PathBuf,
     log: PathBuf,
     place: Place,
 }
 
 impl Region {
+    /// The gateway and those beside it.
+    pub fn gateways(&self) -> impl Iterator<Item = &Program> {
+        [&self.gateway].into_iter().chain(&self.more_gateways)
+    }
+
     pub(super) async fn wait_ready(&mut self, http: &reqwest::Client) -> anyhow::Result<()> {
-        for program in self.workers.iter_mut().chain([&mut self.gateway]) {
+        let gateways = [&mut self.gateway].into_iter().chain(&mut self.more_gateways);
+        for program in self.workers.iter_mut().chain(gateways) {
             program.wait_ready(http).await?;
         }
         Ok(())
@@ -44,16 +54,26 @@ impl Program {
     pub(super) fn start(
         program: &Path,
         kind: &'static str,
+        former: Option<PathBuf>,
         config: PathBuf,
         port: u16,
         place: Place,
     ) -> anyhow::Result<Self> {
         let log = config.with_extension("log");
-        let process = launch(program, kind, &config, &log, (&[], &[]), &place)?;
+        let file = former.as_deref().unwrap_or(program);
+        let process = launch(
+            file,
+            subcommand(kind, former.as_ref()),
+            &config,
+            &log,
+            (&[], &[]),
+            &place,
+        )?;
         Ok(Self {
             process,
             url: format!("http://{}:{port}", place.address()),
             kind,
+            former,
             config,
             log,
             place,
@@ -79,8 +99,21 @@ impl Program {
         environment: &[(&str, &str)],
     ) -> anyhow::Result<()> {
         let more = (arguments, environment);
-        self.process = launch(program, self.kind, &self.config, &self.log, more, &self.place)?;
+        let file = self.former.as_deref().unwrap_or(program);
+        let subcommand = subcommand(self.kind, self.former.as_ref());
+        self.process = launch(file, subcommand, &self.config, &self.log, more, &self.place)?;
         Ok(())
+    }
+
+    /// From its next start on, it runs as the former version, or as this crate's program.
+    pub fn set_build(&mut self, build: Build, former: &Former) {
+        self.former = (build == Build::Former).then(|| former.program(self.kind));
+    }
+
+    /// Its name, such as `gateway-eu` or `worker-eu-1`.
+    pub fn name(&self) -> &str {
+        let stem = self.log.file_stem().unwrap_or_default();
+        stem.to_str().unwrap_or_default()
     }
 
     /// The path of its settings file.
@@ -95,7 +128,7 @@ impl Program {
 
     /// The lines of its log above `INFO`, each with its name in front.
     pub(super) fn complaints(&self) -> Vec<String> {
-        let name = self.log.file_stem().unwrap_or_default().to_string_lossy();
+        let name = self.name();
         let output = self.process.output();
         let is_bad = |line: &&str| line.contains("WARN") || line.contains("ERROR") || line.contains("panicked");
         let bad = output.lines().filter(is_bad);
@@ -112,9 +145,14 @@ impl Program {
     }
 }
 
+/// What comes first on the command line: the former programs are those that are deployed, which have no subcommand.
+fn subcommand(kind: &'static str, former: Option<&PathBuf>) -> Option<&'static str> {
+    former.is_none().then_some(kind)
+}
+
 fn launch(
     program: &Path,
-    kind: &str,
+    subcommand: Option<&str>,
     config: &Path,
     log: &Path,
     (arguments, environment): (&[&str], &[(&str, &str)]),
@@ -124,12 +162,13 @@ fn launch(
     let name = Path::new(config)
         .file_stem()
         .and_then(|stem| stem.to_str())
-        .unwrap_or(kind)
+        .unwrap_or_default()
         .to_owned();
+    let first = subcommand.into_iter().chain(["--config", config]);
     Process::start(
         &name,
         program,
-        &[&[kind, "--config", config], arguments].concat(),
+        &first.chain(arguments.iter().copied()).collect::<Vec<_>>(),
         environment,
         log,
         place,

@@ -5,29 +5,58 @@ use std::{fmt::Write, net::TcpListener, path::PathBuf};
 use shared::nats::{connect::Nats, roles::Role};
 
 use super::{CA_FILE, Peal, Program, Region};
-use crate::{links::Between, network, providers::reachable};
+use crate::{
+    links::Between,
+    network::{self, Place},
+    providers::reachable,
+};
 
 impl Peal {
     /// Starts the gateway and the workers of a region.
     pub(super) fn start_region(&mut self, name: &str) -> anyhow::Result<Region> {
-        let place = self.plan.links.place(&network::edge(name));
-        let port = free_port()?;
-        let config = format!(
-            "listen = \"{}:{port}\"\n{}\n{}",
-            place.address(),
-            self.common(name, &Role::Gateway(name.parse()?), 5)?,
-            self.plan.gateway_settings
-        );
-        let gateway = self.write_config(&format!("gateway-{name}"), &config)?;
-        let gateway = Program::start(&self.plan.program, "gateway", gateway, port, place)?;
+        let gateway = self.start_gateway(name, 1)?;
+        let more_gateways = (2..=self.plan.gateways)
+            .map(|number| self.start_gateway(name, number))
+            .collect::<Result<_, _>>()?;
         let workers = (1..=self.plan.workers)
             .map(|number| self.start_worker(name, number))
             .collect::<Result<_, _>>()?;
         Ok(Region {
             name: name.to_owned(),
             gateway,
+            more_gateways,
             workers,
         })
+    }
+
+    fn start_gateway(&mut self, region: &str, number: usize) -> anyhow::Result<Program> {
+        let place = self.plan.links.place(&network::edge(region));
+        let port = free_port()?;
+        let config = format!(
+            "listen = \"{}:{port}\"\n{}\n{}",
+            place.address(),
+            self.common(region, &Role::Gateway(region.parse()?), 5)?,
+            self.plan.gateway_settings
+        );
+        let name = match number {
+            1 => format!("gateway-{region}"),
+            further => format!("gateway-{region}-{further}"),
+        };
+        self.start_program("gateway", &name, &config, port, place)
+    }
+
+    fn start_program(
+        &self,
+        kind: &'static str,
+        name: &str,
+        config: &str,
+        port: u16,
+        place: Place,
+    ) -> anyhow::Result<Program> {
+        let former = self.plan.former.as_ref().filter(|former| former.begins_with(name));
+        let former = former.map(|former| former.program(kind));
+        let config = self.write_config(name, config)?;
+        Program::start(&self.plan.program, kind, former, config, port, place)
     }
 
     fn start_worker(&mut self, region: &str, number: usize) -> anyhow::Result<Program> {
@@ -42,13 +71,7 @@ impl Peal {
             self.folder.path().join(&name).display(),
             self.plan.worker_settings,
         );
-        Program::start(
-            &self.plan.program,
-            "edge-worker",
-            self.write_config(&name, &config)?,
-            port,
-            place,
-        )
+        self.start_program("edge-worker", &name, &config, port, place)
     }
 
     /// A worker's settings of all providers.
@@ -109,7 +132,7 @@ impl Peal {
 }
 
 /// The settings that name files, as lines of TOML.
-fn files(nats: &Nats) -> String {
+pub(super) fn files(nats: &Nats) -> String {
     let files = [
         ("nkey_file", &nats.nkey_file),
         ("ca_file", &nats.ca_file),

@@ -113,6 +113,47 @@ impl Injector {
         Ok(())
     }
 
+    /// Sends a broadcast to `members` recipients who live in all regions.
+    pub(super) async fn broadcast(&mut self, members: usize) -> anyhow::Result<()> {
+        self.broadcasts += 1;
+        let topic = format!("topic{}", self.broadcasts);
+        let regions: Vec<String> = self.peal.regions.iter().map(|region| region.name.clone()).collect();
+        let people: Vec<Recipient> = (0..members)
+            .map(|number| {
+                let home = &regions[number % regions.len()];
+                Recipient::new(&format!("{topic}-"), number, home, &[Provider::Apns], 1)
+            })
+            .collect::<anyhow::Result<_>>()?;
+        load::register(&self.peal, &people).await?;
+        for person in &people {
+            let path = format!("/v1/recipients/{}/topics/{topic}", person.id);
+            self.peal.expect("PUT", &person.home, &path, None).await?;
+        }
+        let body =
+            json!({ "event_id": topic, "to": { "topic": topic }, "class": "bulk", "push": { "title": "Hello" } });
+        self.peal
+            .expect("POST", &regions[0], "/v1/notifications", Some(&body))
+            .await?;
+        for person in people {
+            self.callers.expect_delivery(load::job(&person.id, &topic)?, person);
+        }
+        Ok(())
+    }
+
+    /// Moves the first `count` recipients of the load from their home to the next region.
+    pub(super) async fn move_recipients(&mut self, count: usize) -> anyhow::Result<()> {
+        let regions: Vec<&String> = self.peal.regions.iter().map(|region| &region.name).collect();
+        for recipient in self.callers.recipients.iter().take(count) {
+            let at = regions.iter().position(|region| **region == recipient.home);
+            let next = regions[at.map_or(0, |at| (at + 1) % regions.len())];
+            let path = format!("/v1/recipients/{}", recipient.id);
+            self.peal
+                .expect("PUT", &recipient.home, &path, Some(&json!({ "home": next })))
+                .await?;
+        }
+        Ok(())
+    }
+
     async fn notify(&self, recipient: &str, event: &str) -> anyhow::Result<()> {
         let region = &self.peal.regions[0].name;
         load::notify(&self.peal, region, recipient, &format!("{event}-{recipient}")).await?;

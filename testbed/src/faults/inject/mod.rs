@@ -38,6 +38,8 @@ pub(super) struct Injector {
     program: PathBuf,
     /// The rules that simulators follow during the whole scenario.
     lasting: Vec<Rules>,
+    /// How many broadcasts were sent.
+    broadcasts: usize,
     /// How often a worker was killed.
     kills: usize,
     pub(super) phases: Phases,
@@ -55,6 +57,7 @@ impl Injector {
             random,
             seed,
             lasting: Vec::new(),
+            broadcasts: 0,
             kills: 0,
             phases: Phases::default(),
             unreadable: 0,
@@ -137,6 +140,7 @@ impl Injector {
             Inject::Kill(kind) => self.kill_and_start(*kind, hold, region).await?,
             Inject::Pause(kind) => self.pause(*kind, hold, region).await?,
             Inject::Restart(kind) => self.restart(*kind, region).await?,
+            Inject::Replace { whom, with, kill } => self.replace(whom, *with, *kill).await?,
             Inject::Majority => self.kill_majority(hold, region).await?,
             Inject::Squeeze(kind) => self.squeeze(*kind, region, hold).await?,
             Inject::Crash { points, passing } => {
@@ -161,6 +165,8 @@ impl Injector {
             Inject::Storm { count, answer } => self.storm(*count, answer, hold).await?,
             Inject::Withdrawal => self.withdraw().await?,
             Inject::Stampede(count) => return self.stampede(*count).await,
+            Inject::Broadcast(members) => self.broadcast(*members).await?,
+            Inject::Move(count) => self.move_recipients(*count).await?,
         }
         Ok(Vec::new())
     }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::{Injector, Victim};
 use crate::{
     faults::{figures::Disturbance, scenario::VictimKind},
+    peal::{Build, is_meant},
     providers::now_ms,
 };
 
@@ -45,6 +46,29 @@ impl Injector {
     pub(super) async fn restart(&mut self, kind: VictimKind, region: Option<&str>) -> anyhow::Result<()> {
         for victim in self.choose(kind, region) {
             self.stop(victim).await?;
+            self.start(victim).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the processes that `whom` means one after another, and starts each again as another version.
+    pub(super) async fn replace(&mut self, whom: &str, with: Build, kill: bool) -> anyhow::Result<()> {
+        let former = self.peal.former().context("the former programs")?.clone();
+        let mut victims = self.everyone();
+        victims.retain(|victim| {
+            self.program(*victim)
+                .is_some_and(|program| is_meant(whom, program.name()))
+        });
+        ensure!(!victims.is_empty(), "there is no {whom}");
+        for victim in victims {
+            if kill {
+                self.kill(victim).await?;
+            } else {
+                self.stop(victim).await?;
+            }
+            if let Some(program) = self.program(victim) {
+                program.set_build(with, &former);
+            }
             self.start(victim).await?;
         }
         Ok(())

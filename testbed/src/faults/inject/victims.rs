@@ -13,8 +13,8 @@ const END_WITHIN: Duration = Duration::from_secs(25);
 /// One process that faults can hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Victim {
-    /// The gateway of a region, by the region's index.
-    Gateway(usize),
+    /// A gateway, by the indices of the region and of the gateway in it.
+    Gateway(usize, usize),
     /// A worker, by the indices of the region and of the worker in it.
     Worker(usize, usize),
     /// A nats-server, by the indices of the region and of the server in it.
@@ -31,7 +31,8 @@ impl Injector {
             let workers = (0..parts.workers.len()).map(move |worker| Victim::Worker(region, worker));
             let servers = self.peal.nats.servers(&parts.name).len();
             let servers = (0..servers).map(move |server| Victim::Nats(region, server));
-            servers.chain(workers).chain([Victim::Gateway(region)])
+            let gateways = (0..parts.gateways().count()).map(move |gateway| Victim::Gateway(region, gateway));
+            servers.chain(workers).chain(gateways)
         });
         [Victim::Hub].into_iter().chain(regions).collect()
     }
@@ -41,9 +42,9 @@ impl Injector {
         let meant = |victim: &Victim| match (kind, victim) {
             (VictimKind::All, _)
             | (VictimKind::Hub, Victim::Hub)
-            | (VictimKind::Programs, Victim::Gateway(_) | Victim::Worker(..))
-            | (VictimKind::Any, Victim::Gateway(_) | Victim::Worker(..) | Victim::Nats(..)) => true,
-            (VictimKind::Gateway, Victim::Gateway(at))
+            | (VictimKind::Programs, Victim::Gateway(..) | Victim::Worker(..))
+            | (VictimKind::Any, Victim::Gateway(..) | Victim::Worker(..) | Victim::Nats(..)) => true,
+            (VictimKind::Gateway, Victim::Gateway(at, _))
             | (VictimKind::Worker, Victim::Worker(at, _))
             | (VictimKind::Nats, Victim::Nats(at, _)) => {
                 region.is_none_or(|region| self.peal.regions[*at].name == region)
@@ -67,7 +68,8 @@ impl Injector {
 
     pub(super) fn program(&mut self, victim: Victim) -> Option<&mut Program> {
         match victim {
-            Victim::Gateway(region) => Some(&mut self.peal.regions[region].gateway),
+            Victim::Gateway(region, 0) => Some(&mut self.peal.regions[region].gateway),
+            Victim::Gateway(region, further) => Some(&mut self.peal.regions[region].more_gateways[further - 1]),
             Victim::Worker(region, worker) => Some(&mut self.peal.regions[region].workers[worker]),
             Victim::Nats(..) | Victim::Hub => None,
         }
