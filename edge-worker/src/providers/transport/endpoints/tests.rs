@@ -1,4 +1,6 @@
-use super::*;
+use jiff::Timestamp;
+
+use super::{choice::LEFT_ALONE, *};
 
 const FAST: Duration = Duration::from_millis(10);
 const SLOW: Duration = Duration::from_millis(40);
