@@ -1,5 +1,5 @@
-//! Where a provider can be reached, how well, and which way is used: the fastest that works. It is left at once when it
-//! fails, and for a faster one only after that was clearly faster for a while.
+//! The addresses of a provider: how they are measured, and which one is used. The fastest healthy address is used. A
+//! failed one is abandoned at once; a faster one is chosen only after it was clearly faster for `patience_ms`.
 
 mod choice;
 mod report;
@@ -30,13 +30,14 @@ pub use self::{
     settings::Settings,
 };
 
-/// Names are resolved anew this often, and addresses that are not named any more are kept this long: large providers
-/// name a different few of their addresses each time.
-pub(super) const RESOLVED_EVERY: Duration = Duration::from_mins(1);
-const ADDRESSES_KEPT: Duration = Duration::from_mins(10);
+/// How often a host is resolved.
+pub(super) const RESOLVE_EVERY: Duration = Duration::from_mins(1);
 
-/// Most addresses of one name that are looked at.
-const MOST_ADDRESSES: usize = 4;
+/// How long an address is kept that DNS no longer returns: large providers return a few of their addresses each time.
+const KEEP_ADDRESS_FOR: Duration = Duration::from_mins(10);
+
+/// The maximum number of addresses of a host; further ones are ignored.
+const MAX_ADDRESSES_PER_HOST: usize = 4;
 
 /// The endpoints of one provider and environment.
 #[derive(Debug)]
@@ -47,8 +48,8 @@ pub(in crate::providers) struct Endpoints {
     pub(super) settings: Settings,
     clock: Clock,
     start: Instant,
-    /// Microseconds after `start` when somebody last used them; zero means never.
-    wanted: AtomicU64,
+    /// Microseconds after `start` of the last use; zero means never.
+    last_used: AtomicU64,
     state: Mutex<State>,
     changed: watch::Sender<()>,
 }
@@ -72,31 +73,32 @@ impl Endpoints {
             settings,
             clock,
             start: Instant::now(),
-            wanted: AtomicU64::new(0),
+            last_used: AtomicU64::new(0),
             state: Mutex::new(state),
             changed: watch::Sender::default(),
         })
     }
 
-    /// Tells when another address is chosen.
+    /// Notifies when another address is chosen.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// Somebody needs them.
-    pub(super) fn want(&self) {
-        self.wanted
+    /// Records that a connection is needed or open.
+    pub(super) fn mark_used(&self) {
+        self.last_used
             .store(micros(self.start.elapsed()).max(1), Ordering::Relaxed);
     }
 
-    /// Whether somebody needed them lately. If not, nothing is measured: providers count connections.
-    pub(super) fn is_wanted(&self) -> bool {
-        let wanted = self.wanted.load(Ordering::Relaxed);
-        let since = self.start.elapsed().saturating_sub(Duration::from_micros(wanted));
-        wanted > 0 && since < 3 * self.settings.probe()
+    /// Whether they were used within three measurement intervals. If not, nothing is measured, because providers count
+    /// connections.
+    pub(super) fn is_in_use(&self) -> bool {
+        let used = self.last_used.load(Ordering::Relaxed);
+        let since = self.start.elapsed().saturating_sub(Duration::from_micros(used));
+        used > 0 && since < 3 * self.settings.probe()
     }
 
-    /// Hosts whose names were not resolved for `age`, with their indices.
+    /// Hosts that were not resolved for `age`, with their indices.
     pub(super) fn unresolved(&self, age: Duration) -> Vec<(usize, Arc<Host>)> {
         let state = self.lock();
         let hosts = self.hosts.iter().zip(&state.resolved).enumerate();
@@ -106,7 +108,8 @@ impl Endpoints {
             .collect()
     }
 
-    /// The host at `index` resolves to `addresses`; if there are none, the former stay.
+    /// Records that the host at `index` resolves to `addresses`. An empty result, such as a DNS failure, changes
+    /// nothing.
     pub(super) fn resolved(&self, index: usize, addresses: &[SocketAddr]) {
         if addresses.is_empty() {
             return;
@@ -120,16 +123,16 @@ impl Endpoints {
                 .filter(|known| Arc::ptr_eq(&known.route.host, host));
             let mut known: Vec<_> = known.collect();
             if let Some(known) = known.iter_mut().find(|known| known.route.address == address) {
-                known.named = instant;
-            } else if known.len() < MOST_ADDRESSES {
+                known.last_resolved = instant;
+            } else if known.len() < MAX_ADDRESSES_PER_HOST {
                 let elsewhere = |(_, chosen, _): &(_, Arc<Host>, _)| !Arc::ptr_eq(chosen, host);
                 let new = Known {
                     route: Route::new(host.clone(), address),
-                    named: instant,
+                    last_resolved: instant,
                     probed: None,
-                    ill_until: None,
+                    unhealthy_until: None,
                     failures: 0,
-                    left: state.chosen.as_ref().is_some_and(elsewhere),
+                    superseded: state.chosen.as_ref().is_some_and(elsewhere),
                     since: now,
                     why: "named by DNS".into(),
                 };
@@ -139,27 +142,28 @@ impl Endpoints {
         state.resolved[index] = Some(instant);
         let chosen = state.chosen.as_ref().map(|(address, ..)| *address);
         state.known.retain(|known| {
-            let is_named = instant - known.named < ADDRESSES_KEPT;
-            is_named || !Arc::ptr_eq(&known.route.host, host) || Some(known.route.address) == chosen
+            let is_recent = instant - known.last_resolved < KEEP_ADDRESS_FOR;
+            is_recent || !Arc::ptr_eq(&known.route.host, host) || Some(known.route.address) == chosen
         });
         let place = |known: &Known| self.hosts.iter().position(|host| Arc::ptr_eq(host, &known.route.host));
         state.known.sort_by_key(place);
     }
 
-    /// Whether an address is known that did not fail lately.
+    /// Whether any address is healthy.
     pub(super) fn any_healthy(&self) -> bool {
         self.lock().known.iter().any(Known::is_healthy)
     }
 
-    /// Whether another of these endpoints than the one called `name` did not fail lately; not if `name` is none of them.
+    /// Whether an endpoint other than `name` is healthy; false if `name` is not one of these endpoints.
     pub(super) fn has_another(&self, name: &str) -> bool {
         let state = self.lock();
         let mut healthy = state.known.iter().filter(|known| known.is_healthy());
         self.hosts.iter().any(|host| *host.name == *name) && healthy.any(|known| *known.route.host.name != *name)
     }
 
-    /// All addresses in the order in which they are to be tried for the connection number `nth` of a pool: the chosen one
-    /// and those of its endpoint that are as good, over which connections spread; then the others; then the ill.
+    /// All addresses in the order in which connection number `nth` of a pool tries them: first the chosen one and the
+    /// equally good ones of its endpoint, over which connections spread; then the other healthy ones; then the
+    /// unhealthy ones.
     pub(super) fn in_order(&self, nth: usize) -> Vec<Arc<Route>> {
         let mut state = self.lock();
         if state.chosen().is_none()
@@ -172,10 +176,10 @@ impl Endpoints {
         let rank = |known: &Known| {
             let Some(chosen) = &chosen else { return 3 };
             let is_measured = || known.route.round_trip.get().is_some() || chosen.round_trip.get().is_none();
-            match known.ill_until {
+            match known.unhealthy_until {
                 Some(_) => 3,
                 None if known.is(chosen) => 0,
-                None if !known.left && is_measured() && !state.outdoes(chosen, &known.route) => 1,
+                None if !known.superseded && is_measured() && !state.is_clearly_faster(chosen, &known.route) => 1,
                 None => 2,
             }
         };
@@ -192,12 +196,14 @@ impl Endpoints {
         order.into_iter().map(|(_, _, route)| route).collect()
     }
 
-    /// Whether connections to `route` are to stay.
-    pub(super) fn serves(&self, route: &Route) -> bool {
+    /// Whether connections to `route` should stay open.
+    pub(super) fn should_keep(&self, route: &Route) -> bool {
         let mut state = self.lock();
-        let usable = state.find(route).is_some_and(|known| known.is_healthy() && !known.left);
-        // Who has nowhere else to go stays.
-        usable || !state.known.iter().any(|known| known.is_healthy() && !known.left)
+        let usable = state
+            .find(route)
+            .is_some_and(|known| known.is_healthy() && !known.superseded);
+        // Without a better address, connections stay.
+        usable || !state.known.iter().any(|known| known.is_healthy() && !known.superseded)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -12,29 +12,29 @@ use shared::provider::Provider;
 
 use super::{
     Endpoints, Route,
-    route::{WHOLE, ms},
+    route::{FULL_SHARE, ms},
     state::Known,
 };
 use crate::providers::transport::http2::Host;
 
-/// Why an address was chosen.
+/// Why an address was chosen; a label of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
-    /// Nothing was measured yet: it is the first of the settings.
+    /// Nothing was measured yet, so the first one in the settings is used.
     First,
-    /// The fastest when all were measured for the first time.
+    /// It was the fastest once all addresses had been measured.
     Fastest,
-    /// It had been clearly faster than the former for a while.
+    /// It had been clearly faster than the previous choice for `patience_ms`.
     Faster,
-    /// The former failed.
+    /// The previous choice failed.
     Failover,
 }
 
 impl Why {
-    /// All of them.
+    /// All reasons, in the order of declaration.
     pub const ALL: [Self; 4] = [Self::First, Self::Fastest, Self::Faster, Self::Failover];
 
-    /// Its name in metrics.
+    /// The value of the metric label.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::First => "first",
@@ -45,52 +45,52 @@ impl Why {
     }
 }
 
-/// What is known of one address, or of an endpoint without any.
+/// The state of one address, or of an endpoint whose host was not resolved.
 #[derive(Debug, Clone, Serialize)]
 pub struct EndpointState {
-    /// Whose.
+    /// The provider that listens there.
     pub provider: Provider,
     /// `production` or `sandbox`, where the provider has both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub environment: Option<&'static str>,
     /// `host:port`, as in the settings.
     pub endpoint: Arc<str>,
-    /// One of the addresses that the host resolves to; none if it has not been resolved.
+    /// One of the addresses of the host; absent if the host was not resolved.
     pub address: Option<SocketAddr>,
-    /// Whether new connections go here first.
+    /// Whether new connections are opened here first.
     pub chosen: bool,
     /// Whether a connection is kept open here in case the chosen one fails.
     pub spare: bool,
-    /// Whether it did not fail lately.
+    /// False from a failure until the address works again.
     pub healthy: bool,
-    /// Since when it is chosen, healthy or not.
+    /// When it was last chosen, failed, or worked again.
     pub since: Option<Timestamp>,
-    /// Why, in words.
+    /// The reason of that change, in words for an operator.
     pub why: Cow<'static, str>,
-    /// Why it was chosen, if it is.
+    /// The reason of the choice, if it is the chosen one.
     #[serde(skip)]
     pub chosen_for: Option<Why>,
     /// Mean milliseconds of connecting: TCP, TLS and HTTP/2.
     pub connect_ms: Option<f64>,
     /// Mean milliseconds of an HTTP/2 ping.
     pub round_trip_ms: Option<f64>,
-    /// Mean milliseconds from a push to its answer.
+    /// Mean milliseconds from a request to its answer.
     pub answer_ms: Option<f64>,
-    /// Mean share of pushes without an answer, or with one of the 500s; 0 to 1.
+    /// Mean share of requests that got no answer or a 5xx status; 0 to 1.
     pub errors: f64,
-    /// Open connections, with the spare one.
+    /// Open connections, including the spare one.
     pub connections: usize,
-    /// When an answer came last.
+    /// When the last answer arrived.
     pub last_used: Option<Timestamp>,
 }
 
 impl Endpoints {
-    /// All that is known; `spare` is where a spare connection is open.
+    /// The state of every address; `spare` is the address with the spare connection.
     pub(in crate::providers::transport) fn report(&self, spare: Option<&Route>) -> Vec<EndpointState> {
         let state = self.lock();
         let now = self.clock.now();
         let chosen = state.chosen().map(|known| known.route.clone());
-        let of = |known: &Known| {
+        let state_of = |known: &Known| {
             let route = &known.route;
             let chosen = chosen.as_ref().is_some_and(|chosen| Arc::ptr_eq(chosen, route));
             EndpointState {
@@ -104,7 +104,7 @@ impl Endpoints {
                 connect_ms: route.connect.get().map(ms),
                 round_trip_ms: route.round_trip.get().map(ms),
                 answer_ms: route.answer.get().map(ms),
-                errors: f64::from(route.errors.load(Ordering::Relaxed)) / f64::from(WHOLE),
+                errors: f64::from(route.errors.load(Ordering::Relaxed)) / f64::from(FULL_SHARE),
                 connections: route.connections.load(Ordering::Relaxed),
                 last_used: route.unused_for().and_then(|unused| now.checked_sub(unused).ok()),
                 ..self.unknown(&route.host)
@@ -114,7 +114,7 @@ impl Endpoints {
         for host in &self.hosts {
             let before = all.len();
             let known = state.known.iter().filter(|known| Arc::ptr_eq(&known.route.host, host));
-            all.extend(known.map(of));
+            all.extend(known.map(state_of));
             if all.len() == before {
                 all.push(self.unknown(host));
             }
@@ -122,7 +122,7 @@ impl Endpoints {
         all
     }
 
-    /// What is said of a host without addresses.
+    /// The state of a host without addresses; also the base of the others.
     fn unknown(&self, host: &Host) -> EndpointState {
         EndpointState {
             provider: self.provider,

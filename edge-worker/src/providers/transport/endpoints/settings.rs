@@ -1,4 +1,4 @@
-//! The settings of measurement and choice.
+//! Settings of endpoints: how they are measured and chosen.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Milliseconds between two measurements of an address. At most one connection is opened in that time only to
-    /// measure what is known already.
+    /// Milliseconds between two measurements of an address. In that time at most one connection is opened only to
+    /// measure an address that was measured before.
     pub probe_ms: u64,
     /// Milliseconds for which another address must have been clearly faster before it is chosen.
     pub patience_ms: u64,
