@@ -1,6 +1,6 @@
-//! How fast this process may send with one credential: what was granted to it of what the provider lets the credential
-//! send in a minute. A push takes one token of a bucket, which is filled as time passes. What grants knows NATS; this does
-//! not.
+//! Limits how fast this process sends with one credential, to the part of the provider's limit that was granted to this
+//! process. A push takes one token from a bucket that fills as time passes. Grants come from `crate::quota`, which uses
+//! NATS; this file does not.
 
 use std::{
     collections::BTreeMap,
@@ -19,48 +19,49 @@ use tokio::{
 
 use super::Outcome;
 
-/// A grant for a minute is spread over this many seconds: a bucket that was not used for [`SAVED_S`] may send what it
-/// saved up on top, and any minute stays within the grant.
-const SPREAD_S: f64 = 61.0;
+/// The grant of a minute is spread over this many seconds, so that any minute stays within the grant even if it starts
+/// with the tokens of [`MAX_SAVED_S`].
+const GRANT_SPREAD_S: f64 = 61.0;
 
-/// Seconds of a grant that an unused bucket saves up, at most.
-const SAVED_S: f64 = 0.5;
+/// How much an unused bucket saves: the tokens of this many seconds.
+const MAX_SAVED_S: f64 = 0.5;
 
-/// Pushes wait for a token if no more wait than are sent in this many seconds. The others are parked at once, so that
-/// pushes of other providers find room.
-const QUEUE_S: f64 = 0.25;
+/// How many pushes may wait for a token: as many as are sent in this many seconds. Further ones are parked at once, so
+/// that they do not take the places of other providers.
+const MAX_QUEUE_S: f64 = 0.25;
 
-/// How long they wait at most, as when a grant is asked for: a sibling that has all gives back within half a second.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a push waits for a token at most. This covers the request for a grant: a worker that holds the whole quota
+/// returns a part within half a second.
+pub(crate) const MAX_TOKEN_WAIT: Duration = Duration::from_secs(2);
 
-/// While nothing is granted all pushes wait, because a grant is being asked for.
-const QUEUE_ALL: usize = usize::MAX;
+/// While nothing is granted, all pushes wait, because a grant is being requested.
+const UNLIMITED_QUEUE: usize = usize::MAX;
 
-/// When a push comes back for which nothing was granted.
+/// When a push is retried if nothing is granted.
 const RETRY_UNGRANTED_AFTER: Duration = Duration::from_secs(2);
 
-/// Where a grant is from.
+/// The source of a grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// The region's own share.
+    /// The share of the worker's own region.
     Home = 0,
-    /// What other regions lend.
+    /// Lent by other regions.
     Lent = 1,
 }
 
-/// What was used of a grant since the last [`Allowance::used`].
+/// The use of a grant since the last call of [`Allowance::used`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Use {
-    /// Tokens that were taken.
+    /// How many tokens were taken.
     pub taken: u64,
-    /// Whether pushes found none.
+    /// Whether a push found no token.
     pub starved: bool,
 }
 
-/// What one app states of its credential's limit.
+/// The limit of a credential, as one app states it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// The app.
+    /// The app that states it.
     pub app: AppId,
     /// Requests a minute that the provider lets the credential send.
     pub per_minute: u64,
@@ -69,19 +70,19 @@ pub struct Claim {
 /// The allowances of all providers.
 #[derive(Debug, Default)]
 pub(super) struct Allowances {
-    /// Whether anything is limited.
+    /// Whether credentials are limited at all.
     limited: AtomicBool,
     all: Mutex<BTreeMap<(Provider, String), Arc<Allowance>>>,
     more: Notify,
 }
 
 impl Allowances {
-    /// From now on credentials are limited to what is granted to them.
+    /// Limits credentials to their grants from now on.
     pub(super) fn limit(&self) {
         self.limited.store(true, Ordering::Relaxed);
     }
 
-    /// The allowance called `name`; `None` where nothing is limited.
+    /// The allowance called `name`, made if it is new; `None` if credentials are not limited.
     pub(super) fn of(&self, provider: Provider, name: String) -> Option<Arc<Allowance>> {
         if !self.limited.load(Ordering::Relaxed) {
             return None;
@@ -98,7 +99,7 @@ impl Allowances {
         self.lock().values().cloned().collect()
     }
 
-    /// Waits until there may be more of them.
+    /// Waits until an allowance may have been added.
     pub(super) async fn more(&self) {
         self.more.notified().await;
     }
@@ -108,15 +109,16 @@ impl Allowances {
     }
 }
 
-/// The bucket of one credential, or of several that share a limit, such as the service accounts of one Firebase project.
+/// The bucket of one credential, or of several that share a limit, such as the service accounts of one Firebase
+/// project.
 #[derive(Debug)]
 pub struct Allowance {
     provider: Provider,
     name: String,
-    /// One permit a token. A push under the grant costs this atomic and nothing else.
+    /// One permit a token. A push that finds a token costs only this atomic.
     tokens: Semaphore,
     waiting: AtomicUsize,
-    /// How many may wait.
+    /// How many pushes may wait.
     queue: AtomicUsize,
     starved: AtomicBool,
     wanted: Notify,
@@ -124,7 +126,7 @@ pub struct Allowance {
     fill: Mutex<Fill>,
 }
 
-/// A push that waits, for as long as this lives.
+/// Counts one waiting push until it is dropped.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Drop for Waiting<'_> {
@@ -135,15 +137,16 @@ impl Drop for Waiting<'_> {
 
 #[derive(Debug)]
 struct Fill {
-    /// Messages a minute, and until when.
+    /// Messages a minute, and when the grant ends; by [`Source`].
     grants: [(u64, Instant); 2],
     filled: Instant,
-    /// Parts of a token.
+    /// The fraction of a token that is not in the bucket yet.
     rest: f64,
+    /// How many tokens were ever put into the bucket.
     put: u64,
     /// Of `put`, the tokens that [`Allowance::used`] has reported as taken.
     seen: u64,
-    /// When the last push that was parked is to come back.
+    /// When the push that was parked last is to be retried.
     parked: Instant,
 }
 
@@ -156,7 +159,7 @@ impl Allowance {
             name,
             tokens: Semaphore::new(0),
             waiting: AtomicUsize::new(0),
-            queue: AtomicUsize::new(QUEUE_ALL),
+            queue: AtomicUsize::new(UNLIMITED_QUEUE),
             starved: AtomicBool::new(false),
             wanted: Notify::new(),
             granted: Notify::new(),
@@ -176,7 +179,7 @@ impl Allowance {
         self.provider
     }
 
-    /// Names the limit, such as by the Firebase project; no secret.
+    /// The name of the limit, such as a Firebase project; no secret.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -185,10 +188,10 @@ impl Allowance {
         self.provider == provider && self.name == name
     }
 
-    /// Takes a token, for one request; waits up to [`PATIENCE`] if there is none.
+    /// Takes a token, for one request; waits up to [`MAX_TOKEN_WAIT`] if there is none.
     ///
     /// # Errors
-    /// The outcome of not sending, which says when it is this push's turn.
+    /// [`Outcome::NotYet`], with the wait until the turn of this push.
     pub(super) async fn take(&self) -> Result<(), Outcome> {
         if let Ok(token) = self.tokens.try_acquire() {
             token.forget();
@@ -199,7 +202,7 @@ impl Allowance {
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.waiting);
         if before < self.queue.load(Ordering::Relaxed)
-            && let Ok(Ok(token)) = timeout(PATIENCE, self.tokens.acquire()).await
+            && let Ok(Ok(token)) = timeout(MAX_TOKEN_WAIT, self.tokens.acquire()).await
         {
             token.forget();
             return Ok(());
@@ -210,7 +213,7 @@ impl Allowance {
         })
     }
 
-    /// How long until this push's turn comes, behind those that were parked before it.
+    /// How long until the turn of this push, behind those that were parked before it.
     fn turn(&self) -> Duration {
         let now = Instant::now();
         let mut fill = self.fill();
@@ -223,11 +226,11 @@ impl Allowance {
         fill.parked - now
     }
 
-    /// Grants `rate` messages a minute until `ends`, in place of the former grant from that source.
+    /// Grants `rate` messages a minute until `ends`. Replaces the previous grant from the same source.
     pub fn grant(&self, from: Source, rate: u64, ends: Instant) {
         let now = Instant::now();
         let mut fill = self.fill();
-        // What was granted until now counts as it was.
+        // The time until now is filled at the previous rate.
         self.fill_up(&mut fill, now);
         fill.grants[from as usize] = (rate, ends);
         self.fill_up(&mut fill, now);
@@ -235,7 +238,7 @@ impl Allowance {
         self.granted.notify_one();
     }
 
-    /// What was used since the last call.
+    /// The use since the last call.
     pub fn used(&self) -> Use {
         let mut fill = self.fill();
         let taken = fill.put - self.tokens.available_permits() as u64;
@@ -246,7 +249,7 @@ impl Allowance {
         }
     }
 
-    /// Messages a minute that are granted at this moment.
+    /// Messages a minute that are granted now.
     pub fn rate(&self) -> u64 {
         self.fill().rate(Instant::now())
     }
@@ -278,21 +281,25 @@ impl Allowance {
     fn fill_up(&self, fill: &mut Fill, now: Instant) {
         let lasted = |(rate, ends): (u64, Instant)| {
             let time = ends.min(now).saturating_duration_since(fill.filled);
-            rate as f64 / SPREAD_S * time.as_secs_f64()
+            rate as f64 / GRANT_SPREAD_S * time.as_secs_f64()
         };
         fill.rest += fill.grants.into_iter().map(lasted).sum::<f64>();
         fill.filled = now;
         let rate = fill.rate(now);
-        let worth = |seconds: f64| (rate as f64 / SPREAD_S * seconds).ceil();
+        let worth = |seconds: f64| (rate as f64 / GRANT_SPREAD_S * seconds).ceil();
         let there = self.tokens.available_permits();
-        let (whole, most, queue) = (fill.rest as usize, worth(SAVED_S) as usize, worth(QUEUE_S) as usize);
+        let (whole, most, queue) = (
+            fill.rest as usize,
+            worth(MAX_SAVED_S) as usize,
+            worth(MAX_QUEUE_S) as usize,
+        );
         self.queue
-            .store(if rate == 0 { QUEUE_ALL } else { queue }, Ordering::Relaxed);
+            .store(if rate == 0 { UNLIMITED_QUEUE } else { queue }, Ordering::Relaxed);
         fill.rest -= whole as f64;
         let new = whole.min(most.saturating_sub(there));
         fill.put += new as u64;
         self.tokens.add_permits(new);
-        // What an ended grant left is not to be sent later.
+        // Tokens left from an ended grant must not be used later.
         fill.put -= self.tokens.forget_permits(there.saturating_sub(most)) as u64;
     }
 
@@ -325,7 +332,7 @@ mod tests {
         taken
     }
 
-    /// Pushes that get through in `seconds`, tried all the time.
+    /// How many pushes are sent in `seconds` if they are tried continuously.
     async fn sent(quota: &Allowance, seconds: u64) -> u64 {
         let mut all = 0;
         for _ in 0..seconds * 50 {
@@ -343,7 +350,7 @@ mod tests {
         quota.grant(Source::Home, 6000, Instant::now() + Duration::from_secs(1000));
         let first = sent(&quota, 60).await;
         assert!((5880..=6000).contains(&first), "{first}");
-        // Saved up for longer than it is kept.
+        // A pause that is longer than tokens are saved.
         for _ in 0..500 {
             tokio::time::advance(Duration::from_millis(20)).await;
             quota.refill();
@@ -369,7 +376,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn parked_pushes_come_back_in_turn() {
+    async fn parked_pushes_are_retried_in_turn() {
         let quota = bucket();
         let wait = |outcome: Result<(), Outcome>| match outcome {
             Err(Outcome::NotYet { wait, .. }) => wait,

@@ -1,4 +1,4 @@
-//! One attempt, how far it has come, and its result.
+//! One attempt, its progress, and its result.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,20 +16,20 @@ use super::{Message, Outcome};
 pub struct Attempt<'a> {
     /// The app whose credential is used.
     pub app: &'a AppId,
-    /// Where to send.
+    /// The address to reach.
     pub address: &'a Address,
     /// The delivery this attempt belongs to; the same for every attempt. It is the `apns-id`.
     pub delivery: DeliveryId,
-    /// What to send.
+    /// The message to send.
     pub message: &'a Message,
-    /// When the push stops being worth delivering.
+    /// When the time to live of the message ends.
     pub expires_at: Timestamp,
 }
 
 /// The result of an [`Attempt`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempted {
-    /// What it means for the delivery.
+    /// The outcome, which decides what happens to the delivery.
     pub outcome: Outcome,
     /// The provider that was asked, or would have been.
     pub provider: Provider,
@@ -43,15 +43,14 @@ pub struct Attempted {
     pub started_at: Timestamp,
     /// When its outcome was known.
     pub ended_at: Timestamp,
-    /// How long the provider took, with all repeats in process; zero if it was not asked.
+    /// How long the provider took, including repeats within the attempt; zero if it was not asked.
     pub took: Duration,
 }
 
-/// How far an attempt has come. The desk reads it when the time of the attempt is up, so it must be current at every
-/// await.
+/// The progress of an attempt. The desk reads it when the time limit is exceeded, so it must be current at every await.
 #[derive(Debug)]
 pub(super) struct Progress {
-    /// `host:port` of the endpoint that is tried; empty before one is.
+    /// `host:port` of the endpoint in use; empty before the first is tried.
     pub(super) endpoint: Arc<str>,
     /// The HTTP status of the answer, once its head has arrived.
     pub(super) status: Option<u16>,
@@ -61,19 +60,19 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Nothing has been tried.
-    pub(super) fn none(nowhere: &Arc<str>) -> Self {
+    pub(super) fn none(no_endpoint: &Arc<str>) -> Self {
         Self {
-            endpoint: nowhere.clone(),
+            endpoint: no_endpoint.clone(),
             status: None,
             sent: false,
         }
     }
 
-    /// What it means that the attempt was cut off here.
+    /// The outcome of an attempt that is cut off at this point.
     pub(super) fn cut_off(&self) -> Outcome {
         match (self.sent, self.status) {
             (true, Some(200)) => Outcome::Accepted { provider_id: None },
-            // Refused, but the rest of the answer, which says why, did not come.
+            // Refused, but the reason in the body did not arrive.
             (true, Some(_)) => Outcome::retry_later("answer_incomplete", None),
             (true, None) => Outcome::ambiguous("timeout"),
             (false, _) => Outcome::endpoint("no_stream_free", None),

@@ -1,5 +1,5 @@
-//! Circuit breakers: after several failures in a row nothing is sent for a while, then one attempt finds out whether it
-//! works again.
+//! Circuit breakers: after several failures in a row nothing is sent for some time; then one attempt probes whether
+//! sending works again.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -11,20 +11,20 @@ use tokio::time::Instant;
 
 use super::{Attempted, Outcome};
 
-/// How long other attempts wait for the answer of the one that finds out.
+/// How long a probe keeps other attempts away, if it gets no answer.
 const PROBE_WITHIN: Duration = Duration::from_secs(5);
 
-/// What a breaker watches.
+/// The kind of failures that a breaker counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Watched {
-    /// Whether the credential is taken.
+    /// The credential: whether the provider accepts it.
     Credential,
-    /// Whether the endpoints are reached and answer.
+    /// The endpoints: whether they are reachable and answer.
     Endpoint,
 }
 
 impl Watched {
-    /// Its name in metrics.
+    /// The value of the metric label.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Credential => "credential",
@@ -32,8 +32,8 @@ impl Watched {
         }
     }
 
-    /// Failures in a row that open it. A credential that was refused a few times will be refused again; a server may
-    /// well fail ten times and serve the eleventh.
+    /// Failures in a row that open it. A credential that was refused three times will be refused again; a server may
+    /// fail a few times and recover.
     const fn max_failures(self) -> u32 {
         match self {
             Self::Credential => 3,
@@ -41,7 +41,7 @@ impl Watched {
         }
     }
 
-    /// How long it stays open at first, and at most; each failed attempt to close it doubles the time.
+    /// How long it stays open the first time, and at most. Each failed probe doubles the time.
     const fn open(self) -> (Duration, Duration) {
         match self {
             Self::Credential => (Duration::from_secs(5), Duration::from_mins(5)),
@@ -56,7 +56,7 @@ struct Breaker {
     watched: Watched,
     start: Instant,
     failures: AtomicU32,
-    /// How often it opened since it last worked.
+    /// How often it opened since the last success.
     opened: AtomicU32,
     /// Milliseconds after `start`; zero while it is closed.
     until: AtomicU64,
@@ -75,10 +75,10 @@ impl Breaker {
         }
     }
 
-    /// Whether to try.
+    /// Admits an attempt, or the probe of an open breaker.
     ///
     /// # Errors
-    /// How long to wait, if not.
+    /// How long to wait, if the breaker is open.
     fn admit(&self) -> Result<(), Duration> {
         let until = self.until.load(Ordering::Relaxed);
         if until == 0 {
@@ -101,9 +101,9 @@ impl Breaker {
         }
     }
 
-    /// Returns whether this closed it.
+    /// Records a success; returns whether it closed the breaker.
     fn worked(&self) -> bool {
-        // Looked at first: all cores read these, and a store would take the cache line from them at every push.
+        // Checked first: all cores read these, and a store at every push would invalidate their cache lines.
         if self.failures.load(Ordering::Relaxed) == 0 && self.until.load(Ordering::Relaxed) == 0 {
             return false;
         }
@@ -113,11 +113,11 @@ impl Breaker {
         self.until.swap(0, Ordering::Relaxed) != 0
     }
 
-    /// Returns for how long this opened it.
+    /// Records a failure; returns for how long it opened the breaker, if it did.
     fn failed(&self) -> Option<Duration> {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         let open = self.until.load(Ordering::Relaxed) != 0;
-        // Attempts that were under way when it opened change nothing.
+        // Failures of attempts that were in flight when it opened do not count.
         if !self.probing.swap(false, Ordering::Relaxed) && (open || failures < self.watched.max_failures()) {
             return None;
         }
@@ -154,13 +154,13 @@ pub(super) struct Circuit {
 /// Whether a breaker is open, for metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BreakerState {
-    /// The provider that it guards.
+    /// The provider to which sending stops.
     pub provider: Provider,
     /// Names the credential and the environment; no secret.
     pub name: String,
-    /// What it watches.
+    /// The kind of failures that it counts.
     pub watched: Watched,
-    /// Whether nothing is sent.
+    /// Whether sending is stopped.
     pub is_open: bool,
 }
 
@@ -174,7 +174,10 @@ impl Circuit {
         }
     }
 
-    /// Whether to try; else the outcome of not trying.
+    /// Admits an attempt.
+    ///
+    /// # Errors
+    /// The outcome, if a breaker is open.
     pub(super) fn admit(&self) -> Result<(), Outcome> {
         if let Err(wait) = self.credential.admit() {
             return Err(Outcome::credential("breaker_open", Some(wait)));
@@ -185,16 +188,16 @@ impl Circuit {
         Ok(())
     }
 
-    /// Learns from an attempt. What fails at an endpoint says nothing as long as the next attempt goes `elsewhere`.
-    pub(super) fn learn(&self, attempted: &Attempted, elsewhere: impl Fn() -> bool) {
+    /// Records an attempt. A failure at one endpoint does not count if the next attempt uses another (`has_another`).
+    pub(super) fn learn(&self, attempted: &Attempted, has_another: impl Fn() -> bool) {
         let failing = attempted.status.is_some_and(|status| status >= 500);
         match &attempted.outcome {
             Outcome::CredentialTrouble { .. } => {
                 self.failed(&self.credential);
                 self.worked(&self.endpoint);
             }
-            Outcome::EndpointTrouble { .. } | Outcome::Ambiguous { .. } => self.unreached(elsewhere),
-            Outcome::RetryLater { .. } if failing => self.unreached(elsewhere),
+            Outcome::EndpointTrouble { .. } | Outcome::Ambiguous { .. } => self.unreached(has_another),
+            Outcome::RetryLater { .. } if failing => self.unreached(has_another),
             Outcome::NotYet { .. } => {}
             Outcome::Accepted { .. }
             | Outcome::Rejected { .. }
@@ -206,8 +209,8 @@ impl Circuit {
         }
     }
 
-    fn unreached(&self, elsewhere: impl Fn() -> bool) {
-        if !elsewhere() {
+    fn unreached(&self, has_another: impl Fn() -> bool) {
+        if !has_another() {
             self.failed(&self.endpoint);
         }
     }
@@ -240,7 +243,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_opens_after_failures_in_a_row_and_one_attempt_finds_out() {
+    async fn it_opens_after_failures_in_a_row_and_one_attempt_probes() {
         let breaker = Breaker::new(Watched::Endpoint);
         for _ in 0..3 {
             for _ in 0..9 {
@@ -253,7 +256,7 @@ mod tests {
         }
         tokio::time::advance(Duration::from_millis(1)).await;
         assert_eq!(breaker.failed(), Some(Duration::from_secs(1)));
-        assert_eq!(breaker.failed(), None, "attempts that were under way change nothing");
+        assert_eq!(breaker.failed(), None, "failures of attempts in flight do not count");
         assert_eq!(breaker.admit(), Err(Duration::from_secs(1)));
         for wait in [2, 4, 8, 16, 32, 60, 60] {
             tokio::time::advance(Duration::from_mins(1)).await;

@@ -1,4 +1,4 @@
-//! What a provider must be able to do. Everything else is written once, in [`super::desk`].
+//! The trait that each provider implements. The code around it is the same for all, in [`super::desk`].
 
 use std::{fmt::Debug, future::Future, sync::Arc, time::Duration};
 
@@ -14,16 +14,16 @@ use super::{
     transport::{endpoints, http2::Network},
 };
 
-/// What all providers are made with.
+/// What every provider is given at construction.
 #[derive(Debug, Clone)]
 pub(super) struct Common {
     /// How endpoints are measured and chosen.
     pub(super) endpoints: endpoints::Settings,
-    /// Time.
+    /// The clock for tokens, `Retry-After` dates and time stamps.
     pub(super) clock: Clock,
 }
 
-/// What an account may send, where its provider limits that.
+/// The rate at which an account may send, if its provider limits it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Limit {
     /// Accounts with the same name share one limit.
@@ -32,43 +32,43 @@ pub(super) struct Limit {
     pub(super) per_minute: u64,
 }
 
-/// A provider. Holds its connections; knows no apps, breakers, allowances or time limits.
+/// A provider. Holds its connections; does not depend on apps, breakers, allowances or time limits.
 pub(super) trait Carrier: Debug + Sized + Send + Sync + 'static {
-    /// Its word on the wire and in metrics.
+    /// The provider that it implements.
     const PROVIDER: Provider;
 
     /// Names its request in traces: the method and the URL template, such as `POST /3/device/{token}`.
     const TEMPLATE: &'static str;
 
-    /// Its environments, each with breakers of its own: what fails in one says nothing of another. `None` names the only
-    /// one.
+    /// Its environments, each with breakers of its own, because a failure in one does not affect another. `[None]` for
+    /// a provider with a single one.
     const ENVIRONMENTS: &'static [Option<&'static str>] = &[None];
 
     /// Its part of the settings.
     type Settings;
 
-    /// What an app brings.
+    /// The credential that an app configures, from `shared::provider`.
     type Credential;
 
-    /// A credential that was checked and can be used.
+    /// A checked credential, ready for use.
     type Account: Debug + Send + Sync;
 
-    /// Makes it; nothing is connected yet.
+    /// Makes the provider, without connecting.
     fn new(settings: &Self::Settings, common: &Common) -> Result<Self, BadSettings>;
 
     /// How long an attempt may take. At most [`crate::limits::ATTEMPT_WITHIN`]; the desk refuses more.
     fn timeout(settings: &Self::Settings) -> Duration;
 
-    /// The credential, if it is one for this provider.
+    /// The credential of this provider; `None` if it belongs to another.
     fn credential(credential: provider::Credential) -> Option<Self::Credential>;
 
-    /// Checks `credential` and makes it usable.
+    /// Checks `credential` and prepares its use.
     fn account(&self, credential: Self::Credential) -> Result<Self::Account, BadCredential>;
 
     /// Names the credential in metrics and logs; no secret. Accounts of the same name share breakers and places.
     fn name(account: &Self::Account) -> String;
 
-    /// What the provider lets the account send.
+    /// The rate limit that the provider sets for the account; `None` if it sets none.
     fn limit(_account: &Self::Account) -> Option<Limit> {
         None
     }
@@ -78,12 +78,13 @@ pub(super) trait Carrier: Debug + Sized + Send + Sync + 'static {
         0
     }
 
-    /// The endpoints of each environment, in the order of [`Self::ENVIRONMENTS`]; none if they are not measured.
+    /// The networks, in the order of [`Self::ENVIRONMENTS`]; empty if the endpoints are not measured.
     fn networks(&self) -> Vec<Arc<Network>> {
         Vec::new()
     }
 
-    /// Sends, and reads the answer. Keeps `progress` current, because the desk may drop the future at any await.
+    /// Sends the message and reads the answer. Keeps `progress` current, because the desk may drop the future at any
+    /// await.
     fn attempt(
         &self,
         account: &Self::Account,

@@ -1,5 +1,5 @@
-//! What surrounds every attempt, whoever the provider: the accounts of the apps, places, allowances, breakers and the
-//! time limit.
+//! The code around every attempt, the same for all providers: the accounts of the apps, places, allowances, breakers
+//! and the time limit.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,36 +25,36 @@ use super::{
 };
 use crate::limits::ATTEMPT_WITHIN;
 
-/// A provider, as the list of all of them sees it.
-pub(super) trait Door: std::fmt::Debug + Send + Sync {
-    /// Checks `credential` for `app`. The result puts it in use; until then nothing has changed.
-    fn check<'a>(&'a self, app: &'a AppId, credential: Credential) -> Result<PutInUse<'a>, BadCredential>;
+/// The desk of any provider, so that [`super::Providers`] can list all of them.
+pub(super) trait AnyDesk: std::fmt::Debug + Send + Sync {
+    /// Checks `credential` for `app`. Nothing changes until the result is called, which activates the credential.
+    fn check<'a>(&'a self, app: &'a AppId, credential: Credential) -> Result<Activate<'a>, BadCredential>;
 
-    /// Takes its credential from `app`. Attempts under way finish.
+    /// Removes the credential of `app`. Attempts in flight finish.
     fn forget(&self, app: &AppId);
 
-    /// Whether `app` has a credential here.
-    fn admits(&self, app: &AppId) -> bool;
+    /// Whether `app` has a credential for this provider.
+    fn has_account(&self, app: &AppId) -> bool;
 
-    /// Makes one attempt, within [`ATTEMPT_WITHIN`] and the time that its allowance makes it wait.
+    /// Makes one attempt, within [`ATTEMPT_WITHIN`] plus the wait for its allowance.
     fn deliver<'a>(&'a self, attempt: Attempt<'a>) -> BoxFuture<'a, Attempted>;
 
-    /// How its endpoints are reached.
+    /// Its networks, in the order of [`Carrier::ENVIRONMENTS`]; empty if its endpoints are not measured.
     fn networks(&self) -> &[Arc<Network>];
 
     /// Every breaker and whether it is open.
     fn breaker_states(&self) -> Vec<BreakerState>;
 
-    /// What each app states of the limit that `allowance` keeps.
+    /// The limit that each app with a credential for `allowance` states.
     fn claims(&self, allowance: &Allowance) -> Vec<Claim>;
 }
 
-/// Puts a checked credential in use.
-pub(super) type PutInUse<'a> = Box<dyn FnOnce() + 'a>;
+/// Activates a checked credential.
+pub(super) type Activate<'a> = Box<dyn FnOnce() + 'a>;
 
-/// What the desks of one worker share.
+/// Shared by all desks of one worker.
 #[derive(Debug, Clone)]
-pub(super) struct Hall {
+pub(super) struct DeskContext {
     pub(super) common: Common,
     pub(super) allowances: Arc<Allowances>,
     pub(super) bulkheads: Arc<Bulkheads>,
@@ -65,54 +65,54 @@ pub(super) struct Hall {
 pub(super) struct Desk<C: Carrier> {
     carrier: C,
     timeout: Duration,
-    hall: Hall,
+    context: DeskContext,
     networks: Vec<Arc<Network>>,
     accounts: ArcSwap<HashMap<AppId, Arc<Opened<C>>>>,
-    /// By credential. Serializes writers of `accounts`; readers never wait. Kept when a credential is forgotten, so that
-    /// giving it again does not make a bad one good.
+    /// By name of the credential. Its lock serializes the writers of `accounts`; readers never wait. A guard is kept
+    /// when its credential is removed, so that configuring a bad credential again does not close its breaker.
     guards: Mutex<BTreeMap<String, Guard>>,
-    nowhere: Arc<str>,
+    no_endpoint: Arc<str>,
 }
 
-/// What guards the attempts with one credential.
+/// The breakers and places of one credential.
 #[derive(Debug, Clone)]
 struct Guard {
-    /// By environment.
+    /// In the order of [`Carrier::ENVIRONMENTS`].
     circuits: Arc<[Circuit]>,
     places: Arc<Places>,
 }
 
-/// What one app may use.
+/// The account of one app, with everything that its attempts need.
 #[derive(Debug)]
 struct Opened<C: Carrier> {
     account: C::Account,
     credential: String,
     guard: Guard,
-    /// Absent where nobody grants allowances, and nothing is limited.
+    /// Absent if the provider sets no limit, or the worker does not enforce limits.
     allowance: Option<Arc<Allowance>>,
 }
 
 impl<C: Carrier> Desk<C> {
     /// A desk without accounts.
-    pub(super) fn new(settings: &C::Settings, hall: &Hall) -> Result<Self, BadSettings> {
+    pub(super) fn new(settings: &C::Settings, context: &DeskContext) -> Result<Self, BadSettings> {
         let timeout = C::timeout(settings);
         if timeout > ATTEMPT_WITHIN {
             return Err(BadSettings::Timeout(C::PROVIDER));
         }
-        let carrier = C::new(settings, &hall.common)?;
+        let carrier = C::new(settings, &context.common)?;
         Ok(Self {
             timeout,
             networks: carrier.networks(),
             carrier,
-            hall: hall.clone(),
+            context: context.clone(),
             accounts: ArcSwap::default(),
             guards: Mutex::default(),
-            nowhere: "".into(),
+            no_endpoint: "".into(),
         })
     }
 
     async fn attempt(&self, attempt: Attempt<'_>) -> Attempted {
-        let started_at = self.hall.common.clock.now();
+        let started_at = self.context.common.clock.now();
         let Some(opened) = self.accounts.load().get(attempt.app).cloned() else {
             return self.untried(Outcome::credential("no_credential", None), started_at);
         };
@@ -138,10 +138,10 @@ impl<C: Carrier> Desk<C> {
         attempted
     }
 
-    /// Asks the provider, for as long as an attempt may take.
+    /// Asks the provider, within the time limit of an attempt.
     async fn ask(&self, opened: &Opened<C>, attempt: &Attempt<'_>, started_at: Timestamp) -> Attempted {
         let began = Instant::now();
-        let mut progress = Progress::none(&self.nowhere);
+        let mut progress = Progress::none(&self.no_endpoint);
         let outcome = {
             let mut answer = pin!(self.carrier.attempt(&opened.account, attempt, &mut progress));
             if let Ok(outcome) = timeout(SLOW_AFTER.min(self.timeout), answer.as_mut()).await {
@@ -165,10 +165,10 @@ impl<C: Carrier> Desk<C> {
             outcome,
             provider: C::PROVIDER,
             status: None,
-            endpoint: self.nowhere.clone(),
+            endpoint: self.no_endpoint.clone(),
             template: C::TEMPLATE,
             started_at,
-            ended_at: self.hall.common.clock.now(),
+            ended_at: self.context.common.clock.now(),
             took: Duration::ZERO,
         }
     }
@@ -181,7 +181,7 @@ impl<C: Carrier> Desk<C> {
             .or_insert_with(|| self.guard(&credential));
         let opened = Opened {
             guard: guard.clone(),
-            allowance: C::limit(&account).and_then(|limit| self.hall.allowances.of(C::PROVIDER, limit.name)),
+            allowance: C::limit(&account).and_then(|limit| self.context.allowances.of(C::PROVIDER, limit.name)),
             credential,
             account,
         };
@@ -200,16 +200,16 @@ impl<C: Carrier> Desk<C> {
         };
         Guard {
             circuits: C::ENVIRONMENTS.iter().copied().map(circuit).collect(),
-            places: Arc::new(Places::new(self.hall.bulkheads.clone())),
+            places: Arc::new(Places::new(self.context.bulkheads.clone())),
         }
     }
 
-    /// Changes the accounts. The caller holds the lock of the guards.
+    /// Changes the accounts. The first parameter proves that the caller holds the lock of the guards.
     fn change(&self, _: &MutexGuard<'_, BTreeMap<String, Guard>>, change: impl FnOnce(&mut Accounts<C>)) {
         let mut all = HashMap::clone(&self.accounts.load());
         change(&mut all);
         let credentials: BTreeSet<_> = all.values().map(|opened| &opened.credential).collect();
-        self.hall.bulkheads.count(C::PROVIDER, credentials.len());
+        self.context.bulkheads.count(C::PROVIDER, credentials.len());
         self.accounts.store(Arc::new(all));
     }
 
@@ -220,8 +220,8 @@ impl<C: Carrier> Desk<C> {
 
 type Accounts<C> = HashMap<AppId, Arc<Opened<C>>>;
 
-impl<C: Carrier> Door for Desk<C> {
-    fn check<'a>(&'a self, app: &'a AppId, credential: Credential) -> Result<PutInUse<'a>, BadCredential> {
+impl<C: Carrier> AnyDesk for Desk<C> {
+    fn check<'a>(&'a self, app: &'a AppId, credential: Credential) -> Result<Activate<'a>, BadCredential> {
         let of_another = || BadCredential::new(C::PROVIDER.as_str(), "must be a credential for this provider");
         let credential = C::credential(credential).ok_or_else(of_another)?;
         let account = self.carrier.account(credential)?;
@@ -234,7 +234,7 @@ impl<C: Carrier> Door for Desk<C> {
         });
     }
 
-    fn admits(&self, app: &AppId) -> bool {
+    fn has_account(&self, app: &AppId) -> bool {
         self.accounts.load().contains_key(app)
     }
 

@@ -1,9 +1,8 @@
-//! The providers: who delivers a message, and the outcome of one attempt. A provider knows an address, a message and its
-//! own settings; nothing of NATS, the ledger or acknowledgements. What happened to one attempt is a value, [`Outcome`].
+//! The providers that deliver messages. A provider knows an address, a message and its own settings; nothing of NATS,
+//! the ledger or acknowledgements. The outcome of one attempt is a value, [`Outcome`].
 //!
-//! This file is the list of them. What a provider must be able to do is the trait in `carrier`; what surrounds every
-//! attempt is written once, in `desk`; what reaches a provider is `transport`. `docs/adding-a-provider.md` says how
-//! another is added.
+//! This file lists them. Each provider implements the trait in `carrier`; `desk` has the code around every attempt,
+//! once for all providers; `transport` connects to them. `docs/adding-a-provider.md` describes how to add one.
 
 mod allowance;
 mod attempt;
@@ -29,7 +28,7 @@ use shared::{
     provider::{Credential, Provider},
 };
 
-pub(crate) use self::allowance::PATIENCE as ALLOWANCE_PATIENCE;
+pub(crate) use self::allowance::MAX_TOKEN_WAIT as ALLOWANCE_PATIENCE;
 pub use self::{
     allowance::{Allowance, Claim, Source, Use},
     attempt::{Attempt, Attempted},
@@ -43,12 +42,12 @@ pub use self::{
 };
 use self::{
     carrier::Common,
-    desk::{Desk, Door, Hall},
+    desk::{AnyDesk, Desk, DeskContext},
     places::Bulkheads,
     transport::http2::Network,
 };
 
-/// How the providers are reached.
+/// Settings of all providers.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
@@ -60,11 +59,11 @@ pub struct Settings {
     pub endpoints: EndpointSettings,
 }
 
-/// Makes a provider. One without an arm does not compile.
-fn door(provider: Provider, settings: &Settings, hall: &Hall) -> Result<Box<dyn Door>, BadSettings> {
+/// Makes the desk of a provider. The match is total, so a provider without an arm does not compile.
+fn desk(provider: Provider, settings: &Settings, context: &DeskContext) -> Result<Box<dyn AnyDesk>, BadSettings> {
     Ok(match provider {
-        Provider::Apns => Box::new(Desk::<apns::Apns>::new(&settings.apns, hall)?),
-        Provider::Fcm => Box::new(Desk::<fcm::Fcm>::new(&settings.fcm, hall)?),
+        Provider::Apns => Box::new(Desk::<apns::Apns>::new(&settings.apns, context)?),
+        Provider::Fcm => Box::new(Desk::<fcm::Fcm>::new(&settings.fcm, context)?),
     })
 }
 
@@ -73,7 +72,7 @@ fn carriers(address: &Address) -> [Provider; 1] {
     [address.provider()]
 }
 
-/// A credential that cannot work: which field, and which rule it breaks. Never the value.
+/// A credential that cannot work: the field, and the rule that it breaks; never the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {rule}")]
 pub struct BadCredential {
@@ -93,18 +92,18 @@ impl BadCredential {
 #[derive(Debug)]
 pub struct Providers {
     /// In the order of [`Provider::ALL`].
-    doors: Vec<Box<dyn Door>>,
-    hall: Hall,
+    desks: Vec<Box<dyn AnyDesk>>,
+    context: DeskContext,
 }
 
 impl Providers {
     /// Providers without any credential; nothing is connected yet.
     ///
     /// # Errors
-    /// When a `ca_file`, or what the operating system trusts, cannot be read, an endpoint is malformed, or a time-out
-    /// exceeds [`crate::limits::ATTEMPT_WITHIN`].
+    /// If a `ca_file` or the operating system's trusted certificates cannot be read, an endpoint is malformed, or a
+    /// time-out exceeds [`crate::limits::ATTEMPT_WITHIN`].
     pub fn new(settings: &Settings, clock: Clock) -> Result<Self, BadSettings> {
-        let hall = Hall {
+        let context = DeskContext {
             common: Common {
                 endpoints: settings.endpoints,
                 clock,
@@ -112,32 +111,32 @@ impl Providers {
             allowances: Arc::default(),
             bulkheads: Bulkheads::new(),
         };
-        let doors = Provider::ALL.iter().map(|provider| door(*provider, settings, &hall));
+        let desks = Provider::ALL.iter().map(|provider| desk(*provider, settings, &context));
         Ok(Self {
-            doors: doors.collect::<Result<_, _>>()?,
-            hall,
+            desks: desks.collect::<Result<_, _>>()?,
+            context,
         })
     }
 
-    /// Limits what is sent, where a provider limits it, to what is granted to the [`Self::allowances`]. Applies to
-    /// credentials given afterwards.
+    /// Limits sending to the grants of [`Self::allowances`], for providers that limit it. Applies to credentials that
+    /// are configured afterwards.
     #[must_use]
     pub fn with_allowances(self) -> Self {
-        self.hall.allowances.limit();
+        self.context.allowances.limit();
         self
     }
 
     /// Keeps a slow credential from taking all of `in_flight` places from the others.
     #[must_use]
     pub fn with_bulkheads(self, in_flight: usize) -> Self {
-        self.hall.bulkheads.divide(in_flight);
+        self.context.bulkheads.divide(in_flight);
         self
     }
 
-    /// Gives `app` these credentials in place of those it had.
+    /// Replaces the credentials of `app` by these.
     ///
-    /// All are checked before any is used. Attempts under way finish with the old ones, whose connections close when the
-    /// last of them is done. An unchanged APNs key keeps its connections and its provider token, because Apple limits how
+    /// All are checked before any is used. Attempts in flight finish with the old ones, whose connections close after
+    /// the last of them. An unchanged APNs key keeps its connections and its provider token, because Apple limits how
     /// often a token may change.
     ///
     /// # Errors
@@ -146,23 +145,23 @@ impl Providers {
         let given: Vec<_> = credentials.iter().map(Credential::provider).collect();
         let checked = credentials
             .into_iter()
-            .map(|credential| self.door(credential.provider()).check(app, credential));
+            .map(|credential| self.desk(credential.provider()).check(app, credential));
         let checked = checked.collect::<Result<Vec<_>, _>>()?;
-        for put_in_use in checked {
-            put_in_use();
+        for activate in checked {
+            activate();
         }
         for provider in Provider::ALL {
             if !given.contains(provider) {
-                self.door(*provider).forget(app);
+                self.desk(*provider).forget(app);
             }
         }
         Ok(())
     }
 
-    /// Takes all credentials from `app`. Attempts under way finish.
+    /// Removes all credentials of `app`. Attempts in flight finish.
     pub fn forget(&self, app: &AppId) {
-        for door in &self.doors {
-            door.forget(app);
+        for desk in &self.desks {
+            desk.forget(app);
         }
     }
 
@@ -170,20 +169,21 @@ impl Providers {
     pub fn can_reach(&self, app: &AppId, address: &Address) -> bool {
         carriers(address)
             .into_iter()
-            .any(|provider| self.door(provider).admits(app))
+            .any(|provider| self.desk(provider).has_account(app))
     }
 
     /// Makes one attempt, with the first provider of the address for which the app has a credential. Takes at most
-    /// [`crate::limits::ATTEMPT_WITHIN`] and [`crate::limits::ALLOWANCE_WITHIN`]; dropping the future gives the attempt up.
+    /// [`crate::limits::ATTEMPT_WITHIN`] and [`crate::limits::ALLOWANCE_WITHIN`]; dropping the future abandons the
+    /// attempt.
     pub async fn deliver(&self, attempt: Attempt<'_>) -> Attempted {
         let carriers = carriers(attempt.address);
-        let admits = |provider: &Provider| self.door(*provider).admits(attempt.app);
-        let chosen = carriers.into_iter().find(admits).unwrap_or(carriers[0]);
-        self.door(chosen).deliver(attempt).await
+        let has_account = |provider: &Provider| self.desk(*provider).has_account(attempt.app);
+        let chosen = carriers.into_iter().find(has_account).unwrap_or(carriers[0]);
+        self.desk(chosen).deliver(attempt).await
     }
 
-    /// Measures the endpoints, chooses among them and keeps spare connections. Does not end; without it connections go to
-    /// the first endpoint that can be reached.
+    /// Measures the endpoints, chooses among them and keeps spare connections. Does not end; without it connections go
+    /// to the first endpoint that can be reached.
     pub fn watch(&self) -> impl Future<Output = ()> + Send + 'static {
         let watching: Vec<_> = self.networks().map(|network| network.clone().watch()).collect();
         async {
@@ -191,36 +191,36 @@ impl Providers {
         }
     }
 
-    /// Every endpoint with its addresses, and which are used and why.
+    /// The state of every address of every endpoint.
     pub fn endpoint_states(&self) -> Vec<EndpointState> {
         self.networks().flat_map(|network| network.report()).collect()
     }
 
     /// Every breaker and whether it is open.
     pub fn breaker_states(&self) -> Vec<BreakerState> {
-        self.doors.iter().flat_map(|door| door.breaker_states()).collect()
+        self.desks.iter().flat_map(|desk| desk.breaker_states()).collect()
     }
 
     /// Every allowance. Kept when a credential is forgotten.
     pub fn allowances(&self) -> Vec<Arc<Allowance>> {
-        self.hall.allowances.all()
+        self.context.allowances.all()
     }
 
-    /// Waits until there may be more of them.
+    /// Waits until an allowance may have been added.
     pub async fn more_allowances(&self) {
-        self.hall.allowances.more().await;
+        self.context.allowances.more().await;
     }
 
-    /// What each app with a credential for `allowance` states of its limit.
+    /// The limit that each app with a credential for `allowance` states.
     pub fn claims(&self, allowance: &Allowance) -> Vec<Claim> {
-        self.door(allowance.provider()).claims(allowance)
+        self.desk(allowance.provider()).claims(allowance)
     }
 
     fn networks(&self) -> impl Iterator<Item = &Arc<Network>> {
-        self.doors.iter().flat_map(|door| door.networks())
+        self.desks.iter().flat_map(|desk| desk.networks())
     }
 
-    fn door(&self, provider: Provider) -> &dyn Door {
-        &*self.doors[provider as usize]
+    fn desk(&self, provider: Provider) -> &dyn AnyDesk {
+        &*self.desks[provider as usize]
     }
 }

@@ -1,70 +1,70 @@
-//! What one attempt means for its delivery.
+//! The outcome of one attempt.
 
 use std::{borrow::Cow, time::Duration};
 
 use jiff::Timestamp;
 
-/// A stable word for logs, metrics and receipts: the provider's own reason where it gave a known one, else ours in
-/// lower case. Never content, never an address.
+/// A stable word for logs, metrics and receipts: the provider's own reason if it is known, such as `BadDeviceToken`,
+/// else one of ours in lower case, such as `timeout`. Never content, never an address.
 pub type Reason = Cow<'static, str>;
 
-/// What one attempt means for its delivery.
+/// The outcome of one attempt, the same for all providers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The provider took responsibility.
+    /// The provider accepted the push.
     Accepted {
-        /// The provider's name for the push.
+        /// The provider's id of the push, if it returned one.
         provider_id: Option<String>,
     },
     /// Not accepted now; another attempt may succeed. Neither push nor credential is to blame.
     RetryLater {
         /// The reason, see [`Reason`].
         reason: Reason,
-        /// Least wait the provider asks for.
+        /// The minimum wait that the provider asks for.
         not_before: Option<Duration>,
     },
-    /// The provider says that this address is gone.
+    /// The provider reports that this address is gone.
     AddressGone {
         /// The reason, see [`Reason`].
         reason: Reason,
-        /// When the provider saw that it was gone; a registration after that is a new one.
+        /// When the provider noticed; an address that was registered later is kept.
         since: Option<Timestamp>,
     },
-    /// The provider refused this push for good; another attempt would be refused too.
+    /// The provider refused this push permanently; another attempt would be refused too.
     Rejected {
         /// The reason, see [`Reason`].
         reason: Reason,
     },
-    /// It was sent, and whether the provider took it is unknown.
+    /// It was sent, and whether the provider accepted it is unknown.
     Ambiguous {
         /// The reason, see [`Reason`].
         reason: Reason,
     },
-    /// The credential does not work; neither push nor address is to blame, and the next push will fare no better.
+    /// The credential does not work. Neither push nor address is to blame, and the next push will fail too.
     CredentialTrouble {
         /// The reason, see [`Reason`].
         reason: Reason,
-        /// Least wait before the credential can work again, if known.
+        /// The minimum wait before the credential can work again, if known.
         not_before: Option<Duration>,
     },
-    /// It is not this push's turn: it was not sent, and the provider was not asked.
+    /// The worker held the push back, because of a quota or a slow provider. Nothing was sent.
     NotYet {
         /// The reason, see [`Reason`].
         reason: Reason,
-        /// How long to wait until its turn.
+        /// How long to wait before the next attempt.
         wait: Duration,
     },
     /// The provider was not reached, and nothing was sent.
     EndpointTrouble {
         /// The reason, see [`Reason`].
         reason: Reason,
-        /// Least wait before the endpoint can work again, if known.
+        /// The minimum wait before the endpoint can work again, if known.
         not_before: Option<Duration>,
     },
 }
 
 impl Outcome {
-    /// The outcome's name in metrics and spans.
+    /// The outcome's value in metrics and spans.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Accepted { .. } => "accepted",
@@ -78,7 +78,7 @@ impl Outcome {
         }
     }
 
-    /// Whether it counts against the attempts that a push has: not if the push is not to blame.
+    /// Whether it counts against the maximum number of attempts: only if the push itself may be to blame.
     pub const fn counts(&self) -> bool {
         !matches!(
             self,
@@ -116,7 +116,8 @@ impl Outcome {
     }
 }
 
-/// A reason that the provider invented after this was written: its own word if that is short and plain, else `other`.
+/// A reason that was not documented when this was written: the provider's own word if it is short and plain, else
+/// `other`.
 pub(super) fn foreign_reason(text: &str, other: &'static str) -> Reason {
     let plain = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     if plain {

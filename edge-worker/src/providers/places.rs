@@ -1,8 +1,9 @@
-//! Bulkheads: keeps one credential whose provider is slow from taking all that the worker may have under way.
+//! Bulkheads: they keep a credential whose provider is slow from taking all places of a worker, which are the attempts
+//! that it may have in flight.
 //!
-//! Speed alone is no reason to refuse: a fast provider frees its places at once, however many it uses, and a credential
-//! alone on the worker may use everything. Only where most attempts of a credential wait for their answers does it keep
-//! to a share of the places, so that jobs of the others are still pulled.
+//! A fast provider frees its places at once, however many it uses, and a credential alone on the worker may use all
+//! places. A credential is limited to a share of the places only while most of its attempts are slow and others share
+//! the worker, so that jobs of the others are still pulled.
 
 use std::{
     sync::{
@@ -19,16 +20,16 @@ use super::Outcome;
 /// An attempt without an answer for this long is slow. Answers usually take some 100 ms.
 pub(super) const SLOW_AFTER: Duration = Duration::from_secs(1);
 
-/// A credential whose provider is slow keeps to one in this many of the worker's places, where others share the worker.
-const SHARE: usize = 4;
+/// The share of a credential whose provider is slow: the worker's places divided by this.
+const SLOW_SHARE_DIVISOR: usize = 4;
 
-/// When an attempt comes back that found no place; up to twice as long, so that they do not come back together.
+/// When an attempt without a place is retried; up to twice as long, so that retries do not coincide.
 const RETRY_PLACE_AFTER: Duration = Duration::from_secs(2);
 
-/// What the credentials of one worker share.
+/// Shared by all credentials of one worker.
 #[derive(Debug)]
 pub(super) struct Bulkheads {
-    /// Places of a credential whose provider is slow.
+    /// How many places a credential may take whose provider is slow.
     share: AtomicUsize,
     /// How many credentials are in use, by provider.
     credentials: [AtomicUsize; Provider::ALL.len()],
@@ -45,10 +46,11 @@ impl Bulkheads {
 
     /// Divides `in_flight` places between the credentials.
     pub(super) fn divide(&self, in_flight: usize) {
-        self.share.store((in_flight / SHARE).max(1), Ordering::Relaxed);
+        self.share
+            .store((in_flight / SLOW_SHARE_DIVISOR).max(1), Ordering::Relaxed);
     }
 
-    /// `provider` has this many credentials in use.
+    /// Records how many credentials of `provider` are in use.
     pub(super) fn count(&self, provider: Provider, credentials: usize) {
         self.credentials[provider as usize].store(credentials, Ordering::Relaxed);
     }
@@ -64,7 +66,7 @@ impl Bulkheads {
 pub(super) struct Places {
     bulkheads: Arc<Bulkheads>,
     taken: AtomicUsize,
-    /// Of those, how many are slow.
+    /// How many of the taken places have slow attempts.
     slow: AtomicUsize,
 }
 
@@ -80,7 +82,7 @@ impl Places {
     /// Takes a place, until the result is dropped.
     ///
     /// # Errors
-    /// The outcome of not sending, if the credential has its share and most of that is slow.
+    /// [`Outcome::NotYet`], if the credential has taken its share and most of its attempts are slow.
     pub(super) fn take(&self) -> Result<Taken<'_>, Outcome> {
         let before = self.taken.fetch_add(1, Ordering::Relaxed);
         let place = Taken(&self.taken);
@@ -103,7 +105,7 @@ impl Places {
     }
 }
 
-/// Counts one attempt, for as long as this lives.
+/// Counts one attempt until it is dropped.
 #[derive(Debug)]
 pub(super) struct Taken<'a>(&'a AtomicUsize);
 
@@ -139,19 +141,19 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_credential_keeps_to_its_share_where_others_wait() {
+    fn a_slow_credential_is_limited_to_its_share_if_there_are_others() {
         assert_eq!(taken(&places(64, 2), true), 16);
         assert_eq!(taken(&places(1, 2), true), 1, "at least one place");
         assert_eq!(taken(&places(64, 2), false), 100, "a fast one frees its places soon");
     }
 
     #[test]
-    fn a_credential_alone_uses_everything() {
+    fn a_slow_credential_alone_may_use_all_places() {
         assert_eq!(taken(&places(64, 1), true), 100);
     }
 
     #[test]
-    fn places_come_back() {
+    fn places_are_freed() {
         let places = places(4, 2);
         for _ in 0..3 {
             assert_eq!(taken(&places, true), 1);

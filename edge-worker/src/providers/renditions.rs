@@ -1,4 +1,4 @@
-//! What is sent, in each provider's form.
+//! Content in each provider's form.
 
 use std::{
     borrow::Cow,
@@ -13,13 +13,13 @@ use shared::{
     provider::Provider,
 };
 
-/// One content as bytes for each provider, rendered when the first attempt needs it. Shared by all deliveries of a job,
-/// and by all members of a slice, so a rendition depends on the content alone. Cheap to clone.
+/// One content as bytes for each provider, rendered when the first attempt needs it. All deliveries of a job and all
+/// members of a slice share it, so a rendition must depend only on the content. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Renditions(Arc<[OnceLock<Bytes>; Provider::COUNT]>);
 
 impl Renditions {
-    /// The content for `provider`: what `render` makes of it, the first time.
+    /// The rendition for `provider`; `render` makes it at the first call.
     pub(super) fn of(&self, provider: Provider, render: impl FnOnce() -> Bytes) -> &Bytes {
         self.0[provider as usize].get_or_init(render)
     }
@@ -31,7 +31,7 @@ impl fmt::Debug for Renditions {
     }
 }
 
-/// What is sent to all addresses of one job.
+/// The message of one job, for all its addresses.
 pub struct Message {
     job: Arc<Job>,
     renditions: Renditions,
@@ -43,19 +43,19 @@ impl Message {
         Self { job, renditions }
     }
 
-    /// The push itself.
+    /// The push that is its content.
     pub(super) fn push(&self) -> &Push {
         let Content::Push(push) = &self.job.content;
         push
     }
 
-    /// A later copy with the same id replaces an earlier one on the device: the collapse key, or the job's id, so that a
-    /// repeated attempt replaces the first copy.
+    /// The collapse key, or else the job's id. On the device a copy replaces an earlier one with the same id, so the
+    /// copy of a repeated attempt replaces the first.
     pub(super) fn collapse_id(&self) -> Cow<'_, str> {
         self.push().collapse_id(|| self.job.id.to_string())
     }
 
-    /// The content for `provider`: what `render` makes of it, the first time.
+    /// The rendition for `provider`; `render` makes it at the first call.
     pub(super) fn rendition(&self, provider: Provider, render: impl FnOnce(&Push) -> Bytes) -> &Bytes {
         self.renditions.of(provider, || render(self.push()))
     }

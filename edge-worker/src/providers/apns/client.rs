@@ -31,8 +31,8 @@ use crate::providers::{
     },
 };
 
-/// Apple's refusals are some hundred bytes.
-const MAX_BODY: usize = 16 * 1024;
+/// Apple's refusals have a few hundred bytes.
+const MAX_ANSWER_BYTES: usize = 16 * 1024;
 
 static APNS_ID: HeaderName = HeaderName::from_static("apns-id");
 static APNS_UNIQUE_ID: HeaderName = HeaderName::from_static("apns-unique-id");
@@ -43,10 +43,10 @@ pub(in crate::providers) struct Apns {
     production: Arc<Network>,
     sandbox: Arc<Network>,
     connections: usize,
-    /// How long a connection may be silent while an answer is due.
+    /// How long a connection may be silent while an answer is awaited.
     patience: Duration,
     clock: Clock,
-    /// By team id and key id; apps of one team share what is here.
+    /// By team id and key id. Apps with the same key share a team.
     teams: Mutex<HashMap<(String, String), Weak<Team>>>,
 }
 
@@ -69,41 +69,44 @@ impl Apns {
         })
     }
 
-    /// How the production and the sandbox environment are reached.
+    /// The networks of production and sandbox, in this order.
     pub(super) fn networks(&self) -> [Arc<Network>; 2] {
         [self.production.clone(), self.sandbox.clone()]
     }
 
-    /// Checks `account` and makes it usable. Accounts with the same key share connections and provider token.
-    pub(super) fn open(&self, account: &Credential) -> Result<Account, BadCredential> {
-        check_id("team_id", &account.team_id)?;
-        check_id("key_id", &account.key_id)?;
+    /// Checks `credential` and prepares its use. Credentials with the same key share connections and a provider token.
+    pub(super) fn open(&self, credential: &Credential) -> Result<Account, BadCredential> {
+        check_id("team_id", &credential.team_id)?;
+        check_id("key_id", &credential.key_id)?;
         let mut teams = self.teams.lock().unwrap_or_else(PoisonError::into_inner);
         let known = teams
-            .get(&(account.team_id.clone(), account.key_id.clone()))
+            .get(&(credential.team_id.clone(), credential.key_id.clone()))
             .and_then(Weak::upgrade);
         let team = match known {
-            Some(team) if team.token.is_of(account.private_key.reveal()) => team,
-            _ => self.team(account)?,
+            Some(team) if team.token.is_of(credential.private_key.reveal()) => team,
+            _ => self.team(credential)?,
         };
-        let usable = Account::new(team.clone(), account)?;
+        let usable = Account::new(team.clone(), credential)?;
         teams.retain(|_, team| team.strong_count() > 0);
-        teams.insert((account.team_id.clone(), account.key_id.clone()), Arc::downgrade(&team));
+        teams.insert(
+            (credential.team_id.clone(), credential.key_id.clone()),
+            Arc::downgrade(&team),
+        );
         Ok(usable)
     }
 
-    fn team(&self, account: &Credential) -> Result<Arc<Team>, BadCredential> {
+    fn team(&self, credential: &Credential) -> Result<Arc<Team>, BadCredential> {
         let token = ProviderToken::new(
-            account.team_id.clone(),
-            account.key_id.clone(),
-            account.private_key.reveal(),
+            credential.team_id.clone(),
+            credential.key_id.clone(),
+            credential.private_key.reveal(),
             self.clock.clone(),
         )?;
         let pool = |network: &Arc<Network>| Pool::new(network.clone(), self.connections, self.patience);
         Ok(Arc::new(Team::new(token, pool(&self.production), pool(&self.sandbox))))
     }
 
-    /// Sends, and once more where that may help at once.
+    /// Sends the push; sends it once more if a remedy for the refusal exists.
     pub(super) async fn send(&self, account: &Account, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
         let Some(device) = Device::of(attempt.address) else {
             return Outcome::rejected("not_an_apns_address");
@@ -124,17 +127,17 @@ impl Apns {
                 };
             }
             let verdict = self.judge(account, status, answer).await;
-            if matches!(verdict.remedy, Remedy::Reconnect | Remedy::Leave) {
+            if matches!(verdict.remedy, Remedy::Reconnect | Remedy::LeaveConnection) {
                 lease.leave_connection();
             }
             let helps = match verdict.remedy {
-                Remedy::None | Remedy::Leave => false,
+                Remedy::None | Remedy::LeaveConnection => false,
                 Remedy::Reconnect => true,
                 Remedy::LaterToken => {
                     token = account.team.token.after_expired(&token);
                     true
                 }
-                Remedy::ClocksToken => {
+                Remedy::TokenByClock => {
                     account.team.token.learn_invalid(&token);
                     false
                 }
@@ -152,7 +155,7 @@ impl Apns {
             retry_after: retry_after(answer.headers(), self.clock.now()),
             token_wait: account.team.token.wait_to_change(),
         };
-        match read(answer.into_body(), MAX_BODY).await {
+        match read(answer.into_body(), MAX_ANSWER_BYTES).await {
             Some(body) => judge(&body, &at),
             None => Outcome::retry_later("answer_incomplete", at.retry_after).into(),
         }
@@ -160,7 +163,7 @@ impl Apns {
 }
 
 fn provider_id(headers: &HeaderMap) -> Option<String> {
-    // Only the sandbox has the unique id, with which Apple's console finds the push.
+    // Only the sandbox returns `apns-unique-id`, by which Apple's console finds the push.
     let id = headers.get(&APNS_UNIQUE_ID).or_else(|| headers.get(&APNS_ID))?;
     id.to_str().ok().map(str::to_owned)
 }
@@ -174,10 +177,10 @@ fn hosts(names: &[String]) -> Result<Vec<Arc<Host>>, BadSettings> {
     names.iter().map(parse).collect()
 }
 
-/// Apple's ids of teams and keys are ten letters and digits.
+/// Apple's team ids and key ids have ten letters and digits.
 fn check_id(field: &'static str, id: &str) -> Result<(), BadCredential> {
-    let right = id.len() == 10 && id.bytes().all(|b| b.is_ascii_alphanumeric());
-    if right {
+    let is_valid = id.len() == 10 && id.bytes().all(|b| b.is_ascii_alphanumeric());
+    if is_valid {
         Ok(())
     } else {
         Err(BadCredential::new(field, "must be 10 letters and digits"))

@@ -1,4 +1,4 @@
-//! Settings, and what an app needs to push through APNs.
+//! Settings of APNs, and the checked credential of an app.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -9,7 +9,7 @@ use shared::provider::apns::{Credential, PushType};
 use super::team::Team;
 use crate::providers::BadCredential;
 
-/// How APNs is reached.
+/// Settings of APNs.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
@@ -19,9 +19,9 @@ pub struct Settings {
     pub sandbox: Vec<String>,
     /// Certificates in PEM to trust instead of the operating system's.
     pub ca_file: Option<PathBuf>,
-    /// Maximum of connections per credential and environment, at least 1. Each carries some 900 pushes at once.
+    /// Maximum number of connections per credential and environment, at least 1. Each carries some 900 pushes at once.
     pub connections: usize,
-    /// Milliseconds until an attempt is given up, with connecting and waiting for a free stream; at most 12,000.
+    /// Milliseconds that an attempt may take, including connecting and waiting for a free stream; at most 12,000.
     pub timeout_ms: u64,
 }
 
@@ -40,10 +40,10 @@ impl Default for Settings {
     }
 }
 
-/// A [`Credential`] that was checked and can be used.
+/// A checked [`Credential`], ready for use.
 #[derive(Debug)]
 pub(in crate::providers) struct Account {
-    /// `team_id/key_id`, in metrics and logs.
+    /// `team_id/key_id`, for metrics and logs.
     pub(super) name: String,
     pub(super) team: Arc<Team>,
     pub(super) bundle: String,
@@ -63,10 +63,10 @@ impl Account {
             "topic",
             "must be a bundle id: 1 to 200 letters, digits, dots and hyphens",
         );
-        let plain = bundle
+        let is_plain = bundle
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
-        if !(1..=200).contains(&bundle.len()) || !plain {
+        if !(1..=200).contains(&bundle.len()) || !is_plain {
             return Err(bad);
         }
         let topics = PushType::ALL
@@ -82,13 +82,13 @@ impl Account {
         })
     }
 
-    /// `apns-topic` of the account's own bundle for `kind`.
+    /// The `apns-topic` header of the account's own bundle for `kind`.
     pub(super) fn topic(&self, kind: PushType) -> HeaderValue {
         self.topics[kind as usize].clone()
     }
 }
 
-/// `apns-topic` of `bundle` for `kind`; `None` if it cannot be a header.
+/// The `apns-topic` header of `bundle` for `kind`; `None` if it is not a valid header value.
 pub(super) fn topic(bundle: &str, kind: PushType) -> Option<HeaderValue> {
     HeaderValue::from_maybe_shared(bytes::Bytes::from([bundle, kind.topic_suffix()].concat())).ok()
 }

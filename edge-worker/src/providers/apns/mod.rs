@@ -1,9 +1,9 @@
-//! Apple Push Notification service, by provider tokens over HTTP/2.
+//! Apple Push Notification service (APNs), with provider tokens over HTTP/2.
 //!
 //! The rules are Apple's ("Sending notification requests to APNs", "Establishing a token-based connection to APNs",
-//! "Handling notification responses from APNs"). The request types and reasons of `a2` are used where they fit; the
-//! transport (`http2`) is ours, because stock `a2` leaves Nagle's algorithm on, never leaves a half-open connection, loses
-//! `Retry-After` and cannot be pointed at another host.
+//! "Handling notification responses from APNs"). The reasons and collapse ids of `a2` are
+//! used; its transport is not, because stock `a2` leaves Nagle's algorithm on, keeps half-open connections, drops
+//! `Retry-After` and cannot connect to another host.
 
 mod client;
 mod config;
@@ -34,16 +34,17 @@ use super::{
     transport::http2::Network,
 };
 
-/// A device as APNs knows it.
+/// The device of an address, as APNs addresses it.
 #[derive(Debug, Clone, Copy)]
 struct Device<'a> {
     token: &'a str,
     environment: Environment,
-    /// The bundle id of the application, if it is not that of the account.
+    /// The bundle id of the application, if it differs from the account's.
     topic: Option<&'a str>,
 }
 
 impl<'a> Device<'a> {
+    /// `None` if `address` belongs to another provider.
     fn of(address: &'a Address) -> Option<Self> {
         match &address.target {
             Target::Apns(target) => Some(Self {

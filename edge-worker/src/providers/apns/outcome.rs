@@ -1,4 +1,4 @@
-//! What APNs answers, and what it means (Apple: Handling notification responses from APNs).
+//! From the answers of APNs to outcomes (Apple: Handling notification responses from APNs).
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use serde::{
 
 use crate::providers::outcome::{Outcome, Reason, foreign_reason};
 
-/// Least wait before a device that got too many pushes is pushed to again.
-const DEVICE_PAUSE: Duration = Duration::from_secs(30);
+/// The minimum wait after Apple reports too many pushes to one device.
+const MIN_DEVICE_PAUSE: Duration = Duration::from_secs(30);
 
 /// Why APNs refused a push.
 #[derive(Debug)]
 enum ApnsReason {
     /// A reason that a2 knows.
     Listed(ErrorReason),
-    /// A reason that came after a2.
+    /// A documented reason that a2 lacks.
     Newer(Newer),
-    /// A reason that came after this.
+    /// A reason that was not documented when this was written.
     Unknown(Reason),
 }
 
@@ -30,7 +30,7 @@ enum ApnsReason {
 enum Newer {
     InvalidPushType,
     ExpiredToken,
-    /// Apple's page spells it with `Id`, its servers also without.
+    /// Apple's page spells it with `Id`; its servers also omit that.
     #[serde(alias = "BadEnvironmentKeyInToken")]
     BadEnvironmentKeyIdInToken,
     UnrelatedKeyIdInToken,
@@ -58,31 +58,31 @@ struct Body<'a> {
     timestamp: Option<i64>,
 }
 
-/// What an answer says besides its reason.
+/// The parts of an answer besides its reason, and the state of the token.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Circumstances {
     pub(super) status: u16,
     pub(super) retry_after: Option<Duration>,
-    /// How long until Apple must have taken the last change of the provider token.
+    /// How long until Apple accepts the last change of the provider token.
     pub(super) token_wait: Duration,
 }
 
-/// What may help at once.
+/// A measure that may make a second attempt succeed at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remedy {
-    /// Nothing.
+    /// No measure helps.
     None,
-    /// The provider token of a later slot.
+    /// Send again with the provider token of a later slot.
     LaterToken,
-    /// Nothing for this push, but the next should take the provider token that the clock says.
-    ClocksToken,
-    /// Another connection.
+    /// Do not send again, but return to the provider token that the clock selects.
+    TokenByClock,
+    /// Send again on another connection.
     Reconnect,
-    /// Nothing for this push, but the next should take another connection.
-    Leave,
+    /// Do not send again, but use another connection for the next push.
+    LeaveConnection,
 }
 
-/// What a refusal means: the outcome, unless the remedy helps.
+/// The meaning of a refusal: a remedy to try first, and the outcome if that does not help.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) outcome: Outcome,
@@ -110,7 +110,7 @@ pub(super) fn judge(body: &[u8], at: &Circumstances) -> Verdict {
             }
         }
         Err(_) if at.status == 429 || at.status >= 500 => unknown("unknown".into(), at).into(),
-        // Whatever answered, it does not speak like APNs, so it refused nothing in Apple's name.
+        // The body is not APNs', so an intermediary answered, and Apple refused nothing.
         Err(_) => Outcome::endpoint("not_apns", at.retry_after).into(),
     }
 }
@@ -121,7 +121,7 @@ fn listed(reason: &ErrorReason, since: Option<Timestamp>, at: &Circumstances) ->
     let credential = |name: &'static str| Outcome::credential(name, None).into();
     let later = |name: &'static str| Outcome::retry_later(name, at.retry_after).into();
     match reason {
-        // A token of the other environment is answered like one that never was, so this does not prove it dead.
+        // Apple answers the same for a token of the other environment, so this does not prove that the token is gone.
         R::BadDeviceToken => rejected("BadDeviceToken"),
         R::DeviceTokenNotForTopic => rejected("DeviceTokenNotForTopic"),
         R::BadCollapseId => rejected("BadCollapseId"),
@@ -146,7 +146,7 @@ fn listed(reason: &ErrorReason, since: Option<Timestamp>, at: &Circumstances) ->
         R::Forbidden => credential("Forbidden"),
         R::InvalidProviderToken => Verdict {
             outcome: Outcome::credential("InvalidProviderToken", None),
-            remedy: Remedy::ClocksToken,
+            remedy: Remedy::TokenByClock,
         },
         R::MissingProviderToken => credential("MissingProviderToken"),
         R::ExpiredProviderToken => Verdict {
@@ -154,7 +154,7 @@ fn listed(reason: &ErrorReason, since: Option<Timestamp>, at: &Circumstances) ->
             remedy: Remedy::LaterToken,
         },
         R::TooManyProviderTokenUpdates => {
-            let wait = at.token_wait.max(at.retry_after.unwrap_or(DEVICE_PAUSE));
+            let wait = at.token_wait.max(at.retry_after.unwrap_or(MIN_DEVICE_PAUSE));
             Outcome::credential("TooManyProviderTokenUpdates", Some(wait)).into()
         }
         R::Unregistered => gone("Unregistered", since, at).into(),
@@ -163,7 +163,7 @@ fn listed(reason: &ErrorReason, since: Option<Timestamp>, at: &Circumstances) ->
         R::ServiceUnavailable => later("ServiceUnavailable"),
         R::Shutdown => Verdict {
             outcome: later_outcome("Shutdown", at),
-            remedy: Remedy::Leave,
+            remedy: Remedy::LeaveConnection,
         },
     }
 }
@@ -190,7 +190,7 @@ fn unknown(reason: Reason, at: &Circumstances) -> Outcome {
     }
 }
 
-/// An address is removed on a 410 alone, because removing is the one thing that cannot be taken back.
+/// Removing an address cannot be undone, so only status 410 removes it.
 fn gone(reason: &'static str, since: Option<Timestamp>, at: &Circumstances) -> Outcome {
     if at.status == 410 {
         Outcome::AddressGone {
@@ -203,14 +203,14 @@ fn gone(reason: &'static str, since: Option<Timestamp>, at: &Circumstances) -> O
 }
 
 fn device_pause(reason: Reason, at: &Circumstances) -> Outcome {
-    Outcome::retry_later(reason, Some(at.retry_after.unwrap_or_default().max(DEVICE_PAUSE)))
+    Outcome::retry_later(reason, Some(at.retry_after.unwrap_or_default().max(MIN_DEVICE_PAUSE)))
 }
 
 fn later_outcome(reason: &'static str, at: &Circumstances) -> Outcome {
     Outcome::retry_later(reason, at.retry_after)
 }
 
-/// What an answer means, for the fuzz tests.
+/// The outcome of an answer, for the fuzz tests.
 #[cfg(any(fuzzing, test))]
 pub fn judged(status: u16, headers: &http::HeaderMap, now: Timestamp, body: &[u8]) -> Outcome {
     let at = Circumstances {
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_the_push_is_rejected() {
+    fn a_reason_that_blames_the_push_rejects_it() {
         for (status, reason) in [
             (400, "BadCollapseId"),
             (400, "BadDeviceToken"),
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_the_credential_blames_nobody_else() {
+    fn a_reason_that_blames_the_credential_is_credential_trouble() {
         for reason in [
             "BadCertificate",
             "BadCertificateEnvironment",
@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(expired.remedy, Remedy::LaterToken);
         assert_eq!(expired.outcome, Outcome::credential("ExpiredProviderToken", None));
         let invalid = judged(403, "InvalidProviderToken");
-        assert_eq!(invalid.remedy, Remedy::ClocksToken);
+        assert_eq!(invalid.remedy, Remedy::TokenByClock);
         assert_eq!(invalid.outcome, Outcome::credential("InvalidProviderToken", None));
         let unrelated = judged(403, "UnrelatedKeyIdInToken");
         assert_eq!(unrelated.remedy, Remedy::Reconnect);
@@ -314,12 +314,12 @@ mod tests {
         let shutdown = judged(503, "Shutdown");
         assert_eq!(
             (shutdown.remedy, shutdown.outcome),
-            (Remedy::Leave, Outcome::retry_later("Shutdown", None))
+            (Remedy::LeaveConnection, Outcome::retry_later("Shutdown", None))
         );
     }
 
     #[test]
-    fn server_errors_are_retried_when_the_server_says() {
+    fn server_errors_are_retried_after_the_time_that_the_server_asks_for() {
         for (status, reason) in [
             (500, "InternalServerError"),
             (503, "ServiceUnavailable"),
@@ -344,8 +344,8 @@ mod tests {
     }
 
     #[test]
-    fn a_device_with_too_many_pushes_rests_at_least_half_a_minute() {
-        let rest = |asked: Option<u64>| {
+    fn a_device_with_too_many_pushes_gets_none_for_at_least_30_seconds() {
+        let outcome_of = |asked: Option<u64>| {
             let retry_after = asked.map(Duration::from_secs);
             judge(
                 br#"{"reason":"TooManyRequests"}"#,
@@ -358,9 +358,9 @@ mod tests {
             .outcome
         };
         let after = |seconds| Outcome::retry_later("TooManyRequests", Some(Duration::from_secs(seconds)));
-        assert_eq!(rest(None), after(30));
-        assert_eq!(rest(Some(5)), after(30));
-        assert_eq!(rest(Some(90)), after(90));
+        assert_eq!(outcome_of(None), after(30));
+        assert_eq!(outcome_of(Some(5)), after(30));
+        assert_eq!(outcome_of(Some(90)), after(90));
     }
 
     #[test]
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_speak_like_apns_refuses_nothing() {
+    fn an_answer_that_is_not_of_apns_rejects_nothing() {
         for body in [&b""[..], b"<html>", b"{}", b"[]"] {
             for status in [301, 400, 403, 404, 410] {
                 let verdict = judge(body, &Circumstances { status, ..AT });

@@ -27,7 +27,7 @@ static APNS_COLLAPSE_ID: HeaderName = HeaderName::from_static("apns-collapse-id"
 /// The request for `attempt`.
 ///
 /// # Errors
-/// The reason APNs would give for what cannot even be written down.
+/// The reason that APNs would give, if a header or the path cannot be formed.
 pub(super) fn request(
     account: &Account,
     attempt: &Attempt<'_>,
@@ -88,8 +88,8 @@ fn priority(priority: u8) -> HeaderValue {
     }
 }
 
-/// Keeps a value that will not come again out of the table of HPACK, where it would displace those that do: a quarter
-/// of the whole cost of a push, and what Apple advises. "Never indexed" is meant for secrets, but does just this.
+/// Keeps a value that is not repeated out of HPACK's table, where it would displace repeated ones. This saves a quarter
+/// of the cost of a push, and Apple advises it. The flag "never indexed" is meant for secrets, but has this effect.
 fn unrepeated(mut value: HeaderValue) -> HeaderValue {
     value.set_sensitive(true);
     value
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn an_alert_says_everything_that_apple_asks_for() {
+    fn an_alert_has_every_header_that_apple_asks_for() {
         let request = requested(alert(), |_| {}).unwrap();
         assert_eq!(request.method(), Method::POST);
         assert_eq!(request.uri(), "https://api.push.apple.com/3/device/beef");
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_and_then_the_override_choose_the_topic() {
+    fn the_override_and_then_the_address_choose_the_topic() {
         let other = |target: &mut apns::Target| target.topic = Some("com.example.kiosk".into());
         let request = requested(of_type(PushType::Voip), other).unwrap();
         assert_eq!(request.headers()["apns-topic"], "com.example.kiosk.voip");
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn priorities_and_lives_are_apples() {
+    fn priority_expiration_and_collapse_id_follow_apples_rules() {
         let background = Push {
             silent: true,
             ..Push::default()
@@ -308,7 +308,7 @@ mod tests {
                 "apns-expiration"
             ),
             "0",
-            "once, and not stored"
+            "tried once, not stored"
         );
         assert_eq!(
             header(
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_refused_with_apples_word() {
+    fn an_invalid_header_is_refused_with_apples_reason() {
         let long = Push {
             collapse_key: Some("x".repeat(65)),
             ..alert()

@@ -1,4 +1,4 @@
-//! One team's key: its provider token, and its connections.
+//! One key of one team: its provider token and its connections.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use shared::provider::apns::Environment;
 use super::token::ProviderToken;
 use crate::providers::transport::http2::Pool;
 
-/// What all apps of one team and key share. Apple binds a connection to the team and the key of its first push, and
-/// counts how often a team changes its token.
+/// Shared by all apps with the same team and key: Apple binds a connection to the team and key of its first push, and
+/// limits how often a team changes its token.
 #[derive(Debug)]
 pub(super) struct Team {
     pub(super) token: ProviderToken,

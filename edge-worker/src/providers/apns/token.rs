@@ -1,9 +1,9 @@
 //! Provider tokens (Apple: Establishing a token-based connection to APNs): ES256, one per team and key, changed no more
 //! often than every 20 minutes and no less than every 60.
 //!
-//! Apple counts the changes of a team, wherever they come from. So time is cut into slots that are the same for everybody,
-//! a token says the beginning of its slot as its `iat`, and signatures are deterministic (RFC 6979): all workers of all
-//! regions make the same bytes, also after a restart or while cut off, and none needs to hear of another.
+//! Apple counts the token changes of a team across all its workers. So time is divided into slots that are the same for
+//! all workers, the `iat` of a token is the start of its slot, and signatures are deterministic (RFC 6979): all workers
+//! of all regions make the same bytes, also after a restart or while cut off, without communication.
 
 use std::{
     fmt,
@@ -26,15 +26,15 @@ use shared::clock::Clock;
 
 use crate::providers::BadCredential;
 
-/// Seconds for which a token serves.
-const SLOT_S: i64 = 50 * 60;
+/// Seconds for which one token is used.
+const TOKEN_SLOT_S: i64 = 50 * 60;
 
-/// A slot's token is used from so many seconds after its beginning on. Apple refuses what is older than an hour or from
+/// Seconds after the start of a slot at which its token comes into use. Apple refuses tokens older than an hour or from
 /// the future, so a clock may be wrong by this much either way.
-const CLOCKS_DISAGREE_S: i64 = 5 * 60;
+const MAX_CLOCK_ERROR_S: i64 = 5 * 60;
 
 /// Seconds for which Apple answers `TooManyProviderTokenUpdates` to a team that changed its token.
-const LEAST_BETWEEN_S: i64 = 20 * 60;
+const MIN_BETWEEN_CHANGES_S: i64 = 20 * 60;
 
 const BAD_KEY: BadCredential = BadCredential::new("private_key", "must be a P-256 private key, PKCS#8 in PEM");
 
@@ -45,16 +45,16 @@ pub(super) struct ProviderToken {
     key: SigningKey,
     clock: Clock,
     current: ArcSwap<Minted>,
-    /// Beginning of the earliest slot that Apple does not call expired, as far as is known. Ahead of the clock's own
-    /// only if the clock is slow.
+    /// Start of the earliest slot whose token Apple has not called expired. Later than the clock's own slot only if the
+    /// clock is slow.
     earliest: AtomicI64,
 }
 
-/// A token, and its slot.
+/// A signed token, and its slot.
 pub(super) struct Minted {
-    /// `authorization`, marked sensitive.
+    /// The `authorization` header, marked sensitive.
     pub(super) header: HeaderValue,
-    /// `iat`: the beginning of the slot.
+    /// The claim `iat`: the start of the slot, in seconds since 1970.
     issued: i64,
 }
 
@@ -73,7 +73,7 @@ impl ProviderToken {
         })
     }
 
-    /// Whether `pem` holds the key that signs here.
+    /// Whether `pem` is the key that signs these tokens.
     pub(super) fn is_of(&self, pem: &str) -> bool {
         SigningKey::from_pkcs8_pem(pem).is_ok_and(|key| key == self.key)
     }
@@ -85,46 +85,48 @@ impl ProviderToken {
         if current.issued == issued {
             return current;
         }
-        // The key signed once already, so this cannot fail for a reason of the key's.
+        // The key has signed before, so it cannot be the cause of a failure.
         let Ok(new) = mint(&self.team_id, &self.key_id, &self.key, issued) else {
             return current;
         };
-        // Two who are here at once have made the same token.
+        // Two threads that mint at the same time make the same token.
         let new = Arc::new(new);
         self.current.store(new.clone());
         new
     }
 
-    /// What to use after APNs called `refused` expired: by Apple's clock a later slot's time has come. It is the token that
-    /// workers whose clocks are right use already, so the team's token does not change more often for it.
+    /// The token to use after APNs called `refused` expired: by Apple's clock, the next slot has begun. Workers with a
+    /// correct clock use its token already, so this adds no change of the team's token.
     pub(super) fn after_expired(&self, refused: &Minted) -> Arc<Minted> {
-        self.earliest.fetch_max(refused.issued + SLOT_S, Ordering::Relaxed);
+        self.earliest
+            .fetch_max(refused.issued + TOKEN_SLOT_S, Ordering::Relaxed);
         self.current()
     }
 
-    /// Learns that APNs does not take `refused`: if it was of a later slot than the clock's, the clock was right after all.
+    /// Records that APNs called `refused` invalid. If its slot is later than the clock's own, the clock was right, and
+    /// its token is used again.
     pub(super) fn learn_invalid(&self, refused: &Minted) {
         if refused.issued > slot(&self.clock) {
             self.earliest.store(i64::MIN, Ordering::Relaxed);
         }
     }
 
-    /// How long until Apple has taken the change to the current token from everybody, however lately another was used.
+    /// How long until Apple accepts the current token from every worker, however recently one used the previous token.
     pub(super) fn wait_to_change(&self) -> Duration {
-        let shown = self.current.load().issued + CLOCKS_DISAGREE_S;
-        let left = shown + LEAST_BETWEEN_S - self.clock.now().as_second();
+        let in_use_from = self.current.load().issued + MAX_CLOCK_ERROR_S;
+        let left = in_use_from + MIN_BETWEEN_CHANGES_S - self.clock.now().as_second();
         Duration::from_secs(u64::try_from(left).unwrap_or(0))
     }
 }
 
-/// The beginning of the slot whose token is used now, in seconds since 1970.
+/// The start of the slot whose token is used now, in seconds since 1970.
 fn slot(clock: &Clock) -> i64 {
-    let now = clock.now().as_second() - CLOCKS_DISAGREE_S;
-    now - now.rem_euclid(SLOT_S)
+    let now = clock.now().as_second() - MAX_CLOCK_ERROR_S;
+    now - now.rem_euclid(TOKEN_SLOT_S)
 }
 
-/// RFC 7515 and 7518 to the letter: base64url without padding, the signature as r and s. The bytes are part of the
-/// agreement between workers: another order of the members would be another token.
+/// A JWT by RFC 7515 and 7518: base64url without padding, the signature as r and s. Workers rely on equal bytes, so the
+/// order of the members must not change.
 fn mint(team_id: &str, key_id: &str, key: &SigningKey, issued: i64) -> Result<Minted, BadCredential> {
     let part = |json: serde_json::Value| BASE64_URL_SAFE_NO_PAD.encode(json.to_string());
     let header = part(json!({ "alg": "ES256", "kid": key_id }));
@@ -157,8 +159,8 @@ mod tests {
     /// Made for this test with `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256`.
     const KEY: &str = include_str!("../testdata/p256.pem");
 
-    /// The beginning of a slot.
-    const BEGIN: i64 = 600_000 * SLOT_S;
+    /// The start of a slot.
+    const BEGIN: i64 = 600_000 * TOKEN_SLOT_S;
 
     fn token_at(seconds: &Arc<AtomicI64>) -> ProviderToken {
         let seconds = seconds.clone();
@@ -175,8 +177,8 @@ mod tests {
     }
 
     #[test]
-    fn whoever_mints_within_a_slot_makes_the_same_bytes() {
-        let mine = Arc::new(AtomicI64::new(BEGIN + CLOCKS_DISAGREE_S));
+    fn all_workers_make_the_same_token_within_a_slot() {
+        let mine = Arc::new(AtomicI64::new(BEGIN + MAX_CLOCK_ERROR_S));
         let first = token_at(&mine);
         let token = first.current();
         for minutes in [5, 20, 54] {
@@ -185,13 +187,13 @@ mod tests {
             assert_eq!(text(&token_at(&started_then).current()), text(&token), "{minutes}");
         }
         set(&mine, 54);
-        assert!(Arc::ptr_eq(&token, &first.current()), "it is minted once");
+        assert!(Arc::ptr_eq(&token, &first.current()), "minted once in a slot");
         for minutes in [4, 55] {
             set(&mine, minutes);
             assert_ne!(text(&first.current()), text(&token), "{minutes}");
         }
-        // What Python's cryptography makes of the same key and content with `deterministic_signing`, and what every version
-        // of Peal must make.
+        // Made by Python's cryptography with `deterministic_signing` from the same key and content. Every version of
+        // Peal must make it.
         assert_eq!(
             text(&token),
             "eyJhbGciOiJFUzI1NiIsImtpZCI6IktFWTEyMzQ1NjcifQ.eyJpYXQiOjE4MDAwMDAwMDAsImlzcyI6IlRFQU0xMjM0NTYifQ.\
@@ -200,8 +202,8 @@ mod tests {
     }
 
     #[test]
-    fn another_library_reads_what_is_signed() {
-        let token = token_at(&Arc::new(AtomicI64::new(BEGIN + CLOCKS_DISAGREE_S)));
+    fn another_library_verifies_the_token() {
+        let token = token_at(&Arc::new(AtomicI64::new(BEGIN + MAX_CLOCK_ERROR_S)));
         let public = p256::PublicKey::from(token.key.verifying_key());
         let public = public.to_public_key_pem(LineEnding::LF).unwrap();
         let key = DecodingKey::from_ec_pem(public.as_bytes()).unwrap();
@@ -214,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_apple_calls_expired_is_followed_by_what_others_use() {
+    fn an_expired_token_is_replaced_by_the_one_that_correct_clocks_use() {
         let slow = Arc::new(AtomicI64::new(0));
         set(&slow, 30);
         let token = token_at(&slow);
@@ -229,11 +231,14 @@ mod tests {
             "a late answer to the old token changes nothing"
         );
         set(&slow, 60);
-        assert!(Arc::ptr_eq(&next, &token.current()), "its own time comes");
+        assert!(
+            Arc::ptr_eq(&next, &token.current()),
+            "it stays in use when its own slot begins"
+        );
     }
 
     #[test]
-    fn a_token_that_was_too_new_is_taken_back() {
+    fn a_token_that_was_too_new_is_replaced_by_the_one_of_the_own_slot() {
         let now = Arc::new(AtomicI64::new(0));
         set(&now, 30);
         let token = token_at(&now);
@@ -249,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_set_back_does_not_freeze_a_token() {
+    fn a_token_follows_a_clock_that_is_set_back() {
         let now = Arc::new(AtomicI64::new(BEGIN));
         let token = token_at(&now);
         let first = token.current();
@@ -258,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_waited_for_until_everybody_has_made_it() {
+    fn the_wait_after_a_change_ends_when_every_worker_has_changed() {
         let now = Arc::new(AtomicI64::new(0));
         set(&now, 5);
         let token = token_at(&now);

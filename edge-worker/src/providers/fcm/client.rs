@@ -32,11 +32,11 @@ use crate::providers::{
     },
 };
 
-/// The token endpoint counts as unreachable after this time.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// How long connecting to the token endpoint may take.
+const TOKEN_CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// FCM's refusals have some hundred bytes.
-const MAX_BODY: usize = 64 * 1024;
+/// FCM's answers have a few hundred bytes.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
 /// FCM, for all apps. Google does not bind connections to projects, so all apps share them.
 #[derive(Debug)]
@@ -62,19 +62,19 @@ impl Fcm {
         Ok(Self {
             pool: Pool::new(network.clone(), settings.connections, half),
             network,
-            tokens: https::client(ca_file, CONNECT_WITHIN.min(half))?,
+            tokens: https::client(ca_file, TOKEN_CONNECT_WITHIN.min(half))?,
             google_only: settings.ca_file.is_none(),
             token_within: half,
             clock: clock.clone(),
         })
     }
 
-    /// How its only environment is reached.
+    /// The network of its only environment.
     pub(super) fn network(&self) -> &Arc<Network> {
         &self.network
     }
 
-    /// Checks `credential` and makes it usable.
+    /// Checks `credential` and prepares its use.
     pub(super) fn open(&self, credential: Credential) -> Result<Account, BadCredential> {
         let path = path(&credential.project_id)?;
         let token = AccessToken::new(
@@ -92,7 +92,7 @@ impl Fcm {
         })
     }
 
-    /// Sends, and once more with another access token if the first was refused.
+    /// Sends the push; sends it once more with another access token if the first was refused.
     pub(super) async fn send(&self, account: &Account, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
         progress.endpoint = account.token.endpoint.clone();
         let token = match account.token.current().await {
@@ -130,7 +130,7 @@ impl Fcm {
     async fn judge(&self, answer: Response<RecvStream>) -> Verdict {
         let status = answer.status();
         let asked = retry_after(answer.headers(), self.clock.now());
-        match read(answer.into_body(), MAX_BODY).await {
+        match read(answer.into_body(), MAX_ANSWER_BYTES).await {
             Some(body) if status == StatusCode::OK => Outcome::Accepted {
                 provider_id: message_name(&body),
             }

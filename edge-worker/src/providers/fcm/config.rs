@@ -1,4 +1,4 @@
-//! Settings, and what an app needs to push through FCM.
+//! Settings of FCM, and the checked credential of an app.
 
 use std::path::PathBuf;
 
@@ -8,18 +8,19 @@ use serde::Deserialize;
 use super::token::AccessToken;
 use crate::providers::BadCredential;
 
-/// How FCM is reached.
+/// Settings of FCM.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Base URLs, https; the fastest is used. Google has one, and no regional ones.
+    /// Base URLs, https; the fastest is used. Google has only one.
     pub endpoints: Vec<String>,
-    /// Certificates in PEM to trust instead of the operating system's. With it set, a service account may name any
-    /// token endpoint; without, only Google's.
+    /// Certificates in PEM to trust instead of the operating system's. If set, a service account may name any token
+    /// endpoint; otherwise only Google's.
     pub ca_file: Option<PathBuf>,
-    /// Maximum of connections for all apps together, at least 1. Each carries 90 pushes at once, as Google allows 100.
+    /// Maximum number of connections for all apps together, at least 1. Each carries 90 pushes at once; Google allows
+    /// 100.
     pub connections: usize,
-    /// Milliseconds until an attempt is given up; at most 12,000. Google asks for at least 10 seconds.
+    /// Milliseconds that an attempt may take; at most 12,000. Google asks for at least 10 seconds.
     pub timeout_ms: u64,
 }
 
@@ -34,24 +35,24 @@ impl Default for Settings {
     }
 }
 
-/// A [`shared::provider::fcm::Credential`] that was checked and can be used.
+/// A checked [`shared::provider::fcm::Credential`], ready for use.
 #[derive(Debug)]
 pub(in crate::providers) struct Account {
     pub(super) project: String,
-    /// Messages a minute that the project may send.
+    /// The quota of the project, in messages a minute.
     pub(super) per_minute: u64,
     pub(super) token: AccessToken,
-    /// Where to send.
+    /// The path of its requests, with the project id.
     pub(super) path: PathAndQuery,
 }
 
-/// The path under which messages of `project` are sent.
+/// The path of requests that send messages of `project`.
 pub(super) fn path(project: &str) -> Result<PathAndQuery, BadCredential> {
     let bad = BadCredential::new("project_id", "must be the id of a Firebase project");
-    let plain = project
+    let is_plain = project
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b':'));
-    if !(1..=64).contains(&project.len()) || !plain {
+    if !(1..=64).contains(&project.len()) || !is_plain {
         return Err(bad);
     }
     format!("/v1/projects/{project}/messages:send").parse().map_err(|_| bad)

@@ -1,4 +1,4 @@
-//! Firebase Cloud Messaging, HTTP v1.
+//! Firebase Cloud Messaging (FCM), HTTP v1.
 //!
 //! The rules are Google's ("Send a message using FCM HTTP v1 API", "FCM error codes", "Best practices when sending FCM
 //! messages at scale", "Using OAuth 2.0 for server to server applications").
@@ -28,7 +28,7 @@ use super::{
     transport::http2::Network,
 };
 
-/// The registration token of `address`; empty if it is not an address of FCM's.
+/// The registration token of `address`; empty if the address belongs to another provider.
 fn registration_token(address: &Address) -> &str {
     match &address.target {
         Target::Fcm(target) => target.token.reveal(),

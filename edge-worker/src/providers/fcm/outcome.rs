@@ -1,4 +1,4 @@
-//! What FCM answers, and what it means (Google: FCM error codes; Best practices when sending FCM messages at scale).
+//! From the answers of FCM to outcomes (Google: FCM error codes; Best practices when sending FCM messages at scale).
 
 use std::{borrow::Cow, time::Duration};
 
@@ -6,11 +6,11 @@ use serde::Deserialize;
 
 use crate::providers::outcome::{Outcome, Reason, foreign_reason};
 
-/// Google's default where a 429 comes without `Retry-After`.
-const QUOTA_PAUSE: Duration = Duration::from_mins(1);
+/// Google's default for a 429 without `Retry-After`.
+const DEFAULT_QUOTA_PAUSE: Duration = Duration::from_mins(1);
 
-/// Google asks to wait at least this long after a server error.
-const ERROR_PAUSE: Duration = Duration::from_secs(10);
+/// The minimum wait after a server error, as Google asks.
+const MIN_ERROR_PAUSE: Duration = Duration::from_secs(10);
 
 /// `google.firebase.fcm.v1.FcmError.errorCode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -55,7 +55,7 @@ struct Accepted {
     name: String,
 }
 
-/// What a refusal means.
+/// The meaning of a refusal.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) outcome: Outcome,
@@ -72,7 +72,7 @@ impl From<Outcome> for Verdict {
     }
 }
 
-/// What FCM calls a message it took.
+/// The name that FCM gave an accepted message.
 pub(super) fn message_name(body: &[u8]) -> Option<String> {
     serde_json::from_slice::<Accepted>(body)
         .ok()
@@ -82,7 +82,7 @@ pub(super) fn message_name(body: &[u8]) -> Option<String> {
 /// Judges an answer that is not 200.
 pub(super) fn judge(status: u16, body: &[u8], retry_after: Option<Duration>) -> Verdict {
     let Ok(Body { error }) = serde_json::from_slice::<Body<'_>>(body) else {
-        // Whatever answered, it does not speak like FCM, so it refused nothing in Google's name.
+        // The body is not FCM's, so an intermediary answered, and Google refused nothing.
         return match status {
             429 | 500..=599 => by_status("unknown".into(), status, retry_after),
             _ => Outcome::endpoint("not_fcm", retry_after).into(),
@@ -112,12 +112,12 @@ fn by_code(code: FcmCode, status: u16, retry_after: Option<Duration>) -> Verdict
     match code {
         FcmCode::InvalidArgument => Outcome::rejected("INVALID_ARGUMENT").into(),
         FcmCode::Unregistered => gone("UNREGISTERED").into(),
-        // The token belongs to another project, so for this one the address does not exist.
+        // The token belongs to another project, so this app can never reach it.
         FcmCode::SenderIdMismatch => gone("SENDER_ID_MISMATCH").into(),
         FcmCode::QuotaExceeded => quota("QUOTA_EXCEEDED".into(), retry_after).into(),
         FcmCode::Unavailable => server_error("UNAVAILABLE".into(), retry_after).into(),
         FcmCode::Internal => server_error("INTERNAL".into(), retry_after).into(),
-        // The project's own credential for APNs or web push; no push of this app gets through.
+        // The project's own credential for APNs or web push is invalid, so every such push of this app fails.
         FcmCode::ThirdPartyAuthError => Outcome::credential("THIRD_PARTY_AUTH_ERROR", None).into(),
         FcmCode::UnspecifiedError => by_status("UNSPECIFIED_ERROR".into(), status, retry_after),
     }
@@ -130,7 +130,7 @@ fn by_status(reason: Reason, status: u16, retry_after: Option<Duration>) -> Verd
             outcome: Outcome::credential(reason, None),
             renew_token: true,
         },
-        // Without the code these are about the project: the API is off, the account may not send, no such project.
+        // Without a code these concern the project: the API is disabled, the account lacks permission, no such project.
         403 | 404 => Outcome::credential(reason, None).into(),
         429 => quota(reason, retry_after).into(),
         400..=499 => Outcome::rejected(reason).into(),
@@ -147,14 +147,14 @@ fn gone(reason: &'static str) -> Outcome {
 }
 
 fn quota(reason: Reason, retry_after: Option<Duration>) -> Outcome {
-    Outcome::retry_later(reason, Some(retry_after.unwrap_or(QUOTA_PAUSE)))
+    Outcome::retry_later(reason, Some(retry_after.unwrap_or(DEFAULT_QUOTA_PAUSE)))
 }
 
 fn server_error(reason: Reason, retry_after: Option<Duration>) -> Outcome {
-    Outcome::retry_later(reason, Some(retry_after.unwrap_or_default().max(ERROR_PAUSE)))
+    Outcome::retry_later(reason, Some(retry_after.unwrap_or_default().max(MIN_ERROR_PAUSE)))
 }
 
-/// What an answer means, for the fuzz tests.
+/// The outcome of an answer, for the fuzz tests.
 #[cfg(any(fuzzing, test))]
 pub fn judged(status: u16, headers: &http::HeaderMap, now: jiff::Timestamp, body: &[u8]) -> Outcome {
     let retry_after = crate::providers::transport::retry_after::retry_after(headers, now);
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn every_code_of_google_has_an_outcome() {
+    fn every_documented_code_has_an_outcome() {
         let pause = |seconds| Some(Duration::from_secs(seconds));
         for (status, code, rpc, outcome) in [
             (
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn google_is_obeyed_about_when_to_come_back() {
+    fn retries_wait_as_long_as_google_asks() {
         let quota = |asked: u64| {
             let body = json!({ "error": { "status": "RESOURCE_EXHAUSTED" } }).to_string();
             judge(429, body.as_bytes(), Some(Duration::from_secs(asked))).outcome
@@ -261,13 +261,13 @@ mod tests {
         let error = judge(503, b"", Some(Duration::from_secs(2))).outcome;
         assert_eq!(
             error,
-            Outcome::retry_later("unknown", Some(ERROR_PAUSE)),
+            Outcome::retry_later("unknown", Some(MIN_ERROR_PAUSE)),
             "never sooner than ten seconds"
         );
     }
 
     #[test]
-    fn what_does_not_speak_like_fcm_refuses_nothing() {
+    fn an_answer_that_is_not_of_fcm_rejects_nothing() {
         for status in [301, 400, 403, 404] {
             assert_eq!(
                 judge(status, b"<html>", None),
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acceptance_carries_the_name() {
+    fn an_acceptance_has_the_name_of_the_message() {
         assert_eq!(
             message_name(br#"{"name":"projects/p/messages/1"}"#).as_deref(),
             Some("projects/p/messages/1")

@@ -1,7 +1,7 @@
 //! One push as the body of a request (Google: `projects.messages.send`).
 //!
-//! What differs between deliveries of one content (the tag, the rest of its life, the token) stands at the end of the
-//! JSON, so that the rest is rendered once and copied.
+//! The members that differ between deliveries of one content (tag, remaining time to live, token) are at the end of the
+//! JSON, so that the part before them is rendered once and copied.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -15,34 +15,34 @@ use shared::{
 use super::registration_token;
 use crate::providers::Attempt;
 
-/// By how much the life that a request states may exceed what is left of it, in seconds.
-const LIFE_SLACK_S: u64 = 2;
+/// Seconds by which the stated time to live may exceed the remaining one.
+const TTL_SLACK_S: u64 = 2;
 
-/// The body for `attempt`, of whose life `left` is left.
+/// The body for `attempt`, which expires after `left`.
 ///
-/// FCM counts a message's life from its arrival there, so a late attempt states what is left. A life that the app itself
-/// wrote into `push.fcm.android` stays.
+/// FCM counts the time to live from the arrival of the message, so a late attempt states the remaining time. A `ttl`
+/// that the app set in `push.fcm.android` is kept.
 pub(super) fn body(attempt: &Attempt<'_>, left: Duration) -> Bytes {
     let message = attempt.message;
     let push = message.push();
-    let start = message.rendition(Provider::Fcm, |push| start(push).into());
-    let open = Open::of(push);
+    let start = message.rendition(Provider::Fcm, |push| shared_start(push).into());
+    let varying = Varying::of(push);
     let mut body = String::with_capacity(start.len() + 256);
     body.push_str(std::str::from_utf8(start).expect("serde_json writes UTF-8"));
-    if open.tag {
-        // Of a notification, which is the last member of `android` then, and whose other members are written.
+    if varying.tag {
+        // The shared part ends within `android.notification`, which is the last member of `android` in this case.
         let comma = if body.ends_with('{') { "" } else { "," };
-        put(&mut body, format_args!("{comma}\"tag\":"), &message.collapse_id());
+        push_member(&mut body, format_args!("{comma}\"tag\":"), &message.collapse_id());
         body.push('}');
     }
-    if open.ttl {
+    if varying.ttl {
         let whole = u64::from(push.ttl_s());
-        let late = left.as_secs() + LIFE_SLACK_S < whole;
+        let late = left.as_secs() + TTL_SLACK_S < whole;
         let seconds = if late { left.as_secs() } else { whole };
         let comma = if body.ends_with('{') { "" } else { "," };
-        put(&mut body, format_args!("{comma}\"ttl\":"), &format!("{seconds}s"));
+        push_member(&mut body, format_args!("{comma}\"ttl\":"), &format!("{seconds}s"));
     }
-    put(
+    push_member(
         &mut body,
         format_args!("}},\"token\":"),
         registration_token(attempt.address),
@@ -53,14 +53,14 @@ pub(super) fn body(attempt: &Attempt<'_>, left: Duration) -> Bytes {
 
 /// Which members of `android` differ between deliveries of one content.
 #[derive(Debug, Clone, Copy)]
-struct Open {
-    /// `android.notification.tag`: a second copy replaces the first on the device when an attempt had to be repeated.
+struct Varying {
+    /// `android.notification.tag`, which makes the copy of a repeated attempt replace the first copy on the device.
     tag: bool,
     /// `android.ttl`.
     ttl: bool,
 }
 
-impl Open {
+impl Varying {
     fn of(push: &Push) -> Self {
         let android = push.fcm.as_ref().map(|over| &over.android);
         let shows = push.title.is_some() || push.body.is_some() || push.image.is_some();
@@ -76,16 +76,16 @@ impl Open {
     }
 }
 
-/// The request up to the members that are open.
-fn start(push: &Push) -> String {
-    let open = Open::of(push);
+/// The request up to the members that differ between deliveries.
+fn shared_start(push: &Push) -> String {
+    let varying = Varying::of(push);
     let mut message = fcm::render(push, "");
     let mut android = object(message.remove("android"));
     let mut notification = None;
-    if open.ttl {
+    if varying.ttl {
         android.remove("ttl");
     }
-    if open.tag {
+    if varying.tag {
         let mut members = object(android.remove("notification"));
         members.remove("tag");
         notification = Some(members);
@@ -124,9 +124,9 @@ fn unclosed(members: &Map<String, Value>) -> String {
     text
 }
 
-fn put(body: &mut String, name: std::fmt::Arguments<'_>, value: &str) {
+fn push_member(body: &mut String, name: std::fmt::Arguments<'_>, value: &str) {
     let value = serde_json::to_string(value).expect("strings always serialize");
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _always = body.write_fmt(name);
     body.push_str(&value);
 }
@@ -162,7 +162,7 @@ mod tests {
         serde_json::from_slice(&body(&attempt, left)).unwrap()
     }
 
-    /// Rendered member by member instead of spliced.
+    /// The same request, rendered as a whole instead of spliced.
     fn expected(push: &Push) -> Value {
         let message = fcm::render(push, &job(push.clone()).id.to_string());
         serde_json::from_slice(&fcm::request(&message, TOKEN)).unwrap()
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_attempt_states_what_is_left_unless_the_app_chose_a_life() {
+    fn a_late_attempt_states_the_remaining_ttl_unless_the_app_set_one() {
         let left = Duration::from_secs(90);
         let push = Push {
             title: Some("Hello".into()),

@@ -1,5 +1,5 @@
-//! Access tokens (RFC 7523, as Google's "Using OAuth 2.0 for server to server applications"): fetched once for all who
-//! wait, and renewed two minutes early.
+//! Access tokens (RFC 7523, as in Google's "Using OAuth 2.0 for server to server applications"): fetched once for all
+//! waiting attempts, and renewed two minutes before they expire.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -22,23 +22,23 @@ use crate::providers::{
     },
 };
 
-const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
-const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
+const MESSAGING_SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
+const JWT_BEARER_GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 
-/// Google lets an assertion, and gives a token, an hour.
-const LIFE_S: i64 = 3600;
+/// Seconds for which an assertion is valid: an hour, the maximum that Google allows.
+const ASSERTION_LIFE_S: i64 = 3600;
 
-/// Access tokens have one or two thousand bytes.
-const MAX_BODY: usize = 64 * 1024;
+/// Answers with access tokens have one or two thousand bytes.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
-/// A token is renewed this long before it ends.
-const EARLY: Duration = Duration::from_mins(2);
+/// A token is renewed this long before it expires.
+const RENEW_BEFORE_EXPIRY: Duration = Duration::from_mins(2);
 
-/// After a failure everyone who waits is told at once, instead of each asking again.
-const FAILURE_KEPT: Duration = Duration::from_secs(5);
+/// For this long after a failure, other attempts get the same failure instead of a request of their own.
+const SHARE_FAILURE_FOR: Duration = Duration::from_secs(5);
 
-/// Least time between two tokens that are fetched because FCM refused the former.
-const LEAST_BETWEEN_REFUSED: Duration = Duration::from_mins(1);
+/// The minimum time between two renewals that a refusal by FCM caused.
+const MIN_BETWEEN_RENEWALS: Duration = Duration::from_mins(1);
 
 /// The current access token of one service account.
 pub(super) struct AccessToken {
@@ -55,21 +55,21 @@ pub(super) struct AccessToken {
     fetching: Mutex<Past>,
 }
 
-/// A token, and until when.
+/// An access token with its expiry.
 pub(super) struct Granted {
-    /// `authorization`, marked sensitive.
+    /// The `authorization` header, marked sensitive.
     pub(super) header: HeaderValue,
     expires: Timestamp,
 }
 
-/// What happened at the token endpoint lately.
+/// The last failure of the token endpoint, and the last refusal of a token.
 #[derive(Default)]
 struct Past {
     failure: Option<(Timestamp, Outcome)>,
     refused_at: Option<Timestamp>,
 }
 
-/// The parts of a service account's JSON file that matter here.
+/// The members of a service account's JSON file that are needed.
 #[derive(Deserialize)]
 struct ServiceAccount {
     client_email: String,
@@ -113,11 +113,11 @@ impl AccessToken {
         let key = EncodingKey::from_rsa_pem(account.private_key.as_bytes())
             .map_err(|_| bad("private_key must be an RSA private key in PEM"))?;
         let uri: Url = account.token_uri.parse().map_err(|_| bad("token_uri must be a URL"))?;
-        // The worker sends a request to wherever a tenant's file says; this keeps it from our own network.
-        let google = uri
+        // The file comes from a tenant: without this rule it could direct requests of the worker into our own network.
+        let is_google = uri
             .host_str()
             .is_some_and(|host| host == "googleapis.com" || host.ends_with(".googleapis.com"));
-        if uri.scheme() != "https" || (google_only && !google) {
+        if uri.scheme() != "https" || (google_only && !is_google) {
             return Err(bad("token_uri must be an https URL of Google"));
         }
         let endpoint = host_and_port(&uri);
@@ -142,15 +142,15 @@ impl AccessToken {
     /// The token to use now.
     ///
     /// # Errors
-    /// What it means for the push that there is none.
+    /// The outcome of the attempt, if no token is available.
     pub(super) async fn current(&self) -> Result<Arc<Granted>, Outcome> {
         let now = self.clock.now();
         let current = self.current.load_full();
         let left = current.as_ref().map_or(Duration::ZERO, |granted| left(granted, now));
         match current {
-            Some(granted) if left > EARLY => Ok(granted),
-            // One renews it; until it ends nobody else needs to wait for that, or to suffer when it fails.
-            Some(granted) if left > EARLY / 4 => match self.fetching.try_lock() {
+            Some(granted) if left > RENEW_BEFORE_EXPIRY => Ok(granted),
+            // One attempt renews it. While the old one is valid, the others neither wait for that nor fail with it.
+            Some(granted) if left > RENEW_BEFORE_EXPIRY / 4 => match self.fetching.try_lock() {
                 Ok(past) => Ok(self.fetch(past).await.unwrap_or(granted)),
                 Err(_) => Ok(granted),
             },
@@ -158,10 +158,10 @@ impl AccessToken {
         }
     }
 
-    /// Another token after FCM refused `refused`.
+    /// Fetches another token after FCM refused `refused`.
     ///
     /// # Errors
-    /// What it means for the push that there is none; `None` if the next would be refused too.
+    /// The outcome of the attempt, if no token is available; `None` if a renewal was tried less than a minute ago.
     pub(super) async fn after_refused(&self, refused: &Arc<Granted>) -> Result<Arc<Granted>, Option<Outcome>> {
         let mut past = self.fetching.lock().await;
         if let Some(current) = self
@@ -173,7 +173,7 @@ impl AccessToken {
         }
         if past
             .refused_at
-            .is_some_and(|then| self.clock.since(then) < LEAST_BETWEEN_REFUSED)
+            .is_some_and(|then| self.clock.since(then) < MIN_BETWEEN_RENEWALS)
         {
             return Err(None);
         }
@@ -184,12 +184,16 @@ impl AccessToken {
 
     async fn fetch(&self, mut past: MutexGuard<'_, Past>) -> Result<Arc<Granted>, Outcome> {
         let now = self.clock.now();
-        // Whoever had the lock before may have fetched one.
-        if let Some(current) = self.current.load_full().filter(|current| left(current, now) > EARLY) {
+        // The previous holder of the lock may have fetched one.
+        if let Some(current) = self
+            .current
+            .load_full()
+            .filter(|current| left(current, now) > RENEW_BEFORE_EXPIRY)
+        {
             return Ok(current);
         }
         if let Some((then, failure)) = &past.failure
-            && self.clock.since(*then) < FAILURE_KEPT
+            && self.clock.since(*then) < SHARE_FAILURE_FOR
         {
             return Err(failure.clone());
         }
@@ -213,11 +217,11 @@ impl AccessToken {
         let assertion = self
             .assertion(now)
             .ok_or_else(|| Outcome::credential("assertion", None))?;
-        let form = [("grant_type", GRANT), ("assertion", &assertion)];
+        let form = [("grant_type", JWT_BEARER_GRANT), ("assertion", &assertion)];
         let answer = self.http.post(self.uri.clone()).form(&form).send().await;
         let mut answer = answer.map_err(|_| Outcome::endpoint("token_unreachable", None))?;
         let asked = retry_after(answer.headers(), now);
-        let body = read_body(&mut answer, MAX_BODY)
+        let body = read_body(&mut answer, MAX_ANSWER_BYTES)
             .await
             .ok_or_else(|| Outcome::endpoint("token_unreachable", None))?;
         match answer.status() {
@@ -225,7 +229,7 @@ impl AccessToken {
             status if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
                 Err(Outcome::endpoint("token_unavailable", asked))
             }
-            // RFC 6749, section 5.2: `invalid_grant` and its kin.
+            // RFC 6749, section 5.2: `invalid_grant`, `invalid_client` and others.
             status if status.is_client_error() => {
                 let refusal = serde_json::from_slice::<Refusal>(&body).ok();
                 let reason = refusal.map(|refusal| foreign_reason(&refusal.error, "token_refused"));
@@ -241,10 +245,10 @@ impl AccessToken {
         let iat = now.as_second();
         let claims = Claims {
             iss: &self.email,
-            scope: SCOPE,
+            scope: MESSAGING_SCOPE,
             aud: self.uri.as_str(),
             iat,
-            exp: iat + LIFE_S,
+            exp: iat + ASSERTION_LIFE_S,
         };
         encode(&header, &claims, &self.key).ok()
     }
@@ -260,7 +264,7 @@ fn granted(body: &[u8], now: Timestamp) -> Option<Granted> {
     })
 }
 
-/// For how long the token can still be used.
+/// The time until the token expires.
 fn left(granted: &Granted, now: Timestamp) -> Duration {
     Duration::try_from(granted.expires.duration_since(now)).unwrap_or_default()
 }
@@ -300,17 +304,17 @@ mod tests {
     }
 
     #[test]
-    fn a_tenants_file_does_not_send_the_worker_into_our_network() {
+    fn a_tenants_file_cannot_direct_requests_into_our_network() {
         let google = "https://oauth2.googleapis.com/token";
         assert!(read(google, KEY, true).is_ok());
-        for elsewhere in [
+        for other in [
             "https://localhost/token",
             "https://169.254.169.254/latest",
             "https://googleapis.com.example.com/token",
             "https://evilgoogleapis.com/token",
         ] {
-            assert!(read(elsewhere, KEY, true).is_err(), "{elsewhere}");
-            assert!(read(elsewhere, KEY, false).is_ok(), "{elsewhere}");
+            assert!(read(other, KEY, true).is_err(), "{other}");
+            assert!(read(other, KEY, false).is_ok(), "{other}");
         }
         for never in ["http://oauth2.googleapis.com/token", "token", "file:///etc/passwd"] {
             assert!(read(never, KEY, false).is_err(), "{never}");
@@ -318,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_secret_is_shown() {
+    fn debug_output_and_errors_hide_secrets() {
         let token = read("https://oauth2.googleapis.com/token", KEY, true).unwrap();
         assert!(!format!("{token:?}").contains("PRIVATE"));
         let bad = read("https://oauth2.googleapis.com/token", "secret", true).unwrap_err();
@@ -329,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_says_how_long_it_serves() {
+    fn a_granted_token_expires_when_google_states() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let grant = granted(
             br#"{"access_token":"ya29.x","expires_in":3599,"token_type":"Bearer"}"#,

@@ -6,7 +6,7 @@ use reqwest::{Certificate, Client, Url};
 
 use super::{BadSettings, http2::Host, tls};
 
-/// A client without proxies and redirects, trusting `ca_file` if given, else what the operating system trusts.
+/// A client without proxies and redirects. It trusts the certificates in `ca_file`, or else the operating system's.
 pub(in crate::providers) fn client(ca_file: Option<&Path>, connect_within: Duration) -> Result<Client, BadSettings> {
     let mut client = Client::builder()
         .https_only(true)
@@ -38,7 +38,7 @@ pub(in crate::providers) fn host(base: &str) -> Result<Host, BadSettings> {
     }
 }
 
-/// The body of `answer`; `None` if it breaks off or has more than `limit` bytes.
+/// The body of `answer`; `None` if it ends early or has more than `limit` bytes.
 pub(in crate::providers) async fn read_body(answer: &mut reqwest::Response, limit: usize) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     while let Some(chunk) = answer.chunk().await.ok()? {

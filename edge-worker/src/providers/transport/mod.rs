@@ -1,5 +1,5 @@
-//! How requests reach a provider: endpoints and their choice, connections over HTTP/2, other HTTPS requests, TLS. Knows
-//! no provider.
+//! How requests reach a provider: endpoints and their choice, connections over HTTP/2, other HTTPS requests, TLS.
+//! Nothing here depends on a provider.
 
 pub(super) mod endpoints;
 pub(super) mod http2;
@@ -14,22 +14,22 @@ use tokio_rustls::rustls;
 
 use crate::limits::ATTEMPT_WITHIN;
 
-/// Settings with which a provider cannot be reached, or not as it must be.
+/// Settings that prevent requests to a provider.
 #[derive(Debug, thiserror::Error)]
 pub enum BadSettings {
     /// The `ca_file` cannot be read or holds no certificate.
     #[error("ca_file {}: cannot be read as certificates in PEM", .0.display())]
     CaFile(PathBuf),
-    /// What the operating system trusts cannot be used.
+    /// The operating system's trusted certificates cannot be used.
     #[error("the certificates that the operating system trusts cannot be used")]
     Platform(#[source] rustls::Error),
     /// The client for HTTPS cannot be built.
     #[error("the HTTPS client cannot be built")]
     Client(#[source] reqwest::Error),
-    /// An endpoint that is not of the form its provider needs.
+    /// An endpoint is malformed: its text, and the form that its provider needs.
     #[error("endpoint {0:?}: must be {1}")]
     Endpoint(String, &'static str),
-    /// Other workers would be given a job whose attempt takes longer.
+    /// The time limit of an attempt is too long: JetStream would give its job to another worker meanwhile.
     #[error("{0}.timeout_ms: must be at most {most}", most = ATTEMPT_WITHIN.as_millis())]
     Timeout(Provider),
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 pub(in crate::providers) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // Longer than can be counted is long all the same.
+        // A number that overflows still means a long wait.
         return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let date = httpdate::parse_http_date(text).ok()?;
@@ -30,18 +30,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_number_of_seconds_is_understood(seconds: u64) {
+        fn any_number_of_seconds_is_parsed(seconds: u64) {
             prop_assert_eq!(asked(seconds.to_string()), Some(Duration::from_secs(seconds)));
             prop_assert_eq!(asked(format!("{seconds:030}")), Some(Duration::from_secs(seconds)));
         }
 
         #[test]
-        fn too_many_seconds_are_as_many_as_can_be(value in "[1-9][0-9]{20,39}") {
+        fn an_overflowing_number_is_the_longest_wait(value in "[1-9][0-9]{20,39}") {
             prop_assert_eq!(asked(value), Some(Duration::from_secs(u64::MAX)));
         }
 
         #[test]
-        fn any_date_is_a_distance_from_now(distance in -1_000_000_000i64..1_000_000_000) {
+        fn a_date_is_the_time_from_now_or_zero_in_the_past(distance in -1_000_000_000i64..1_000_000_000) {
             let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
             let date = SystemTime::from(now + jiff::SignedDuration::from_secs(distance));
             let expected = Duration::from_secs(distance.try_into().unwrap_or(0));
@@ -49,13 +49,13 @@ mod tests {
         }
 
         #[test]
-        fn nothing_else_is(value in "[+-][0-9]{1,30}|[a-zA-Z ,:-]{1,30}|[\\x80-\\xff]{1,10}") {
+        fn any_other_value_is_ignored(value in "[+-][0-9]{1,30}|[a-zA-Z ,:-]{1,30}|[\\x80-\\xff]{1,10}") {
             prop_assert_eq!(asked(value), None);
         }
     }
 
     #[test]
-    fn seconds_and_dates_are_understood() {
+    fn seconds_and_dates_are_parsed() {
         assert_eq!(asked("120"), Some(Duration::from_mins(2)));
         assert_eq!(asked("Thu, 01 Jan 2026 00:01:30 GMT"), Some(Duration::from_secs(90)));
         assert_eq!(asked("Wed, 31 Dec 2025 00:00:00 GMT"), Some(Duration::ZERO));

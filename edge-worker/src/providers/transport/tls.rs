@@ -1,4 +1,4 @@
-//! Which certificates we trust as a provider's.
+//! TLS to providers, and the certificates it trusts.
 
 use std::{path::Path, sync::Arc};
 
@@ -19,7 +19,7 @@ pub(in crate::providers) fn read_ca(ca_file: &Path) -> Result<Vec<CertificateDer
     if all.is_empty() { Err(bad()) } else { Ok(all) }
 }
 
-/// TLS 1.2 and 1.3 with HTTP/2 alone, trusting `ca_file` if given, else what the operating system trusts.
+/// TLS 1.2 and 1.3 with HTTP/2 only. It trusts the certificates in `ca_file`, or else the operating system's.
 pub(in crate::providers) fn http2_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, BadSettings> {
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()

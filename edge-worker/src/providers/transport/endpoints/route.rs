@@ -1,4 +1,4 @@
-//! What is measured of one address.
+//! The measurements of one address.
 
 use std::{
     net::SocketAddr,
@@ -13,11 +13,11 @@ use tokio::time::Instant;
 
 use crate::providers::transport::http2::Host;
 
-/// An answer counts for what was measured this long after it came.
-const ANSWERS_COUNT: Duration = Duration::from_mins(10);
+/// The mean answer time is used until this long after the last answer.
+const ANSWER_RECENT_FOR: Duration = Duration::from_mins(10);
 
 /// An exponentially weighted mean of times, in microseconds; zero until the first. Two writers at once may lose one of
-/// two samples, which a mean can bear.
+/// two samples, which hardly changes a mean.
 #[derive(Debug, Default)]
 pub(super) struct Mean(AtomicU64);
 
@@ -40,10 +40,11 @@ impl Mean {
     }
 }
 
-/// All of a share.
-pub(super) const WHOLE: u32 = 1 << 16;
+/// A share of 1, in the unit of [`Route::errors`].
+pub(super) const FULL_SHARE: u32 = 1 << 16;
 
-/// One address of one endpoint, and what is known of it. Written at every answer, so without any lock.
+/// One address of one endpoint, with its measurements. They are updated at every answer, so they are atomics without a
+/// lock.
 #[derive(Debug)]
 pub(in crate::providers) struct Route {
     pub(in crate::providers) host: Arc<Host>,
@@ -52,11 +53,11 @@ pub(in crate::providers) struct Route {
     pub(super) connect: Mean,
     pub(super) round_trip: Mean,
     pub(super) answer: Mean,
-    /// Mean share of failed requests, in parts of [`WHOLE`].
+    /// Mean share of failed requests, in parts of [`FULL_SHARE`].
     pub(super) errors: AtomicU32,
-    /// Microseconds after `start`; zero means never.
+    /// Microseconds after `start` of the last answer; zero means never.
     used: AtomicU64,
-    pub(super) ill: AtomicBool,
+    pub(super) unhealthy: AtomicBool,
     pub(in crate::providers) connections: AtomicUsize,
 }
 
@@ -71,38 +72,38 @@ impl Route {
             answer: Mean::default(),
             errors: AtomicU32::new(0),
             used: AtomicU64::new(0),
-            ill: AtomicBool::new(false),
+            unhealthy: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
         })
     }
 
-    /// A connection was made in `took`.
+    /// Records that connecting took `took`.
     pub(in crate::providers) fn connected(&self, took: Duration) {
         self.connect.learn(took);
     }
 
-    /// A request got an answer at `now`, `took` after it was sent; a failing one if the server is to blame. Returns
-    /// whether [`super::Endpoints::judge`] has something to decide.
+    /// Records an answer that arrived at `now`, `took` after the request was sent; `failing` if its status is 5xx.
+    /// Returns whether the health changed, so that [`super::Endpoints::assess`] must be called.
     pub(in crate::providers) fn answered(&self, now: Instant, took: Duration, failing: bool) -> bool {
         self.answer.learn(took);
         self.used
             .store(micros(now.duration_since(self.start)).max(1), Ordering::Relaxed);
-        self.went(failing)
+        self.finished(failing)
     }
 
-    /// A request went well, or not. Returns as [`Route::answered`].
-    pub(in crate::providers) fn went(&self, failing: bool) -> bool {
+    /// Records the end of a request. Returns the same as [`Route::answered`].
+    pub(in crate::providers) fn finished(&self, failing: bool) -> bool {
         let errors = self.errors.load(Ordering::Relaxed);
         if errors > 0 || failing {
-            let sample = if failing { WHOLE / 8 } else { 0 };
+            let sample = if failing { FULL_SHARE / 8 } else { 0 };
             self.errors
                 .store(errors - errors.div_ceil(8) + sample, Ordering::Relaxed);
         }
-        self.is_failing() != self.ill.load(Ordering::Relaxed)
+        self.is_failing() != self.unhealthy.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_failing(&self) -> bool {
-        self.errors.load(Ordering::Relaxed) > WHOLE / 2
+        self.errors.load(Ordering::Relaxed) > FULL_SHARE / 2
     }
 
     pub(super) fn unused_for(&self) -> Option<Duration> {
@@ -110,10 +111,10 @@ impl Route {
         (used > 0).then(|| self.start.elapsed().saturating_sub(Duration::from_micros(used)))
     }
 
-    /// What the server itself needs: the time of an answer without the way. `None` if it has not answered lately.
+    /// The service time of the server: answer time minus round trip. `None` without a recent answer.
     pub(super) fn service(&self) -> Option<Duration> {
-        let lately = self.unused_for().is_some_and(|unused| unused < ANSWERS_COUNT);
-        let answer = self.answer.get().filter(|_| lately)?;
+        let is_recent = self.unused_for().is_some_and(|unused| unused < ANSWER_RECENT_FOR);
+        let answer = self.answer.get().filter(|_| is_recent)?;
         Some(answer.saturating_sub(self.round_trip.get()?))
     }
 }

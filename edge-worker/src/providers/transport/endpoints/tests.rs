@@ -1,4 +1,6 @@
-use super::*;
+use jiff::Timestamp;
+
+use super::{choice::RETRY_FAILED_AFTER, *};
 
 const FAST: Duration = Duration::from_millis(10);
 const SLOW: Duration = Duration::from_millis(40);
@@ -24,11 +26,11 @@ fn patience() -> Duration {
     Duration::from_millis(Settings::default().patience_ms)
 }
 
-/// As many good answers, or bad ones, as leave no trace of what was before.
+/// Records enough answers that earlier ones no longer influence the means.
 fn answers(all: &Endpoints, route: &Route, took: Duration, failing: bool) {
     for _ in 0..200 {
         if route.answered(Instant::now(), took, failing) {
-            all.judge(route);
+            all.assess(route);
         }
     }
 }
@@ -44,18 +46,18 @@ async fn the_fastest_is_chosen_once_all_are_measured() {
     all.failed(&three, "connect");
     all.review();
     assert_eq!(chosen(&all), (2, Why::Fastest));
-    assert!(all.serves(&two) && !all.serves(&one) && !all.serves(&three));
-    assert_eq!(all.spare().unwrap().address.port(), 1);
+    assert!(all.should_keep(&two) && !all.should_keep(&one) && !all.should_keep(&three));
+    assert_eq!(all.spare_route().unwrap().address.port(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_faster_one_must_be_clearly_faster_for_a_while() {
+async fn another_address_is_chosen_only_after_being_clearly_faster_for_the_patience() {
     let (all, [one, two]) = endpoints([1, 2]);
     all.pinged(&one, FAST);
     all.pinged(&two, FAST);
     all.review();
     assert_eq!(chosen(&all), (1, Why::Fastest));
-    // Not clearly.
+    // Faster, but not clearly.
     for _ in 0..50 {
         all.pinged(&one, FAST + FAST / 4);
     }
@@ -65,7 +67,7 @@ async fn a_faster_one_must_be_clearly_faster_for_a_while() {
     }
     all.review();
     assert_eq!(chosen(&all), (1, Why::Fastest));
-    // Clearly, with a break.
+    // Clearly faster, but interrupted.
     let mut changes = all.changes();
     for took in [SLOW, FAST, SLOW] {
         for _ in 0..50 {
@@ -86,7 +88,7 @@ async fn a_faster_one_must_be_clearly_faster_for_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_fails_is_left_at_once_and_chosen_again_after_a_while() {
+async fn a_failed_address_is_abandoned_at_once_and_chosen_again_later() {
     let (all, [one, two]) = endpoints([1, 2]);
     all.pinged(&one, FAST);
     all.pinged(&two, SLOW);
@@ -95,41 +97,48 @@ async fn what_fails_is_left_at_once_and_chosen_again_after_a_while() {
     assert_eq!(chosen(&all), (2, Why::Failover));
     assert_eq!(all.in_order(0)[0].address.port(), 2);
     two.connections.store(1, Ordering::Relaxed);
-    assert_eq!((all.spare().is_none(), all.due().is_none()), (true, true));
+    assert_eq!((all.spare_route().is_none(), all.next_probe().is_none()), (true, true));
     all.pinged(&one, FAST);
-    assert!(all.spare().is_none(), "it is left alone for a while");
-    tokio::time::advance(LEFT_ALONE.first * 2).await;
-    assert_eq!(all.due().unwrap().address.port(), 1);
+    assert!(
+        all.spare_route().is_none(),
+        "a failed address is not tried before its wait has ended"
+    );
+    tokio::time::advance(RETRY_FAILED_AFTER.first * 2).await;
+    assert_eq!(all.next_probe().unwrap().address.port(), 1);
     all.pinged(&one, FAST);
     all.review();
-    assert_eq!(chosen(&all), (2, Why::Failover), "well, but not yet trusted");
-    assert_eq!(all.spare().unwrap().address.port(), 1);
+    assert_eq!(
+        chosen(&all),
+        (2, Why::Failover),
+        "healthy, but not yet faster for long enough"
+    );
+    assert_eq!(all.spare_route().unwrap().address.port(), 1);
     tokio::time::advance(patience()).await;
     all.review();
     assert_eq!(chosen(&all), (1, Why::Faster));
 }
 
 #[tokio::test(start_paused = true)]
-async fn errors_make_ill_and_a_good_answer_heals() {
+async fn errors_make_an_address_unhealthy_and_answers_heal_it() {
     let (all, [one, two]) = endpoints([1, 2]);
     all.pinged(&one, FAST);
     all.pinged(&two, FAST);
     all.review();
     for _ in 0..5 {
-        assert!(!one.went(true));
+        assert!(!one.finished(true));
     }
-    assert!(!one.went(false), "five in a row are borne");
+    assert!(!one.finished(false), "five errors in a row are tolerated");
     answers(&all, &one, FAST, true);
     assert_eq!(chosen(&all), (2, Why::Failover));
     answers(&all, &two, FAST, true);
-    assert_eq!(chosen(&all), (2, Why::Failover), "nobody is well");
-    assert!(all.serves(&two), "there is nowhere else to go");
+    assert_eq!(chosen(&all), (2, Why::Failover), "no address is healthy");
+    assert!(all.should_keep(&two), "no better address exists");
     answers(&all, &one, FAST, false);
     assert_eq!(chosen(&all), (1, Why::Failover));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_became_slow_is_left_for_what_it_was() {
+async fn a_server_that_slowed_down_is_replaced_by_one_expected_to_be_as_fast_as_before() {
     let (all, [one, two]) = endpoints([1, 2]);
     all.pinged(&one, FAST);
     all.pinged(&two, FAST);
@@ -156,22 +165,22 @@ async fn connections_spread_over_the_addresses_of_one_endpoint() {
     let firsts = |all: &Endpoints| -> std::collections::BTreeSet<SocketAddr> {
         (0..8).map(|nth| all.in_order(nth)[0].address).collect()
     };
-    assert_eq!(firsts(&all).len(), MOST_ADDRESSES);
+    assert_eq!(firsts(&all).len(), MAX_ADDRESSES_PER_HOST);
     for (nth, route) in all.in_order(0).into_iter().enumerate() {
         all.pinged(&route, if nth < 2 { FAST } else { SLOW });
     }
     all.review();
     assert_eq!(firsts(&all).len(), 2);
-    tokio::time::advance(ADDRESSES_KEPT).await;
+    tokio::time::advance(KEEP_ADDRESS_FOR).await;
     all.resolved(0, &[]);
-    assert_eq!(firsts(&all).len(), 2, "what was known survives a failure of DNS");
-    assert_eq!(all.unresolved(RESOLVED_EVERY).len(), 2);
+    assert_eq!(firsts(&all).len(), 2, "known addresses survive a failure of DNS");
+    assert_eq!(all.unresolved(RESOLVE_EVERY).len(), 2);
     all.resolved(0, &addresses[..1]);
-    assert_eq!(all.unresolved(RESOLVED_EVERY).len(), 1);
+    assert_eq!(all.unresolved(RESOLVE_EVERY).len(), 1);
     assert_eq!(
         all.in_order(0).len(),
         3,
-        "the one named, the chosen one, and the other endpoint"
+        "the resolved one, the chosen one, and the other endpoint"
     );
     assert!(firsts(&all).contains(&one.address));
 }
@@ -179,18 +188,18 @@ async fn connections_spread_over_the_addresses_of_one_endpoint() {
 #[tokio::test(start_paused = true)]
 async fn measuring_opens_few_connections() {
     let (all, routes) = endpoints([1, 2, 3]);
-    let first = [(); 3].map(|()| all.due().unwrap().address.port());
+    let first = [(); 3].map(|()| all.next_probe().unwrap().address.port());
     assert_eq!(first, [1, 2, 3]);
-    assert!(all.due().is_none());
+    assert!(all.next_probe().is_none());
     routes[0].connections.store(1, Ordering::Relaxed);
     for port in [2, 3, 2] {
         tokio::time::advance(all.settings.probe()).await;
-        assert_eq!(all.due().unwrap().address.port(), port);
-        assert!(all.due().is_none());
+        assert_eq!(all.next_probe().unwrap().address.port(), port);
+        assert!(all.next_probe().is_none());
     }
-    assert!(!all.is_wanted());
-    all.want();
-    assert!(all.is_wanted());
+    assert!(!all.is_in_use());
+    all.mark_used();
+    assert!(all.is_in_use());
     tokio::time::advance(3 * all.settings.probe()).await;
-    assert!(!all.is_wanted());
+    assert!(!all.is_in_use());
 }

@@ -1,4 +1,4 @@
-//! One HTTP/2 connection, and what became of a request on it.
+//! One HTTP/2 connection, and the results of its requests.
 
 use std::{
     future::poll_fn,
@@ -25,45 +25,45 @@ use super::{
 };
 use crate::providers::transport::endpoints::{Endpoints, Route, micros};
 
-/// Ask for the peer's limit anew after this many answers; it may change at any time.
-const LIMIT_CHECKED_EVERY: u64 = 64;
+/// The peer may change its stream limit at any time; it is read again after this many answers.
+const CHECK_LIMIT_EVERY_ANSWERS: u64 = 64;
 
-/// Counted as the peer's limit if it names none. Apple names 1000 (and asks not to rely on it), Google 100.
-const MOST_STREAMS: usize = 1000;
+/// The limit for a peer that announces none or more. Apple announces 1000 (and asks not to rely on it), Google 100.
+const MAX_STREAMS: usize = 1000;
 
-/// How often a connection is looked at that allows a single stream: Apple's until it has seen a valid token.
-const NARROW_CHECKED_EVERY: Duration = Duration::from_millis(100);
+/// How often the limit is read while it is one stream: Apple allows one until it has seen a valid token.
+const CHECK_SINGLE_STREAM_EVERY: Duration = Duration::from_millis(100);
 
-/// A connection is given up when a ping is not answered for so long. Without pings a connection whose peer vanished
-/// lives until the kernel gives up, some fifteen minutes.
+/// A connection is closed when a ping is not answered within this time. Without pings, a connection whose peer vanished
+/// stays open until the kernel gives up, after some fifteen minutes.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An open connection. It closes when the last who may use it is gone.
+/// An open connection. It closes when its last reference is dropped.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) id: u64,
     pub(super) route: Arc<Route>,
     pub(super) opened: Instant,
-    /// The pool that uses it; none as long as it is spare.
+    /// The pool that uses it; unset while it is spare.
     owner: OnceLock<Weak<Pool>>,
-    /// Told at every answered ping.
+    /// Notified at every answered ping.
     pub(super) pinged: Arc<Notify>,
     endpoints: Arc<Endpoints>,
     sender: SendRequest,
     closed: AtomicBool,
-    /// Requests that may be under way at once.
+    /// How many requests may be in flight.
     limit: AtomicUsize,
-    /// Tells the driver to look at the peer's limit.
+    /// Asks the driver to read the peer's limit.
     recheck: Arc<Notify>,
     answers: AtomicU64,
-    /// Microseconds after `opened`.
+    /// Microseconds after `opened`; zero before the first answer.
     last_answer: AtomicU64,
 }
 
 /// Why no answer came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoAnswer {
-    /// The peer refused the stream, so did not look at it (RFC 9113, section 8.7).
+    /// The peer refused the stream, so it did not process the request (RFC 9113, section 8.7).
     Refused,
     /// The connection ended before the request was processed: never sent, or above the last stream of a GOAWAY
     /// (RFC 9113, section 6.8).
@@ -73,7 +73,7 @@ pub(super) enum NoAnswer {
 }
 
 impl Connection {
-    /// Runs a fresh connection to `route`.
+    /// Wraps a new connection to `route`, and spawns the task that drives it.
     pub(super) fn start(
         route: Arc<Route>,
         endpoints: Arc<Endpoints>,
@@ -100,9 +100,9 @@ impl Connection {
         connection
     }
 
-    /// Gives it to `pool`; returns how many requests may be under way. Later changes are told to the pool, whose lock the
-    /// caller holds.
-    pub(super) fn belongs_to(&self, pool: &Arc<Pool>) -> usize {
+    /// Assigns it to `pool`, whose lock the caller holds. Returns how many requests may be in flight; the pool is
+    /// notified of later changes.
+    pub(super) fn assign_to(&self, pool: &Arc<Pool>) -> usize {
         let _once = self.owner.set(Arc::downgrade(pool));
         self.limit.load(Ordering::SeqCst)
     }
@@ -111,16 +111,16 @@ impl Connection {
         self.owner.get()?.upgrade()
     }
 
-    /// Sends `request`, whose answer is due from `began` on, and waits for the head of the answer.
+    /// Sends `request` and waits for the head of the answer; the answer time counts from `began`.
     pub(super) async fn send(&self, request: Request<Bytes>, began: Instant) -> Result<Response<RecvStream>, NoAnswer> {
         let answered = self.exchange(request).await;
-        let undecided = match &answered {
+        let health_changed = match &answered {
             Ok(answer) => {
                 let now = Instant::now();
                 self.last_answer.store(self.age_us(now), Ordering::Relaxed);
                 let answers = self.answers.fetch_add(1, Ordering::Relaxed);
-                // The first answers open the connection up; see `initial_max_send_streams`.
-                if answers < 4 || answers.is_multiple_of(LIMIT_CHECKED_EVERY) {
+                // The peer raises its limit with the first answers; see `initial_max_send_streams`.
+                if answers < 4 || answers.is_multiple_of(CHECK_LIMIT_EVERY_ANSWERS) {
                     self.recheck.notify_one();
                 }
                 self.route.answered(now, now - began, answer.status().is_server_error())
@@ -130,22 +130,22 @@ impl Connection {
                 false
             }
             Err(NoAnswer::Unsent) => false,
-            Err(NoAnswer::Broken) => self.route.went(true),
+            Err(NoAnswer::Broken) => self.route.finished(true),
         };
-        if undecided {
-            self.endpoints.judge(&self.route);
+        if health_changed {
+            self.endpoints.assess(&self.route);
         }
         answered
     }
 
-    /// An answer that was due since `since` was not waited for any longer. Returns whether nothing at all came since.
-    pub(super) fn gave_up(&self, since: Instant) -> bool {
+    /// Records that a request sent at `since` was abandoned. Returns whether no answer at all has arrived since then.
+    pub(super) fn abandoned(&self, since: Instant) -> bool {
         let is_silent = self.silent_since(since);
         if is_silent {
-            // The peer may be gone without a word, which pings find out later than we do.
+            // The peer may have vanished, which pings would detect later.
             self.endpoints.failed(&self.route, "silent");
-        } else if self.route.went(true) {
-            self.endpoints.judge(&self.route);
+        } else if self.route.finished(true) {
+            self.endpoints.assess(&self.route);
         }
         is_silent
     }
@@ -157,22 +157,22 @@ impl Connection {
             Ok(()) => sender.send_request(Request::from_parts(head, ()), false),
             Err(error) => Err(error),
         };
-        // What h2 does not take, it does not send: the connection has ended, or the peer has said that it will.
+        // h2 does not send a request that it refuses: the connection has ended, or the peer has announced its end.
         let (answer, mut stream) = sent.map_err(|_| {
             self.close();
             NoAnswer::Unsent
         })?;
-        // If the stream has ended meanwhile, its answer says why.
+        // If the stream has already ended, its answer has the reason.
         let (Ok(()) | Err(_)) = stream.send_data(body, true);
         answer.await.map_err(|error| classify(&error))
     }
 
-    /// Says that new requests cannot be sent any more.
+    /// Marks it as closed to new requests.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether new requests cannot be sent any more.
+    /// Whether it is closed to new requests.
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
     }
@@ -181,7 +181,7 @@ impl Connection {
         self.last_answer.load(Ordering::Relaxed) <= self.age_us(then)
     }
 
-    /// How long ago the last answer came, or it was opened.
+    /// The time since the last answer, or since it was opened.
     pub(super) fn unused_for(&self) -> Duration {
         let last = Duration::from_micros(self.last_answer.load(Ordering::Relaxed));
         self.opened.elapsed().saturating_sub(last)
@@ -198,9 +198,9 @@ impl Drop for Connection {
     }
 }
 
-/// Runs a connection, measures it, and tells its pool how much it may carry and when it has ended, is not needed or
-/// leads to where nothing should go any more. Holds neither of them, because the connection closes when the last who may
-/// use it is gone.
+/// Drives a connection until it ends: pings it, reports its stream limit to its pool, and asks the pool to close it
+/// when it is idle and to replace it when a better address was chosen. Holds no reference to the connection or the
+/// pool, because the connection must close when its last user is gone.
 async fn drive(connection: Weak<Connection>, mut driver: Driver) {
     let Some(this) = connection.upgrade() else { return };
     let (id, route, endpoints) = (this.id, this.route.clone(), this.endpoints.clone());
@@ -211,35 +211,35 @@ async fn drive(connection: Weak<Connection>, mut driver: Driver) {
     let answered = |took| {
         endpoints.pinged(&route, took);
         pinged.notify_one();
-        // The peer's SETTINGS came before.
+        // The peer's SETTINGS arrived before the answer to the ping.
         recheck.notify_one();
     };
     let mut silence = pin!(until_silent(driver.ping_pong(), every, answered));
-    let mut looks = interval(every.min(endpoints.settings.idle()));
+    let mut checks = interval(every.min(endpoints.settings.idle()));
     let mut changes = endpoints.changes();
     let mut limit = 1;
     loop {
-        let mut look = false;
+        let mut check = false;
         select! {
             biased;
             _ = &mut driver => break,
             () = recheck.notified() => {}
-            () = sleep(NARROW_CHECKED_EVERY), if limit == 1 => {}
-            _ = changes.changed() => look = true,
-            _ = looks.tick() => look = true,
+            () = sleep(CHECK_SINGLE_STREAM_EVERY), if limit == 1 => {}
+            _ = changes.changed() => check = true,
+            _ = checks.tick() => check = true,
             () = &mut silence => {
                 endpoints.failed(&route, "silent");
                 break;
             }
         }
-        if look && let Some(pool) = owner() {
-            endpoints.want();
-            if !pool.close_if_idle(id) && !endpoints.serves(&route) {
+        if check && let Some(pool) = owner() {
+            endpoints.mark_used();
+            if !pool.close_if_idle(id) && !endpoints.should_keep(&route) {
                 pool.move_away(id);
             }
         }
-        let allowed = driver.max_concurrent_send_streams().min(MOST_STREAMS);
-        // A tenth is left, because the peer may lower its limit while requests are on their way.
+        let allowed = driver.max_concurrent_send_streams().min(MAX_STREAMS);
+        // A tenth stays unused, because the peer may lower its limit while requests are on their way.
         let now = (allowed * 9 / 10).max(1);
         if now != limit {
             limit = now;
@@ -247,7 +247,7 @@ async fn drive(connection: Weak<Connection>, mut driver: Driver) {
                 connection.limit.store(now, Ordering::SeqCst);
             }
             if let Some(pool) = owner() {
-                pool.limit(id, now);
+                pool.set_limit(id, now);
             }
         }
     }
@@ -260,7 +260,7 @@ async fn drive(connection: Weak<Connection>, mut driver: Driver) {
     }
 }
 
-/// Pings at once and then so often; ends when a ping is not answered.
+/// Pings at once and then at the interval `every`; ends when a ping is not answered in time.
 async fn until_silent(pings: Option<PingPong>, every: Duration, answered: impl Fn(Duration)) {
     let Some(mut pings) = pings else {
         return std::future::pending().await;
@@ -269,7 +269,7 @@ async fn until_silent(pings: Option<PingPong>, every: Duration, answered: impl F
         let began = Instant::now();
         match timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await {
             Ok(Ok(_)) => answered(began.elapsed()),
-            // The connection has ended, which its driver says.
+            // The connection has ended; its driver reports that.
             Ok(Err(_)) => return std::future::pending().await,
             Err(_) => return,
         }
@@ -279,7 +279,7 @@ async fn until_silent(pings: Option<PingPong>, every: Duration, answered: impl F
 
 fn classify(error: &h2::Error) -> NoAnswer {
     if error.is_go_away() && error.is_remote() {
-        // h2 gives the peer's GOAWAY as the error of exactly those streams that lie above its last stream.
+        // h2 reports the peer's GOAWAY as the error of exactly the streams above its last stream.
         NoAnswer::Unsent
     } else if error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM) {
         NoAnswer::Refused
@@ -288,13 +288,13 @@ fn classify(error: &h2::Error) -> NoAnswer {
     }
 }
 
-/// The body of an answer; `None` if it breaks off or has more than `most` bytes.
-pub(in crate::providers) async fn read(mut body: RecvStream, most: usize) -> Option<Bytes> {
+/// The body of an answer; `None` if it ends early or has more than `limit` bytes.
+pub(in crate::providers) async fn read(mut body: RecvStream, limit: usize) -> Option<Bytes> {
     let mut whole = BytesMut::new();
     while let Some(piece) = body.data().await {
         let piece = piece.ok()?;
         body.flow_control().release_capacity(piece.len()).ok()?;
-        if whole.len() + piece.len() > most {
+        if whole.len() + piece.len() > limit {
             return None;
         }
         whole.extend_from_slice(&piece);

@@ -1,4 +1,4 @@
-//! From `host:port` to an HTTP/2 connection.
+//! Opens one HTTP/2 connection: DNS, TCP, TLS, HTTP/2.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -16,29 +16,29 @@ use tokio_rustls::{
 
 use crate::providers::transport::endpoints::{EndpointState, Route};
 
-/// Until one address counts as unreachable.
+/// How long connecting to one address may take.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a peer has not acknowledged for so long never reaches it, also when its connection is closed meanwhile (the user
-/// timeout of RFC 5482). Otherwise a push that was given up, and went out another way, would arrive after all when the
-/// network comes back.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
+/// Data that the peer has not acknowledged after this time is discarded, also after the connection is closed (RFC
+/// 5482). Otherwise a push that was abandoned, and sent over another connection, would still arrive when the network
+/// recovers.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) type SendRequest = h2::client::SendRequest<Bytes>;
 pub(super) type Driver = h2::client::Connection<TlsStream<TcpStream>>;
 
-/// Where a provider listens.
+/// A host and port at which a provider listens.
 #[derive(Debug)]
 pub(in crate::providers) struct Host {
     /// `host:port`.
     pub(in crate::providers) name: Arc<str>,
-    /// `:authority`; without the port if that is 443.
+    /// The `:authority` header; without the port if that is 443.
     pub(in crate::providers) authority: Authority,
     server: ServerName<'static>,
 }
 
 impl Host {
-    /// Reads `host:port`; `None` if it is not that.
+    /// Parses `host:port`; `None` if it has another form.
     pub(in crate::providers) fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let port: u16 = port.parse().ok()?;
@@ -55,7 +55,7 @@ impl Host {
     }
 }
 
-/// Why an endpoint was not reached. Nothing was sent.
+/// The endpoint that was not reached, and the reason word of the outcome. Nothing was sent.
 #[derive(Debug, Clone)]
 pub(super) struct Unreachable {
     pub(super) endpoint: Arc<str>,
@@ -63,7 +63,7 @@ pub(super) struct Unreachable {
 }
 
 impl Unreachable {
-    /// There is no address to try; `endpoints` are those of the settings.
+    /// No address is known; `endpoints` are the endpoints of the settings.
     pub(super) fn nowhere(endpoints: &[EndpointState]) -> Self {
         match endpoints.first() {
             Some(first) => Self {
@@ -78,23 +78,23 @@ impl Unreachable {
     }
 }
 
-/// The addresses of `host`; none if they cannot be had.
+/// The addresses of `host`; empty if it cannot be resolved.
 pub(super) async fn resolve(host: &Host) -> Vec<SocketAddr> {
-    let asked = timeout(CONNECT_TIMEOUT / 2, tokio::net::lookup_host(&*host.name)).await;
-    let addresses: Vec<_> = asked.ok().and_then(Result::ok).into_iter().flatten().collect();
+    let found = timeout(CONNECT_TIMEOUT / 2, tokio::net::lookup_host(&*host.name)).await;
+    let addresses: Vec<_> = found.ok().and_then(Result::ok).into_iter().flatten().collect();
     if addresses.is_empty() {
-        tracing::warn!(endpoint = %host.name, "cannot be resolved");
+        tracing::warn!(endpoint = %host.name, "host cannot be resolved");
     }
     addresses
 }
 
-/// Connects to `route`, and says how long it took.
+/// Connects to `route`; returns the connection and how long it took.
 pub(super) async fn connect(
     route: &Route,
     tls: &Arc<ClientConfig>,
 ) -> Result<(SendRequest, Driver, Duration), Unreachable> {
     let began = Instant::now();
-    match timeout(CONNECT_TIMEOUT, steps(route, tls)).await {
+    match timeout(CONNECT_TIMEOUT, handshake(route, tls)).await {
         Ok(Ok((sender, driver))) => Ok((sender, driver, began.elapsed())),
         Ok(Err(reason)) => Err(reason),
         Err(_) => Err("connect_timeout"),
@@ -106,8 +106,8 @@ pub(super) async fn connect(
 }
 
 #[cfg(target_os = "linux")]
-fn limit_unacknowledged(tcp: &TcpStream) -> std::io::Result<()> {
-    let millis = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
+fn set_user_timeout(tcp: &TcpStream) -> std::io::Result<()> {
+    let millis = u32::try_from(TCP_USER_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     Ok(nix::sys::socket::setsockopt(
         tcp,
         nix::sys::socket::sockopt::TcpUserTimeout,
@@ -115,17 +115,17 @@ fn limit_unacknowledged(tcp: &TcpStream) -> std::io::Result<()> {
     )?)
 }
 
-/// Only Linux has it.
+/// Only Linux has this option.
 #[cfg(not(target_os = "linux"))]
-fn limit_unacknowledged(_: &TcpStream) -> std::io::Result<()> {
+fn set_user_timeout(_: &TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn steps(route: &Route, tls: &Arc<ClientConfig>) -> Result<(SendRequest, Driver), &'static str> {
+async fn handshake(route: &Route, tls: &Arc<ClientConfig>) -> Result<(SendRequest, Driver), &'static str> {
     let tcp = TcpStream::connect(route.address).await.map_err(|_| "connect")?;
     // With Nagle's algorithm a lone push waits 40 ms for the peer's delayed acknowledgement of its headers.
     tcp.set_nodelay(true).map_err(|_| "connect")?;
-    limit_unacknowledged(&tcp).map_err(|_| "connect")?;
+    set_user_timeout(&tcp).map_err(|_| "connect")?;
     let connector = TlsConnector::from(tls.clone());
     let server = route.host.server.clone();
     let stream = connector.connect(server, tcp).await.map_err(|_| "tls")?;
@@ -133,7 +133,7 @@ async fn steps(route: &Route, tls: &Arc<ClientConfig>) -> Result<(SendRequest, D
         return Err("no_http2");
     }
     h2::client::Builder::new()
-        // Apple allows one stream until a valid token was seen; more, sent before its SETTINGS arrive, are refused.
+        // Apple allows one stream until it has seen a valid token, and refuses others sent before its SETTINGS arrive.
         .initial_max_send_streams(1)
         .enable_push(false)
         .handshake(stream)
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_authority_names_the_port_only_where_it_is_unusual() {
+    fn the_authority_has_the_port_only_if_it_is_not_443() {
         for (text, authority) in [
             ("api.push.apple.com:443", "api.push.apple.com"),
             ("api.push.apple.com:2197", "api.push.apple.com:2197"),

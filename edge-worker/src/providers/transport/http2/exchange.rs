@@ -1,4 +1,4 @@
-//! One request and its answer, sent again at once where it provably was not processed.
+//! One request and its answer. A request that was provably not processed is sent again at once.
 
 use std::sync::Arc;
 
@@ -12,19 +12,19 @@ use super::{
 };
 use crate::providers::{Outcome, attempt::Progress};
 
-/// How often a request is sent again at once, if it provably was not processed.
+/// How often a request that was provably not processed is sent again at once.
 const MAX_REPEATS: u32 = 2;
 
-/// An answer whose body is still to be read, and the right to its stream, to be kept meanwhile.
+/// An answer whose body is still to be read. Keep the lease until then: it counts the stream as open.
 pub(in crate::providers) struct Exchanged {
     pub(in crate::providers) answer: Response<RecvStream>,
     pub(in crate::providers) lease: Lease,
 }
 
-/// Sends what `request` makes for an authority, on a connection of `pool`.
+/// Sends the request that `request` makes for an authority, on a connection of `pool`.
 ///
 /// # Errors
-/// What it means that there is no answer; rejected if `request` cannot be made.
+/// The outcome of the attempt if no answer came; [`Outcome::Rejected`] if `request` fails.
 pub(in crate::providers) async fn exchange(
     pool: &Arc<Pool>,
     progress: &mut Progress,

@@ -1,7 +1,7 @@
-//! HTTP/2 to a provider: which connections there are, to where, and one request with its answer.
+//! HTTP/2 to a provider: pools of connections, and one request with its answer.
 //!
-//! Without an HTTP client between, a push costs a third less, a request that was never sent is distinguishable from one that was, and a
-//! connection can be opened to a certain address.
+//! It uses `h2` without an HTTP client in between: a push costs a third less, unsent requests are distinguishable from
+//! sent ones, and a connection can be opened to a given address.
 
 mod connection;
 mod dial;

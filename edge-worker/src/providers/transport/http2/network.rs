@@ -1,4 +1,4 @@
-//! New connections to the endpoints of one provider and environment: for those who need them, to measure, and to spare.
+//! Opens connections to the endpoints of one provider and environment: for pools, for measurements, and a spare one.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -14,17 +14,17 @@ use super::{
     connection::Connection,
     dial::{CONNECT_TIMEOUT, Unreachable, connect, resolve},
 };
-use crate::providers::transport::endpoints::{EndpointState, Endpoints, RESOLVED_EVERY, Route};
+use crate::providers::transport::endpoints::{EndpointState, Endpoints, RESOLVE_EVERY, Route};
 
-/// Names are not asked for more often than this when none of the known addresses can be used.
-const FRESH: Duration = Duration::from_secs(1);
+/// When no known address is healthy, a host is resolved again after this time instead of [`RESOLVE_EVERY`].
+const RESOLVE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// The endpoints of one provider and environment, and how to connect to them.
 #[derive(Debug)]
 pub(in crate::providers) struct Network {
     pub(super) endpoints: Arc<Endpoints>,
     tls: Arc<ClientConfig>,
-    /// Open and without use, to another endpoint than the chosen one. It belongs to no credential yet.
+    /// An open, unused connection to another endpoint than the chosen one. It belongs to no credential yet.
     spare: Mutex<Option<Arc<Connection>>>,
 }
 
@@ -37,11 +37,11 @@ impl Network {
         })
     }
 
-    /// A connection to the best address that can be reached; `nth` counts the connections of a pool.
+    /// Connects to the best reachable address, as connection number `nth` of a pool.
     pub(super) async fn dial(&self, nth: usize) -> Result<Arc<Connection>, Unreachable> {
-        self.endpoints.want();
+        self.endpoints.mark_used();
         if !self.endpoints.any_healthy() {
-            self.resolve(FRESH).await;
+            self.resolve(RESOLVE_AGAIN_AFTER).await;
         }
         let mut failure = None;
         for route in self.endpoints.in_order(nth) {
@@ -56,30 +56,30 @@ impl Network {
         Err(failure.unwrap_or_else(|| Unreachable::nowhere(&self.endpoints.report(None))))
     }
 
-    /// Whether the next attempt goes elsewhere after one at the endpoint called `name` failed.
+    /// Whether the next attempt uses another endpoint after one failed at endpoint `name`.
     pub(in crate::providers) fn has_another(&self, name: &str) -> bool {
         self.endpoints.has_another(name)
     }
 
-    /// All that is known of the endpoints.
+    /// The state of every address.
     pub(in crate::providers) fn report(&self) -> Vec<EndpointState> {
         let spare = self.spare().clone();
         self.endpoints.report(spare.as_deref().map(|spare| &*spare.route))
     }
 
-    /// Measures, chooses and keeps a spare connection, as long as somebody uses the endpoints. Does not end.
+    /// Measures, chooses and keeps a spare connection while the endpoints are in use. Does not end.
     pub(in crate::providers) async fn watch(self: Arc<Self>) {
         let pace = self.endpoints.settings.probe() / 10;
         loop {
-            // Workers that were started together are not to ask together.
+            // Spreads the measurements of workers that were started together.
             let jitter = rand::rng().random_range(0.8..1.2);
             sleep(pace.mul_f64(jitter)).await;
-            if !self.endpoints.is_wanted() {
+            if !self.endpoints.is_in_use() {
                 *self.spare() = None;
                 continue;
             }
-            self.resolve(RESOLVED_EVERY).await;
-            if let Some(route) = self.endpoints.due() {
+            self.resolve(RESOLVE_EVERY).await;
+            if let Some(route) = self.endpoints.next_probe() {
                 self.probe(&route).await;
             }
             self.endpoints.review();
@@ -87,7 +87,7 @@ impl Network {
         }
     }
 
-    /// Asks for the addresses of the names that were not resolved for `age`.
+    /// Resolves the hosts that were not resolved for `age`.
     async fn resolve(&self, age: Duration) {
         let unresolved = self.endpoints.unresolved(age);
         join_all(unresolved.into_iter().map(async |(index, host)| {
@@ -109,14 +109,14 @@ impl Network {
         }
     }
 
-    /// Connects to `route`, which measures it.
+    /// Measures `route` by connecting; keeps the connection if a spare one is needed.
     async fn probe(&self, route: &Arc<Route>) {
         let Ok(connection) = self.connect(route).await else {
             return;
         };
         let pinged = timeout(CONNECT_TIMEOUT, connection.pinged.notified()).await;
         let mut spare = self.spare();
-        if pinged.is_ok() && spare.is_none() && self.endpoints.may_be_spare(route) {
+        if pinged.is_ok() && spare.is_none() && self.endpoints.can_be_spare(route) {
             *spare = Some(connection);
         }
     }
@@ -124,13 +124,13 @@ impl Network {
     async fn keep_spare(&self) {
         {
             let mut spare = self.spare();
-            let fit = |spare: &mut Arc<Connection>| !spare.is_closed() && self.endpoints.may_be_spare(&spare.route);
-            if spare.as_mut().is_some_and(fit) {
+            let fits = |spare: &mut Arc<Connection>| !spare.is_closed() && self.endpoints.can_be_spare(&spare.route);
+            if spare.as_mut().is_some_and(fits) {
                 return;
             }
             *spare = None;
         }
-        if let Some(route) = self.endpoints.spare()
+        if let Some(route) = self.endpoints.spare_route()
             && let Ok(connection) = self.connect(&route).await
         {
             *self.spare() = Some(connection);
@@ -138,8 +138,8 @@ impl Network {
     }
 
     fn take_spare(&self, route: &Route) -> Option<Arc<Connection>> {
-        let fit = |spare: &mut Arc<Connection>| std::ptr::eq(&raw const *spare.route, route) && !spare.is_closed();
-        self.spare().take_if(fit)
+        let fits = |spare: &mut Arc<Connection>| std::ptr::eq(&raw const *spare.route, route) && !spare.is_closed();
+        self.spare().take_if(fits)
     }
 
     fn spare(&self) -> MutexGuard<'_, Option<Arc<Connection>>> {

@@ -17,23 +17,23 @@ use super::{
     network::Network,
 };
 
-/// The last connection of a pool is kept so many times as long as the others: a provider may take it for an attack when
-/// connections come and go (Apple says so), and the next push is to find one.
-const LAST_KEPT: u32 = 12;
+/// The last connection of a pool may be idle for this many times `idle_ms`: Apple treats connections that are opened
+/// and closed often as an attack, and the next push needs no new connection.
+const LAST_IDLE_FACTOR: u32 = 12;
 
-/// For how long the narrowness of a fresh connection is no reason to open another.
-const FRESH: Duration = Duration::from_secs(1);
+/// A new connection allows a single stream until the peer announces its limit. No further connection is opened before
+/// this time has passed.
+const AWAIT_STREAM_LIMIT_FOR: Duration = Duration::from_secs(1);
 
 /// Connections to one environment, opened as they are needed and closed when they are not.
 ///
-/// Every request needs a [`Lease`], so that no more are under way on a connection than its peer lets run at once.
-/// The rest wait here, first come first served, instead of inside h2, where no one could take them to a connection
-/// opened later.
+/// Every request needs a [`Lease`], so that a connection never has more requests in flight than its peer allows. The
+/// others wait here, first come, first served. Inside h2 they could not move to a connection that is opened later.
 #[derive(Debug)]
 pub(in crate::providers) struct Pool {
     network: Arc<Network>,
-    most: usize,
-    /// How long a connection may be silent while an answer is due.
+    max_connections: usize,
+    /// How long a connection may be silent while an answer is awaited.
     patience: Duration,
     state: Mutex<State>,
 }
@@ -48,41 +48,41 @@ struct State {
 #[derive(Debug)]
 struct Slot {
     connection: Arc<Connection>,
-    under_way: usize,
+    in_flight: usize,
     limit: usize,
-    /// Whether another is being opened in its place.
+    /// Whether its replacement is being opened.
     moving: bool,
 }
 
 impl Slot {
     /// A slot of `pool`, whose lock is held.
     fn of(connection: Arc<Connection>, pool: &Arc<Pool>) -> Self {
-        let limit = connection.belongs_to(pool);
+        let limit = connection.assign_to(pool);
         Self {
             connection,
-            under_way: 0,
+            in_flight: 0,
             limit,
             moving: false,
         }
     }
 
-    /// What it carries, as far as it matters who gets the next request: nothing while it is less than half full, so that
-    /// those opened last have nothing to do when there is little to do, and can be closed.
+    /// The load that decides which connection gets the next request. Zero while less than half full, so that at low
+    /// traffic the connections opened last stay idle and can be closed.
     fn load(&self) -> usize {
-        if self.under_way * 2 < self.limit {
+        if self.in_flight * 2 < self.limit {
             0
         } else {
-            self.under_way
+            self.in_flight
         }
     }
 
     fn has_room(&self) -> bool {
-        self.under_way < self.limit && !self.connection.is_closed()
+        self.in_flight < self.limit && !self.connection.is_closed()
     }
 
-    /// Whether this connection is still finding out how much it may carry.
+    /// Whether its peer has yet to announce its stream limit.
     fn is_narrow(&self) -> bool {
-        self.limit <= 1 && self.connection.opened.elapsed() < FRESH
+        self.limit <= 1 && self.connection.opened.elapsed() < AWAIT_STREAM_LIMIT_FOR
     }
 }
 
@@ -93,7 +93,7 @@ pub(in crate::providers) struct Lease {
     pool: Arc<Pool>,
     /// Whether the slot still counts this lease.
     counted: bool,
-    /// Since when an answer is due.
+    /// When the request was sent whose answer is awaited.
     due_since: Option<Instant>,
 }
 
@@ -111,7 +111,7 @@ impl Lease {
         answer
     }
 
-    /// Sends nothing more on its connection.
+    /// Closes its connection to new requests.
     pub(in crate::providers) fn leave_connection(&self) {
         self.pool.retire(self.connection.id);
     }
@@ -122,9 +122,9 @@ impl Drop for Lease {
         if !self.counted {
             return;
         }
-        // Who waited long for nothing leaves the connection to nobody.
+        // A request that timed out without any answer retires the connection.
         let late = self.due_since.filter(|since| since.elapsed() >= self.pool.patience);
-        if late.is_some_and(|since| self.connection.gave_up(since)) {
+        if late.is_some_and(|since| self.connection.abandoned(since)) {
             self.pool.retire(self.connection.id);
         } else {
             self.pool.give_back(self.connection.id);
@@ -133,19 +133,19 @@ impl Drop for Lease {
 }
 
 impl Pool {
-    pub(in crate::providers) fn new(network: Arc<Network>, most: usize, patience: Duration) -> Arc<Self> {
+    pub(in crate::providers) fn new(network: Arc<Network>, max_connections: usize, patience: Duration) -> Arc<Self> {
         Arc::new(Self {
             network,
-            most: most.max(1),
+            max_connections: max_connections.max(1),
             patience,
             state: Mutex::default(),
         })
     }
 
-    /// Waits for room on a connection, if possible another than `avoid`; opens one if need be.
+    /// Waits for a free stream, if possible on another connection than `avoid`; opens a connection if necessary.
     ///
     /// # Errors
-    /// When no connection is open and none of the endpoints can be reached.
+    /// If no connection is open and no endpoint can be reached.
     pub(super) async fn lease(self: &Arc<Self>, avoid: Option<u64>) -> Result<Lease, Unreachable> {
         let turn = {
             let mut state = self.lock();
@@ -155,7 +155,7 @@ impl Pool {
                 return Ok(lease);
             }
             if state.waiting.len() == state.waiting.capacity() {
-                // Those who gave up are forgotten before the queue grows for them.
+                // Removes abandoned requests before the queue grows.
                 state.waiting.retain(|waiting| !waiting.is_closed());
             }
             let (give, turn) = oneshot::channel();
@@ -171,7 +171,7 @@ impl Pool {
         })
     }
 
-    /// Sends nothing more on the connection `id`. What is under way on it goes on; it closes with the last.
+    /// Closes the connection `id` to new requests. It ends after its last request in flight.
     pub(super) fn retire(self: &Arc<Self>, id: u64) {
         let mut state = self.lock();
         state.open.retain(|slot| slot.connection.id != id);
@@ -182,12 +182,12 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Room on the connection that has most, if there is any.
+    /// A stream of the least loaded connection, if any has a free one.
     fn take(self: &Arc<Self>, state: &mut State, avoid: Option<u64>) -> Option<Lease> {
-        let room = |slot: &&mut Slot| slot.has_room();
+        let has_room = |slot: &&mut Slot| slot.has_room();
         let load = |slot: &&mut Slot| (Some(slot.connection.id) == avoid, slot.load());
-        let slot = state.open.iter_mut().filter(room).min_by_key(load)?;
-        slot.under_way += 1;
+        let slot = state.open.iter_mut().filter(has_room).min_by_key(load)?;
+        slot.in_flight += 1;
         Some(Lease {
             connection: slot.connection.clone(),
             pool: self.clone(),
@@ -199,34 +199,34 @@ impl Pool {
     fn give_back(self: &Arc<Self>, id: u64) {
         let mut state = self.lock();
         if let Some(slot) = state.open.iter_mut().find(|slot| slot.connection.id == id) {
-            slot.under_way -= 1;
+            slot.in_flight -= 1;
         }
         self.serve(&mut state);
     }
 
-    /// Gives what room there is to those who wait, and opens another connection if that is not enough.
+    /// Gives free streams to the waiting requests, and opens another connection if they are not enough.
     fn serve(self: &Arc<Self>, state: &mut State) {
         while !state.waiting.is_empty() {
             let Some(lease) = self.take(state, None) else { break };
             let id = lease.connection.id;
             let waiting = state.waiting.pop_front().map(|waiting| waiting.send(Ok(lease)));
             if let Some(Err(Ok(mut unwanted))) = waiting {
-                // Not by its drop, which would take the lock again.
+                // Returned here, because its drop would take the lock again.
                 unwanted.counted = false;
                 if let Some(slot) = state.open.iter_mut().find(|slot| slot.connection.id == id) {
-                    slot.under_way -= 1;
+                    slot.in_flight -= 1;
                 }
             }
         }
         self.grow(state);
     }
 
-    /// Opens a connection if someone waits, all are full and there may be more.
+    /// Opens a connection if requests wait, all connections are full, and another is allowed.
     fn grow(self: &Arc<Self>, state: &mut State) {
         state.open.retain(|slot| !slot.connection.is_closed());
         let wanted = !state.waiting.is_empty()
             && !state.connecting
-            && state.open.len() < self.most
+            && state.open.len() < self.max_connections
             && !state.open.iter().any(Slot::is_narrow);
         if wanted {
             state.connecting = true;
@@ -246,27 +246,31 @@ impl Pool {
             }
             Err(unreachable) if state.open.is_empty() => {
                 for waiting in state.waiting.drain(..) {
-                    // Who gave up does not mind.
+                    // The receiver of an abandoned request is gone, which is no error.
                     drop(waiting.send(Err(unreachable.clone())));
                 }
             }
-            // Those who wait get their turn on the connections that are open.
+            // The waiting requests use the connections that are open.
             Err(_) => {}
         }
     }
 
-    /// Closes the connection `id` if it has not been needed for long enough; returns whether it is gone.
+    /// Closes the connection `id` if it has been idle for long enough; returns whether it is gone.
     pub(super) fn close_if_idle(self: &Arc<Self>, id: u64) -> bool {
         let idle = self.network.endpoints.settings.idle();
         let mut state = self.lock();
-        let kept = if state.open.len() > 1 { idle } else { idle * LAST_KEPT };
+        let kept = if state.open.len() > 1 {
+            idle
+        } else {
+            idle * LAST_IDLE_FACTOR
+        };
         let idle =
-            |slot: &Slot| slot.connection.id == id && slot.under_way == 0 && slot.connection.unused_for() >= kept;
+            |slot: &Slot| slot.connection.id == id && slot.in_flight == 0 && slot.connection.unused_for() >= kept;
         state.open.retain(|slot| !idle(slot));
         !state.open.iter().any(|slot| slot.connection.id == id)
     }
 
-    /// Begins to replace the connection `id` by one to where connections should lead now.
+    /// Starts to replace the connection `id` with one to the best address.
     pub(super) fn move_away(self: &Arc<Self>, id: u64) {
         let mut state = self.lock();
         if let Some(nth) = state
@@ -286,14 +290,15 @@ impl Pool {
             return;
         };
         slot.moving = false;
-        // What is under way on the old one goes on; it closes with the last.
+        // The old connection ends after its last request in flight.
         if let Ok(connection) = dialled {
             *slot = Slot::of(connection, &self);
             self.serve(&mut state);
         }
     }
 
-    pub(super) fn limit(self: &Arc<Self>, id: u64, limit: usize) {
+    /// Sets how many requests may be in flight on the connection `id`.
+    pub(super) fn set_limit(self: &Arc<Self>, id: u64, limit: usize) {
         let mut state = self.lock();
         if let Some(slot) = state
             .open
