@@ -328,13 +328,14 @@ impl State {
     pub(crate) fn place(&mut self, work: Work, place: Place) {
         match work {
             Work::Fresh(copy) => self.fresh[usize::from(copy)] = place,
-            Work::Whole(number) => match self.wholes.get_mut(usize::from(number)) {
-                Some(due) => *due = place,
-                None => {
+            Work::Whole(number) => {
+                if let Some(due) = self.wholes.get_mut(usize::from(number)) {
+                    *due = place;
+                } else {
                     self.whole = false;
                     self.wholes.push(place);
                 }
-            },
+            }
             Work::Retry(address, attempt) => {
                 let waiting = &mut self.schedule[usize::from(address)];
                 if place == Place::Out && *waiting == Some(attempt) {
