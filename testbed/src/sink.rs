@@ -195,11 +195,11 @@ impl MetricsService for Collector {
 /// Formats a trace as an indented tree, children in order of their start, with each span's service, region and duration.
 pub fn tree(trace: &[CollectedSpan]) -> String {
     let mut children: HashMap<&[u8], Vec<&CollectedSpan>> = HashMap::new();
-    let known = |id: &[u8]| trace.iter().any(|seen| seen.span.span_id == id);
+    let is_in_trace = |id: &[u8]| trace.iter().any(|seen| seen.span.span_id == id);
     let mut roots = Vec::new();
     for seen in trace {
         let parent = seen.span.parent_span_id.as_slice();
-        if parent.is_empty() || !known(parent) {
+        if parent.is_empty() || !is_in_trace(parent) {
             roots.push(seen)
         } else {
             children.entry(parent).or_default().push(seen)
@@ -226,7 +226,7 @@ fn branch<'a>(
     began: u64,
 ) {
     let name = format!("{}{}", "  ".repeat(depth), seen.span.name);
-    let who = format!("{} {}", seen.service.trim_start_matches("peal-"), seen.region);
+    let origin = format!("{} {}", seen.service.trim_start_matches("peal-"), seen.region);
     let at = Duration::from_nanos(seen.span.start_time_unix_nano.saturating_sub(began));
     let status = seen
         .attribute("http.response.status_code")
@@ -243,7 +243,7 @@ fn branch<'a>(
         .unwrap_or_default();
     writeln!(
         text,
-        "  {name:<56} {who:<16} +{at:<10.1?} {:<9.1?}{status}{error}{links}",
+        "  {name:<56} {origin:<16} +{at:<10.1?} {:<9.1?}{status}{error}{links}",
         seen.lasted()
     )
     .expect("writing to a String never fails");

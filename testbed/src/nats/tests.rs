@@ -58,7 +58,7 @@ fn the_leaf_link_denies_every_local_subject() {
 }
 
 #[test]
-fn the_servers_report_hops_to_the_subject_that_the_workers_read() {
+fn the_servers_report_hops_to_the_trace_subject() {
     for conf in [HUB_CONF, REGION_CONF] {
         assert!(conf.contains(&format!("msg_trace {{ dest: \"{TRACE_HOPS}\", sampling: 100 }}")));
     }
