@@ -72,7 +72,7 @@ pub(super) fn plan(regions: &[&str], program: &Path, nats_server: PathBuf) -> Pl
         sample_ratio: 0.0,
         log: LogMode::Counting,
         tls: false,
-        // The raw sender signs its own provider token.
+        // The raw sender has a provider token of its own, which would count as an update.
         limit_token_updates: false,
         ..Plan::new(program.to_owned(), nats_server)
     }
