@@ -1,4 +1,4 @@
-//! The ledger equation of a running mesh.
+//! Reads the streams of a running mesh: the ledger equation, deliveries, and the history of single jobs.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,26 +23,26 @@ use crate::peal::Peal;
 /// The states of each delivery, in the order of its receipts.
 pub type Deliveries = HashMap<(JobId, Option<AddressId>), Vec<State>>;
 
-/// One delivery that its provider took.
+/// One delivery that a provider accepted.
 #[derive(Debug, Clone)]
 pub struct Delivered {
-    /// Where the recipient lives.
+    /// The recipient's home region.
     pub region: String,
-    /// The region whose worker did it, if that helped.
+    /// The region whose worker delivered it, if it is not the home region.
     pub by: Option<Region>,
-    /// When its worker had the answer, milliseconds since the epoch.
+    /// When the worker had the provider's answer, milliseconds since the epoch.
     pub at_ms: i64,
 }
 
-/// What the streams of every region hold.
+/// The contents of the streams of all regions.
 #[derive(Debug)]
 pub struct Audit {
-    /// All of it.
+    /// The report, with the equation of each region.
     pub report: Report,
 }
 
 impl Audit {
-    /// Reads the streams of every region to their ends.
+    /// Reads the streams of all regions to their ends.
     ///
     /// # Errors
     /// When a region does not answer.
@@ -54,7 +54,7 @@ impl Audit {
         Ok(Self { report })
     }
 
-    /// The states of each delivery by the receipts of all regions, in order.
+    /// The states of each delivery, from the receipts of all regions, in order.
     ///
     /// # Errors
     /// When a region does not answer.
@@ -90,7 +90,7 @@ impl Audit {
         Ok(delivered.into_values().collect())
     }
 
-    /// When each job was stored where its recipient lives, milliseconds since the epoch.
+    /// When each job was stored in its recipient's home region, milliseconds since the epoch.
     ///
     /// # Errors
     /// When a region does not answer.
@@ -110,8 +110,8 @@ impl Audit {
         Ok(stored)
     }
 
-    /// How often each kind of attempt is in the receipts of all regions: what it came to and why, by whom, and which
-    /// attempt it was.
+    /// The number of attempts of each kind in the receipts of all regions. A kind is the state, the provider, the number
+    /// of the attempt and the reason.
     ///
     /// # Errors
     /// When a region does not answer.
@@ -126,7 +126,7 @@ impl Audit {
         Ok(kinds)
     }
 
-    /// What the streams know of some jobs, a line for each time they are mentioned.
+    /// The history of these jobs: one line for each time that a stream mentions one, sorted by job and time.
     ///
     /// # Errors
     /// When a region does not answer.
@@ -159,12 +159,12 @@ impl Audit {
         Ok(lines)
     }
 
-    /// Reads until everything is settled, or `patience` has passed.
+    /// Reads repeatedly until every job is settled, at most for `within`.
     ///
     /// # Errors
     /// When a region does not answer.
-    pub async fn read_settled(peal: &Peal, patience: Duration) -> anyhow::Result<Self> {
-        let deadline = Instant::now() + patience;
+    pub async fn read_settled(peal: &Peal, within: Duration) -> anyhow::Result<Self> {
+        let deadline = Instant::now() + within;
         loop {
             let audit = Self::read(peal).await?;
             if audit.equation().is_settled() || Instant::now() >= deadline {
@@ -174,13 +174,13 @@ impl Audit {
         }
     }
 
-    /// The equation at the moment of reading.
+    /// The ledger equation at the time of reading.
     pub fn equation(&self) -> Equation {
         self.report.total()
     }
 }
 
-/// What the regions' streams of receipts hold, a region after the other.
+/// The receipts of all regions, one region after the other.
 async fn receipts(peal: &Peal) -> anyhow::Result<Vec<Batch>> {
     let mut batches = Vec::new();
     for region in &peal.regions {

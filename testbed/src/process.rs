@@ -1,4 +1,4 @@
-//! A child process whose output is kept in a file, and which can be ended in every way that processes end.
+//! A child process whose output goes to a file, and which can be signalled, stopped and killed.
 
 use std::{
     fs::File,
@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 
 use crate::network::Place;
 
-/// A program that runs until it is told to end; killed when dropped.
+/// A running program. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -21,7 +21,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program` at a place, with more in its environment; what it prints is appended to `log`.
+    /// Starts `program` at a place. `environment` is added to the inherited environment; all output is appended to the
+    /// file `log`.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -37,7 +38,7 @@ impl Process {
             .create(true)
             .append(true)
             .open(log)
-            .context("log file")?;
+            .with_context(|| format!("opening {}", log.display()))?;
         let mut command = Command::new(program);
         command
             .args(arguments)
@@ -48,7 +49,7 @@ impl Process {
             .kill_on_drop(true);
         let child = place
             .run(|| command.spawn())?
-            .with_context(|| format!("start {name} ({})", program.display()))?;
+            .with_context(|| format!("starting {name} ({})", program.display()))?;
         Ok(Self {
             name: name.to_owned(),
             child,
@@ -56,25 +57,25 @@ impl Process {
         })
     }
 
-    /// Its process id, while it runs.
+    /// The process id; `None` after it has ended.
     pub fn id(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// Its output so far.
+    /// The output so far, standard output and standard error together.
     pub fn output(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Whether it has ended by itself.
+    /// Whether it has ended.
     ///
     /// # Errors
-    /// When the system does not say.
+    /// When the system cannot report the state of the process.
     pub fn has_ended(&mut self) -> anyhow::Result<bool> {
         Ok(self.child.try_wait()?.is_some())
     }
 
-    /// Ends it without warning (SIGKILL).
+    /// Kills it (SIGKILL).
     ///
     /// # Errors
     /// When it cannot be signalled.
@@ -82,15 +83,15 @@ impl Process {
         Ok(self.child.kill().await?)
     }
 
-    /// Asks it to end (SIGTERM) and waits for at most `patience`.
+    /// Asks it to end (SIGTERM) and waits for at most `within`.
     ///
     /// # Errors
     /// When it does not end in time, or ends with an error.
-    pub async fn terminate(&mut self, patience: Duration) -> anyhow::Result<()> {
+    pub async fn terminate(&mut self, within: Duration) -> anyhow::Result<()> {
         self.signal("TERM").await?;
-        let status = tokio::time::timeout(patience, self.child.wait())
+        let status = tokio::time::timeout(within, self.child.wait())
             .await
-            .with_context(|| format!("{} did not end within {patience:?}", self.name))??;
+            .with_context(|| format!("{} did not end within {within:?}", self.name))??;
         if !status.success() {
             bail!("{} ended with {status}:\n{}", self.name, tail(&self.output()));
         }
@@ -105,12 +106,12 @@ impl Process {
         let Some(id) = self.id() else {
             bail!("{} has ended", self.name)
         };
-        let sent = Command::new("kill")
+        let status = Command::new("kill")
             .arg(format!("-{name}"))
             .arg(id.to_string())
             .status()
             .await?;
-        if !sent.success() {
+        if !status.success() {
             bail!("{} could not be signalled", self.name);
         }
         Ok(())
@@ -119,9 +120,9 @@ impl Process {
     /// Waits until `url` answers with success.
     ///
     /// # Errors
-    /// When the process ends, or `patience` passes; the end of its output says why.
-    pub async fn wait_ready(&mut self, http: &reqwest::Client, url: &str, patience: Duration) -> anyhow::Result<()> {
-        let deadline = tokio::time::Instant::now() + patience;
+    /// When the process ends, or is not ready `within` this time. The error includes the end of its output.
+    pub async fn wait_ready(&mut self, http: &reqwest::Client, url: &str, within: Duration) -> anyhow::Result<()> {
+        let deadline = tokio::time::Instant::now() + within;
         loop {
             if let Some(status) = self.child.try_wait()? {
                 bail!("{} ended with {status}:\n{}", self.name, tail(&self.output()));
@@ -135,26 +136,22 @@ impl Process {
                 return Ok(());
             }
             if tokio::time::Instant::now() >= deadline {
-                bail!(
-                    "{} is not ready after {patience:?}:\n{}",
-                    self.name,
-                    tail(&self.output())
-                );
+                bail!("{} is not ready after {within:?}:\n{}", self.name, tail(&self.output()));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// CPU time that it has used, user and system (proc(5): `utime` and `stime` in ticks of 10 ms).
+    /// The CPU time that it has used, user and system (proc(5): `utime` and `stime` in ticks of 10 ms).
     pub fn cpu(&self) -> Duration {
         self.id().map(cpu_of).unwrap_or_default()
     }
 }
 
-/// CPU time that process `id` has used; zero where it cannot be read.
+/// The CPU time that process `id` has used; zero if it cannot be read.
 pub fn cpu_of(id: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-    // The name in parentheses may contain spaces; fields are counted behind it.
+    // The name in parentheses may contain spaces, so fields are counted from its end.
     let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
     let ticks = |at: usize| {
         fields
@@ -166,7 +163,7 @@ pub fn cpu_of(id: u32) -> Duration {
     Duration::from_millis(10 * (ticks(11) + ticks(12)))
 }
 
-/// Bytes of memory that process `id` has at this moment (`VmRSS`); zero where it cannot be read.
+/// The resident memory of process `id` (`VmRSS`), bytes; zero if it cannot be read.
 pub fn memory_of(id: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

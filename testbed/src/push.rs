@@ -1,4 +1,4 @@
-//! `testbed push`: Peal's own APNs client against any HTTP/2 server, for servers that nobody here wrote.
+//! `testbed push`: Peal's APNs client against any HTTP/2 server, to check it against foreign implementations.
 
 use std::{collections::BTreeMap, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
@@ -17,33 +17,36 @@ use shared::{
 
 use crate::providers::ApnsKey;
 
-/// Pushes to the device tokens 00000000, 00000001 and so on, and prints as JSON how often each outcome came.
+/// Sends pushes to the device tokens 00000000, 00000001 and so on, and prints the number of each outcome as JSON.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PushArgs {
-    /// `host:port` of the server.
+    /// The server, as `host:port`.
     #[arg(long)]
     pub apns: String,
-    /// A PEM file with the certificate authority to trust.
+    /// The certificate authority to trust, a PEM file.
     #[arg(long)]
     pub ca: PathBuf,
-    /// How many pushes.
+    /// The number of pushes.
     #[arg(long, default_value_t = 1)]
     pub count: usize,
-    /// How many of them may be under way at once.
+    /// The number of pushes in flight at one time.
     #[arg(long, default_value_t = 1)]
     pub together: usize,
-    /// Most connections.
+    /// The maximum number of connections.
     #[arg(long, default_value_t = 1)]
     pub connections: usize,
-    /// Bytes of text in each push.
+    /// The length of the title of each push, bytes.
     #[arg(long, default_value_t = 4)]
     pub text: usize,
-    /// Milliseconds until a push that is not answered is given up.
+    /// How long to wait for the answer to a push, milliseconds.
     #[arg(long, default_value_t = 10_000)]
     pub timeout_ms: u64,
 }
 
-/// Sends them.
+/// Sends the pushes.
+///
+/// # Errors
+/// When the certificate authority cannot be read, or standard output is closed.
 pub async fn run(args: PushArgs) -> anyhow::Result<ExitCode> {
     let settings = providers::Settings {
         apns: apns::Settings {
@@ -72,7 +75,7 @@ pub async fn run(args: PushArgs) -> anyhow::Result<ExitCode> {
     };
     let job = Arc::new(testing::job(&app, "conformance", alert, clock.now()));
     let attempts: Vec<Attempted> = stream::iter(0..args.count)
-        .map(|n| push(&providers, &job, n))
+        .map(|number| push(&providers, &job, number))
         .buffer_unordered(args.together.max(1))
         .collect()
         .await;
@@ -81,13 +84,13 @@ pub async fn run(args: PushArgs) -> anyhow::Result<ExitCode> {
         *outcomes.entry(name(&attempted.outcome)).or_default() += 1;
     }
     let slowest = attempts.iter().map(|attempted| attempted.took).max();
-    let told = json!({ "outcomes": outcomes, "slowest_ms": slowest.unwrap_or(Duration::ZERO).as_millis() });
-    writeln!(std::io::stdout(), "{told}")?;
+    let summary = json!({ "outcomes": outcomes, "slowest_ms": slowest.unwrap_or(Duration::ZERO).as_millis() });
+    writeln!(std::io::stdout(), "{summary}")?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn push(providers: &Providers, job: &Arc<Job>, n: usize) -> Attempted {
-    let address = testing::address(&job.app, Provider::Apns, &format!("{n:08x}"));
+async fn push(providers: &Providers, job: &Arc<Job>, number: usize) -> Attempted {
+    let address = testing::address(&job.app, Provider::Apns, &format!("{number:08x}"));
     let message = Message::new(job.clone(), Renditions::default());
     let attempt = Attempt {
         app: &job.app,

@@ -1,4 +1,4 @@
-//! A collector in this process: takes OTLP over gRPC, keeps the spans, and shows a trace as a tree.
+//! An OpenTelemetry collector in this process: receives OTLP over gRPC, keeps the spans, and prints a trace as a tree.
 
 use std::{
     collections::HashMap,
@@ -34,13 +34,13 @@ use tonic::{
 #[derive(Debug, Clone)]
 pub struct Sink {
     address: SocketAddr,
-    spans: Arc<Mutex<Vec<Seen>>>,
+    spans: Arc<Mutex<Vec<CollectedSpan>>>,
     forward: Arc<Mutex<Option<Channel>>>,
 }
 
-/// One span and who sent it.
+/// One span and the service that sent it.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct CollectedSpan {
     /// `service.name`.
     pub service: String,
     /// `cloud.region`.
@@ -49,18 +49,18 @@ pub struct Seen {
     pub span: Span,
 }
 
-impl Seen {
-    /// The trace as 32 hexadecimal digits.
+impl CollectedSpan {
+    /// The trace id, 32 hexadecimal digits.
     pub fn trace_id(&self) -> String {
         hex(&self.span.trace_id)
     }
 
-    /// An attribute as text.
+    /// The value of an attribute as text; `None` if it is absent, or an array or map.
     pub fn attribute(&self, key: &str) -> Option<String> {
         text(&self.span.attributes, key)
     }
 
-    /// How long it lasted.
+    /// The time from its start to its end.
     pub fn lasted(&self) -> Duration {
         Duration::from_nanos(
             self.span
@@ -95,7 +95,7 @@ impl Sink {
                 .serve_with_incoming(incoming)
                 .await;
             if let Err(error) = served {
-                tracing::error!(%error, "collector ended");
+                tracing::error!(%error, "the collector failed");
             }
         });
         Ok(Self {
@@ -105,25 +105,30 @@ impl Sink {
         })
     }
 
-    /// For `otlp_endpoint`.
+    /// The value for the setting `otlp_endpoint`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Passes everything on to another collector too; what it does not take is not missed here.
+    /// Also forwards all spans to another collector. Failures to forward are ignored.
     pub fn forward_to(&self, endpoint: &'static str) {
         let channel = Endpoint::from_static(endpoint).connect_lazy();
         *self.forward.lock().unwrap_or_else(PoisonError::into_inner) = Some(channel);
     }
 
     /// All spans so far.
-    pub fn spans(&self) -> Vec<Seen> {
+    pub fn spans(&self) -> Vec<CollectedSpan> {
         self.spans.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The spans of one trace, once `complete` is content with them or `patience` has passed.
-    pub async fn trace(&self, id: &str, patience: Duration, complete: impl Fn(&[Seen]) -> bool) -> Vec<Seen> {
-        let deadline = tokio::time::Instant::now() + patience;
+    /// The spans of one trace, as soon as `complete` accepts them, or else after `within`.
+    pub async fn trace(
+        &self,
+        id: &str,
+        within: Duration,
+        complete: impl Fn(&[CollectedSpan]) -> bool,
+    ) -> Vec<CollectedSpan> {
+        let deadline = tokio::time::Instant::now() + within;
         loop {
             let mut trace = self.spans();
             trace.retain(|seen| seen.trace_id() == id);
@@ -137,7 +142,7 @@ impl Sink {
 
 #[derive(Debug, Clone)]
 struct Collector {
-    spans: Arc<Mutex<Vec<Seen>>>,
+    spans: Arc<Mutex<Vec<CollectedSpan>>>,
     forward: Arc<Mutex<Option<Channel>>>,
 }
 
@@ -153,7 +158,7 @@ impl TraceService for Collector {
             let copy = request.clone();
             tokio::spawn(async move {
                 if let Err(error) = TraceServiceClient::new(channel).export(copy).await {
-                    tracing::debug!(%error, "spans were not passed on");
+                    tracing::debug!(%error, "cannot forward spans");
                 }
             });
         }
@@ -166,7 +171,7 @@ impl TraceService for Collector {
             let service = text(&attributes, "service.name").unwrap_or_default();
             let region = text(&attributes, "cloud.region").unwrap_or_default();
             for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-                spans.push(Seen {
+                spans.push(CollectedSpan {
                     service: service.clone(),
                     region: region.clone(),
                     span,
@@ -187,20 +192,20 @@ impl MetricsService for Collector {
     }
 }
 
-/// A trace as an indented tree, children in order of time, with what each span's service, region and duration were.
-pub fn tree(trace: &[Seen]) -> String {
-    let mut children: HashMap<&[u8], Vec<&Seen>> = HashMap::new();
-    let known = |id: &[u8]| trace.iter().any(|seen| seen.span.span_id == id);
+/// Formats a trace as an indented tree, children in order of their start, with each span's service, region and duration.
+pub fn tree(trace: &[CollectedSpan]) -> String {
+    let mut children: HashMap<&[u8], Vec<&CollectedSpan>> = HashMap::new();
+    let is_in_trace = |id: &[u8]| trace.iter().any(|seen| seen.span.span_id == id);
     let mut roots = Vec::new();
     for seen in trace {
         let parent = seen.span.parent_span_id.as_slice();
-        if parent.is_empty() || !known(parent) {
+        if parent.is_empty() || !is_in_trace(parent) {
             roots.push(seen)
         } else {
             children.entry(parent).or_default().push(seen)
         }
     }
-    let begun = trace
+    let began = trace
         .iter()
         .map(|seen| seen.span.start_time_unix_nano)
         .min()
@@ -208,21 +213,21 @@ pub fn tree(trace: &[Seen]) -> String {
     let mut text = String::new();
     roots.sort_by_key(|seen| seen.span.start_time_unix_nano);
     for root in roots {
-        branch(&mut text, root, &mut children, 0, begun);
+        branch(&mut text, root, &mut children, 0, began);
     }
     text
 }
 
 fn branch<'a>(
     text: &mut String,
-    seen: &'a Seen,
-    children: &mut HashMap<&'a [u8], Vec<&'a Seen>>,
+    seen: &'a CollectedSpan,
+    children: &mut HashMap<&'a [u8], Vec<&'a CollectedSpan>>,
     depth: usize,
-    begun: u64,
+    began: u64,
 ) {
     let name = format!("{}{}", "  ".repeat(depth), seen.span.name);
-    let who = format!("{} {}", seen.service.trim_start_matches("peal-"), seen.region);
-    let at = Duration::from_nanos(seen.span.start_time_unix_nano.saturating_sub(begun));
+    let origin = format!("{} {}", seen.service.trim_start_matches("peal-"), seen.region);
+    let at = Duration::from_nanos(seen.span.start_time_unix_nano.saturating_sub(began));
     let status = seen
         .attribute("http.response.status_code")
         .map(|code| format!(" {code}"))
@@ -238,14 +243,14 @@ fn branch<'a>(
         .unwrap_or_default();
     writeln!(
         text,
-        "  {name:<56} {who:<16} +{at:<10.1?} {:<9.1?}{status}{error}{links}",
+        "  {name:<56} {origin:<16} +{at:<10.1?} {:<9.1?}{status}{error}{links}",
         seen.lasted()
     )
-    .expect("a String takes everything");
+    .expect("writing to a String never fails");
     let mut below = children.remove(seen.span.span_id.as_slice()).unwrap_or_default();
     below.sort_by_key(|seen| seen.span.start_time_unix_nano);
     for child in below {
-        branch(text, child, children, depth + 1, begun);
+        branch(text, child, children, depth + 1, began);
     }
 }
 
@@ -260,10 +265,10 @@ fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
     }
 }
 
-/// Bytes as ids are written: two hexadecimal digits each.
+/// Formats bytes as ids are written, two hexadecimal digits each.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes everything");
+        write!(text, "{byte:02x}").expect("writing to a String never fails");
         text
     })
 }

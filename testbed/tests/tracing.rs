@@ -9,7 +9,7 @@ use testbed::{
     nats,
     peal::{Peal, Plan},
     providers::{Answer, Rule},
-    sink::{Seen, Sink, hex, tree},
+    sink::{CollectedSpan, Sink, hex, tree},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -36,7 +36,7 @@ async fn post(peal: &Peal, recipient: &str, traceparent: Option<&str>) {
     assert_eq!(request.send().await.unwrap().status(), 202);
 }
 
-fn named<'a>(trace: &'a [Seen], start: &str) -> &'a Seen {
+fn named<'a>(trace: &'a [CollectedSpan], start: &str) -> &'a CollectedSpan {
     trace
         .iter()
         .find(|seen| seen.span.name.starts_with(start))
@@ -124,7 +124,7 @@ async fn unsampled_is_not_traced_unless_it_fails_and_attempts_share_a_parent() {
                 >= 2
         })
         .await;
-    let attempts: Vec<&Seen> = trace
+    let attempts: Vec<&CollectedSpan> = trace
         .iter()
         .filter(|seen| seen.span.name.starts_with("process"))
         .collect();

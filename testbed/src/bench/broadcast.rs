@@ -1,8 +1,8 @@
-//! One notification to all members of a topic, who live in two regions in equal parts.
+//! One notification to all members of a topic, half of whom live in each of two regions.
 //!
-//! What is compared is the rate of pushes at the simulator, from the request until the last, with that of the raw sender to
-//! the same simulator, measured before and after; how many messages left the region that accepted it, and came back; and by
-//! how much the memory of the workers grew.
+//! It compares the rate of pushes at the simulator, from the request until the last push, with the rate of the raw sender
+//! to the same simulator, measured before and after. It also counts the messages between the regions, and measures the
+//! growth of each worker's memory.
 
 use std::{
     fmt,
@@ -36,13 +36,13 @@ use crate::{audit::Audit, peal::Peal, process::memory_of};
 
 const REGIONS: [&str; 2] = [sample::REGION, "us"];
 
-/// The longest time without a push while some are missing, and the longest wait for a status.
+/// The run fails after this time without a push while some are missing, or without a final status.
 const PROGRESS_WITHIN: Duration = Duration::from_mins(2);
 
 /// How often memory and statuses are read.
 const POLL_EVERY: Duration = Duration::from_millis(100);
 
-/// All that was measured.
+/// All figures of `bench broadcast`.
 #[derive(Debug, Serialize)]
 pub(super) struct Results {
     scale: Scale,
@@ -52,19 +52,19 @@ pub(super) struct Results {
     sender: Vec<f64>,
     /// Pushes a second of the broadcast.
     per_second: f64,
-    /// Messages of work that the accepting region stored for the other.
+    /// Messages with work that the accepting region stored for the other.
     sent_to_others: u64,
-    /// Messages of receipts that came back.
+    /// Messages with receipts that came back.
     receipts_from_others: u64,
-    /// Slices of all regions.
+    /// Slices in both regions together.
     slices: u64,
-    /// By how many bytes each worker's memory grew at most.
+    /// The largest growth of each worker's memory, bytes.
     memory: Vec<u64>,
-    /// What the audit said in the end.
+    /// The ledger equation at the end.
     equation: String,
 }
 
-/// Fills two regions and broadcasts.
+/// Stores the members in two regions, and measures a broadcast to them.
 pub(super) async fn measure(
     scale: Scale,
     recipients: usize,
@@ -73,11 +73,11 @@ pub(super) async fn measure(
 ) -> anyhow::Result<Results> {
     let program = std::env::current_exe()?;
     let peal = Peal::start(rig::plan(&REGIONS, &program, nats_server)).await?;
-    eprintln!("{recipients} members of a topic");
+    eprintln!("storing {recipients} members of a topic");
     for (number, region) in REGIONS.iter().enumerate() {
-        fill(&peal, region, (number..recipients).step_by(REGIONS.len())).await?;
+        store_members(&peal, region, (number..recipients).step_by(REGIONS.len())).await?;
     }
-    // Done when the workers know everybody, whose facts were stored before.
+    // The workers have read all members before they read the last one, to whom this broadcast goes.
     broadcast(&peal, "warm-up").await?;
     machine.probe().await?;
     let mut sender = vec![send_raw(&program, &peal, scale).await?];
@@ -88,7 +88,7 @@ pub(super) async fn measure(
     let (sent_before, received_before) = between_regions(&peal).await?;
     let began_us = Clock::system().now().as_microsecond();
     let notification = begin(&peal, "news").await?;
-    let most = watch(&peal, recipients as u64).await?;
+    let peaks = watch(&peal, recipients as u64).await?;
     let took = u64::try_from(log.last_delivered_us() - began_us).unwrap_or_default();
     let regions = done(&peal, &notification).await?["broadcast"]["by_region"].take();
     let slices = regions.as_object().context("the regions")?.values();
@@ -96,7 +96,7 @@ pub(super) async fn measure(
     let stats = log.stats();
     ensure!(
         stats.delivered == recipients as u64 && stats.duplicates == 0,
-        "{recipients} recipients, {} pushes, {} of them repeated\n{}",
+        "{recipients} recipients, {} pushes, {} of them duplicates\n{}",
         stats.delivered,
         stats.duplicates,
         peal.complaints()
@@ -114,10 +114,10 @@ pub(super) async fn measure(
         sent_to_others: sent - sent_before,
         receipts_from_others: received - received_before,
         slices: slices.filter_map(|region| region["slices"].as_u64()).sum(),
-        memory: most
+        memory: peaks
             .iter()
             .zip(before)
-            .map(|(most, before)| most.saturating_sub(before))
+            .map(|(peak, before)| peak.saturating_sub(before))
             .collect(),
         equation: audit.equation().to_string(),
     })
@@ -125,11 +125,11 @@ pub(super) async fn measure(
 
 async fn send_raw(program: &Path, peal: &Peal, scale: Scale) -> anyhow::Result<f64> {
     let order = Order {
-        target: rig::target(peal)?,
+        endpoints: rig::endpoints(peal)?,
         work: Work::Sender,
-        lasts: scale.lasts,
+        duration: scale.duration,
     };
-    let done = load::start(program, &order).await?;
+    let done = load::run(program, &order).await?;
     Ok(rate(done.count, done.took))
 }
 
@@ -138,19 +138,19 @@ fn workers(peal: &Peal) -> impl Iterator<Item = u32> {
     workers.filter_map(|worker| worker.process.id())
 }
 
-/// Waits until this many pushes have arrived. Returns the most memory that each worker had meanwhile.
+/// Waits until this many pushes have arrived. Returns the peak memory of each worker, bytes.
 async fn watch(peal: &Peal, pushes: u64) -> anyhow::Result<Vec<u64>> {
     let log = peal.simulators.apns.log();
-    let mut most: Vec<u64> = workers(peal).map(|_| 0).collect();
-    let (mut arrived, mut since) = (0, Instant::now());
+    let mut peaks: Vec<u64> = workers(peal).map(|_| 0).collect();
+    let (mut arrived, mut progressed_at) = (0, Instant::now());
     while arrived < pushes {
-        for (most, worker) in most.iter_mut().zip(workers(peal)) {
-            *most = memory_of(worker).max(*most);
+        for (peak, worker) in peaks.iter_mut().zip(workers(peal)) {
+            *peak = memory_of(worker).max(*peak);
         }
         let now = log.delivered_count();
         if now > arrived {
-            (arrived, since) = (now, Instant::now());
-        } else if since.elapsed() > PROGRESS_WITHIN {
+            (arrived, progressed_at) = (now, Instant::now());
+        } else if progressed_at.elapsed() > PROGRESS_WITHIN {
             bail!(
                 "LOST: {} of {pushes} did not arrive\n{}",
                 pushes - now,
@@ -159,10 +159,10 @@ async fn watch(peal: &Peal, pushes: u64) -> anyhow::Result<Vec<u64>> {
         }
         sleep(POLL_EVERY).await;
     }
-    Ok(most)
+    Ok(peaks)
 }
 
-/// Messages of work that the accepting region has stored for the other, and of receipts that it has from there.
+/// The messages with work that the accepting region has stored for the other, and those with receipts from there.
 async fn between_regions(peal: &Peal) -> anyhow::Result<(u64, u64)> {
     let js = connect::jetstream(peal.connect(sample::REGION).await?);
     let [here, there] = REGIONS;
@@ -189,27 +189,27 @@ async fn begin(peal: &Peal, topic: &str) -> anyhow::Result<String> {
     Ok(answer["notification_id"].as_str().context("the id")?.to_owned())
 }
 
-/// The status of a broadcast when it is done.
+/// Waits until a broadcast is done. Returns its status.
 async fn done(peal: &Peal, notification: &str) -> anyhow::Result<Value> {
     let path = format!("/v1/notifications/{notification}");
-    let begun = Instant::now();
+    let began = Instant::now();
     loop {
         let (_, status) = peal.ask("GET", sample::REGION, &path, None).await?;
         if status["state"] == "done" {
             return Ok(status);
         }
         ensure!(
-            begun.elapsed() < PROGRESS_WITHIN,
-            "not done: {status}\n{}",
+            began.elapsed() < PROGRESS_WITHIN,
+            "the broadcast is not done: {status}\n{}",
             peal.complaints()
         );
         sleep(POLL_EVERY).await;
     }
 }
 
-/// Puts facts where the gateway puts them: each recipient has a profile, a device and its membership. One more is alone in
-/// a topic to warm up with.
-async fn fill(peal: &Peal, region: &str, numbers: impl Iterator<Item = usize>) -> anyhow::Result<()> {
+/// Stores facts as the gateway does: each recipient has a profile, a device and a membership. One more recipient is the
+/// only member of the topic for the warm-up.
+async fn store_members(peal: &Peal, region: &str, numbers: impl Iterator<Item = usize>) -> anyhow::Result<()> {
     let js = connect::jetstream(peal.connect(region).await?);
     let home: Region = region.parse()?;
     let recipients = numbers.map(|number| (format!("member-{number:07}"), "news"));
@@ -220,11 +220,11 @@ async fn fill(peal: &Peal, region: &str, numbers: impl Iterator<Item = usize>) -
         facts.push(Fact::Topic(topic.parse()?, Membership { since, moved: None }));
         Ok((key, facts))
     });
-    sample::fill(&js, members).await
+    sample::store(&js, members).await
 }
 
 impl Results {
-    /// The figures as tables.
+    /// The figures as Markdown tables.
     pub(super) fn markdown(&self) -> Result<String, fmt::Error> {
         use fmt::Write;
         let mut text = String::new();
@@ -242,8 +242,8 @@ impl Results {
         let received = self.receipts_from_others;
         writeln!(text, "| messages with receipts from there | {received} |")?;
         writeln!(text, "| slices in both regions | {} |", self.slices)?;
-        let grown = Spread::of(self.memory.iter().map(|bytes| float(*bytes) / f64::from(1 << 20)));
-        report::row(&mut text, "most growth of a worker's memory, MiB", grown, 0)?;
+        let growth = Spread::of(self.memory.iter().map(|bytes| float(*bytes) / f64::from(1 << 20)));
+        report::row(&mut text, "largest growth of a worker's memory, MiB", growth, 0)?;
         writeln!(text, "\n{}", self.equation)?;
         Ok(text)
     }

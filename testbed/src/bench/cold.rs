@@ -1,4 +1,4 @@
-//! How long an edge worker needs until it can work: with an empty data folder, and with the one it left.
+//! The time from the start of an edge worker until it is ready, with an empty data folder and with an existing one.
 
 use std::time::{Duration, Instant};
 
@@ -9,36 +9,36 @@ use shared::nats::{connect, follow, topology};
 use super::{figures::rate, rig::Rig, sample};
 use crate::peal::Program;
 
-/// How long a start may take.
+/// A start that takes longer fails the run.
 const READY_WITHIN: Duration = Duration::from_mins(3);
 
-/// What was measured.
+/// The figures of the worker's starts.
 #[derive(Debug, Serialize)]
 pub(super) struct Cold {
-    /// Facts in the bucket.
+    /// Facts in the stream from which the cache is filled.
     pub(super) facts: u64,
-    /// Receipts in the stream, which an empty ledger is filled from.
+    /// Messages in the stream of receipts, from which an empty ledger is filled.
     pub(super) receipts: u64,
-    /// From starting the process.
-    pub(super) empty: Start,
-    /// After it was told to end.
-    pub(super) warm: Start,
-    /// After it was killed.
-    pub(super) killed: Start,
+    /// With an empty data folder.
+    pub(super) empty: StartTimes,
+    /// With the data folder that an orderly stop (SIGTERM) left.
+    pub(super) warm: StartTimes,
+    /// With the data folder that a kill (SIGKILL) left.
+    pub(super) killed: StartTimes,
 }
 
-/// How a start went, seconds from starting the process.
+/// The times of one start, seconds since the process was started.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct Start {
+pub(super) struct StartTimes {
     /// Until the cache held every fact.
     pub(super) cache_s: f64,
     /// Until the worker was ready.
     pub(super) ready_s: f64,
 }
 
-/// Fills the bucket and starts the worker three times.
+/// Stores facts and starts the worker three times.
 pub(super) async fn measure(rig: &mut Rig, facts: u64) -> anyhow::Result<Cold> {
-    eprintln!("{facts} facts for an empty cache");
+    eprintln!("storing {facts} facts for an empty cache");
     let js = connect::jetstream(rig.peal.connect(sample::REGION).await?);
     let passive = |number| {
         sample::facts(
@@ -47,8 +47,8 @@ pub(super) async fn measure(rig: &mut Rig, facts: u64) -> anyhow::Result<Cold> {
             &format!("{number:064x}"),
         )
     };
-    sample::fill(&js, (0..facts / 2).map(passive)).await?;
-    let held = follow::stream_state(&js, topology::RECIPIENTS).await?.messages;
+    sample::store(&js, (0..facts / 2).map(passive)).await?;
+    let stored = follow::stream_state(&js, topology::RECIPIENTS).await?.messages;
     let receipts = follow::stream_state(&js, topology::RECEIPTS).await?.messages;
     let (http, program) = (rig.peal.http.clone(), rig.peal.program());
     let worker = rig
@@ -57,23 +57,23 @@ pub(super) async fn measure(rig: &mut Rig, facts: u64) -> anyhow::Result<Cold> {
         .workers
         .first_mut()
         .context("the region has a worker")?;
-    let mut start = async |way: Way| {
-        match way {
-            Way::Killed => worker.process.kill().await?,
-            Way::Empty | Way::Warm => worker.process.terminate(Duration::from_secs(30)).await?,
+    let mut start = async |data: DataFolder| {
+        match data {
+            DataFolder::Killed => worker.process.kill().await?,
+            DataFolder::Empty | DataFolder::Warm => worker.process.terminate(Duration::from_secs(30)).await?,
         }
-        if matches!(way, Way::Empty) {
+        if matches!(data, DataFolder::Empty) {
             tokio::fs::remove_dir_all(worker.data()).await?;
         }
-        let begun = Instant::now();
+        let began = Instant::now();
         worker.restart(&program)?;
-        ready(worker, &http, begun).await
+        wait_ready(worker, &http, began).await
     };
-    let empty = start(Way::Empty).await?;
-    let warm = start(Way::Warm).await?;
-    let killed = start(Way::Killed).await?;
+    let empty = start(DataFolder::Empty).await?;
+    let warm = start(DataFolder::Warm).await?;
+    let killed = start(DataFolder::Killed).await?;
     Ok(Cold {
-        facts: held,
+        facts: stored,
         receipts,
         empty,
         warm,
@@ -81,35 +81,38 @@ pub(super) async fn measure(rig: &mut Rig, facts: u64) -> anyhow::Result<Cold> {
     })
 }
 
-/// How the worker was before it is started.
+/// What the worker's data folder holds when it is started.
 #[derive(Debug, Clone, Copy)]
-enum Way {
+enum DataFolder {
+    /// Nothing.
     Empty,
+    /// The data of an orderly stop.
     Warm,
+    /// The data of a kill.
     Killed,
 }
 
 impl Cold {
-    /// Facts a second into an empty cache.
+    /// The rate at which an empty cache is filled, facts a second.
     pub(super) fn facts_per_second(&self) -> f64 {
         rate(self.facts, Duration::from_secs_f64(self.empty.cache_s))
     }
 }
 
-/// Asks the worker how far it is until it is ready.
-async fn ready(worker: &Program, http: &reqwest::Client, begun: Instant) -> anyhow::Result<Start> {
+/// Polls the worker until it is ready.
+async fn wait_ready(worker: &Program, http: &reqwest::Client, began: Instant) -> anyhow::Result<StartTimes> {
     let url = format!("{}/readyz", worker.url);
     let mut cache_s = None;
-    while begun.elapsed() < READY_WITHIN {
+    while began.elapsed() < READY_WITHIN {
         if let Ok(answer) = http.get(&url).send().await {
             let ready = answer.status().is_success();
             let state: serde_json::Value = answer.json().await.unwrap_or_default();
-            let now = begun.elapsed().as_secs_f64();
+            let now = began.elapsed().as_secs_f64();
             if cache_s.is_none() && state["cache"] == true {
                 cache_s = Some(now);
             }
             if ready {
-                return Ok(Start {
+                return Ok(StartTimes {
                     cache_s: cache_s.unwrap_or(now),
                     ready_s: now,
                 });

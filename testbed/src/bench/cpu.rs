@@ -1,4 +1,4 @@
-//! CPU time by process.
+//! CPU time of each process.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::figures::float;
 use crate::process::cpu_of;
 
-/// CPU time of all processes, at one moment or between two.
+/// CPU time of all processes: since their start, or between two readings.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Cpu {
     pub(super) gateway: Duration,
@@ -18,9 +18,9 @@ pub(super) struct Cpu {
     pub(super) load: Duration,
 }
 
-/// CPU time of all processes for one notification, microseconds.
+/// CPU time of all processes, microseconds a notification.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct Each {
+pub(super) struct CpuPerNotification {
     pub(super) gateway: f64,
     pub(super) worker: f64,
     pub(super) nats: f64,
@@ -29,7 +29,7 @@ pub(super) struct Each {
     pub(super) load: f64,
 }
 
-/// Whose CPU time is taken; the simulator is this process.
+/// The processes whose CPU time is measured. The simulator runs in this process.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Processes {
     pub(super) gateway: Option<u32>,
@@ -39,7 +39,7 @@ pub(super) struct Processes {
 }
 
 impl Processes {
-    /// What they have used so far. The load's process tells its own.
+    /// The CPU time since they started. The load process reports its own, which is zero here.
     pub(super) fn cpu(&self) -> Cpu {
         let of = |id: Option<u32>| id.map(cpu_of).unwrap_or_default();
         Cpu {
@@ -54,7 +54,7 @@ impl Processes {
 }
 
 impl Cpu {
-    /// What was used since `before`.
+    /// The CPU time used since `before`.
     pub(super) fn since(self, before: Self) -> Self {
         Self {
             gateway: self.gateway.saturating_sub(before.gateway),
@@ -66,10 +66,10 @@ impl Cpu {
         }
     }
 
-    /// The share of each of `count` notifications.
-    pub(super) fn each(self, count: u64) -> Each {
+    /// The CPU time divided by `count` notifications.
+    pub(super) fn per_notification(self, count: u64) -> CpuPerNotification {
         let of = |used: Duration| used.as_secs_f64() * 1e6 / float(count.max(1));
-        Each {
+        CpuPerNotification {
             gateway: of(self.gateway),
             worker: of(self.worker),
             nats: of(self.nats),

@@ -1,7 +1,7 @@
-//! What it costs that an acknowledgement survives a power cut: publishing to a server that flushes to the disk first.
+//! The cost of acknowledgements that survive a power cut: the server flushes to the disk before it acknowledges.
 //!
-//! In interleaved rounds, with the same bytes: messages published each by itself, one after the other and many at a time;
-//! the same through the batcher of the gateway; and whole requests at two gateways, of which one uses it.
+//! Interleaved rounds with the same bytes compare single publishes, with one or many of them unacknowledged, with the
+//! gateway's batcher; and HTTP requests to two gateways, one of which uses the batcher.
 
 use std::{fmt, path::PathBuf};
 
@@ -11,7 +11,7 @@ use shared::nats::topology::Durability;
 use super::{
     Scale,
     figures::{Spread, rate},
-    load::{self, Order, Target, Work},
+    load::{self, Endpoints, Order, Work},
     machine::Machine,
     report, rig, sample,
 };
@@ -21,13 +21,13 @@ use crate::{
     providers::LogMode,
 };
 
-/// How many messages wait for their acknowledgement at one time.
+/// Numbers of messages that are unacknowledged at one time.
 const WINDOWS: [usize; 4] = [1, 64, 1024, 4096];
 
-/// How requests come: connections, and recipients of each request.
-const REQUESTS: [(usize, usize); 2] = [(128, 1), (16, 100)];
+/// Loads of HTTP requests: connections, and recipients of each request.
+const REQUEST_LOADS: [(usize, usize); 2] = [(128, 1), (16, 100)];
 
-/// All that was measured.
+/// All figures of `bench durable`.
 #[derive(Debug, Serialize)]
 pub(super) struct Results {
     scale: Scale,
@@ -35,22 +35,26 @@ pub(super) struct Results {
     rounds: Vec<Round>,
 }
 
-/// What one round said: messages a second, in the order of [`WINDOWS`] and [`REQUESTS`].
+/// The figures of one round: messages a second, in the order of [`WINDOWS`] and [`REQUEST_LOADS`].
 #[derive(Debug, Default, Serialize)]
 struct Round {
+    /// Published without the batcher.
     singly: Vec<f64>,
-    together: Vec<f64>,
+    /// Published by the batcher.
+    batched: Vec<f64>,
+    /// Accepted by the gateway without a batcher.
     accepted_singly: Vec<f64>,
-    accepted_together: Vec<f64>,
+    /// Accepted by the gateway with a batcher.
+    accepted_batched: Vec<f64>,
 }
 
-/// A region without workers whose server flushes before it acknowledges.
-struct Region {
-    target: Target,
+/// A region without workers, whose server flushes before it acknowledges.
+struct FlushingRegion {
+    endpoints: Endpoints,
     _peal: Peal,
 }
 
-impl Region {
+impl FlushingRegion {
     async fn start(program: PathBuf, nats_server: PathBuf, durability: Durability) -> anyhow::Result<Self> {
         let plan = Plan {
             regions: vec![sample::REGION.to_owned()],
@@ -63,7 +67,7 @@ impl Region {
         };
         let peal = Peal::start(plan).await?;
         Ok(Self {
-            target: rig::target(&peal)?,
+            endpoints: rig::endpoints(&peal)?,
             _peal: peal,
         })
     }
@@ -73,15 +77,15 @@ impl Region {
 pub(super) async fn measure(scale: Scale, mut machine: Machine, nats_server: PathBuf) -> anyhow::Result<Results> {
     let program = std::env::current_exe()?;
     eprintln!("starting two regions whose servers flush before they acknowledge");
-    let plain = Region::start(program.clone(), nats_server.clone(), Durability::Demo).await?;
-    let single = Region::start(program.clone(), nats_server, Durability::Single).await?;
-    let per_second = async |target: &Target, work| {
+    let unbatched = FlushingRegion::start(program.clone(), nats_server.clone(), Durability::Demo).await?;
+    let batched = FlushingRegion::start(program.clone(), nats_server, Durability::Single).await?;
+    let per_second = async |endpoints: &Endpoints, work| {
         let order = Order {
-            target: target.clone(),
+            endpoints: endpoints.clone(),
             work,
-            lasts: scale.lasts,
+            duration: scale.duration,
         };
-        let done = load::start(&program, &order).await?;
+        let done = load::run(&program, &order).await?;
         anyhow::Ok(rate(done.count, done.took))
     };
     let mut rounds = Vec::new();
@@ -89,22 +93,24 @@ pub(super) async fn measure(scale: Scale, mut machine: Machine, nats_server: Pat
         machine.probe().await?;
         let mut round = Round::default();
         for window in WINDOWS {
-            load::prepare(&single.target.nats).await?;
+            load::prepare(&batched.endpoints.nats).await?;
             round
                 .singly
-                .push(per_second(&single.target, Work::Singly { window }).await?);
-            load::prepare(&single.target.nats).await?;
+                .push(per_second(&batched.endpoints, Work::PublishSingly { window }).await?);
+            load::prepare(&batched.endpoints.nats).await?;
             round
-                .together
-                .push(per_second(&single.target, Work::Together { window }).await?);
+                .batched
+                .push(per_second(&batched.endpoints, Work::PublishBatched { window }).await?);
         }
-        for (connections, recipients) in REQUESTS {
+        for (connections, recipients) in REQUEST_LOADS {
             let work = Work::Gateway {
                 connections,
                 recipients,
             };
-            round.accepted_singly.push(per_second(&plain.target, work).await?);
-            round.accepted_together.push(per_second(&single.target, work).await?);
+            round
+                .accepted_singly
+                .push(per_second(&unbatched.endpoints, work).await?);
+            round.accepted_batched.push(per_second(&batched.endpoints, work).await?);
         }
         eprintln!("round {number}: {round:.0?}");
         rounds.push(round);
@@ -114,9 +120,9 @@ pub(super) async fn measure(scale: Scale, mut machine: Machine, nats_server: Pat
 }
 
 impl Round {
-    /// The batcher at its best against single publishes at their best.
+    /// The best rate of the batcher ÷ the best rate of single publishes.
     fn gain(&self) -> f64 {
-        best(&self.together) / best(&self.singly)
+        best(&self.batched) / best(&self.singly)
     }
 }
 
@@ -125,7 +131,7 @@ fn best(rates: &[f64]) -> f64 {
 }
 
 impl Results {
-    /// The tables.
+    /// The figures as Markdown tables.
     pub(super) fn markdown(&self) -> Result<String, fmt::Error> {
         use fmt::Write;
 
@@ -140,30 +146,30 @@ impl Results {
         };
         for (at, window) in WINDOWS.iter().enumerate() {
             rows(
-                &format!("each by itself, {window} at a time"),
+                &format!("single publishes, {window} at a time"),
                 &|round| round.singly[at],
                 0,
             )?;
         }
         for (at, window) in WINDOWS.iter().enumerate() {
-            rows(&format!("batcher, {window} at a time"), &|round| round.together[at], 0)?;
+            rows(&format!("batcher, {window} at a time"), &|round| round.batched[at], 0)?;
         }
-        rows("**best of the batcher ÷ best of the others**", &Round::gain, 2)?;
-        for (at, (connections, recipients)) in REQUESTS.iter().enumerate() {
+        rows("**best of the batcher ÷ best of single publishes**", &Round::gain, 2)?;
+        for (at, (connections, recipients)) in REQUEST_LOADS.iter().enumerate() {
             let requests = format!("{connections} connections, {recipients} recipients a request");
             rows(
-                &format!("accepted over HTTP, each by itself, {requests}"),
+                &format!("accepted over HTTP, single publishes, {requests}"),
                 &|round| round.accepted_singly[at],
                 0,
             )?;
             rows(
                 &format!("accepted over HTTP, batcher, {requests}"),
-                &|round| round.accepted_together[at],
+                &|round| round.accepted_batched[at],
                 0,
             )?;
             rows(
                 "ratio",
-                &|round| round.accepted_together[at] / round.accepted_singly[at],
+                &|round| round.accepted_batched[at] / round.accepted_singly[at],
                 2,
             )?;
         }

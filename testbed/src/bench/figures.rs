@@ -1,19 +1,19 @@
-//! Medians, quantiles, rates.
+//! Medians, quantiles and rates.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// What repeated measurements said.
+/// The median and the extremes of repeated measurements.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(super) struct Spread {
     pub(super) median: f64,
-    pub(super) least: f64,
-    pub(super) most: f64,
+    pub(super) min: f64,
+    pub(super) max: f64,
 }
 
 impl Spread {
-    /// Of at least one value; all zero if there is none.
+    /// All zero if there are no values.
     pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -26,8 +26,8 @@ impl Spread {
         };
         Self {
             median,
-            least: at(0),
-            most: at(values.len().saturating_sub(1)),
+            min: at(0),
+            max: at(values.len().saturating_sub(1)),
         }
     }
 }
@@ -56,24 +56,24 @@ impl Latency {
     }
 }
 
-/// A count as a number to calculate with.
+/// A count as a floating-point number.
 pub(super) fn float(count: u64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "nothing that is counted here comes near 2^52")]
+    #[expect(clippy::cast_precision_loss, reason = "no count here is near 2^53")]
     let float = count as f64;
     float
 }
 
-/// How many a second.
+/// Events a second.
 pub(super) fn rate(count: u64, took: Duration) -> f64 {
     float(count) / took.as_secs_f64().max(f64::EPSILON)
 }
 
-/// What is left for a system that has to do both of two things on the same machine.
+/// The rate of a system that does both of two things on the same machine: S = 1 ÷ (1/a + 1/b).
 pub(super) fn in_series(a: f64, b: f64) -> f64 {
     1.0 / (1.0 / a + 1.0 / b)
 }
 
-/// Whole microseconds, as many as fit.
+/// Whole microseconds, at max `u32::MAX` (71 minutes).
 pub(super) fn micros(duration: Duration) -> u32 {
     u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }
@@ -83,35 +83,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle_or_between_the_middles() {
+    fn the_median_is_the_middle_value_or_the_mean_of_the_two_middle_values() {
         assert_eq!(
             Spread::of([3.0, 1.0, 2.0]),
             Spread {
                 median: 2.0,
-                least: 1.0,
-                most: 3.0
+                min: 1.0,
+                max: 3.0
             }
         );
         assert_eq!(
             Spread::of([4.0, 1.0]),
             Spread {
                 median: 2.5,
-                least: 1.0,
-                most: 4.0
+                min: 1.0,
+                max: 4.0
             }
         );
         assert_eq!(
             Spread::of([]),
             Spread {
                 median: 0.0,
-                least: 0.0,
-                most: 0.0
+                min: 0.0,
+                max: 0.0
             }
         );
     }
 
     #[test]
-    fn quantiles_are_taken_from_what_was_measured() {
+    fn quantiles_are_measured_values() {
         assert_eq!(
             Latency::of((1..=100).rev().collect()),
             Latency {
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn two_equal_parts_leave_half() {
+    fn two_equal_parts_in_series_reach_half_the_rate() {
         assert!((in_series(10.0, 10.0) - 5.0).abs() < 1e-9);
     }
 }

@@ -1,4 +1,4 @@
-//! The machine, and how much of it others took while we measured.
+//! The machine, and how much of its time other processes took during the measurements.
 
 use std::{
     path::Path,
@@ -11,25 +11,25 @@ use tokio::process::Command;
 
 use super::figures::float;
 
-/// For how long a probe spins.
-const PROBE_LASTS: Duration = Duration::from_millis(250);
+/// How long a probe spins.
+const PROBE_DURATION: Duration = Duration::from_millis(250);
 
-/// Nothing that belongs to a spinning loop takes as long as this; a gap is time that someone else had.
+/// No step of the spinning loop takes this long, so that a longer gap is time that another process had.
 const GAP_MIN: Duration = Duration::from_micros(50);
 
-/// From this share of time taken by others on, figures are not worth comparing.
+/// If other processes take more than this share of the time, the figures are not comparable.
 const NOISY_PERCENT: f64 = 5.0;
 
-/// What is known of the machine and its rest.
+/// The machine, and its load before and during the run.
 #[derive(Debug, Serialize)]
 pub(super) struct Machine {
     pub(super) cores: usize,
     pub(super) nats_server: String,
-    /// As the system gave it at the start: one, five and fifteen minutes.
+    /// The load average at the start: over one, five and fifteen minutes.
     pub(super) load: String,
-    /// Per probe: the share of time in which a loop on every core, while nothing of ours ran, stood still.
+    /// For each probe, the share of time in which a loop on every core stood still while no load was running.
     pub(super) gap_percent: Vec<f64>,
-    /// The share of all CPU time that the hypervisor gave to others during the run.
+    /// The share of all CPU time that the hypervisor gave to other machines during the run.
     pub(super) steal_percent: f64,
     #[serde(skip)]
     ticks_at_start: Ticks,
@@ -43,12 +43,12 @@ struct Ticks {
 
 impl Machine {
     pub(super) async fn watch(nats_server: &Path) -> anyhow::Result<Self> {
-        let said = Command::new(nats_server).arg("--version").output().await?.stdout;
-        let said = String::from_utf8_lossy(&said).trim().replace(": v", " ");
+        let version = Command::new(nats_server).arg("--version").output().await?.stdout;
+        let version = String::from_utf8_lossy(&version).trim().replace(": v", " ");
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         Ok(Self {
             cores: cores(),
-            nats_server: said,
+            nats_server: version,
             load: load.split(' ').take(3).collect::<Vec<_>>().join(" "),
             gap_percent: Vec::new(),
             steal_percent: 0.0,
@@ -56,7 +56,7 @@ impl Machine {
         })
     }
 
-    /// Looks whether others use the machine. To be called while nothing of ours runs.
+    /// Measures how much other processes use the machine. Call it while no load is running.
     pub(super) async fn probe(&mut self) -> anyhow::Result<()> {
         let gap = tokio::task::spawn_blocking(gap_percent).await?;
         self.gap_percent.push(gap);
@@ -69,7 +69,7 @@ impl Machine {
         self.steal_percent = 100.0 * float(now.steal.saturating_sub(self.ticks_at_start.steal)) / all;
     }
 
-    /// The worst probe.
+    /// The highest share of time that other processes had in any probe, percent.
     pub(super) fn worst_gap(&self) -> f64 {
         self.gap_percent.iter().copied().fold(0.0, f64::max)
     }
@@ -83,18 +83,18 @@ fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// One loop on each core.
+/// Runs one loop on each core. Returns the share of time in which the loops stood still, percent.
 fn gap_percent() -> f64 {
     let loops: Vec<_> = (0..cores()).map(|_| thread::spawn(spin)).collect();
-    let lost: Duration = loops.into_iter().filter_map(|spinning| spinning.join().ok()).sum();
-    100.0 * lost.as_secs_f64() / (PROBE_LASTS.as_secs_f64() * float(cores() as u64))
+    let lost: Duration = loops.into_iter().filter_map(|spinner| spinner.join().ok()).sum();
+    100.0 * lost.as_secs_f64() / (PROBE_DURATION.as_secs_f64() * float(cores() as u64))
 }
 
-/// Asks for the time again and again; what lies between two answers that are far apart was not ours.
+/// Reads the clock in a loop. Returns the sum of the gaps between readings, which is time that other processes had.
 fn spin() -> Duration {
-    let begun = Instant::now();
-    let (mut before, mut lost) = (begun, Duration::ZERO);
-    while before - begun < PROBE_LASTS {
+    let began = Instant::now();
+    let (mut before, mut lost) = (began, Duration::ZERO);
+    while before - began < PROBE_DURATION {
         let now = Instant::now();
         if now - before > GAP_MIN {
             lost += now - before;
@@ -104,7 +104,7 @@ fn spin() -> Duration {
     lost
 }
 
-/// proc(5): user, nice, system, idle, iowait, irq, softirq, steal.
+/// The first line of `/proc/stat` (proc(5)): user, nice, system, idle, iowait, irq, softirq, steal.
 fn ticks() -> Ticks {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let line = stat.lines().next().unwrap_or_default();

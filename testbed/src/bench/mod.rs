@@ -1,18 +1,17 @@
-//! The benchmark: Peal against what its parts can do.
+//! The benchmark: compares Peal with what its parts can do alone.
 //!
 //! One run measures, in interleaved rounds and with the same bytes,
 //!
-//! - a: raw `JetStream`, published, pulled and acknowledged by one process;
-//! - b: a raw HTTP/2 sender to the very APNs simulator that Peal sends to;
+//! - a: raw `JetStream`: one process publishes, pulls and acknowledges;
+//! - b: a raw HTTP/2 sender to the same APNs simulator that Peal sends to;
 //! - c: Peal from HTTP requests at the gateway to pushes at the simulator.
 //!
-//! Everything shares the machine, so what a and b leave for a system that does both is S = 1 ÷ (1/a + 1/b). This
-//! process is the simulator and measures; the load comes from a process of its own, so that each can be charged for the
-//! CPU time it used.
+//! All processes share the machine, so a system that does both a and b can reach at most S = 1 ÷ (1/a + 1/b). This
+//! process runs the simulator and measures; a separate process makes the load, so that CPU time is attributed to each.
 //!
-//! `bench broadcast` measures one notification to the members of a topic in two regions.
+//! `bench broadcast` measures one notification to all members of a topic in two regions.
 //!
-//! `bench durable` measures what it costs that an acknowledgement survives a power cut.
+//! `bench durable` measures the cost of acknowledgements that survive a power cut.
 
 mod broadcast;
 mod cold;
@@ -38,39 +37,39 @@ use crate::nats;
 /// How the benchmark runs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct BenchArgs {
-    /// What is measured.
+    /// What to measure.
     #[arg(value_enum, default_value_t)]
     pub what: What,
-    /// How often everything is measured.
+    /// The number of rounds.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
-    /// For how many seconds each measurement sends.
+    /// How long each measurement sends, in seconds.
     #[arg(long, default_value_t = 4)]
     pub seconds: u64,
-    /// How many facts are put into the bucket that an empty cache is filled from.
+    /// The number of facts from which an empty cache is filled.
     #[arg(long, default_value_t = 200_000)]
     pub facts: u64,
-    /// How many recipients a broadcast has.
+    /// The number of recipients of the broadcast.
     #[arg(long, default_value_t = 1_000_000)]
     pub recipients: usize,
-    /// One round, a second each, few facts: whether it works, not how fast.
+    /// One round of 1 s for each measurement, with few facts: checks that it works, not how fast it is.
     #[arg(long)]
     pub quick: bool,
-    /// Also writes all figures here.
+    /// Also writes all figures to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// The nats-server to run; otherwise one on the PATH that is new enough, or the Python package.
+    /// The nats-server to run; by default one on the PATH that is new enough, or the one in the Python package.
     #[arg(long, env = "NATS_SERVER", value_name = "FILE")]
     pub nats_server: Option<PathBuf>,
-    /// Makes load as told on standard input: how the benchmark starts its other process.
+    /// Makes the load that standard input describes; the benchmark starts its load process with this option.
     #[arg(long, hide = true)]
     pub load: bool,
 }
 
-/// What is measured.
+/// What to measure.
 #[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
 pub enum What {
-    /// Peal against what its parts can do.
+    /// Peal compared with what its parts can do alone.
     #[default]
     Mesh,
     /// Publishing to a server that flushes to the disk before it acknowledges.
@@ -79,16 +78,17 @@ pub enum What {
     Broadcast,
 }
 
-/// How much is measured.
+/// How many measurements there are, and how long each takes.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Scale {
     rounds: usize,
-    lasts: Duration,
+    duration: Duration,
+    /// Notifications of each round that are sent one after another.
     singles: usize,
     facts: u64,
 }
 
-/// All that was measured.
+/// All figures of `bench mesh`.
 #[derive(Debug, Serialize)]
 struct Results {
     scale: Scale,
@@ -102,7 +102,7 @@ impl BenchArgs {
         if self.quick {
             return Scale {
                 rounds: 1,
-                lasts: Duration::from_secs(1),
+                duration: Duration::from_secs(1),
                 singles: 40,
                 facts: self.facts.min(20_000),
             };
@@ -110,28 +110,28 @@ impl BenchArgs {
         let rounds = self.rounds.max(1);
         Scale {
             rounds,
-            lasts: Duration::from_secs(self.seconds.max(1)),
+            duration: Duration::from_secs(self.seconds.max(1)),
             singles: 200_usize.div_ceil(rounds),
             facts: self.facts,
         }
     }
 }
 
-/// Runs the benchmark. It fails when a notification was lost or doubled, never for being slow.
+/// Runs the benchmark. It fails when a notification is lost or duplicated, never for being slow.
 ///
 /// # Errors
-/// When the mesh does not come up, or a notification was lost or doubled.
+/// When the mesh does not start, or a notification is lost or duplicated.
 pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     if args.load {
-        load::make().await?;
+        load::serve_order().await?;
         return Ok(ExitCode::SUCCESS);
     }
     let scale = args.scale();
-    let given = args.nats_server.clone();
-    let nats_server = tokio::task::spawn_blocking(move || nats::obtain(given)).await??;
+    let given_nats_server = args.nats_server.clone();
+    let nats_server = tokio::task::spawn_blocking(move || nats::obtain(given_nats_server)).await??;
     let machine = Machine::watch(&nats_server).await?;
     let (text, json) = match args.what {
-        // The future has some kilobytes.
+        // Boxed because the future takes several kilobytes.
         What::Mesh => Box::pin(mesh(scale, machine, nats_server)).await?,
         What::Broadcast => {
             let recipients = if args.quick {
@@ -156,7 +156,7 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The tables and the figures behind them.
+/// Measures Peal and its parts. Returns the report in Markdown, and the figures as JSON.
 async fn mesh(scale: Scale, mut machine: Machine, nats_server: PathBuf) -> anyhow::Result<(String, Vec<u8>)> {
     eprintln!("starting a region, a gateway and an edge worker");
     let mut rig = Rig::start(nats_server).await?;

@@ -4,14 +4,14 @@ use std::fmt::{self, Write};
 
 use super::{
     Results, Scale,
-    cpu::Each,
+    cpu::CpuPerNotification,
     figures::{Latency, Spread},
     machine::Machine,
     rig::Measured,
     round::Round,
 };
 
-/// All tables, as they can stand in a README.
+/// All tables, as in `docs/measurements.md`.
 pub(super) fn markdown(results: &Results) -> Result<String, fmt::Error> {
     let mut text = String::new();
     machine(&mut text, results.scale, &results.machine)?;
@@ -22,25 +22,28 @@ pub(super) fn markdown(results: &Results) -> Result<String, fmt::Error> {
     Ok(text)
 }
 
-/// What it ran on, and whether that was at rest.
+/// Describes the machine, and warns if other processes were using it.
 pub(super) fn machine(text: &mut String, scale: Scale, machine: &Machine) -> fmt::Result {
     writeln!(
         text,
-        "{} cores with everything on them; {}; {} rounds, {} s a measurement; median (least – most). Load average at the \
-         start {}; others had at most {:.1} % of a probe's time; stolen {:.1} %.\n",
+        "{} cores for all processes; {}; {} rounds, {} s a measurement; median (min – max). Load average at the start \
+         {}; other processes took at most {:.1} % of a probe's time; stolen {:.1} %.\n",
         machine.cores,
         machine.nats_server,
         scale.rounds,
-        scale.lasts.as_secs(),
+        scale.duration.as_secs(),
         machine.load,
         machine.worst_gap(),
         machine.steal_percent,
     )?;
     if machine.was_noisy() {
-        writeln!(text, "**The machine was not at rest; these figures say little.**\n")?;
+        writeln!(
+            text,
+            "**Other processes were using the machine; compare ratios only.**\n"
+        )?;
     }
     if cfg!(debug_assertions) {
-        writeln!(text, "**This is a debug build; these figures say nothing.**\n")?;
+        writeln!(text, "**This is a debug build; its figures are meaningless.**\n")?;
     }
     Ok(())
 }
@@ -92,24 +95,21 @@ fn throughput(text: &mut String, rounds: &[Round]) -> fmt::Result {
         .sum();
     writeln!(
         text,
-        "\nOf {count} notifications none was lost or doubled; {repeated} requests had to be repeated.\n"
+        "\nOf {count} notifications, none was lost or duplicated; {repeated} requests were repeated.\n"
     )
 }
 
-/// A line of a table with one figure.
+/// A row of a table with one figure.
 pub(super) fn row(text: &mut String, name: &str, spread: Spread, digits: usize) -> fmt::Result {
-    let Spread { median, least, most } = spread;
-    writeln!(
-        text,
-        "| {name} | {median:.digits$} ({least:.digits$} – {most:.digits$}) |"
-    )
+    let Spread { median, min, max } = spread;
+    writeln!(text, "| {name} | {median:.digits$} ({min:.digits$} – {max:.digits$}) |")
 }
 
-/// What a line of the table of CPU time shows.
-type Line = (&'static str, fn(&Each) -> f64);
+/// A row of the table of CPU time: its name and its figure.
+type CpuRow = (&'static str, fn(&CpuPerNotification) -> f64);
 
 fn cpu(text: &mut String, rounds: &[Round]) -> fmt::Result {
-    const LINES: [Line; 7] = [
+    const ROWS: [CpuRow; 7] = [
         ("gateway", |each| each.gateway),
         ("edge worker", |each| each.worker),
         ("**gateway + edge worker**", |each| each.gateway + each.worker),
@@ -129,18 +129,18 @@ fn cpu(text: &mut String, rounds: &[Round]) -> fmt::Result {
         "| CPU time, µs a notification | one recipient a request | 100 recipients a request | a | b |"
     )?;
     writeln!(text, "|---|---|---|---|---|")?;
-    for (name, line) in LINES {
+    for (name, figure) in ROWS {
         write!(text, "| {name} |")?;
         for column in columns {
             write!(
                 text,
                 " {:.1} |",
-                Spread::of(rounds.iter().map(|round| line(&column(round).cpu_us))).median
+                Spread::of(rounds.iter().map(|round| figure(&column(round).cpu_us))).median
             )?;
         }
         writeln!(text)?;
     }
-    // Whatever slows the machine down slows both: this is the line to compare between runs.
+    // A slow machine slows both alike, so this row can be compared between runs.
     write!(text, "| gateway + edge worker ÷ load of a + load of b |")?;
     for column in columns.iter().take(2) {
         let ratios = rounds.iter().map(|round| {
@@ -166,7 +166,7 @@ fn latency(text: &mut String, rounds: &[Round]) -> fmt::Result {
     writeln!(text, "| latency, ms | median | p99 |\n|---|---|---|")?;
     for (name, of_round) in [
         (
-            "accepted by the gateway, while pushes go out",
+            "accepted by the gateway, while pushes are sent",
             (|round| round.accept.latency) as fn(&Round) -> Latency,
         ),
         ("raw publish acknowledged", |round| round.pub_ack.latency),
@@ -206,7 +206,7 @@ fn start(text: &mut String, results: &Results) -> fmt::Result {
     )?;
     writeln!(
         text,
-        "| ready again after it was told to end | {:.2} s |",
+        "| ready again after an orderly stop | {:.2} s |",
         cold.warm.ready_s
     )?;
     writeln!(

@@ -1,4 +1,4 @@
-//! The mesh that is measured: one region with one gateway and one edge worker.
+//! The mesh that is measured: a region with one gateway and one edge worker.
 
 use std::{
     path::{Path, PathBuf},
@@ -14,9 +14,9 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    cpu::{Each, Processes},
+    cpu::{CpuPerNotification, Processes},
     figures::{Latency, rate},
-    load::{self, Door, Order, Target, Work},
+    load::{self, Endpoints, GatewayClient, Order, Work},
     sample,
 };
 use crate::{
@@ -24,36 +24,37 @@ use crate::{
     providers::{LogMode, now_s},
 };
 
-/// The longest time without a push while some are missing.
+/// The run fails after this time without a push while some are missing.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(20);
 
-/// After the last push: receipts are still written, and a push too many would still come.
-const AFTERMATH: Duration = Duration::from_millis(300);
+/// The wait after the last expected push: receipts are still being written, and a duplicate could still arrive.
+const DUPLICATES_WITHIN: Duration = Duration::from_millis(300);
 
-/// The running mesh and where it is.
+/// The running mesh and its addresses.
 #[derive(Debug)]
 pub(super) struct Rig {
     pub(super) peal: Peal,
-    pub(super) target: Target,
+    pub(super) endpoints: Endpoints,
     program: PathBuf,
 }
 
-/// What one measurement said.
+/// The figures of one measurement.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Measured {
+    /// Notifications sent.
     pub(super) count: u64,
     pub(super) per_second: f64,
-    /// Requests that had to be repeated.
+    /// Requests that were repeated because the gateway did not accept them.
     pub(super) repeated: u64,
-    pub(super) cpu_us: Each,
-    /// Where it was measured.
+    pub(super) cpu_us: CpuPerNotification,
+    /// Zero unless this measurement includes latency.
     pub(super) latency: Latency,
 }
 
-/// Where everything of a mesh is.
-pub(super) fn target(peal: &Peal) -> anyhow::Result<Target> {
+/// The addresses and credentials that a load process needs.
+pub(super) fn endpoints(peal: &Peal) -> anyhow::Result<Endpoints> {
     let gateway = &peal.region(sample::REGION).gateway.url;
-    Ok(Target {
+    Ok(Endpoints {
         nats: peal.nats.region(sample::REGION).nats_of_test()?,
         gateway: gateway.trim_start_matches("http://").parse()?,
         key: peal.key.clone(),
@@ -63,7 +64,7 @@ pub(super) fn target(peal: &Peal) -> anyhow::Result<Target> {
     })
 }
 
-/// One worker a region; nothing is traced, and nothing logged of a push.
+/// A mesh with one worker in each region, without traces, whose simulators only count pushes.
 pub(super) fn plan(regions: &[&str], program: &Path, nats_server: PathBuf) -> Plan {
     Plan {
         regions: regions.iter().map(|region| (*region).to_owned()).collect(),
@@ -71,7 +72,7 @@ pub(super) fn plan(regions: &[&str], program: &Path, nats_server: PathBuf) -> Pl
         sample_ratio: 0.0,
         log: LogMode::Counting,
         tls: false,
-        // The bare sender has a token of its own.
+        // The raw sender has a provider token of its own, which would count as an update.
         limit_token_updates: false,
         ..Plan::new(program.to_owned(), nats_server)
     }
@@ -81,8 +82,12 @@ impl Rig {
     pub(super) async fn start(nats_server: PathBuf) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?;
         let peal = Peal::start(plan(&[sample::REGION], &program, nats_server)).await?;
-        let target = target(&peal)?;
-        let rig = Self { peal, target, program };
+        let endpoints = endpoints(&peal)?;
+        let rig = Self {
+            peal,
+            endpoints,
+            program,
+        };
         rig.register().await?;
         let warm_up = Work::Gateway {
             connections: 16,
@@ -94,20 +99,20 @@ impl Rig {
         Ok(rig)
     }
 
-    pub(super) fn door(&self) -> anyhow::Result<Door> {
-        Door::new(self.target.gateway, &self.target.key)
+    pub(super) fn gateway(&self) -> anyhow::Result<GatewayClient> {
+        GatewayClient::new(self.endpoints.gateway, &self.endpoints.key)
     }
 
-    /// Registers all recipients, many at a time.
+    /// Registers all recipients, with several requests in parallel.
     async fn register(&self) -> anyhow::Result<()> {
-        const AT_A_TIME: usize = 32;
-        let door = self.door()?;
-        stream::iter((0..AT_A_TIME).map(anyhow::Ok))
-            .try_for_each_concurrent(AT_A_TIME, |lane| {
-                let door = door.clone();
+        const PARALLEL_REGISTRATIONS: usize = 32;
+        let gateway = self.gateway()?;
+        stream::iter((0..PARALLEL_REGISTRATIONS).map(anyhow::Ok))
+            .try_for_each_concurrent(PARALLEL_REGISTRATIONS, |offset| {
+                let gateway = gateway.clone();
                 async move {
-                    let mut connection = door.connect().await?;
-                    for number in (lane..sample::RECIPIENTS).step_by(AT_A_TIME) {
+                    let mut connection = gateway.connect().await?;
+                    for number in (offset..sample::RECIPIENTS).step_by(PARALLEL_REGISTRATIONS) {
                         let path = format!("/v1/recipients/{}", sample::recipient(number));
                         let home = json!({ "home": sample::REGION }).to_string();
                         let device = json!({ "provider": "apns", "token": sample::device(number) }).to_string();
@@ -126,27 +131,27 @@ impl Rig {
             .await
     }
 
-    /// Lets a load process do `work` and waits until everything it handed over has arrived.
+    /// Runs `work` in a load process and waits until every push it caused has arrived.
     ///
     /// # Errors
-    /// When anything was lost or doubled.
-    pub(super) async fn measure(&self, work: Work, lasts: Duration) -> anyhow::Result<Measured> {
+    /// When a notification is lost or duplicated.
+    pub(super) async fn measure(&self, work: Work, duration: Duration) -> anyhow::Result<Measured> {
         let log = self.peal.simulators.apns.log();
         log.clear();
         if matches!(work, Work::JetStream | Work::PubAck { .. }) {
-            load::prepare(&self.target.nats).await?;
+            load::prepare(&self.endpoints.nats).await?;
         }
         let before = self.processes().cpu();
         let order = Order {
-            target: self.target.clone(),
+            endpoints: self.endpoints.clone(),
             work,
-            lasts,
+            duration,
         };
-        let done = load::start(&self.program, &order).await?;
+        let done = load::run(&self.program, &order).await?;
         let mut took = done.took;
         match work {
-            Work::JetStream | Work::Singly { .. } | Work::Together { .. } | Work::PubAck { .. } => {}
-            // Four pushes come before the clock is started.
+            Work::JetStream | Work::PublishSingly { .. } | Work::PublishBatched { .. } | Work::PubAck { .. } => {}
+            // The sender sends four pushes before it starts the clock.
             Work::Sender => self.expect(done.count + 4).await?,
             Work::Gateway { .. } | Work::Accept { .. } => {
                 self.expect(done.count).await?;
@@ -160,7 +165,7 @@ impl Rig {
             count: done.count,
             per_second: rate(done.count, took),
             repeated: done.repeated,
-            cpu_us: used.each(done.count),
+            cpu_us: used.per_notification(done.count),
             latency: Latency::of(done.latencies_us),
         })
     }
@@ -168,13 +173,13 @@ impl Rig {
     /// Waits until `count` pushes have arrived, and checks that no more arrive and none arrived twice.
     pub(super) async fn expect(&self, count: u64) -> anyhow::Result<()> {
         let log = self.peal.simulators.apns.log();
-        let (mut arrived, mut since) = (log.delivered_count(), Instant::now());
+        let (mut arrived, mut progressed_at) = (log.delivered_count(), Instant::now());
         while arrived < count {
             tokio::time::sleep(Duration::from_millis(10)).await;
             let now = log.delivered_count();
             if now > arrived {
-                (arrived, since) = (now, Instant::now());
-            } else if since.elapsed() > PROGRESS_WITHIN {
+                (arrived, progressed_at) = (now, Instant::now());
+            } else if progressed_at.elapsed() > PROGRESS_WITHIN {
                 bail!(
                     "LOST: {} of {count} notifications did not arrive\n{}",
                     count - now,
@@ -182,12 +187,12 @@ impl Rig {
                 );
             }
         }
-        tokio::time::sleep(AFTERMATH).await;
+        tokio::time::sleep(DUPLICATES_WITHIN).await;
         let stats = log.stats();
         if stats.delivered != count || stats.duplicates != 0 {
-            let (delivered, doubled) = (stats.delivered, stats.duplicates);
+            let (delivered, duplicates) = (stats.delivered, stats.duplicates);
             bail!(
-                "DOUBLED: {count} notifications, {delivered} pushes, {doubled} of them repeated\n{}",
+                "DUPLICATED: {count} notifications, {delivered} pushes, {duplicates} of them duplicates\n{}",
                 self.peal.complaints()
             );
         }

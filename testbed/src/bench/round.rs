@@ -1,4 +1,4 @@
-//! One round: everything that is compared, one after another.
+//! One round: all measurements that are compared, one after another.
 
 use serde::Serialize;
 
@@ -10,49 +10,49 @@ use super::{
     single,
 };
 
-/// The share of the highest rate at which latencies are taken.
-const MODERATE: f64 = 0.3;
+/// Latencies are measured at this share of the highest rate.
+const MODERATE_SHARE: f64 = 0.3;
 
-/// What one round said.
+/// The figures of one round.
 #[derive(Debug, Serialize)]
 pub(super) struct Round {
-    /// a.
+    /// a: raw `JetStream`.
     pub(super) jetstream: Measured,
-    /// b.
+    /// b: the raw HTTP/2 sender.
     pub(super) sender: Measured,
-    /// c, one recipient a request.
+    /// c: Peal, one recipient a request.
     pub(super) one: Measured,
-    /// c, a hundred recipients a request.
+    /// c: Peal, 100 recipients a request.
     pub(super) hundred: Measured,
-    /// Notifications a second while latencies were taken.
+    /// Notifications a second while latencies were measured.
     pub(super) moderate_rate: f64,
-    /// From request to answer at the gateway.
+    /// Latency from request to answer at the gateway.
     pub(super) accept: Measured,
-    /// From publish to acknowledgement without Peal.
+    /// Latency from publish to acknowledgement, without Peal.
     pub(super) pub_ack: Measured,
-    /// From request to arrival at the simulator, microseconds, one after another.
+    /// Latencies from request to arrival at the simulator, microseconds; sent one after another.
     pub(super) singles_us: Vec<u32>,
 }
 
 impl Round {
-    /// S of this round.
+    /// S of this round, notifications a second.
     pub(super) fn limit(&self) -> f64 {
         in_series(self.jetstream.per_second, self.sender.per_second)
     }
 }
 
-/// Measures everything once.
+/// Makes each measurement once.
 pub(super) async fn measure(rig: &Rig, scale: Scale, number: usize) -> anyhow::Result<Round> {
-    let lasts = scale.lasts;
-    let jetstream = rig.measure(Work::JetStream, lasts).await?;
-    let sender = rig.measure(Work::Sender, lasts).await?;
+    let duration = scale.duration;
+    let jetstream = rig.measure(Work::JetStream, duration).await?;
+    let sender = rig.measure(Work::Sender, duration).await?;
     let one = rig
         .measure(
             Work::Gateway {
                 connections: 128,
                 recipients: 1,
             },
-            lasts,
+            duration,
         )
         .await?;
     let hundred = rig
@@ -61,12 +61,12 @@ pub(super) async fn measure(rig: &Rig, scale: Scale, number: usize) -> anyhow::R
                 connections: 16,
                 recipients: 100,
             },
-            lasts,
+            duration,
         )
         .await?;
-    let rate = MODERATE * one.per_second;
-    let accept = rig.measure(Work::Accept { rate }, lasts / 2).await?;
-    let pub_ack = rig.measure(Work::PubAck { rate }, lasts / 2).await?;
+    let rate = MODERATE_SHARE * one.per_second;
+    let accept = rig.measure(Work::Accept { rate }, duration / 2).await?;
+    let pub_ack = rig.measure(Work::PubAck { rate }, duration / 2).await?;
     let singles_us = single::measure(rig, scale.singles).await?;
     let round = Round {
         jetstream,

@@ -1,4 +1,4 @@
-//! The notification that is sent, and to whom: the same bytes in every measurement.
+//! The sample notification and its recipients: every measurement sends the same bytes.
 
 use std::{collections::VecDeque, sync::LazyLock};
 
@@ -18,13 +18,13 @@ use shared::{
 
 use crate::peal::APP;
 
-/// Recipients, each with one device.
+/// The number of recipients, each with one device.
 pub(super) const RECIPIENTS: usize = 1000;
 
-/// Publishes of facts that are unacknowledged at one time.
+/// The number of facts that are unacknowledged at one time.
 const UNACKNOWLEDGED_MAX: usize = 1024;
 
-/// The only region.
+/// The region that accepts the notifications; the only one, except in `bench broadcast`.
 pub(super) const REGION: &str = "eu";
 
 static PUSH: LazyLock<Push> = LazyLock::new(|| Push {
@@ -35,12 +35,12 @@ static PUSH: LazyLock<Push> = LazyLock::new(|| Push {
     ..Push::default()
 });
 
-/// The region as a name.
+/// [`REGION`], parsed.
 pub(super) fn region() -> Region {
-    REGION.parse().expect("it obeys the rule of regions")
+    REGION.parse().expect("it is a valid region")
 }
 
-/// The name of a recipient. Numbers wrap around.
+/// The id of a recipient. Numbers wrap around at [`RECIPIENTS`].
 pub(super) fn recipient(number: usize) -> String {
     format!("recipient-{:04}", number % RECIPIENTS)
 }
@@ -50,7 +50,7 @@ pub(super) fn device(number: usize) -> String {
     token(&recipient(number))
 }
 
-/// The device token of the recipient of this name.
+/// The device token of the recipient with this id.
 pub(super) fn token(name: &str) -> String {
     format!(
         "{}{}",
@@ -59,19 +59,19 @@ pub(super) fn token(name: &str) -> String {
     )
 }
 
-/// The content.
+/// The content of every notification.
 pub(super) fn push() -> &'static Push {
     &PUSH
 }
 
-/// What the simulator gets.
+/// The payload that the simulator receives.
 pub(super) fn payload() -> Bytes {
     apns::render(&PUSH).into()
 }
 
-/// What `JetStream` gets: the body of a job, as the gateway writes it.
+/// The payload that `JetStream` receives: the body of a job, as the gateway writes it.
 pub(super) fn job() -> Bytes {
-    let recipient: RecipientId = recipient(0).parse().expect("it obeys the rule of recipients");
+    let recipient: RecipientId = recipient(0).parse().expect("it is a valid recipient id");
     let body = Body {
         event_id: Some(EventId::fresh()),
         to: To::Recipient(recipient),
@@ -81,21 +81,22 @@ pub(super) fn job() -> Bytes {
     serde_json::to_vec(&body).expect("bodies always serialize").into()
 }
 
-/// Writes requests for the gateway.
+/// Writes the bodies of requests to the gateway.
 #[derive(Debug, Clone)]
 pub(super) struct Requests {
-    after: Bytes,
+    /// The bytes after the list of recipients.
+    tail: Bytes,
 }
 
 impl Requests {
     pub(super) fn new() -> Self {
         let push = serde_json::to_string(&*PUSH).expect("pushes always serialize");
         Self {
-            after: format!("]}},\"push\":{push}}}").into(),
+            tail: format!("]}},\"push\":{push}}}").into(),
         }
     }
 
-    /// A request for `count` recipients from number `first` on.
+    /// The body of a request to `count` recipients, starting at number `first`.
     pub(super) fn write(&self, event: &EventId, first: usize, count: usize) -> Bytes {
         let mut text = format!("{{\"event_id\":\"{event}\",\"to\":{{\"recipients\":[").into_bytes();
         for number in first..first + count {
@@ -106,12 +107,12 @@ impl Requests {
             text.extend_from_slice(recipient(number).as_bytes());
             text.push(b'"');
         }
-        text.extend_from_slice(&self.after);
+        text.extend_from_slice(&self.tail);
         text.into()
     }
 }
 
-/// What the gateway stores of a recipient with one device.
+/// The facts that the gateway stores for a recipient with one device.
 pub(super) fn facts(home: &Region, recipient: &str, token: &str) -> anyhow::Result<(RecipientKey, Vec<Fact>)> {
     let app: AppId = APP.parse()?;
     let now = Clock::system().now();
@@ -128,31 +129,31 @@ pub(super) fn facts(home: &Region, recipient: &str, token: &str) -> anyhow::Resu
     Ok((RecipientKey { app, recipient }, facts))
 }
 
-/// Puts facts where the gateway puts them.
-pub(super) async fn fill(
+/// Stores facts as the gateway does.
+pub(super) async fn store(
     js: &jetstream::Context,
     recipients: impl Iterator<Item = anyhow::Result<(RecipientKey, Vec<Fact>)>>,
 ) -> anyhow::Result<()> {
-    let mut waiting = VecDeque::with_capacity(UNACKNOWLEDGED_MAX);
+    let mut unacknowledged = VecDeque::with_capacity(UNACKNOWLEDGED_MAX);
     for recipient in recipients {
         let (key, facts) = recipient?;
         for fact in facts {
-            if waiting.len() == UNACKNOWLEDGED_MAX
-                && let Some(oldest) = waiting.pop_front()
+            if unacknowledged.len() == UNACKNOWLEDGED_MAX
+                && let Some(oldest) = unacknowledged.pop_front()
             {
-                stored(oldest).await?;
+                check_stored(oldest).await?;
             }
             let subject = subject::fact(&key, fact.name());
-            waiting.push_back(publish::send(js, subject, HeaderMap::new(), fact.encode().into()).await?);
+            unacknowledged.push_back(publish::send(js, subject, HeaderMap::new(), fact.encode().into()).await?);
         }
     }
-    for rest in waiting {
-        stored(rest).await?;
+    for pending in unacknowledged {
+        check_stored(pending).await?;
     }
     Ok(())
 }
 
-async fn stored(ack: impl Future<Output = Result<publish::Stored, publish::NotStored>>) -> anyhow::Result<()> {
+async fn check_stored(ack: impl Future<Output = Result<publish::Stored, publish::NotStored>>) -> anyhow::Result<()> {
     ack.await?;
     Ok(())
 }
@@ -164,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_what_the_gateway_takes() {
+    fn a_request_has_the_form_that_the_gateway_accepts() {
         let request = Requests::new().write(&"e".parse().unwrap(), 999, 2);
         let request: Value = serde_json::from_slice(&request).unwrap();
         assert_eq!(

@@ -15,7 +15,7 @@ use super::{report, say};
 use crate::{
     peal::{APP, Peal},
     providers::{Answer, Rule, now_s},
-    sink::Seen,
+    sink::CollectedSpan,
 };
 
 /// Device tokens at APNs, 64 hexadecimal digits each. The simulator's script makes some of them fail.
@@ -337,7 +337,7 @@ pub(super) async fn aftermath(peal: &Peal) -> anyhow::Result<Vec<String>> {
 
 /// Whether the trace of the first scene has everything: the request, a send for each recipient, and below each of them
 /// processing with its attempts and its acknowledgement.
-pub(super) fn is_complete(trace: &[Seen]) -> bool {
+pub(super) fn is_complete(trace: &[CollectedSpan]) -> bool {
     let count = |start: &str| trace.iter().filter(|seen| seen.span.name.starts_with(start)).count();
     count("POST /v1/notifications") == 1
         && count("send notify") == 2

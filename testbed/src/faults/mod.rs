@@ -72,7 +72,7 @@ pub struct FaultsArgs {
     nats_server: Option<PathBuf>,
 }
 
-/// Prints to standard output; the report is the suite's purpose.
+/// Prints a line of the suite's report to standard output.
 macro_rules! say {
     ($($part:tt)*) => {
         writeln!(std::io::stdout(), $($part)*)
@@ -84,6 +84,22 @@ macro_rules! say {
 /// # Errors
 /// When a scenario file is invalid, or there is no scenario of a given name.
 pub fn run(args: FaultsArgs) -> anyhow::Result<ExitCode> {
+    let scenarios = select(&args)?;
+    if args.list {
+        list(&scenarios)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let nats_server = nats::obtain(args.nats_server)?;
+    let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let networked = |scenario: &Scenario| scenario.network == Medium::Namespaces;
+    if scenarios.iter().any(networked) && network::obstacle().is_none() {
+        network::isolate()?;
+    }
+    Runtime::new()?.block_on(play_all(&scenarios, seed, &nats_server))
+}
+
+/// The scenarios that the arguments name, with the load that they set.
+fn select(args: &FaultsArgs) -> anyhow::Result<Vec<Scenario>> {
     let mut scenarios = scenario::all()?;
     for name in &args.names {
         ensure!(
@@ -102,29 +118,25 @@ pub fn run(args: FaultsArgs) -> anyhow::Result<ExitCode> {
         scenario.load.notifications = args.notifications.unwrap_or(scenario.load.notifications);
         scenario.load.rate = args.rate.unwrap_or(scenario.load.rate);
     }
-    if args.list {
-        for scenario in &scenarios {
-            let short = match (scenario.short, scenario.long) {
-                (true, _) => "short",
-                (_, true) => "long",
-                _ => "",
-            };
-            say!(
-                "{:<22} {:<12} {short:<6} {}",
-                scenario.name,
-                format!("{:?}", scenario.rows),
-                scenario.about
-            )?;
-        }
-        return Ok(ExitCode::SUCCESS);
+    Ok(scenarios)
+}
+
+/// Prints the name, rows, length and description of each scenario.
+fn list(scenarios: &[Scenario]) -> anyhow::Result<()> {
+    for scenario in scenarios {
+        let length = match (scenario.short, scenario.long) {
+            (true, _) => "short",
+            (_, true) => "long",
+            _ => "",
+        };
+        say!(
+            "{:<22} {:<12} {length:<6} {}",
+            scenario.name,
+            format!("{:?}", scenario.rows),
+            scenario.about
+        )?;
     }
-    let nats_server = nats::obtain(args.nats_server)?;
-    let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
-    let networked = |scenario: &Scenario| scenario.network == Medium::Namespaces;
-    if scenarios.iter().any(networked) && network::obstacle().is_none() {
-        network::isolate()?;
-    }
-    Runtime::new()?.block_on(play_all(&scenarios, seed, &nats_server))
+    Ok(())
 }
 
 async fn play_all(scenarios: &[Scenario], seed: u64, nats_server: &Path) -> anyhow::Result<ExitCode> {
@@ -137,7 +149,7 @@ async fn play_all(scenarios: &[Scenario], seed: u64, nats_server: &Path) -> anyh
             lines.push(Line::new(scenario, Err("skipped"), Duration::ZERO));
             continue;
         }
-        let begun = Instant::now();
+        let began = Instant::now();
         let outcome = tokio::select! {
             outcome = timeout(SCENARIO_WITHIN + scenario.load.length(), play(scenario, seed, nats_server)) => outcome,
             // Returning, instead of exiting, also ends the child processes.
@@ -152,7 +164,7 @@ async fn play_all(scenarios: &[Scenario], seed: u64, nats_server: &Path) -> anyh
             }
             Err(_) => Err("HANGS"),
         };
-        let line = Line::new(scenario, outcome, begun.elapsed());
+        let line = Line::new(scenario, outcome, began.elapsed());
         say!("{line}")?;
         lines.push(line);
     }
@@ -249,23 +261,30 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
         Err(error) => verdict.complaints.push(format!("{error:#}")),
     }
     if !verdict.holds() {
-        for complaint in &verdict.complaints {
-            say!("  - {complaint}")?;
-        }
-        for lane in &verdict.lanes {
-            say!("    {lane}")?;
-        }
-        for (kind, count) in Audit::attempts(&injector.peal).await? {
-            say!("    {count:>6} {kind}")?;
-        }
-        for line in Audit::history(&injector.peal, &verdict.suspects).await? {
-            say!("    {line}")?;
-        }
-        let said = injector.peal.complaints();
-        let said: Vec<&str> = said.lines().collect();
-        for line in &said[said.len().saturating_sub(30)..] {
-            say!("    {line}")?;
-        }
+        explain(&verdict, &injector.peal).await?;
     }
     Ok(verdict)
+}
+
+/// Prints why a verdict does not hold: complaints, lanes, attempts, the history of suspect jobs, and the last complaints
+/// in the processes' logs.
+async fn explain(verdict: &Verdict, peal: &Peal) -> anyhow::Result<()> {
+    for complaint in &verdict.complaints {
+        say!("  - {complaint}")?;
+    }
+    for lane in &verdict.lanes {
+        say!("    {lane}")?;
+    }
+    for (kind, count) in Audit::attempts(peal).await? {
+        say!("    {count:>6} {kind}")?;
+    }
+    for line in Audit::history(peal, &verdict.suspects).await? {
+        say!("    {line}")?;
+    }
+    let logged = peal.complaints();
+    let logged: Vec<&str> = logged.lines().collect();
+    for line in &logged[logged.len().saturating_sub(30)..] {
+        say!("    {line}")?;
+    }
+    Ok(())
 }

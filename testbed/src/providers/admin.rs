@@ -1,13 +1,13 @@
-//! The HTTP port by which running simulators are watched and controlled.
+//! The HTTP port to observe and control running simulators.
 //!
-//! | request | does |
+//! | request | effect |
 //! |---|---|
 //! | `GET /log` | the recorded pushes, `{"apns": [...], "fcm": [...]}` |
 //! | `DELETE /log` | discards recorded pushes and totals |
 //! | `GET /stats` | the totals, `{"apns": {...}, "fcm": {...}}` |
 //! | `GET /script`, `PUT /script` | the scripts, `{"apns": {...}, "fcm": {...}}`; a provider that is left out keeps its script |
-//! | `POST /go-away` | GOAWAY on every connection |
-//! | `POST /cut` | every connection closes without notice |
+//! | `POST /go-away` | sends GOAWAY on every connection |
+//! | `POST /cut` | closes every connection without notice |
 //! | `POST /revoke-access-tokens` | the next use of an FCM access token is answered 401 |
 
 use std::collections::BTreeMap;
@@ -23,9 +23,9 @@ use shared::provider::Provider;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use super::{Push, Script, Simulation, Simulators, Stats};
+use super::{RecordedPush, Script, Simulation, Simulators, Stats};
 
-/// A script for each provider, as a file or a request gives them: `{"apns": {...}, "fcm": {...}}`.
+/// A script for each provider, as in files and requests: `{"apns": {...}, "fcm": {...}}`.
 pub type Scripts = BTreeMap<Provider, Script>;
 
 /// The admin port. Dropping it closes it.
@@ -60,7 +60,7 @@ impl Admin {
         Ok(Self { addr, serving })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -81,7 +81,7 @@ fn by_provider<T>(simulators: &Simulators, value: impl Fn(&dyn Simulation) -> T)
     )
 }
 
-async fn log(State(simulators): State<Arc<Simulators>>) -> Json<ByProvider<Vec<Push>>> {
+async fn log(State(simulators): State<Arc<Simulators>>) -> Json<ByProvider<Vec<RecordedPush>>> {
     by_provider(&simulators, |simulator| simulator.log().pushes())
 }
 

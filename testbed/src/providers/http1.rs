@@ -1,4 +1,4 @@
-//! One HTTP/1.1 connection to a simulator; Google serves it beside HTTP/2.
+//! One HTTP/1.1 connection to a simulator. Google supports HTTP/1.1 as well as HTTP/2.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,10 +17,10 @@ use super::http2::ConnectionOrder;
 use super::reply::Site;
 use super::script::Act;
 
-/// The longest request body that is read; more than any provider accepts.
+/// The maximum length of a request body that is read; longer than any provider accepts.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// The answer is not to be sent: the connection ends instead.
+/// Closes the connection instead of sending an answer.
 #[derive(Debug)]
 struct HangUp;
 
@@ -46,7 +46,7 @@ where
         tokio::select! {
             _ = &mut serving => return,
             changed = orders.changed() => match *orders.borrow_and_update() {
-                ConnectionOrder::Leave(_) => serving.as_mut().graceful_shutdown(),
+                ConnectionOrder::GoAway(_) => serving.as_mut().graceful_shutdown(),
                 ConnectionOrder::Cut(_) => return,
                 ConnectionOrder::Serve => if changed.is_err() { return },
             },

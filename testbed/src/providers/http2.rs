@@ -1,8 +1,8 @@
 //! One HTTP/2 connection to a simulator.
 //!
-//! All of a connection's work happens in its own task. Requests that have arrived whole are answered in the turn that
-//! read them and their answers leave in one write, which is what keeps a request at a few microseconds; only bodies
-//! that are still on their way, and answers that must wait, become futures.
+//! Each connection is served by its own task. Requests that have arrived completely are answered in the turn that read
+//! them, and their answers leave in one write, so that a request costs only a few microseconds. Only incomplete bodies and
+//! delayed answers become futures.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -22,27 +22,28 @@ use tokio::sync::watch;
 
 use super::reply::{Reply, Site};
 use super::script::{Act, ResetCode};
-use super::wire::{FrameWriter, Insert, StreamLimits};
+use super::wire::{FrameWriter, InsertedFrames, StreamLimits};
 
-/// The longest request body that is read; more than any provider accepts, so the length alone is enough to refuse.
+/// The maximum length of a request body that is read; longer than any provider accepts, so that the length alone is
+/// enough to refuse it.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// The window of one stream, bytes: the HTTP/2 default, and more than any valid body.
+/// The flow-control window of a stream, bytes: the HTTP/2 default, and more than any valid body.
 const STREAM_WINDOW_BYTES: u32 = 65_535;
 
-/// The window of a connection, bytes: a thousand streams of full bodies without waiting for an update.
+/// The flow-control window of a connection, bytes: enough for a thousand full bodies without a window update.
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
-/// After a scripted GOAWAY and the last answer, how long the client has to close the connection itself.
+/// How long the client has to close the connection itself, after a scripted GOAWAY and the last answer.
 const CLOSE_AFTER_GOAWAY: Duration = Duration::from_secs(1);
 
-/// What all connections of a listener have to do.
+/// An order to all connections of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConnectionOrder {
-    /// Continue to serve. In the other orders, the number distinguishes an order from the one before it.
+    /// Continue to serve. In the other variants, the number distinguishes an order from an equal one before it.
     Serve,
-    /// Finish what is open (GOAWAY), then close.
-    Leave(u64),
+    /// Send GOAWAY, answer the open requests, then close.
+    GoAway(u64),
     /// Close now, without notice.
     Cut(u64),
 }
@@ -85,12 +86,12 @@ pub(crate) async fn serve<S, T>(
         tokio::select! {
             end = poll_fn(|cx| driver.turn(cx)) => {
                 if end == End::Frozen {
-                    frozen(&mut orders).await;
+                    wait_cut(&mut orders).await;
                 }
                 return;
             }
             changed = orders.changed() => match *orders.borrow_and_update() {
-                ConnectionOrder::Leave(_) => driver.h2.graceful_shutdown(),
+                ConnectionOrder::GoAway(_) => driver.h2.graceful_shutdown(),
                 ConnectionOrder::Cut(_) => return,
                 ConnectionOrder::Serve => if changed.is_err() { return },
             },
@@ -98,8 +99,8 @@ pub(crate) async fn serve<S, T>(
     }
 }
 
-/// Returns when the listener cuts or stops; until then the caller keeps the socket, open and silent.
-async fn frozen(orders: &mut watch::Receiver<ConnectionOrder>) {
+/// Returns when the listener cuts or stops. Until then the caller keeps the socket open and silent.
+async fn wait_cut(orders: &mut watch::Receiver<ConnectionOrder>) {
     while orders.changed().await.is_ok() {
         if matches!(*orders.borrow_and_update(), ConnectionOrder::Cut(_)) {
             return;
@@ -117,13 +118,13 @@ struct Driver<S: Site, T> {
     site: Arc<S>,
     session: S::Session,
     h2: Connection<FrameWriter<T>, Bytes>,
-    insert: Arc<Insert>,
+    insert: Arc<InsertedFrames>,
     gate: Gate,
     arrived: Vec<Exchange>,
     waiting: FuturesUnordered<BoxFuture<'static, Step>>,
-    /// Requests taken and not yet answered.
+    /// Requests that are not yet answered.
     open: usize,
-    /// The highest stream that was answered or is being worked on.
+    /// The highest stream that was answered or is being processed.
     highest: u32,
     /// The last stream of a scripted GOAWAY; requests above it are held, never answered.
     last_stream: Option<u32>,
@@ -131,7 +132,7 @@ struct Driver<S: Site, T> {
     held: Vec<(SendResponse<Bytes>, Option<RecvStream>)>,
 }
 
-/// The rule of one stream until the first valid provider token.
+/// Enforces the limit of open streams until the first valid provider token.
 struct Gate {
     limits: StreamLimits,
     state: GateState,
@@ -141,7 +142,7 @@ struct Gate {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum GateState {
     Locked,
-    /// A valid token was seen; the new SETTINGS wait for the client to acknowledge the first.
+    /// A valid token has arrived; the new SETTINGS wait until the client has acknowledged the first.
     Unlocking,
     Unlocked,
 }
@@ -156,7 +157,7 @@ impl Gate {
         Self { limits, state, open: 0 }
     }
 
-    /// Whether one more stream may open now.
+    /// Whether one more stream may open; counts it if so.
     fn admit(&mut self) -> bool {
         if self.state == GateState::Unlocked {
             return true;
@@ -167,13 +168,13 @@ impl Gate {
     }
 }
 
-/// A request on its way in.
+/// A request whose body may still be arriving.
 struct Exchange {
     id: u32,
     head: Parts,
     body: RecvStream,
     respond: SendResponse<Bytes>,
-    got: Body,
+    received: Body,
 }
 
 enum Body {
@@ -182,22 +183,26 @@ enum Body {
     Many(BytesMut),
 }
 
-/// Something that had to be waited for has happened.
+/// An event that the driver waited for.
 enum Step {
+    /// A request has arrived completely.
     Arrived(Exchange),
+    /// The client reset the request before it had arrived.
     Lost,
+    /// A delayed answer is due.
     Due(SendResponse<Bytes>, Reply),
-    Over,
+    /// The connection must close.
+    Close,
 }
 
 impl Exchange {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        while self.got.len() <= BODY_BYTES_MAX {
+        while self.received.len() <= BODY_BYTES_MAX {
             let Some(chunk) = ready!(self.body.poll_data(cx)).transpose()? else {
                 break;
             };
             self.body.flow_control().release_capacity(chunk.len())?;
-            self.got.push(chunk);
+            self.received.push(chunk);
         }
         Poll::Ready(Ok(()))
     }
@@ -242,7 +247,7 @@ where
     S: Site,
     T: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    /// Reads requests, answers those that are complete, and returns when there is nothing left to do.
+    /// Reads requests and answers the complete ones, until nothing more can be done. Ready when the connection is over.
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
             if self.accept(cx).is_ready() {
@@ -255,7 +260,7 @@ where
                     return Poll::Ready(end);
                 }
             }
-            // The vector goes back so that its memory serves the next turn.
+            // The vector is put back so that its memory is reused.
             self.arrived = arrived;
             while let Poll::Ready(Some(step)) = self.waiting.poll_next_unpin(cx) {
                 progress = true;
@@ -270,7 +275,7 @@ where
         }
     }
 
-    /// Takes every request that has begun; ready when the connection is over.
+    /// Accepts every request that has begun. Ready when the connection is over.
     fn accept(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             match ready!(self.h2.poll_accept(cx)) {
@@ -297,7 +302,7 @@ where
             head,
             body,
             respond,
-            got: Body::None,
+            received: Body::None,
         });
     }
 
@@ -326,7 +331,7 @@ where
                 self.finished();
             }
             Step::Lost => self.finished(),
-            Step::Over => return Some(End::Closed),
+            Step::Close => return Some(End::Closed),
         }
         None
     }
@@ -337,14 +342,14 @@ where
             head,
             body,
             mut respond,
-            got,
+            received,
         } = exchange;
         if self.last_stream.is_some_and(|last| id > last) {
             self.held.push((respond, Some(body)));
             self.finished();
             return None;
         }
-        let reply = self.site.answer(&mut self.session, &head, got.into_bytes());
+        let reply = self.site.answer(&mut self.session, &head, received.into_bytes());
         match &reply.act {
             Act::Respond => {}
             Act::Reset { code } => {
@@ -355,7 +360,7 @@ where
             Act::Goaway { processed, reason } => {
                 let lowest = if *processed { id } else { id.saturating_sub(2) };
                 let last = self.highest.max(lowest);
-                self.leave(last, reason);
+                self.go_away(last, reason);
                 if !processed {
                     if id <= last {
                         respond.send_reset(Reason::REFUSED_STREAM);
@@ -387,26 +392,26 @@ where
         None
     }
 
-    fn leave(&mut self, last: u32, reason: &str) {
+    fn go_away(&mut self, last: u32, reason: &str) {
         if self.last_stream.is_none() {
             self.insert.goaway(last, reason);
             self.last_stream = Some(last);
         }
     }
 
-    /// A request needs nothing more from us.
+    /// Accounts for a request that needs no further work.
     fn finished(&mut self) {
         self.open -= 1;
         self.gate.open = self.gate.open.saturating_sub(1);
         if self.last_stream.is_some() && self.open == 0 {
             self.waiting.push(Box::pin(async {
                 tokio::time::sleep(CLOSE_AFTER_GOAWAY).await;
-                Step::Over
+                Step::Close
             }));
         }
     }
 
-    /// Sends the second SETTINGS frame when it is due; `true` when something was queued.
+    /// Queues the second SETTINGS frame when it is due. Returns whether it did.
     fn unlock(&mut self) -> bool {
         if self.gate.state == GateState::Locked && self.site.unlocked(&self.session) {
             self.gate.state = GateState::Unlocking;
@@ -414,7 +419,7 @@ where
         if self.gate.state != GateState::Unlocking {
             return false;
         }
-        // This fails while the client has not acknowledged the first SETTINGS; its doing so begins another turn.
+        // This fails until the client has acknowledged the first SETTINGS; that acknowledgement starts another turn.
         let sent = self.h2.set_initial_window_size(STREAM_WINDOW_BYTES).is_ok();
         if sent {
             self.gate.state = GateState::Unlocked;
@@ -423,7 +428,7 @@ where
     }
 }
 
-/// A failure to send means that the client is gone, and is ignored.
+/// Sends an answer. A failure means that the client has disconnected, and is ignored.
 fn send(mut respond: SendResponse<Bytes>, reply: Reply) {
     let (head, body) = reply.response.into_parts();
     let head = http::Response::from_parts(head, ());

@@ -1,4 +1,4 @@
-//! Accepts TLS connections for a simulator and hands them to the protocol they negotiated.
+//! Accepts TLS connections for a simulator, and serves each with the protocol that it negotiated.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ impl Listener {
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        let accept = Accept {
+        let accept = AcceptLoop {
             acceptor: TlsAcceptor::from(authority.server_config(S::ALPN)?),
             limits,
             site,
@@ -68,12 +68,12 @@ impl Listener {
         self.addr
     }
 
-    /// Every connection gets a GOAWAY, finishes what is open, and closes. New ones are accepted.
-    pub(crate) fn leave(&self) {
-        self.order(ConnectionOrder::Leave);
+    /// Sends GOAWAY on every connection; each closes after its open requests. New connections are accepted.
+    pub(crate) fn go_away(&self) {
+        self.order(ConnectionOrder::GoAway);
     }
 
-    /// Every connection closes now, without notice. New ones are accepted.
+    /// Closes every connection without notice. New connections are accepted.
     pub(crate) fn cut(&self) {
         self.order(ConnectionOrder::Cut);
     }
@@ -83,7 +83,7 @@ impl Listener {
         self.orders.send_replace(order(number));
     }
 
-    /// Closes the port and every connection; returns when all are gone.
+    /// Closes the port and every connection, and waits until all are closed.
     pub(crate) async fn stop(&self) {
         self.stopping.cancel();
         self.tasks.close();
@@ -97,7 +97,7 @@ impl Drop for Listener {
     }
 }
 
-struct Accept<S> {
+struct AcceptLoop<S> {
     acceptor: TlsAcceptor,
     limits: StreamLimits,
     site: Arc<S>,
@@ -106,12 +106,12 @@ struct Accept<S> {
     tasks: TaskTracker,
 }
 
-impl<S: Site> Accept<S> {
+impl<S: Site> AcceptLoop<S> {
     async fn run(self, socket: TcpListener) {
         let mut connection = 0;
         loop {
             let Ok((stream, _)) = socket.accept().await else {
-                // Most likely there are no free file descriptors; some will be closed soon.
+                // Most likely the process has no free file descriptors; retry when some may have been closed.
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 continue;
             };
@@ -140,7 +140,7 @@ async fn serve<S: Site>(
     let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await else {
         return;
     };
-    let open = Open::new(&*site);
+    let open = OpenConnection::new(&*site);
     let negotiated = tls.get_ref().1.alpn_protocol();
     if negotiated.or(S::ALPN.last().copied()) == Some(b"h2") {
         Box::pin(http2::serve(tls, Arc::clone(&site), connection, limits, orders)).await;
@@ -151,16 +151,16 @@ async fn serve<S: Site>(
 }
 
 /// Counts a connection as open for as long as it lives, also when its task is dropped.
-struct Open<'a, S: Site>(&'a S);
+struct OpenConnection<'a, S: Site>(&'a S);
 
-impl<'a, S: Site> Open<'a, S> {
+impl<'a, S: Site> OpenConnection<'a, S> {
     fn new(site: &'a S) -> Self {
         site.records().log.connected();
         Self(site)
     }
 }
 
-impl<S: Site> Drop for Open<'_, S> {
+impl<S: Site> Drop for OpenConnection<'_, S> {
     fn drop(&mut self) {
         self.0.records().log.disconnected();
     }

@@ -1,4 +1,4 @@
-//! What reached a simulator, and what it answered.
+//! The requests that reached a simulator, and its answers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -10,12 +10,12 @@ use serde::Serialize;
 
 use super::clock::now_us;
 
-/// How much a simulator remembers.
+/// How much a simulator records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogMode {
-    /// Whole pushes, the newest this many.
+    /// Complete pushes, at most this number; the oldest are discarded.
     Full(usize),
-    /// Counters and the ids of delivered pushes only: what a benchmark can afford.
+    /// Only counters and the ids of delivered pushes, for benchmarks.
     Counting,
 }
 
@@ -25,18 +25,18 @@ impl Default for LogMode {
     }
 }
 
-/// One request to send a push.
+/// A recorded request to send a push.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Push {
-    /// When it had arrived whole, milliseconds since the epoch.
+pub struct RecordedPush {
+    /// When it had arrived completely, milliseconds since the epoch.
     pub at_ms: i64,
     /// `apns` or `fcm`.
     pub provider: &'static str,
-    /// Which connection brought it; they count from 1.
+    /// The number of its connection, counted from 1.
     pub connection: u64,
     /// The device token; at FCM also a topic, condition or installation id.
     pub token: String,
-    /// The `apns-id`, or the message name FCM gave it.
+    /// The `apns-id`, or the message name that FCM assigned.
     pub id: String,
     /// `apns-collapse-id`, or FCM's Android collapse key.
     pub collapse_id: Option<String>,
@@ -53,11 +53,11 @@ pub struct Push {
     /// The body as sent: APNs payload, or FCM's whole request.
     #[serde(serialize_with = "as_text")]
     pub payload: Bytes,
-    /// Whether the push reached the device. Not the same as the status: see [`Answer::delivered`].
+    /// Whether the push reached the device, which does not follow from the status: see [`Answer::delivered`].
     ///
     /// [`Answer::delivered`]: super::script::Answer::delivered
     pub delivered: bool,
-    /// The status answered; what a reset, GOAWAY, close or black hole kept from being answered is here too.
+    /// The HTTP status of the answer, even if a reset, GOAWAY, close or black hole prevented the answer.
     pub status: u16,
     /// The provider's error, if any.
     pub reason: Option<String>,
@@ -70,35 +70,36 @@ fn as_text<S: serde::Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, 
 /// Totals since the start, or since [`Log::clear`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
-    /// Requests to send a push, answered or not.
+    /// Requests to send a push, whether or not they were answered.
     pub requests: u64,
     /// Pushes that reached a device.
     pub delivered: u64,
-    /// Delivered pushes whose identity had been delivered before: `apns-id` at APNs, target and message at FCM.
+    /// Delivered pushes whose identity was delivered before. The identity is `apns-id` at APNs, and the project with the
+    /// message at FCM.
     pub duplicates: u64,
-    /// Requests by the provider's error.
+    /// The number of requests for each of the provider's errors.
     pub reasons: BTreeMap<String, u64>,
-    /// Connections ever accepted (TLS completed).
+    /// Connections accepted since the start (TLS handshake completed).
     pub connections: u64,
-    /// Connections open now.
+    /// Connections that are open.
     pub open_connections: u64,
-    /// Streams refused because the connection had not yet shown a valid provider token.
+    /// Streams refused because no valid provider token had arrived on the connection.
     pub refused_streams: u64,
-    /// OAuth access tokens handed out (FCM only).
+    /// OAuth access tokens issued (FCM only).
     pub access_tokens: u64,
 }
 
-/// The record of one simulator.
+/// The log of one simulator.
 #[derive(Debug)]
 pub struct Log {
     capacity: usize,
     keeps_pushes: AtomicBool,
-    pushes: Mutex<VecDeque<Push>>,
+    pushes: Mutex<VecDeque<RecordedPush>>,
     requests: AtomicU64,
     delivered: AtomicU64,
     last_delivered_us: AtomicI64,
     reasons: Mutex<BTreeMap<String, u64>>,
-    /// Identities of delivered pushes, spread so that connections do not wait for each other.
+    /// Identities of delivered pushes, in shards so that connections do not wait for each other.
     identities: [Mutex<Vec<u128>>; 16],
     connections: AtomicU64,
     open_connections: AtomicU64,
@@ -128,48 +129,48 @@ impl Log {
         }
     }
 
-    /// All remembered requests, the oldest first.
-    pub fn pushes(&self) -> Vec<Push> {
+    /// All recorded requests, the oldest first.
+    pub fn pushes(&self) -> Vec<RecordedPush> {
         lock(&self.pushes).iter().cloned().collect()
     }
 
-    /// The remembered pushes that reached a device, the oldest first.
-    pub fn delivered(&self) -> Vec<Push> {
+    /// The recorded pushes that reached a device, the oldest first.
+    pub fn delivered(&self) -> Vec<RecordedPush> {
         self.filtered(|push| push.delivered)
     }
 
-    /// The remembered pushes that reached this device.
-    pub fn delivered_to(&self, token: &str) -> Vec<Push> {
+    /// The recorded pushes that reached this device, the oldest first.
+    pub fn delivered_to(&self, token: &str) -> Vec<RecordedPush> {
         self.filtered(|push| push.delivered && push.token == token)
     }
 
-    /// The remembered requests for this device, whatever became of them.
-    pub fn requests_for(&self, token: &str) -> Vec<Push> {
+    /// The recorded requests for this device, delivered or not.
+    pub fn requests_for(&self, token: &str) -> Vec<RecordedPush> {
         self.filtered(|push| push.token == token)
     }
 
-    fn filtered(&self, wanted: impl Fn(&Push) -> bool) -> Vec<Push> {
+    fn filtered(&self, wanted: impl Fn(&RecordedPush) -> bool) -> Vec<RecordedPush> {
         lock(&self.pushes).iter().filter(|push| wanted(push)).cloned().collect()
     }
 
-    /// How many requests to send a push have come.
+    /// The number of requests to send a push.
     pub fn request_count(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// How many pushes reached a device.
+    /// The number of pushes that reached a device.
     pub fn delivered_count(&self) -> u64 {
         self.delivered.load(Ordering::Acquire)
     }
 
-    /// When the newest push reached a device, microseconds since the epoch; 0 if none has.
+    /// When the latest push reached a device, microseconds since the epoch; 0 if none has.
     pub fn last_delivered_us(&self) -> i64 {
         self.last_delivered_us.load(Ordering::Relaxed)
     }
 
-    /// Waits until this many pushes have reached a device; `false` when that took longer than `patience`.
-    pub async fn wait_delivered(&self, count: u64, patience: Duration) -> bool {
-        let deadline = tokio::time::Instant::now() + patience;
+    /// Waits until this number of pushes have reached a device. Returns `false` if they do not `within` this time.
+    pub async fn wait_delivered(&self, count: u64, within: Duration) -> bool {
+        let deadline = tokio::time::Instant::now() + within;
         while self.delivered_count() < count {
             if tokio::time::Instant::now() >= deadline {
                 return false;
@@ -179,7 +180,7 @@ impl Log {
         true
     }
 
-    /// The totals. Counting duplicates sorts all identities: not for a hot loop.
+    /// The totals. Not for a hot loop: counting duplicates sorts all identities.
     pub fn stats(&self) -> Stats {
         Stats {
             requests: self.request_count(),
@@ -203,7 +204,7 @@ impl Log {
         u64::try_from(repeats).unwrap_or(u64::MAX)
     }
 
-    /// Forgets everything but the connections.
+    /// Discards everything except the counts of connections.
     pub fn clear(&self) {
         lock(&self.pushes).clear();
         lock(&self.reasons).clear();
@@ -217,14 +218,14 @@ impl Log {
         self.access_tokens.store(0, Ordering::Relaxed);
     }
 
-    /// Records a request. `identity` is what makes two deliveries the same one; `push` is called only when whole
-    /// pushes are kept.
+    /// Records a request. `delivered` is the identity of the push if it reached the device: two deliveries with the same
+    /// identity are duplicates. `push` is called only if complete pushes are recorded.
     pub(crate) fn record(
         &self,
         connection: u64,
         delivered: Option<u128>,
         reason: Option<&str>,
-        push: impl FnOnce() -> Push,
+        push: impl FnOnce() -> RecordedPush,
     ) {
         if self.keeps_pushes.load(Ordering::Relaxed) {
             let push = push();
@@ -237,7 +238,7 @@ impl Log {
         if let Some(reason) = reason {
             self.count_reason(reason);
         }
-        // The counts follow the push: who waited for a count finds the push.
+        // The counts are updated last, so that a caller that waits for a count finds the push.
         self.requests.fetch_add(1, Ordering::Release);
         if let Some(identity) = delivered {
             let shard = usize::try_from(connection % 16).unwrap_or(0);

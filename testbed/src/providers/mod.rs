@@ -1,9 +1,9 @@
-//! Simulators of the push providers, faithful enough to develop, test and measure against.
+//! Simulators of the push providers, faithful enough for development, tests and measurements.
 //!
 //! [`Apns`] speaks HTTP/2 over TLS as `api.push.apple.com` does, [`Fcm`] HTTP/2 and HTTP/1.1 over TLS as
-//! `fcm.googleapis.com` and `oauth2.googleapis.com` do. Both validate what they are sent, answer with the provider's
-//! own errors, misbehave as a [`Script`] says, and keep a [`Log`] of the requests that reached them. What they have in
-//! common is a [`Simulator`]; [`Simulators`] has one for each provider. A further provider is a folder here with a
+//! `fcm.googleapis.com` and `oauth2.googleapis.com` do. Both validate what the requests, answer with the provider's
+//! own errors, misbehave as a [`Script`] defines, and keep a [`Log`] of the requests that reached them. Their common
+//! part is a [`Simulator`]; [`Simulators`] has one for each provider. A further provider is a folder here with a
 //! [`Simulation`], and an arm in [`Simulators::get`].
 //!
 //! ```no_run
@@ -45,7 +45,7 @@ pub(crate) use clock::now_ms;
 pub use clock::now_s;
 pub use devices::Devices;
 pub use fcm::{Fcm, FcmConfig, ServiceAccount};
-pub use log::{Log, LogMode, Push, Stats};
+pub use log::{Log, LogMode, RecordedPush, Stats};
 pub use script::{Answer, RetryAfter, Rule, Script};
 pub use simulator::{Simulation, Simulator, Simulators};
 pub use tls::Authority;

@@ -1,4 +1,4 @@
-//! What a simulator does with one request, before it becomes frames.
+//! How a simulator answers one request, independent of the protocol version.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,29 +14,29 @@ use super::simulator::Records;
 /// The W3C Trace Context header.
 pub(crate) static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// One provider behind a listener.
+/// The behaviour of one provider behind a listener.
 pub(crate) trait Site: Send + Sync + 'static {
     /// The ALPN protocols it offers, the preferred one first. A client that negotiates none gets the last: Apple answers
     /// HTTP/2 to those, and not every client asks.
     const ALPN: &'static [&'static [u8]];
 
-    /// What is remembered about one connection.
+    /// The state of one connection.
     type Session: Send + 'static;
 
-    /// A connection was accepted; `connection` counts from 1.
+    /// Returns the state of a new connection, whose number counts from 1.
     fn open(&self, connection: u64) -> Self::Session;
 
-    /// A request has arrived whole.
+    /// Answers a request that has arrived completely.
     fn answer(&self, session: &mut Self::Session, head: &Parts, body: Bytes) -> Reply;
 
-    /// Whether this connection has earned its full number of streams.
+    /// Whether this connection may open its full number of streams.
     fn unlocked(&self, session: &Self::Session) -> bool;
 
-    /// What it knows and records, whichever connection a request comes on.
+    /// The devices, script and log that all connections share.
     fn records(&self) -> &Arc<Records>;
 }
 
-/// What to send, when, and what else to do to the connection.
+/// The response, its delay, and what happens to the connection.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) response: Response<Bytes>,
@@ -56,7 +56,7 @@ impl Reply {
         }
     }
 
-    /// Adds what a script's answer says beyond status and reason, and how and when the answer leaves.
+    /// Applies a scripted answer, except its status and reason: headers, body, delay and act.
     pub(crate) fn ruled(mut self, ruling: &Ruling, now_ms: i64) -> Self {
         let answer: &Answer = &ruling.answer;
         if let Some(retry_after) = answer.retry_after {
@@ -80,7 +80,7 @@ pub(crate) fn typed(content_type: &'static str) -> HeaderMap {
     headers
 }
 
-/// A header's text, if it is there and is text.
+/// The value of a header, if it is present and is text.
 pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
@@ -89,7 +89,7 @@ fn retry_after_value(retry_after: RetryAfter, now_ms: i64) -> HeaderValue {
     match retry_after {
         RetryAfter::Seconds(seconds) => HeaderValue::from(seconds),
         RetryAfter::DateIn(seconds) => {
-            // The date has whole seconds: rounding up keeps a client that obeys from coming back early.
+            // The date has whole seconds. It is rounded up so that a client that obeys it does not retry early.
             let at = now_ms.saturating_add(999) / 1000 + i64::try_from(seconds).unwrap_or(i64::MAX / 2);
             jiff::Timestamp::from_second(at)
                 .ok()

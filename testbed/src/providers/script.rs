@@ -1,7 +1,7 @@
-//! Scripted answers: how a simulator is told to misbehave.
+//! Scripted answers: they define how a simulator misbehaves.
 //!
-//! A [`Script`] is a list of [`Rule`]s; the first rule that matches a request and has not been used up decides. Only
-//! requests the provider would have accepted are looked up, so a script never hides a fault of the client. The same
+//! A [`Script`] is a list of [`Rule`]s; the first rule that matches a request and is not used up decides. Only
+//! requests that the provider would have accepted are matched, so that a script never hides a fault of the client. The same
 //! vocabulary serves every provider; reasons are the provider's own (`Unregistered` at Apple, `UNREGISTERED` at
 //! Google). As JSON:
 //!
@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Script {
-    /// Seeds the rules that have a `rate`: the same seed and the same number of requests fire the same ones.
+    /// Seeds the rules that have a `rate`: with the same seed, the same requests in a sequence are matched.
     #[serde(default)]
     pub seed: u64,
     /// The rules; the first that matches decides.
@@ -33,38 +33,38 @@ pub struct Script {
     pub rules: Vec<Rule>,
 }
 
-/// When to answer otherwise, how often, and how. Conditions that are given must all hold.
+/// The conditions of a scripted answer, and the answer. All conditions that are set must hold.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// The target is exactly this: a device token; at FCM also a topic, condition or installation id.
+    /// Matches exactly this target: a device token; at FCM also a topic, condition or installation id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
-    /// The target begins with this.
+    /// Matches targets that begin with this text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
     /// The share of matching requests to which the rule applies, 0.0 to 1.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
-    /// How often the rule applies before it is used up; absent means forever.
+    /// The number of requests to which the rule applies before it is used up; absent means forever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<u64>,
-    /// How long the answer waits, milliseconds.
+    /// The delay of the answer, milliseconds.
     #[serde(default)]
     pub delay_ms: u64,
-    /// What is answered; by default the provider accepts as usual.
+    /// The answer; by default the provider accepts as usual.
     #[serde(default)]
     pub answer: Answer,
 }
 
-/// What a provider answers and does.
+/// A provider's answer, and what it does to the connection.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Answer {
     /// The provider's error; absent means success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The HTTP status; absent means the one that belongs to the reason.
+    /// The HTTP status; absent means the status of the reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
     /// A `Retry-After` header.
@@ -73,14 +73,14 @@ pub struct Answer {
     /// The `timestamp` of a 410 from APNs, milliseconds since the epoch; absent means now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp_ms: Option<i64>,
-    /// Whether the push counts as delivered. Absent means: exactly when the answer is success. `true` with an error is
-    /// the push that arrives although the sender is told it did not.
+    /// Whether the push counts as delivered; absent means that it does if the answer is success. `true` with an error is a
+    /// push that arrives although the answer is an error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivered: Option<bool>,
-    /// Sent instead of the provider's body, verbatim.
+    /// The body to send instead of the provider's, verbatim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
-    /// What is done to the stream or the connection.
+    /// What happens to the stream or the connection.
     #[serde(default)]
     pub act: Act,
 }
@@ -95,7 +95,7 @@ pub enum RetryAfter {
     DateIn(u64),
 }
 
-/// What happens on the wire.
+/// What happens to the stream or the connection.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Act {
@@ -121,7 +121,7 @@ pub enum Act {
     Close,
     /// The stream is never answered; the connection lives on.
     BlackHole,
-    /// The connection is never read or written again, and stays open: what a lost NAT entry looks like.
+    /// The connection stays open but is never read or written again, as when a NAT device loses its entry.
     Freeze,
 }
 
@@ -129,13 +129,13 @@ pub enum Act {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResetCode {
-    /// The request was provably not processed.
+    /// The request was certainly not processed.
     RefusedStream,
     /// The server failed.
     InternalError,
     /// The server gave up on the stream.
     Cancel,
-    /// The client is too eager.
+    /// The client sends too much.
     EnhanceYourCalm,
 }
 
@@ -180,21 +180,21 @@ impl Rule {
         self
     }
 
-    /// The rule applies this often, then no more.
+    /// Limits the rule to this number of requests.
     #[must_use]
     pub fn times(mut self, times: u64) -> Self {
         self.times = Some(times);
         self
     }
 
-    /// The answer waits this long (whole milliseconds).
+    /// Delays the answer (whole milliseconds).
     #[must_use]
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         self
     }
 
-    /// What is answered.
+    /// Sets the answer.
     #[must_use]
     pub fn answer(mut self, answer: Answer) -> Self {
         self.answer = answer;
@@ -208,7 +208,7 @@ impl Answer {
         Self::default()
     }
 
-    /// The provider's error of this name, with the status that belongs to it.
+    /// The provider's error with this reason, and the reason's status.
     pub fn reason(reason: &str) -> Self {
         Self {
             reason: Some(reason.to_owned()),
@@ -248,7 +248,7 @@ impl Answer {
         Self { act, ..Self::default() }
     }
 
-    /// Another status than the reason's own.
+    /// Sets the HTTP status, instead of the reason's own.
     #[must_use]
     pub fn status(mut self, status: u16) -> Self {
         self.status = Some(status);
@@ -262,14 +262,14 @@ impl Answer {
         self
     }
 
-    /// Since when the token is gone, milliseconds since the epoch.
+    /// Sets since when the token has been invalid, milliseconds since the epoch.
     #[must_use]
     pub fn timestamp_ms(mut self, timestamp_ms: i64) -> Self {
         self.timestamp_ms = Some(timestamp_ms);
         self
     }
 
-    /// The push arrives (or does not), whatever the answer says.
+    /// Sets whether the push reaches the device, independently of the answer.
     #[must_use]
     pub fn delivered(mut self, delivered: bool) -> Self {
         self.delivered = Some(delivered);
@@ -283,10 +283,10 @@ impl Answer {
         self
     }
 
-    /// The HTTP status: the given one, else that of the reason, else 200.
-    pub(crate) fn status_or(&self, own: Option<StatusCode>) -> StatusCode {
-        let given = self.status.and_then(|status| StatusCode::from_u16(status).ok());
-        given.or(own).unwrap_or(StatusCode::OK)
+    /// The HTTP status: the scripted one, or else that of the reason, or else 200.
+    pub(crate) fn status_or(&self, of_reason: Option<StatusCode>) -> StatusCode {
+        let scripted = self.status.and_then(|status| StatusCode::from_u16(status).ok());
+        scripted.or(of_reason).unwrap_or(StatusCode::OK)
     }
 
     /// Whether the push reaches the device.
@@ -299,56 +299,59 @@ impl Answer {
     }
 }
 
-/// What a rule decided about one request.
+/// The answer that a rule gives to one request, and its delay.
 #[derive(Clone, Debug)]
 pub(crate) struct Ruling {
     pub(crate) answer: Arc<Answer>,
     pub(crate) delay_ms: u64,
 }
 
-/// The script a running simulator follows; it can be changed at any time.
+/// The script of a running simulator; it can be changed at any time.
 #[derive(Debug)]
 pub struct ScriptHandle {
     compiled: RwLock<Arc<Compiled>>,
     empty: AtomicBool,
-    knows: fn(&str) -> bool,
+    is_reason: fn(&str) -> bool,
 }
 
 #[derive(Debug, Default)]
 struct Compiled {
     script: Script,
-    states: Vec<State>,
-    /// Rules of one token, so that a script of many tokens costs one look-up.
+    states: Vec<RuleState>,
+    /// The rules for exactly one target, by target, so that a script for many tokens costs one look-up.
     exact: HashMap<String, Vec<usize>>,
     others: Vec<usize>,
 }
 
 #[derive(Debug)]
-struct State {
+struct RuleState {
     answer: Arc<Answer>,
-    seen: AtomicU64,
+    matched: AtomicU64,
     used: AtomicU64,
 }
 
 impl ScriptHandle {
-    /// `knows` tells whether a reason is one of the provider's.
-    pub(crate) fn new(script: Script, knows: fn(&str) -> bool) -> anyhow::Result<Self> {
+    /// `is_reason` returns whether a reason is one of the provider's.
+    pub(crate) fn new(script: Script, is_reason: fn(&str) -> bool) -> anyhow::Result<Self> {
         let handle = Self {
             compiled: RwLock::default(),
             empty: AtomicBool::new(true),
-            knows,
+            is_reason,
         };
         handle.set(script)?;
         Ok(handle)
     }
 
-    /// Replaces the whole script; all counts start again. A reason the provider does not know needs a status.
+    /// Replaces the script, and resets all counts.
+    ///
+    /// # Errors
+    /// When a reason is not one of the provider's and has no status, or a status is not valid.
     pub fn set(&self, script: Script) -> anyhow::Result<()> {
         for rule in &script.rules {
             let answer = &rule.answer;
             if let Some(reason) = &answer.reason {
                 anyhow::ensure!(
-                    answer.status.is_some() || (self.knows)(reason),
+                    answer.status.is_some() || (self.is_reason)(reason),
                     "{reason} is not a reason of this provider: give a status with it"
                 );
             }
@@ -361,14 +364,17 @@ impl ScriptHandle {
         Ok(())
     }
 
-    /// Adds a rule behind the others, whose counts start again.
+    /// Appends a rule, and resets the counts of all rules.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
     pub fn add(&self, rule: Rule) -> anyhow::Result<()> {
         let mut script = self.get();
         script.rules.push(rule);
         self.set(script)
     }
 
-    /// Forgets all rules.
+    /// Removes all rules.
     pub fn clear(&self) {
         self.empty.store(true, Ordering::Release);
         *self.compiled.write().unwrap_or_else(PoisonError::into_inner) = Arc::default();
@@ -383,7 +389,7 @@ impl ScriptHandle {
         Arc::clone(&self.compiled.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What the script says about a request to this target, if anything. Counts the use.
+    /// The ruling on a request to this target, if a rule matches. Counts as a use of the rule.
     pub(crate) fn rule(&self, target: &str) -> Option<Ruling> {
         if self.empty.load(Ordering::Acquire) {
             return None;
@@ -408,7 +414,7 @@ impl Compiled {
         }
         if let Some(rate) = rule.rate {
             let index = u64::try_from(index).unwrap_or(u64::MAX);
-            let nth = state.seen.fetch_add(1, Ordering::Relaxed);
+            let nth = state.matched.fetch_add(1, Ordering::Relaxed);
             if unit_interval(self.script.seed ^ (index << 48) ^ nth) >= rate {
                 return None;
             }
@@ -433,9 +439,9 @@ fn compile(script: Script) -> Compiled {
             Some(token) => compiled.exact.entry(token.clone()).or_default().push(index),
             None => compiled.others.push(index),
         }
-        compiled.states.push(State {
+        compiled.states.push(RuleState {
             answer: Arc::new(rule.answer.clone()),
-            seen: AtomicU64::new(0),
+            matched: AtomicU64::new(0),
             used: AtomicU64::new(0),
         });
     }
@@ -478,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_met_and_repeats_with_the_same_seed() {
+    fn a_rate_is_met_and_the_same_seed_matches_the_same_requests() {
         let fired = |script: &ScriptHandle| -> Vec<bool> { (0..10_000).map(|_| script.rule("t").is_some()).collect() };
         let first = fired(&handle(vec![Rule::rate(0.1)]));
         let hits = first.iter().filter(|hit| **hit).count();
@@ -499,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documented_json_reads() {
+    fn the_documented_json_is_valid() {
         let text = r#"{"seed": 7, "rules": [
           {"token": "aa11", "times": 2, "answer": {"reason": "ServiceUnavailable", "retry_after": {"seconds": 3}}},
           {"rate": 0.01, "delay_ms": 250, "answer": {"act": {"do": "reset", "code": "refused_stream"}}}]}"#;

@@ -1,4 +1,4 @@
-//! What the simulators of all providers have in common, and the set of those that run.
+//! The common part of all provider simulators, and the set of running simulators.
 
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -12,7 +12,7 @@ use super::apns::Apns;
 use super::devices::Devices;
 use super::fcm::Fcm;
 use super::listener::Listener;
-use super::log::{Log, LogMode, Push, Stats};
+use super::log::{Log, LogMode, RecordedPush, Stats};
 use super::reply::Site;
 use super::script::{Script, ScriptHandle};
 use super::tls::Authority;
@@ -42,7 +42,7 @@ impl Simulators {
     }
 
     /// The recorded pushes that reached a device, provider by provider.
-    pub fn delivered(&self) -> impl Iterator<Item = (&dyn Simulation, Push)> {
+    pub fn delivered(&self) -> impl Iterator<Item = (&dyn Simulation, RecordedPush)> {
         self.all().flat_map(|simulator| {
             let pushes = simulator.log().delivered();
             pushes.into_iter().map(move |push| (simulator, push))
@@ -57,7 +57,7 @@ impl Simulators {
     }
 }
 
-/// The simulator of one provider, for code that serves every provider alike.
+/// The simulator of one provider, for code that handles all providers alike.
 pub trait Simulation: Deref<Target = Simulator> + Send + Sync {
     /// The provider that it simulates.
     fn provider(&self) -> Provider;
@@ -65,17 +65,17 @@ pub trait Simulation: Deref<Target = Simulator> + Send + Sync {
     /// The provider's usual name, such as `APNs`.
     fn name(&self) -> &'static str;
 
-    /// What the table `[providers.<provider>]` of an edge worker's settings says about the endpoint, as lines of TOML.
+    /// The endpoint settings in the table `[providers.<provider>]` of an edge worker's configuration, as lines of TOML.
     /// `endpoint` is the host and port by which the worker reaches the simulator.
     fn worker_settings(&self, endpoint: &str) -> String;
 
-    /// The job that a push belongs to, which is also what makes a repeated push replace the first on a device.
-    fn job_of(&self, push: &Push) -> Option<String>;
+    /// The id of the job that a push belongs to. It also makes a repeated push replace the first one on the device.
+    fn job_of(&self, push: &RecordedPush) -> Option<String>;
 
     /// Whether a push that is sent again keeps its id.
     fn keeps_ids(&self) -> bool;
 
-    /// What a client has to know, as members of `simulators.json`.
+    /// The details that a client needs to connect, as members of `simulators.json`.
     fn connection_details(&self) -> Vec<(&'static str, Value)>;
 
     /// Files with credentials for clients: names and contents. Tokens are issued at `now_s`, seconds since the epoch.
@@ -84,14 +84,14 @@ pub trait Simulation: Deref<Target = Simulator> + Send + Sync {
     /// When a token cannot be signed.
     fn files(&self, now_s: i64) -> anyhow::Result<Vec<(&'static str, String)>>;
 
-    /// One line that says where it listens, and with which credentials, whose files are in `dir`.
+    /// One line with its address and credentials, whose files are in `dir`.
     fn summary(&self, dir: &Path) -> String;
 
     /// Shell commands that send a push, with the credentials in `dir`.
     fn example(&self, dir: &Path) -> String;
 }
 
-/// What a running simulator knows and has recorded; it survives a restart.
+/// The devices, script and log of a simulator; they survive a restart.
 #[derive(Debug)]
 pub(crate) struct Records {
     pub(crate) devices: Devices,
@@ -100,11 +100,11 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// `knows` says whether a reason is one of the provider's.
-    pub(crate) fn new(script: Script, knows: fn(&str) -> bool, log: LogMode) -> anyhow::Result<Arc<Self>> {
+    /// `is_reason` returns whether a reason is one of the provider's.
+    pub(crate) fn new(script: Script, is_reason: fn(&str) -> bool, log: LogMode) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             devices: Devices::default(),
-            script: ScriptHandle::new(script, knows)?,
+            script: ScriptHandle::new(script, is_reason)?,
             log: Log::new(log),
         }))
     }
@@ -120,6 +120,7 @@ pub struct Simulator {
 }
 
 impl Simulator {
+    /// Starts to listen, on the current runtime.
     pub(crate) async fn start<S: Site>(
         listen: SocketAddr,
         authority: Authority,
@@ -134,22 +135,24 @@ impl Simulator {
         })
     }
 
+    /// Listens again at the same address, after [`Self::stop`].
     pub(crate) async fn start_again<S: Site>(&mut self, site: &Arc<S>) -> anyhow::Result<()> {
         self.listener = Listener::start(self.addr(), &self.authority, self.limits, Arc::clone(site)).await?;
         Ok(())
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn addr(&self) -> SocketAddr {
         self.listener.addr()
     }
 
-    /// The certificate clients must trust, PEM; valid for `localhost` and the providers' host names.
+    /// The certificate authority that clients must trust, PEM. Its certificates are valid for `localhost` and the
+    /// providers' host names.
     pub fn ca_pem(&self) -> &str {
         self.authority.pem()
     }
 
-    /// The devices it knows.
+    /// The registered devices.
     pub fn devices(&self) -> &Devices {
         &self.records.devices
     }
@@ -159,19 +162,19 @@ impl Simulator {
         &self.records.log
     }
 
-    /// The script it follows.
+    /// The script that defines its answers.
     pub fn script(&self) -> &ScriptHandle {
         &self.records.script
     }
 
-    /// The totals.
+    /// Totals since the start, or since the log was cleared.
     pub fn stats(&self) -> Stats {
         self.records.log.stats()
     }
 
-    /// Sends GOAWAY on every connection. Open requests are finished, and new connections are accepted.
+    /// Sends GOAWAY on every connection. Open requests are answered, and new connections are accepted.
     pub fn go_away(&self) {
-        self.listener.leave();
+        self.listener.go_away();
     }
 
     /// Closes every connection without notice. New ones are accepted.

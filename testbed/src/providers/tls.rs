@@ -1,4 +1,4 @@
-//! A throw-away certificate authority for the simulators.
+//! A temporary certificate authority for the simulators.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs
 
 use crate::network;
 
-/// The names the leaf certificate is valid for: loopback, and the providers' own, so that a client which cannot be
-/// given another host can be sent here by its resolver.
+/// The names for which the leaf certificate is valid: loopback and the providers' hosts. A client whose host cannot be
+/// configured can be redirected to a simulator by its resolver.
 const NAMES: [&str; 6] = [
     "localhost",
     "127.0.0.1",
@@ -24,10 +24,9 @@ const NAMES: [&str; 6] = [
     "oauth2.googleapis.com",
 ];
 
-/// A certificate authority and one leaf certificate, made when asked and never stored with their keys.
+/// A certificate authority and one leaf certificate. The authority's key is discarded after it has signed the leaf.
 ///
-/// Clones share the same authority: several simulators, and a simulator that is stopped and started again, can stay
-/// trusted by one client.
+/// Clones share the same authority, so that one client can trust several simulators, and a simulator that is restarted.
 #[derive(Clone, Debug)]
 pub struct Authority {
     pem: Arc<str>,
@@ -38,14 +37,15 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes an authority and a leaf for `localhost`, `127.0.0.1`, every address in a [`network::Network`] and the providers' host names.
+    /// Generates an authority, and a leaf for `localhost`, `127.0.0.1`, every address in a [`network::Network`] and the
+    /// providers' host names.
     pub fn generate() -> anyhow::Result<Self> {
         let mut ca = CertificateParams::default();
         ca.distinguished_name.push(DnType::CommonName, "Peal simulators");
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate()?)
-            .context("making the simulators' certificate authority")?;
+            .context("generating the simulators' certificate authority")?;
 
         let names = NAMES.map(String::from).into_iter();
         let addresses = network::addresses().map(|address| address.to_string());
@@ -67,12 +67,12 @@ impl Authority {
         })
     }
 
-    /// The certificate clients must trust, PEM.
+    /// The authority's certificate, which clients must trust, PEM.
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// The leaf certificate, good for servers and clients, PEM.
+    /// The leaf certificate, valid for servers and clients, PEM.
     pub fn leaf_pem(&self) -> &str {
         &self.leaf_pem
     }
@@ -82,7 +82,7 @@ impl Authority {
         &self.key_pem
     }
 
-    /// TLS 1.2 and 1.3 server settings that offer these ALPN protocols, the preferred one first.
+    /// A server configuration for TLS 1.2 and 1.3 that offers these ALPN protocols, the preferred one first.
     pub fn server_config(&self, alpn: &[&[u8]]) -> anyhow::Result<Arc<ServerConfig>> {
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()?

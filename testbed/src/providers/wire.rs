@@ -1,10 +1,10 @@
-//! The writing side of a connection, which sends two things that `h2`'s server cannot send.
+//! The writing side of a connection. It sends two things that `h2`'s server cannot send.
 //!
-//! APNs announces one concurrent stream, and many once it has seen a valid provider token; and its GOAWAY names any
-//! last stream and carries a reason. `h2` enforces the number of streams it was built with and can only change the
-//! initial window later. So it is built with the larger number and this writer replaces it in the first SETTINGS frame,
-//! and adds it to the next one, which the connection provokes by setting the window to what it already is. Each frame
-//! is acknowledged once, as `h2` expects.
+//! APNs allows one concurrent stream at first, and many after a valid provider token; and its GOAWAY frame can name any
+//! last stream and contains a reason. `h2` enforces the number of streams with which it was built, and can later change
+//! only the initial window. So `h2` is built with the larger number. This writer replaces that number in the first
+//! SETTINGS frame, and adds it to the second one, which the connection causes by setting the window to its current size.
+//! Each frame is acknowledged once, as `h2` expects.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,46 +15,46 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-const FRAME_HEAD: usize = 9;
+const FRAME_HEAD_BYTES: usize = 9;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 const ACK: u8 = 1;
 const MAX_CONCURRENT_STREAMS: u16 = 3;
 
-/// How many streams a connection may have open: at first, and once it is unlocked.
+/// The number of streams that a connection may have open: at first, and after a valid provider token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StreamLimits {
     pub(crate) first: u32,
     pub(crate) full: u32,
 }
 
-/// Wraps what `h2` writes to.
+/// Wraps the socket that `h2` writes to.
 #[derive(Debug)]
 pub(crate) struct FrameWriter<T> {
     io: T,
     limits: StreamLimits,
     settings_seen: u32,
-    /// Both SETTINGS frames are out, or there is only one to send: bytes pass untouched from here on.
+    /// Whether bytes pass unchanged, because both SETTINGS frames are sent or there is only one.
     passing: bool,
-    /// Bytes of the current frame that are not its head.
+    /// The bytes of the current frame that are still to be copied.
     rest: usize,
     out: BytesMut,
-    insert: Arc<Insert>,
+    insert: Arc<InsertedFrames>,
 }
 
-/// Frames to be written between those of `h2`.
+/// Frames to write between those of `h2`.
 #[derive(Debug, Default)]
-pub(crate) struct Insert {
-    some: AtomicBool,
+pub(crate) struct InsertedFrames {
+    any: AtomicBool,
     frames: Mutex<Vec<u8>>,
 }
 
-impl Insert {
-    /// Queues a GOAWAY without error and with a JSON reason as Apple sends it.
+impl InsertedFrames {
+    /// Queues a GOAWAY frame without an error, and with a JSON reason in its debug data as Apple sends it.
     pub(crate) fn goaway(&self, last_stream: u32, reason: &str) {
         let debug = serde_json::json!({ "reason": reason }).to_string();
         let length = u32::try_from(8 + debug.len()).unwrap_or(8);
-        let mut frame = Vec::with_capacity(FRAME_HEAD + 8 + debug.len());
+        let mut frame = Vec::with_capacity(FRAME_HEAD_BYTES + 8 + debug.len());
         frame.extend_from_slice(&length.to_be_bytes()[1..]);
         frame.extend_from_slice(&[GOAWAY, 0, 0, 0, 0, 0]);
         frame.extend_from_slice(&last_stream.to_be_bytes());
@@ -64,18 +64,18 @@ impl Insert {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .extend_from_slice(&frame);
-        self.some.store(true, Ordering::Release);
+        self.any.store(true, Ordering::Release);
     }
 
     fn take(&self) -> Vec<u8> {
-        self.some.store(false, Ordering::Relaxed);
+        self.any.store(false, Ordering::Relaxed);
         std::mem::take(&mut *self.frames.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl<T> FrameWriter<T> {
-    pub(crate) fn new(io: T, limits: StreamLimits) -> (Self, Arc<Insert>) {
-        let insert = Arc::new(Insert::default());
+    pub(crate) fn new(io: T, limits: StreamLimits) -> (Self, Arc<InsertedFrames>) {
+        let insert = Arc::new(InsertedFrames::default());
         let writer = Self {
             io,
             limits,
@@ -88,11 +88,11 @@ impl<T> FrameWriter<T> {
         (writer, insert)
     }
 
-    /// Copies whole frames to `out`, with our numbers in the SETTINGS. `h2` writes a frame's head in one piece, and a
-    /// SETTINGS frame too.
+    /// Copies frames to `out`, with our number of streams in SETTINGS frames. `h2` writes the head of a frame in one piece,
+    /// and so a whole SETTINGS frame.
     fn rewrite(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            if self.rest > 0 || self.passing || bytes.len() < FRAME_HEAD {
+            if self.rest > 0 || self.passing || bytes.len() < FRAME_HEAD_BYTES {
                 let n = if self.passing || self.rest == 0 {
                     bytes.len()
                 } else {
@@ -104,9 +104,9 @@ impl<T> FrameWriter<T> {
                 continue;
             }
             let length = usize::from(bytes[0]) << 16 | usize::from(bytes[1]) << 8 | usize::from(bytes[2]);
-            let whole = FRAME_HEAD + length;
+            let whole = FRAME_HEAD_BYTES + length;
             if bytes[3] == SETTINGS && bytes[4] & ACK == 0 && bytes.len() >= whole {
-                self.settings(&bytes[FRAME_HEAD..whole]);
+                self.settings(&bytes[FRAME_HEAD_BYTES..whole]);
                 bytes = &bytes[whole..];
             } else {
                 self.rest = whole;
@@ -186,10 +186,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for FrameWriter<T> {
         self.io.is_write_vectored()
     }
 
-    /// `h2` flushes on every turn, and only between frames: the place to insert one.
+    /// `h2` flushes on every turn and only between frames, so frames are inserted here.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.drain(cx))?;
-        if self.insert.some.load(Ordering::Acquire) {
+        if self.insert.any.load(Ordering::Acquire) {
             let frames = self.insert.take();
             self.out.put_slice(&frames);
             ready!(self.drain(cx))?;
@@ -208,14 +208,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_settings_say_one_stream_and_the_second_say_all() {
+    fn the_first_settings_allow_one_stream_and_the_second_allow_all() {
         let limits = StreamLimits { first: 1, full: 1000 };
         let (mut writer, _) = FrameWriter::new((), limits);
         let head = [0, 0, 6, SETTINGS, 0, 0, 0, 0, 0];
         let mut first = head.to_vec();
         first.extend([0, 3, 0, 0, 3, 232]);
         writer.rewrite(&first);
-        assert_eq!(writer.out[FRAME_HEAD..], [0, 3, 0, 0, 0, 1]);
+        assert_eq!(writer.out[FRAME_HEAD_BYTES..], [0, 3, 0, 0, 0, 1]);
 
         // Another frame, in two writes, with bytes that look like SETTINGS in its body.
         let mut data = vec![0, 0, 9, 0, 0, 0, 0, 0, 1];
@@ -230,7 +230,7 @@ mod tests {
         second.extend([0, 4, 0, 1, 0, 0]);
         writer.rewrite(&second);
         assert_eq!(writer.out[..3], [0, 0, 12]);
-        assert_eq!(writer.out[FRAME_HEAD..], [0, 4, 0, 1, 0, 0, 0, 3, 0, 0, 3, 232]);
+        assert_eq!(writer.out[FRAME_HEAD_BYTES..], [0, 4, 0, 1, 0, 0, 0, 3, 0, 0, 3, 232]);
         assert!(writer.passing);
     }
 }

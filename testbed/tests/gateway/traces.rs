@@ -5,7 +5,7 @@ use std::time::Duration;
 use opentelemetry::trace::SpanId;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use serde_json::json;
-use testbed::sink::{Seen, Sink};
+use testbed::sink::{CollectedSpan, Sink};
 
 use crate::rig::{Answer, Rig, send};
 
@@ -43,7 +43,7 @@ async fn a_request_is_a_span_with_one_child_for_each_message() {
     let named = |name: &str| spans.iter().filter(|seen| seen.span.name == name).collect::<Vec<_>>();
     let server = named("POST /v1/notifications");
     assert_eq!(server.len(), 2, "{spans:#?}");
-    let status = |seen: &&Seen| seen.attribute("http.response.status_code");
+    let status = |seen: &&CollectedSpan| seen.attribute("http.response.status_code");
     let accepted = server
         .iter()
         .find(|seen| status(seen).as_deref() == Some("202"))

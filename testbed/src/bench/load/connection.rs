@@ -1,4 +1,4 @@
-//! Kept-alive HTTP/1.1 connections to the gateway.
+//! Persistent HTTP/1.1 connections to the gateway.
 
 use std::net::SocketAddr;
 
@@ -12,9 +12,9 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// The gateway and the key to it.
+/// The gateway's address and the headers of every request, which include the API key.
 #[derive(Debug, Clone)]
-pub(crate) struct Door {
+pub(crate) struct GatewayClient {
     address: SocketAddr,
     headers: HeaderMap,
 }
@@ -22,11 +22,11 @@ pub(crate) struct Door {
 /// A connection that carries one request after another.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    door: Door,
+    gateway: GatewayClient,
     sender: SendRequest<Full<Bytes>>,
 }
 
-impl Door {
+impl GatewayClient {
     pub(crate) fn new(address: SocketAddr, key: &str) -> anyhow::Result<Self> {
         let mut headers = HeaderMap::new();
         headers.insert(HOST, HeaderValue::from_str(&address.to_string())?);
@@ -39,10 +39,10 @@ impl Door {
         let socket = TcpStream::connect(self.address).await?;
         socket.set_nodelay(true)?;
         let (sender, driver) = http1::handshake(TokioIo::new(socket)).await?;
-        // It ends with the connection; who waits for an answer is told.
+        // The driver ends with the connection; callers that wait for an answer get an error.
         drop(tokio::spawn(driver));
         Ok(Connection {
-            door: self.clone(),
+            gateway: self.clone(),
             sender,
         })
     }
@@ -59,7 +59,7 @@ impl Connection {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = path.parse()?;
-        *request.headers_mut() = self.door.headers.clone();
+        *request.headers_mut() = self.gateway.headers.clone();
         self.sender.ready().await?;
         let answer = self.sender.send_request(request).await?;
         let status = answer.status();
@@ -67,8 +67,8 @@ impl Connection {
         Ok(status)
     }
 
-    /// Sends a notification until it is accepted; how often it had to be repeated. A refusal for overload is answered
-    /// as a client should: a little later, with the same event id.
+    /// Sends a notification until it is accepted. Returns the number of repetitions. As a client should, it answers a
+    /// refusal for overload by repeating the request a little later with the same event id.
     pub(crate) async fn send_until_accepted(&mut self, body: Bytes) -> anyhow::Result<u64> {
         const ATTEMPTS_MAX: u64 = 200;
         for repeated in 0..ATTEMPTS_MAX {
@@ -76,7 +76,7 @@ impl Connection {
                 Ok(StatusCode::ACCEPTED) => return Ok(repeated),
                 Ok(status) if status.is_server_error() => {}
                 Ok(status) => anyhow::bail!("the gateway answered {status}"),
-                Err(_) => *self = self.door.connect().await?,
+                Err(_) => *self = self.gateway.connect().await?,
             }
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }

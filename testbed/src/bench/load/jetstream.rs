@@ -1,4 +1,4 @@
-//! `JetStream` without Peal: the same bytes to a stream with the same settings.
+//! Load on `JetStream` without Peal: the same bytes to a stream with the same settings.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -25,21 +25,21 @@ use shared::{
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{Done, Stopwatch, Target, pace};
+use super::{Done, Endpoints, Stopwatch, pace};
 use crate::bench::sample;
 
 const STREAM: &str = "BENCH";
 const SUBJECT: &str = "bench.push.eu.normal.shop";
 const CONSUMER: &str = "bench";
 
-/// Publishes that are unacknowledged at one time.
+/// Messages that are unacknowledged at one time.
 const UNACKNOWLEDGED_MAX: usize = 1024;
 
 /// Messages in one pull.
 const PULL_MESSAGES: usize = 500;
 
-/// Makes the stream unless it exists, empties it, and replaces its consumer. The settings are those of the stream
-/// and the consumer that Peal uses.
+/// Creates the stream unless it exists, empties it, and replaces its consumer. Stream and consumer have the same
+/// settings as those that Peal uses.
 pub(in crate::bench) async fn prepare(nats: &Nats) -> anyhow::Result<()> {
     let js = context(nats).await?;
     let mesh = Mesh {
@@ -57,11 +57,11 @@ pub(in crate::bench) async fn prepare(nats: &Nats) -> anyhow::Result<()> {
     let config = jetstream::stream::Config {
         name: STREAM.to_owned(),
         subjects: vec![SUBJECT.to_owned()],
-        ..notify.context("the stream of Peal")?
+        ..notify.context("the topology has no such stream")?
     };
     let stream = js.get_or_create_stream(config).await?;
     stream.purge().await?;
-    // A consumer that is not there is as good as one that was removed.
+    // It fails when there is no such consumer, which is as good.
     drop(stream.delete_consumer(CONSUMER).await);
     let lane = topology::lane_consumer(Channel::Push, Class::Normal);
     let consumers = topology::workers_consumers(&sample::region());
@@ -71,88 +71,88 @@ pub(in crate::bench) async fn prepare(nats: &Nats) -> anyhow::Result<()> {
     let config = jetstream::consumer::pull::Config {
         durable_name: Some(CONSUMER.to_owned()),
         filter_subject: SUBJECT.to_owned(),
-        ..lane.context("the consumer of Peal")?.1
+        ..lane.context("the topology has no such consumer")?.1
     };
     stream.create_consumer(config).await?;
     Ok(())
 }
 
-/// Publishes until `lasts` is over and consumes meanwhile, on two connections, until the last is acknowledged.
-pub(super) async fn run(target: &Target, lasts: Duration) -> anyhow::Result<Done> {
-    let js = context(&target.nats).await?;
-    let consuming = context(&target.nats).await?;
-    let consumer: PullConsumer = consuming.get_consumer_from_stream(CONSUMER, STREAM).await?;
-    let (published, total) = watch::channel(None);
+/// Publishes for `duration` on one connection, and consumes on another until the last message is acknowledged.
+pub(super) async fn run(endpoints: &Endpoints, duration: Duration) -> anyhow::Result<Done> {
+    let js = context(&endpoints.nats).await?;
+    let consumer_context = context(&endpoints.nats).await?;
+    let consumer: PullConsumer = consumer_context.get_consumer_from_stream(CONSUMER, STREAM).await?;
+    let (total_sender, total) = watch::channel(None);
     let watch = Stopwatch::start();
-    let rest = tokio::spawn(consume(consuming, consumer, total));
-    let message = Message::new();
-    let next = async || Ok(stored(message.publish(&js).await?));
-    let count = keep_under_way(UNACKNOWLEDGED_MAX, &watch, lasts, next).await?;
-    published.send_replace(Some(count));
-    rest.await??;
+    let consumption = tokio::spawn(consume(consumer_context, consumer, total));
+    let message = SampleMessage::new();
+    let next = async || Ok(check_stored(message.publish(&js).await?));
+    let count = keep_in_flight(UNACKNOWLEDGED_MAX, &watch, duration, next).await?;
+    total_sender.send_replace(Some(count));
+    consumption.await??;
     Ok(watch.stop(count))
 }
 
-/// Starts what `next` starts until `lasts` is over, with `window` of them under way, and waits for all: how many they were.
-async fn keep_under_way<W>(
+/// Calls `next` for `duration`, with up to `window` of its futures unfinished, and waits for all. Returns their number.
+async fn keep_in_flight<W>(
     window: usize,
     watch: &Stopwatch,
-    lasts: Duration,
+    duration: Duration,
     mut next: impl AsyncFnMut() -> anyhow::Result<W>,
 ) -> anyhow::Result<u64>
 where
     W: Future<Output = anyhow::Result<()>>,
 {
-    let mut waiting = VecDeque::with_capacity(window);
+    let mut unfinished = VecDeque::with_capacity(window);
     let mut count = 0;
-    while !watch.is_over(lasts) {
-        if waiting.len() == window
-            && let Some(oldest) = waiting.pop_front()
+    while !watch.is_over(duration) {
+        if unfinished.len() == window
+            && let Some(oldest) = unfinished.pop_front()
         {
             oldest.await?;
         }
-        waiting.push_back(next().await?);
+        unfinished.push_back(next().await?);
         count += 1;
     }
-    for rest in waiting {
-        rest.await?;
+    for pending in unfinished {
+        pending.await?;
     }
     Ok(count)
 }
 
-/// Publishes each message by itself, `window` of them unacknowledged at one time.
-pub(super) async fn run_singly(target: &Target, lasts: Duration, window: usize) -> anyhow::Result<Done> {
-    let js = context(&target.nats).await?;
-    let message = Message::new();
+/// Publishes messages one by one, with up to `window` of them unacknowledged.
+pub(super) async fn run_singly(endpoints: &Endpoints, duration: Duration, window: usize) -> anyhow::Result<Done> {
+    let js = context(&endpoints.nats).await?;
+    let message = SampleMessage::new();
     let watch = Stopwatch::start();
-    let next = async || Ok(stored(message.publish(&js).await?));
-    let count = keep_under_way(window, &watch, lasts, next).await?;
+    let next = async || Ok(check_stored(message.publish(&js).await?));
+    let count = keep_in_flight(window, &watch, duration, next).await?;
     Ok(watch.stop(count))
 }
 
-/// Publishes as a gateway does that shares flushes, `window` messages unacknowledged at one time.
-pub(super) async fn run_together(target: &Target, lasts: Duration, window: usize) -> anyhow::Result<Done> {
-    let batcher = Batcher::new(context(&target.nats).await?);
-    let message = Message::new();
+/// Publishes in batches that share a flush, as a gateway does, with up to `window` messages unacknowledged.
+pub(super) async fn run_batched(endpoints: &Endpoints, duration: Duration, window: usize) -> anyhow::Result<Done> {
+    let batcher = Batcher::new(context(&endpoints.nats).await?);
+    let message = SampleMessage::new();
     let watch = Stopwatch::start();
     let next = async || {
-        let stored = batcher.store(message.outgoing());
-        Ok(async move { fresh(stored.await?.duplicate) })
+        let stored = batcher.store(message.for_batch());
+        Ok(async move { check_not_duplicate(stored.await?.duplicate) })
     };
-    let count = keep_under_way(window, &watch, lasts, next).await?;
+    let count = keep_in_flight(window, &watch, duration, next).await?;
     Ok(watch.stop(count))
 }
 
-async fn stored(ack: PublishAckFuture) -> anyhow::Result<()> {
-    fresh(ack.await?.duplicate)
+async fn check_stored(ack: PublishAckFuture) -> anyhow::Result<()> {
+    check_not_duplicate(ack.await?.duplicate)
 }
 
-fn fresh(duplicate: bool) -> anyhow::Result<()> {
-    ensure!(!duplicate, "a message was taken for a duplicate");
+fn check_not_duplicate(duplicate: bool) -> anyhow::Result<()> {
+    ensure!(!duplicate, "the server took a message for a duplicate");
     Ok(())
 }
 
-/// Acknowledges until it is known how many there are and all of them are acknowledged.
+/// Acknowledges messages until their number equals `total`, which is `None` while messages are still published.
 async fn consume(
     js: jetstream::Context,
     consumer: PullConsumer,
@@ -182,13 +182,13 @@ async fn consume(
 }
 
 /// Publishes `rate` messages a second.
-pub(super) async fn run_paced(target: &Target, lasts: Duration, rate: f64) -> anyhow::Result<Done> {
-    let js = context(&target.nats).await?;
-    let message = Message::new();
+pub(super) async fn run_paced(endpoints: &Endpoints, duration: Duration, rate: f64) -> anyhow::Result<Done> {
+    let js = context(&endpoints.nats).await?;
+    let message = SampleMessage::new();
     let watch = Stopwatch::start();
-    let latencies_us = pace::at(rate, lasts, move |_| {
+    let latencies_us = pace::at(rate, duration, move |_| {
         let (js, message) = (js.clone(), message.clone());
-        async move { stored(message.publish(&js).await?).await }
+        async move { check_stored(message.publish(&js).await?).await }
     })
     .await?;
     Ok(Done {
@@ -198,15 +198,15 @@ pub(super) async fn run_paced(target: &Target, lasts: Duration, rate: f64) -> an
     .counted())
 }
 
-/// What the gateway would publish, but for the work of writing it.
+/// The message that the gateway would publish; its body is serialized only once.
 #[derive(Debug, Clone)]
-struct Message {
+struct SampleMessage {
     body: Bytes,
     at: Timestamp,
     region: Region,
 }
 
-impl Message {
+impl SampleMessage {
     fn new() -> Self {
         Self {
             body: sample::job(),
@@ -219,7 +219,7 @@ impl Message {
         envelope::headers(JobId(Uuid::new_v4()), self.at, &self.region)
     }
 
-    fn outgoing(&self) -> batch::Message {
+    fn for_batch(&self) -> batch::Message {
         batch::Message {
             subject: SUBJECT.to_owned(),
             headers: self.headers(),

@@ -1,5 +1,5 @@
-//! The process that makes load. It is told what to do on standard input, does one thing, and says on standard output
-//! how that went.
+//! The load process. It reads one order from standard input, carries it out, and writes the result to standard output,
+//! both as JSON.
 
 mod connection;
 mod gateway;
@@ -20,44 +20,44 @@ use serde::{Deserialize, Serialize};
 use shared::nats::connect::Nats;
 use tokio::{io::AsyncWriteExt, process::Command};
 
-pub(super) use self::{connection::Door, jetstream::prepare};
+pub(super) use self::{connection::GatewayClient, jetstream::prepare};
 use crate::process::cpu_of;
 
-/// What a load process is told.
+/// What a load process has to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Order {
-    pub(super) target: Target,
+    pub(super) endpoints: Endpoints,
     pub(super) work: Work,
-    pub(super) lasts: Duration,
+    pub(super) duration: Duration,
 }
 
-/// Where everything is.
+/// The addresses and credentials that a load process needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Target {
+pub(super) struct Endpoints {
     /// The region's nats-server.
     pub(super) nats: Nats,
-    /// Where the gateway serves HTTP.
+    /// The gateway's HTTP address.
     pub(super) gateway: SocketAddr,
     /// An API key.
     pub(super) key: String,
-    /// The simulator's port.
+    /// The APNs simulator's port.
     pub(super) apns: u16,
-    /// Whom the simulator's clients trust.
+    /// The certificate authority of the simulator, PEM.
     pub(super) ca_pem: String,
-    /// What the simulator's clients show.
+    /// A provider token that the simulator accepts.
     pub(super) provider_token: String,
 }
 
-/// What to do.
+/// One kind of load.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) enum Work {
     /// Publish, pull and acknowledge without Peal.
     JetStream,
-    /// Publish without Peal, each message by itself, `window` of them at a time.
-    Singly { window: usize },
-    /// Publish as a gateway that shares flushes to the disk, `window` messages at a time.
-    Together { window: usize },
-    /// Push without Peal.
+    /// Publish without Peal, one message at a time, with up to `window` of them unacknowledged.
+    PublishSingly { window: usize },
+    /// Publish in batches that share a flush, as a gateway does, with up to `window` messages unacknowledged.
+    PublishBatched { window: usize },
+    /// Send pushes without Peal.
     Sender,
     /// Send requests to the gateway, one after another on each connection, each for this many recipients.
     Gateway { connections: usize, recipients: usize },
@@ -67,65 +67,69 @@ pub(super) enum Work {
     PubAck { rate: f64 },
 }
 
-/// How it went.
+/// The result of an order.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Done {
-    /// Notifications that were handed over for sure.
+    /// Notifications that were acknowledged or accepted.
     pub(super) count: u64,
-    /// When the first was, microseconds since the epoch.
+    /// When the work began, microseconds since the epoch.
     pub(super) began_us: i64,
-    /// Until the work was done.
+    /// How long the work took.
     pub(super) took: Duration,
-    /// CPU time of this process meanwhile.
+    /// CPU time that the load process used.
     pub(super) cpu: Duration,
-    /// Requests that had to be repeated.
+    /// Requests that were repeated because the gateway did not accept them.
     pub(super) repeated: u64,
-    /// From the intended time to the answer, where that was measured.
+    /// In an open loop, from the intended time of each request to its answer, microseconds.
     pub(super) latencies_us: Vec<u32>,
 }
 
-/// Starts a load process of `program` and waits until it is done.
-pub(super) async fn start(program: &Path, order: &Order) -> anyhow::Result<Done> {
+/// Runs `program` as a load process and waits for its result.
+pub(super) async fn run(program: &Path, order: &Order) -> anyhow::Result<Done> {
     let mut child = Command::new(program)
         .args(["bench", "--load"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .context("start the load")?;
-    let mut stdin = child.stdin.take().context("the load has no standard input")?;
+        .context("starting the load process")?;
+    let mut stdin = child.stdin.take().context("the load process has no standard input")?;
     stdin.write_all(&serde_json::to_vec(order)?).await?;
     drop(stdin);
     let output = child.wait_with_output().await?;
     if !output.status.success() {
-        bail!("the load ({:?}) ended with {}", order.work, output.status);
+        bail!("the load process ({:?}) ended with {}", order.work, output.status);
     }
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// Makes load as told.
-pub(super) async fn make() -> anyhow::Result<()> {
+/// Carries out the order on standard input: the main function of a load process.
+pub(super) async fn serve_order() -> anyhow::Result<()> {
     let mut text = Vec::new();
     std::io::stdin().read_to_end(&mut text)?;
-    let Order { target, work, lasts } = serde_json::from_slice(&text)?;
+    let Order {
+        endpoints,
+        work,
+        duration,
+    } = serde_json::from_slice(&text)?;
     let done = match work {
-        Work::JetStream => Box::pin(jetstream::run(&target, lasts)).await,
-        Work::Singly { window } => Box::pin(jetstream::run_singly(&target, lasts, window)).await,
-        Work::Together { window } => Box::pin(jetstream::run_together(&target, lasts, window)).await,
-        Work::Sender => Box::pin(sender::run(&target, lasts)).await,
+        Work::JetStream => Box::pin(jetstream::run(&endpoints, duration)).await,
+        Work::PublishSingly { window } => Box::pin(jetstream::run_singly(&endpoints, duration, window)).await,
+        Work::PublishBatched { window } => Box::pin(jetstream::run_batched(&endpoints, duration, window)).await,
+        Work::Sender => Box::pin(sender::run(&endpoints, duration)).await,
         Work::Gateway {
             connections,
             recipients,
-        } => gateway::run(&target, lasts, connections, recipients).await,
-        Work::Accept { rate } => gateway::run_paced(&target, lasts, rate).await,
-        Work::PubAck { rate } => jetstream::run_paced(&target, lasts, rate).await,
+        } => gateway::run(&endpoints, duration, connections, recipients).await,
+        Work::Accept { rate } => gateway::run_paced(&endpoints, duration, rate).await,
+        Work::PubAck { rate } => jetstream::run_paced(&endpoints, duration, rate).await,
     }?;
     let mut out = std::io::stdout();
     out.write_all(&serde_json::to_vec(&done)?)?;
     Ok(out.flush()?)
 }
 
-/// Runs from the first notification to the last.
+/// Measures the time and CPU time of the work.
 #[derive(Debug)]
 struct Stopwatch {
     began_us: i64,
@@ -142,9 +146,9 @@ impl Stopwatch {
         }
     }
 
-    /// Whether it has run for `lasts`.
-    fn is_over(&self, lasts: Duration) -> bool {
-        self.began.elapsed() >= lasts
+    /// Whether `duration` has passed since the start.
+    fn is_over(&self, duration: Duration) -> bool {
+        self.began.elapsed() >= duration
     }
 
     fn stop(&self, count: u64) -> Done {

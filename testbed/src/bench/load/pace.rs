@@ -1,4 +1,4 @@
-//! An open loop: what is due is started, whatever became of what was started before.
+//! An open loop: each request starts at its time, whether or not earlier ones have been answered.
 
 use std::{
     thread,
@@ -9,37 +9,39 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::bench::figures::micros;
 
-/// Starts `fire` with the numbers from 0 on, `rate` a second, and waits for all. From the moment at which each was due
-/// to its end, microseconds: who starts late, or waits for a free connection, is charged for it.
-pub(super) async fn at<F>(rate: f64, lasts: Duration, fire: impl Fn(usize) -> F) -> anyhow::Result<Vec<u32>>
+/// Calls `fire` with the numbers from 0 on, `rate` times a second, and waits for all. Returns the latency of each,
+/// microseconds. A latency counts from the intended time, so that it includes a late start and the wait for a free
+/// connection.
+pub(super) async fn at<F>(rate: f64, duration: Duration, fire: impl Fn(usize) -> F) -> anyhow::Result<Vec<u32>>
 where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
-    let (due, mut fired) = mpsc::unbounded_channel();
-    let pacer = thread::spawn(move || call(rate, lasts, &due));
-    let mut under_way = JoinSet::new();
+    let (due_sender, mut due_times) = mpsc::unbounded_channel();
+    let pacer = thread::spawn(move || send_due_times(rate, duration, &due_sender));
+    let mut in_flight = JoinSet::new();
     let mut number = 0;
-    while let Some(due) = fired.recv().await {
+    while let Some(due) = due_times.recv().await {
         let firing = fire(number);
         number += 1;
-        under_way.spawn(async move {
+        in_flight.spawn(async move {
             firing.await?;
             anyhow::Ok(micros(Instant::now().saturating_duration_since(due)))
         });
     }
     drop(pacer.join());
-    under_way.join_all().await.into_iter().collect()
+    in_flight.join_all().await.into_iter().collect()
 }
 
-/// A thread of its own wakes within tens of microseconds; the timers of the runtime go by milliseconds.
-fn call(rate: f64, lasts: Duration, due: &mpsc::UnboundedSender<Instant>) {
-    let begun = Instant::now();
+/// Sends the time of each request when it is due. It runs on its own thread, which wakes within tens of microseconds;
+/// the runtime's timers have a resolution of 1 ms.
+fn send_due_times(rate: f64, duration: Duration, due_times: &mpsc::UnboundedSender<Instant>) {
+    let began = Instant::now();
     for number in 0_u32.. {
         let after = Duration::from_secs_f64(f64::from(number) / rate.max(1.0));
-        if after >= lasts {
+        if after >= duration {
             return;
         }
-        let at = begun + after;
+        let at = began + after;
         loop {
             let wait = at.saturating_duration_since(Instant::now());
             if wait.is_zero() {
@@ -47,7 +49,7 @@ fn call(rate: f64, lasts: Duration, due: &mpsc::UnboundedSender<Instant>) {
             }
             thread::park_timeout(wait);
         }
-        if due.send(at).is_err() {
+        if due_times.send(at).is_err() {
             return;
         }
     }

@@ -1,4 +1,4 @@
-//! Pushes without Peal: hyper's HTTP/2 client and rustls, and nothing that could be left out.
+//! Pushes without Peal: hyper's HTTP/2 client and rustls, and only the work that every push needs.
 
 use std::{
     sync::{
@@ -27,26 +27,26 @@ use tokio_rustls::{
 };
 use uuid::Uuid;
 
-use super::{Done, Stopwatch, Target};
+use super::{Done, Endpoints, Stopwatch};
 use crate::{bench::sample, peal::TOPIC};
 
-/// Pushes under way at one time.
-const IN_FLIGHT: usize = 512;
+/// Unanswered pushes at one time.
+const PUSHES_IN_FLIGHT: usize = 512;
 
-/// Keeps [`IN_FLIGHT`] pushes under way until `lasts` is over.
-pub(super) async fn run(target: &Target, lasts: Duration) -> anyhow::Result<Done> {
-    let sender = connect(target).await?;
-    let pushes = Arc::new(Pushes::new(target)?);
+/// Keeps [`PUSHES_IN_FLIGHT`] pushes unanswered for `duration`.
+pub(super) async fn run(endpoints: &Endpoints, duration: Duration) -> anyhow::Result<Done> {
+    let sender = connect(endpoints).await?;
+    let pushes = Arc::new(Pushes::new(endpoints)?);
     // The simulator allows one stream until it has seen a valid token.
     for _ in 0..4 {
         pushes.send(sender.clone()).await?;
     }
     let watch = Arc::new(Stopwatch::start());
-    let lanes = (0..IN_FLIGHT).map(|_| {
+    let senders = (0..PUSHES_IN_FLIGHT).map(|_| {
         let (sender, pushes, watch) = (sender.clone(), pushes.clone(), watch.clone());
         let sending = tokio::spawn(async move {
             let mut sent = 0_u64;
-            while !watch.is_over(lasts) {
+            while !watch.is_over(duration) {
                 pushes.send(sender.clone()).await?;
                 sent += 1;
             }
@@ -54,11 +54,11 @@ pub(super) async fn run(target: &Target, lasts: Duration) -> anyhow::Result<Done
         });
         async { sending.await? }
     });
-    let sent: u64 = try_join_all(lanes).await?.into_iter().sum();
+    let sent: u64 = try_join_all(senders).await?.into_iter().sum();
     Ok(watch.stop(sent))
 }
 
-/// What every push needs, made once.
+/// The parts of every push that are prepared once.
 #[derive(Debug)]
 struct Pushes {
     payload: Bytes,
@@ -68,18 +68,25 @@ struct Pushes {
 }
 
 impl Pushes {
-    fn new(target: &Target) -> anyhow::Result<Self> {
+    fn new(endpoints: &Endpoints) -> anyhow::Result<Self> {
         let expires = Clock::system().now().as_second() + i64::from(MAX_LIFE_S);
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(
             AUTHORIZATION,
-            HeaderValue::from_str(&format!("bearer {}", target.provider_token))?,
+            HeaderValue::from_str(&format!("bearer {}", endpoints.provider_token))?,
         );
         headers.insert("apns-topic", HeaderValue::from_static(TOPIC));
         headers.insert("apns-push-type", HeaderValue::from_static("alert"));
         headers.insert("apns-priority", HeaderValue::from_static("10"));
         headers.insert("apns-expiration", HeaderValue::from(expires));
-        let device = |number| format!("https://localhost:{}/3/device/{}", target.apns, sample::device(number)).parse();
+        let device = |number| {
+            format!(
+                "https://localhost:{}/3/device/{}",
+                endpoints.apns,
+                sample::device(number)
+            )
+            .parse()
+        };
         Ok(Self {
             payload: sample::payload(),
             devices: (0..sample::RECIPIENTS).map(device).collect::<Result<_, _>>()?,
@@ -114,15 +121,15 @@ impl Pushes {
     }
 }
 
-async fn connect(target: &Target) -> anyhow::Result<SendRequest<Full<Bytes>>> {
+async fn connect(endpoints: &Endpoints) -> anyhow::Result<SendRequest<Full<Bytes>>> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(target.ca_pem.as_bytes())?)?;
+    roots.add(CertificateDer::from_pem_slice(endpoints.ca_pem.as_bytes())?)?;
     let mut tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"h2".to_vec()];
-    let socket = TcpStream::connect(("127.0.0.1", target.apns)).await?;
+    let socket = TcpStream::connect(("127.0.0.1", endpoints.apns)).await?;
     socket.set_nodelay(true)?;
     let stream = TlsConnector::from(Arc::new(tls))
         .connect(ServerName::try_from("localhost")?, socket)
@@ -131,7 +138,7 @@ async fn connect(target: &Target) -> anyhow::Result<SendRequest<Full<Bytes>>> {
         .initial_max_send_streams(1)
         .handshake(TokioIo::new(stream))
         .await?;
-    // It ends with the connection; who waits for an answer is told.
+    // The driver ends with the connection; callers that wait for an answer get an error.
     drop(tokio::spawn(driver));
     Ok(sender)
 }

@@ -1,4 +1,4 @@
-//! The key that a tenant would download from Apple, generated on the spot.
+//! A generated key, in place of one that a tenant would download from Apple.
 
 use anyhow::Context;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
@@ -20,10 +20,10 @@ pub struct ApnsKey {
 }
 
 impl ApnsKey {
-    /// Generates a key of this team.
+    /// Generates a key of this team, with this key id.
     pub fn generate(team_id: &str, key_id: &str) -> anyhow::Result<Self> {
         let pem = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
-            .context("making an APNs key")?
+            .context("generating an APNs key")?
             .serialize_pem();
         Ok(Self {
             team_id: team_id.to_owned(),

@@ -1,11 +1,11 @@
-//! The Apple Push Notification service.
+//! The simulator of the Apple Push Notification service.
 //!
-//! Checked as Apple's documentation says, in the order of the mock server that ships with the Java library `pushy`:
+//! Requests are checked as Apple documents, in the order of the mock server of the Java library `pushy`:
 //! method, path, id, topic, collapse id, priority, expiration, push type, token, registration, provider token, payload.
-//! A connection may have one stream open until it has shown a valid provider token, then a thousand.
+//! A connection may have one stream open until a valid provider token has arrived on it, then a thousand.
 //!
-//! Not simulated: certificates instead of provider tokens, broadcast channels, idle time-outs, what happens behind
-//! APNs (storing, collapsing, expiring), and the ban that follows [`Reason::TooManyProviderTokenUpdates`].
+//! Not simulated: certificates instead of provider tokens, broadcast channels, idle time-outs, what APNs does after it
+//! accepts a push (storing, collapsing, expiring), and the ban that follows [`Reason::TooManyProviderTokenUpdates`].
 
 mod key;
 mod reason;
@@ -46,20 +46,20 @@ pub enum Environment {
 /// The settings of an APNs simulator.
 #[derive(Clone, Debug)]
 pub struct ApnsConfig {
-    /// Where to listen; port 0 is any free port.
+    /// The address to listen on; port 0 is any free port.
     pub listen: SocketAddr,
-    /// Who signs the certificate; a new authority if absent.
+    /// The authority that signs the certificate; a new one if absent.
     pub authority: Option<Authority>,
     /// The environment that it simulates.
     pub environment: Environment,
-    /// How provider tokens are read.
+    /// How provider tokens are parsed.
     pub jwt: JwtMode,
     /// Whether a team that sends a new provider token within 20 minutes of its last one is answered
     /// [`Reason::TooManyProviderTokenUpdates`].
     pub limit_token_updates: bool,
     /// Apple's clock, which is not the mesh's: a test that sets the mesh's clock does not set this one.
     pub clock: Clock,
-    /// The keys it knows. If there are none, it generates one: team `PEALTEAM01`, key `PEALKEY001`.
+    /// The registered keys. If there are none, it generates one: team `PEALTEAM01`, key `PEALKEY001`.
     pub keys: Vec<ProviderKey>,
     /// The bundle ids that exist; every bundle id if absent.
     pub bundles: Option<Vec<String>>,
@@ -129,7 +129,7 @@ impl Apns {
         })
     }
 
-    /// The first key it knows, for clients to sign with.
+    /// The first registered key, with which clients can sign.
     pub fn key(&self) -> &ApnsKey {
         &self.key
     }
@@ -139,18 +139,18 @@ impl Apns {
         self.site.tokens.register(key)
     }
 
-    /// Forgets a key and, as Apple does, closes all connections.
+    /// Removes a key and, as Apple does, closes all connections.
     pub fn revoke_key(&self, team_id: &str, key_id: &str) {
         self.site.tokens.revoke(team_id, key_id);
         self.cut();
     }
 
-    /// How many different provider tokens it has accepted, by their exact bytes, since a key was last revoked.
+    /// The number of different provider tokens, by their exact bytes, that it has accepted since a key was last revoked.
     pub fn provider_tokens(&self) -> usize {
         self.site.tokens.accepted()
     }
 
-    /// Listens again at the address where it listened before it was stopped, with everything it had recorded.
+    /// Listens again at the same address after it was stopped, and keeps everything it has recorded.
     pub async fn start_again(&mut self) -> anyhow::Result<()> {
         self.simulator.start_again(&self.site).await
     }

@@ -4,7 +4,7 @@ use http::StatusCode;
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $status:ident,)*) => {
-        /// Why APNs refused a push, as its `reason` spells it.
+        /// Why APNs refused a push: the `reason` in its answer.
         ///
         /// From Apple's "Handling notification responses from APNs", and two that live servers are known to send.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,7 +21,7 @@ macro_rules! reasons {
                 match self { $(Self::$name => stringify!($name),)* }
             }
 
-            /// The HTTP status it comes with.
+            /// The HTTP status of the answer.
             pub const fn status(self) -> StatusCode {
                 match self { $(Self::$name => StatusCode::$status,)* }
             }
@@ -44,13 +44,13 @@ reasons! {
     BadTopic = BAD_REQUEST,
     /// The token belongs to another app.
     DeviceTokenNotForTopic = BAD_REQUEST,
-    /// A header came twice.
+    /// A header occurs twice.
     DuplicateHeaders = BAD_REQUEST,
     /// The connection was idle for too long.
     IdleTimeout = BAD_REQUEST,
-    /// `apns-push-type` is not a known one.
+    /// `apns-push-type` is not a known type.
     InvalidPushType = BAD_REQUEST,
-    /// The path names no device.
+    /// The path has no device token.
     MissingDeviceToken = BAD_REQUEST,
     /// There is no `apns-topic`.
     MissingTopic = BAD_REQUEST,
@@ -64,11 +64,11 @@ reasons! {
     BadCertificateEnvironment = FORBIDDEN,
     /// The key is for another environment.
     BadEnvironmentKeyIdInToken = FORBIDDEN,
-    /// Another spelling of the same, seen from live servers.
+    /// Another spelling of [`Self::BadEnvironmentKeyIdInToken`], observed from live servers.
     BadEnvironmentKeyInToken = FORBIDDEN,
     /// The provider token is older than an hour.
     ExpiredProviderToken = FORBIDDEN,
-    /// The sender may not do this; also a second team on one connection.
+    /// The sender has no permission; also the answer to a second team on one connection.
     Forbidden = FORBIDDEN,
     /// The provider token is malformed, not signed by a known key, or from the future.
     InvalidProviderToken = FORBIDDEN,
@@ -94,7 +94,7 @@ reasons! {
     InternalServerError = INTERNAL_SERVER_ERROR,
     /// APNs is unavailable.
     ServiceUnavailable = SERVICE_UNAVAILABLE,
-    /// The server is shutting down; another connection will do.
+    /// The server is shutting down; a new connection reaches another one.
     Shutdown = SERVICE_UNAVAILABLE,
 }
 

@@ -1,4 +1,4 @@
-//! The rules a push request must keep, in the order APNs checks them.
+//! The rules for a push request, in the order in which APNs checks them.
 
 use http::header::{HeaderMap, HeaderName};
 use http::request::Parts;
@@ -21,16 +21,16 @@ const PAYLOAD_BYTES_MAX: usize = 4096;
 const VOIP_PAYLOAD_BYTES_MAX: usize = 5120;
 const TOPIC_BYTES_MAX: usize = 255;
 
-/// A request that keeps the rules so far, with the parts later rules need.
+/// A request that satisfies the rules so far, with the parts that later rules need.
 #[derive(Debug)]
 pub(crate) struct Checked<'a> {
     pub(crate) token: &'a str,
-    /// The topic without what the push type adds to it: the app's bundle id.
+    /// The app's bundle id: the topic without the suffix of the push type.
     pub(crate) bundle: &'a str,
     push_type: Option<&'a str>,
 }
 
-/// The push's id: the caller's if it is one, else a new one.
+/// The id of the push: the `apns-id` of the request if it is valid, or else a new one.
 pub(crate) fn message_id(headers: &HeaderMap) -> (HeaderValue, u128, Result<(), Reason>) {
     let Some(given) = headers.get(&APNS_ID) else {
         let (value, id) = new_id();
@@ -49,7 +49,7 @@ pub(crate) fn message_id(headers: &HeaderMap) -> (HeaderValue, u128, Result<(), 
     }
 }
 
-/// A new id as APNs writes them, in capitals.
+/// A new id, in upper case as APNs writes it.
 pub(crate) fn new_id() -> (HeaderValue, u128) {
     let id = Uuid::new_v4();
     let mut text = Uuid::encode_buffer();
@@ -58,8 +58,8 @@ pub(crate) fn new_id() -> (HeaderValue, u128) {
     (value, id.as_u128())
 }
 
-/// Checks everything that stands in the head: method, path, id, topic, collapse id, priority, expiration, push type,
-/// token. `id` is what [`message_id`] said.
+/// Checks everything in the head: method, path, id, topic, collapse id, priority, expiration, push type and token. `id`
+/// is the result of [`message_id`].
 pub(crate) fn check_head(head: &Parts, id: Result<(), Reason>) -> Result<Checked<'_>, Reason> {
     let headers = &head.headers;
     if head.method != Method::POST {
@@ -113,15 +113,15 @@ pub(crate) fn check_head(head: &Parts, id: Result<(), Reason>) -> Result<Checked
     })
 }
 
-/// Checks the payload's length, and that it is JSON. Apple names no reason for a payload that is not; we take it for
-/// none at all.
+/// Checks the payload's length, and that it is JSON. Apple documents no reason for invalid JSON; we treat it as an empty
+/// payload.
 pub(crate) fn check_body(checked: &Checked<'_>, body: &[u8]) -> Result<(), Reason> {
-    let longest = if checked.push_type == Some("voip") {
+    let max = if checked.push_type == Some("voip") {
         VOIP_PAYLOAD_BYTES_MAX
     } else {
         PAYLOAD_BYTES_MAX
     };
-    if body.len() > longest {
+    if body.len() > max {
         Err(Reason::PayloadTooLarge)
     } else if body.is_empty() || serde_json::from_slice::<IgnoredAny>(body).is_err() {
         Err(Reason::PayloadEmpty)
@@ -134,10 +134,10 @@ fn no_duplicates(headers: &HeaderMap) -> Result<(), Reason> {
     if headers.len() == headers.keys_len() {
         return Ok(());
     }
-    let ours = |name: &HeaderName| name.as_str().starts_with("apns-") || name == http::header::AUTHORIZATION;
+    let significant = |name: &HeaderName| name.as_str().starts_with("apns-") || name == http::header::AUTHORIZATION;
     let twice = headers
         .keys()
-        .any(|name| ours(name) && headers.get_all(name).iter().nth(1).is_some());
+        .any(|name| significant(name) && headers.get_all(name).iter().nth(1).is_some());
     if twice { Err(Reason::DuplicateHeaders) } else { Ok(()) }
 }
 
@@ -148,7 +148,7 @@ fn optional<'a>(headers: &'a HeaderMap, name: &HeaderName, reason: Reason) -> Re
         .transpose()
 }
 
-/// What a push type adds to the bundle id; `None` when there is no such type.
+/// The suffix that a push type adds to the bundle id; `None` if there is no such type.
 fn suffix(push_type: &str) -> Option<&'static str> {
     Some(match push_type {
         "alert" | "background" | "mdm" => "",
@@ -164,7 +164,7 @@ fn suffix(push_type: &str) -> Option<&'static str> {
     })
 }
 
-/// An unknown push type is left for its own rule, further down.
+/// Checks the topic and returns the bundle id. An unknown push type is left to a later rule.
 fn check_topic<'a>(topic: &'a str, push_type: Option<&str>) -> Result<&'a str, Reason> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     if topic.is_empty() || topic.len() > TOPIC_BYTES_MAX || !topic.bytes().all(legal) {

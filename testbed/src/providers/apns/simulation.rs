@@ -1,4 +1,4 @@
-//! The APNs simulator as one of all simulators, and as a program.
+//! The APNs simulator as a [`Simulation`], and its command-line options.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,13 +7,13 @@ use serde_json::Value;
 use shared::provider::{Provider, apns};
 
 use super::{Apns, ApnsConfig, ApnsKey, Environment, JwtMode};
-use crate::providers::log::Push;
+use crate::providers::log::RecordedPush;
 use crate::providers::simulator::Simulation;
 
 /// The options of `testbed simulate` for APNs.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ApnsArgs {
-    /// Where APNs listens; port 0 is any free port.
+    /// The address on which APNs listens; port 0 is any free port.
     #[arg(long, default_value = "127.0.0.1:2197")]
     pub apns: SocketAddr,
     /// The Apple team of the key that is generated.
@@ -25,7 +25,7 @@ pub struct ApnsArgs {
     /// The environment of APNs that is simulated.
     #[arg(long, value_enum, default_value_t)]
     pub environment: Environment,
-    /// How APNs provider tokens are read.
+    /// How APNs provider tokens are parsed.
     #[arg(long, value_enum, default_value_t)]
     pub jwt: JwtMode,
     /// Whether a team that sends a new provider token within 20 minutes is answered `TooManyProviderTokenUpdates`; by
@@ -35,7 +35,7 @@ pub struct ApnsArgs {
 }
 
 impl ApnsArgs {
-    /// The settings that these options ask for.
+    /// The settings of a simulator with these options.
     ///
     /// # Errors
     /// When the key cannot be generated.
@@ -52,7 +52,7 @@ impl ApnsArgs {
 }
 
 impl Apns {
-    /// What an app has to provide to send through this simulator to the app with this bundle id.
+    /// The credential with which Peal can send through this simulator to the app with this bundle id.
     pub fn credential(&self, topic: &str) -> apns::Credential {
         let key = self.key();
         apns::Credential {
@@ -77,7 +77,7 @@ impl Simulation for Apns {
         format!("production = [\"{endpoint}\"]\n")
     }
 
-    fn job_of(&self, push: &Push) -> Option<String> {
+    fn job_of(&self, push: &RecordedPush) -> Option<String> {
         push.collapse_id.clone()
     }
 

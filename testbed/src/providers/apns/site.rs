@@ -11,15 +11,15 @@ use shared::clock::Clock;
 use shared::provider::Provider;
 
 use super::request::{self, Checked, check_body, check_head, message_id};
-use super::token::{Checker, Verified, current};
+use super::token::{Checker, Verified, check_age};
 use super::{Environment, Reason};
-use crate::providers::devices::Known;
-use crate::providers::log::Push;
+use crate::providers::devices::Registration;
+use crate::providers::log::RecordedPush;
 use crate::providers::reply::{Reply, Site, TRACEPARENT, text, typed};
 use crate::providers::script::Ruling;
 use crate::providers::simulator::Records;
 
-/// What all connections of an APNs simulator share.
+/// The state that all connections of an APNs simulator share.
 #[derive(Debug)]
 pub(crate) struct ApnsSite {
     pub(super) environment: Environment,
@@ -29,13 +29,13 @@ pub(crate) struct ApnsSite {
     pub(super) records: Arc<Records>,
 }
 
-/// What APNs remembers about a connection.
+/// The state of a connection to APNs.
 #[derive(Debug)]
 pub(crate) struct Session {
     connection: u64,
-    /// The header that was checked last, so that a repeated one costs a comparison.
+    /// The header that was checked last, so that a repeated header costs only a comparison.
     last: Option<(HeaderValue, Arc<Verified>)>,
-    /// The provider token the connection is bound to.
+    /// The provider token to which the connection is bound.
     bound: Option<Arc<Verified>>,
 }
 
@@ -63,24 +63,24 @@ impl Site for ApnsSite {
     fn answer(&self, session: &mut Session, head: &Parts, body: Bytes) -> Reply {
         let now_ms = self.clock.now().as_millisecond();
         let (id_header, id, id_check) = message_id(&head.headers);
-        // The provider token is looked at first, because it is what unlocks the connection; its verdict waits.
+        // The provider token is checked first, because it unlocks the connection. The result is used later.
         let sender = self.sender(session, &head.headers, now_ms);
         let ruling = check_head(head, id_check)
             .and_then(|checked| self.check(&checked, sender, &body).map(|()| checked))
             .map(|checked| self.records.script.rule(checked.token));
 
-        let verdict = match ruling {
-            Ok(None) => Verdict::accepted(),
-            Ok(Some(ruling)) => Verdict::ruled(ruling),
-            Err(reason) => Verdict::refused(reason),
+        let decision = match ruling {
+            Ok(None) => Decision::accepted(),
+            Ok(Some(ruling)) => Decision::ruled(ruling),
+            Err(reason) => Decision::refused(reason),
         };
-        let reason = verdict.reason.as_deref();
+        let reason = decision.reason.as_deref();
         self.records
             .log
-            .record(session.connection, verdict.delivered.then_some(id), reason, || {
-                push(session.connection, head, &id_header, body, &verdict, now_ms)
+            .record(session.connection, decision.delivered.then_some(id), reason, || {
+                push(session.connection, head, &id_header, body, &decision, now_ms)
             });
-        self.reply(id_header, &verdict, now_ms)
+        self.reply(id_header, &decision, now_ms)
     }
 }
 
@@ -95,7 +95,7 @@ impl ApnsSite {
                 verified
             }
         };
-        current(&verified, now_ms)?;
+        check_age(&verified, now_ms)?;
         match &session.bound {
             Some(bound) if bound.team != verified.team => return Err(Reason::Forbidden),
             Some(bound) if !bound.signer.related(&verified.signer) => {
@@ -103,8 +103,8 @@ impl ApnsSite {
             }
             Some(_) => {}
             None => {
-                let wrong = |environment| environment != self.environment;
-                if verified.signer.environment.is_some_and(wrong) {
+                let is_other = |environment| environment != self.environment;
+                if verified.signer.environment.is_some_and(is_other) {
                     return Err(Reason::BadEnvironmentKeyIdInToken);
                 }
                 session.bound = Some(Arc::clone(&verified));
@@ -113,59 +113,59 @@ impl ApnsSite {
         Ok(verified)
     }
 
-    /// The rules that need more than the head: registration, provider token, payload.
+    /// Checks the rules that need more than the head: registration, provider token and payload.
     fn check(&self, checked: &Checked<'_>, sender: Result<Arc<Verified>, Reason>, body: &[u8]) -> Result<(), Reason> {
         match self.records.devices.look_up(checked.token, checked.bundle) {
-            Known::Yes => {}
-            Known::Elsewhere => return Err(Reason::DeviceTokenNotForTopic),
-            Known::No => return Err(Reason::BadDeviceToken),
+            Registration::Registered => {}
+            Registration::OtherOwner => return Err(Reason::DeviceTokenNotForTopic),
+            Registration::Unknown => return Err(Reason::BadDeviceToken),
         }
         let sender = sender?;
-        let lists = |topics: &Vec<String>| topics.iter().any(|topic| topic == checked.bundle);
+        let contains_bundle = |topics: &Vec<String>| topics.iter().any(|topic| topic == checked.bundle);
         let restricted = sender.signer.topics.as_ref().or(self.bundles.as_ref());
-        if !restricted.is_none_or(lists) {
+        if !restricted.is_none_or(contains_bundle) {
             return Err(Reason::TopicDisallowed);
         }
         check_body(checked, body)
     }
 
-    fn reply(&self, id: HeaderValue, verdict: &Verdict, now_ms: i64) -> Reply {
-        let reply = if let Some(reason) = &verdict.reason {
+    fn reply(&self, id: HeaderValue, decision: &Decision, now_ms: i64) -> Reply {
+        let reply = if let Some(reason) = &decision.reason {
             let mut headers = typed("application/json");
             headers.insert(&request::APNS_ID, id);
-            let timestamp = (verdict.status == StatusCode::GONE).then(|| {
-                let ruled = verdict.ruling.as_ref().and_then(|ruling| ruling.answer.timestamp_ms);
+            let timestamp = (decision.status == StatusCode::GONE).then(|| {
+                let ruled = decision.ruling.as_ref().and_then(|ruling| ruling.answer.timestamp_ms);
                 ruled.unwrap_or(now_ms)
             });
             let body = match timestamp {
                 Some(timestamp) => json!({ "reason": reason, "timestamp": timestamp }).to_string(),
                 None => json!({ "reason": reason }).to_string(),
             };
-            Reply::new(verdict.status, headers, body.into())
+            Reply::new(decision.status, headers, body.into())
         } else {
             let mut headers = HeaderMap::with_capacity(2);
             headers.insert(&request::APNS_ID, id);
             if self.environment == Environment::Development {
                 headers.insert(&request::APNS_UNIQUE_ID, request::new_id().0);
             }
-            Reply::new(verdict.status, headers, Bytes::new())
+            Reply::new(decision.status, headers, Bytes::new())
         };
-        match &verdict.ruling {
+        match &decision.ruling {
             Some(ruling) => reply.ruled(ruling, now_ms),
             None => reply,
         }
     }
 }
 
-/// What is decided about a request.
-struct Verdict {
+/// The decision on a request.
+struct Decision {
     status: StatusCode,
     reason: Option<String>,
     delivered: bool,
     ruling: Option<Ruling>,
 }
 
-impl Verdict {
+impl Decision {
     fn accepted() -> Self {
         Self {
             status: StatusCode::OK,
@@ -186,9 +186,9 @@ impl Verdict {
 
     fn ruled(ruling: Ruling) -> Self {
         let answer = &ruling.answer;
-        let own = answer.reason.as_deref().and_then(Reason::parse);
+        let known = answer.reason.as_deref().and_then(Reason::parse);
         Self {
-            status: answer.status_or(own.map(Reason::status)),
+            status: answer.status_or(known.map(Reason::status)),
             reason: answer.reason.clone(),
             delivered: answer.delivers(),
             ruling: Some(ruling),
@@ -196,10 +196,17 @@ impl Verdict {
     }
 }
 
-fn push(connection: u64, head: &Parts, id: &HeaderValue, payload: Bytes, verdict: &Verdict, at_ms: i64) -> Push {
+fn push(
+    connection: u64,
+    head: &Parts,
+    id: &HeaderValue,
+    payload: Bytes,
+    decision: &Decision,
+    at_ms: i64,
+) -> RecordedPush {
     let header = |name| text(&head.headers, name).map(str::to_owned);
     let path = head.uri.path();
-    Push {
+    RecordedPush {
         at_ms,
         provider: Provider::Apns.as_str(),
         connection,
@@ -212,8 +219,8 @@ fn push(connection: u64, head: &Parts, id: &HeaderValue, payload: Bytes, verdict
         expiration: header(&request::APNS_EXPIRATION),
         traceparent: header(&TRACEPARENT),
         payload,
-        delivered: verdict.delivered,
-        status: verdict.status.as_u16(),
-        reason: verdict.reason.clone(),
+        delivered: decision.delivered,
+        status: decision.status.as_u16(),
+        reason: decision.reason.clone(),
     }
 }

@@ -1,4 +1,4 @@
-//! Provider tokens: the JWT in a push's `authorization`.
+//! Provider tokens: the JWT in the `authorization` header of a push.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -14,37 +14,37 @@ use serde_json::Value;
 
 use super::{ApnsKey, Environment, Reason};
 
-/// How a provider token is read.
+/// How a provider token is parsed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum JwtMode {
-    /// As Apple does: either alphabet of base64, padded or not; a raw or a DER signature; `iat` a number or a string,
+    /// As Apple parses it: either alphabet of base64, padded or not; a raw or a DER signature; `iat` a number or a string,
     /// in seconds or milliseconds. Apple's own sample token needs all of it.
     #[default]
     Apple,
-    /// As RFC 7515, 7518 and 7519 say, read by the `jsonwebtoken` crate; ids of exactly ten characters.
+    /// As RFC 7515, 7518 and 7519 specify, parsed by the `jsonwebtoken` crate; ids have exactly ten characters.
     Strict,
 }
 
-/// A provider token is refused from this age on, milliseconds.
+/// A provider token of this age or older is refused, milliseconds.
 const TOKEN_AGE_MAX_MS: i64 = 60 * 60 * 1000;
 
-/// How far ahead of our clock a provider token may be, milliseconds. Apple does not say; this is ours.
+/// How far ahead of our clock a provider token may be, milliseconds. Apple documents no limit; this one is ours.
 const TOKEN_AHEAD_MAX_MS: i64 = 5 * 60 * 1000;
 
 /// The shortest time between two new provider tokens of a team, milliseconds.
-const UPDATE_EVERY_MS: i64 = 20 * 60 * 1000;
+const UPDATE_INTERVAL_MIN_MS: i64 = 20 * 60 * 1000;
 
-/// More verified tokens than any mesh uses at once. The cache is cleared when it is full.
+/// The maximum number of cached tokens, more than any mesh uses at once. The cache is cleared when it is full.
 const CACHED_TOKENS_MAX: usize = 10_000;
 
-/// A registered key: who may sign for a team.
+/// A registered key, which may sign for its team.
 #[derive(Clone, Debug)]
 pub struct ProviderKey {
     /// The key with its ids; only its public half is used.
     pub key: ApnsKey,
-    /// The environment it is restricted to; `None` is both, as all keys were before 2025.
+    /// The environment to which it is restricted; `None` means both, as for all keys before 2025.
     pub environment: Option<Environment>,
-    /// The topics it is restricted to; `None` is every topic of the team.
+    /// The topics to which it is restricted; `None` means every topic of the team.
     pub topics: Option<Vec<String>>,
 }
 
@@ -75,13 +75,13 @@ pub(crate) struct Signer {
 }
 
 impl Signer {
-    /// Whether both may be used on one connection: keys of the same kind, for the same topics.
+    /// Whether both may be used on one connection: their keys have the same environment and topics.
     pub(crate) fn related(&self, other: &Self) -> bool {
         std::ptr::eq(self, other) || (self.environment == other.environment && self.topics == other.topics)
     }
 }
 
-/// Checks provider tokens and remembers the good ones by their exact bytes.
+/// Checks provider tokens, and caches the valid ones by their exact bytes.
 #[derive(Debug)]
 pub(crate) struct Checker {
     mode: JwtMode,
@@ -91,7 +91,7 @@ pub(crate) struct Checker {
     updates: Mutex<HashMap<String, Updates>>,
 }
 
-/// The provider tokens a team has shown lately.
+/// The recent provider tokens of a team.
 #[derive(Debug, Default)]
 struct Updates {
     last_ms: i64,
@@ -136,7 +136,7 @@ impl Checker {
         self.cache.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// How many different tokens it has accepted.
+    /// The number of different tokens that it has accepted.
     pub(crate) fn accepted(&self) -> usize {
         self.cache.read().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -154,7 +154,7 @@ impl Checker {
             return Ok(verified);
         }
         let verified = Arc::new(self.verify(token).ok_or(Reason::InvalidProviderToken)?);
-        current(&verified, now_ms)?;
+        check_age(&verified, now_ms)?;
         self.count_update(&verified, now_ms)?;
         let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
         if cache.len() >= CACHED_TOKENS_MAX {
@@ -203,7 +203,7 @@ impl Checker {
             Value::String(text) => text.parse().ok()?,
             number => number.as_i64()?,
         };
-        // Twelve digits of seconds would be the year 5138.
+        // Twelve digits must be milliseconds: as seconds they would be after the year 5138.
         let issued_ms = if issued >= 100_000_000_000 {
             issued
         } else {
@@ -228,7 +228,7 @@ impl Checker {
         rules.validate_exp = false;
         rules.validate_aud = false;
         let key_id = jsonwebtoken::decode_header(token).ok()?.kid?;
-        // The team has to be known before the key is; nothing is believed until the signature is checked below.
+        // The team is needed to find the key. Nothing in the token is trusted until the signature is checked below.
         let team = jsonwebtoken::dangerous::insecure_decode_claims::<Claims>(token)
             .ok()?
             .iss;
@@ -246,7 +246,8 @@ impl Checker {
         })
     }
 
-    /// Apple counts per team; a token issued at a moment already seen is the same update, whoever signed it.
+    /// Counts a token as an update of its team. Tokens with the same time of issue are the same update, whichever key signed
+    /// them.
     fn count_update(&self, verified: &Verified, now_ms: i64) -> Result<(), Reason> {
         if !self.limits_updates {
             return Ok(());
@@ -256,7 +257,7 @@ impl Checker {
         if updates.issued_ms.contains(&verified.issued_ms) {
             return Ok(());
         }
-        if !updates.issued_ms.is_empty() && now_ms - updates.last_ms < UPDATE_EVERY_MS {
+        if !updates.issued_ms.is_empty() && now_ms - updates.last_ms < UPDATE_INTERVAL_MIN_MS {
             return Err(Reason::TooManyProviderTokenUpdates);
         }
         updates.issued_ms.retain(|issued| now_ms - issued < TOKEN_AGE_MAX_MS);
@@ -266,8 +267,8 @@ impl Checker {
     }
 }
 
-/// Whether the token is neither too old nor from the future.
-pub(crate) fn current(verified: &Verified, now_ms: i64) -> Result<(), Reason> {
+/// Checks that the token is neither too old nor from the future.
+pub(crate) fn check_age(verified: &Verified, now_ms: i64) -> Result<(), Reason> {
     let age = now_ms - verified.issued_ms;
     if age >= TOKEN_AGE_MAX_MS {
         Err(Reason::ExpiredProviderToken)
@@ -278,7 +279,7 @@ pub(crate) fn current(verified: &Verified, now_ms: i64) -> Result<(), Reason> {
     }
 }
 
-/// What follows `bearer`, in any case.
+/// The token after the scheme `bearer`, which is case-insensitive.
 fn bearer(authorization: &[u8]) -> Result<&[u8], Reason> {
     let (scheme, token) = authorization.split_at_checked(7).ok_or(Reason::MissingProviderToken)?;
     let token = token.trim_ascii();

@@ -1,4 +1,4 @@
-//! The service account that a tenant would download from Google, generated on the spot.
+//! A generated service account, in place of one that a tenant would download from Google.
 
 use anyhow::Context;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -8,9 +8,9 @@ use serde_json::json;
 /// A Firebase service account as downloaded from Google.
 #[derive(Clone)]
 pub struct ServiceAccount {
-    /// The Firebase project it may send for.
+    /// The Firebase project for which it may send.
     pub project_id: String,
-    /// The issuer of its assertions.
+    /// The account's address, which is the issuer (`iss`) of its assertions.
     pub client_email: String,
     /// The id of its key, the `kid` of its assertions.
     pub private_key_id: String,
@@ -23,8 +23,8 @@ pub struct ServiceAccount {
 impl ServiceAccount {
     /// Generates an account that may send for this project.
     pub fn generate(project_id: &str) -> anyhow::Result<Self> {
-        let pair =
-            KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).context("making a service account key")?;
+        let pair = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)
+            .context("generating the key of a service account")?;
         Ok(Self {
             project_id: project_id.to_owned(),
             client_email: format!("peal@{project_id}.iam.gserviceaccount.com"),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $text:literal, $http:ident, $status:literal, $message:literal;)*) => {
-        /// Why FCM refused a message, as `errorCode` spells it.
+        /// Why FCM refused a message: the `errorCode` in its answer.
         ///
         /// From Google's reference of `google.firebase.fcm.v1.ErrorCode`; the last two are plain Google API errors
         /// that carry no `FcmError` detail.
@@ -23,7 +23,7 @@ macro_rules! codes {
                 match self { $(Self::$name => $text,)* }
             }
 
-            /// The HTTP status it comes with.
+            /// The HTTP status of the answer.
             pub const fn http_status(self) -> StatusCode {
                 match self { $(Self::$name => StatusCode::$http,)* }
             }
@@ -33,7 +33,7 @@ macro_rules! codes {
                 match self { $(Self::$name => $status,)* }
             }
 
-            /// What Google writes in `error.message`.
+            /// The text that Google sends in `error.message`.
             pub const fn message(self) -> &'static str {
                 match self { $(Self::$name => $message,)* }
             }
@@ -54,7 +54,7 @@ codes! {
     /// The token is no longer valid.
     Unregistered = "UNREGISTERED", NOT_FOUND, "NOT_FOUND",
         "Requested entity was not found.";
-    /// Too many messages; `Retry-After` says for how long.
+    /// Too many messages; `Retry-After` contains the time to wait.
     QuotaExceeded = "QUOTA_EXCEEDED", TOO_MANY_REQUESTS, "RESOURCE_EXHAUSTED",
         "Quota exceeded for quota metric 'Messages sent' and limit 'Messages sent per minute'.";
     /// FCM failed.
@@ -72,7 +72,7 @@ codes! {
         "Permission 'cloudmessaging.messages.create' denied on resource.";
 }
 
-/// A field a request got wrong.
+/// An invalid field of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Violation {
     pub(crate) field: String,
@@ -111,7 +111,7 @@ impl ErrorCode {
     }
 }
 
-/// The body for a script's error: the code's own, or one made from an unknown reason and status.
+/// The body for a scripted error: that of its code, or one made from an unknown reason and status.
 pub(crate) fn scripted_body(reason: &str, status: StatusCode) -> Value {
     let Some(code) = ErrorCode::parse(reason) else {
         let detail = json!([{
@@ -125,7 +125,7 @@ pub(crate) fn scripted_body(reason: &str, status: StatusCode) -> Value {
     body
 }
 
-/// The body for fields that are wrong. Google adds its `FcmError` only when the request could be read at all.
+/// The body for invalid fields. Google adds its `FcmError` only if it could parse the request.
 pub(crate) fn violations_body(violations: &[Violation], readable: bool) -> Value {
     let list: Vec<Value> = violations
         .iter()
@@ -149,7 +149,7 @@ pub(crate) fn violations_body(violations: &[Violation], readable: bool) -> Value
     error_body(code.http_status(), code.status(), &message, details)
 }
 
-/// The shape every Google API error has.
+/// The common form of all Google API errors.
 pub(crate) fn error_body(http_status: StatusCode, status: &str, message: &str, details: Value) -> Value {
     let mut error = json!({
         "code": http_status.as_u16(),

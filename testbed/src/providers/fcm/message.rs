@@ -1,20 +1,20 @@
-//! The rules a message must keep beyond its shape.
+//! The rules for a message beyond its schema.
 
 use serde_json::{Map, Value};
 
 use super::error::{Violation, violations_body};
 use super::schema::{self, TARGETS};
 
-/// The longest payload, bytes.
+/// The maximum length of a payload, bytes.
 const PAYLOAD_BYTES_MAX: usize = 4096;
 
-/// The longest payload to a topic or condition, bytes.
+/// The maximum length of a payload to a topic or condition, bytes.
 const TOPIC_PAYLOAD_BYTES_MAX: usize = 2048;
 
-/// The longest `ttl`, seconds: four weeks.
+/// The maximum `ttl`, seconds: four weeks.
 const TTL_MAX_S: f64 = 2_419_200.0;
 
-/// A message that may be sent.
+/// A valid message.
 #[derive(Debug)]
 pub(crate) struct Message {
     /// Which of the alternatives is set: `token`, `fid`, `topic` or `condition`.
@@ -26,7 +26,7 @@ pub(crate) struct Message {
     pub(crate) ttl: Option<String>,
 }
 
-/// Reads a request's body; the error is the body of the answer, whose status is 400.
+/// Parses the body of a request. The error is the body of the answer, whose status is 400.
 pub(crate) fn read(body: &[u8]) -> Result<Message, Value> {
     let request: Value = serde_json::from_slice(body).map_err(|error| {
         let description = format!("Invalid JSON payload received. {error}");
@@ -148,9 +148,9 @@ fn check_ttl(ttl: &str) -> Result<(), Violation> {
     }
 }
 
-/// Google does not say how it counts; we count the text that reaches the device.
+/// Checks the length of the payload. Google does not document how it counts; we count the text that reaches the device.
 fn check_size(message: &Map<String, Value>, target: &str) -> Result<(), Violation> {
-    let longest = if matches!(target, "topic" | "condition") {
+    let max = if matches!(target, "topic" | "condition") {
         TOPIC_PAYLOAD_BYTES_MAX
     } else {
         PAYLOAD_BYTES_MAX
@@ -164,10 +164,10 @@ fn check_size(message: &Map<String, Value>, target: &str) -> Result<(), Violatio
         inside("androidV2", "data"),
         inside("androidV2", "remoteNotification"),
     ];
-    if android.into_iter().flatten().map(text_length).sum::<usize>() > longest {
+    if android.into_iter().flatten().map(text_length).sum::<usize>() > max {
         return Err(Violation::new("message", "Android message is too big"));
     }
-    if inside("apns", "payload").is_some_and(|payload| payload.to_string().len() > longest) {
+    if inside("apns", "payload").is_some_and(|payload| payload.to_string().len() > max) {
         return Err(Violation::new("message", "APNS message is too big"));
     }
     Ok(())

@@ -1,11 +1,11 @@
-//! Firebase Cloud Messaging, HTTP v1, with the OAuth token endpoint its service accounts need.
+//! The simulator of Firebase Cloud Messaging, HTTP v1, with the OAuth token endpoint for its service accounts.
 //!
 //! Both are served on one port, over HTTP/2 and HTTP/1.1. A client whose `:scheme` is `https:` (the Node.js
-//! `firebase-admin` in its HTTP/2 mode) is reset with `PROTOCOL_ERROR` by the `h2` crate before we see it; Google
-//! tolerates it.
+//! `firebase-admin` in its HTTP/2 mode) is reset with `PROTOCOL_ERROR` by the `h2` crate before the simulator sees it;
+//! Google tolerates it.
 //!
-//! Not simulated: quotas on their own (script [`ErrorCode::QuotaExceeded`]), topic subscriptions, mTLS, and what
-//! happens behind FCM.
+//! Not simulated: quotas (script [`ErrorCode::QuotaExceeded`] instead), topic subscriptions, mTLS, and what FCM does after
+//! it accepts a message.
 
 mod account;
 mod error;
@@ -40,11 +40,11 @@ const STREAMS_PER_CONNECTION: u32 = 100;
 /// The settings of an FCM simulator.
 #[derive(Clone, Debug)]
 pub struct FcmConfig {
-    /// Where to listen; port 0 is any free port.
+    /// The address to listen on; port 0 is any free port.
     pub listen: SocketAddr,
-    /// Who signs the certificate; a new authority if absent.
+    /// The authority that signs the certificate; a new one if absent.
     pub authority: Option<Authority>,
-    /// The service accounts it knows. If there are none, it generates one for the project `peal-test`.
+    /// The registered service accounts. If there are none, it generates one for the project `peal-test`.
     pub accounts: Vec<ServiceAccount>,
     /// Whether sending needs an access token.
     pub authenticate: bool,
@@ -113,7 +113,7 @@ impl Fcm {
         })
     }
 
-    /// The first account it knows.
+    /// The first registered account.
     pub fn account(&self) -> &ServiceAccount {
         &self.account
     }
@@ -123,17 +123,17 @@ impl Fcm {
         format!("https://{}/token", reachable(self.addr()))
     }
 
-    /// The first account's JSON file, whose `token_uri` names this simulator.
+    /// The JSON file of the first account, whose `token_uri` names this simulator.
     pub fn service_account_json(&self) -> String {
         self.account.to_json(&self.token_uri())
     }
 
-    /// Forgets every access token it has issued: the next use of one is answered 401.
+    /// Revokes every access token: the next use of one is answered with 401.
     pub fn revoke_access_tokens(&self) {
         self.site.oauth.revoke_all();
     }
 
-    /// Whether the token endpoint answers 503 from now on.
+    /// Sets whether the token endpoint answers every request with 503.
     pub fn refuse_tokens(&self, refuse: bool) {
         self.site.refuses_tokens.store(refuse, Ordering::Relaxed);
     }

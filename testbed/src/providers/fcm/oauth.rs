@@ -10,19 +10,19 @@ use super::ServiceAccount;
 
 const GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 
-/// What clients put into `aud`, whatever their `token_uri` says.
+/// The values that clients put into `aud`, regardless of their `token_uri`.
 const GOOGLE_AUDIENCES: [&str; 2] = [
     "https://oauth2.googleapis.com/token",
     "https://www.googleapis.com/oauth2/v4/token",
 ];
 
-/// Either scope lets its holder send.
+/// The scopes, each of which permits sending.
 const SCOPES: [&str; 2] = [
     "https://www.googleapis.com/auth/firebase.messaging",
     "https://www.googleapis.com/auth/cloud-platform",
 ];
 
-/// The longest validity of an assertion, seconds.
+/// The maximum validity of an assertion, seconds.
 const ASSERTION_LIFE_MAX_S: i64 = 3600;
 
 /// Why an assertion was refused: OAuth's `error` and `error_description`.
@@ -32,22 +32,22 @@ pub(crate) struct Refused {
     pub(crate) description: &'static str,
 }
 
-/// The accounts, and the access tokens that were issued to them.
+/// The registered accounts, and the access tokens that were issued to them.
 #[derive(Debug)]
 pub(crate) struct OAuth {
     accounts: HashMap<String, (ServiceAccount, DecodingKey)>,
     audiences: OnceLock<[String; 2]>,
-    access: RwLock<HashMap<String, Access>>,
+    access: RwLock<HashMap<String, AccessToken>>,
     life_ms: i64,
 }
 
 #[derive(Debug)]
-struct Access {
+struct AccessToken {
     project: String,
     expires_ms: i64,
 }
 
-/// Which project an access token may send for.
+/// What an access token permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Grant {
     /// It may send for the project.
@@ -88,12 +88,12 @@ impl OAuth {
         })
     }
 
-    /// Also accepts these as `aud`: the endpoint's own addresses, known once it listens.
+    /// Also accepts these values as `aud`. They are the endpoint's own addresses, which are known only after it listens.
     pub(crate) fn set_audiences(&self, audiences: [String; 2]) {
         self.audiences.get_or_init(|| audiences);
     }
 
-    /// Answers a form; on success with an access token.
+    /// Answers a token request, an HTML form. Returns the new access token.
     pub(crate) fn grant(&self, form: &[u8], now_ms: i64) -> Result<String, Refused> {
         let (grant_type, assertion) = read_form(form);
         if grant_type.as_deref() != Some(GRANT_TYPE) {
@@ -106,7 +106,7 @@ impl OAuth {
         access.retain(|_, access| access.expires_ms > now_ms);
         access.insert(
             token.clone(),
-            Access {
+            AccessToken {
                 project,
                 expires_ms: now_ms + self.life_ms,
             },
@@ -117,7 +117,7 @@ impl OAuth {
     fn verify(&self, assertion: &str) -> Result<String, Refused> {
         let unreadable = || refused("invalid_grant", "Invalid JWT: Failed to parse the assertion.");
         let key_id = jsonwebtoken::decode_header(assertion).map_err(|_| unreadable())?.kid;
-        // The issuer has to be known before its key is; nothing is believed until the signature is checked below.
+        // The issuer is needed to find its key. Nothing in the token is trusted until the signature is checked below.
         let issuer = jsonwebtoken::dangerous::insecure_decode_claims::<Claims>(assertion)
             .map_err(|_| unreadable())?
             .iss;
@@ -153,7 +153,7 @@ impl OAuth {
         Ok(account.project_id.clone())
     }
 
-    /// Whom this access token lets send for the project.
+    /// Whether this access token permits sending for the project.
     pub(crate) fn check(&self, token: &str, project: &str, now_ms: i64) -> Grant {
         match self.access.read().unwrap_or_else(PoisonError::into_inner).get(token) {
             Some(access) if access.expires_ms <= now_ms => Grant::No,
@@ -168,7 +168,7 @@ impl OAuth {
     }
 }
 
-/// The two fields of a form that matter.
+/// The fields `grant_type` and `assertion` of a form.
 fn read_form(form: &[u8]) -> (Option<String>, Option<String>) {
     let (mut grant_type, mut assertion) = (None, None);
     let query = format!("http://form/?{}", String::from_utf8_lossy(form));

@@ -1,10 +1,10 @@
-//! The shape of a send request, as Google's API description (`fcm.v1.json`, 2026) gives it.
+//! The schema of a send request, from Google's API description (`fcm.v1.json`, 2026).
 
 use serde_json::{Map, Value};
 
 use super::error::Violation;
 
-/// What a field may hold.
+/// The type of a field.
 enum Kind {
     Text,
     Bool,
@@ -77,7 +77,7 @@ static REMOTE_NOTIFICATION: &[Field] = &[
     ("notification", Object(ANDROID_NOTIFICATION)),
 ];
 
-/// Version 2 has an `id` more and lacks three; the difference is not checked.
+/// In version 2, `id` is added and three fields are missing; the difference is not checked.
 static ANDROID_NOTIFICATION: &[Field] = &[
     ("id", Int),
     ("title", Text),
@@ -147,11 +147,11 @@ static APNS: &[Field] = &[
     ("liveActivityToken", Text),
 ];
 
-/// The alternatives for whom a message is for.
+/// The fields that can name the target of a message. Exactly one must be set.
 pub(crate) const TARGETS: [&str; 4] = ["fid", "token", "topic", "condition"];
 
-/// Checks a request against the schema and renames its fields to the one spelling (`snake_case` is accepted as well as
-/// `camelCase`), dropping nulls. Every violation is reported.
+/// Checks a request against the schema. Returns its fields in `camelCase` (`snake_case` is accepted too) and without
+/// nulls, or all violations.
 pub(crate) fn read(request: Value) -> Result<Map<String, Value>, Vec<Violation>> {
     let mut violations = Vec::new();
     let Value::Object(fields) = request else {

@@ -1,4 +1,4 @@
-//! The FCM simulator as one of all simulators, and as a program.
+//! The FCM simulator as a [`Simulation`], and its command-line options.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,13 +7,13 @@ use serde_json::Value;
 use shared::provider::{Provider, fcm};
 
 use super::{Fcm, FcmConfig, ServiceAccount};
-use crate::providers::log::Push;
+use crate::providers::log::RecordedPush;
 use crate::providers::simulator::Simulation;
 
 /// The options of `testbed simulate` for FCM.
 #[derive(Clone, Debug, clap::Args)]
 pub struct FcmArgs {
-    /// Where FCM and its OAuth endpoint listen.
+    /// The address on which FCM and its OAuth endpoint listen; port 0 is any free port.
     #[arg(long, default_value = "127.0.0.1:4443")]
     pub fcm: SocketAddr,
     /// The Firebase project of the service account that is generated.
@@ -22,7 +22,7 @@ pub struct FcmArgs {
 }
 
 impl FcmArgs {
-    /// The settings that these options ask for.
+    /// The settings of a simulator with these options.
     ///
     /// # Errors
     /// When the service account's key cannot be generated.
@@ -36,7 +36,7 @@ impl FcmArgs {
 }
 
 impl Fcm {
-    /// What an app has to provide to send through this simulator.
+    /// The credential with which Peal can send through this simulator.
     pub fn credential(&self) -> fcm::Credential {
         fcm::Credential {
             project_id: self.account().project_id.clone(),
@@ -60,12 +60,12 @@ impl Simulation for Fcm {
     }
 
     /// The tag of the notification on Android; FCM's collapse key does not reach the device.
-    fn job_of(&self, push: &Push) -> Option<String> {
+    fn job_of(&self, push: &RecordedPush) -> Option<String> {
         let body: Value = serde_json::from_slice(&push.payload).ok()?;
         Some(body.pointer("/message/android/notification/tag")?.as_str()?.to_owned())
     }
 
-    /// Google gives every request a new message name.
+    /// Google assigns a new message name to every request.
     fn keeps_ids(&self) -> bool {
         false
     }

@@ -17,12 +17,12 @@ use super::error::{error_body, scripted_body};
 use super::message::{self, Message};
 use super::oauth::{Grant, OAuth};
 use crate::providers::clock::now_ms;
-use crate::providers::devices::Known;
-use crate::providers::log::Push;
+use crate::providers::devices::Registration;
+use crate::providers::log::RecordedPush;
 use crate::providers::reply::{Reply, Site, TRACEPARENT, text, typed};
 use crate::providers::simulator::Records;
 
-/// What all connections of an FCM simulator share.
+/// The state that all connections of an FCM simulator share.
 #[derive(Debug)]
 pub(crate) struct FcmSite {
     pub(super) oauth: OAuth,
@@ -97,14 +97,14 @@ impl FcmSite {
 
     fn send(&self, connection: u64, project: &str, head: &Parts, body: &Bytes) -> Reply {
         let now_ms = now_ms();
-        let mut push = Push {
+        let mut push = RecordedPush {
             at_ms: now_ms,
             provider: Provider::Fcm.as_str(),
             connection,
             topic: Some(project.to_owned()),
             traceparent: text(&head.headers, &TRACEPARENT).map(str::to_owned),
             payload: body.clone(),
-            ..Push::default()
+            ..RecordedPush::default()
         };
         let reply = match self.check(project, head, body, now_ms) {
             Ok(message) => self.accept(project, message, &mut push),
@@ -123,7 +123,7 @@ impl FcmSite {
         reply
     }
 
-    /// Everything that can be wrong with a request, in the order Google finds out.
+    /// Checks a request: authorization, message and registration, in Google's order.
     fn check(&self, project: &str, head: &Parts, body: &[u8], now_ms: i64) -> Result<Message, Refusal> {
         self.authorize(project, head, now_ms)?;
         let message = message::read(body).map_err(|body| Refusal {
@@ -134,9 +134,9 @@ impl FcmSite {
         })?;
         if message.target_kind == "token" || message.target_kind == "fid" {
             match self.records.devices.look_up(&message.target, project) {
-                Known::Yes => {}
-                Known::Elsewhere => return Err(Refusal::to(ErrorCode::SenderIdMismatch, message.target)),
-                Known::No => return Err(Refusal::to(ErrorCode::Unregistered, message.target)),
+                Registration::Registered => {}
+                Registration::OtherOwner => return Err(Refusal::to(ErrorCode::SenderIdMismatch, message.target)),
+                Registration::Unknown => return Err(Refusal::to(ErrorCode::Unregistered, message.target)),
             }
         }
         Ok(message)
@@ -157,7 +157,7 @@ impl FcmSite {
         }
     }
 
-    fn accept(&self, project: &str, message: Message, push: &mut Push) -> Reply {
+    fn accept(&self, project: &str, message: Message, push: &mut RecordedPush) -> Reply {
         push.collapse_id = message.collapse_key;
         push.priority = message.priority;
         push.expiration = message.ttl;
@@ -180,8 +180,8 @@ impl FcmSite {
             return json_reply(StatusCode::OK, &json!({ "name": push.id }));
         };
         let answer = &ruling.answer;
-        let own = answer.reason.as_deref().and_then(ErrorCode::parse);
-        let status = answer.status_or(own.map(ErrorCode::http_status));
+        let known = answer.reason.as_deref().and_then(ErrorCode::parse);
+        let status = answer.status_or(known.map(ErrorCode::http_status));
         push.status = status.as_u16();
         push.reason.clone_from(&answer.reason);
         push.delivered = answer.delivers();
@@ -193,7 +193,7 @@ impl FcmSite {
     }
 }
 
-/// An error found before the script was asked.
+/// A refusal that does not come from the script.
 struct Refusal {
     status: StatusCode,
     code: &'static str,
@@ -224,7 +224,7 @@ fn json_reply(status: StatusCode, body: &Value) -> Reply {
     )
 }
 
-/// FCM knows no id of the caller's, so the same message to the same project is taken for the same push.
+/// The identity of a push. Requests to FCM carry no id, so equal messages to one project count as the same push.
 fn identity(project: &str, body: &[u8]) -> u128 {
     let mut hasher = DefaultHasher::new();
     project.hash(&mut hasher);
