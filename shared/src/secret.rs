@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serializer};
 
-/// A string that `Debug` hides and that is only serialized where a field asks for it with [`reveal`].
+/// A string that `Debug` hides. It is serialized only where a field asks for it.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
