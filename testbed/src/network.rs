@@ -183,7 +183,7 @@ impl Network {
         place.command("ip", &["link", "set", device, "up"])
     }
 
-    /// Where a party is: [`HUB`], [`PROVIDER`], or one that [`nats`] or [`edge`] names.
+    /// Where a party is: `HUB`, `PROVIDER`, or one that [`nats`] or [`edge`] names.
     ///
     /// # Panics
     /// When there is no such party.

@@ -63,7 +63,7 @@ impl Peal {
     /// Waits until `region` knows where `recipient` lives.
     ///
     /// # Errors
-    /// When it does not within [`READY_WITHIN`].
+    /// When it does not within `READY_WITHIN`.
     pub async fn wait_known(&self, region: &str, recipient: &str) -> anyhow::Result<()> {
         let deadline = Instant::now() + READY_WITHIN;
         let path = format!("/v1/recipients/{recipient}");

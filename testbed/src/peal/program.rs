@@ -138,7 +138,7 @@ impl Program {
     /// Waits until `/readyz` answers with success.
     ///
     /// # Errors
-    /// When it ends, or is not ready within [`READY_WITHIN`].
+    /// When it ends, or is not ready within `READY_WITHIN`.
     pub async fn wait_ready(&mut self, http: &reqwest::Client) -> anyhow::Result<()> {
         let url = format!("{}/readyz", self.url);
         self.process.wait_ready(http, &url, READY_WITHIN).await
