@@ -229,6 +229,9 @@ pub async fn run(
 ) -> Result<Vec<Issued>, ProvisionError> {
     let read: File = settings::read(file)?;
     let folder = file.parent().unwrap_or(Path::new("."));
+    // All of it is read before anything is written: the texts of keys that were issued are shown once, at the end.
+    let apps = read.app.iter().map(|entry| entry.load(folder));
+    let apps = apps.collect::<Result<Vec<_>, _>>()?;
     let hub = hub(client);
     prepare_hub(&hub, replicas).await?;
     let known = config::read(&hub).await?;
@@ -237,15 +240,14 @@ pub async fn run(
         write_region(&hub, region, site).await?;
     }
     let mut issued = Vec::new();
-    for entry in read.app {
+    for (entry, app) in read.app.iter().zip(&apps) {
         let missing: Vec<Vec<Scope>> = entry
             .keys
             .iter()
             .map(|key| key.scopes.clone())
             .filter(|scopes| !has_key(&known, &entry.id, scopes))
             .collect();
-        let app = entry.load(folder)?;
-        let texts = write_app(&hub, mesh_key, &app, &missing).await?;
+        let texts = write_app(&hub, mesh_key, app, &missing).await?;
         issued.extend(missing.into_iter().zip(texts).map(|(scopes, text)| Issued {
             app: app.id.clone(),
             scopes,
@@ -292,30 +294,30 @@ fn has_key(known: &Tenants, app: &AppId, scopes: &[Scope]) -> bool {
 }
 
 impl AppEntry {
-    fn load(self, folder: &Path) -> Result<NewApp, ProvisionError> {
-        let alerts = match self.alerts {
+    fn load(&self, folder: &Path) -> Result<NewApp, ProvisionError> {
+        let alerts = match &self.alerts {
             Some(alerts) => Some(NewAlerts {
-                url: alerts.url,
+                url: alerts.url.clone(),
                 secret: text(folder, &alerts.secret_file)?.trim().to_owned().into(),
             }),
             None => None,
         };
         let mut credentials = Vec::with_capacity(self.credentials.len());
-        for (name, members) in self.credentials {
-            let invalid = |invalid: Invalid| ProvisionError::Invalid(self.id.clone(), invalid.within(&name));
+        for (name, members) in &self.credentials {
+            let invalid = |invalid: Invalid| ProvisionError::Invalid(self.id.clone(), invalid.within(name));
             let unknown = |_| invalid(Invalid::new("", "is neither a member of an app nor a provider"));
             let provider: Provider = name.parse().map_err(unknown)?;
             let Value::Object(members) = members else {
                 return Err(invalid(Invalid::new("", "must be a table")));
             };
-            let members = read_files(folder, members)?;
+            let members = read_files(folder, members.clone())?;
             credentials.push(Credential::read(provider, members).map_err(invalid)?);
         }
         Ok(NewApp {
-            id: self.id,
-            default_region: self.default_region,
-            residency: self.residency,
-            ambiguity: self.ambiguity,
+            id: self.id.clone(),
+            default_region: self.default_region.clone(),
+            residency: self.residency.clone(),
+            ambiguity: self.ambiguity.clone(),
             alerts,
             credentials,
         })

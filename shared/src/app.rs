@@ -115,11 +115,8 @@ impl SealedCredential {
         let name = seal_name(app, provider);
         let closed = |error| BadCredential::Closed(provider, error);
         let damaged = || closed(SealError::Closed);
-        let members = match self {
-            Self::Whole(sealed) => {
-                let json = mesh_key.open(&name, sealed).map_err(closed)?;
-                serde_json::from_str(&json).map_err(|_| damaged())?
-            }
+        let json = match self {
+            Self::Whole(sealed) => mesh_key.open(&name, sealed).map_err(closed)?,
             Self::Members(members) => {
                 let mut members = members.clone();
                 let sealed = match provider {
@@ -130,10 +127,10 @@ impl SealedCredential {
                     let text = serde_json::from_value(member.take()).map_err(|_| damaged())?;
                     *member = mesh_key.open(&name, &text).map_err(closed)?.into();
                 }
-                members
+                Value::Object(members).to_string()
             }
         };
-        Credential::read(provider, members).map_err(|invalid| BadCredential::Invalid(provider, invalid))
+        Credential::read_stored(provider, json.as_bytes()).map_err(|invalid| BadCredential::Invalid(provider, invalid))
     }
 }
 

@@ -82,9 +82,9 @@ fn without_values(message: &str) -> String {
     }
     // Rules of ours begin with `must`, perhaps behind a field. A library's message may quote the value.
     let expected = match message {
+        time if time.starts_with("failed to parse") => INSTANT,
         ours if ours.starts_with("must ") || ours.contains(": must ") => return ours.to_owned(),
         uuid if uuid.contains("UUID") => "a UUID",
-        time if time.starts_with("failed to parse") => INSTANT,
         _ => "of another form",
     };
     format!("must be {expected}")

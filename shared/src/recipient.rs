@@ -146,6 +146,8 @@ pub struct Recipient {
     pub addresses: Vec<(Address, u64)>,
     /// Default: everything agreed.
     pub preferences: Preferences,
+    /// Whether there are addresses of a newer version, which cannot be read here.
+    pub is_incomplete: bool,
 }
 
 impl Recipient {

@@ -26,7 +26,11 @@ pub fn strictly<T: DeserializeOwned>(json: &[u8]) -> Result<T, Invalid> {
     Ok(value)
 }
 
-/// Reads `json` and ignores members that are not known.
+/// Members of a newer version that are ignored in one document. Each costs another reading, so that more would let a
+/// hostile document take a processor for minutes.
+const MAX_IGNORED_MEMBERS: usize = 32;
+
+/// Reads `json` and ignores members that are not known, up to [`MAX_IGNORED_MEMBERS`].
 ///
 /// # Errors
 /// The first member that breaks a rule.
@@ -37,14 +41,16 @@ pub fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Invalid> {
     let Ok(mut document) = serde_json::from_slice::<Value>(json) else {
         return strictly(json);
     };
+    let mut ignored = 0;
     loop {
         let error = match serde_path_to_error::deserialize(&document) {
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        if !remove_unknown(&mut document, &error) {
+        if ignored == MAX_IGNORED_MEMBERS || !remove_unknown(&mut document, &error) {
             return Err(Invalid::of_json(&error));
         }
+        ignored += 1;
     }
 }
 
@@ -99,6 +105,13 @@ mod tests {
         let expected = vec![Inner { known: 1 }, Inner { known: 2 }];
         assert_eq!(read::<Outer>(json).unwrap(), Outer { list: expected });
         assert_eq!(strictly::<Outer>(json).unwrap_err().field, "new");
+    }
+
+    #[test]
+    fn a_document_of_unknown_members_is_refused_soon() {
+        let members: Vec<_> = (0..100_000).map(|n| format!(r#""n{n}":1"#)).collect();
+        let json = format!("{{{}}}", members.join(","));
+        assert!(read::<Outer>(json.as_bytes()).is_err());
     }
 
     #[test]

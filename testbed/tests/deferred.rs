@@ -24,14 +24,14 @@ use shared::{
         defer::Deferral,
         envelope, publish,
         subject::{self, Lane},
-        topology,
+        topology, version,
     },
     receipt::{Batch, State},
 };
 use testbed::{
     audit::Audit,
     nats,
-    peal::{Peal, Plan},
+    peal::{APP, Peal, Plan},
 };
 use tokio::time::{Instant, sleep};
 
@@ -282,4 +282,50 @@ async fn a_deferred_job_can_expire_and_be_withdrawn() {
     let equation = rig.equation().await;
     assert_eq!(equation.by_state, [(State::Expired, 1), (State::Cancelled, 1)].into());
     assert_eq!(rig.delivered(), 0);
+}
+
+/// A service may state any version. Its message waits for a newer worker, and holds up neither its stream nor its lane.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_a_newer_version_waits_outside_its_stream() {
+    let mut rig = Rig::start().await;
+    rig.start_worker().await;
+    let service = connect::jetstream(rig.peal.connect_as_service("eu").await.unwrap());
+    let publish = async |event: &str, version: &str, push: Value| {
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, event);
+        headers.insert(version::VERSION, version);
+        let body = json!({ "recipient": "ann", "push": push }).to_string();
+        let subject = format!("notify.push.eu.normal.{APP}");
+        publish::store(&service, subject, headers, body.into()).await.unwrap();
+    };
+    publish("newer", "99", json!({ "title": "Hi" })).await;
+    let stream = rig.js.get_stream(topology::NOTIFY).await.unwrap();
+    let lane = topology::lane_consumer(Channel::Push, Class::Normal);
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let mut consumer: PullConsumer = stream.get_consumer(&lane).await.unwrap();
+        let info = consumer.info().await.unwrap();
+        if info.num_ack_pending == 0 && info.num_pending == 0 && rig.scheduled().await == 1 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{}", rig.peal.complaints());
+        sleep(Duration::from_millis(100)).await;
+    }
+    // The audit knows where it is, and no letter was made of it.
+    let report = Audit::read(&rig.peal).await.unwrap().report;
+    assert!(report.holds(), "{:?}", report.broken);
+    assert_eq!(report.total().in_flight, 1);
+
+    // Neither a version that is no number nor a member whose name breaks a line stops the worker.
+    publish("text", "newest", json!({ "title": "Hi" })).await;
+    publish("line", "no number", json!({ "title": "Hi", "two\r\nlines": 1 })).await;
+    let deadline = Instant::now() + TIMEOUT;
+    let dead = async || {
+        let dead = rig.js.get_stream(topology::DEAD).await.unwrap();
+        dead.cached_info().state.messages
+    };
+    while rig.delivered() < 1 || dead().await < 1 {
+        assert!(Instant::now() < deadline, "{}", rig.peal.complaints());
+        sleep(Duration::from_millis(100)).await;
+    }
 }

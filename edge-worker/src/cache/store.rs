@@ -453,14 +453,15 @@ fn read_recipient(facts: &Facts, key: &RecipientKey) -> Result<Recipient, StoreE
             .value()
             .strip_prefix(from.as_str())
             .and_then(subject::parse_fact_name);
-        let name = name.ok_or(StoreError::Damaged)?;
+        // A kind of fact that this version does not know.
+        let Some(name) = name else { continue };
         let (revision, json) = value.split_first_chunk().ok_or(StoreError::Damaged)?;
-        // The checksum is right, so a newer version wrote a fact that cannot be read. Skipping an address is safe; skipping
-        // consent or the home region is not.
+        // The checksum is right, so a newer version wrote a fact that cannot be read. A recipient can be reached without one
+        // address, but not without consent and home.
         let is_address = matches!(name, FactName::Address(_));
         match Fact::decode(name, json) {
             Ok(fact) => recipient.learn(fact, u64::from_be_bytes(*revision)),
-            Err(_) if is_address => {}
+            Err(_) if is_address => recipient.is_incomplete = true,
             Err(_) => return Err(StoreError::Newer),
         }
     }

@@ -10,7 +10,7 @@ use shared::{
 
 use super::{
     context::Pipeline,
-    settlement::{RETRY_ACTIVE_JOB_AFTER, RETRY_LEDGER_READ_AFTER, Settlement, Step, Stop},
+    settlement::{RETRY_ACTIVE_JOB_AFTER, RETRY_LEDGER_READ_AFTER, RETRY_NEWER_AFTER, Settlement, Step, Stop},
 };
 use crate::pulled::Pulled;
 
@@ -25,6 +25,10 @@ impl Pipeline {
             return Err(Stop::GiveBack(pulled.into(), RETRY_ACTIVE_JOB_AFTER));
         };
         match self.ledger.look_up(work) {
+            Ok(history) if history.has_unrecognized() => {
+                tracing::warn!(job = %work, "a newer worker reported this broadcast in a state unknown here; it is given back");
+                return Err(Stop::GiveBack(pulled.into(), RETRY_NEWER_AFTER));
+            }
             Ok(history) if history.has_outcome() => {
                 self.telemetry.metrics.duplicate();
                 return Ok(Settlement::of_broadcast(pulled, &broadcast, reservation, None));

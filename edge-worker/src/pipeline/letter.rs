@@ -10,6 +10,9 @@ use shared::{
 use super::context::Pipeline;
 use crate::{providers::Reason, pulled::Pulled};
 
+/// Longest detail of a letter. A sender chooses the names of members, however long.
+const MAX_DETAIL_CHARS: usize = 500;
+
 /// A message that will not be retried.
 #[derive(Debug)]
 pub(super) struct DeadLetter {
@@ -44,6 +47,12 @@ impl DeadLetter {
         headers.insert(envelope::REASON, &*self.reason);
         headers.insert(envelope::ATTEMPT, self.attempt.to_string());
         if let Some(detail) = self.detail {
+            // The names of members are the sender's; a header takes no line breaks.
+            let detail: String = detail
+                .chars()
+                .filter(|c| !c.is_control())
+                .take(MAX_DETAIL_CHARS)
+                .collect();
             headers.insert(envelope::DETAIL, detail);
         }
         if let Some(address) = self.address {

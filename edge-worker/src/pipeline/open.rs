@@ -3,13 +3,17 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use jiff::SignedDuration;
 use shared::{
     broadcast::{Broadcast, Work},
     channel::Channel,
     id::AppId,
     invalid::Invalid,
     job::Job,
-    nats::{envelope, subject, version},
+    nats::{
+        defer::{self, Unread},
+        envelope, subject, topology, version,
+    },
     receipt::State,
 };
 
@@ -20,6 +24,12 @@ use super::{
     settlement::{RETRY_JETSTREAM_AFTER, RETRY_NEWER_AFTER, Settlement, Step, Stop, Ticket},
 };
 use crate::pulled::Pulled;
+
+/// After this number of tries a message of a newer version waits on a schedule.
+const NEWER_TRIES: i64 = 3;
+
+/// How long it waits there.
+const NEWER_RESCHEDULED_AFTER: SignedDuration = SignedDuration::from_mins(1);
 
 /// A readable message for one recipient.
 #[derive(Debug)]
@@ -38,21 +48,68 @@ pub(super) enum Read {
 impl Pipeline {
     pub(super) async fn open(&self, pulled: Pulled) -> Step<Read> {
         if version::is_unknown(pulled.headers()) {
-            tracing::warn!(subject = %pulled.subject(), "message of a newer version is given back; a newer worker must take it");
-            return Err(Stop::GiveBack(pulled.into(), RETRY_NEWER_AFTER));
+            return Err(Box::pin(self.wait_for_newer(pulled)).await);
         }
-        let read = envelope::read(
+        match self.read(&pulled) {
+            Ok(Work::Job(job)) => Ok(Read::Job(self.opened(pulled, job.into()))),
+            Ok(Work::Broadcast(broadcast)) => Ok(Read::Broadcast(pulled, broadcast.into())),
+            Err(invalid) => Err(Box::pin(self.bury(pulled, &invalid)).await),
+        }
+    }
+
+    fn read(&self, pulled: &Pulled) -> Result<Work, Invalid> {
+        envelope::read(
             pulled.subject(),
             pulled.headers(),
             &pulled.payload(),
             pulled.stored_at,
             &self.region,
-        );
-        match read {
-            Ok(Work::Job(job)) => Ok(Read::Job(self.opened(pulled, job.into()))),
-            Ok(Work::Broadcast(broadcast)) => Ok(Read::Broadcast(pulled, broadcast.into())),
-            Err(invalid) => Err(Box::pin(self.bury(pulled, &invalid)).await),
+        )
+    }
+
+    /// Gives a message back that only a newer version understands. If no newer worker takes it soon, it waits on a schedule
+    /// and comes back from there, until no version would deliver it any more.
+    async fn wait_for_newer(&self, pulled: Pulled) -> Stop {
+        tracing::warn!(subject = %pulled.subject(), "message of a newer version is given back; a newer worker must take it");
+        if pulled.tries < NEWER_TRIES {
+            return Stop::GiveBack(pulled.into(), RETRY_NEWER_AFTER);
         }
+        let now = self.clock.now();
+        let accepted_at = envelope::accepted_at(pulled.headers(), pulled.stored_at).unwrap_or(pulled.stored_at);
+        if now.duration_since(accepted_at).unsigned_abs() > topology::WORK_MAX_AGE {
+            return self
+                .bury(
+                    pulled,
+                    &Invalid::new(version::VERSION, "is newer than any worker of this region"),
+                )
+                .await;
+        }
+        let (work, address) = match self.read(&pulled) {
+            Ok(Work::Job(job)) => (job.id, job.remaining.and_then(|remaining| remaining.first().copied())),
+            Ok(Work::Broadcast(broadcast)) => (broadcast.work(), None),
+            Err(_) => (
+                envelope::unreadable(pulled.sequence, pulled.stored_at, &self.region).0,
+                None,
+            ),
+        };
+        let message = Unread {
+            subject: pulled.subject(),
+            headers: pulled.headers(),
+            payload: pulled.payload(),
+            accepted_at,
+        };
+        let until = now.checked_add(NEWER_RESCHEDULED_AFTER).unwrap_or(now);
+        if let Err(error) = defer::store_unread(&self.js, message, work, address, until).await {
+            tracing::warn!(%error, "message of a newer version could not be scheduled; it is given back");
+            return Stop::GiveBack(pulled.into(), RETRY_JETSTREAM_AFTER);
+        }
+        let app = subject::Lane::parse(pulled.subject()).map_or_else(|_| AppId::unknown(), |lane| lane.app);
+        Stop::Settle(Box::new(Settlement {
+            app,
+            origin: self.region.clone(),
+            receipts: Vec::new(),
+            ticket: Ticket::new(pulled, None, None),
+        }))
     }
 
     pub(super) fn opened(&self, pulled: Pulled, job: Arc<Job>) -> Opened {

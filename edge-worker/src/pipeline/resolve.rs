@@ -12,7 +12,7 @@ use super::{
     context::Pipeline,
     in_flight::ActiveJob,
     interrupted::Clear,
-    settlement::{RETRY_JETSTREAM_AFTER, Step, Stop},
+    settlement::{RETRY_JETSTREAM_AFTER, RETRY_NEWER_AFTER, Step, Stop},
 };
 
 /// A job whose recipient is known and can be reached.
@@ -58,8 +58,15 @@ impl Pipeline {
             return Err(self.drop_duplicate(active));
         }
         let Recipient {
-            addresses, preferences, ..
+            addresses,
+            preferences,
+            is_incomplete: recipient_is_incomplete,
+            ..
         } = recipient;
+        if addresses.is_empty() && recipient_is_incomplete {
+            tracing::warn!(job = %job.id, "addresses of a newer version cannot be read; the job waits for a newer worker");
+            return Err(Stop::GiveBack(active.pulled.into(), RETRY_NEWER_AFTER));
+        }
         if addresses.is_empty() {
             let is_retry = job.remaining.is_some();
             let reason = match (is_retry, known) {

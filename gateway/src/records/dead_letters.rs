@@ -8,10 +8,10 @@ use std::{fmt, str::FromStr, sync::Arc};
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use bytes::Bytes;
 use jiff::Timestamp;
+use serde::Deserialize;
 use shared::{
-    body::Members,
     channel::Channel,
-    id::{AddressId, AppId, JobId, NotificationId, RecipientId, Region},
+    id::{AddressId, AppId, EventId, JobId, NotificationId, RecipientId, Region},
     nats::{
         connect,
         direct::{self, Found},
@@ -23,7 +23,6 @@ use shared::{
         version,
     },
     receipt::{Handled, HandledAs},
-    tolerant,
 };
 
 use super::recorder::Recorder;
@@ -286,6 +285,13 @@ impl DeadLetters {
     }
 }
 
+/// What the body of a letter names; a letter that could not be delivered may have anything else.
+#[derive(Deserialize)]
+struct Named {
+    event_id: Option<EventId>,
+    recipient: Option<RecipientId>,
+}
+
 impl Letter {
     fn read(region: &Region, found: Found) -> Self {
         let header = |name| envelope::header(&found.headers, name);
@@ -295,7 +301,7 @@ impl Letter {
             let subject = lane.notify();
             envelope::open(&subject, &found.headers, &found.payload, found.stored_at, region).ok()
         });
-        let body: Option<Members> = tolerant::read(&found.payload).ok();
+        let body: Option<Named> = serde_json::from_slice(&found.payload).ok();
         Self {
             id: LetterId {
                 region: region.clone(),

@@ -15,6 +15,7 @@ use super::{
     subject::{self, Lane},
 };
 use crate::{
+    id::{AddressId, JobId},
     job::Job,
     receipt::{Receipt, State},
     telemetry::trace::TRACEPARENT,
@@ -96,6 +97,52 @@ impl<'a> Deferral<'a> {
             ..Receipt::new(job.notification, job.id, job.channel(), State::Deferred, at)
         }
     }
+}
+
+/// Lets JetStream bring back at `until` a message that only a newer version understands, as it is. It then neither keeps
+/// its stream from being trimmed nor counts among the messages in flight. `work` is its job, broadcast or slice, and
+/// `address` the address of a retry.
+///
+/// # Errors
+/// When it is not known to be stored. The message must not be acknowledged then.
+pub async fn store_unread(
+    js: &jetstream::Context,
+    message: Unread<'_>,
+    work: JobId,
+    address: Option<AddressId>,
+    until: Timestamp,
+) -> Result<(), NotStored> {
+    let Unread {
+        subject,
+        headers,
+        payload,
+        accepted_at,
+    } = message;
+    let mut scheduled = envelope::kept(headers);
+    scheduled.insert(envelope::ACCEPTED_AT, accepted_at.as_millisecond().to_string());
+    scheduled.insert("Nats-Schedule", format!("@at {until}"));
+    // Fresh work comes back on the lane of retries; all other work on its own.
+    let target = subject.strip_prefix("notify.").map(|lane| format!("due.{lane}"));
+    scheduled.insert("Nats-Schedule-Target", target.unwrap_or_else(|| subject.to_owned()));
+    let waits = address.map_or_else(
+        || subject::schedule_whole(work),
+        |address| subject::schedule(work, address),
+    );
+    publish::store(js, waits, scheduled, payload).await?;
+    Ok(())
+}
+
+/// A message that this version does not understand.
+#[derive(Debug, Clone)]
+pub struct Unread<'a> {
+    /// Its subject.
+    pub subject: &'a str,
+    /// Its headers.
+    pub headers: &'a HeaderMap,
+    /// Its body.
+    pub payload: Bytes,
+    /// When it was accepted, or first stored.
+    pub accepted_at: Timestamp,
 }
 
 #[cfg(test)]

@@ -171,11 +171,7 @@ pub fn read(
     if body.content.channel() != lane.channel {
         return Err(Invalid::new("subject", "must name the channel of the content"));
     }
-    let accepted_at = match optional::<i64>(headers, ACCEPTED_AT)? {
-        // Later than its own storage is a wrong clock; it must not lengthen the life of the notification.
-        Some(ms) => Timestamp::from_millisecond(ms).unwrap_or(stored_at).min(stored_at),
-        None => stored_at,
-    };
+    let accepted_at = accepted_at(headers, stored_at)?;
     let origin = optional(headers, ORIGIN)?.unwrap_or_else(|| here.clone());
     let event = event_id(body.event_id, headers)?;
     let notification = NotificationId::of(&lane.app, &event);
@@ -213,6 +209,18 @@ pub fn read(
             category: body.category,
             content: body.content,
         }),
+    })
+}
+
+/// When a message was accepted, as its header states or, without one, when JetStream stored it.
+///
+/// # Errors
+/// When the header is no number.
+pub fn accepted_at(headers: &HeaderMap, stored_at: Timestamp) -> Result<Timestamp, Invalid> {
+    Ok(match optional::<i64>(headers, ACCEPTED_AT)? {
+        // Later than its own storage is a wrong clock; it must not lengthen the life of the notification.
+        Some(ms) => Timestamp::from_millisecond(ms).unwrap_or(stored_at).min(stored_at),
+        None => stored_at,
     })
 }
 

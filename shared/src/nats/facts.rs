@@ -152,7 +152,10 @@ pub async fn read(
 ) -> Result<Recipient, NotRead> {
     let mut recipient = Recipient::default();
     for (fact, revision) in newest(js, here, home, &subject::facts_of(key)).await? {
-        recipient.learn(fact, revision);
+        match fact {
+            Some(fact) => recipient.learn(fact, revision),
+            None => recipient.is_incomplete = true,
+        }
     }
     Ok(recipient)
 }
@@ -169,19 +172,19 @@ pub async fn topics(
 ) -> Result<BTreeMap<Topic, Membership>, NotRead> {
     let facts = newest(js, here, home, &[subject::topics_of(key)]).await?;
     let topics = facts.into_iter().filter_map(|(fact, _)| match fact {
-        Fact::Topic(topic, membership) => Some((topic, membership)),
-        Fact::Profile(_) | Fact::Address(_) | Fact::Preferences(_) => None,
+        Some(Fact::Topic(topic, membership)) => Some((topic, membership)),
+        Some(Fact::Profile(_) | Fact::Address(_) | Fact::Preferences(_)) | None => None,
     });
     Ok(topics.collect())
 }
 
-/// The facts that `filters` name, each with its revision.
+/// The facts that `filters` name, each with its revision; `None` for an address of a newer version.
 async fn newest(
     js: &jetstream::Context,
     here: &Region,
     home: &Region,
     filters: &[String],
-) -> Result<Vec<(Fact, u64)>, NotRead> {
+) -> Result<Vec<(Option<Fact>, u64)>, NotRead> {
     let found = direct::last_of(js, &Domain::of(home, here), topology::RECIPIENTS, filters)
         .await
         .map_err(|error| match error {
@@ -195,10 +198,11 @@ async fn newest(
         };
         let is_address = matches!(name, FactName::Address(_));
         match Fact::decode(name, &found.payload) {
-            Ok(fact) => facts.push((fact, found.sequence)),
-            // An address more or less may be missed; consent and home may not.
+            Ok(fact) => facts.push((Some(fact), found.sequence)),
+            // A recipient can be reached without one address, but not without consent and home.
             Err(error) if is_address && version::is_unknown(&found.headers) => {
-                tracing::warn!(subject = found.subject, %error, "a fact of a newer version is left out");
+                tracing::warn!(subject = found.subject, %error, "an address of a newer version cannot be read");
+                facts.push((None, found.sequence));
             }
             Err(_) => return Err(NotRead::Unreadable),
         }

@@ -21,9 +21,9 @@ pub fn headers() -> HeaderMap {
     headers
 }
 
-/// The version of a message; `None` if it has none. What cannot be read is newer than all that is known.
+/// The version of a message; `None` if it has none, or one that is no number, which Peal never writes.
 pub fn of(headers: &HeaderMap) -> Option<u32> {
-    header(headers, VERSION).map(|text| text.parse().unwrap_or(u32::MAX))
+    header(headers, VERSION)?.parse().ok()
 }
 
 /// Whether this program does not know the format of a message.

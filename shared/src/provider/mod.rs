@@ -14,6 +14,7 @@ use crate::{
     channel::{Channel, words},
     content::push::Push,
     invalid::Invalid,
+    tolerant,
 };
 
 words!(
@@ -86,6 +87,17 @@ impl Credential {
         };
         credential.check()?;
         Ok(credential)
+    }
+
+    /// Reads the JSON of a credential that was stored, perhaps by a newer version, whose members are ignored.
+    ///
+    /// # Errors
+    /// The first member that breaks a rule.
+    pub(crate) fn read_stored(provider: Provider, json: &[u8]) -> Result<Self, Invalid> {
+        Ok(match provider {
+            Provider::Apns => Self::Apns(tolerant::read(json)?),
+            Provider::Fcm => Self::Fcm(tolerant::read(json)?),
+        })
     }
 
     /// The provider that knows it.
