@@ -95,7 +95,7 @@ impl Quotas {
             loop {
                 for allowance in self.providers.allowances() {
                     if known.insert(allowance.name().to_owned()) {
-                        // What is under way when the process is to finish still needs its leases.
+                        // Jobs in flight when the process is asked to finish still need leases.
                         tokio::spawn(self.clone().serve(allowance));
                     }
                 }

@@ -23,14 +23,15 @@ use crate::{
 pub struct Address {
     /// Derived from the app and the target, so that a token registered twice is one address.
     pub id: AddressId,
-    /// What the address is.
+    /// The token and its provider.
     pub target: Target,
-    /// When the device last registered; a provider's "gone since" removes only what is older.
+    /// When the device last registered. A provider's "gone since" removes the address only if the device has not registered
+    /// again since.
     pub registered_at: Timestamp,
 }
 
 impl Address {
-    /// The address of `app` that is `target`, registered at that time.
+    /// The address of `app` for `target`, registered at that time.
     pub fn new(app: &AppId, target: Target, registered_at: Timestamp) -> Self {
         Self {
             id: AddressId::of(app, target.kind(), target.canonical()),
@@ -39,23 +40,23 @@ impl Address {
         }
     }
 
-    /// The provider that carries notifications to it.
+    /// The provider that delivers to this address.
     pub const fn provider(&self) -> Provider {
         self.target.provider()
     }
 }
 
-/// What an address is. A token belongs to the provider that issued it.
+/// The endpoint that an address stands for. A token belongs to the provider that issued it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Target {
-    /// A token of Apple's.
+    /// A device token of the Apple Push Notification service.
     Apns(apns::Target),
     /// A registration token of Firebase Cloud Messaging.
     Fcm(fcm::Target),
 }
 
 impl Target {
-    /// The provider that carries notifications to it.
+    /// The provider that delivers to this target.
     pub const fn provider(&self) -> Provider {
         match self {
             Self::Apns(_) => Provider::Apns,
@@ -63,12 +64,12 @@ impl Target {
         }
     }
 
-    /// The channel that it is an address of.
+    /// The channel that reaches this target.
     pub const fn channel(&self) -> Channel {
         self.provider().channel()
     }
 
-    /// The word that distinguishes kinds of targets in an address's id. It may never change.
+    /// The word for this kind of target in the hash that makes an address's id. It may never change.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Apns(_) => "apns",
@@ -76,7 +77,7 @@ impl Target {
         }
     }
 
-    /// The one form of what identifies the target, such as the token in lower case.
+    /// The normalised text that identifies the target, such as the token in lower case.
     fn canonical(&self) -> &str {
         match self {
             Self::Apns(target) => target.token.reveal(),
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_id_depends_on_what_the_address_is_and_not_on_how_it_was_written() {
+    fn the_id_depends_on_the_target_and_not_on_its_spelling() {
         let app = "shop".parse().unwrap();
         let of = |target| Address::new(&app, target, Timestamp::UNIX_EPOCH).id;
         let apns =

@@ -17,21 +17,21 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Stored")]
 pub struct App {
-    /// Its name.
+    /// The name of the app, unique in the mesh.
     pub id: AppId,
-    /// The home of recipients that none was registered for.
+    /// The home of recipients that were registered without one.
     pub default_region: Region,
     /// The one region in which its recipients, facts and content are kept; other regions refuse its requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub residency: Option<Region>,
-    /// What to do when it cannot be known whether a notification was sent, by channel; [`Ambiguity::usual`] where none is
-    /// given.
+    /// By channel, what to do when it is unknown whether a notification was sent; [`Ambiguity::usual`] for channels that
+    /// are absent.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ambiguity: BTreeMap<Channel, Ambiguity>,
     /// The webhook that reports dead letters to its developers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alerts: Option<Alerts>,
-    /// Its credentials, sealed.
+    /// The credentials of the app, sealed with the mesh key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub credentials: BTreeMap<Provider, SealedCredential>,
 }
@@ -40,9 +40,9 @@ pub struct App {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Alerts {
-    /// The https URL that they are posted to.
+    /// The https URL that alerts are posted to.
     pub url: String,
-    /// `whsec_` and the key of the signatures in base64.
+    /// The signing key: `whsec_`, then the key in base64.
     pub secret: Sealed,
 }
 
@@ -51,14 +51,14 @@ words!(
     Ambiguity, "ambiguity", {
         /// Send it again under the same id, so that the device shows it once.
         Resend = "resend",
-        /// Leave it to a person: it ends as `unknown`.
+        /// End it as `unknown` and let a person decide.
         Hold = "hold",
     }
 );
 
 impl Ambiguity {
-    /// What is done where the app says nothing: a second push replaces the first on the device, a second text message
-    /// costs and annoys.
+    /// The default for a channel: a second push replaces the first on the device, a second text message costs money and
+    /// annoys.
     pub const fn usual(channel: Channel) -> Self {
         match channel {
             Channel::Sms => Self::Hold,
@@ -68,7 +68,7 @@ impl Ambiguity {
 }
 
 impl App {
-    /// An app with neither credentials nor wishes.
+    /// An app with the default settings and without credentials.
     pub const fn new(id: AppId, default_region: Region) -> Self {
         Self {
             id,
@@ -80,7 +80,7 @@ impl App {
         }
     }
 
-    /// What is done in doubt.
+    /// What to do on `channel` when it is unknown whether a notification was sent.
     pub fn ambiguity(&self, channel: Channel) -> Ambiguity {
         self.ambiguity
             .get(&channel)
@@ -102,7 +102,7 @@ pub enum SealedCredential {
 /// Why a stored credential cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BadCredential {
-    /// It was sealed for another place or under another mesh key.
+    /// It was sealed for another app or provider, or with another mesh key.
     #[error("{0}: {1}")]
     Closed(Provider, SealError),
     /// A member breaks a rule.
@@ -142,10 +142,10 @@ impl App {
         self.credentials.insert(provider, SealedCredential::Whole(sealed));
     }
 
-    /// All its credentials in the clear.
+    /// All credentials of the app, in the clear.
     ///
     /// # Errors
-    /// The first that cannot be used.
+    /// The first credential that cannot be used.
     pub fn credentials(&self, mesh_key: &MeshKey) -> Result<Vec<Credential>, BadCredential> {
         let all = self.credentials.iter();
         all.map(|(provider, sealed)| sealed.open(mesh_key, &self.id, *provider))
@@ -153,7 +153,7 @@ impl App {
     }
 }
 
-/// An app's JSON, with the members in which 0.1 kept credentials.
+/// An app's JSON, with the members in which 0.1 stored credentials.
 #[derive(Deserialize)]
 struct Stored {
     id: AppId,
@@ -164,7 +164,7 @@ struct Stored {
     ambiguity: BTreeMap<Channel, Ambiguity>,
     #[serde(default)]
     alerts: Option<Alerts>,
-    /// By the name of the provider; those of providers that this version does not know stay unused.
+    /// By the name of the provider; credentials for providers that this version does not know are ignored.
     #[serde(default)]
     credentials: BTreeMap<String, SealedCredential>,
     #[serde(default)]

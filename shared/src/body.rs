@@ -18,11 +18,11 @@ use crate::{
 pub struct Body {
     /// The caller's name for what happened. Without it the message's `Nats-Msg-Id` is the event id.
     pub event_id: Option<EventId>,
-    /// Whom it is for.
+    /// The recipient or the topic to be reached.
     pub to: To,
     /// What kind of notification this is, for the recipient's preferences.
     pub category: Option<Category>,
-    /// What it says.
+    /// The content to be delivered.
     pub content: Content,
 }
 
@@ -46,7 +46,7 @@ pub struct Members {
     /// The recipient to be reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipient: Option<RecipientId>,
-    /// Instead of `recipient`: the topic whose members are to be reached, those who live in the region of the subject.
+    /// The topic to be reached, instead of `recipient`: its members who live in the subject's region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<Topic>,
     /// What kind of notification this is, for the recipients' preferences.
@@ -59,7 +59,7 @@ pub struct Members {
 }
 
 impl Body {
-    /// Reads and checks a body that a service may have written: a member that is not known, or not built yet, is an error.
+    /// Reads and checks a body that a service may have written: an unknown or reserved member is an error.
     ///
     /// # Errors
     /// The first member that breaks a rule.
@@ -71,7 +71,7 @@ impl Body {
         Self::of(members, json.len())
     }
 
-    /// Reads and checks a body that a program of Peal wrote, perhaps a newer one: members that are not known are ignored.
+    /// Reads and checks a body that a program of Peal wrote, perhaps a newer one: unknown members are ignored.
     ///
     /// # Errors
     /// The first member that breaks a rule.

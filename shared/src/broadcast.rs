@@ -1,7 +1,7 @@
 //! One notification for all members of a topic.
 //!
-//! A broadcast is one job a region. There it is split into slices, each a range of the members in the order of their keys;
-//! a slice becomes one ordinary job for each member who is found in its range when it is worked on.
+//! A broadcast is one message per region. There it is split into slices, each a range of the members in the order of their
+//! keys. A slice becomes one ordinary job for each member who is in its range when a worker expands it.
 
 use std::{fmt, str::FromStr};
 
@@ -15,10 +15,10 @@ use crate::{
     job::{self, Job},
 };
 
-/// A broadcast on its way, or one slice of it.
+/// A broadcast in one region, or one slice of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Broadcast {
-    /// The id of the broadcast, also if this is a slice of it.
+    /// The id of the broadcast; a slice has the id of its broadcast.
     pub id: JobId,
     /// The notification it belongs to.
     pub notification: NotificationId,
@@ -28,27 +28,27 @@ pub struct Broadcast {
     pub class: Class,
     /// The region that accepted it.
     pub origin: Region,
-    /// When it was accepted. It is not for members who joined later.
+    /// When it was accepted. Members who joined later do not receive it.
     pub accepted_at: Timestamp,
     /// The caller's name for what happened.
     pub event: EventId,
-    /// Which part of the members; `None` if it is still to be split.
+    /// The range of members that this slice covers; `None` if the broadcast is not split yet.
     pub slice: Option<Slice>,
     /// The topic whose members are to be reached.
     pub topic: Topic,
     /// What kind of notification this is, for the recipients' preferences.
     pub category: Option<Category>,
-    /// What it says.
+    /// The content to be delivered.
     pub content: Content,
 }
 
 impl Broadcast {
-    /// The channel it takes.
+    /// The channel of its content.
     pub fn channel(&self) -> Channel {
         self.content.channel()
     }
 
-    /// The id of this message's work: the broadcast's, or the slice's.
+    /// The ledger's key of this message: the id of the broadcast, or of the slice.
     pub fn work(&self) -> JobId {
         self.slice.as_ref().map_or(self.id, |slice| self.id.slice(slice.number))
     }
@@ -58,7 +58,7 @@ impl Broadcast {
         job::is_expired(&self.content, self.accepted_at, now)
     }
 
-    /// The job for one member: the same as if that recipient had been named.
+    /// The job for one member; it has the same id as if the caller had named that recipient.
     pub fn job(&self, recipient: RecipientId) -> Job {
         Job {
             id: JobId::of(&self.app, &self.event, &recipient, self.channel()),
@@ -92,13 +92,13 @@ pub enum Work {
 /// with `*` where there is no bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slice {
-    /// Counted from 0.
+    /// Number of the slice, from 0.
     pub number: u32,
     /// How many slices the broadcast has in this region.
     pub of: u32,
-    /// Members in the range when the broadcast was split.
+    /// How many members were in the range when the broadcast was split.
     pub members: u32,
-    /// The range begins after this key; as keys are written in the bucket of facts.
+    /// The range begins after this key, which is escaped as in the bucket of facts.
     pub after: Option<String>,
     /// The last key of the range.
     pub up_to: Option<String>,
@@ -147,7 +147,7 @@ mod tests {
         }
 
         #[test]
-        fn no_slice_makes_it_panic(text in ".{0,40}") {
+        fn no_text_makes_the_parser_panic(text in ".{0,40}") {
             drop(text.parse::<Slice>());
         }
     }

@@ -9,7 +9,7 @@ use crate::{
     id::{AddressId, AppId, Category, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region},
 };
 
-/// How long after acceptance a first attempt is still made of a notification that is now or never (life 0).
+/// How long after acceptance the first attempt may still begin for a notification that is now or never (life 0).
 const NOW_OR_NEVER_WITHIN: SignedDuration = SignedDuration::from_secs(60);
 
 /// Whether content that was accepted at `accepted_at` is no longer worth a first attempt at `now`.
@@ -25,7 +25,7 @@ fn expires_at(content: &Content, accepted_at: Timestamp) -> Timestamp {
     accepted_at.checked_add(life).unwrap_or(Timestamp::MAX)
 }
 
-/// A job on its way: what the subject, the headers and the body of its message say.
+/// A job, as read from the subject, the headers and the body of its message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     /// The job's id, which is also the key of the ledger.
@@ -42,11 +42,12 @@ pub struct Job {
     pub accepted_at: Timestamp,
     /// Number of the attempt, from 1.
     pub attempt: u32,
-    /// How many attempts before this one do not count, because the job was not to blame or a person asked for more.
+    /// How many earlier attempts do not count towards the limit: they failed for a reason outside the job, or a person
+    /// replayed it.
     pub discounted: u32,
-    /// The addresses that still wait, for a retry; `None` means all of the recipient's.
+    /// For a retry, the addresses that it is for; `None` means all addresses of the recipient.
     pub remaining: Option<Vec<AddressId>>,
-    /// Number of the slice of a broadcast that it came out of.
+    /// Number of the broadcast's slice that this job was expanded from.
     pub slice: Option<u32>,
     /// The caller's name for what happened.
     pub event: EventId,
@@ -54,12 +55,12 @@ pub struct Job {
     pub recipient: RecipientId,
     /// What kind of notification this is, for the recipient's preferences.
     pub category: Option<Category>,
-    /// What it says.
+    /// The content to be delivered.
     pub content: Content,
 }
 
 impl Job {
-    /// The channel it takes.
+    /// The channel of its content.
     pub fn channel(&self) -> Channel {
         self.content.channel()
     }
@@ -91,7 +92,7 @@ impl Job {
         DeliveryId::of(self.id, address)
     }
 
-    /// The body of its message.
+    /// The body of the message that carries this job.
     pub fn body(&self) -> Body {
         Body {
             event_id: Some(self.event.clone()),

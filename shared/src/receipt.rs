@@ -1,4 +1,4 @@
-//! The durable record of what happened.
+//! Receipts: the durable record of what became of every notification.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -15,28 +15,28 @@ use crate::{
 };
 
 words!(
-    /// What became of a delivery.
+    /// The state of a delivery.
     State, "state", {
         /// The provider accepted it. For push that is the most a server can know.
         Delivered = "delivered",
         /// Not sent, by rule: opted out, no address, unknown recipient.
         Suppressed = "suppressed",
-        /// Its time ran out before a provider took it.
+        /// Its time to live ended before a provider accepted it.
         Expired = "expired",
         /// Withdrawn by its sender.
         Cancelled = "cancelled",
         /// The provider refused it for good.
         Rejected = "rejected",
-        /// Attempts used up, or not understood; kept among the dead letters.
+        /// Its attempts are used up, or the provider's answer was not understood; kept among the dead letters.
         Dead = "dead",
-        /// Sent, and whether the provider took it cannot be known; its app asked that it then be left to a person. Kept
-        /// among the dead letters.
+        /// Sent, but it is unknown whether the provider accepted it, and the app lets a person decide then. Kept among the
+        /// dead letters.
         Unknown = "unknown",
         /// Waits for another attempt.
         Parked = "parked",
-        /// About to be sent, by an app that must not send twice: if nothing follows, it is unknown what happened.
+        /// About to be sent, for an app that must not send twice: if no other receipt follows, it is unknown whether it was sent.
         Attempting = "attempting",
-        /// Said of a broadcast and of its slices alone: it became other work, which ends by itself.
+        /// Of broadcasts and slices only: it became slices or jobs, which have final states of their own.
         Expanded = "expanded",
         /// The job waits as a whole until a time, by rule. No attempt was made, and there is no outcome.
         Deferred = "deferred",
@@ -52,12 +52,12 @@ impl State {
         !matches!(self, Self::Parked | Self::Attempting | Self::Deferred)
     }
 
-    /// Whether an attempt, or the job as a whole, came to something. What is only about to happen is no outcome.
+    /// Whether this is the outcome of an attempt or of the job as a whole. An announced attempt is no outcome.
     pub const fn is_outcome(self) -> bool {
         !matches!(self, Self::Attempting | Self::Deferred)
     }
 
-    /// Whether a delivery can end so.
+    /// Whether a delivery can end in this state.
     pub const fn ends_delivery(self) -> bool {
         self.is_final() && !matches!(self, Self::Expanded)
     }
@@ -68,40 +68,40 @@ impl State {
     }
 }
 
-/// What one attempt of one delivery came to. A job that reached no address has one receipt without `address`.
+/// The outcome of one attempt of one delivery. A job that reached no address has one receipt without `address`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Receipt {
-    /// The notification.
+    /// The notification that the delivery belongs to.
     pub notification: NotificationId,
-    /// The job.
+    /// The job that the delivery belongs to; of an expanded broadcast or slice, its own id.
     pub job: JobId,
-    /// The recipient; absent if the message did not say.
+    /// The recipient; absent if the message could not be read, or is for a topic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipient: Option<RecipientId>,
-    /// The way it took.
+    /// The channel of the notification.
     pub channel: Channel,
-    /// The address; absent if none was tried.
+    /// The address that was tried; absent if none was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<AddressId>,
-    /// Who carried it.
+    /// The provider that was asked to deliver it.
     #[serde(default, deserialize_with = "known", skip_serializing_if = "Option::is_none")]
     pub provider: Option<Provider>,
-    /// The region whose worker did it, if that helped the recipient's own.
+    /// The region whose worker made the attempt, if it helped the recipient's home region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub by: Option<Region>,
     /// Which attempt this was, from 1.
     pub attempt: u32,
-    /// What it came to.
+    /// The outcome of this attempt.
     pub state: State,
-    /// Why: a stable word of ours such as `opted_out`, or the provider's own reason such as `Unregistered`.
+    /// The reason: a stable word of Peal's such as `opted_out`, or the provider's own such as `Unregistered`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub reason: Option<Cow<'static, str>>,
-    /// The provider's name for it (FCM's message name; for APNs the `apns-id` is the delivery id).
+    /// The provider's id of the message (FCM's message name; for APNs the `apns-id` is the delivery id).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider_id: Option<String>,
-    /// When.
+    /// When the delivery reached this state.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// How long the provider took to answer, in microseconds.
@@ -111,22 +111,22 @@ pub struct Receipt {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub next_at: Option<Timestamp>,
-    /// How old what was known of consent was, in seconds, if older than the class may bear.
+    /// The age in seconds of the preferences that the worker applied, if they were older than the class permits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_s: Option<u32>,
-    /// The trace it is part of, if that was sampled: 32 hexadecimal digits.
+    /// The id of its trace, if that was sampled: 32 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
-    /// Number of the slice of a broadcast that the job came out of.
+    /// Number of the broadcast's slice that the job was expanded from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slice: Option<u32>,
-    /// What a broadcast or a slice became; then the job is that, and there is no recipient.
+    /// What a broadcast or a slice became. `job` is then the id of the broadcast or slice, and there is no recipient.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expanded: Option<Box<Expanded>>,
 }
 
 impl Receipt {
-    /// That a first attempt came to `state` at that time; nothing else is said.
+    /// The receipt of a first attempt that ended in `state` at that time; all optional members are absent.
     pub const fn new(notification: NotificationId, job: JobId, channel: Channel, state: State, at: Timestamp) -> Self {
         Self {
             notification,
@@ -155,9 +155,9 @@ impl Receipt {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum Expanded {
-    /// A slice, all of whose jobs are settled.
+    /// The jobs of a slice, all of them settled.
     Jobs(ExpandedSlice),
-    /// A broadcast, in one region.
+    /// The slices of a broadcast in one region.
     Slices(Split),
 }
 
@@ -174,7 +174,7 @@ impl Expanded {
 /// What a broadcast was split into, in one region.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Split {
-    /// How many slices.
+    /// How many slices it was split into.
     pub slices: u32,
     /// How many members they have together.
     pub members: u64,
@@ -186,41 +186,41 @@ pub struct Split {
 /// What a slice became.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExpandedSlice {
-    /// The broadcast.
+    /// The broadcast that the slice belongs to.
     pub broadcast: JobId,
-    /// Which slice, counted from 0.
+    /// Number of the slice, from 0.
     pub number: u32,
     /// How many slices the broadcast has in this region.
     pub of: u32,
     /// Members that became jobs, which have receipts of their own.
     pub jobs: u32,
-    /// What the first attempts at the deliveries of these jobs came to.
+    /// The outcomes of the first attempts at the deliveries of these jobs, by state.
     pub by_state: BTreeMap<State, u32>,
-    /// Members that the broadcast's withdrawal spared; they have no receipts.
+    /// Members who are not sent to because the broadcast was withdrawn; they have no receipts.
     pub cancelled: u32,
-    /// Members whose jobs were sent on to where they moved, or are told of there.
+    /// Members who moved: their jobs were forwarded to their new home, or have their receipts there.
     pub forwarded: u32,
     /// When the broadcast was accepted.
     #[schema(value_type = String, format = DateTime)]
     pub accepted_at: Timestamp,
 }
 
-/// That a gateway accepted a notification.
+/// The record that a gateway accepted a notification.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Accepted {
-    /// The notification.
+    /// The notification that was accepted.
     pub notification: NotificationId,
-    /// The caller's name for it.
+    /// The caller's name for the event.
     pub event_id: EventId,
-    /// How many jobs it became: one a recipient, or, if it is a broadcast, one a region.
+    /// How many jobs it became: one per recipient, or, for a broadcast, one per region.
     pub jobs: u32,
-    /// The topic that is addressed, if it is a broadcast.
+    /// The topic to be reached, if it is a broadcast.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<Topic>,
-    /// When.
+    /// When the gateway accepted it.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
-    /// The trace it is part of, if that was sampled.
+    /// The id of its trace, if that was sampled: 32 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
 }
@@ -228,46 +228,46 @@ pub struct Accepted {
 words!(
     /// What a person did with a dead letter.
     HandledAs, "handled_as", {
-        /// Another attempt is made.
+        /// The delivery was given another attempt.
         Replayed = "replayed",
-        /// It was given up for good.
+        /// The delivery was discarded.
         Deleted = "deleted",
     }
 );
 
-/// That a person dealt with a dead letter, which is gone since.
+/// The record that a person replayed or deleted a dead letter, which is no longer stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Handled {
-    /// The letter: its region and its place there.
+    /// The id of the letter: its region and its sequence there.
     pub letter: String,
-    /// What was done.
+    /// What the person did.
     pub handled_as: HandledAs,
     /// The notification; absent if the message could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notification: Option<NotificationId>,
-    /// The job.
+    /// The job; absent if the message could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobId>,
-    /// The address.
+    /// The address; absent if the letter is for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<AddressId>,
     /// The attempt after which it died.
     pub attempt: u32,
-    /// When.
+    /// When the person did it.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
 }
 
-/// One message of the receipts stream: many records at once, because one message each would cost more than the delivery.
+/// One message of the receipts stream: many records at once, because one message per record would cost more than the delivery.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Batch {
-    /// The tenant of all of them.
+    /// The app of all records.
     pub app: AppId,
-    /// Where it happened.
+    /// The region whose process wrote the batch.
     pub region: Region,
-    /// Where the notifications were accepted.
+    /// The region that accepted the notifications.
     pub origin: Region,
-    /// The process that writes.
+    /// The process that wrote the batch.
     pub writer: String,
     /// Notifications accepted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -275,7 +275,7 @@ pub struct Batch {
     /// Deliveries that changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub receipts: Vec<Receipt>,
-    /// Dead letters that people dealt with.
+    /// Dead letters that people replayed or deleted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub handled: Vec<Handled>,
 }

@@ -1,4 +1,4 @@
-//! Who is to be reached, how, and what they agreed to.
+//! Recipients: their addresses, preferences and topics.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::{
     tolerant,
 };
 
-/// What is known of a recipient besides addresses and preferences.
+/// The home, the language and the time zone of a recipient.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Profile {
     /// The region whose workers deliver to this recipient.
@@ -25,12 +25,12 @@ pub struct Profile {
     /// IANA time zone, such as `Europe/Zurich`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
-    /// When this was last written.
+    /// When the profile was last written.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
 }
 
-/// What a recipient agreed to. Absent means agreed.
+/// What a recipient agreed to receive. Absent means agreed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Preferences {
@@ -55,39 +55,39 @@ impl Preferences {
     }
 }
 
-/// That a recipient is a member of a topic.
+/// Membership of a recipient in a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Membership {
-    /// Since when. A broadcast is for those who were members when it was accepted.
+    /// When the recipient joined. A broadcast reaches only those who were members when it was accepted.
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
-    /// From when on its home sends it broadcasts, if it moved there: those accepted before are the former home's to send.
+    /// When the recipient moved to this home, if it did; the former home sends the broadcasts that were accepted before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub moved: Option<Timestamp>,
 }
 
 impl Membership {
-    /// The first moment at which a broadcast can be accepted that this home sends to the recipient.
+    /// This home sends the recipient the broadcasts that were accepted at this time or later.
     pub fn begins(&self) -> Timestamp {
         self.moved.map_or(self.since, |moved| moved.max(self.since))
     }
 }
 
-/// One thing that is known of a recipient. Each is stored under a key of its own and replaced whole.
+/// One fact about a recipient. Each is stored under a key of its own and replaced whole.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fact {
     /// Home region, language, time zone.
     Profile(Profile),
     /// One address.
     Address(Address),
-    /// Consent.
+    /// Opt-outs by channel and category.
     Preferences(Preferences),
-    /// Membership of one topic.
+    /// Membership in one topic.
     Topic(Topic, Membership),
 }
 
-/// Which fact of a recipient.
+/// The name of a fact, unique for its recipient.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum FactName {
     /// The profile.
@@ -96,7 +96,7 @@ pub enum FactName {
     Address(AddressId),
     /// The preferences.
     Preferences,
-    /// The membership of this topic.
+    /// The membership in this topic.
     Topic(Topic),
 }
 
@@ -111,7 +111,7 @@ impl Fact {
         }
     }
 
-    /// As JSON, the form in which facts are stored.
+    /// The JSON in which the fact is stored.
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Profile(profile) => serde_json::to_vec(profile),
@@ -136,15 +136,15 @@ impl Fact {
     }
 }
 
-/// Everything that is known of one recipient, but for its topics.
+/// All facts about one recipient except its topics.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Recipient {
-    /// `None` if never registered.
+    /// `None` if the recipient was never registered.
     pub profile: Option<Profile>,
-    /// In no particular order, each with its revision: the sequence of its fact in the bucket, for removing it only if
-    /// it was not written again.
+    /// In no particular order, each with its revision: the sequence of its fact in the bucket. An address is removed only
+    /// if its revision is still the same.
     pub addresses: Vec<(Address, u64)>,
-    /// Default: everything agreed.
+    /// Opt-outs; by default none.
     pub preferences: Preferences,
     /// Whether there are addresses of a newer version, which cannot be read here.
     pub is_incomplete: bool,
@@ -157,12 +157,12 @@ impl Recipient {
             Fact::Profile(profile) => self.profile = Some(profile),
             Fact::Address(address) => self.addresses.push((address, revision)),
             Fact::Preferences(preferences) => self.preferences = preferences,
-            // There may be very many; whoever wants them asks for them.
+            // A recipient may have many topics; `nats::facts::topics` reads them.
             Fact::Topic(..) => {}
         }
     }
 
-    /// Where the recipient lives now, if it lived in `here` and moved: the profile stays and says so.
+    /// The region where the recipient lives now, if it moved away from `here`: the profile stays here and names the new home.
     pub fn moved_to(&self, here: &Region) -> Option<&Region> {
         let home = &self.profile.as_ref()?.home;
         (home != here).then_some(home)
@@ -174,12 +174,12 @@ impl Recipient {
     }
 }
 
-/// A recipient of an app: the key under which facts are kept.
+/// A recipient of an app: the key under which its facts are stored.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RecipientKey {
-    /// The tenant.
+    /// The app that the recipient belongs to.
     pub app: AppId,
-    /// The recipient.
+    /// The recipient, unique in its app.
     pub recipient: RecipientId,
 }
 

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// A first attempt at `push` for the recipient `ann`, accepted in `eu`.
+/// A job at its first attempt, with `push` for the recipient `ann`, accepted in `eu`.
 ///
 /// # Panics
 /// If `event` is not an event id.
@@ -40,7 +40,7 @@ pub fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job 
     }
 }
 
-/// The address of a device, in the production environment if it is one of Apple's, registered in 1970.
+/// The address of a device, registered in 1970; for APNs, in the production environment.
 ///
 /// # Panics
 /// If `token` is not a token of `provider`.

@@ -1,20 +1,19 @@
 //! Reading JSON that another version of Peal may have written.
 //!
-//! Types refuse members that they do not know, so that a caller's typing error is found. What Peal itself stored or sent
-//! may have members of a newer version; they are dropped and the rest is read again, which costs nothing where there are
-//! none.
+//! Types refuse unknown members, so that a caller's typing error is found. JSON that Peal itself stored or sent may have
+//! members of a newer version: they are dropped and the rest is read again, which costs nothing if there are none.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::invalid::Invalid;
 
-/// Reads `json` and refuses members that are not known.
+/// Reads `json` and refuses unknown members.
 ///
 /// # Errors
 /// The first member that breaks a rule.
 pub fn strictly<T: DeserializeOwned>(json: &[u8]) -> Result<T, Invalid> {
-    // Only what fails is read with the path to the failure: keeping track of it costs as much as reading.
+    // Only JSON that fails is read again with the path to the failure: tracking the path costs as much as reading.
     if let Ok(value) = serde_json::from_slice(json) {
         return Ok(value);
     }
@@ -54,7 +53,7 @@ pub fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Invalid> {
     }
 }
 
-/// Removes the member that `error` calls unknown. `false` if it complains of something else.
+/// Removes the member that `error` calls unknown. `false` if it is another error.
 fn remove_unknown(document: &mut Value, error: &serde_path_to_error::Error<serde_json::Error>) -> bool {
     use serde_path_to_error::Segment;
 

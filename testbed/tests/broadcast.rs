@@ -19,8 +19,8 @@ use testbed::{
 };
 use tokio::time::{Instant, sleep};
 
-/// Longer than anything takes that goes well, on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// Longer than any successful step takes on a busy machine.
+const TIMEOUT: Duration = Duration::from_mins(2);
 
 const IN_FLIGHT: usize = 128;
 
@@ -37,7 +37,7 @@ fn plan() -> Plan {
     }
 }
 
-/// Starts a mesh in which so many members of `news`, each with one device, live in each region.
+/// Starts a mesh in which `members` members of `news`, each with one device, live in each region.
 async fn start(plan: Plan, members: usize) -> Peal {
     let peal = Peal::start(plan).await.unwrap();
     let everybody = peal.regions.iter().enumerate().flat_map(|(number, region)| {
@@ -78,12 +78,12 @@ async fn broadcast(peal: &Peal, event: &str) -> String {
     format!("/v1/notifications/{}", answer["notification_id"].as_str().unwrap())
 }
 
-/// The status of a notification once `is_it` says so.
-async fn status(peal: &Peal, path: &str, is_it: impl Fn(&Value) -> bool) -> Value {
-    let deadline = Instant::now() + PATIENCE;
+/// Waits until the status of a notification is `expected`, and returns it.
+async fn status(peal: &Peal, path: &str, expected: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let (_, status) = peal.ask("GET", "eu", path, None).await.unwrap();
-        if is_it(&status) {
+        if expected(&status) {
             return status;
         }
         assert!(Instant::now() < deadline, "{status}\n{}", peal.complaints());
@@ -99,8 +99,8 @@ fn by_state(status: &Value) -> BTreeMap<String, u64> {
     serde_json::from_value(status["broadcast"]["by_state"].clone()).unwrap()
 }
 
-/// Makes every push take so long that a broadcast is not done before a test has done something to it.
-fn slow(peal: &Peal) {
+/// Delays every answer of APNs, so that a broadcast is still in progress while a test interferes with it.
+fn slow_down(peal: &Peal) {
     let rule = Rule::always()
         .delay(Duration::from_millis(200))
         .answer(Answer::accept());
@@ -108,7 +108,7 @@ fn slow(peal: &Peal) {
 }
 
 async fn until_delivered(peal: &Peal, pushes: u64) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while peal.simulators.apns.stats().delivered < pushes {
         assert!(Instant::now() < deadline, "{}", peal.complaints());
         sleep(Duration::from_millis(5)).await;
@@ -131,8 +131,8 @@ async fn sent_to_others(peal: &Peal, region: &str) -> usize {
     jobs
 }
 
-/// Whether eu has receipts of members of us.
-async fn have_travelled(peal: &Peal) -> bool {
+/// Whether eu has copies of the receipts of members in us.
+async fn have_receipts_left_us(peal: &Peal) -> bool {
     let js = connect::jetstream(peal.connect("eu").await.unwrap());
     let filter = subject::receipt_origin_filter(&"us".parse().unwrap(), &"eu".parse().unwrap());
     let mut batches: Vec<Batch> = Vec::new();
@@ -147,7 +147,7 @@ async fn have_travelled(peal: &Peal) -> bool {
 }
 
 async fn assert_settled(peal: &Peal, accepted: usize) {
-    let audit = Audit::read_settled(peal, PATIENCE).await.unwrap();
+    let audit = Audit::read_settled(peal, TIMEOUT).await.unwrap();
     let equation = audit.equation();
     assert!(
         equation.is_settled(),
@@ -159,14 +159,15 @@ async fn assert_settled(peal: &Peal, accepted: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn members_of_all_regions_are_reached_once_if_they_agree() {
+async fn members_in_all_regions_are_reached_once_unless_they_opted_out() {
     let peal = start(plan(), MEMBERS).await;
-    // Two devices; no device; refuses; a device that is gone; a device that answers at the second attempt; left.
+    // The members who differ: two devices; no device; opted out; a device that is gone; a device that is reached at the second
+    // attempt; one who left the topic.
     peal.register("eu-0", "eu", &[("fcm", "fcm:second")]).await.unwrap();
     peal.register("us-none", "us", &[]).await.unwrap();
     join(&peal, "us", "us-none").await;
-    let refusal = json!({ "channels": { "push": false } });
-    peal.expect("PUT", "us", "/v1/recipients/us-1000001/preferences", Some(&refusal))
+    let opt_out = json!({ "channels": { "push": false } });
+    peal.expect("PUT", "us", "/v1/recipients/us-1000001/preferences", Some(&opt_out))
         .await
         .unwrap();
     let gone = Answer::reason("Unregistered").timestamp_ms(1000 * (now_s() + 1));
@@ -184,7 +185,7 @@ async fn members_of_all_regions_are_reached_once_if_they_agree() {
     peal.expect("DELETE", "eu", "/v1/recipients/eu-4/topics/news", None)
         .await
         .unwrap();
-    // Whoever says again what was said before stays a member, and so does who moves.
+    // A member who joins again stays a member, and so does one who moves.
     join(&peal, "eu", "eu-5").await;
     peal.expect("PUT", "eu", "/v1/recipients/eu-6", Some(&json!({ "home": "us" })))
         .await
@@ -194,12 +195,12 @@ async fn members_of_all_regions_are_reached_once_if_they_agree() {
         .await
         .unwrap();
     assert_eq!(topics["topics"][0]["topic"], "news", "{topics}");
-    // What is accepted sooner after a move is still the former home's to send.
+    // The former home sends the broadcasts that are accepted within seconds after a move.
     sleep(Duration::from_secs(5)).await;
 
     let before = sent_to_others(&peal, "eu").await;
     let path = broadcast(&peal, "first").await;
-    // Became a member later.
+    // Joined after the broadcast was accepted.
     peal.register("late", "eu", &[("apns", &token(9_000_000))])
         .await
         .unwrap();
@@ -226,13 +227,16 @@ async fn members_of_all_regions_are_reached_once_if_they_agree() {
     assert_eq!(peal.simulators.apns.stats().delivered, delivered);
     assert_eq!(peal.simulators.fcm.stats().delivered, 1);
 
-    assert!(!have_travelled(&peal).await, "receipts of members stay where they are");
+    assert!(
+        !have_receipts_left_us(&peal).await,
+        "receipts of members stay in their region"
+    );
 
-    // The same event again is nothing new.
+    // The same event again is not sent again.
     broadcast(&peal, "first").await;
     assert_settled(&peal, 2 * MEMBERS).await;
     assert_eq!(peal.simulators.apns.stats().delivered, delivered);
-    // And a service may publish as well.
+    // A service may publish a broadcast too.
     let client = peal.connect_as_service("us").await.unwrap();
     let body = json!({ "event_id": "by-nats", "topic": "news", "push": { "title": "Hi" } });
     let subject = format!("notify.push.us.normal.{APP}");
@@ -243,7 +247,7 @@ async fn members_of_all_regions_are_reached_once_if_they_agree() {
         .unwrap();
     let id = NotificationId::of(&APP.parse().unwrap(), &"by-nats".parse().unwrap());
     let path = format!("/v1/notifications/{id}");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while peal.ask("GET", "us", &path, None).await.unwrap().1["done"] != MEMBERS as u64 + 2 {
         assert!(Instant::now() < deadline, "{}", peal.complaints());
         sleep(Duration::from_millis(50)).await;
@@ -253,7 +257,7 @@ async fn members_of_all_regions_are_reached_once_if_they_agree() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_lost_when_a_worker_is_killed_half_way() {
+async fn nobody_is_lost_when_a_worker_is_killed_halfway() {
     let mut peal = start(plan(), MEMBERS).await;
     let program = peal.program();
     let path = broadcast(&peal, "killed").await;
@@ -273,39 +277,42 @@ async fn nobody_is_lost_when_a_worker_is_killed_half_way() {
         2 * MEMBERS as u64,
         "distinct pushes"
     );
-    // A quarter in each of both regions: half of bulk's share.
-    let most = 2 * IN_FLIGHT as u64 / 4;
+    // A quarter of `in_flight` in each of the two regions: half of bulk's share.
+    let max_in_flight = 2 * IN_FLIGHT as u64 / 4;
     assert!(
-        stats.duplicates <= most,
-        "{} doubled, {most} were in flight",
+        stats.duplicates <= max_in_flight,
+        "{} sent twice, {max_in_flight} were in flight",
         stats.duplicates
     );
-    eprintln!("doubled {}", stats.duplicates);
+    eprintln!("sent twice: {}", stats.duplicates);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_moves_half_way_is_sent_it_once() {
+async fn a_member_who_moves_halfway_is_sent_the_broadcast_once() {
     let peal = start(plan(), MEMBERS).await;
     let mut here: Vec<_> = (0..MEMBERS).map(|number| format!("eu-{number}")).collect();
     here.sort();
-    // Of the first slice, and not read yet when the first are sent to.
-    let goes = &here[990];
-    // Sorts behind it in eu, and is among the first in us.
-    let comes = format!("{goes}-us");
-    peal.register(&comes, "us", &[("apns", &token(2_000_000))])
+    // In the first slice, and not read yet when its first members are sent to.
+    let leaves_eu = &here[990];
+    // Sorts after it in eu, and is among the first in us.
+    let leaves_us = format!("{leaves_eu}-us");
+    peal.register(&leaves_us, "us", &[("apns", &token(2_000_000))])
         .await
         .unwrap();
-    join(&peal, "us", &comes).await;
-    slow(&peal);
+    join(&peal, "us", &leaves_us).await;
+    slow_down(&peal);
     let path = broadcast(&peal, "moving").await;
     until_delivered(&peal, 150).await;
-    for (recipient, from, to) in [(goes, "eu", "us"), (&comes, "us", "eu")] {
+    for (recipient, from, to) in [(leaves_eu, "eu", "us"), (&leaves_us, "us", "eu")] {
         let home = json!({ "home": to });
         let path = format!("/v1/recipients/{recipient}");
         let moved = peal.expect("PUT", from, &path, Some(&home)).await.unwrap();
         assert_eq!(moved["home"], to);
     }
-    assert!(peal.simulators.apns.stats().delivered < 1800, "too late");
+    assert!(
+        peal.simulators.apns.stats().delivered < 1800,
+        "the broadcast was nearly done before the members moved"
+    );
     let done = status(&peal, &path, is_done).await;
     assert_settled(&peal, 2 * MEMBERS + 1).await;
     let stats = peal.simulators.apns.stats();
@@ -317,9 +324,9 @@ async fn who_moves_half_way_is_sent_it_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broadcast_is_withdrawn_half_way() {
+async fn a_broadcast_is_withdrawn_halfway() {
     let peal = start(plan(), MEMBERS).await;
-    slow(&peal);
+    slow_down(&peal);
     let path = broadcast(&peal, "withdrawn").await;
     until_delivered(&peal, 200).await;
     for _again in 0..2 {
@@ -328,10 +335,13 @@ async fn a_broadcast_is_withdrawn_half_way() {
     }
     let done = status(&peal, &path, is_done).await;
     assert_eq!(done["jobs"], 2 * MEMBERS as u64);
-    let ends = by_state(&done);
-    assert_eq!(ends.values().sum::<u64>(), 2 * MEMBERS as u64, "{ends:?}");
-    assert!(ends["cancelled"] > 0 && ends["delivered"] >= 200, "{ends:?}");
-    assert_eq!(peal.simulators.apns.stats().delivered, ends["delivered"]);
+    let by_state = by_state(&done);
+    assert_eq!(by_state.values().sum::<u64>(), 2 * MEMBERS as u64, "{by_state:?}");
+    assert!(
+        by_state["cancelled"] > 0 && by_state["delivered"] >= 200,
+        "{by_state:?}"
+    );
+    assert_eq!(peal.simulators.apns.stats().delivered, by_state["delivered"]);
     assert_settled(&peal, 2 * MEMBERS).await;
     let nothing = format!("/v1/notifications/{}", uuid::Uuid::nil());
     assert_eq!(peal.ask("DELETE", "eu", &nothing, None).await.unwrap().0, 404);
@@ -340,7 +350,7 @@ async fn a_broadcast_is_withdrawn_half_way() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_slice_is_named() {
     let mut peal = start(plan(), MEMBERS).await;
-    slow(&peal);
+    slow_down(&peal);
     broadcast(&peal, "lost").await;
     until_delivered(&peal, 100).await;
     peal.region_mut("eu").workers[0].process.kill().await.unwrap();

@@ -1,4 +1,4 @@
-//! `peal` against a real mesh: what it says when all is well, and when it is not.
+//! `peal` against a real mesh: what it reports when all is well, and when it is not.
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 
@@ -33,8 +33,8 @@ use tokio::{
     time::timeout,
 };
 
-/// Longer than anything takes on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Longer than any successful step takes on a busy machine.
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_testbed");
 
@@ -74,12 +74,12 @@ fn program(peal: &Peal, arguments: &[&str]) -> Command {
 }
 
 async fn run(mut command: Command) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = timeout(PATIENCE, command.output()).await.unwrap().unwrap();
+    let Output { status, stdout, stderr } = timeout(TIMEOUT, command.output()).await.unwrap().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (status.code().unwrap(), text(stdout), text(stderr))
 }
 
-/// What `peal verify --json` says, and its exit code.
+/// Runs `peal verify --json`. Returns its exit code and its output.
 async fn verify(peal: &Peal) -> (i32, Value) {
     let (code, out, err) = run(program(peal, &["verify", "--json"])).await;
     assert!(code < 2, "{err}");
@@ -94,8 +94,8 @@ async fn send(peal: &Peal, event: &str, recipient: &str) -> String {
     out.trim().to_owned()
 }
 
-fn breaks(said: &Value) -> HashMap<&str, &Value> {
-    let broken = said["report"]["broken"].as_array().unwrap();
+fn breaks(output: &Value) -> HashMap<&str, &Value> {
+    let broken = output["report"]["broken"].as_array().unwrap();
     broken
         .iter()
         .map(|broken| (broken["how"].as_str().unwrap(), broken))
@@ -103,7 +103,7 @@ fn breaks(said: &Value) -> HashMap<&str, &Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_equation_holds_over_two_regions_and_everything_sees_the_traffic() {
+async fn the_equation_holds_over_two_regions_and_every_command_shows_the_traffic() {
     let peal = start(&["eu", "us"], "").await;
     peal.register("bob", "us", &[("apns", "bbbb")]).await.unwrap();
     peal.wait_known("eu", "bob").await.unwrap();
@@ -113,7 +113,7 @@ async fn the_equation_holds_over_two_regions_and_everything_sees_the_traffic() {
         .unwrap();
     let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
 
-    // It says by its first receipt that it follows; sent until then.
+    // The first receipt shows that `tail` follows the stream; notifications are sent until then.
     let mut number = 0;
     let first = loop {
         number += 1;
@@ -143,17 +143,17 @@ async fn the_equation_holds_over_two_regions_and_everything_sees_the_traffic() {
         "{err}"
     );
 
-    let (code, said) = verify(&peal).await;
-    assert_eq!(code, 0, "{said:#}");
-    let rows = said["report"]["rows"].as_array().unwrap();
+    let (code, output) = verify(&peal).await;
+    assert_eq!(code, 0, "{output:#}");
+    let rows = output["report"]["rows"].as_array().unwrap();
     let sum = |member: &str| rows.iter().filter_map(|row| row[member].as_u64()).sum::<u64>();
-    assert_eq!((sum("accepted"), sum("in_flight")), (number + 3, 0), "{said:#}");
+    assert_eq!((sum("accepted"), sum("in_flight")), (number + 3, 0), "{output:#}");
     assert_eq!(
         (sum("deliveries"), sum("delivered"), sum("suppressed")),
         (2 * number + 4, 2 * number + 3, 1)
     );
 
-    // One region alone knows from its copies of receipts what became of what it sent elsewhere.
+    // One region alone knows from its copies of receipts what became of the notifications that it sent to others.
     for regions in [
         &["--region", "eu"][..],
         &["--region", "us"],
@@ -187,21 +187,21 @@ async fn the_equation_holds_over_two_regions_and_everything_sees_the_traffic() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_lost_contradicted_or_alone_is_named() {
+async fn every_break_of_the_equation_is_named() {
     let mut peal = start(&["eu"], "max_attempts = 1").await;
     let eu: Region = "eu".parse().unwrap();
     let js = connect::jetstream(peal.connect("eu").await.unwrap());
     send(&peal, "fine", "ann").await;
-    assert!(peal.simulators.apns.log().wait_delivered(1, PATIENCE).await);
+    assert!(peal.simulators.apns.log().wait_delivered(1, TIMEOUT).await);
 
     // A job is removed before a worker takes it.
     let worker = &mut peal.region_mut("eu").workers[0];
     worker.process.terminate(Duration::from_secs(20)).await.unwrap();
     let lost = send(&peal, "lost", "ann").await;
     let notify = js.get_stream(topology::NOTIFY).await.unwrap();
-    let (code, said) = verify(&peal).await;
-    assert_eq!(code, 0, "{said:#}");
-    assert_eq!(said["report"]["in_flight"]["lanes"], 1, "{said:#}");
+    let (code, output) = verify(&peal).await;
+    assert_eq!(code, 0, "{output:#}");
+    assert_eq!(output["report"]["in_flight"]["lanes"], 1, "{output:#}");
     let newest = notify.cached_info().state.last_sequence;
     assert!(notify.delete_message(newest).await.unwrap());
     let vanished = wait_for(&peal, "vanished").await;
@@ -214,7 +214,7 @@ async fn what_is_lost_contradicted_or_alone_is_named() {
     assert!(out.contains(&lost) && out.contains("1 lost"), "{out}");
     eprintln!("{out}");
 
-    // A second final receipt for what was delivered, and a receipt of what nobody asked for.
+    // A second final receipt of a delivery, and a receipt of a notification that was never accepted.
     let receipts = js.get_stream(topology::RECEIPTS).await.unwrap();
     let mut batch = first_receipts(&receipts).await;
     let delivered = batch.receipts[0].job;
@@ -225,17 +225,17 @@ async fn what_is_lost_contradicted_or_alone_is_named() {
     store(&js, &eu, &batch).await;
     let contradicted = wait_for(&peal, "contradicted").await;
     assert_eq!(contradicted["named"][0]["id"], json!(delivered));
-    // The removed message might have been theirs.
-    let (_, said) = verify(&peal).await;
-    assert!(!breaks(&said).contains_key("never_accepted"), "{said:#}");
+    // The removed message might have been the one that they belong to.
+    let (_, output) = verify(&peal).await;
+    assert!(!breaks(&output).contains_key("never_accepted"), "{output:#}");
     batch.receipts[0].job.0 = uuid::Uuid::from_u128(9);
     batch.receipts[0].notification.0 = uuid::Uuid::from_u128(10);
     store(&js, &eu, &batch).await;
     assert_eq!(wait_for(&peal, "never_accepted").await["count"], 2);
 
-    // A dead letter with its receipt is as it should be; either without the other is not.
-    let (code, said) = verify(&peal).await;
-    assert_eq!((code, breaks(&said).contains_key("letter_alone")), (1, false));
+    // A dead letter with its receipt is correct; either without the other is a break.
+    let (code, output) = verify(&peal).await;
+    assert_eq!((code, breaks(&output).contains_key("letter_alone")), (1, false));
     let refused = Answer {
         reason: Some("InternalServerError".into()),
         ..Answer::default()
@@ -252,11 +252,11 @@ async fn what_is_lost_contradicted_or_alone_is_named() {
     let (code, out, err) = run(program(&peal, &["send", "--to", "ann", "--title", "Hi", "--wait"])).await;
     assert_eq!(code, 1, "{out}{err}");
     assert!(out.contains("dead"), "{out}");
-    let (_, said) = verify(&peal).await;
-    let found = breaks(&said);
+    let (_, output) = verify(&peal).await;
+    let found = breaks(&output);
     assert!(
         !found.contains_key("letter_alone") && !found.contains_key("letter_missing"),
-        "{said:#}"
+        "{output:#}"
     );
     batch.receipts[0].job.0 = uuid::Uuid::from_u128(11);
     batch.receipts[0].state = shared::receipt::State::Dead;
@@ -277,18 +277,20 @@ async fn what_is_lost_contradicted_or_alone_is_named() {
     assert_eq!((code, out.as_str()), (2, ""), "{err}");
 }
 
-/// Asks until the equation is broken in that way.
+/// Verifies until the equation is broken in that way.
 async fn wait_for(peal: &Peal, how: &str) -> Value {
-    let asked = async {
+    let verified = async {
         loop {
-            let (code, said) = verify(peal).await;
-            if let Some(broken) = breaks(&said).get(how) {
+            let (code, output) = verify(peal).await;
+            if let Some(broken) = breaks(&output).get(how) {
                 assert_eq!(code, 1);
                 return (*broken).clone();
             }
         }
     };
-    timeout(PATIENCE, asked).await.unwrap_or_else(|_| panic!("never {how}"))
+    timeout(TIMEOUT, verified)
+        .await
+        .unwrap_or_else(|_| panic!("never {how}"))
 }
 
 async fn first_receipts(stream: &async_nats::jetstream::stream::Stream) -> Batch {
@@ -311,16 +313,22 @@ async fn store(js: &async_nats::jetstream::Context, region: &Region, batch: &Bat
         .unwrap();
 }
 
-/// What a made-up gateway was asked.
-type Asked = Arc<Mutex<Vec<(Method, String, Value)>>>;
+/// The requests that a simulated gateway received.
+type Requests = Arc<Mutex<Vec<(Method, String, Value)>>>;
 
-async fn letters(State(asked): State<Asked>, method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+async fn letters(
+    State(requests): State<Requests>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     assert_eq!(headers["authorization"], "Bearer peal_test_key");
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let times = {
-        let mut asked = asked.lock().unwrap();
-        asked.push((method.clone(), uri.to_string(), body));
-        asked
+        let mut requests = requests.lock().unwrap();
+        requests.push((method.clone(), uri.to_string(), body));
+        requests
             .iter()
             .filter(|(_, path, _)| path == "/v1/dead-letters/replay")
             .count()
@@ -356,10 +364,10 @@ async fn letters(State(asked): State<Asked>, method: Method, uri: Uri, headers: 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_are_listed_shown_replayed_and_deleted() {
-    let asked = Asked::default();
+    let requests = Requests::default();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let served = Router::new().fallback(letters).with_state(Arc::clone(&asked));
+    let served = Router::new().fallback(letters).with_state(Arc::clone(&requests));
     tokio::spawn(async move { axum::serve(listener, served).await });
     let dead = async |arguments: &[&str]| {
         let mut command = Command::new(PROGRAM);
@@ -404,19 +412,19 @@ async fn dead_letters_are_listed_shown_replayed_and_deleted() {
         &["replay", "17", "--reason", "attempts"],
         &["show", "../x"],
     ] {
-        let before = asked.lock().unwrap().len();
+        let before = requests.lock().unwrap().len();
         assert_eq!(dead(unclear).await.0, 2, "{unclear:?}");
-        assert_eq!(asked.lock().unwrap().len(), before, "{unclear:?} asked something");
+        assert_eq!(requests.lock().unwrap().len(), before, "{unclear:?} sent a request");
     }
     let (code, out, err) = dead(&["show", "99"]).await;
     assert_eq!((code, out.as_str()), (2, ""));
     assert_eq!(err, "error: There is no such thing (404 not_found)\n  request id r-1\n");
 
-    let asked = asked.lock().unwrap();
+    let requests = requests.lock().unwrap();
     let first = "/v1/dead-letters?channel=push&reason=attempts&since=2026-01-01T00%3A00%3A00Z&limit=100";
-    assert_eq!(asked[0].1, first);
-    assert_eq!(asked[1].1, format!("{}&cursor=c%2F1", first.replace("=100", "=99")));
-    let replays = asked.iter().filter(|(_, path, _)| path == "/v1/dead-letters/replay");
+    assert_eq!(requests[0].1, first);
+    assert_eq!(requests[1].1, format!("{}&cursor=c%2F1", first.replace("=100", "=99")));
+    let replays = requests.iter().filter(|(_, path, _)| path == "/v1/dead-letters/replay");
     assert!(
         replays
             .into_iter()

@@ -1,5 +1,5 @@
-//! Processes are killed with SIGKILL in the middle of 20,000 notifications; everything that was accepted must end in
-//! exactly one final receipt an address, and no more may be doubled than was in flight.
+//! Processes are killed with SIGKILL in the middle of 20,000 notifications. Each accepted one must end in exactly one final
+//! receipt per address, and at most those in flight may be sent twice.
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 
@@ -22,10 +22,10 @@ use testbed::{
 use tokio::{sync::Mutex, task::JoinSet};
 
 const NOTIFICATIONS: usize = 20_000;
-/// Recipients of a request.
-const FEW: usize = 20;
-/// So many that the jobs of a request for one region are worth a batch.
-const MANY: usize = 200;
+/// Recipients of a small request.
+const RECIPIENTS_IN_SMALL_REQUEST: usize = 20;
+/// Recipients of a request whose jobs for one region are enough to be stored as a batch.
+const RECIPIENTS_IN_LARGE_REQUEST: usize = 200;
 const RECIPIENTS: usize = 400;
 const IN_FLIGHT: usize = 128;
 
@@ -60,13 +60,13 @@ async fn start(plan: Plan) -> Peal {
             .await
             .unwrap();
     }
-    // Homes are learned in their order.
+    // The homes arrive in the order of registration.
     peal.wait_known("eu", &last).await.unwrap();
     peal
 }
 
-/// Sends everything, repeating with the same event id whatever was not answered with 202, as a caller should.
-async fn send(peal: Arc<Mutex<Peal>>, a_request: usize, sent: Arc<std::sync::atomic::AtomicUsize>) {
+/// Sends all notifications. Repeats every request that is not answered with 202 with the same event id, as a caller should.
+async fn send(peal: Arc<Mutex<Peal>>, request_size: usize, sent: Arc<std::sync::atomic::AtomicUsize>) {
     let (url, key, http) = {
         let peal = peal.lock().await;
         (
@@ -79,9 +79,9 @@ async fn send(peal: Arc<Mutex<Peal>>, a_request: usize, sent: Arc<std::sync::ato
     for lane in 0..8 {
         let (url, key, http, sent) = (url.clone(), key.clone(), http.clone(), sent.clone());
         senders.spawn(async move {
-            for request in (lane..NOTIFICATIONS / a_request).step_by(8) {
-                let first = request * a_request;
-                let recipients: Vec<String> = (first..first + a_request)
+            for request in (lane..NOTIFICATIONS / request_size).step_by(8) {
+                let first = request * request_size;
+                let recipients: Vec<String> = (first..first + request_size)
                     .map(|number| format!("r{}", number % RECIPIENTS))
                     .collect();
                 let body = json!({
@@ -101,19 +101,19 @@ async fn send(peal: Arc<Mutex<Peal>>, a_request: usize, sent: Arc<std::sync::ato
                     }
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
-                sent.fetch_add(a_request, std::sync::atomic::Ordering::Relaxed);
+                sent.fetch_add(request_size, std::sync::atomic::Ordering::Relaxed);
             }
         });
     }
     senders.join_all().await;
 }
 
-async fn check(peal: &Peal, most_doubled: usize) {
+async fn check(peal: &Peal, max_duplicates: usize) {
     let audit = Audit::read_settled(peal, Duration::from_mins(2)).await.unwrap();
     let equation = audit.equation();
     let stats = peal.simulators.apns.stats();
     eprintln!(
-        "{equation}; repeated {}; doubled {}",
+        "{equation}; repeated {}; sent twice {}",
         audit.report.repeated, stats.duplicates
     );
     assert_eq!(equation.accepted, NOTIFICATIONS, "{equation}\n{}", peal.complaints());
@@ -124,13 +124,13 @@ async fn check(peal: &Peal, most_doubled: usize) {
         "distinct pushes at the provider"
     );
     assert!(
-        stats.duplicates <= most_doubled as u64,
-        "{} doubled, at most {most_doubled} were in flight",
+        stats.duplicates <= max_duplicates as u64,
+        "{} sent twice, at most {max_duplicates} were in flight",
         stats.duplicates
     );
 }
 
-/// Whether any of the first jobs for the other region was stored in a batch.
+/// Whether any of the first 1000 jobs for the other region was stored in a batch.
 async fn has_batches(peal: &Peal) -> bool {
     let js = connect::jetstream(peal.connect("eu").await.unwrap());
     let found = direct::from(&js, &Domain::Here, topology::OUTBOX, "notify.>", 1, 1000).await;
@@ -150,7 +150,7 @@ async fn wait_for(sent: &std::sync::atomic::AtomicUsize, count: usize) {
 async fn an_edge_worker_is_killed() {
     let peal = Arc::new(Mutex::new(start(plan()).await));
     let sent = Arc::default();
-    let sending = tokio::spawn(send(peal.clone(), FEW, Arc::clone(&sent)));
+    let sending = tokio::spawn(send(peal.clone(), RECIPIENTS_IN_SMALL_REQUEST, Arc::clone(&sent)));
     wait_for(&sent, NOTIFICATIONS / 3).await;
     {
         let mut peal = peal.lock().await;
@@ -166,18 +166,18 @@ async fn an_edge_worker_is_killed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_nats_server_is_killed() {
-    the_nats_server_is_killed_in(plan(), FEW).await;
+    the_nats_server_is_killed_in(plan(), RECIPIENTS_IN_SMALL_REQUEST).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_nats_server_is_killed_in_a_batch() {
-    the_nats_server_is_killed_in(single(), MANY).await;
+    the_nats_server_is_killed_in(single(), RECIPIENTS_IN_LARGE_REQUEST).await;
 }
 
-async fn the_nats_server_is_killed_in(plan: Plan, a_request: usize) {
+async fn the_nats_server_is_killed_in(plan: Plan, request_size: usize) {
     let peal = Arc::new(Mutex::new(start(plan).await));
     let sent = Arc::default();
-    let sending = tokio::spawn(send(peal.clone(), a_request, Arc::clone(&sent)));
+    let sending = tokio::spawn(send(peal.clone(), request_size, Arc::clone(&sent)));
     wait_for(&sent, NOTIFICATIONS / 3).await;
     {
         let peal = peal.lock().await;
@@ -188,25 +188,25 @@ async fn the_nats_server_is_killed_in(plan: Plan, a_request: usize) {
     sending.await.unwrap();
     let peal = peal.lock().await;
     check(&peal, 2 * IN_FLIGHT).await;
-    if a_request == MANY {
+    if request_size == RECIPIENTS_IN_LARGE_REQUEST {
         assert!(has_batches(&peal).await);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_gateway_is_killed() {
-    the_gateway_is_killed_in(plan(), FEW).await;
+    the_gateway_is_killed_in(plan(), RECIPIENTS_IN_SMALL_REQUEST).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_gateway_is_killed_in_a_batch() {
-    the_gateway_is_killed_in(single(), MANY).await;
+    the_gateway_is_killed_in(single(), RECIPIENTS_IN_LARGE_REQUEST).await;
 }
 
-async fn the_gateway_is_killed_in(plan: Plan, a_request: usize) {
+async fn the_gateway_is_killed_in(plan: Plan, request_size: usize) {
     let peal = Arc::new(Mutex::new(start(plan).await));
     let sent = Arc::default();
-    let sending = tokio::spawn(send(peal.clone(), a_request, Arc::clone(&sent)));
+    let sending = tokio::spawn(send(peal.clone(), request_size, Arc::clone(&sent)));
     wait_for(&sent, NOTIFICATIONS / 3).await;
     {
         let mut peal = peal.lock().await;
@@ -219,16 +219,16 @@ async fn the_gateway_is_killed_in(plan: Plan, a_request: usize) {
     sending.await.unwrap();
     let peal = peal.lock().await;
     check(&peal, 0).await;
-    if a_request == MANY {
+    if request_size == RECIPIENTS_IN_LARGE_REQUEST {
         assert!(has_batches(&peal).await);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_process_is_restarted_in_turn_and_nothing_is_doubled() {
+async fn every_process_is_restarted_in_turn_and_nothing_is_sent_twice() {
     let peal = Arc::new(Mutex::new(start(plan()).await));
     let sent = Arc::default();
-    let sending = tokio::spawn(send(peal.clone(), FEW, Arc::clone(&sent)));
+    let sending = tokio::spawn(send(peal.clone(), RECIPIENTS_IN_SMALL_REQUEST, Arc::clone(&sent)));
     wait_for(&sent, NOTIFICATIONS / 4).await;
     {
         let mut peal = peal.lock().await;

@@ -1,4 +1,4 @@
-//! What was given up, and what nobody can know: kept, shown, replayed, deleted.
+//! Dead letters, and deliveries whose outcome is unknown: listed, shown, replayed and deleted.
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 
@@ -19,7 +19,7 @@ use testbed::{
     providers::script::{Answer, Rule},
 };
 
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 fn plan() -> Plan {
     Plan {
@@ -35,17 +35,17 @@ async fn send(peal: &Peal, event: &str, recipient: &str) -> String {
     sent.unwrap()["notification_id"].as_str().unwrap().to_owned()
 }
 
-/// A receiver of webhooks: where it is, and what came, with its headers.
+/// Starts a receiver of webhooks. Returns its URL and the requests that it received, each with its headers.
 async fn receiver() -> (String, Arc<Mutex<Vec<(HeaderMap, String)>>>) {
-    let came: Arc<Mutex<Vec<_>>> = Arc::default();
+    let received: Arc<Mutex<Vec<_>>> = Arc::default();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());
-    let told = came.clone();
+    let requests = received.clone();
     let take = async move |headers: HeaderMap, body: String| {
-        let mut came = told.lock().unwrap();
-        came.push((headers, body));
-        // The first is refused, and must come again.
-        if came.len() == 1 {
+        let mut received = requests.lock().unwrap();
+        received.push((headers, body));
+        // The first request is refused, and must be repeated.
+        if received.len() == 1 {
             StatusCode::SERVICE_UNAVAILABLE
         } else {
             StatusCode::NO_CONTENT
@@ -53,13 +53,13 @@ async fn receiver() -> (String, Arc<Mutex<Vec<(HeaderMap, String)>>>) {
     };
     let app = Router::new().route("/hook", post(take));
     tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-    (url, came)
+    (url, received)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn developers_are_told_of_dead_letters_until_they_take_it() {
+async fn an_alert_of_dead_letters_is_repeated_until_it_is_accepted() {
     const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-    let (url, came) = receiver().await;
+    let (url, received) = receiver().await;
     let plan = Plan {
         regions: vec!["eu".into()],
         worker_settings: "max_attempts = 1".into(),
@@ -78,8 +78,8 @@ async fn developers_are_told_of_dead_letters_until_they_take_it() {
         let notification = send(&peal, event, "ann").await;
         settled(&peal, &notification, "dead").await;
     }
-    let told = |came: &[(HeaderMap, String)]| -> u64 {
-        let alerts = came
+    let reported = |received: &[(HeaderMap, String)]| -> u64 {
+        let alerts = received
             .iter()
             .skip(1)
             .map(|(_, body)| serde_json::from_str::<Value>(body).unwrap());
@@ -88,19 +88,23 @@ async fn developers_are_told_of_dead_letters_until_they_take_it() {
             .sum()
     };
     let begun = Instant::now();
-    while told(&came.lock().unwrap()) < 3 {
+    while reported(&received.lock().unwrap()) < 3 {
         assert!(
-            begun.elapsed() < PATIENCE,
+            begun.elapsed() < TIMEOUT,
             "{:?}\n{}",
-            came.lock().unwrap(),
+            received.lock().unwrap(),
             peal.complaints()
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let came = came.lock().unwrap().clone();
-    assert_eq!(told(&came), 3, "each once, but for the refused one");
+    let received = received.lock().unwrap().clone();
+    assert_eq!(
+        reported(&received),
+        3,
+        "each is reported once, except in the refused request"
+    );
     let key = hmac::Key::new(hmac::HMAC_SHA256, &STANDARD.decode(&SECRET[6..]).unwrap());
-    for (headers, body) in &came {
+    for (headers, body) in &received {
         let header = |name: &str| headers[name].to_str().unwrap();
         let signed = format!("{}.{}.{body}", header("webhook-id"), header("webhook-timestamp"));
         let signature = STANDARD
@@ -124,7 +128,7 @@ async fn developers_are_told_of_dead_letters_until_they_take_it() {
     }
 }
 
-/// Waits until the only delivery of a notification is in `state`; the delivery.
+/// Waits until the only delivery of a notification is in `state`, and returns the delivery.
 async fn settled(peal: &Peal, notification: &str, state: &str) -> Value {
     let begun = Instant::now();
     loop {
@@ -133,7 +137,7 @@ async fn settled(peal: &Peal, notification: &str, state: &str) -> Value {
         if status["deliveries"][0]["state"] == state {
             return status["deliveries"][0].clone();
         }
-        assert!(begun.elapsed() < PATIENCE, "{status}\n{}", peal.complaints());
+        assert!(begun.elapsed() < TIMEOUT, "{status}\n{}", peal.complaints());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -145,7 +149,7 @@ async fn letters(peal: &Peal, region: &str, query: &str) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn trouble_with_the_credential_and_attempts_before_a_replay_do_not_use_attempts_up() {
+async fn credential_errors_and_attempts_before_a_replay_do_not_count_towards_the_limit() {
     let plan = Plan {
         regions: vec!["eu".into()],
         worker_settings: "max_attempts = 2".into(),
@@ -153,7 +157,8 @@ async fn trouble_with_the_credential_and_attempts_before_a_replay_do_not_use_att
     };
     let peal = Peal::start(plan).await.unwrap();
     peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
-    // The first is the credential's, two use the attempts up, and one is not enough after the replay.
+    // The first error is the credential's and does not count, the next two use up the attempts, and the last one, after the
+    // replay, is followed by another attempt.
     for (times, reason) in [(1, "InvalidProviderToken"), (3, "InternalServerError")] {
         let refuse = Rule::always().times(times).answer(Answer::reason(reason));
         peal.simulators.apns.script().add(refuse).unwrap();
@@ -212,7 +217,7 @@ async fn a_dead_letter_is_listed_replayed_and_deleted_from_any_region() {
     let (status, problem) = peal.ask("GET", "eu", "/v1/dead-letters?limit=0", None).await.unwrap();
     assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!("limit")));
 
-    // Page by page, the same three.
+    // The same three, in pages of two.
     let page = peal
         .expect("GET", "us", "/v1/dead-letters?limit=2", None)
         .await
@@ -225,7 +230,7 @@ async fn a_dead_letter_is_listed_replayed_and_deleted_from_any_region() {
     let whole = peal.expect("GET", "eu", &path(first), None).await.unwrap();
     assert_eq!(whole["payload"]["push"]["title"], "Hello");
 
-    // Replayed from the other region; the same delivery, one attempt more.
+    // Replayed from the other region: the same delivery, with one more attempt.
     let replayed = peal
         .expect("POST", "eu", &format!("{}/replay", path(first)), None)
         .await;
@@ -268,14 +273,14 @@ async fn an_app_that_holds_is_never_sent_twice() {
     let fine = send(&peal, "fine", "ann").await;
     settled(&peal, &fine, "delivered").await;
 
-    // Taken, but the answer is lost.
+    // The provider accepts it, but the answer is lost.
     let lost = Rule::token("bbbb").answer(Answer::close().delivered(true));
     peal.simulators.apns.script().add(lost).unwrap();
     let doubtful = send(&peal, "doubtful", "bob").await;
     let delivery = settled(&peal, &doubtful, "unknown").await;
     assert_eq!(delivery["reason"], "connection_lost", "{delivery}");
 
-    // Taken, and the worker dies before the answer comes.
+    // The provider accepts it, and the worker dies before the answer arrives.
     let slow = Rule::token("eeee").answer(Answer::black_hole().delivered(true));
     peal.simulators.apns.script().add(slow).unwrap();
     let interrupted = send(&peal, "interrupted", "eve").await;
@@ -286,7 +291,7 @@ async fn an_app_that_holds_is_never_sent_twice() {
     let worker = &mut peal.region_mut("eu").workers[0];
     worker.process.kill().await.unwrap();
     worker.restart(&program).unwrap();
-    // Nobody else will settle it: the server gives it out again after 30 s, and once more when an answer was due.
+    // The server redelivers it after 30 s, and once more after the time in which an answer was due; only then is it settled.
     let delivery = settled(&peal, &interrupted, "unknown").await;
     assert_eq!(delivery["reason"], "interrupted", "{delivery}");
 
@@ -298,7 +303,7 @@ async fn an_app_that_holds_is_never_sent_twice() {
     let events: Vec<_> = listed.iter().map(|letter| letter["event_id"].clone()).collect();
     assert_eq!(events, ["doubtful", "interrupted"]);
 
-    // A person decides.
+    // A person replays it.
     peal.simulators.apns.script().clear();
     let path = format!("/v1/dead-letters/{}/replay", listed[0]["id"].as_str().unwrap());
     peal.expect("POST", "us", &path, None).await.unwrap();

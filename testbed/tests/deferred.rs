@@ -1,5 +1,5 @@
-//! Jobs that wait as a whole. No rule defers a job yet, so each test takes jobs from their lane in place of a worker,
-//! defers them with the functions that a worker will use, and leaves the rest to a real one.
+//! Jobs that wait as a whole. No rule defers a job yet, so each test pulls jobs from their lane in place of a worker, defers
+//! them with the functions that a worker will use, and then starts a real worker.
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 
@@ -37,14 +37,14 @@ use tokio::time::{Instant, sleep};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The mesh of one region whose worker does not run, and the place of that worker.
+/// A mesh of one region whose worker is stopped, and a connection that takes its place.
 struct Rig {
     peal: Peal,
     js: jetstream::Context,
     region: Region,
 }
 
-/// One message that a job came with.
+/// A job, and the message that carried it.
 struct Pulled {
     message: Message,
     lane: Lane,
@@ -142,7 +142,7 @@ impl Rig {
         pulled.message.double_ack().await.unwrap();
     }
 
-    /// The status of a notification, once its only delivery has this state.
+    /// Waits until the only delivery of a notification has this state, and returns the status.
     async fn status(&self, id: &str, state: State) -> Value {
         let deadline = Instant::now() + TIMEOUT;
         let path = format!("/v1/notifications/{id}");
@@ -159,7 +159,7 @@ impl Rig {
         }
     }
 
-    /// Messages that wait for their time, or are due.
+    /// The number of schedules that have not fired, and of due messages that are not acknowledged.
     async fn scheduled(&self) -> u64 {
         let stream = self.js.get_stream(topology::SCHEDULE).await.unwrap();
         stream.cached_info().state.messages
@@ -230,7 +230,7 @@ async fn a_deferred_job_is_delivered_once_when_its_time_has_come() {
 async fn a_worker_that_dies_while_it_defers_a_job_neither_loses_nor_doubles_it() {
     let mut rig = Rig::start().await;
     let mut held = Vec::new();
-    // The server gives a message back some time after its worker died, before or after the schedule has fired.
+    // The server redelivers a message some time after its worker died, before or after the schedule has fired.
     for (event, wait_s, again_s, publishes) in [
         ("stored-1", 6, 0, false),
         ("stored-2", 1, 6, false),
@@ -253,7 +253,7 @@ async fn a_worker_that_dies_while_it_defers_a_job_neither_loses_nor_doubles_it()
     assert_eq!(report.total().in_flight, 4);
 
     rig.start_worker().await;
-    // One half came from the lane and is to come from its schedule, the other half the other way round.
+    // Half of the jobs arrive from the lane first and from their schedule later, the other half the other way round.
     sleep(Duration::from_secs(7)).await;
     rig.wait_nothing_scheduled().await;
     let equation = rig.equation().await;

@@ -1,4 +1,4 @@
-//! Done work is trimmed; what comes later is not touched, and what was done stays known.
+//! Finished work is trimmed. Later work is not affected, and the ledger still recognises the finished work.
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 
@@ -35,7 +35,7 @@ async fn send(peal: &Peal, recipient: &str, numbers: Range<u32>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_done_is_trimmed_and_later_work_is_delivered() {
+async fn finished_work_is_trimmed_and_later_work_is_delivered() {
     let plan = Plan {
         regions: vec!["eu".into()],
         workers: 1,
@@ -53,7 +53,7 @@ async fn what_is_done_is_trimmed_and_later_work_is_delivered() {
             .wait_delivered(100, Duration::from_secs(20))
             .await
     );
-    // The janitor looks every half minute.
+    // The janitor runs every half minute.
     for round in 0..60 {
         let left = stored(&peal).await;
         if left < 100 {
@@ -72,7 +72,7 @@ async fn what_is_done_is_trimmed_and_later_work_is_delivered() {
         "{}",
         peal.complaints()
     );
-    // What was trimmed is remembered by the ledger all the same.
+    // The ledger still recognises the jobs that were trimmed.
     send(&peal, "ann", 0..100).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(

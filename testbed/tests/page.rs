@@ -1,4 +1,4 @@
-//! What an edge worker shows of itself over HTTP.
+//! The pages that an edge worker serves over HTTP.
 
 use std::time::Duration;
 
@@ -22,14 +22,14 @@ async fn a_worker_shows_which_endpoint_it_uses_and_why() {
         .unwrap();
 
     let worker = &peal.region("eu").workers[0].url;
-    let used = |page: &Value| {
+    let used_endpoint = |page: &Value| {
         let all = page["endpoints"].as_array().unwrap().clone();
-        let used = |endpoint: &Value| endpoint["answer_ms"].is_f64() && endpoint["round_trip_ms"].is_f64();
-        all.into_iter().find(used)
+        let is_used = |endpoint: &Value| endpoint["answer_ms"].is_f64() && endpoint["round_trip_ms"].is_f64();
+        all.into_iter().find(is_used)
     };
     let endpoint = loop {
         let page = peal.http.get(format!("{worker}/v1/endpoints")).send().await.unwrap();
-        if let Some(used) = used(&page.json().await.unwrap()) {
+        if let Some(used) = used_endpoint(&page.json().await.unwrap()) {
             break used;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

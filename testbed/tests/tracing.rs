@@ -1,4 +1,4 @@
-//! One trace shows the whole way: asserted on what a collector receives, parents and links included.
+//! One trace shows the whole path of a notification: checked in the spans that a collector receives, with parents and links.
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 
@@ -12,7 +12,7 @@ use testbed::{
     sink::{CollectedSpan, Sink, hex, tree},
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 async fn start(sample_ratio: f64) -> (Sink, Peal) {
     let sink = Sink::start().await.unwrap();
@@ -50,7 +50,7 @@ async fn a_callers_trace_goes_through_two_regions_to_the_device() {
     peal.wait_known("eu", "bob").await.unwrap();
     let (id, caller) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
     post(&peal, "bob", Some(&format!("00-{id}-{caller}-01"))).await;
-    let trace = sink.trace(id, PATIENCE, |trace| trace.len() >= 6).await;
+    let trace = sink.trace(id, TIMEOUT, |trace| trace.len() >= 6).await;
 
     let request = named(&trace, "POST /v1/notifications");
     assert_eq!(
@@ -73,7 +73,7 @@ async fn a_callers_trace_goes_through_two_regions_to_the_device() {
     assert_eq!(
         process.span.links.len(),
         1,
-        "and a link, as the messaging conventions ask"
+        "it has a link too, as the messaging conventions require"
     );
     assert_eq!(process.span.links[0].span_id, send.span.span_id);
     assert_eq!(hex(&process.span.links[0].trace_id), id);
@@ -91,15 +91,15 @@ async fn a_callers_trace_goes_through_two_regions_to_the_device() {
         Some("200")
     );
     assert_eq!(trace.len(), 6, "{}", tree(&trace));
-    let told = format!("{trace:?}");
+    let text = format!("{trace:?}");
     assert!(
-        !told.contains("beef") && !told.contains("Hello"),
+        !text.contains("beef") && !text.contains("Hello"),
         "tokens and content stay out of traces"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unsampled_is_not_traced_unless_it_fails_and_attempts_share_a_parent() {
+async fn an_unsampled_notification_is_traced_only_if_it_fails_and_its_attempts_share_a_parent() {
     let (sink, peal) = start(0.0).await;
     peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
     peal.register("eve", "eu", &[("apns", "eeee")]).await.unwrap();
@@ -116,7 +116,7 @@ async fn unsampled_is_not_traced_unless_it_fails_and_attempts_share_a_parent() {
     let (id, caller) = ("11111111111111111111111111111111", "2222222222222222");
     post(&peal, "eve", Some(&format!("00-{id}-{caller}-00"))).await;
     let trace = sink
-        .trace(id, PATIENCE, |trace| {
+        .trace(id, TIMEOUT, |trace| {
             trace
                 .iter()
                 .filter(|seen| seen.span.name.starts_with("process"))
@@ -131,7 +131,7 @@ async fn unsampled_is_not_traced_unless_it_fails_and_attempts_share_a_parent() {
     assert_eq!(attempts.len(), 2, "both attempts are kept\n{}", tree(&trace));
     assert_eq!(
         attempts[0].span.parent_span_id, attempts[1].span.parent_span_id,
-        "below the same parent"
+        "both have the same parent"
     );
     let count = |key: &str| {
         attempts
@@ -143,6 +143,6 @@ async fn unsampled_is_not_traced_unless_it_fails_and_attempts_share_a_parent() {
     assert_eq!(count("error.type"), ["parked"]);
     assert!(
         sink.spans().iter().all(|seen| seen.trace_id() == id),
-        "what went well and was not sampled leaves no span"
+        "an unsampled notification that is delivered leaves no span"
     );
 }

@@ -411,7 +411,7 @@ fn outgoing(entry: u64, at: usize, batch: &Batch) -> Outgoing {
     }
 }
 
-/// Retries until the write succeeds: somebody will free a full disk, and until then no job is acknowledged.
+/// Retries until the write succeeds: a full disk can be freed, and until then no job is acknowledged.
 fn write(store: &Arc<Store>, number: u64, now: i64, commit: &Commit) {
     while let Err(error) = store.commit(number, now, commit) {
         tracing::error!(%error, "ledger cannot be written; retrying, and no job is acknowledged meanwhile");

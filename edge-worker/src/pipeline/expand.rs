@@ -38,7 +38,8 @@ use crate::{
 /// The number of members that are read from the cache at once.
 const MEMBERS_PER_READ: usize = 256;
 
-/// How often the server is told that a slice is still in progress. It redelivers a message after three times as long.
+/// How often a worker reports to the server that a slice is still in progress. The server redelivers a message after three
+/// times as long.
 const REPORT_PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 impl Pipeline {

@@ -219,7 +219,7 @@ impl DeadLetters {
         // An id of its own, so that no stream discards it as a duplicate of the original; two replays at once have the
         // same id.
         headers.insert(NATS_MESSAGE_ID, format!("replay:{}", letter.id));
-        // The time to live starts again: somebody wants it delivered now, however old it is.
+        // The time to live starts again: a person wants it delivered now, however old it is.
         headers.insert(
             envelope::ACCEPTED_AT,
             self.context.clock.now().as_millisecond().to_string(),

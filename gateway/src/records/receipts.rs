@@ -1,5 +1,5 @@
 //! The receipts of notifications: an index of the receipts stream in memory; the receipts themselves are read from the
-//! stream when somebody asks.
+//! stream on request.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry},

@@ -1,4 +1,4 @@
-//! What a notification says. The member of the JSON that has the content is named after its channel.
+//! The content of a notification. In JSON, its member is named after its channel.
 
 pub mod push;
 
@@ -10,7 +10,7 @@ use crate::{address::Target, channel::Channel, invalid::Invalid};
 /// Longest life of a notification in seconds, on any channel: FCM's maximum of four weeks; Apple stores for 30 days.
 pub const MAX_LIFE_S: u32 = 28 * 24 * 3600;
 
-/// What a notification says, on one channel. Cheap to clone: members of a broadcast share it.
+/// The content of a notification, for one channel. Cheap to clone: the jobs of a broadcast share it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Content {
     /// A push to a device.
@@ -18,18 +18,18 @@ pub enum Content {
 }
 
 impl Content {
-    /// The channel that it takes.
+    /// The channel that the content is for.
     pub const fn channel(&self) -> Channel {
         match self {
             Self::Push(_) => Channel::Push,
         }
     }
 
-    /// Checks what the types do not. `size` is the length in bytes of JSON that has this content in it: content that is
-    /// far below every provider's limit need not be rendered to know that it fits.
+    /// Checks the rules that the types do not enforce. `size` is the length in bytes of the JSON that contains this content:
+    /// content far below every provider's limit is not rendered to check its size.
     ///
     /// # Errors
-    /// The first member that breaks a rule, seen from the document that the content is in.
+    /// The first member that breaks a rule; its path begins at the document that contains the content.
     pub fn check(&self, size: usize) -> Result<(), Invalid> {
         match self {
             Self::Push(push) => {
@@ -50,7 +50,7 @@ impl Content {
         }
     }
 
-    /// Whether it is for this kind of address.
+    /// Whether the content is for this kind of address.
     pub fn reaches(&self, target: &Target) -> bool {
         match self {
             Self::Push(push) => push.reaches(target),

@@ -1,4 +1,4 @@
-//! What a push says, whichever provider carries it, and the overrides for each provider.
+//! The content of a push, independent of the provider, and the overrides for each provider.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -17,8 +17,8 @@ use crate::{
     },
 };
 
-/// A push whose own JSON has at most this many bytes renders within every provider's limit: rendering repeats no member
-/// but the collapse key and adds less than the rest. Callers that already have the JSON may skip [`Push::check_size`].
+/// A push whose JSON has at most this many bytes is within every provider's limit when rendered: rendering repeats only
+/// the collapse key, and adds less than the difference. Callers that already have the JSON may skip [`Push::check_size`].
 pub const SURELY_FITS: usize = 3500;
 
 /// Longest collapse key in bytes (Apple: `apns-collapse-id` is at most 64 bytes).
@@ -57,16 +57,16 @@ pub struct Push {
     /// Wakes the application without showing anything. Needs `data` or an override, and no title or body.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub silent: bool,
-    /// What only Apple's devices get.
+    /// Overrides for APNs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apns: Option<apns::Override>,
-    /// What only FCM's devices get.
+    /// Overrides for FCM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fcm: Option<fcm::Override>,
 }
 
 words!(
-    /// How urgently the device is woken.
+    /// When the device is woken.
     Priority, "priority", {
         /// At once.
         High = "high",
@@ -83,7 +83,7 @@ impl Default for Priority {
 }
 
 impl Push {
-    /// `apns-push-type` of this push.
+    /// `apns-push-type` of this push: the override, or a default.
     pub fn apns_push_type(&self) -> PushType {
         let chosen = self.apns.as_ref().and_then(|apns| apns.push_type);
         chosen.unwrap_or(if self.silent {
@@ -102,13 +102,13 @@ impl Push {
         })
     }
 
-    /// Seconds of life.
+    /// Time to live in seconds; the maximum if the caller gave none.
     pub fn ttl_s(&self) -> u32 {
         self.ttl.unwrap_or(MAX_LIFE_S)
     }
 
-    /// Whether it is for this kind of address: Live Activities have tokens of their own, and FCM shows one only through an
-    /// override.
+    /// Whether the push is for this kind of address: Live Activities have tokens of their own, and FCM shows one only
+    /// through an override.
     pub fn reaches(&self, target: &Target) -> bool {
         let live = self.apns_push_type() == PushType::Liveactivity;
         match target {
@@ -117,7 +117,7 @@ impl Push {
         }
     }
 
-    /// What makes a later copy replace an earlier one on the device: the collapse key, or `otherwise`.
+    /// The id by which a later copy replaces an earlier one on the device: the collapse key, or `otherwise`.
     pub fn collapse_id(&self, otherwise: impl FnOnce() -> String) -> Cow<'_, str> {
         match &self.collapse_key {
             Some(key) => Cow::Borrowed(key),
@@ -137,10 +137,10 @@ impl Push {
             .try_for_each(|provider| provider.check_size(self))
     }
 
-    /// Checks what the types do not: lengths, reserved names, and that there is something to send.
+    /// Checks the rules that the types do not enforce: lengths, reserved names, and that there is something to send.
     ///
     /// # Errors
-    /// The first field that breaks a rule, seen from this struct.
+    /// The first field that breaks a rule; its path begins at this struct.
     pub fn check(&self) -> Result<(), Invalid> {
         if self.ttl_s() > MAX_LIFE_S {
             return Err(Invalid::new(
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_push_with_little_json_fits_every_provider() {
-        // Every member that rendering repeats or renames, at its worst.
+        // Every member that rendering repeats or renames, with text that grows most when it is escaped.
         let mut push = Push {
             title: Some("\"".repeat(100)),
             badge: Some(u32::MAX),

@@ -23,18 +23,18 @@ use crate::{
     tolerant,
 };
 
-/// All tenants at one moment, and the regions that serve them.
+/// A snapshot of all tenants and of the regions of the mesh.
 #[derive(Debug, Clone, Default)]
 pub struct Tenants {
-    /// By name.
+    /// The apps, by name.
     pub apps: HashMap<AppId, Arc<App>>,
-    /// By key id.
+    /// The API keys, by key id.
     pub keys: HashMap<String, Arc<ApiKey>>,
-    /// Every region of the mesh.
+    /// The regions of the mesh, by name.
     pub regions: BTreeMap<Region, Site>,
 }
 
-/// The tenants, kept current. Cheap to clone.
+/// The tenants, updated with every change of the bucket. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Config {
     current: Arc<ArcSwap<Tenants>>,
@@ -51,22 +51,22 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The tenants now.
+    /// The current tenants.
     pub fn tenants(&self) -> Arc<Tenants> {
         self.current.load_full()
     }
 
-    /// Whether everything that was there at start has been read.
+    /// Whether all entries that the bucket had at start have been read.
     pub fn is_loaded(&self) -> bool {
         *self.changed.borrow() > 0
     }
 
-    /// Told at every change.
+    /// A number that increases whenever the tenants have changed.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// Follows the bucket for ever.
+    /// Follows the bucket forever.
     pub async fn follow(self, js: jetstream::Context) {
         let learn = |entry: &Entry| {
             let mut next = Tenants::clone(&self.current.load());
@@ -76,7 +76,7 @@ impl Config {
             ) {
                 Ok(()) => self.current.store(next.into()),
                 Err(error) => {
-                    tracing::error!(key = entry.subject, %error, "configuration entry cannot be read; the former one stays")
+                    tracing::error!(key = entry.subject, %error, "configuration entry cannot be read; the former one stays in use")
                 }
             }
         };
@@ -132,7 +132,7 @@ pub enum NotLoaded {
     Entry(String, Invalid),
 }
 
-/// All tenants as they are at this moment where `js` leads: at the hub, or in a region's mirror.
+/// All tenants as they are now in the bucket that `js` reaches: the hub's, or the copy in a region.
 ///
 /// # Errors
 /// When the server does not answer or an entry cannot be read.
@@ -162,7 +162,7 @@ pub async fn read(js: &jetstream::Context) -> Result<Tenants, NotLoaded> {
 /// Writes an app at the hub. `hub` is a context of the hub's domain.
 ///
 /// # Errors
-/// When the hub did not say that it stored it.
+/// When the hub did not confirm that it stored the entry.
 pub async fn put_app(hub: &jetstream::Context, app: &App) -> Result<(), publish::NotStored> {
     put(hub, "app", app.id.as_str(), app).await
 }
@@ -170,7 +170,7 @@ pub async fn put_app(hub: &jetstream::Context, app: &App) -> Result<(), publish:
 /// Writes an API key at the hub.
 ///
 /// # Errors
-/// When the hub did not say that it stored it.
+/// When the hub did not confirm that it stored the entry.
 pub async fn put_key(hub: &jetstream::Context, key: &ApiKey) -> Result<(), publish::NotStored> {
     put(hub, "key", &key.key_id, key).await
 }
@@ -178,7 +178,7 @@ pub async fn put_key(hub: &jetstream::Context, key: &ApiKey) -> Result<(), publi
 /// Writes a region at the hub.
 ///
 /// # Errors
-/// When the hub did not say that it stored it.
+/// When the hub did not confirm that it stored the entry.
 pub async fn put_region(hub: &jetstream::Context, region: &Region, site: &Site) -> Result<(), publish::NotStored> {
     put(hub, "region", region.as_str(), site).await
 }

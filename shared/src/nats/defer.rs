@@ -1,9 +1,9 @@
-//! Jobs that wait as a whole until a time, by rule, before any of their attempts.
+//! Deferral: a rule makes a job wait as a whole until a time, before any of its attempts.
 //!
-//! A worker that defers a job keeps the order in which it parks a retry: it stores the schedule ([`Deferral::store`]),
+//! A worker defers a job in the same order in which it parks a retry: it stores the schedule ([`Deferral::store`]),
 //! commits and publishes the receipt ([`Deferral::receipt`]), and then acknowledges the message. The receipt is no
-//! outcome, so the job passes the ledger when it comes back. If the worker crashes after the first step, both the
-//! schedule and the message bring the job; the rules are applied to each, and the ledger drops the one that is second.
+//! outcome, so the ledger lets the job pass when its schedule fires. If the worker crashes after the first step, the job
+//! arrives from both the schedule and the message; the rules are applied to each, and the ledger drops the second.
 
 use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use crate::{
     telemetry::trace::TRACEPARENT,
 };
 
-/// That a job waits as a whole.
+/// The deferral of one job.
 #[derive(Debug, Clone, Copy)]
 pub struct Deferral<'a> {
     job: &'a Job,
@@ -32,21 +32,21 @@ pub struct Deferral<'a> {
 /// Why a job cannot wait as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CannotDefer {
-    /// It is a retry for one address. Its job has outcomes, which would make it a duplicate when it came back; it can be
-    /// parked for its address instead.
+    /// It is a retry for one address. Its job has outcomes, so the ledger would discard it as a duplicate when its schedule
+    /// fired; it can be parked for its address instead.
     #[error("a retry waits for its address")]
     Retry,
-    /// It came out of a slice, whose receipt counts what the first attempts at its jobs came to; it can be parked for each
-    /// address instead.
+    /// It was expanded from a slice, whose receipt counts the outcomes of the first attempts at its jobs; it can be parked
+    /// for each address instead.
     #[error("a member of a slice waits for its addresses")]
     Member,
-    /// Its time to live ends before that.
+    /// Its time to live ends before the deferral does.
     #[error("the job expires first")]
     Expires,
 }
 
 impl<'a> Deferral<'a> {
-    /// `job` waits until `until`, because of `reason`: a stable word such as `quiet_hours`.
+    /// Defers `job` until `until`, because of `reason`: a stable word such as `quiet_hours`.
     ///
     /// # Errors
     /// When the job cannot wait as a whole.
@@ -62,11 +62,11 @@ impl<'a> Deferral<'a> {
         }
     }
 
-    /// Lets JetStream publish the job on `lane` when its time has come. `headers` and `payload` are those of the message
-    /// that brought it. Deferring again replaces the schedule.
+    /// Stores the schedule by which JetStream publishes the job on `lane` at `until`. `headers` and `payload` are those of
+    /// the message that carried the job. Deferring again replaces the schedule.
     ///
     /// # Errors
-    /// When it is not known to be stored. The job must not be acknowledged then.
+    /// When the server did not confirm that it stored the schedule. The job must not be acknowledged then.
     pub async fn store(
         &self,
         js: &jetstream::Context,
@@ -80,13 +80,13 @@ impl<'a> Deferral<'a> {
         if let Some(trace) = envelope::header(headers, TRACEPARENT) {
             scheduled.insert(TRACEPARENT, trace);
         }
-        // Without a message id: the subject alone makes it one schedule. The stream would drop a second deferral of the
-        // same id as a duplicate, although the first has fired already.
+        // It has no message id: the subject alone keeps it to one schedule. With the same id, the stream would drop a second
+        // deferral as a duplicate, although the first has fired already.
         publish::store(js, subject::schedule_whole(self.job.id), scheduled, payload).await?;
         Ok(())
     }
 
-    /// The receipt, which names no address: the attempt to come, why it waits, and until when.
+    /// The receipt of the deferral. It has no address, and the number of the attempt that is still to be made.
     pub fn receipt(&self, at: Timestamp) -> Receipt {
         let job = self.job;
         Receipt {
@@ -154,7 +154,7 @@ mod tests {
     use crate::{content::push::Push, id::AddressId, testing};
 
     #[test]
-    fn only_a_whole_job_that_lives_long_enough_is_deferred() {
+    fn only_a_whole_job_that_does_not_expire_before_is_deferred() {
         let push = Push {
             title: Some("Hi".into()),
             ttl: Some(3600),

@@ -1,4 +1,4 @@
-//! A job as a NATS message and back.
+//! Jobs and broadcasts as NATS messages: how their headers are written, and how a message is read.
 
 use std::str::FromStr;
 
@@ -23,34 +23,35 @@ use crate::{
 pub const ACCEPTED_AT: &str = "Peal-Accepted-At";
 /// The region that accepted it. Optional for services that publish themselves.
 pub const ORIGIN: &str = "Peal-Origin";
-/// The event id, on messages that lost their `Nats-Msg-Id` by being scheduled.
+/// The event id, on messages whose `Nats-Msg-Id` was removed because they were scheduled.
 pub const EVENT_ID: &str = "Peal-Event-Id";
-/// Number of the attempt this message asks for, on retries.
+/// Number of the attempt that is to be made, on retries.
 pub const ATTEMPT: &str = "Peal-Attempt";
-/// How many of the attempts before do not count against those that a job has.
+/// How many earlier attempts do not count towards the limit.
 pub const DISCOUNTED: &str = "Peal-Discounted";
 /// The address this message is for, on retries.
 pub const ADDRESS: &str = "Peal-Address";
-/// Number of the slice of a broadcast that a job came out of.
+/// Number of the broadcast's slice that a job was expanded from.
 pub const SLICE: &str = "Peal-Slice";
-/// Which slice of a broadcast a message is: see [`Slice`].
+/// The slice of a broadcast that a message carries, as [`Slice`] writes it.
 pub const RANGE: &str = "Peal-Range";
-/// How often a message was sent on because its recipient moved.
+/// How often a message was forwarded because its recipient moved.
 pub const FORWARDED: &str = "Peal-Forwarded";
-/// On the removal of a fact that went along with its recipient: see [`Membership`](crate::recipient::Membership).
+/// When the recipient moved, in milliseconds since 1970, on the removal of a fact from the former home: see
+/// [`Membership`](crate::recipient::Membership).
 pub const MOVED: &str = "Peal-Moved";
-/// Why a message is a dead letter: a stable word.
+/// Why a message became a dead letter: a stable word such as `attempts`.
 pub const REASON: &str = "Peal-Reason";
-/// What is wrong with it, for people.
+/// Why a message became a dead letter, in words for people.
 pub const DETAIL: &str = "Peal-Detail";
-/// The subject on which a dead letter first came.
+/// The subject that a dead letter was first published on.
 pub const SUBJECT: &str = "Peal-Subject";
 /// The worker process that wrote a batch of receipts, and the number of the batch: `<writer>:<number>`.
 pub const BATCH: &str = "Peal-Batch";
 
 /// The first value of the header called `name`, whatever its case: other clients write `Traceparent`.
 pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    // Looking at the handful there are is cheaper than making a key to look up.
+    // A message has few headers: comparing them all is cheaper than allocating a key to look up.
     headers
         .iter()
         .find(|(key, _)| AsRef::<str>::as_ref(*key).eq_ignore_ascii_case(name))
@@ -58,7 +59,7 @@ pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
         .map(async_nats::HeaderValue::as_str)
 }
 
-/// The headers of a fresh job.
+/// The headers of a job at its first attempt.
 pub fn headers(id: JobId, accepted_at: Timestamp, origin: &Region) -> HeaderMap {
     let mut headers = version::headers();
     headers.insert(NATS_MESSAGE_ID, id.to_string());
@@ -67,8 +68,8 @@ pub fn headers(id: JobId, accepted_at: Timestamp, origin: &Region) -> HeaderMap 
     headers
 }
 
-/// What a copy of a message keeps of its headers: all but the server's own, which would change how the copy is treated.
-/// Whoever published without an event id in the body gave it as the message id; the copy has it as the event id.
+/// The headers of a message for a copy of it: all but the server's own, which would change how the server treats the copy.
+/// The message id becomes the event id if there is none: it is the event id of a message whose body has none.
 pub fn kept(of: &HeaderMap) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, values) in of.iter() {
@@ -87,7 +88,7 @@ pub fn kept(of: &HeaderMap) -> HeaderMap {
     headers
 }
 
-/// The headers of `job` when it comes back for its next attempt, to `address`, after one that counted or not.
+/// The headers of `job` for its next attempt, to `address`. `counted` is whether this attempt counts towards the limit.
 pub fn retry_headers(job: &Job, counted: bool, address: AddressId) -> HeaderMap {
     let discounted = job.discounted.saturating_add(u32::from(!counted));
     let mut headers = returning_headers(job, job.next_attempt(), discounted);
@@ -95,7 +96,7 @@ pub fn retry_headers(job: &Job, counted: bool, address: AddressId) -> HeaderMap 
     headers
 }
 
-/// The headers of `job` when it comes back for the same attempt, after it waited as a whole.
+/// The headers of `job` for the same attempt, after it has waited as a whole.
 pub fn deferred_headers(job: &Job) -> HeaderMap {
     returning_headers(job, job.attempt, job.discounted)
 }
@@ -115,8 +116,8 @@ fn returning_headers(job: &Job, attempt: u32, discounted: u32) -> HeaderMap {
     headers
 }
 
-/// The headers of a job that came out of a slice which came with `headers`. Its trace is not sampled: a million spans
-/// would tell no more than those of the attempts that fail, which are kept in any case.
+/// The headers of a job that is expanded from a slice; `headers` are those of the slice's message. The trace of the job is
+/// not sampled: a million spans would show no more than the spans of failed attempts, which are kept in any case.
 pub fn member_headers(headers: &HeaderMap, slice: &Slice) -> HeaderMap {
     let mut of_member = HeaderMap::new();
     for (name, values) in kept(headers).iter() {
@@ -151,8 +152,8 @@ pub fn open(
     }
 }
 
-/// Reads a message. `stored_at` is when JetStream stored it and `here` the region that reads; both stand in where a
-/// publisher said nothing.
+/// Reads a message. `stored_at` is when JetStream stored it, and `here` the region that reads it: the defaults for the time
+/// and the region of acceptance.
 ///
 /// # Errors
 /// The first part of the message that breaks a rule. Such a message can never be delivered.
@@ -240,8 +241,8 @@ fn event_id(in_body: Option<EventId>, headers: &HeaderMap) -> Result<EventId, In
     })
 }
 
-/// The ids under which a message that nobody can read is accounted for. Its sequence alone would not do: a stream that
-/// lost its end counts the same numbers again.
+/// The ids under which an unreadable message is recorded. Its sequence alone is not unique: a stream that lost its last
+/// messages assigns the same sequences again.
 pub fn unreadable(sequence: u64, stored_at: Timestamp, here: &Region) -> (JobId, NotificationId) {
     let id = derive(
         "unreadable",

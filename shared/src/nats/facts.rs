@@ -1,4 +1,4 @@
-//! Facts about recipients: written from any region, kept in the home region.
+//! Facts about recipients: written in any region, stored in the home region.
 
 use std::collections::BTreeMap;
 
@@ -20,13 +20,13 @@ use crate::{
 /// Why facts could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotRead {
-    /// The region that holds them does not answer.
+    /// The region that stores them does not answer.
     #[error("the home region does not answer")]
     NoAnswer,
-    /// The server does not let this process ask.
+    /// The server does not permit this process to read them.
     #[error("the server does not permit to read the facts")]
     Forbidden,
-    /// What it answered cannot be read.
+    /// The facts that it returned cannot be read.
     #[error("the stored facts cannot be read")]
     Unreadable,
 }
@@ -40,10 +40,11 @@ impl From<direct::NoAnswer> for NotRead {
     }
 }
 
-/// Stores a fact for a recipient whose home is `home`. If that is elsewhere, the fact is stored here and travels.
+/// Stores a fact for a recipient whose home is `home`. If that is another region, the fact is stored in the outbox
+/// and forwarded.
 ///
 /// # Errors
-/// When this region's stream did not say that it stored it.
+/// When this region's stream did not confirm that it stored the fact.
 pub async fn write(
     js: &jetstream::Context,
     here: &Region,
@@ -63,7 +64,7 @@ pub async fn write(
 /// Removes a fact.
 ///
 /// # Errors
-/// When this region's stream did not say that it stored the removal.
+/// When this region's stream did not confirm that it stored the removal.
 pub async fn remove(
     js: &jetstream::Context,
     here: &Region,
@@ -74,11 +75,11 @@ pub async fn remove(
     publish::store(js, subject_for(here, home, key, name), removal(), "".into()).await
 }
 
-/// Takes a fact away from the former home of a recipient. Broadcasts accepted before `moved` are still that home's to send:
-/// see [`Membership::moved`](crate::recipient::Membership::moved).
+/// Removes a fact from the former home of a recipient who moved. That home still sends the broadcasts accepted before
+/// `moved`: see [`Membership::moved`](crate::recipient::Membership::moved).
 ///
 /// # Errors
-/// When this region's stream did not say that it stored the removal.
+/// When this region's stream did not confirm that it stored the removal.
 pub async fn take_along(
     js: &jetstream::Context,
     here: &Region,
@@ -106,7 +107,7 @@ pub async fn remove_unchanged(
     publish::store(js, subject::fact(key, name), headers, "".into()).await
 }
 
-/// One address of a recipient as this region keeps it, and its revision.
+/// One address of a recipient as this region stores it, and its revision.
 ///
 /// # Errors
 /// When the region's servers do not answer within two seconds, or the fact cannot be read.
@@ -140,10 +141,10 @@ fn subject_for(here: &Region, home: &Region, key: &RecipientKey, name: FactName)
     }
 }
 
-/// Everything that `home` knows of a recipient, but for its topics.
+/// All facts about a recipient except its topics, as `home` stores them.
 ///
 /// # Errors
-/// When `home` does not answer within two seconds, or what it keeps cannot be read.
+/// When `home` does not answer within two seconds, or a stored fact cannot be read.
 pub async fn read(
     js: &jetstream::Context,
     here: &Region,
@@ -160,7 +161,7 @@ pub async fn read(
     Ok(recipient)
 }
 
-/// The topics that a recipient is a member of, as `home` knows; at most 1024.
+/// The topics that a recipient is a member of, as `home` stores them; at most 1024.
 ///
 /// # Errors
 /// As [`read`], and when there are more.

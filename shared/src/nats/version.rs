@@ -1,20 +1,19 @@
 //! The version of what Peal stores and sends over NATS.
 //!
-//! Every message that Peal writes says in a header which version of its format it has. Additions that a reader may ignore
-//! do not change the version; `docs/upgrade.md` says what does, and what each reader does with a version that it does not
-//! know.
+//! Every message that Peal writes has the version of its format in a header. Additions that a reader may ignore do not
+//! change the version; `docs/upgrade.md` lists which changes do, and how each reader treats a version that it does not know.
 
 use async_nats::HeaderMap;
 
 use super::envelope::header;
 
-/// The header with the version of a message's format. A message without it is of a service, or of Peal 0.1.
+/// The header with the version of a message's format. A message without it comes from a service or from Peal 0.1.
 pub const VERSION: &str = "Peal-Version";
 
-/// The newest version that this program reads, and the one that it writes.
+/// The newest version that this program reads; it writes this version.
 pub const CURRENT: u32 = 1;
 
-/// The headers that every message of Peal's begins with.
+/// The headers that every message of Peal has.
 pub fn headers() -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(VERSION, CURRENT.to_string());
@@ -26,7 +25,7 @@ pub fn of(headers: &HeaderMap) -> Option<u32> {
     header(headers, VERSION)?.parse().ok()
 }
 
-/// Whether this program does not know the format of a message.
+/// Whether a message's format is newer than this program can read.
 pub fn is_unknown(headers: &HeaderMap) -> bool {
     of(headers).is_some_and(|version| version > CURRENT)
 }

@@ -1,4 +1,4 @@
-//! APNs: what an app, an address and a message to it consist of.
+//! APNs: credentials, device tokens, overrides, and the payload of a push.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +13,9 @@ use crate::{address::Token, channel::words, content::push::Push, invalid::Invali
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Credential {
-    /// The developer team, 10 characters.
+    /// The id of the developer team, 10 characters.
     pub team_id: String,
-    /// The signing key, 10 characters.
+    /// The id of the signing key, 10 characters.
     pub key_id: String,
     /// The bundle id, used as `apns-topic` where an address names none.
     pub topic: String,
@@ -40,7 +40,7 @@ impl Credential {
 }
 
 words!(
-    /// What a token is for.
+    /// What a token addresses.
     #[schema(as = AddressKind)]
     Kind, "kind", {
         /// An application on a device.
@@ -74,12 +74,12 @@ impl Default for Environment {
     }
 }
 
-/// A device token and what it is for.
+/// A device token and what it addresses.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Target {
     /// The token, in lower case.
     pub token: Token,
-    /// What the token is for.
+    /// What the token addresses.
     pub kind: Kind,
     /// The environment in which the token is valid.
     pub environment: Environment,
@@ -114,7 +114,7 @@ impl Target {
     }
 }
 
-/// Longest token that is taken, in hexadecimal digits.
+/// Longest token that is accepted, in hexadecimal digits.
 const MAX_TOKEN: usize = 4096;
 
 const TOPIC_RULE: &str = "must be 1 to 255 printable ASCII characters without spaces";
@@ -175,7 +175,7 @@ words!(
 );
 
 impl PushType {
-    /// What Apple wants behind the bundle id in `apns-topic` for this type; empty for most.
+    /// The suffix that Apple requires after the bundle id in `apns-topic` for this type; empty for most.
     pub const fn topic_suffix(self) -> &'static str {
         match self {
             Self::Alert | Self::Background | Self::Mdm => "",
@@ -190,7 +190,7 @@ impl PushType {
         }
     }
 
-    /// Largest payload in bytes.
+    /// Largest payload in bytes that Apple accepts for this type.
     pub const fn max_payload(self) -> usize {
         match self {
             Self::Voip => 5120,

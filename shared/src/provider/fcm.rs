@@ -1,4 +1,4 @@
-//! FCM: what an app, an address and a message to it consist of.
+//! FCM: credentials, registration tokens, overrides, and the message of a push.
 
 use std::num::NonZeroU32;
 
@@ -18,21 +18,21 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Credential {
-    /// The Firebase project.
+    /// The id of the Firebase project.
     pub project_id: String,
     /// The service account's JSON file.
     #[serde(serialize_with = "crate::secret::reveal")]
     pub service_account: Secret,
-    /// Messages a minute that Google lets the project send, if it is not [`QUOTA_PER_MINUTE`].
+    /// The project's quota in messages per minute, if it is not [`QUOTA_PER_MINUTE`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota_per_minute: Option<NonZeroU32>,
 }
 
-/// Messages a minute that Google lets a project send that did not ask for more (Google: FCM throttling and quotas).
+/// Google's default quota for a project in messages per minute (Google: FCM throttling and quotas).
 pub const QUOTA_PER_MINUTE: u64 = 600_000;
 
 impl Credential {
-    /// Messages a minute that the project may send.
+    /// The project's quota in messages per minute.
     pub fn quota_per_minute(&self) -> u64 {
         self.quota_per_minute
             .map_or(QUOTA_PER_MINUTE, |quota| quota.get().into())
@@ -47,10 +47,10 @@ impl Credential {
     }
 }
 
-/// A registration token.
+/// The registration token of an application on a device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Target {
-    /// The token.
+    /// The token, as Firebase issued it.
     pub token: Token,
 }
 
@@ -73,7 +73,7 @@ impl Target {
     }
 }
 
-/// Longest token that is taken, in bytes.
+/// Longest token that is accepted, in bytes.
 const MAX_TOKEN: usize = 4096;
 
 /// FCM's limit for a message in bytes. Google counts the data and the notification; counting the whole message is
@@ -95,7 +95,7 @@ pub struct Override {
     pub webpush: Map<String, Value>,
 }
 
-/// The `message` of FCM HTTP v1 without its target, for [`request`].
+/// The `message` of FCM HTTP v1 without its target; [`request`] adds that.
 pub fn render(push: &Push, tag: &str) -> Map<String, Value> {
     let mut message = Map::new();
     if !push.data.is_empty() {
@@ -120,7 +120,7 @@ pub fn render(push: &Push, tag: &str) -> Map<String, Value> {
     android.insert("ttl".into(), json!(format!("{}s", push.ttl_s())));
     put(&mut android, "collapse_key", push.collapse_key.as_deref());
     if shows {
-        // The tag makes a second copy replace the first on the device when an attempt had to be repeated.
+        // The tag makes a second copy replace the first on the device if an attempt is repeated.
         let mut on_screen = Map::new();
         on_screen.insert("tag".into(), json!(push.collapse_key.as_deref().unwrap_or(tag)));
         put(&mut on_screen, "sound", push.sound.as_deref());

@@ -1,5 +1,5 @@
-//! The providers, and what gateways and workers must agree on about each: its credential, its addresses, its overrides
-//! and what a message to it looks like.
+//! The providers. For each, gateways and workers share the formats of its credential, its addresses, its overrides and its
+//! messages.
 
 pub mod apns;
 pub mod fcm;
@@ -18,7 +18,7 @@ use crate::{
 };
 
 words!(
-    /// The service that carries a notification on the last part of its path.
+    /// The service that delivers a notification to the device.
     Provider, "provider", {
         /// Apple Push Notification service.
         Apns = "apns",
@@ -31,14 +31,14 @@ impl Provider {
     /// How many providers there are.
     pub const COUNT: usize = Self::ALL.len();
 
-    /// The channel that it carries.
+    /// The channel that this provider delivers.
     pub const fn channel(self) -> Channel {
         match self {
             Self::Apns | Self::Fcm => Channel::Push,
         }
     }
 
-    /// How long to wait between attempts: Apple names no time for server errors, Google asks for at least ten seconds.
+    /// How long to wait between attempts: Apple names no time for server errors, Google requires at least ten seconds.
     pub const fn backoff(self) -> Backoff {
         let first = match self {
             Self::Apns => Duration::from_secs(1),
@@ -115,7 +115,7 @@ impl Credential {
         }
     }
 
-    /// Its members as JSON, with the secrets in the clear: to be sealed.
+    /// Its members as JSON, with the secrets in the clear, for sealing.
     pub(crate) fn reveal(&self) -> String {
         let json = match self {
             Self::Apns(credential) => serde_json::to_string(credential),

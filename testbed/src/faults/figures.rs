@@ -198,7 +198,7 @@ struct Journey {
 }
 
 impl Journey {
-    /// Whether its caller had been told before `then` that it is stored.
+    /// Whether its caller received the acceptance before `then`.
     fn is_accepted_before(&self, then: Millis) -> bool {
         self.sent
             .accepted

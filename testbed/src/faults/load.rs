@@ -1,4 +1,4 @@
-//! The load: callers that send notifications, and repeat them until they are told that they are stored.
+//! The load: callers that send notifications, and repeat each until it is accepted.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -145,7 +145,7 @@ pub(super) struct Sent {
     pub(super) at_ms: i64,
     /// Whether it belongs to a burst that was sent in addition to the load.
     pub(super) in_burst: bool,
-    /// How long it took until the caller was told that it is stored; `None` if it never was.
+    /// How long it took until the caller received the acceptance; `None` if it never did.
     pub(super) accepted: Option<Duration>,
 }
 

@@ -211,7 +211,7 @@ pub(super) struct Fault {
     /// How often it is made.
     #[serde(default = "once")]
     pub(super) times: usize,
-    /// If given, the fault is made every so many seconds until the load has been sent, instead of at `at`.
+    /// If given, the fault is injected at this interval in seconds until the load has been sent, instead of at `at`.
     pub(super) every_s: Option<f64>,
     /// The region that it hits; a random one if absent.
     pub(super) region: Option<String>,

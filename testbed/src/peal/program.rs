@@ -145,7 +145,7 @@ impl Program {
     }
 }
 
-/// What comes first on the command line: the former programs are those that are deployed, which have no subcommand.
+/// The first argument on the command line. Former programs are the deployed binaries, which have no subcommand.
 fn subcommand(kind: &'static str, former: Option<&PathBuf>) -> Option<&'static str> {
     former.is_none().then_some(kind)
 }

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use crate::rig::{TIMEOUT, settings};
 
-/// Edits that remove the denials from a region's leaf link, as somebody who controls the region's servers could.
+/// Edits that remove the denials from a region's leaf link, as an attacker who controls the region's servers could.
 fn without_denials() -> Vec<(String, String)> {
     let config = include_str!("../../../deploy/nats/region.conf");
     ["deny_exports: [", "deny_imports: ["]

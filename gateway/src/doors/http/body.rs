@@ -18,10 +18,10 @@ use super::{
     problem::{BODY_TIMEOUT, MALFORMED, MEDIA_TYPE, NOT_BUILT, Problem, TOO_LARGE},
 };
 
-/// A caller who takes longer for a body holds a place that others could have.
+/// A slow body occupies one of the places for requests, so a caller has only this long to send it.
 const BODY_ARRIVES_WITHIN: Duration = Duration::from_secs(5);
 
-/// The body as `T`.
+/// The body of a request, parsed as `T`.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
 
@@ -33,7 +33,7 @@ impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<Api>> for Json<T> {
     }
 }
 
-/// The body as `T`, and as it came.
+/// The body of a request, parsed as `T`, and its bytes as the caller sent them.
 #[derive(Debug)]
 pub(crate) struct Verbatim<T>(pub(crate) T, pub(crate) Bytes);
 
@@ -76,8 +76,8 @@ fn is_json(headers: &HeaderMap) -> bool {
         .eq_ignore_ascii_case("application/json")
 }
 
-/// Reads a document. A member or word that is not built yet is told from one that nobody knows. Keeping track of the path costs time, so a document is read without it first, and once more with
-/// it only if something is wrong.
+/// Reads a document. The error for a reserved member or word, which is not built yet, differs from that for an unknown one.
+/// Tracking the path costs time, so a document is read without it first, and with it only if something is wrong.
 pub(super) fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<T, Problem> {
     // serde would read a list as the members of an object in the order in which the code declares them.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_json_and_broken_rules_are_told_apart() {
+    fn broken_json_is_malformed_and_a_broken_rule_is_invalid() {
         assert_eq!(parse::<Point>(br#"{"x":1}"#).unwrap().x, 1);
         for (body, kind) in [
             (r#"{"x":1"#, MALFORMED),
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_reserved_is_refused_as_not_built() {
+    fn reserved_members_and_words_are_refused_as_not_built() {
         let push = json!({ "title": "x", "apns": {}, "fcm": {} });
         let notification = json!({ "to": { "recipients": ["ann"] }, "push": push });
         for (object, path) in [
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_reserved_comes_before_what_is_missing() {
+    fn reserved_members_are_reported_before_missing_ones() {
         for member in ["email", "sms", "webhook", "template", "notifications"] {
             let problem = parse::<SendRequest>(json!({ member: {} }).to_string().as_bytes()).unwrap_err();
             assert_eq!((problem.kind(), problem.fields()), (NOT_BUILT, vec![member]));
@@ -205,15 +205,15 @@ mod tests {
     }
 
     #[test]
-    fn the_examples_of_the_contract_are_taken() {
-        fn taken<T: DeserializeOwned + ToSchema>(object: &str) {
+    fn the_examples_of_the_contract_are_accepted() {
+        fn accepts<T: DeserializeOwned + ToSchema>(object: &str) {
             let (_, example) = contract::page().section(object).unwrap().examples[0];
             assert!(parse::<T>(example.as_bytes()).is_ok(), "{object}");
         }
-        taken::<SendRequest>("notification");
-        taken::<PutRecipient>("recipient");
-        taken::<PostAddress>("address");
-        taken::<Preferences>("preferences");
+        accepts::<SendRequest>("notification");
+        accepts::<PutRecipient>("recipient");
+        accepts::<PostAddress>("address");
+        accepts::<Preferences>("preferences");
     }
 
     /// Sends every kind of value for every member of `object`, at `path` of `minimal`.

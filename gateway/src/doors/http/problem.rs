@@ -207,12 +207,12 @@ pub(crate) const KINDS: [Kind; 25] = [
     STATUS_UNAVAILABLE,
 ];
 
-/// What went wrong with a request. As a response it is empty: the outermost layer adds the request id and writes it.
+/// The problem with a request. Its response has no body yet: the outermost layer adds the request id and writes it.
 #[derive(Debug, Clone)]
-pub(crate) struct Problem(Box<Told>);
+pub(crate) struct Problem(Box<Parts>);
 
 #[derive(Debug, Clone)]
-struct Told {
+struct Parts {
     kind: Kind,
     detail: Cow<'static, str>,
     errors: Vec<Invalid>,
@@ -222,7 +222,7 @@ struct Told {
 
 impl Problem {
     pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self(Box::new(Told {
+        Self(Box::new(Parts {
             kind,
             detail: detail.into(),
             errors: Vec::new(),
@@ -238,7 +238,7 @@ impl Problem {
         problem
     }
 
-    /// The server refuses what this gateway must be able to do; its log says which subject.
+    /// The NATS server refuses a permission that this gateway needs; the gateway's log names the subject.
     pub(crate) fn not_permitted() -> Self {
         Self::new(
             NOT_PERMITTED,
@@ -246,13 +246,13 @@ impl Problem {
         )
     }
 
-    /// The same problem, told better.
-    pub(crate) fn because(mut self, detail: String) -> Self {
+    /// The same problem with a more precise `detail`.
+    pub(crate) fn with_detail(mut self, detail: String) -> Self {
         self.0.detail = detail.into();
         self
     }
 
-    /// Says under which event id the request may safely be repeated.
+    /// Adds the event id under which the request may safely be repeated.
     pub(crate) fn event(mut self, event: EventId) -> Self {
         self.0.event_id = Some(event);
         self
@@ -281,7 +281,7 @@ impl Problem {
 
     /// The problem as the answer to the request called `request_id`.
     pub(crate) fn render(self, request_id: &str, trace_id: Option<&str>) -> Response {
-        let Told {
+        let Parts {
             kind,
             detail,
             errors,

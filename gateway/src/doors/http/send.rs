@@ -294,7 +294,7 @@ fn problem(refused: NotAccepted) -> Problem {
             REGION_UNAVAILABLE,
             format!("A recipient's home is {region}, which is not a region of this mesh."),
         ),
-        NotAccepted::NotStored { why, stored, jobs } => Problem::from(why).because(format!(
+        NotAccepted::NotStored { why, stored, jobs } => Problem::from(why).with_detail(format!(
             "{stored} of {jobs} jobs are stored: {why}. Repeat with the same event id; no job is sent twice."
         )),
     }

@@ -180,7 +180,7 @@ async fn consumer_metadata(
     }
 }
 
-/// Recreates consumers of `region` that somebody removed. Only a gateway is permitted to.
+/// Recreates the consumers of `region` that are missing. Only a gateway is permitted to.
 pub async fn mend_consumers(js: &jetstream::Context, region: &Region) {
     for (stream, config) in consumers(region) {
         let name = config.durable_name.clone().unwrap_or_default();

@@ -39,7 +39,7 @@ const REGION_QUOTA_MAX_AGE: Duration = Duration::from_hours(1);
 const HUB_QUOTA_MAX_AGE: Duration = Duration::from_mins(2);
 
 /// How long the server waits for a worker's acknowledgement before it gives the message to another one. Must be longer
-/// than an attempt and its settlement may take, or a second worker repeats an attempt that is still under way.
+/// than an attempt and its settlement may take, or a second worker repeats an attempt that is still in progress.
 pub const WORK_ACK_WAIT: Duration = Duration::from_secs(30);
 
 /// How long the server waits for a gateway's acknowledgement of an alert before it gives the letter to another one.

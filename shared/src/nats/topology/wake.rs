@@ -184,8 +184,8 @@ async fn wake(js: &jetstream::Context, config: &Config, delay: Duration) -> Resu
     Ok(Found::Woken)
 }
 
-/// Whether the origin of `source` answers. The question is repeated without waiting for the former one's time-out: a
-/// question under way when the network was cut is lost.
+/// Whether the origin of `source` answers. The request is repeated without waiting for the former one's time-out: a
+/// request in flight when the network was cut is lost.
 async fn answers(js: &jetstream::Context, source: &Source) -> bool {
     let Some(external) = &source.external else { return true };
     let (client, subject) = (
