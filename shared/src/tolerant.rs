@@ -29,7 +29,7 @@ pub fn strictly<T: DeserializeOwned>(json: &[u8]) -> Result<T, Invalid> {
 /// hostile document take a processor for minutes.
 const MAX_IGNORED_MEMBERS: usize = 32;
 
-/// Reads `json` and ignores members that are not known, up to [`MAX_IGNORED_MEMBERS`].
+/// Reads `json` and ignores members that are not known, up to 32 of them.
 ///
 /// # Errors
 /// The first member that breaks a rule.
