@@ -1,17 +1,15 @@
 //! Time limits that build on each other. A job whose worker takes too long is given to another worker, so each of these
-//! must be longer than the one before it.
+//! must leave room for the ones before it.
 
 use std::time::Duration;
 
 use shared::nats::topology::WORK_ACK_WAIT;
 
-use crate::providers::ALLOWANCE_PATIENCE;
-
 /// An attempt ends within this time, whatever the settings say.
 pub const ATTEMPT_WITHIN: Duration = Duration::from_secs(12);
 
-/// An attempt waits this long for its allowance before it begins.
-pub const ALLOWANCE_WITHIN: Duration = ALLOWANCE_PATIENCE;
+/// Before it begins, an attempt waits this long for its allowance, while a lease is being asked for.
+pub const ALLOWANCE_WITHIN: Duration = Duration::from_secs(2);
 
 /// After this time the outcome of an attempt that another worker began must be known, or that worker was interrupted.
 pub const ANSWER_DUE_AFTER: Duration = Duration::from_secs(15);

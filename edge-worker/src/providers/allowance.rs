@@ -17,6 +17,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use crate::limits::ALLOWANCE_WITHIN;
+
 use super::Outcome;
 
 /// The grant of a minute is spread over this many seconds, so that any minute stays within the grant even if it starts
@@ -29,10 +31,6 @@ const MAX_SAVED_S: f64 = 0.5;
 /// How many pushes may wait for a token: as many as are sent in this many seconds. Further ones are parked at once, so
 /// that they do not take the places of other providers.
 const MAX_QUEUE_S: f64 = 0.25;
-
-/// How long a push waits for a token at most. This covers the request for a grant: a worker that holds the whole quota
-/// returns a part within half a second.
-pub(crate) const MAX_TOKEN_WAIT: Duration = Duration::from_secs(2);
 
 /// While nothing is granted, all pushes wait, because a grant is being requested.
 const UNLIMITED_QUEUE: usize = usize::MAX;
@@ -188,7 +186,7 @@ impl Allowance {
         self.provider == provider && self.name == name
     }
 
-    /// Takes a token, for one request; waits up to [`MAX_TOKEN_WAIT`] if there is none.
+    /// Takes a token, for one request; waits up to [`ALLOWANCE_WITHIN`] if there is none.
     ///
     /// # Errors
     /// [`Outcome::NotYet`], with the wait until the turn of this push.
@@ -202,7 +200,7 @@ impl Allowance {
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.waiting);
         if before < self.queue.load(Ordering::Relaxed)
-            && let Ok(Ok(token)) = timeout(MAX_TOKEN_WAIT, self.tokens.acquire()).await
+            && let Ok(Ok(token)) = timeout(ALLOWANCE_WITHIN, self.tokens.acquire()).await
         {
             token.forget();
             return Ok(());

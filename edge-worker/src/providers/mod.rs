@@ -28,7 +28,6 @@ use shared::{
     provider::{Credential, Provider},
 };
 
-pub(crate) use self::allowance::MAX_TOKEN_WAIT as ALLOWANCE_PATIENCE;
 pub use self::{
     allowance::{Allowance, Claim, Source, Use},
     attempt::{Attempt, Attempted},
