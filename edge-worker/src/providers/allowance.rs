@@ -17,9 +17,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::limits::ALLOWANCE_WITHIN;
-
 use super::Outcome;
+use crate::limits::ALLOWANCE_WITHIN;
 
 /// The grant of a minute is spread over this many seconds, so that any minute stays within the grant even if it starts
 /// with the tokens of [`MAX_SAVED_S`].
