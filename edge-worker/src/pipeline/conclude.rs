@@ -213,8 +213,7 @@ impl Pipeline {
         let ActiveJob { pulled, job, .. } = active;
         let address = attempt.address.id;
         let mut headers = envelope::retry_headers(job, attempt.attempted.outcome.counts(), address);
-        headers.insert("Nats-Schedule", format!("@at {due}"));
-        headers.insert("Nats-Schedule-Target", target);
+        envelope::schedule(&mut headers, due, target);
         // The attempt is part of the id; otherwise the stream would drop the second retry of a delivery as a duplicate.
         headers.insert(
             NATS_MESSAGE_ID,

@@ -151,12 +151,12 @@ impl<C: Carrier> Desk<C> {
                 timeout_at(began + self.timeout, answer).await.ok()
             }
         };
+        let outcome = outcome.unwrap_or_else(|| progress.cut_off());
         Attempted {
-            outcome: outcome.unwrap_or_else(|| progress.cut_off()),
             status: progress.status,
             endpoint: progress.endpoint,
             took: began.elapsed(),
-            ..self.untried(Outcome::Rejected { reason: "".into() }, started_at)
+            ..self.untried(outcome, started_at)
         }
     }
 

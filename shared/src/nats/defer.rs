@@ -75,8 +75,7 @@ impl<'a> Deferral<'a> {
         payload: Bytes,
     ) -> Result<(), NotStored> {
         let mut scheduled = envelope::deferred_headers(self.job);
-        scheduled.insert("Nats-Schedule", format!("@at {}", self.until));
-        scheduled.insert("Nats-Schedule-Target", lane.due());
+        envelope::schedule(&mut scheduled, self.until, lane.due());
         if let Some(trace) = envelope::header(headers, TRACEPARENT) {
             scheduled.insert(TRACEPARENT, trace);
         }
@@ -120,10 +119,9 @@ pub async fn store_unread(
     } = message;
     let mut scheduled = envelope::kept(headers);
     scheduled.insert(envelope::ACCEPTED_AT, accepted_at.as_millisecond().to_string());
-    scheduled.insert("Nats-Schedule", format!("@at {until}"));
     // Fresh work comes back on the lane of retries; all other work on its own.
     let target = subject.strip_prefix("notify.").map(|lane| format!("due.{lane}"));
-    scheduled.insert("Nats-Schedule-Target", target.unwrap_or_else(|| subject.to_owned()));
+    envelope::schedule(&mut scheduled, until, target.unwrap_or_else(|| subject.to_owned()));
     let waits = address.map_or_else(
         || subject::schedule_whole(work),
         |address| subject::schedule(work, address),

@@ -116,6 +116,12 @@ fn returning_headers(job: &Job, attempt: u32, discounted: u32) -> HeaderMap {
     headers
 }
 
+/// Adds the headers that let JetStream publish a message on `target` at `until` (NATS ADR-51).
+pub fn schedule(headers: &mut HeaderMap, until: Timestamp, target: String) {
+    headers.insert("Nats-Schedule", format!("@at {until}"));
+    headers.insert("Nats-Schedule-Target", target);
+}
+
 /// The headers of a job that is expanded from a slice; `headers` are those of the slice's message. The trace of the job is
 /// not sampled: a million spans would show no more than the spans of failed attempts, which are kept in any case.
 pub fn member_headers(headers: &HeaderMap, slice: &Slice) -> HeaderMap {
