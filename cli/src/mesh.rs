@@ -7,7 +7,14 @@ use clap::Args;
 use gateway::config::Settings;
 use shared::{
     id::Region,
-    nats::{config, connect, roles::Role},
+    id_key::IdKey,
+    nats::{
+        config::{self, Tenants},
+        connect,
+        roles::Role,
+    },
+    seal::MeshKey,
+    secret::Secret,
 };
 
 use super::Failure;
@@ -35,6 +42,7 @@ pub(super) struct MeshConnection {
     /// The regions to show.
     pub(super) regions: Vec<Region>,
     home: Region,
+    mesh_key: Secret,
 }
 
 impl MeshArgs {
@@ -50,14 +58,13 @@ impl MeshArgs {
         let client = connect::connect(&settings.nats, &operator, "peal").await?;
         let mut regions = self.regions.clone();
         if regions.is_empty() {
-            let tenants = config::read(&connect::jetstream(client.clone())).await;
-            let tenants = tenants.map_err(|error| Failure::Streams(error.to_string()))?;
-            regions.extend(tenants.regions.into_keys());
+            regions.extend(tenants(&client).await?.regions.into_keys());
         }
         Ok(MeshConnection {
             client,
             regions,
             home: settings.mesh.region,
+            mesh_key: settings.mesh_key,
         })
     }
 
@@ -72,4 +79,21 @@ impl MeshConnection {
     pub(super) fn home(&self) -> &Region {
         &self.home
     }
+
+    /// The mesh's key of ids, by which the messages of a stream are recognised as jobs.
+    pub(super) async fn id_key(&self) -> Result<IdKey, Failure> {
+        let tenants = tenants(&self.client).await?;
+        if !tenants.has_id_key() {
+            return Ok(IdKey::unkeyed());
+        }
+        let refused =
+            |error| Failure::Arguments(format!("mesh_key: {error}; the settings or PEAL_MESH_KEY must give it"));
+        let mesh_key = MeshKey::from_base64(self.mesh_key.reveal()).map_err(refused)?;
+        tenants.id_key(&mesh_key).map_err(refused)
+    }
+}
+
+async fn tenants(client: &Client) -> Result<Tenants, Failure> {
+    let tenants = config::read(&connect::jetstream(client.clone())).await;
+    tenants.map_err(|error| Failure::Streams(error.to_string()))
 }

@@ -58,7 +58,7 @@ impl EdgeWorker {
         let (clock, keeper) = Timekeeper::new(client.clone(), region.clone(), clock);
         keeper.synchronize().await;
         lifecycle.spawn_endless("time", keeper.run());
-        let config = Config::default();
+        let config = Config::new(mesh_key.clone());
         lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
         let providers = Providers::new(&settings.providers, clock.clone())?;
         let providers = Arc::new(providers.with_allowances().with_bulkheads(settings.in_flight));

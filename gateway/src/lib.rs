@@ -89,7 +89,7 @@ impl Gateway {
         let name = format!("gateway-{}-{instance}", settings.mesh.region);
         let role = Role::Gateway(settings.mesh.region.clone());
         let js = connect::jetstream(connect::connect(&settings.nats, &role, &name).await?);
-        let config = Config::default();
+        let config = Config::new(mesh_key.clone());
         let upkeep = Upkeep::begin(js.clone(), settings.mesh.clone(), config.clone(), lifecycle).await?;
         let upkeep = upkeep.ok_or(StartError::Finishing)?;
 

@@ -16,6 +16,7 @@ use shared::{
     app::{Alerts, Ambiguity, App, alerts_seal_name},
     channel::Channel,
     id::{AppId, Region},
+    id_key::IdKey,
     invalid::Invalid,
     nats::{
         config::{self, Tenants},
@@ -90,16 +91,22 @@ pub fn hub(client: Client) -> jetstream::Context {
     jetstream::with_domain(client, HUB)
 }
 
-/// Creates or updates the hub's streams; safe to repeat.
+/// Creates or updates the hub's streams, and makes the mesh's key of ids if the configuration is empty; safe to repeat.
+/// A mesh that version 0.1 provisioned stays without: with a key, jobs that are stored would have other ids.
 ///
 /// # Errors
 /// When the hub does not answer or refuses.
-pub async fn prepare_hub(hub: &jetstream::Context, replicas: usize) -> Result<(), ProvisionError> {
+pub async fn prepare_hub(hub: &jetstream::Context, mesh_key: &MeshKey, replicas: usize) -> Result<(), ProvisionError> {
     let wanted = topology::hub_streams(replicas);
     let client = hub.client();
     let applying = unless_refused(&client, |_| true, topology::apply(hub, &wanted));
     for change in applying.await.map_err(ApplyError::from)?? {
         tracing::info!(%change, "changed the hub's streams");
+    }
+    if config::read(hub).await?.is_empty() {
+        let not_written = |error| ProvisionError::Write("the mesh's key of ids".into(), error);
+        let sealed = IdKey::generate(mesh_key);
+        config::create_id_key(hub, sealed).await.map_err(not_written)?;
     }
     Ok(())
 }
@@ -233,7 +240,7 @@ pub async fn run(
     let apps = read.app.iter().map(|entry| entry.load(folder));
     let apps = apps.collect::<Result<Vec<_>, _>>()?;
     let hub = hub(client);
-    prepare_hub(&hub, replicas).await?;
+    prepare_hub(&hub, mesh_key, replicas).await?;
     let known = config::read(&hub).await?;
     check_residency(&read, &known)?;
     for (region, site) in &read.region {

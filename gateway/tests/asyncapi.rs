@@ -43,6 +43,13 @@ fn the_example_is_a_valid_job() {
     }
     let now = jiff::Timestamp::UNIX_EPOCH;
     let here = "eu".parse().expect("a region");
-    shared::nats::envelope::open("notify.push.eu.normal.shop", &headers, payload, now, &here)
-        .expect("the documented example is a valid job");
+    shared::nats::envelope::open(
+        "notify.push.eu.normal.shop",
+        &headers,
+        payload,
+        now,
+        &here,
+        &shared::id_key::IdKey::unkeyed(),
+    )
+    .expect("the documented example is a valid job");
 }

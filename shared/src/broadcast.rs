@@ -11,6 +11,7 @@ use crate::{
     channel::{Channel, Class},
     content::Content,
     id::{AppId, Category, EventId, JobId, NotificationId, RecipientId, Region, Topic},
+    id_key::IdKey,
     invalid::Invalid,
     job::{self, Job},
 };
@@ -59,9 +60,9 @@ impl Broadcast {
     }
 
     /// The job for one member; it has the same id as if the caller had named that recipient.
-    pub fn job(&self, recipient: RecipientId) -> Job {
+    pub fn job(&self, ids: &IdKey, recipient: RecipientId) -> Job {
         Job {
-            id: JobId::of(&self.app, &self.event, &recipient, self.channel()),
+            id: JobId::of(ids, &self.app, &self.event, &recipient, self.channel()),
             notification: self.notification,
             app: self.app.clone(),
             class: self.class,

@@ -9,7 +9,7 @@ use serde::{
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{channel::Channel, digest::derive, invalid::Invalid};
+use crate::{channel::Channel, digest::derive, id_key::IdKey, invalid::Invalid};
 
 /// A short string that obeys a rule; parsing is the only way in.
 macro_rules! name {
@@ -172,17 +172,20 @@ impl NotificationId {
 
 impl JobId {
     /// The job that brings `event` of `app` to `recipient` on `channel`.
-    pub fn of(app: &AppId, event: &EventId, recipient: &RecipientId, channel: Channel) -> Self {
-        Self(derive(
-            "job",
-            &[app.as_str(), event.as_str(), recipient.as_str(), channel.as_str()],
-        ))
+    pub fn of(ids: &IdKey, app: &AppId, event: &EventId, recipient: &RecipientId, channel: Channel) -> Self {
+        let parts = [app.as_str(), event.as_str(), recipient.as_str(), channel.as_str()];
+        Self(ids.derive("job", &parts))
     }
-}
 
-impl JobId {
     /// The broadcast that brings `event` of `app` on `channel` to the members of `topic` who live in `region`.
-    pub fn of_broadcast(app: &AppId, event: &EventId, topic: &Topic, channel: Channel, region: &Region) -> Self {
+    pub fn of_broadcast(
+        ids: &IdKey,
+        app: &AppId,
+        event: &EventId,
+        topic: &Topic,
+        channel: Channel,
+        region: &Region,
+    ) -> Self {
         let parts = [
             app.as_str(),
             event.as_str(),
@@ -190,7 +193,7 @@ impl JobId {
             channel.as_str(),
             region.as_str(),
         ];
-        Self(derive("broadcast", &parts))
+        Self(ids.derive("broadcast", &parts))
     }
 
     /// Slice number `number` of the broadcast that this is.
@@ -243,10 +246,11 @@ mod tests {
         );
     }
 
-    /// The README tells services in other languages how to compute this; it may never change.
+    /// Meshes that version 0.1 provisioned have these ids, so the formula may never change.
     #[test]
-    fn the_job_id_is_a_published_contract() {
+    fn without_a_key_job_ids_are_those_of_version_0_1() {
         let job = JobId::of(
+            &IdKey::unkeyed(),
             &"shop".parse().unwrap(),
             &"order-42".parse().unwrap(),
             &"ann".parse().unwrap(),

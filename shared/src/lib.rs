@@ -13,6 +13,7 @@ pub mod contract;
 pub mod digest;
 pub mod failpoint;
 pub mod id;
+pub mod id_key;
 pub mod invalid;
 pub mod job;
 pub mod lifecycle;

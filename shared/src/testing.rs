@@ -7,6 +7,7 @@ use crate::{
     channel::{Channel, Class},
     content::{Content, push::Push},
     id::{AppId, EventId, JobId, NotificationId, RecipientId},
+    id_key::IdKey,
     job::Job,
     provider::{
         Provider,
@@ -23,7 +24,7 @@ pub fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job 
     let event: EventId = event.parse().expect("tests name events validly");
     let recipient: RecipientId = "ann".parse().expect("a fixed word is a recipient");
     Job {
-        id: JobId::of(app, &event, &recipient, Channel::Push),
+        id: JobId::of(&IdKey::unkeyed(), app, &event, &recipient, Channel::Push),
         notification: NotificationId::of(app, &event),
         app: app.clone(),
         class: Class::Normal,

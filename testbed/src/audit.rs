@@ -50,7 +50,7 @@ impl Audit {
         let names = peal.regions.iter().map(|region| region.name.parse());
         let regions: Vec<Region> = names.collect::<Result<_, _>>()?;
         let client = peal.connect_as_operator().await?;
-        let report = audit::read(&client, &regions, &Scope::default()).await?;
+        let report = audit::read(&client, &regions, &Scope::default(), peal.ids.clone()).await?;
         Ok(Self { report })
     }
 
@@ -100,7 +100,14 @@ impl Audit {
             let js = connect::jetstream(peal.connect(&region.name).await?);
             let here: Region = region.name.parse()?;
             follow::read(&js, topology::NOTIFY, ">", Start::Sequence(1), |entry| {
-                let job = envelope::open(&entry.subject, &entry.headers, &entry.payload, entry.stored_at, &here);
+                let job = envelope::open(
+                    &entry.subject,
+                    &entry.headers,
+                    &entry.payload,
+                    entry.stored_at,
+                    &here,
+                    &peal.ids,
+                );
                 if let Ok(job) = job {
                     stored.entry(job.id).or_insert(entry.stored_at.as_millisecond());
                 }
@@ -136,7 +143,14 @@ impl Audit {
             let js = connect::jetstream(peal.connect(&region.name).await?);
             let here: Region = region.name.parse()?;
             for entry in read_all(&js, topology::NOTIFY, ">").await? {
-                let job = envelope::open(&entry.subject, &entry.headers, &entry.payload, entry.stored_at, &here);
+                let job = envelope::open(
+                    &entry.subject,
+                    &entry.headers,
+                    &entry.payload,
+                    entry.stored_at,
+                    &here,
+                    &peal.ids,
+                );
                 if let Some(job) = job.ok().filter(|job| jobs.contains(&job.id)) {
                     let (at, class) = (entry.stored_at, job.class);
                     lines.push(format!(

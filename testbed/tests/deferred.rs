@@ -100,7 +100,8 @@ impl Rig {
         let message = messages.next().await.unwrap().unwrap();
         let headers = message.headers.as_ref().unwrap();
         let stored_at = Clock::system().now();
-        let job = envelope::open(&message.subject, headers, &message.payload, stored_at, &self.region).unwrap();
+        let (payload, ids) = (&message.payload, &self.peal.ids);
+        let job = envelope::open(&message.subject, headers, payload, stored_at, &self.region, ids).unwrap();
         let lane = Lane::parse(&message.subject).unwrap();
         (id, Pulled { message, lane, job })
     }

@@ -221,7 +221,13 @@ impl<'a> Expansion<'a> {
         let Broadcast {
             app, event, content, ..
         } = self.broadcast;
-        match self.outcomes(JobId::of(app, event, recipient, content.channel())) {
+        match self.outcomes(JobId::of(
+            &self.pipeline.config.id_key(),
+            app,
+            event,
+            recipient,
+            content.channel(),
+        )) {
             Ok(outcomes) if outcomes.is_empty() => self.tally.cancelled += 1,
             Ok(outcomes) => self.tally.add(&outcomes),
             Err(error) => self.stop_without_ledger(&error),
@@ -233,7 +239,7 @@ impl<'a> Expansion<'a> {
         let Some(recipient) = self.next.pop_front() else {
             return;
         };
-        let job = Arc::new(self.broadcast.job(recipient));
+        let job = Arc::new(self.broadcast.job(&self.pipeline.config.id_key(), recipient));
         let (envelope, ends, now) = (self.envelope.clone(), self.ends.clone(), self.pipeline.clock.now());
         let pulled = self.pulled.member(envelope, job.clone(), permit, ends, now);
         let opened = self.pipeline.opened(pulled, job);

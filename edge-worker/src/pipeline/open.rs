@@ -64,6 +64,7 @@ impl Pipeline {
             &pulled.payload(),
             pulled.stored_at,
             &self.region,
+            &self.config.id_key(),
         )
     }
 

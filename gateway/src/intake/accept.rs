@@ -87,6 +87,7 @@ impl Intake {
         body: &SplitBody,
         at: Timestamp,
     ) -> Result<Vec<OutgoingJob>, NotAccepted> {
+        let ids = self.context.config.id_key();
         let mut jobs = Vec::with_capacity(recipients.len());
         for recipient in recipients {
             let key = RecipientKey {
@@ -97,7 +98,7 @@ impl Intake {
             if !self.context.is_region(&region) {
                 return Err(NotAccepted::NoSuchRegion(region));
             }
-            let id = JobId::of(&key.app, &order.event, recipient, order.content.channel());
+            let id = JobId::of(&ids, &key.app, &order.event, recipient, order.content.channel());
             jobs.push(OutgoingJob {
                 lane: order.lane(region),
                 headers: envelope::headers(id, at, &self.context.here),
@@ -114,8 +115,16 @@ impl Intake {
             Some(region) => vec![region.clone()],
             None => self.context.regions(),
         };
+        let ids = self.context.config.id_key();
         let job = |region: Region| {
-            let id = JobId::of_broadcast(&order.app.id, &order.event, topic, order.content.channel(), &region);
+            let id = JobId::of_broadcast(
+                &ids,
+                &order.app.id,
+                &order.event,
+                topic,
+                order.content.channel(),
+                &region,
+            );
             OutgoingJob {
                 lane: order.lane(region),
                 headers: envelope::headers(id, at, &self.context.here),

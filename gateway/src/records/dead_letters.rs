@@ -12,6 +12,7 @@ use serde::Deserialize;
 use shared::{
     channel::Channel,
     id::{AddressId, AppId, EventId, JobId, NotificationId, RecipientId, Region},
+    id_key::IdKey,
     nats::{
         connect,
         direct::{self, Found},
@@ -148,7 +149,7 @@ impl DeadLetters {
             Some(from) => (Some(from.region), from.sequence),
             None => (None, 1),
         };
-        let regions = self.context.regions();
+        let (regions, ids) = (self.context.regions(), self.context.config.id_key());
         let regions = regions
             .iter()
             .skip_while(|region| first.as_ref().is_some_and(|first| *region != first));
@@ -172,7 +173,7 @@ impl DeadLetters {
                 let is_last = found.len() < LETTERS_PER_FETCH;
                 for found in found {
                     sequence = found.sequence + 1;
-                    let letter = Letter::read(region, found);
+                    let letter = Letter::read(region, found, &ids);
                     if !filter.admits(&letter) {
                         continue;
                     }
@@ -202,7 +203,7 @@ impl DeadLetters {
         found
             .into_iter()
             .find(|found| found.sequence == id.sequence)
-            .map(|found| Letter::read(&id.region, found))
+            .map(|found| Letter::read(&id.region, found, &self.context.config.id_key()))
             .ok_or(Unhandled::NotFound)
     }
 
@@ -293,13 +294,13 @@ struct Named {
 }
 
 impl Letter {
-    fn read(region: &Region, found: Found) -> Self {
+    fn read(region: &Region, found: Found, ids: &IdKey) -> Self {
         let header = |name| envelope::header(&found.headers, name);
         let lane = header(envelope::SUBJECT).and_then(|subject| Lane::parse(subject).ok());
         // An unreadable message has only what its headers contain.
         let job = lane.as_ref().and_then(|lane| {
             let subject = lane.notify();
-            envelope::open(&subject, &found.headers, &found.payload, found.stored_at, region).ok()
+            envelope::open(&subject, &found.headers, &found.payload, found.stored_at, region, ids).ok()
         });
         let body: Option<Named> = serde_json::from_slice(&found.payload).ok();
         Self {

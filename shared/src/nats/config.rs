@@ -1,13 +1,14 @@
-//! Apps, API keys and the regions of the mesh: written at the hub, read from this region's copy.
+//! Apps, API keys, the regions of the mesh and its key of ids: written at the hub, read from this region's copy.
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
-use arc_swap::ArcSwap;
-use async_nats::jetstream;
+use arc_swap::{ArcSwap, Guard};
+use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use futures::StreamExt;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{
@@ -18,10 +19,15 @@ use crate::{
     api_key::ApiKey,
     app::App,
     id::{AppId, Region},
+    id_key::IdKey,
     invalid::Invalid,
+    seal::{MeshKey, SealError, Sealed},
     site::Site,
     tolerant,
 };
+
+/// The name of the entry of the mesh's key of ids.
+const ID_KEY: &str = "id_key";
 
 /// A snapshot of all tenants and of the regions of the mesh.
 #[derive(Debug, Clone, Default)]
@@ -32,31 +38,47 @@ pub struct Tenants {
     pub keys: HashMap<String, Arc<ApiKey>>,
     /// The regions of the mesh, by name.
     pub regions: BTreeMap<Region, Site>,
+    /// The mesh's key of ids; absent in a mesh that version 0.1 provisioned.
+    id_key: Option<Sealed>,
+}
+
+/// The entry of the mesh's key of ids.
+#[derive(Debug, Serialize, Deserialize)]
+struct IdKeyEntry {
+    sealed: Sealed,
 }
 
 /// The tenants, updated with every change of the bucket. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Config {
+    mesh_key: MeshKey,
     current: Arc<ArcSwap<Tenants>>,
+    id_key: Arc<ArcSwap<IdKey>>,
     changed: watch::Sender<u64>,
 }
 
-impl Default for Config {
-    fn default() -> Self {
+impl Config {
+    /// No tenants yet. `mesh_key` opens the mesh's key of ids.
+    pub fn new(mesh_key: MeshKey) -> Self {
         Self {
+            mesh_key,
             current: Arc::default(),
+            id_key: Arc::new(ArcSwap::from_pointee(IdKey::unkeyed())),
             changed: watch::channel(0).0,
         }
     }
-}
 
-impl Config {
     /// The current tenants.
     pub fn tenants(&self) -> Arc<Tenants> {
         self.current.load_full()
     }
 
-    /// Whether all entries that the bucket had at start have been read.
+    /// The mesh's key of ids. It is not to be used before the configuration is loaded.
+    pub fn id_key(&self) -> Guard<Arc<IdKey>> {
+        self.id_key.load()
+    }
+
+    /// Whether all entries that the bucket had at start have been read, and the mesh's key of ids can be used.
     pub fn is_loaded(&self) -> bool {
         *self.changed.borrow() > 0
     }
@@ -74,18 +96,64 @@ impl Config {
                 &entry.subject,
                 if entry.is_removal() { None } else { Some(&entry.payload) },
             ) {
-                Ok(()) => self.current.store(next.into()),
+                Ok(()) => {
+                    // First the key: whoever sees an app computes ids of its jobs.
+                    if next.id_key != self.current.load().id_key {
+                        self.use_id_key(&next);
+                    }
+                    self.current.store(next.into());
+                }
                 Err(error) => {
                     tracing::error!(key = entry.subject, %error, "configuration entry cannot be read; the former one stays in use")
                 }
             }
         };
-        let caught_up = || self.changed.send_modify(|version| *version += 1);
+        let caught_up = || {
+            if self.use_id_key(&self.current.load()) {
+                self.changed.send_modify(|version| *version += 1);
+            }
+        };
         follow::follow_forever(&js, topology::CONFIG, ">", learn, caught_up).await;
+    }
+
+    /// Whether the key of ids could be opened. Other ids than those of the other processes would send twice.
+    fn use_id_key(&self, tenants: &Tenants) -> bool {
+        match tenants.id_key(&self.mesh_key) {
+            Ok(key) => {
+                self.id_key.store(key.into());
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "the mesh's key of ids cannot be used; this process has another mesh key than the mesh");
+                self.changed.send_replace(0);
+                false
+            }
+        }
     }
 }
 
 impl Tenants {
+    /// The mesh's key of ids.
+    ///
+    /// # Errors
+    /// When it was sealed under another mesh key.
+    pub fn id_key(&self, mesh_key: &MeshKey) -> Result<IdKey, SealError> {
+        match &self.id_key {
+            Some(sealed) => IdKey::open(mesh_key, sealed),
+            None => Ok(IdKey::unkeyed()),
+        }
+    }
+
+    /// Whether the mesh has a key of ids; one that version 0.1 provisioned has none.
+    pub fn has_id_key(&self) -> bool {
+        self.id_key.is_some()
+    }
+
+    /// Whether nothing was ever provisioned.
+    pub fn is_empty(&self) -> bool {
+        self.apps.is_empty() && self.keys.is_empty() && self.regions.is_empty() && self.id_key.is_none()
+    }
+
     fn learn(&mut self, subject: &str, value: Option<&[u8]>) -> Result<(), Invalid> {
         let mut tokens = subject.rsplitn(3, '.');
         let (Some(name), Some(kind)) = (tokens.next(), tokens.next()) else {
@@ -114,6 +182,11 @@ impl Tenants {
             }
             ("region", None) => {
                 self.regions.retain(|region, _| region.as_str() != name);
+            }
+            // A removal changes nothing: every process would have to forget the key at the same time.
+            ("mesh", Some(value)) if name == ID_KEY => {
+                let entry: IdKeyEntry = tolerant::read(value)?;
+                self.id_key = Some(entry.sealed);
             }
             _ => {}
         }
@@ -183,15 +256,37 @@ pub async fn put_region(hub: &jetstream::Context, region: &Region, site: &Site) 
     put(hub, "region", region.as_str(), site).await
 }
 
+/// Writes the mesh's key of ids at the hub, unless there is one.
+///
+/// # Errors
+/// When the hub did not confirm that it stored the entry.
+pub async fn create_id_key(hub: &jetstream::Context, sealed: Sealed) -> Result<(), publish::NotStored> {
+    let mut headers = super::version::headers();
+    headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
+    match put_with(hub, headers, "mesh", ID_KEY, &IdKeyEntry { sealed }).await {
+        // Another operator was faster.
+        Err(publish::NotStored::Refused) => Ok(()),
+        stored => stored,
+    }
+}
+
 async fn put(
     hub: &jetstream::Context,
     kind: &str,
     name: &str,
-    value: &impl serde::Serialize,
+    value: &impl Serialize,
+) -> Result<(), publish::NotStored> {
+    put_with(hub, super::version::headers(), kind, name, value).await
+}
+
+async fn put_with(
+    hub: &jetstream::Context,
+    headers: HeaderMap,
+    kind: &str,
+    name: &str,
+    value: &impl Serialize,
 ) -> Result<(), publish::NotStored> {
     let value = serde_json::to_vec(value).expect("configuration always serializes");
     let subject = topology::at_hub(&format!("$KV.{}.{kind}.{name}", topology::CONFIG_BUCKET));
-    publish::store(hub, subject, super::version::headers(), value.into())
-        .await
-        .map(|_| ())
+    publish::store(hub, subject, headers, value.into()).await.map(|_| ())
 }

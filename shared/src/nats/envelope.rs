@@ -14,6 +14,7 @@ use crate::{
     broadcast::{Broadcast, Slice, Work},
     digest::derive,
     id::{AddressId, EventId, JobId, NotificationId, Region},
+    id_key::IdKey,
     invalid::Invalid,
     job::Job,
     telemetry::trace::TRACEPARENT,
@@ -151,15 +152,16 @@ pub fn open(
     payload: &[u8],
     stored_at: Timestamp,
     here: &Region,
+    ids: &IdKey,
 ) -> Result<Job, Invalid> {
-    match read(subject, headers, payload, stored_at, here)? {
+    match read(subject, headers, payload, stored_at, here, ids)? {
         Work::Job(job) => Ok(job),
         Work::Broadcast(_) => Err(Invalid::new("recipient", "must be given")),
     }
 }
 
 /// Reads a message. `stored_at` is when JetStream stored it, and `here` the region that reads it: the defaults for the time
-/// and the region of acceptance.
+/// and the region of acceptance. `ids` is the mesh's key of ids.
 ///
 /// # Errors
 /// The first part of the message that breaks a rule. Such a message can never be delivered.
@@ -169,6 +171,7 @@ pub fn read(
     payload: &[u8],
     stored_at: Timestamp,
     here: &Region,
+    ids: &IdKey,
 ) -> Result<Work, Invalid> {
     let lane = Lane::parse(subject)?;
     let body = match version::of(headers) {
@@ -184,7 +187,7 @@ pub fn read(
     let notification = NotificationId::of(&lane.app, &event);
     Ok(match body.to {
         To::Recipient(recipient) => Work::Job(Job {
-            id: JobId::of(&lane.app, &event, &recipient, lane.channel),
+            id: JobId::of(ids, &lane.app, &event, &recipient, lane.channel),
             notification,
             origin,
             accepted_at,
@@ -200,7 +203,7 @@ pub fn read(
             content: body.content,
         }),
         To::Topic(topic) => Work::Broadcast(Broadcast {
-            id: JobId::of_broadcast(&lane.app, &event, &topic, lane.channel, &lane.region),
+            id: JobId::of_broadcast(ids, &lane.app, &event, &topic, lane.channel, &lane.region),
             notification,
             origin,
             accepted_at,
@@ -280,6 +283,7 @@ mod tests {
             body.as_bytes(),
             now,
             &"eu".parse().unwrap(),
+            &IdKey::unkeyed(),
         )
     }
 
@@ -324,6 +328,7 @@ mod tests {
                 br#"{"recipient":"ann","push":{"title":"Hi","newer":1}}"#,
                 Timestamp::UNIX_EPOCH,
                 &"eu".parse().unwrap(),
+                &IdKey::unkeyed(),
             )
         };
         let mut headers = HeaderMap::new();
@@ -345,6 +350,7 @@ mod tests {
             body,
             Timestamp::UNIX_EPOCH,
             &here,
+            &IdKey::unkeyed(),
         )
         .unwrap_err();
         assert_eq!(invalid.field, "subject");
@@ -380,13 +386,14 @@ mod tests {
             let (us, here) = ("us".parse().unwrap(), "eu".parse().unwrap());
             let event = body.event_id.clone().unwrap_or_else(|| "e1".parse().unwrap());
             let To::Recipient(recipient) = &body.to else { unreachable!() };
-            let job = JobId::of(&lane.app, &event, recipient, lane.channel);
+            let ids = IdKey::unkeyed();
+            let job = JobId::of(&ids, &lane.app, &event, recipient, lane.channel);
             let mut fresh = headers(job, Timestamp::from_millisecond(ms).unwrap(), &us);
             fresh.insert("Nats-Msg-Id", event.as_str());
             let payload = serde_json::to_vec(&body).unwrap();
             let stored = Timestamp::from_millisecond(1_000_000).unwrap();
 
-            let read = open(&lane.notify(), &fresh, &payload, stored, &here).unwrap();
+            let read = open(&lane.notify(), &fresh, &payload, stored, &here, &ids).unwrap();
             prop_assert_eq!(read.body(), Body { event_id: Some(event.clone()), ..body });
             prop_assert_eq!((read.id, read.notification), (job, NotificationId::of(&lane.app, &event)));
             prop_assert_eq!((&read.origin, read.accepted_at.as_millisecond()), (&us, ms));
@@ -395,10 +402,10 @@ mod tests {
             let address = AddressId(uuid::Uuid::from_u128(id));
             let (attempt, discounted, counted) = tried;
             let read = Job { attempt, discounted, ..read };
-            let back = open(&lane.due(), &deferred_headers(&read), &payload, stored, &here).unwrap();
+            let back = open(&lane.due(), &deferred_headers(&read), &payload, stored, &here, &ids).unwrap();
             prop_assert_eq!(&back, &read);
             let parked = retry_headers(&read, counted, address);
-            let back = open(&lane.due(), &parked, &payload, stored, &here).unwrap();
+            let back = open(&lane.due(), &parked, &payload, stored, &here, &ids).unwrap();
             let discounted = if counted { discounted } else { discounted + 1 };
             let expected = Job { attempt: attempt + 1, discounted, remaining: Some(vec![address]), ..read };
             prop_assert_eq!(back, expected);
@@ -408,8 +415,8 @@ mod tests {
         fn no_message_makes_it_panic(subject in ".{0,40}", payload in proptest::collection::vec(any::<u8>(), 0..200)) {
             let now = Timestamp::UNIX_EPOCH;
             let here = "eu".parse().unwrap();
-            prop_assert!(open(&subject, &HeaderMap::new(), &payload, now, &here).is_err());
-            prop_assert!(open("notify.push.eu.normal.shop", &HeaderMap::new(), &payload, now, &here).is_err());
+            prop_assert!(open(&subject, &HeaderMap::new(), &payload, now, &here, &IdKey::unkeyed()).is_err());
+            prop_assert!(open("notify.push.eu.normal.shop", &HeaderMap::new(), &payload, now, &here, &IdKey::unkeyed()).is_err());
         }
     }
 }

@@ -4,7 +4,7 @@
 use async_nats::HeaderMap;
 use jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
-use shared::nats::envelope;
+use shared::{id_key::IdKey, nats::envelope};
 
 const NAMES: [&str; 6] = [
     "Nats-Msg-Id",
@@ -29,18 +29,17 @@ fuzz_target!(|data: &[u8]| {
     }
     let payload = lines.next().unwrap_or_default();
     let (now, here) = (Timestamp::UNIX_EPOCH, "eu".parse().expect("is a valid name"));
-    let Ok(job) = envelope::open(subject, &headers, payload, now, &here) else {
+    let Ok(job) = envelope::open(subject, &headers, payload, now, &here, &IdKey::unkeyed()) else {
         return;
     };
     assert!(job.accepted_at <= now);
-    let event = envelope::event_id(&job.body, &headers).expect("the job has one");
     let address = shared::id::AddressId(job.id.0);
-    let parked = envelope::retry_headers(&job, &event, true, address);
-    let again = envelope::open(subject, &parked, payload, now, &here).expect("what could be read can be read again");
+    let parked = envelope::retry_headers(&job, true, address);
+    let again = envelope::open(subject, &parked, payload, now, &here, &IdKey::unkeyed()).expect("what could be read can be read again");
     assert_eq!(again.remaining, Some(vec![address]));
     assert_eq!(
-        (again.id, again.notification, &again.body),
-        (job.id, job.notification, &job.body)
+        (again.id, again.notification, again.body()),
+        (job.id, job.notification, job.body())
     );
     assert_eq!(
         (again.accepted_at, again.attempt, again.origin),

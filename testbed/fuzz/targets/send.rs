@@ -2,14 +2,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use shared::nats::envelope;
+use shared::{id_key::IdKey, nats::envelope};
 
 fuzz_target!(|data: &[u8]| {
     for (recipient, body) in gateway::jobs(data).into_iter().flatten() {
         let (headers, now) = (async_nats::HeaderMap::new(), jiff::Timestamp::UNIX_EPOCH);
         let here = "eu".parse().expect("is a valid name");
-        let job =
-            envelope::open("notify.push.eu.normal.shop", &headers, &body, now, &here).expect("the worker reads it");
-        assert_eq!(job.body.recipient, recipient);
+        let (lane, ids) = ("notify.push.eu.normal.shop", IdKey::unkeyed());
+        let job = envelope::open(lane, &headers, &body, now, &here, &ids).expect("the worker reads it");
+        assert_eq!(job.recipient, recipient);
     }
 });

@@ -118,7 +118,7 @@ impl<'a> Isolation<'a> {
 
     async fn notify(&self, at: &str, person: &Recipient, event: &str) -> anyhow::Result<()> {
         let event = format!("{event}-{}", person.id);
-        self.callers.expect_also(load::job(&person.id, &event)?);
+        self.callers.expect_also(load::job(&self.peal.ids, &person.id, &event)?);
         load::notify(self.peal, at, &person.id, &event).await?;
         Ok(())
     }

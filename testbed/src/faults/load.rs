@@ -15,6 +15,7 @@ use serde_json::json;
 use shared::{
     channel::{Channel, Class},
     id::{AddressId, AppId, JobId},
+    id_key::IdKey,
     nats::{connect, publish, subject::Lane},
     provider::Provider,
     testing,
@@ -123,9 +124,9 @@ pub(super) async fn notify(peal: &Peal, at: &str, recipient: &str, event: &str) 
 ///
 /// # Errors
 /// When `recipient` or `event` is not a valid id.
-pub(super) fn job(recipient: &str, event: &str) -> anyhow::Result<JobId> {
+pub(super) fn job(ids: &IdKey, recipient: &str, event: &str) -> anyhow::Result<JobId> {
     let (app, event, recipient) = (APP.parse()?, event.parse()?, recipient.parse()?);
-    Ok(JobId::of(&app, &event, &recipient, Channel::Push))
+    Ok(JobId::of(ids, &app, &event, &recipient, Channel::Push))
 }
 
 /// Whether storms are sent to this recipient.
@@ -155,6 +156,8 @@ pub(super) struct Callers {
     doors: HashMap<String, Door>,
     http: reqwest::Client,
     key: String,
+    /// The mesh's key of ids.
+    pub(super) ids: IdKey,
     ttl_s: Option<u32>,
     /// Whether each notification is sent to several regions at once, with an `Idempotency-Key`.
     everywhere: bool,
@@ -194,6 +197,7 @@ impl Callers {
             doors,
             http: peal.http.clone(),
             key: peal.key.clone(),
+            ids: peal.ids.clone(),
             ttl_s: load.ttl_s,
             everywhere: load.everywhere,
             patience: Duration::from_secs_f64(load.patience_s),
@@ -410,6 +414,6 @@ impl Callers {
 
     /// The id of the job that a notification becomes.
     pub(super) fn job(&self, sent: &Sent) -> anyhow::Result<JobId> {
-        job(&self.recipients[sent.recipient].id, &sent.event)
+        job(&self.ids, &self.recipients[sent.recipient].id, &sent.event)
     }
 }

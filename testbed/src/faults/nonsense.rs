@@ -84,7 +84,13 @@ async fn publish_message(peal: &Peal, callers: &Callers, message: &Message) -> a
     // Each message is for the first recipient of the load.
     let recipient = callers.recipients[0].id.parse()?;
     if message.ends.is_some_and(|state| state != State::Dead) {
-        callers.expect_also(JobId::of(&lane.app, &id.parse()?, &recipient, lane.channel));
+        callers.expect_also(JobId::of(
+            &callers.ids,
+            &lane.app,
+            &id.parse()?,
+            &recipient,
+            lane.channel,
+        ));
     }
     let storing = publish::store(&js, lane.notify(), headers, message.body.bytes().into());
     Ok(tokio::time::timeout(Duration::from_secs(10), storing)

@@ -12,7 +12,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
-use shared::{clock::Clock, nats::roles::Role};
+use shared::{clock::Clock, id_key::IdKey, nats::roles::Role};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
@@ -49,6 +49,8 @@ pub struct Peal {
     pub regions: Vec<Region>,
     /// An API key of [`APP`] with every scope.
     pub key: String,
+    /// The mesh's key of ids.
+    pub ids: IdKey,
     /// The client for requests to the mesh.
     pub http: reqwest::Client,
     /// The links on which trouble can be made; none with [`Links::Direct`].
@@ -86,11 +88,13 @@ impl Peal {
             }
             None => provision::provision(&nats, &plan, &mesh_key, &simulators).await?,
         };
+        let ids = provision::id_key(&nats, &mesh_key).await?;
         let mut peal = Self {
             nats,
             simulators,
             regions: Vec::new(),
             key,
+            ids,
             http,
             links,
             mesh_key,

@@ -4,7 +4,8 @@ use anyhow::Context;
 use gateway::provision::{self, NewApp};
 use shared::{
     api_key::Scope,
-    nats::roles::Role,
+    id_key::IdKey,
+    nats::{config, roles::Role},
     provider::{Credential, fcm},
     seal::MeshKey,
     site::Site,
@@ -25,6 +26,13 @@ pub(super) fn site(nats: &nats::Mesh, plan: &Plan, region: &str) -> anyhow::Resu
     })
 }
 
+/// The mesh's key of ids.
+pub(super) async fn id_key(nats: &nats::Mesh, mesh_key: &str) -> anyhow::Result<IdKey> {
+    let operator = Role::Operator(nats.hub().domain().parse()?);
+    let hub = provision::hub(nats.hub().connect(&operator).await?);
+    Ok(config::read(&hub).await?.id_key(&MeshKey::from_base64(mesh_key)?)?)
+}
+
 /// Writes the regions and the app into the hub's configuration. Returns an API key with every scope.
 pub(super) async fn provision(
     nats: &nats::Mesh,
@@ -34,7 +42,8 @@ pub(super) async fn provision(
 ) -> anyhow::Result<String> {
     let operator = Role::Operator(nats.hub().domain().parse()?);
     let hub = provision::hub(nats.hub().connect(&operator).await?);
-    provision::prepare_hub(&hub, 1).await?;
+    let mesh_key = MeshKey::from_base64(mesh_key)?;
+    provision::prepare_hub(&hub, &mesh_key, 1).await?;
     for region in &plan.regions {
         provision::write_region(&hub, &region.parse()?, &site(nats, plan, region)?).await?;
     }
@@ -52,6 +61,6 @@ pub(super) async fn provision(
             }),
         ],
     };
-    let keys = provision::write_app(&hub, &MeshKey::from_base64(mesh_key)?, &app, &[Scope::ALL.to_vec()]).await?;
+    let keys = provision::write_app(&hub, &mesh_key, &app, &[Scope::ALL.to_vec()]).await?;
     keys.into_iter().next().context("an API key")
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::{StreamExt, future::join_all};
 use gateway::provision;
 use jiff::Timestamp;
@@ -16,6 +17,7 @@ use shared::{
         roles::Role,
         topology,
     },
+    seal::MeshKey,
 };
 use testbed::nats::{self, Mesh};
 
@@ -26,6 +28,7 @@ async fn jobs(rig: &Rig, stream: &str) -> Vec<(String, async_nats::HeaderMap, Jo
     if rig.count(stream).await == 0 {
         return Vec::new();
     }
+    let ids = rig.ids().await;
     let mut entries = follow::follow(&rig.js, stream, ">", 1).await.unwrap();
     let mut jobs = Vec::new();
     while let Some(entry) = entries.next().await {
@@ -37,6 +40,7 @@ async fn jobs(rig: &Rig, stream: &str) -> Vec<(String, async_nats::HeaderMap, Jo
                 &entry.payload,
                 entry.stored_at,
                 &region("eu"),
+                &ids,
             );
             jobs.push((entry.subject, entry.headers, job.unwrap()));
         }
@@ -209,7 +213,10 @@ async fn a_key_used_in_one_region_is_known_in_the_others() {
         let client = nats.region(name).connect(&Role::Gateway(region(name))).await.unwrap();
         if regions.is_empty() {
             let hub = nats.hub().connect(&Role::Operator(region("hub"))).await.unwrap();
-            provision::prepare_hub(&provision::hub(hub), 1).await.unwrap();
+            let mesh_key = MeshKey::from_base64(&STANDARD.encode([7; 32])).unwrap();
+            provision::prepare_hub(&provision::hub(hub), &mesh_key, 1)
+                .await
+                .unwrap();
         }
         let mesh = topology::Mesh {
             here: topology::RegionSettings {

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use shared::provider::Credential;
 use shared::{
     api_key::{ApiKey, Scope},
-    nats::{config, envelope, publish},
+    id_key::IdKey,
+    nats::{config, envelope, publish, topology},
 };
 
 use crate::rig::{Rig, app, eventually};
@@ -246,4 +247,26 @@ async fn an_app_provisioned_from_a_file_can_send() {
         panic!("not the credential that the file names")
     };
     assert_eq!(credential.private_key.reveal(), "PEM");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_keeps_the_ids_with_which_it_began() {
+    let rig = Rig::start().await;
+    let id = async || rig.ids().await.derive("job", &["order-1"]);
+    let began_with = id().await;
+    assert_ne!(
+        began_with,
+        IdKey::unkeyed().derive("job", &["order-1"]),
+        "the ids are keyed"
+    );
+    provision::prepare_hub(&rig.hub, &rig.mesh_key, 1).await.unwrap();
+    let another = IdKey::generate(&rig.mesh_key);
+    config::create_id_key(&rig.hub, another).await.unwrap();
+    assert_eq!(id().await, began_with, "provisioning again replaces no key");
+
+    // As version 0.1 leaves a mesh: with regions and without a key.
+    let bucket = rig.hub.get_stream(topology::CONFIG).await.unwrap();
+    bucket.purge().filter("$KV.*.mesh.>").await.unwrap();
+    provision::prepare_hub(&rig.hub, &rig.mesh_key, 1).await.unwrap();
+    assert_eq!(id().await, IdKey::unkeyed().derive("job", &["order-1"]));
 }

@@ -16,9 +16,10 @@ use shared::{
     api_key::Scope,
     clock::Clock,
     id::{AppId, Region},
+    id_key::IdKey,
     lifecycle::Lifecycle,
     nats::{
-        connect,
+        config, connect,
         roles::Role,
         topology::{self, Durability},
     },
@@ -93,7 +94,9 @@ impl Rig {
         let client = nats.region("eu").connect_as_test().await.unwrap();
         let operator = nats.hub().connect(&Role::Operator(region("hub"))).await.unwrap();
         let hub = provision::hub(operator);
-        provision::prepare_hub(&hub, 1).await.unwrap();
+        provision::prepare_hub(&hub, &MeshKey::from_base64(&mesh_key).unwrap(), 1)
+            .await
+            .unwrap();
         for name in ["eu", "us"] {
             provision::write_region(&hub, &region(name), &Site::default())
                 .await
@@ -116,6 +119,11 @@ impl Rig {
         };
         rig.key = rig.issue_key("shop", Scope::ALL).await;
         rig
+    }
+
+    /// The mesh's key of ids.
+    pub(crate) async fn ids(&self) -> IdKey {
+        config::read(&self.hub).await.unwrap().id_key(&self.mesh_key).unwrap()
     }
 
     /// Provisions `app` with a key of these scopes, and returns the key once the gateway knows it.

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use shared::{
     channel::Channel,
     id::{AppId, JobId, NotificationId, RecipientId, Region},
+    id_key::IdKey,
     nats::{envelope, publish, subject},
     provider::Provider,
     receipt::{Batch, Receipt, State},
@@ -18,7 +19,7 @@ fn receipt(event: &str, attempt: u32, state: State) -> Receipt {
     let (event, ann): (_, RecipientId) = (event.parse().unwrap(), "ann".parse().unwrap());
     let (notification, job) = (
         NotificationId::of(&app(), &event),
-        JobId::of(&app(), &event, &ann, Channel::Push),
+        JobId::of(&IdKey::unkeyed(), &app(), &event, &ann, Channel::Push),
     );
     let at = jiff::Timestamp::from_second(i64::from(attempt)).unwrap();
     Receipt {

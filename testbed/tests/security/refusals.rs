@@ -129,11 +129,11 @@ async fn a_caller_learns_that_the_gateway_lacks_a_permission() {
     let mesh = Mesh::start(settings, &["eu"]).await.unwrap();
     let operator = mesh.hub().connect(&Role::Operator(region("hub"))).await.unwrap();
     let hub = provision::hub(operator);
-    provision::prepare_hub(&hub, 1).await.unwrap();
     let settings = gateway_settings(mesh.region("eu").nats(&Role::Gateway(region("eu"))).unwrap());
     let lifecycle = Lifecycle::default();
     let telemetry = Telemetry::start(&settings.telemetry, "peal-gateway", "test", &region("eu")).unwrap();
     let mesh_key = MeshKey::from_base64(settings.mesh_key.reveal()).unwrap();
+    provision::prepare_hub(&hub, &mesh_key, 1).await.unwrap();
     let shop = NewApp {
         id: app("shop"),
         default_region: region("eu"),

@@ -20,6 +20,7 @@ pub use self::{
 };
 use crate::{
     id::{AddressId, AppId, DeliveryId, JobId, NotificationId, Region},
+    id_key::IdKey,
     receipt::{Accepted, Expanded, Receipt, State},
 };
 
@@ -39,8 +40,10 @@ type Id = [u8; 16];
 const MAX_NAMED_IDS: usize = 20;
 
 /// What was read from the streams so far. Several readings may add the same message twice, but not the same receipt.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Audit {
+    /// The mesh's key of ids.
+    ids: IdKey,
     groups: Vec<Group>,
     group_of: HashMap<(AppId, Region, Region), u32>,
     jobs: HashMap<Id, Job>,
@@ -195,6 +198,25 @@ impl Faults {
 }
 
 impl Audit {
+    fn new(ids: IdKey) -> Self {
+        Self {
+            ids,
+            groups: Vec::new(),
+            group_of: HashMap::new(),
+            jobs: HashMap::new(),
+            notifications: HashMap::new(),
+            deliveries: HashMap::new(),
+            parked: HashMap::new(),
+            scheduled: HashSet::new(),
+            dead: HashMap::new(),
+            letters: HashMap::new(),
+            repeated: 0,
+            contradicted: Faults::default(),
+            receipts_since: Timestamp::default(),
+            read: BTreeMap::new(),
+        }
+    }
+
     fn group(&mut self, app: &AppId, origin: &Region, region: &Region) -> u32 {
         let key = (app.clone(), origin.clone(), region.clone());
         if let Some(&group) = self.group_of.get(&key) {

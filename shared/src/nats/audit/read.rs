@@ -15,6 +15,7 @@ use crate::{
     broadcast::{Broadcast, Work},
     channel::{Channel, Class},
     id::{AppId, Region},
+    id_key::IdKey,
     job::Job,
     nats::{
         connect, direct, envelope,
@@ -47,16 +48,16 @@ pub struct Unreadable {
 }
 
 /// Reads the streams of `regions` of a mesh over a connection to any of them. Jobs for a region that is left out are
-/// known from their receipts alone.
+/// known from their receipts alone. `ids` is the mesh's key of ids, by which messages are recognised as jobs.
 ///
 /// # Errors
 /// When a region does not answer, or a stream is missing.
-pub async fn read(client: &Client, regions: &[Region], scope: &Scope) -> Result<Report, Unreadable> {
+pub async fn read(client: &Client, regions: &[Region], scope: &Scope, ids: IdKey) -> Result<Report, Unreadable> {
     let mut reading = Reading {
         client,
         scope,
         regions,
-        audit: Audit::default(),
+        audit: Audit::new(ids),
         next: HashMap::new(),
     };
     let mut readings = 1;
@@ -268,7 +269,15 @@ impl Reading<'_> {
                 let target = envelope::header(&message.headers, "Nats-Schedule-Target");
                 let subject = target.unwrap_or(&message.subject);
                 // An unreadable message becomes a dead letter when it is due, under an id that is made only then.
-                match envelope::read(subject, &message.headers, &message.payload, message.stored_at, region) {
+                let ids = &self.audit.ids;
+                match envelope::read(
+                    subject,
+                    &message.headers,
+                    &message.payload,
+                    message.stored_at,
+                    region,
+                    ids,
+                ) {
                     Ok(Work::Job(job)) => self.audit.schedule(self.scope, &job, region),
                     Ok(Work::Broadcast(slice)) => self.audit.slice(self.scope, &slice, region),
                     Err(_) => {}
@@ -362,7 +371,15 @@ impl Audit {
         if !scope.has(subject::app_of(&entry.subject)) {
             return;
         }
-        match envelope::read(&entry.subject, &entry.headers, &entry.payload, entry.stored_at, region) {
+        let ids = &self.ids;
+        match envelope::read(
+            &entry.subject,
+            &entry.headers,
+            &entry.payload,
+            entry.stored_at,
+            region,
+            ids,
+        ) {
             Ok(Work::Job(job)) if scope.reaches(job.accepted_at) => {
                 let group = self.group(&job.app, &job.origin, region);
                 self.stored(job.id, job.notification, group, place, part(&job));

@@ -14,7 +14,7 @@ fn id(number: u128) -> Uuid {
 
 /// An audit of one region whose streams removed nothing, and its only group.
 fn audit() -> (Audit, u32) {
-    let mut audit = Audit::default();
+    let mut audit = Audit::new(IdKey::unkeyed());
     let eu: Region = "eu".parse().unwrap();
     audit.read.insert(eu.clone(), Removed::default());
     let group = audit.group(&"shop".parse().unwrap(), &eu, &eu);

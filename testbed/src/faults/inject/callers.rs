@@ -135,7 +135,8 @@ impl Injector {
             .expect("POST", &regions[0], "/v1/notifications", Some(&body))
             .await?;
         for person in people {
-            self.callers.expect_delivery(load::job(&person.id, &topic)?, person);
+            self.callers
+                .expect_delivery(load::job(&self.peal.ids, &person.id, &topic)?, person);
         }
         Ok(())
     }
@@ -178,7 +179,7 @@ impl Injector {
         load::register(&self.peal, &second).await?;
         for (first, second) in first.iter().zip(&second) {
             self.callers
-                .expect_also(load::job(&second.id, &format!("moved-{}", second.id))?);
+                .expect_also(load::job(&self.peal.ids, &second.id, &format!("moved-{}", second.id))?);
             self.notify(&first.id, "moved").await?;
             self.notify(&second.id, "moved").await?;
         }
