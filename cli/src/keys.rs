@@ -10,8 +10,12 @@ use std::{
 use clap::Args;
 use gateway::provision;
 use shared::{
-    id::{AppId, Region},
-    nats::{nkey::Nkey, roles},
+    id::Region,
+    nats::{
+        accounts::{self, Names},
+        nkey::Nkey,
+        roles::Parties,
+    },
 };
 
 use super::{Answer, Failure};
@@ -23,9 +27,9 @@ pub(super) struct RolesArgs {
     /// Print the roles for the servers of this region. Default: for those of the hub.
     #[arg(long, value_name = "REGION")]
     region: Option<Region>,
-    /// An app whose services publish to NATS themselves; may be repeated.
-    #[arg(long = "app", value_name = "APP")]
-    apps: Vec<AppId>,
+    /// Add what programs of the former version need, which run beside this one during an upgrade.
+    #[arg(long)]
+    beside_former: bool,
 }
 
 #[derive(Debug, Args)]
@@ -35,17 +39,21 @@ pub(super) struct NkeyArgs {
 }
 
 pub(super) fn roles(args: &RolesArgs, out: &mut impl Write) -> Result<Answer, Failure> {
-    let sites = provision::regions(&args.file).map_err(|error| Failure::Arguments(error.to_string()))?;
-    let regions: Vec<Region> = sites.keys().cloned().collect();
-    let roles = match &args.region {
-        None => roles::of_hub(&regions),
+    let (sites, apps) = provision::parties(&args.file).map_err(|error| Failure::Arguments(error.to_string()))?;
+    let parties = Parties {
+        regions: sites.keys().cloned().collect(),
+        apps,
+        beside_former: args.beside_former,
+    };
+    let accounts = match &args.region {
+        None => accounts::of_hub(&parties),
         Some(region) => {
             let unknown = || Failure::Arguments(format!("--region: the file has no region {region}"));
             let site = sites.get(region).ok_or_else(unknown)?;
-            roles::of_region(region, &site.helpers, &args.apps)
+            accounts::of_region(region, &site.helpers, &parties, &Names::plain(&parties.apps))
         }
     };
-    out.write_all(roles::conf(&roles, &regions).as_bytes())?;
+    out.write_all(accounts::conf(&accounts, &parties.regions).as_bytes())?;
     Ok(Answer::Yes)
 }
 

@@ -15,7 +15,7 @@ use shared::{
     api_key::{ApiKey, Scope},
     app::{Alerts, Ambiguity, App, alerts_seal_name},
     channel::Channel,
-    id::{AppId, Region},
+    id::{AccountKey, AppId, Region},
     id_key::IdKey,
     invalid::Invalid,
     nats::{
@@ -38,6 +38,10 @@ pub struct NewApp {
     pub id: AppId,
     /// The home of recipients without a registered home.
     pub default_region: Region,
+    /// Whether its services publish notifications over NATS.
+    pub services: bool,
+    /// The public key of its NATS account, where the servers have an operator.
+    pub account: Option<AccountKey>,
     /// The region that the app's data must not leave, if there is one.
     pub residency: Option<Region>,
     /// How to treat a delivery that may or may not have been sent, by channel.
@@ -149,6 +153,8 @@ pub async fn write_app(
 impl NewApp {
     fn seal(&self, mesh_key: &MeshKey) -> App {
         let mut app = App {
+            services: self.services,
+            account: self.account.clone(),
             residency: self.residency.clone(),
             ambiguity: self.ambiguity.clone(),
             alerts: self.alerts.as_ref().map(|alerts| Alerts {
@@ -178,6 +184,9 @@ struct File {
 struct AppEntry {
     id: AppId,
     default_region: Region,
+    #[serde(default)]
+    services: bool,
+    account: Option<AccountKey>,
     residency: Option<Region>,
     #[serde(default)]
     ambiguity: BTreeMap<Channel, Ambiguity>,
@@ -214,12 +223,14 @@ pub struct Issued {
     pub text: String,
 }
 
-/// The regions in `file`.
+/// The regions in `file`, and the apps that have services.
 ///
 /// # Errors
 /// When the file cannot be read or parsed.
-pub fn regions(file: &Path) -> Result<BTreeMap<Region, Site>, BadSettings> {
-    settings::read(file).map(|file: File| file.region)
+pub fn parties(file: &Path) -> Result<(BTreeMap<Region, Site>, Vec<AppId>), BadSettings> {
+    let File { region, app } = settings::read(file)?;
+    let apps = app.into_iter().filter(|app| app.services).map(|app| app.id);
+    Ok((region, apps.collect()))
 }
 
 /// Writes every region and every app in `file` to the hub's configuration. Paths in it are relative to its folder. A
@@ -323,6 +334,8 @@ impl AppEntry {
         Ok(NewApp {
             id: self.id.clone(),
             default_region: self.default_region.clone(),
+            services: self.services,
+            account: self.account.clone(),
             residency: self.residency.clone(),
             ambiguity: self.ambiguity.clone(),
             alerts,

@@ -156,7 +156,7 @@ fn the_example_of_an_app_is_taken() {
     assert_eq!(language, "toml");
     let file = std::env::temp_dir().join(format!("peal-contract-{}.toml", std::process::id()));
     std::fs::write(&file, example).unwrap();
-    let read = gateway::provision::regions(&file);
+    let read = gateway::provision::parties(&file);
     std::fs::remove_file(&file).unwrap();
-    assert!(read.unwrap().is_empty());
+    assert!(read.unwrap().0.is_empty());
 }

@@ -1,5 +1,6 @@
 //! Everything that knows NATS: subjects, streams, and how Peal's nouns travel on them.
 
+pub mod accounts;
 pub mod audit;
 pub mod batch;
 pub mod broadcast;

@@ -1,5 +1,5 @@
-//! The permissions of each role, built from the same names as streams and subjects, and the part of a nats-server's
-//! configuration that holds them.
+//! The permissions of each role, built from the same names as streams and subjects. [`accounts`](super::accounts) puts
+//! them into the configuration of a nats-server.
 //!
 //! The server refuses everything that a role is not permitted. Inboxes are named by region and role, so that no role can
 //! read the answers to another.
@@ -7,13 +7,15 @@
 //! A server reports the hops of a traced message in the name of its publisher, and refuses the message if the publisher
 //! may not publish that report.
 
-use std::fmt::Write;
+use std::time::Duration;
 
 use super::{
+    accounts,
     subject::{self, TRACE_HOPS},
     topology::{
-        self, ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, HUB, IDEMPOTENCY, Mesh,
-        NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, consumers, work_for, workers_consumers,
+        self, ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, HUB, IDEMPOTENCY,
+        INTAKE_CONSUMER, Mesh, NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, consumers, work_for,
+        workers_consumers,
     },
 };
 use crate::{
@@ -30,8 +32,10 @@ pub enum Role {
     Worker(Region),
     /// A worker of the second region that stands by to help the first.
     Helper(Region, Region),
-    /// A service that publishes notifications of one app without HTTP, and reads their receipts and dead letters.
-    Service(Region, AppId),
+    /// A service of one app, or the app's own leaf node, in the app's own account.
+    Service(AppId),
+    /// A service as 0.1 has it: in Peal's account, where it publishes jobs of one app onto the workers' subjects.
+    FormerService(Region, AppId),
     /// A person who administers and reads streams: at the hub those of the whole mesh, in a region those of the region.
     Operator(Region),
     /// The servers of a region, as the hub sees them.
@@ -45,6 +49,22 @@ pub struct Permissions {
     pub publish: Vec<String>,
     /// Subjects to which it may subscribe.
     pub subscribe: Vec<String>,
+    /// Whether it may answer requests, once each and within [`ANSWER_WITHIN`], on whatever subject they name for answers.
+    pub answers: bool,
+}
+
+/// How long a role that answers requests may take for an answer; longer than a gateway works on a request.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(12);
+
+/// Who takes part in a mesh: all that permissions depend on.
+#[derive(Debug, Clone, Default)]
+pub struct Parties {
+    /// Every region.
+    pub regions: Vec<Region>,
+    /// The apps that have services.
+    pub apps: Vec<AppId>,
+    /// Whether programs of 0.1 run in the mesh too, during an upgrade. They need more than programs of this version.
+    pub beside_former: bool,
 }
 
 impl Role {
@@ -54,7 +74,9 @@ impl Role {
             Self::Gateway(region) => format!("_INBOX.{region}.gateway"),
             Self::Worker(region) => format!("_INBOX.{region}.worker"),
             Self::Helper(region, from) => format!("_INBOX.{region}.helper.{from}"),
-            Self::Service(region, app) => format!("_INBOX.{region}.service.{app}"),
+            // The usual prefix: the account has no other roles.
+            Self::Service(_) => "_INBOX".to_owned(),
+            Self::FormerService(region, app) => format!("_INBOX.{region}.service.{app}"),
             Self::Operator(region) => format!("_INBOX.{region}.operator"),
             Self::Leaf(region) => format!("_INBOX.{region}"),
         }
@@ -66,33 +88,41 @@ impl Role {
             Self::Gateway(_) => "GATEWAY".to_owned(),
             Self::Worker(_) => "WORKER".to_owned(),
             Self::Helper(_, from) => format!("HELPER_{from}"),
-            Self::Service(_, app) => format!("SERVICE_{app}"),
+            Self::Service(app) => format!("APP_{app}"),
+            Self::FormerService(_, app) => format!("SERVICE_{app}"),
             Self::Operator(_) => "OPERATOR".to_owned(),
             Self::Leaf(region) => format!("LEAF_{region}"),
         };
         format!("PEAL_NKEY_{}", name.to_uppercase().replace('-', "_"))
     }
 
-    /// The permissions of this role in a mesh of `regions`.
-    pub fn permissions(&self, regions: &[Region]) -> Permissions {
+    /// The permissions of this role in a mesh of `parties`.
+    pub fn permissions(&self, parties: &Parties) -> Permissions {
         let mesh = |here: &Region| Mesh {
             here: RegionSettings {
                 region: here.clone(),
                 durability: Durability::default(),
                 max_bytes: -1,
             },
-            regions: regions.to_vec(),
+            regions: parties.regions.clone(),
         };
         let inbox = format!("{}.>", self.inbox());
         let (publish, subscribe) = match self {
-            Self::Gateway(here) => (gateway(&mesh(here)), vec![inbox]),
+            Self::Gateway(here) => {
+                let mut allowed = gateway(&mesh(here), &parties.apps);
+                if parties.beside_former {
+                    allowed.extend(former_gateway());
+                }
+                (allowed, [vec![inbox], requests_of_services()].concat())
+            }
             Self::Worker(here) => {
                 let allowed = [worker(&mesh(here)), quotas()].concat();
                 (allowed, vec![inbox, subject::alive_filter(here)])
             }
             Self::Helper(here, _) => (worker(&mesh(here)), vec![inbox, subject::alive_filter(here)]),
-            Self::Service(here, app) => (
-                service(&mesh(here), app),
+            Self::Service(app) => accounts::service(app),
+            Self::FormerService(here, app) => (
+                former_service(&mesh(here), app),
                 [
                     vec![inbox, subject::dead_of(here, app)],
                     subject::receipts_of(here, app).to_vec(),
@@ -102,13 +132,24 @@ impl Role {
             // The region in its settings does not matter: at the hub an operator works for all regions.
             Self::Operator(here) => (
                 operator(here),
-                vec!["_INBOX.*.operator.>".into(), TRACE_HOPS.into(), "$JS.EVENT.>".into()],
+                [&["_INBOX.*.operator.>", "$JS.EVENT.>"], TRACES]
+                    .concat()
+                    .into_iter()
+                    .map(str::to_owned)
+                    .collect(),
             ),
             Self::Leaf(there) => leaf(&mesh(there), inbox),
         };
-        Permissions { publish, subscribe }
+        Permissions {
+            publish,
+            subscribe,
+            answers: matches!(self, Self::Gateway(_)),
+        }
     }
 }
+
+/// The reports of hops: those of Peal's account, and those of apps.
+const TRACES: &[&str] = &[TRACE_HOPS, subject::TRACE_HOPS_OF_APPS];
 
 impl Mesh {
     /// Every region, this one first.
@@ -117,7 +158,7 @@ impl Mesh {
     }
 }
 
-fn gateway(mesh: &Mesh) -> Vec<String> {
+fn gateway(mesh: &Mesh, apps: &[AppId]) -> Vec<String> {
     let here = &mesh.here.region;
     // What it publishes.
     let mut allowed: Vec<String> = mesh.all().flat_map(work_for).collect();
@@ -141,16 +182,22 @@ fn gateway(mesh: &Mesh) -> Vec<String> {
         allowed.push(api(Domain::Here, &create));
         allowed.push(api(Domain::Here, &format!("CONSUMER.INFO.{stream}.{name}")));
     }
-    // Gateways of 0.1 run beside this version's during an upgrade. They create these consumers for all channels.
-    let former = [
-        (topology::retry_consumer(Channel::Push), subject::DUE_FILTER),
-        (topology::spill_consumer(Channel::Push), subject::SPILL_FILTER),
-    ];
-    for (name, filter) in former {
+    // The intake of each app, which all gateways of the region work off, dead letters of what breaks a rule there, and the
+    // status feed of each app.
+    for app in apps {
+        allowed.push(subject::dead_refused(here, app));
+        let stream = topology::intake(app);
+        for verb in ["INFO", "CREATE", "UPDATE", "PURGE", "DELETE"] {
+            allowed.push(api(Domain::Here, &format!("STREAM.{verb}.{stream}")));
+        }
         allowed.push(api(
             Domain::Here,
-            &format!("CONSUMER.CREATE.{SCHEDULE}.{name}.{filter}"),
+            &format!("CONSUMER.CREATE.{stream}.{INTAKE_CONSUMER}.>"),
         ));
+        allowed.extend(consume(&stream, INTAKE_CONSUMER));
+        let feed = topology::feed_consumer(app);
+        allowed.push(api(Domain::Here, &format!("CONSUMER.CREATE.{RECEIPTS}.{feed}")));
+        allowed.push(api(Domain::Here, &format!("CONSUMER.INFO.{RECEIPTS}.{feed}")));
     }
     // What it reads here.
     allowed.extend([DIRECTORY, CONFIG, RECEIPTS].into_iter().flat_map(follow));
@@ -164,6 +211,28 @@ fn gateway(mesh: &Mesh) -> Vec<String> {
     // It checks that the origins of its sources exist.
     allowed.extend(origins(mesh).map(|(prefix, stream)| format!("{prefix}.STREAM.INFO.{stream}")));
     allowed
+}
+
+/// The requests of services, and the questions that every NATS micro service answers.
+fn requests_of_services() -> Vec<String> {
+    let questions = ["PING", "INFO", "STATS"];
+    let questions = questions
+        .iter()
+        .flat_map(|verb| [format!("$SRV.{verb}"), format!("$SRV.{verb}.>")]);
+    std::iter::once(subject::SEND_NOW_FILTER.to_owned())
+        .chain(questions)
+        .collect()
+}
+
+/// What gateways of 0.1 need in addition: they create these consumers for all channels.
+fn former_gateway() -> impl Iterator<Item = String> {
+    let consumers = [
+        (topology::retry_consumer(Channel::Push), subject::DUE_FILTER),
+        (topology::spill_consumer(Channel::Push), subject::SPILL_FILTER),
+    ];
+    consumers
+        .into_iter()
+        .map(|(name, filter)| api(Domain::Here, &format!("CONSUMER.CREATE.{SCHEDULE}.{name}.{filter}")))
 }
 
 fn worker(mesh: &Mesh) -> Vec<String> {
@@ -211,7 +280,7 @@ fn hubs_quotas() -> [String; 3] {
     ]
 }
 
-fn service(mesh: &Mesh, app: &AppId) -> Vec<String> {
+fn former_service(mesh: &Mesh, app: &AppId) -> Vec<String> {
     let lanes = Mesh::lanes();
     lanes
         .flat_map(|(channel, class)| {
@@ -257,7 +326,8 @@ fn leaf(mesh: &Mesh, inbox: String) -> (Vec<String>, Vec<String>) {
     }
     publish.extend(hubs_quotas());
     // What servers exchange about sources, and answers.
-    let between = ["$JS.S.>", "$JS.FC.>", "$JSC.R.>", "_R_.>", TRACE_HOPS].map(str::to_owned);
+    let between = [&["$JS.S.>", "$JS.FC.>", "$JSC.R.>", "_R_.>"], TRACES].concat();
+    let between: Vec<String> = between.into_iter().map(str::to_owned).collect();
     publish.extend(between.clone());
     publish.push("_INBOX.>".to_owned());
     let mut subscribe = vec![api(Domain::Region(&mesh.here.region), ">"), inbox];
@@ -315,8 +385,8 @@ fn dead_and_facts(domain: Domain<'_>) -> [String; 3] {
     ]
 }
 
-/// The roles at the servers of `region`, with helpers from `helpers` and services of `apps` that publish without HTTP.
-pub fn of_region(region: &Region, helpers: &[Region], apps: &[AppId]) -> Vec<Role> {
+/// The roles in Peal's account at the servers of `region`, with helpers from `helpers`.
+pub fn of_region(region: &Region, helpers: &[Region], parties: &Parties) -> Vec<Role> {
     let mut roles = vec![
         Role::Gateway(region.clone()),
         Role::Worker(region.clone()),
@@ -327,11 +397,14 @@ pub fn of_region(region: &Region, helpers: &[Region], apps: &[AppId]) -> Vec<Rol
             .iter()
             .map(|helper| Role::Helper(region.clone(), helper.clone())),
     );
-    roles.extend(apps.iter().map(|app| Role::Service(region.clone(), app.clone())));
+    if parties.beside_former {
+        let services = parties.apps.iter();
+        roles.extend(services.map(|app| Role::FormerService(region.clone(), app.clone())));
+    }
     roles
 }
 
-/// The roles at the servers of the hub.
+/// The roles in Peal's account at the servers of the hub.
 pub fn of_hub(regions: &[Region]) -> Vec<Role> {
     let hub = HUB.parse().expect("the hub's name is a valid region name");
     let mut roles = vec![Role::Operator(hub)];
@@ -339,73 +412,25 @@ pub fn of_hub(regions: &[Region]) -> Vec<Role> {
     roles
 }
 
-/// The text of `roles.conf` of a nats-server in a mesh of `regions`: its users and their permissions. The server reads
-/// the public keys from its environment.
-pub fn conf(roles: &[Role], regions: &[Region]) -> String {
-    let names: Vec<&str> = regions.iter().map(Region::as_str).collect();
-    let mut text = format!(
-        "# Who may do what, in a mesh of {}. Made by `peal roles`, to be made again when regions or apps change.\n\
-         # Each user's public key comes from the environment of nats-server.\n\n\
-         users: [\n",
-        names.join(", ")
-    );
-    for role in roles {
-        let Permissions { publish, subscribe } = role.permissions(regions);
-        let _infallible = write!(
-            text,
-            "  {{\n    nkey: ${}\n    permissions: {{\n      publish: {{\n{}      }}\n      subscribe: {{\n{}      }}\n    }}\n  }}\n",
-            role.variable(),
-            allow(publish),
-            allow(subscribe),
-        );
-    }
-    text.push_str("]\n");
-    text
-}
-
-fn allow(mut subjects: Vec<String>) -> String {
-    subjects.sort();
-    subjects.dedup();
-    let mut text = "        allow: [\n".to_owned();
-    for subject in subjects {
-        let _infallible = writeln!(text, "          \"{subject}\"");
-    }
-    text.push_str("        ]\n");
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A change of a role's permissions must show in these files, so that it is reviewed there.
-    #[test]
-    fn the_example_files_match_the_code() {
-        let regions: [Region; 2] = ["eu", "us"].map(|name| name.parse().unwrap());
-        let examples = [
-            (
-                of_hub(&regions),
-                include_str!("../../../deploy/nats/example/hub/roles.conf"),
-            ),
-            (
-                of_region(&regions[0], &regions[1..], &["shop".parse().unwrap()]),
-                include_str!("../../../deploy/nats/example/eu/roles.conf"),
-            ),
-        ];
-        for (roles, example) in examples {
-            assert_eq!(
-                conf(&roles, &regions),
-                example,
-                "generate the file again; deploy/README.md says how"
-            );
-        }
-    }
 
     #[test]
     fn no_two_roles_share_an_inbox_or_a_key() {
         let (eu, us): (Region, Region) = ("eu".parse().unwrap(), "us".parse().unwrap());
         let apps = ["shop".parse().unwrap(), "shop-eu".parse().unwrap()];
-        let roles = [of_region(&eu, std::slice::from_ref(&us), &apps), of_hub(&[eu, us])].concat();
+        let services = apps.clone().map(Role::Service);
+        let parties = Parties {
+            regions: vec![eu.clone(), us.clone()],
+            apps: apps.into(),
+            beside_former: true,
+        };
+        let mut roles = of_region(&eu, std::slice::from_ref(&us), &parties);
+        roles.extend(of_hub(&parties.regions));
+        for service in &services {
+            assert!(roles.iter().all(|role| role.variable() != service.variable()));
+        }
         for (at, role) in roles.iter().enumerate() {
             for other in &roles[..at] {
                 assert!(role.inbox() != other.inbox());

@@ -15,7 +15,8 @@ use crate::{
 /// belongs to that region's streams alone, and only sourcing takes it further. A leaf link must not carry
 /// acknowledgements either: they name a stream, a consumer and a sequence, but no region, and would settle another
 /// region's message.
-pub const LOCAL_PREFIXES: [&str; 17] = [
+pub const LOCAL_PREFIXES: [&str; 20] = [
+    "send",
     "notify",
     "due",
     "spill",
@@ -33,10 +34,24 @@ pub const LOCAL_PREFIXES: [&str; 17] = [
     "$JS.ACK.NOTIFY",
     "$JS.ACK.SCHEDULE",
     "$JS.ACK.DEAD",
+    "$JS.ACK.RECEIPTS",
+    "$JS.ACK.*.door",
 ];
 
 /// The subject on which nats-servers report the hops of traced messages.
 pub const TRACE_HOPS: &str = "peal.trace.hops";
+
+/// The reports of apps' messages, as they arrive in Peal's account.
+pub const TRACE_HOPS_OF_APPS: &str = "peal.trace.hops.*";
+
+/// The reports of the messages of one app, as they arrive in Peal's account. In the app's account they have the subject
+/// [`TRACE_HOPS`]; so no app can report in the name of another.
+pub fn trace_hops_of(app: &AppId) -> String {
+    format!("{TRACE_HOPS}.{app}")
+}
+
+/// The name of the NATS micro service by which gateways answer requests of services.
+pub const SEND_SERVICE: &str = "peal-send";
 
 /// The four tokens of `notify.<channel>.<region>.<class>.<app>`, the subject of fresh work. After `due.` or `spill.` they
 /// name work that is due again, and after `slice.` a part of a broadcast.
@@ -110,6 +125,29 @@ impl fmt::Display for Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}.{}.{}", self.channel, self.region, self.class, self.app)
     }
+}
+
+/// The subject on which services whose NATS account is `account` publish notifications to their app's intake.
+pub fn send(account: &str) -> String {
+    format!("send.{account}")
+}
+
+/// The subject on which services whose NATS account is `account` send notifications as requests.
+pub fn send_now(account: &str) -> String {
+    format!("send.{account}.now")
+}
+
+/// The requests of all services.
+pub const SEND_NOW_FILTER: &str = "send.*.now";
+
+/// The subjects of all intakes.
+pub const SEND_FILTER: &str = "send.*";
+
+/// The account in `send.<account>` or `send.<account>.now`.
+pub fn account_of(subject: &str) -> Option<&str> {
+    let rest = subject.strip_prefix("send.")?;
+    let account = rest.strip_suffix(".now").unwrap_or(rest);
+    (!account.is_empty() && !account.contains('.')).then_some(account)
 }
 
 /// A lane's subject as a template for span names (semantic conventions: `messaging.destination.template`).
@@ -240,6 +278,11 @@ pub fn receipts_of(region: &Region, app: &AppId) -> [String; 2] {
     ]
 }
 
+/// Receipts from every region for notifications of `app`, including those of broadcasts' members.
+pub fn receipts_anywhere(app: &AppId) -> [String; 2] {
+    [format!("receipt.*.*.{app}"), format!("receipt.*.*.members.{app}")]
+}
+
 /// The app in a subject of receipts or of dead letters.
 pub fn app_of(subject: &str) -> Option<&str> {
     subject.rsplit('.').next()
@@ -260,10 +303,15 @@ pub fn dead_unreadable(region: &Region) -> String {
     format!("dead.unreadable.{region}.unknown")
 }
 
+/// Dead letters of what services of `app` published and a gateway of `region` refused.
+pub fn dead_refused(region: &Region, app: &AppId) -> String {
+    format!("dead.refused.{region}.{app}")
+}
+
 /// A parsed `dead.<channel>.<region>.<app>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadSubject {
-    /// The channel, or `unreadable`.
+    /// The channel, or `unreadable` or `refused`.
     pub channel: String,
     /// The app, or `unknown`.
     pub app: AppId,

@@ -74,8 +74,17 @@ impl Keys {
             Role::Operator(_) => self.named("operator"),
             // A worker has the same key at home and where it helps.
             Role::Helper(_, from) => self.of(&Role::Worker(from.clone())),
+            Role::Service(app) => self.named(&format!("app-{app}")),
             role => self.named(&role.inbox()),
         }
+    }
+
+    /// The key of the user of the servers' own account.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn of_system(&self) -> anyhow::Result<Key> {
+        self.named("system")
     }
 
     /// The key of the test itself, which has all permissions.

@@ -16,8 +16,9 @@ use rand::Rng;
 use shared::{
     id::{AppId, Region},
     nats::{
+        accounts::{self, Accounts, Names},
         connect::{self, Nats},
-        roles,
+        roles::{self, Parties},
     },
 };
 use tempfile::TempDir;
@@ -35,8 +36,11 @@ const REGION_CONF: &str = include_str!("../../../deploy/nats/region.conf");
 const CLUSTER_CONF: &str = include_str!("../../../deploy/nats/cluster.conf");
 const TLS_CONF: &str = include_str!("../../../deploy/nats/tls.conf");
 
-/// The user of the test itself, added to the list of users; only test meshes have it.
-const TEST_USER: &str = "  { nkey: $PEAL_NKEY_TEST }\n]\n";
+/// The list of users of the first account, Peal's, and of all others.
+const USERS: &str = "    users: [\n";
+
+/// The user of the test itself, added to Peal's account; only test meshes have it.
+const TEST_USER: &str = "      { nkey: $PEAL_NKEY_TEST }\n";
 
 /// How long a server may take to start or to end. One with a million keys starts in 1 s; 30 s allow for a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -58,8 +62,10 @@ pub struct Settings {
     pub place: Place,
     /// Regions that have roles, including those that are not started.
     pub regions: Vec<Region>,
-    /// Apps whose services publish directly to NATS.
+    /// Apps that have services, each with an account of its own.
     pub apps: Vec<AppId>,
+    /// Whether the servers also permit what programs of the former version need.
+    pub beside_former: bool,
     /// Whether each region has three servers.
     pub clusters: bool,
     /// Whether connections are encrypted, and clients must present certificates.
@@ -69,7 +75,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The defaults of nats-server, with at most 8 GiB a server; services of [`APP`] may publish directly to NATS.
+    /// The defaults of nats-server, with at most 8 GiB a server. [`APP`] has services.
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
@@ -78,6 +84,7 @@ impl Settings {
             place: Place::default(),
             regions: Vec::new(),
             apps: vec![APP.parse().expect("the name of the test's app")],
+            beside_former: true,
             clusters: false,
             tls: true,
             edits: Vec::new(),
@@ -396,6 +403,7 @@ impl Server {
         for role in self.roles()? {
             variables.push((role.variable(), self.keys.of(&role)?.public));
         }
+        variables.push(("PEAL_NKEY_SYS".to_owned(), self.keys.of_system()?.public));
         Ok(variables)
     }
 
@@ -405,14 +413,15 @@ impl Server {
             Role::Region { .. } => REGION_CONF,
         }
         .to_owned();
-        let mut roles = roles::conf(&self.roles()?, &self.settings.regions);
+        let mut roles = accounts::conf(&self.accounts()?, &self.settings.regions);
         for (from, to) in &self.settings.edits {
             config = config.replace(from, to);
             roles = roles.replace(from, to);
         }
         fs::write(self.config_path(), config)?;
-        let users = roles.strip_suffix("]\n").context("roles.conf ends its list of users")?;
-        fs::write(self.folder().join("roles.conf"), format!("{users}{TEST_USER}"))?;
+        ensure!(roles.contains(USERS), "roles.conf has no list of users");
+        let roles = roles.replacen(USERS, &format!("{USERS}{TEST_USER}"), 1);
+        fs::write(self.folder().join("roles.conf"), roles)?;
         let included = |wanted: bool, text| if wanted { text } else { "" };
         fs::write(self.folder().join("tls.conf"), included(self.settings.tls, TLS_CONF))?;
         let cluster = included(!self.cluster.is_empty(), CLUSTER_CONF);
@@ -420,16 +429,45 @@ impl Server {
         Ok(())
     }
 
-    /// The roles that may connect.
+    /// The roles that may connect, in all accounts.
     fn roles(&self) -> anyhow::Result<Vec<roles::Role>> {
+        let parties = self.parties();
         Ok(match self.role {
-            Role::Hub => roles::of_hub(&self.settings.regions),
+            Role::Hub => roles::of_hub(&parties.regions),
             Role::Region { .. } => {
-                let here = self.domain.parse()?;
-                let others = self.settings.regions.iter().filter(|region| **region != here);
-                roles::of_region(&here, &others.cloned().collect::<Vec<_>>(), &self.settings.apps)
+                let (here, helpers) = self.region()?;
+                let mut roles = roles::of_region(&here, &helpers, &parties);
+                roles.extend(parties.apps.into_iter().map(roles::Role::Service));
+                roles
             }
         })
+    }
+
+    fn accounts(&self) -> anyhow::Result<Accounts> {
+        let parties = self.parties();
+        Ok(match self.role {
+            Role::Hub => accounts::of_hub(&parties),
+            Role::Region { .. } => {
+                let (here, helpers) = self.region()?;
+                accounts::of_region(&here, &helpers, &parties, &Names::plain(&parties.apps))
+            }
+        })
+    }
+
+    /// Its region, and those that may help it.
+    fn region(&self) -> anyhow::Result<(Region, Vec<Region>)> {
+        let here = self.domain.parse()?;
+        let others = self.settings.regions.iter().filter(|region| **region != here);
+        let helpers = others.cloned().collect();
+        Ok((here, helpers))
+    }
+
+    fn parties(&self) -> Parties {
+        Parties {
+            regions: self.settings.regions.clone(),
+            apps: self.settings.apps.clone(),
+            beside_former: self.settings.beside_former,
+        }
     }
 
     fn config_path(&self) -> PathBuf {

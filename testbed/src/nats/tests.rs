@@ -9,13 +9,12 @@ use async_nats::{
         stream::{Config, External, Source},
     },
 };
-use shared::nats::subject::{LOCAL_PREFIXES, TRACE_HOPS};
+use shared::nats::subject::LOCAL_PREFIXES;
 use tokio::time::{sleep, timeout};
 
 use super::{Keys, Mesh, Role, Server, Settings, SyncInterval, from_env};
 
 const REGION_CONF: &str = include_str!("../../../deploy/nats/region.conf");
-const HUB_CONF: &str = include_str!("../../../deploy/nats/hub.conf");
 
 async fn jetstream_of(server: &Server) -> jetstream::Context {
     jetstream::context::ContextBuilder::new()
@@ -54,13 +53,6 @@ fn the_leaf_link_denies_every_local_subject() {
         denied.sort_unstable();
         expected.sort_unstable();
         assert_eq!(denied, expected, "in {list}");
-    }
-}
-
-#[test]
-fn the_servers_report_hops_to_the_trace_subject() {
-    for conf in [HUB_CONF, REGION_CONF] {
-        assert!(conf.contains(&format!("msg_trace {{ dest: \"{TRACE_HOPS}\", sampling: 100 }}")));
     }
 }
 

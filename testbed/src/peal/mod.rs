@@ -169,12 +169,20 @@ impl Peal {
         self.nats.region(region).connect_as_test().await
     }
 
-    /// A connection to a region's NATS with the permissions of a service of [`APP`].
+    /// A connection to a region's NATS as a service of [`APP`], in the app's own account.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn connect_as_app(&self, region: &str) -> anyhow::Result<async_nats::Client> {
+        self.nats.region(region).connect(&Role::Service(APP.parse()?)).await
+    }
+
+    /// A connection to a region's NATS as a service of [`APP`] of the former version, in Peal's account.
     ///
     /// # Errors
     /// When it cannot be made.
     pub async fn connect_as_service(&self, region: &str) -> anyhow::Result<async_nats::Client> {
-        let service = Role::Service(region.parse()?, APP.parse()?);
+        let service = Role::FormerService(region.parse()?, APP.parse()?);
         self.nats.region(region).connect(&service).await
     }
 

@@ -50,6 +50,8 @@ pub(super) async fn provision(
     let app = NewApp {
         id: APP.parse()?,
         default_region: plan.regions.first().context("a mesh has a region")?.parse()?,
+        services: true,
+        account: None,
         residency: plan.residency.as_deref().map(str::parse).transpose()?,
         ambiguity: plan.ambiguity.clone(),
         alerts: plan.alerts.clone(),

@@ -131,6 +131,8 @@ impl Rig {
         let app = NewApp {
             id: app.parse().unwrap(),
             default_region: region("eu"),
+            services: false,
+            account: None,
             residency: None,
             ambiguity: BTreeMap::new(),
             alerts: None,

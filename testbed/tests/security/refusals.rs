@@ -39,7 +39,11 @@ use crate::rig::{TIMEOUT, app, mesh, region, settings};
 async fn a_refusal_is_an_error_and_not_a_timeout() {
     let peal = mesh().await;
     let eu = peal.nats.region("eu");
-    let js = connect::jetstream(eu.connect(&Role::Service(region("eu"), app("shop"))).await.unwrap());
+    let js = connect::jetstream(
+        eu.connect(&Role::FormerService(region("eu"), app("shop")))
+            .await
+            .unwrap(),
+    );
     let store = async |subject: &str| {
         let stored = publish::store(&js, subject.to_owned(), HeaderMap::new(), "{}".into()).await;
         stored.map(|stored| stored.stream)
@@ -137,6 +141,8 @@ async fn a_caller_learns_that_the_gateway_lacks_a_permission() {
     let shop = NewApp {
         id: app("shop"),
         default_region: region("eu"),
+        services: false,
+        account: None,
         residency: None,
         ambiguity: std::collections::BTreeMap::new(),
         alerts: None,

@@ -245,7 +245,7 @@ async fn each_role_is_refused_everything_beyond_its_permissions() {
         .assert_forbidden("a worker", FORBIDDEN_TO_WORKER, &subscriptions)
         .await;
 
-    let mut service = Intruder::of(eu, &Role::Service(region("eu"), app("shop"))).await;
+    let mut service = Intruder::of(eu, &Role::FormerService(region("eu"), app("shop"))).await;
     service
         .assert_allowed("a service", &["notify.push.eu.bulk.shop", "notify.push.us.normal.shop"])
         .await;

@@ -67,7 +67,7 @@ fn channels() -> Value {
         app: app(),
     };
     let origin: Region = "origin".parse().expect("a fixed word is a region");
-    let inbox = template(&Role::Service(region(), app()).inbox());
+    let inbox = template(&Role::FormerService(region(), app()).inbox());
     json!({
         "jobs": {
             "address": template(&lane.notify()),

@@ -20,7 +20,7 @@ pub use self::{
 };
 use crate::{
     channel::{Channel, Class},
-    id::Region,
+    id::{AppId, Region},
 };
 
 /// Jobs and broadcasts to be worked on in this region.
@@ -113,8 +113,26 @@ fn of_channel(name: &str, channel: Channel) -> String {
     }
 }
 
+/// The durable consumer on [`RECEIPTS`] from which services of `app` read what became of its notifications.
+pub fn feed_consumer(app: &AppId) -> String {
+    format!("svc_{app}")
+}
+
 /// The durable consumer on [`DEAD`] from which gateways alert developers to dead letters.
 pub const ALERTS_CONSUMER: &str = "alerts";
+
+/// The stream of what services of `app` publish in this region, until gateways have made jobs of it.
+pub fn intake(app: &AppId) -> String {
+    format!("INTAKE_{app}")
+}
+
+/// The app whose intake is the stream called `stream`.
+pub fn app_of_intake(stream: &str) -> Option<AppId> {
+    stream.strip_prefix("INTAKE_")?.parse().ok()
+}
+
+/// The durable consumer of every intake, which all gateways of the region share.
+pub const INTAKE_CONSUMER: &str = "door";
 
 /// This region: the settings that all its processes share.
 #[derive(Debug, Clone, Deserialize)]
