@@ -184,6 +184,7 @@ fn gateway(mesh: &Mesh, apps: &[AppId]) -> Vec<String> {
     }
     // The intake of each app, which all gateways of the region work off, dead letters of what breaks a rule there, and the
     // status feed of each app.
+    allowed.push(api(Domain::Here, "STREAM.NAMES"));
     for app in apps {
         allowed.push(subject::dead_refused(here, app));
         let stream = topology::intake(app);
