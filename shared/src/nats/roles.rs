@@ -82,6 +82,18 @@ impl Role {
         }
     }
 
+    /// Its name in files of keys, such as `gateway-eu`. A worker has one name at home and where it helps.
+    pub fn title(&self) -> String {
+        match self {
+            Self::Gateway(region) => format!("gateway-{region}"),
+            Self::Worker(region) | Self::Helper(_, region) => format!("worker-{region}"),
+            Self::Service(app) => format!("app-{app}"),
+            Self::FormerService(_, app) => format!("service-{app}"),
+            Self::Operator(_) => "operator".to_owned(),
+            Self::Leaf(region) => format!("leaf-{region}"),
+        }
+    }
+
     /// The environment variable from which a nats-server reads the public key of this role, such as `PEAL_NKEY_GATEWAY`.
     pub fn variable(&self) -> String {
         let name = match self {

@@ -251,6 +251,7 @@ impl Server {
         Nats {
             url: self.url(),
             nkey_file: Some(key.file),
+            creds_file: None,
             ca_file: tls(self.keys.ca()),
             cert_file: tls(self.keys.cert()),
             key_file: tls(self.keys.key()),
