@@ -7,6 +7,7 @@ mod api;
 mod dead;
 mod keys;
 mod mesh;
+mod operator;
 mod send;
 mod table;
 mod tail;
@@ -43,6 +44,8 @@ enum Command {
     Top(top::TopArgs),
     /// Print `roles.conf` for a nats-server: its users and their permissions.
     Roles(keys::RolesArgs),
+    /// Give running servers with an operator the accounts of the mesh: add, change and remove them.
+    Accounts(operator::AccountsArgs),
     /// Create an `NKey` for a role.
     Nkey(keys::NkeyArgs),
 }
@@ -84,6 +87,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Command::Tail(args) => tail::run(args, &mut out).await,
         Command::Top(args) => top::run(args, &clock, &mut out).await,
         Command::Roles(args) => keys::roles(&args, &mut out),
+        Command::Accounts(args) => operator::push(args, &mut out).await,
         Command::Nkey(args) => keys::nkey(&args, &mut out),
     };
     match done.and_then(|answer| Ok(out.flush().map(|()| answer)?)) {

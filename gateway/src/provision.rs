@@ -223,13 +223,19 @@ pub struct Issued {
     pub text: String,
 }
 
+/// The apps that have services, with the public keys of their accounts where servers have an operator.
+pub type ServiceApps = BTreeMap<AppId, Option<AccountKey>>;
+
 /// The regions in `file`, and the apps that have services.
 ///
 /// # Errors
 /// When the file cannot be read or parsed.
-pub fn parties(file: &Path) -> Result<(BTreeMap<Region, Site>, Vec<AppId>), BadSettings> {
+pub fn parties(file: &Path) -> Result<(BTreeMap<Region, Site>, ServiceApps), BadSettings> {
     let File { region, app } = settings::read(file)?;
-    let apps = app.into_iter().filter(|app| app.services).map(|app| app.id);
+    let apps = app
+        .into_iter()
+        .filter(|app| app.services)
+        .map(|app| (app.id, app.account));
     Ok((region, apps.collect()))
 }
 

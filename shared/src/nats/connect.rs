@@ -17,6 +17,9 @@ pub struct Nats {
     /// File with the seed of the role's `NKey`.
     #[serde(default)]
     pub nkey_file: Option<PathBuf>,
+    /// File with the JWT and the seed of a user (`.creds`), for servers with an operator; instead of `nkey_file`.
+    #[serde(default)]
+    pub creds_file: Option<PathBuf>,
     /// File with the certificates of the authority that signed the servers' certificates. With it TLS is required.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
@@ -34,6 +37,12 @@ pub enum ConnectError {
     /// The file with the `NKey` seed cannot be read.
     #[error("cannot read nats.nkey_file: {0}")]
     NkeyFile(std::io::Error),
+    /// The file with the JWT and the seed cannot be read.
+    #[error("cannot read nats.creds_file: {0}")]
+    CredsFile(std::io::Error),
+    /// Both are set.
+    #[error("nats.nkey_file and nats.creds_file must not both be set")]
+    TwoIdentities,
     /// Only one of the two is set.
     #[error("nats.cert_file and nats.key_file must be set together")]
     HalfACertificate,
@@ -67,9 +76,17 @@ pub async fn connect(nats: &Nats, role: &Role, name: &str) -> Result<Client, Con
             log_event(&recorded, &event);
             future::ready(())
         });
-    if let Some(file) = &nats.nkey_file {
-        let seed = tokio::fs::read_to_string(file).await.map_err(ConnectError::NkeyFile)?;
-        options = options.nkey(seed.trim().to_owned());
+    match (&nats.nkey_file, &nats.creds_file) {
+        (Some(file), None) => {
+            let seed = tokio::fs::read_to_string(file).await.map_err(ConnectError::NkeyFile)?;
+            options = options.nkey(seed.trim().to_owned());
+        }
+        (None, Some(file)) => {
+            let options_with = options.credentials_file(file).await;
+            options = options_with.map_err(ConnectError::CredsFile)?;
+        }
+        (None, None) => {}
+        (Some(_), Some(_)) => return Err(ConnectError::TwoIdentities),
     }
     if let Some(file) = &nats.ca_file {
         options = options.add_root_certificates(file.clone()).require_tls(true);

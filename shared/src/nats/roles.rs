@@ -82,6 +82,18 @@ impl Role {
         }
     }
 
+    /// Its name in files of keys, such as `gateway-eu`. A worker has one name at home and where it helps.
+    pub fn title(&self) -> String {
+        match self {
+            Self::Gateway(region) => format!("gateway-{region}"),
+            Self::Worker(region) | Self::Helper(_, region) => format!("worker-{region}"),
+            Self::Service(app) => format!("app-{app}"),
+            Self::FormerService(_, app) => format!("service-{app}"),
+            Self::Operator(_) => "operator".to_owned(),
+            Self::Leaf(region) => format!("leaf-{region}"),
+        }
+    }
+
     /// The environment variable from which a nats-server reads the public key of this role, such as `PEAL_NKEY_GATEWAY`.
     pub fn variable(&self) -> String {
         let name = match self {
@@ -184,6 +196,7 @@ fn gateway(mesh: &Mesh, apps: &[AppId]) -> Vec<String> {
     }
     // The intake of each app, which all gateways of the region work off, dead letters of what breaks a rule there, and the
     // status feed of each app.
+    allowed.push(api(Domain::Here, "STREAM.NAMES"));
     for app in apps {
         allowed.push(subject::dead_refused(here, app));
         let stream = topology::intake(app);

@@ -16,7 +16,7 @@ use rand::Rng;
 use shared::{
     id::{AppId, Region},
     nats::{
-        accounts::{self, Accounts, Names},
+        accounts::{self, Names},
         connect::{self, Nats},
         roles::{self, Parties},
     },
@@ -33,6 +33,7 @@ use crate::{app::APP, network::Place};
 
 const HUB_CONF: &str = include_str!("../../../deploy/nats/hub.conf");
 const REGION_CONF: &str = include_str!("../../../deploy/nats/region.conf");
+const APP_CONF: &str = include_str!("../../../deploy/nats/app.conf");
 const CLUSTER_CONF: &str = include_str!("../../../deploy/nats/cluster.conf");
 const TLS_CONF: &str = include_str!("../../../deploy/nats/tls.conf");
 
@@ -136,6 +137,11 @@ pub enum Role {
         /// The hub's [`Server::leaf_url`].
         hub: String,
     },
+    /// An app's own server, which connects to a region. Its domain is the app's id, and clients need no key.
+    App {
+        /// The region's [`Server::leaf_url`].
+        region: String,
+    },
 }
 
 /// A nats-server process, whose ports and folder stay the same over restarts.
@@ -220,7 +226,7 @@ impl Server {
         format!("nats://{}:{}", self.address(), self.ports.client)
     }
 
-    /// The URL by which regions connect, if this is a hub.
+    /// The URL by which regions connect, if this is a hub, or apps' own servers, if it is a region.
     pub fn leaf_url(&self) -> String {
         format!("nats-leaf://{}:{}", self.address(), self.ports.leaf)
     }
@@ -245,6 +251,7 @@ impl Server {
         Nats {
             url: self.url(),
             nkey_file: Some(key.file),
+            creds_file: None,
             ca_file: tls(self.keys.ca()),
             cert_file: tls(self.keys.cert()),
             key_file: tls(self.keys.key()),
@@ -260,6 +267,16 @@ impl Server {
     pub async fn connect_as_test(&self) -> anyhow::Result<Client> {
         let operator = roles::Role::Operator(self.domain.parse()?);
         Ok(connect::connect(&self.nats_of_test()?, &operator, "testbed").await?)
+    }
+
+    /// Connects without a key, to an app's own server.
+    pub async fn connect_without_key(&self) -> anyhow::Result<Client> {
+        let nats = Nats {
+            nkey_file: None,
+            ..self.nats_of_test()?
+        };
+        let service = roles::Role::Service(self.domain.parse()?);
+        Ok(connect::connect(&nats, &service, "testbed").await?)
     }
 
     /// The port of [`Self::leaf_url`].
@@ -280,6 +297,11 @@ impl Server {
     /// The `JetStream` domain.
     pub fn domain(&self) -> &str {
         &self.domain
+    }
+
+    /// The certificates and keys of its mesh.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     /// The process id; `None` while it is not running.
@@ -387,6 +409,12 @@ impl Server {
             variables.push(("PEAL_HUB_LEAF_URL", quoted(hub)));
             variables.push(("PEAL_LEAF_SEED", self.keys.of(&leaf)?.seed));
         }
+        if let Role::App { region } = &self.role {
+            let service = roles::Role::Service(self.domain.parse()?);
+            variables.push(("PEAL_REGION_LEAF_URL", quoted(region)));
+            variables.push(("PEAL_APP_SEED", self.keys.of(&service)?.seed));
+            variables.push(("PEAL_APP", self.domain.clone()));
+        }
         if let Some(own) = self.cluster.first() {
             variables.push(("PEAL_CLUSTER_PORT", own.to_string()));
             for (name, port) in ["PEAL_ROUTE_1", "PEAL_ROUTE_2", "PEAL_ROUTE_3"]
@@ -411,16 +439,15 @@ impl Server {
         let mut config = match self.role {
             Role::Hub => HUB_CONF,
             Role::Region { .. } => REGION_CONF,
+            Role::App { .. } => APP_CONF,
         }
         .to_owned();
-        let mut roles = accounts::conf(&self.accounts()?, &self.settings.regions);
+        let mut roles = self.roles_conf()?;
         for (from, to) in &self.settings.edits {
             config = config.replace(from, to);
             roles = roles.replace(from, to);
         }
         fs::write(self.config_path(), config)?;
-        ensure!(roles.contains(USERS), "roles.conf has no list of users");
-        let roles = roles.replacen(USERS, &format!("{USERS}{TEST_USER}"), 1);
         fs::write(self.folder().join("roles.conf"), roles)?;
         let included = |wanted: bool, text| if wanted { text } else { "" };
         fs::write(self.folder().join("tls.conf"), included(self.settings.tls, TLS_CONF))?;
@@ -440,18 +467,24 @@ impl Server {
                 roles.extend(parties.apps.into_iter().map(roles::Role::Service));
                 roles
             }
+            Role::App { .. } => Vec::new(),
         })
     }
 
-    fn accounts(&self) -> anyhow::Result<Accounts> {
+    /// The file of accounts, with the test's own user.
+    fn roles_conf(&self) -> anyhow::Result<String> {
         let parties = self.parties();
-        Ok(match self.role {
+        let accounts = match self.role {
             Role::Hub => accounts::of_hub(&parties),
             Role::Region { .. } => {
                 let (here, helpers) = self.region()?;
                 accounts::of_region(&here, &helpers, &parties, &Names::plain(&parties.apps))
             }
-        })
+            Role::App { .. } => return Ok(String::new()),
+        };
+        let text = accounts::conf(&accounts, &parties.regions);
+        ensure!(text.contains(USERS), "roles.conf has no list of users");
+        Ok(text.replacen(USERS, &format!("{USERS}{TEST_USER}"), 1))
     }
 
     /// Its region, and those that may help it.

@@ -6,6 +6,7 @@
 
 mod rig;
 
+mod accounts;
 mod entry;
 mod hub;
 mod refusals;

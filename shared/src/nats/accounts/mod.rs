@@ -5,8 +5,9 @@
 //! answer returns to the account that asked, whatever subject it names. So each app has an account, which imports what
 //! Peal exports: the intake, the status feed, receipts and dead letters as they come.
 //!
-//! [`conf`] writes the accounts into the configuration of a server.
+//! [`conf`] writes the accounts into the configuration of a server, [`claims`] as JWTs for a server with an operator.
 
+pub mod claims;
 mod conf;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -24,6 +25,9 @@ pub const PEAL: &str = "APP";
 
 /// The account of the servers themselves. Servers of one cluster must agree on it.
 const SYSTEM: &str = "$SYS";
+
+/// What that account is called for people.
+const SYSTEM_TITLE: &str = "SYS";
 
 /// The domain under which services find the stream [`RECEIPTS`]: `jetstream.with_domain("peal")` and its like in any client.
 pub const FEED_DOMAIN: &str = "peal";
@@ -70,6 +74,8 @@ pub struct Account {
 /// A user of an account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
+    /// Its name in files of keys, such as `gateway-eu`.
+    pub title: String,
     /// The environment variable with its public key, such as `PEAL_NKEY_GATEWAY`.
     pub variable: String,
     /// What it may do; anything in its account if `None`.
@@ -246,6 +252,7 @@ pub(super) fn service(app: &AppId) -> (Vec<String>, Vec<String>) {
 
 fn peal(roles: &[Role], parties: &Parties, names: &Names) -> Account {
     let users = roles.iter().map(|role| User {
+        title: role.title(),
         variable: role.variable(),
         permissions: Some(role.permissions(parties)),
     });
@@ -264,8 +271,9 @@ fn peal(roles: &[Role], parties: &Parties, names: &Names) -> Account {
 fn system(names: &Names) -> Account {
     Account {
         name: names.system.clone(),
-        title: "SYS".to_owned(),
+        title: SYSTEM_TITLE.to_owned(),
         users: vec![User {
+            title: "sys".to_owned(),
             variable: "PEAL_NKEY_SYS".to_owned(),
             permissions: None,
         }],
@@ -307,6 +315,7 @@ fn of_app(region: &Region, app: &AppId, name: &str, names: &Names) -> Account {
         name: name.to_owned(),
         title: app.to_string(),
         users: vec![User {
+            title: role.title(),
             variable: role.variable(),
             permissions: Some(role.permissions(&Parties::default())),
         }],

@@ -10,10 +10,10 @@ use async_nats::jetstream::{
 };
 use serde_json::{Map, Value};
 
-use super::{Mesh, VERSION, VERSION_KEY, consumers, workers_consumers};
+use super::{Mesh, RECEIPTS, VERSION, VERSION_KEY, consumers, feed_consumer, streams::feed, workers_consumers};
 use crate::{
-    id::Region,
-    nats::refusal::{Forbidden, unless_refused},
+    id::{AppId, Region},
+    nats::refusal::{Forbidden, is_about, unless_refused},
 };
 
 /// What [`apply`] did to one stream or consumer.
@@ -191,6 +191,24 @@ pub async fn mend_consumers(js: &jetstream::Context, region: &Region) {
             }
         }
     }
+}
+
+/// Creates the status feed of `app` if it is missing. Only a gateway is permitted to.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn apply_feed(js: &jetstream::Context, app: &AppId) -> Result<(), ApplyError> {
+    let name = feed_consumer(app);
+    let applying = async {
+        if has_consumer(js, RECEIPTS, &name).await? {
+            return Ok(());
+        }
+        let created = js.create_consumer_on_stream(feed(app), RECEIPTS).await;
+        created
+            .map(|_| ())
+            .map_err(|error| ApplyError::Consumer(name.clone(), error.to_string()))
+    };
+    unless_refused(&js.client(), |subject| is_about(subject, &name), applying).await?
 }
 
 /// Makes a region's consumers match.

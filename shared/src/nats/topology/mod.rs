@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use self::streams::work_for;
 pub use self::{
-    apply::{ApplyError, Change, apply, apply_region, mend_consumers, wait_for_region},
+    apply::{ApplyError, Change, apply, apply_feed, apply_region, mend_consumers, wait_for_region},
     streams::{
         ALERTS_ACK_WAIT, DUPLICATE_WINDOW, LETTERS_MAX_AGE, RECEIPTS_MAX_AGE, WORK_ACK_WAIT, WORK_MAX_AGE, consumers,
         hub_streams, workers_consumers,

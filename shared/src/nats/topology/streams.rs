@@ -9,10 +9,15 @@ use async_nats::jetstream::{
 
 use super::{
     ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, HUB, IDEMPOTENCY, Mesh, NOTIFY, OUTBOX, QUOTA, RECEIPTS,
-    RECIPIENTS, RegionSettings, SCHEDULE, VERSION, VERSION_KEY, api, lane_consumer, retry_consumer, slice_consumer,
-    spill_consumer,
+    RECIPIENTS, RegionSettings, SCHEDULE, VERSION, VERSION_KEY, api, feed_consumer, lane_consumer, retry_consumer,
+    slice_consumer, spill_consumer,
 };
-use crate::{channel::Channel, content::MAX_LIFE_S, id::Region, nats::subject};
+use crate::{
+    channel::Channel,
+    content::MAX_LIFE_S,
+    id::{AppId, Region},
+    nats::subject,
+};
 
 /// How long streams of work remember a message id. The workers' ledgers remember jobs for days.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
@@ -47,6 +52,9 @@ pub const ALERTS_ACK_WAIT: Duration = Duration::from_mins(2);
 
 /// Maximum number of messages that all workers of a region together have pulled from one consumer and not acknowledged.
 const CONSUMER_UNACKNOWLEDGED_MAX: i64 = 65_536;
+
+/// Maximum number of messages that all services of one app together have pulled from its feed and not acknowledged.
+const FEED_UNACKNOWLEDGED_MAX: i64 = 1024;
 
 impl RegionSettings {
     /// The region's copy of the hub's configuration. It names the regions, which all other streams need.
@@ -221,6 +229,17 @@ pub fn consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
     let mut all = workers_consumers(region);
     all.push((DEAD, alerts));
     all
+}
+
+/// The consumer on [`RECEIPTS`] from which services of `app` read what became of its notifications, from the oldest
+/// receipt on that is still kept.
+pub(super) fn feed(app: &AppId) -> pull::Config {
+    pull::Config {
+        filter_subject: String::new(),
+        filter_subjects: subject::receipts_anywhere(app).into(),
+        max_ack_pending: FEED_UNACKNOWLEDGED_MAX,
+        ..consumer(&feed_consumer(app), String::new())
+    }
 }
 
 /// The durable consumers that a region's workers share, each with its stream.
