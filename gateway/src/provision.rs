@@ -15,7 +15,7 @@ use shared::{
     api_key::{ApiKey, Scope},
     app::{Alerts, Ambiguity, App, alerts_seal_name},
     channel::Channel,
-    id::{AppId, Region},
+    id::{AccountKey, AppId, Region},
     invalid::Invalid,
     nats::{
         config::{self, Tenants},
@@ -43,6 +43,10 @@ pub struct NewApp {
     pub ambiguity: BTreeMap<Channel, Ambiguity>,
     /// The webhook that reports dead letters to its developers.
     pub alerts: Option<NewAlerts>,
+    /// Whether services publish its notifications over NATS.
+    pub services: bool,
+    /// The public key of its NATS account, where servers name accounts by their keys.
+    pub account: Option<AccountKey>,
     /// Its credentials, at most one for each provider.
     pub credentials: Vec<Credential>,
 }
@@ -148,6 +152,8 @@ impl NewApp {
                 url: alerts.url.clone(),
                 secret: mesh_key.seal(&alerts_seal_name(&self.id), alerts.secret.reveal()),
             }),
+            services: self.services,
+            account: self.account.clone(),
             ..App::new(self.id.clone(), self.default_region.clone())
         };
         for credential in &self.credentials {
@@ -175,6 +181,9 @@ struct AppEntry {
     #[serde(default)]
     ambiguity: BTreeMap<Channel, Ambiguity>,
     alerts: Option<AlertsEntry>,
+    #[serde(default)]
+    services: bool,
+    account: Option<AccountKey>,
     #[serde(default)]
     keys: Vec<KeyEntry>,
     /// The members of each credential, by the name of its provider. A member `<name>_file` is the path of a file with
@@ -319,6 +328,8 @@ impl AppEntry {
             residency: self.residency.clone(),
             ambiguity: self.ambiguity.clone(),
             alerts,
+            services: self.services,
+            account: self.account.clone(),
             credentials,
         })
     }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     channel::{Channel, words},
-    id::{AppId, Region},
+    id::{AccountKey, AppId, Region},
     invalid::Invalid,
     provider::{Credential, Provider},
     seal::{MeshKey, SealError, Sealed},
@@ -31,6 +31,12 @@ pub struct App {
     /// The webhook that reports dead letters to its developers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alerts: Option<Alerts>,
+    /// Whether services publish notifications of this app over NATS. It then has an intake in every region.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub services: bool,
+    /// The app's NATS account, where servers name accounts by their keys; else the account has the name of the app.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountKey>,
     /// The credentials of the app, sealed with the mesh key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub credentials: BTreeMap<Provider, SealedCredential>,
@@ -76,8 +82,15 @@ impl App {
             residency: None,
             ambiguity: BTreeMap::new(),
             alerts: None,
+            services: false,
+            account: None,
             credentials: BTreeMap::new(),
         }
+    }
+
+    /// The name of the app's NATS account: the second token of the subjects that its services publish to.
+    pub fn account_name(&self) -> &str {
+        self.account.as_ref().map_or(self.id.as_str(), AccountKey::as_str)
     }
 
     /// What to do on `channel` when it is unknown whether a notification was sent.
@@ -87,6 +100,11 @@ impl App {
             .copied()
             .unwrap_or(Ambiguity::usual(channel))
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A credential as it is stored.
@@ -164,6 +182,10 @@ struct Stored {
     ambiguity: BTreeMap<Channel, Ambiguity>,
     #[serde(default)]
     alerts: Option<Alerts>,
+    #[serde(default)]
+    services: bool,
+    #[serde(default)]
+    account: Option<AccountKey>,
     /// By the name of the provider; credentials for providers that this version does not know are ignored.
     #[serde(default)]
     credentials: BTreeMap<String, SealedCredential>,
@@ -187,6 +209,8 @@ impl From<Stored> for App {
             residency: stored.residency,
             ambiguity: stored.ambiguity,
             alerts: stored.alerts,
+            services: stored.services,
+            account: stored.account,
             credentials: former.chain(known).collect(),
         }
     }

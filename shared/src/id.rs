@@ -108,6 +108,14 @@ name!(
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
 );
 
+name!(
+    /// The public key of an NATS account, by which servers in operator mode name it.
+    AccountKey, "account", "must be the public key of an NATS account: A and 55 of A-Z and 2-7",
+    |text| text.len() == 56
+        && text.starts_with('A')
+        && text.bytes().all(|b| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b))
+);
+
 impl AppId {
     /// The app of messages that do not name one.
     pub fn unknown() -> Self {

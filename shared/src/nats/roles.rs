@@ -43,6 +43,10 @@ pub enum Role {
 pub struct Permissions {
     /// Subjects to which it may publish.
     pub publish: Vec<String>,
+    /// Subjects to which it may not publish, although [`Self::publish`] has them.
+    pub publish_not: Vec<String>,
+    /// Whether it may answer requests, on whatever subject these name for the answer.
+    pub answers: bool,
     /// Subjects to which it may subscribe.
     pub subscribe: Vec<String>,
 }
@@ -80,19 +84,23 @@ impl Role {
                 region: here.clone(),
                 durability: Durability::default(),
                 max_bytes: -1,
+                intake_max_bytes: -1,
             },
             regions: regions.to_vec(),
         };
         let inbox = format!("{}.>", self.inbox());
         let (publish, subscribe) = match self {
-            Self::Gateway(here) => (gateway(&mesh(here)), vec![inbox]),
+            Self::Gateway(here) => (
+                [gateway(&mesh(here)), intakes_of_gateway(here)].concat(),
+                [vec![inbox], requests_of_services()].concat(),
+            ),
             Self::Worker(here) => {
                 let allowed = [worker(&mesh(here)), quotas()].concat();
                 (allowed, vec![inbox, subject::alive_filter(here)])
             }
             Self::Helper(here, _) => (worker(&mesh(here)), vec![inbox, subject::alive_filter(here)]),
             Self::Service(here, app) => (
-                service(&mesh(here), app),
+                [service(&mesh(here), app), door_of_service(app)].concat(),
                 [
                     vec![inbox, subject::dead_of(here, app)],
                     subject::receipts_of(here, app).to_vec(),
@@ -106,7 +114,16 @@ impl Role {
             ),
             Self::Leaf(there) => leaf(&mesh(there), inbox),
         };
-        Permissions { publish, subscribe }
+        let (publish_not, answers) = match self {
+            Self::Gateway(here) => (not_intakes(&mesh(here)), true),
+            _ => (Vec::new(), false),
+        };
+        Permissions {
+            publish,
+            publish_not,
+            answers,
+            subscribe,
+        }
     }
 }
 
@@ -164,6 +181,51 @@ fn gateway(mesh: &Mesh) -> Vec<String> {
     // It checks that the origins of its sources exist.
     allowed.extend(origins(mesh).map(|(prefix, stream)| format!("{prefix}.STREAM.INFO.{stream}")));
     allowed
+}
+
+/// The intakes of a gateway's region. Apps are added while everything runs, and a permission names whole tokens, so it is
+/// for every stream: [`not_intakes`] takes the others out again.
+fn intakes_of_gateway(here: &Region) -> Vec<String> {
+    let door = topology::INTAKE_CONSUMER;
+    let mut allowed = vec![api(Domain::Here, "STREAM.NAMES"), subject::dead_filter(here)];
+    for request in [
+        "STREAM.INFO.*".to_owned(),
+        "STREAM.CREATE.*".to_owned(),
+        "STREAM.UPDATE.*".to_owned(),
+        "STREAM.DELETE.*".to_owned(),
+        "STREAM.PURGE.*".to_owned(),
+        format!("CONSUMER.CREATE.*.{door}.{}", subject::SEND_FILTER),
+        format!("CONSUMER.INFO.*.{door}"),
+        format!("CONSUMER.MSG.NEXT.*.{door}"),
+    ] {
+        allowed.push(api(Domain::Here, &request));
+    }
+    allowed.push(format!("$JS.ACK.*.{door}.>"));
+    allowed
+}
+
+/// What a gateway may not do to the streams that are no intakes.
+fn not_intakes(mesh: &Mesh) -> Vec<String> {
+    let streams = mesh.streams().into_iter();
+    streams
+        .flat_map(|stream| ["DELETE", "PURGE"].map(|verb| api(Domain::Here, &format!("STREAM.{verb}.{}", stream.name))))
+        .collect()
+}
+
+/// The requests of services, and the questions that every NATS micro service answers.
+fn requests_of_services() -> Vec<String> {
+    let questions = ["PING", "INFO", "STATS"];
+    let questions = questions
+        .iter()
+        .flat_map(|verb| [format!("$SRV.{verb}"), format!("$SRV.{verb}.>")]);
+    std::iter::once(subject::SEND_NOW_FILTER.to_owned())
+        .chain(questions)
+        .collect()
+}
+
+/// What a service publishes while it logs in to Peal's own account.
+fn door_of_service(app: &AppId) -> Vec<String> {
+    vec![subject::send(app.as_str()), subject::send_now(app.as_str())]
 }
 
 fn worker(mesh: &Mesh) -> Vec<String> {
@@ -350,23 +412,36 @@ pub fn conf(roles: &[Role], regions: &[Region]) -> String {
         names.join(", ")
     );
     for role in roles {
-        let Permissions { publish, subscribe } = role.permissions(regions);
+        let Permissions {
+            publish,
+            publish_not,
+            answers,
+            subscribe,
+        } = role.permissions(regions);
+        let answers = if answers { ANSWERS } else { "" };
         let _infallible = write!(
             text,
-            "  {{\n    nkey: ${}\n    permissions: {{\n      publish: {{\n{}      }}\n      subscribe: {{\n{}      }}\n    }}\n  }}\n",
+            "  {{\n    nkey: ${}\n    permissions: {{\n      publish: {{\n{}{}      }}\n      subscribe: {{\n{}      }}\n{answers}    }}\n  }}\n",
             role.variable(),
-            allow(publish),
-            allow(subscribe),
+            list("allow", publish),
+            list("deny", publish_not),
+            list("allow", subscribe),
         );
     }
     text.push_str("]\n");
     text
 }
 
-fn allow(mut subjects: Vec<String>) -> String {
+/// One answer to each request, for as long as a request may take.
+const ANSWERS: &str = "      allow_responses: { max: 1, expires: \"12s\" }\n";
+
+fn list(name: &str, mut subjects: Vec<String>) -> String {
+    if subjects.is_empty() {
+        return String::new();
+    }
     subjects.sort();
     subjects.dedup();
-    let mut text = "        allow: [\n".to_owned();
+    let mut text = format!("        {name}: [\n");
     for subject in subjects {
         let _infallible = writeln!(text, "          \"{subject}\"");
     }

@@ -15,7 +15,8 @@ use crate::{
 /// belongs to that region's streams alone, and only sourcing takes it further. A leaf link must not carry
 /// acknowledgements either: they name a stream, a consumer and a sequence, but no region, and would settle another
 /// region's message.
-pub const LOCAL_PREFIXES: [&str; 17] = [
+pub const LOCAL_PREFIXES: [&str; 19] = [
+    "send",
     "notify",
     "due",
     "spill",
@@ -33,6 +34,7 @@ pub const LOCAL_PREFIXES: [&str; 17] = [
     "$JS.ACK.NOTIFY",
     "$JS.ACK.SCHEDULE",
     "$JS.ACK.DEAD",
+    "$JS.ACK.*.door",
 ];
 
 /// The subject on which nats-servers report the hops of traced messages.
@@ -110,6 +112,29 @@ impl fmt::Display for Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}.{}.{}", self.channel, self.region, self.class, self.app)
     }
+}
+
+/// The subject on which services whose NATS account is `account` publish notifications to their app's intake.
+pub fn send(account: &str) -> String {
+    format!("send.{account}")
+}
+
+/// The subject on which services whose NATS account is `account` send notifications as requests.
+pub fn send_now(account: &str) -> String {
+    format!("send.{account}.now")
+}
+
+/// The requests of all services.
+pub const SEND_NOW_FILTER: &str = "send.*.now";
+
+/// The subjects of all intakes.
+pub const SEND_FILTER: &str = "send.*";
+
+/// The account in `send.<account>` or `send.<account>.now`.
+pub fn account_of(subject: &str) -> Option<&str> {
+    let rest = subject.strip_prefix("send.")?;
+    let account = rest.strip_suffix(".now").unwrap_or(rest);
+    (!account.is_empty() && !account.contains('.')).then_some(account)
 }
 
 /// A lane's subject as a template for span names (semantic conventions: `messaging.destination.template`).
@@ -260,10 +285,15 @@ pub fn dead_unreadable(region: &Region) -> String {
     format!("dead.unreadable.{region}.unknown")
 }
 
+/// Dead letters of what services of `app` published and a gateway of `region` refused.
+pub fn dead_refused(region: &Region, app: &AppId) -> String {
+    format!("dead.refused.{region}.{app}")
+}
+
 /// A parsed `dead.<channel>.<region>.<app>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadSubject {
-    /// The channel, or `unreadable`.
+    /// The channel, or `unreadable` or `refused`.
     pub channel: String,
     /// The app, or `unknown`.
     pub app: AppId,

@@ -44,6 +44,8 @@ pub(super) async fn provision(
         residency: plan.residency.as_deref().map(str::parse).transpose()?,
         ambiguity: plan.ambiguity.clone(),
         alerts: plan.alerts.clone(),
+        services: true,
+        account: None,
         credentials: vec![
             Credential::Apns(simulators.apns.credential(TOPIC)),
             Credential::Fcm(fcm::Credential {

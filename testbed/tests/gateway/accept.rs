@@ -216,6 +216,7 @@ async fn a_key_used_in_one_region_is_known_in_the_others() {
                 region: region(name),
                 durability: topology::Durability::default(),
                 max_bytes: -1,
+                intake_max_bytes: -1,
             },
             regions: vec![region("eu"), region("us")],
         };

@@ -126,6 +126,8 @@ impl Rig {
             residency: None,
             ambiguity: BTreeMap::new(),
             alerts: None,
+            services: true,
+            account: None,
             credentials: Vec::new(),
         };
         let mut keys = provision::write_app(&self.hub, &self.mesh_key, &app, &[scopes.to_vec()])

@@ -140,6 +140,8 @@ async fn a_caller_learns_that_the_gateway_lacks_a_permission() {
         residency: None,
         ambiguity: std::collections::BTreeMap::new(),
         alerts: None,
+        services: true,
+        account: None,
         credentials: Vec::new(),
     };
     provision::write_region(&hub, &region("eu"), &Site::default())

@@ -11,16 +11,18 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use self::streams::work_for;
 pub use self::{
-    apply::{ApplyError, Change, apply, apply_region, mend_consumers, wait_for_region},
+    apply::{
+        ApplyError, Change, apply, apply_intake, apply_region, intakes, mend_consumers, remove_intake, wait_for_region,
+    },
     streams::{
-        ALERTS_ACK_WAIT, DUPLICATE_WINDOW, LETTERS_MAX_AGE, RECEIPTS_MAX_AGE, WORK_ACK_WAIT, WORK_MAX_AGE, consumers,
-        hub_streams, workers_consumers,
+        ALERTS_ACK_WAIT, DUPLICATE_WINDOW, INTAKE_MAX_MESSAGE_BYTES, LETTERS_MAX_AGE, RECEIPTS_MAX_AGE, WORK_ACK_WAIT,
+        WORK_MAX_AGE, consumers, hub_streams, workers_consumers,
     },
     wake::{Sourced, Waker, sources},
 };
 use crate::{
     channel::{Channel, Class},
-    id::Region,
+    id::{AppId, Region},
 };
 
 /// Jobs and broadcasts to be worked on in this region.
@@ -116,6 +118,19 @@ fn of_channel(name: &str, channel: Channel) -> String {
 /// The durable consumer on [`DEAD`] from which gateways alert developers to dead letters.
 pub const ALERTS_CONSUMER: &str = "alerts";
 
+/// The stream of what services of `app` publish in this region, until gateways have made jobs of it.
+pub fn intake(app: &AppId) -> String {
+    format!("INTAKE_{app}")
+}
+
+/// The app whose intake is the stream called `stream`.
+pub fn app_of_intake(stream: &str) -> Option<AppId> {
+    stream.strip_prefix("INTAKE_")?.parse().ok()
+}
+
+/// The durable consumer of every intake, which all gateways of the region share.
+pub const INTAKE_CONSUMER: &str = "door";
+
 /// This region: the settings that all its processes share.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -128,6 +143,14 @@ pub struct RegionSettings {
     /// Maximum bytes of [`NOTIFY`] and of [`OUTBOX`]; a full stream refuses. -1: no limit but the disk.
     #[serde(default = "unlimited")]
     pub max_bytes: i64,
+    /// Maximum bytes of the intake of each app; a full one refuses. -1: no limit but the disk.
+    #[serde(default = "intake_bytes")]
+    pub intake_max_bytes: i64,
+}
+
+/// 256 MiB: some hundred thousand notifications, which services may publish while no gateway runs.
+fn intake_bytes() -> i64 {
+    256 << 20
 }
 
 fn unlimited() -> i64 {
@@ -218,6 +241,7 @@ fn mesh_of_two(here: &str) -> Mesh {
             region: parse(here),
             durability: Durability::default(),
             max_bytes: -1,
+            intake_max_bytes: -1,
         },
         regions: vec![parse("eu"), parse("us")],
     }
