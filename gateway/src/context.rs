@@ -2,6 +2,7 @@
 
 use async_nats::jetstream;
 use shared::{
+    app::App,
     clock::Clock,
     id::Region,
     nats::{config::Config, directory::Directory},
@@ -36,6 +37,14 @@ impl Context {
     /// Every region of the mesh, including this one, in alphabetical order.
     pub(crate) fn regions(&self) -> Vec<Region> {
         self.config.tenants().regions.keys().cloned().collect()
+    }
+
+    /// Number of jobs that a notification of `app` to a topic becomes.
+    pub(crate) fn jobs_of_topic(&self, app: &App) -> usize {
+        match app.residency {
+            Some(_) => 1,
+            None => self.config.tenants().regions.len(),
+        }
     }
 
     /// The home of `key`. Facts of a recipient without a registered home are at `default` and nowhere else.

@@ -5,6 +5,7 @@ mod context;
 pub mod documents;
 mod doors;
 mod intake;
+mod json;
 mod keeping;
 pub mod program;
 pub mod provision;
@@ -167,5 +168,5 @@ impl Gateway {
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub fn jobs(body: &[u8]) -> Option<Vec<(shared::id::RecipientId, bytes::Bytes)>> {
-    http::jobs(body).ok()
+    intake::request::jobs(body).ok()
 }

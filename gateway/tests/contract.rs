@@ -140,8 +140,14 @@ fn every_body_of_a_request_is_on_the_page() {
     let operations = api["paths"].as_object().unwrap().values().filter_map(Value::as_object);
     let mut bodies = 0;
     for operation in operations.flat_map(serde_json::Map::values) {
-        let schema = operation.pointer("/requestBody/content/application~1json/schema/$ref");
-        if let Some(schema) = schema.and_then(Value::as_str) {
+        let Some(schema) = operation.pointer("/requestBody/content/application~1json/schema") else {
+            continue;
+        };
+        let either = schema.get("oneOf").and_then(Value::as_array).into_iter().flatten();
+        for schema in std::iter::once(schema)
+            .chain(either)
+            .filter_map(|schema| schema.get("$ref")?.as_str())
+        {
             let name = schema.rsplit('/').next().unwrap();
             assert!(!page().objects_of(name).is_empty(), "{name}");
             bodies += 1;

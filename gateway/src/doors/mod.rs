@@ -2,3 +2,5 @@
 //! door.
 
 pub(crate) mod http;
+mod problem;
+mod send;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use futures::{StreamExt, pin_mut};
-use jiff::Timestamp;
 use shared::{
     id::{JobId, NotificationId, RecipientId, Region, Topic},
     invalid::Invalid,
@@ -54,8 +53,8 @@ impl Intake {
         let notification = NotificationId::of(&order.app.id, &order.event);
         let at = self.context.clock.now();
         let jobs = match &order.to {
-            Addressees::Recipients(recipients) => self.to_recipients(&order, recipients, &body, at)?,
-            Addressees::Topic(topic) => self.to_topic(&order, topic, &body, at),
+            Addressees::Recipients(recipients) => self.to_recipients(&order, recipients, &body)?,
+            Addressees::Topic(topic) => self.to_topic(&order, topic, &body),
         };
         let started = Instant::now();
         let stored = self.store_all(jobs, trace).await?;
@@ -85,7 +84,6 @@ impl Intake {
         order: &Order,
         recipients: &[RecipientId],
         body: &SplitBody,
-        at: Timestamp,
     ) -> Result<Vec<OutgoingJob>, NotAccepted> {
         let ids = self.context.config.id_key();
         let mut jobs = Vec::with_capacity(recipients.len());
@@ -101,7 +99,7 @@ impl Intake {
             let id = JobId::of(&ids, &key.app, &order.event, recipient, order.content.channel());
             jobs.push(OutgoingJob {
                 lane: order.lane(region),
-                headers: envelope::headers(id, at, &self.context.here),
+                headers: envelope::headers(id, order.life_from, &self.context.here),
                 payload: body.to(recipient.as_str()),
                 id,
             });
@@ -110,7 +108,7 @@ impl Intake {
     }
 
     /// One job for each region in which members may live.
-    fn to_topic(&self, order: &Order, topic: &Topic, body: &SplitBody, at: Timestamp) -> Vec<OutgoingJob> {
+    fn to_topic(&self, order: &Order, topic: &Topic, body: &SplitBody) -> Vec<OutgoingJob> {
         let regions = match &order.app.residency {
             Some(region) => vec![region.clone()],
             None => self.context.regions(),
@@ -127,7 +125,7 @@ impl Intake {
             );
             OutgoingJob {
                 lane: order.lane(region),
-                headers: envelope::headers(id, at, &self.context.here),
+                headers: envelope::headers(id, order.life_from, &self.context.here),
                 payload: body.to(topic.as_str()),
                 id,
             }

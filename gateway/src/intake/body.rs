@@ -91,6 +91,7 @@ mod tests {
                     class: Class::Normal,
                     category: category.clone(),
                     content: Content::Push(push.clone().into()),
+                    life_from: jiff::Timestamp::UNIX_EPOCH,
                 };
                 let body = Body {
                     event_id: Some(order.event.clone()),

@@ -4,3 +4,4 @@ pub(crate) mod accept;
 pub(crate) mod body;
 pub(crate) mod order;
 pub(crate) mod publish;
+pub(crate) mod request;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use shared::{
     app::App,
     channel::Class,
@@ -19,6 +20,8 @@ pub(crate) struct Order {
     pub(crate) class: Class,
     pub(crate) category: Option<Category>,
     pub(crate) content: Content,
+    /// From when its life counts.
+    pub(crate) life_from: Timestamp,
 }
 
 /// The addressees of a notification.
@@ -31,6 +34,14 @@ pub(crate) enum Addressees {
 }
 
 impl Order {
+    /// Number of jobs that it becomes in a mesh of `regions`.
+    pub(super) fn jobs(&self, regions: usize) -> usize {
+        match &self.to {
+            Addressees::Recipients(recipients) => recipients.len(),
+            Addressees::Topic(_) => regions,
+        }
+    }
+
     /// The lane of the order's jobs in `region`.
     pub(super) fn lane(&self, region: Region) -> Lane {
         Lane {

@@ -1,9 +1,15 @@
-//! Keeps the region's streams, sources and consumers as the mesh requires, while regions are added and removed.
+//! Keeps the region's streams, sources and consumers as the mesh requires, while regions and apps are added and removed.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_nats::jetstream::{self, stream::Config as Stream};
 use shared::{
+    app::App,
+    id::AppId,
     lifecycle::Lifecycle,
     nats::{
         config::Config,
@@ -32,12 +38,16 @@ const FEEDS_PER_CHECK: usize = 20;
 /// How often a gateway logs what it is waiting for.
 const REMINDER_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Maximum number of intakes that one check looks at: they are looked at in turn.
+const INTAKES_PER_CHECK: usize = 20;
+
 /// The streams, sources and consumers of this region.
 #[derive(Debug)]
 pub(crate) struct Upkeep {
     js: jetstream::Context,
     config: Config,
     mesh: Mesh,
+    intakes: watch::Sender<BTreeSet<AppId>>,
 }
 
 impl Upkeep {
@@ -74,7 +84,17 @@ impl Upkeep {
         }
         let mesh = mesh(here, &config);
         let applied = retry(|| apply(&js, &mesh), lifecycle).await?;
-        Ok(applied.map(|()| Self { js, config, mesh }))
+        Ok(applied.map(|()| Self {
+            js,
+            config,
+            mesh,
+            intakes: watch::Sender::default(),
+        }))
+    }
+
+    /// The apps that have an intake in this region.
+    pub(crate) fn intakes(&self) -> watch::Receiver<BTreeSet<AppId>> {
+        self.intakes.subscribe()
     }
 
     /// Runs until the process ends.
@@ -84,6 +104,7 @@ impl Upkeep {
         tokio::join!(
             self.mend(changed),
             self.keep_feeds(),
+            self.keep_intakes(),
             keep_awake(&self.js, &mesh, Waker::default(), first),
             keep_awake(&self.js, &mesh, Waker::after(OTHER_STREAMS_DELAY), |stream| !first(
                 stream
@@ -124,6 +145,72 @@ impl Upkeep {
             }
             turn = (turn + FEEDS_PER_CHECK) % apps.len().max(1);
         }
+    }
+    /// Makes an intake for each app whose services publish, mends what is missing, and removes those of other apps.
+    async fn keep_intakes(&self) {
+        let (mut changes, mut check) = (self.config.changes(), interval(CHECK_INTERVAL));
+        let (mut made, mut turn) = (HashMap::new(), 0);
+        loop {
+            tokio::select! {
+                _ = check.tick() => {}
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+            // While the configuration is being read, apps that are not read yet must not lose their intakes.
+            if !self.config.is_loaded() {
+                continue;
+            }
+            let tenants = self.config.tenants();
+            let here = &self.mesh.here.region;
+            let publishes =
+                |app: &&Arc<App>| app.services && app.residency.as_ref().is_none_or(|region| region == here);
+            let mut apps: Vec<&Arc<App>> = tenants.apps.values().filter(publishes).collect();
+            apps.sort_by(|one, other| one.id.cmp(&other.id));
+            made.retain(|id, _| apps.iter().any(|app| app.id == *id));
+            let is_made = |app: &App| made.get(&app.id) == Some(&app.account_name().to_owned());
+            let (old, new): (Vec<&Arc<App>>, Vec<_>) = apps.into_iter().partition(|app| is_made(app));
+            let checked: Vec<_> = old
+                .iter()
+                .cycle()
+                .skip(turn)
+                .take(INTAKES_PER_CHECK.min(old.len()))
+                .collect();
+            turn = if old.is_empty() {
+                0
+            } else {
+                (turn + checked.len()) % old.len()
+            };
+            for app in new.iter().chain(checked) {
+                match topology::apply_intake(&self.js, &self.mesh.here, app).await {
+                    Ok(()) => drop(made.insert(app.id.clone(), app.account_name().to_owned())),
+                    Err(error) => tracing::warn!(app = %app.id, %error, "cannot make the intake of an app; retrying"),
+                }
+            }
+            self.publish_intakes(&made, &tenants.apps).await;
+        }
+    }
+
+    /// Removes the intakes of apps whose services publish no more, and tells the door which there are.
+    async fn publish_intakes(&self, made: &HashMap<AppId, String>, apps: &HashMap<AppId, Arc<App>>) {
+        let mut all: BTreeSet<AppId> = made.keys().cloned().collect();
+        match topology::intakes(&self.js).await {
+            Ok(found) => {
+                for id in found.into_iter().filter(|id| !made.contains_key(id)) {
+                    // What services published while the app existed is worked off before the intake goes.
+                    let may_wait = apps.contains_key(&id);
+                    match topology::remove_intake(&self.js, &id, may_wait).await {
+                        Ok(true) => tracing::info!(app = %id, "removed the intake of an app without services"),
+                        Ok(false) => drop(all.insert(id)),
+                        Err(error) => tracing::warn!(app = %id, %error, "cannot remove an intake; retrying"),
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(%error, "cannot list the intakes; retrying"),
+        }
+        self.intakes.send_if_modified(|known| {
+            let differs = *known != all;
+            *known = all;
+            differs
+        });
     }
 }
 

@@ -8,6 +8,7 @@
 use async_nats::{header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{
@@ -38,6 +39,16 @@ pub struct Answer {
     pub trace_id: Option<String>,
 }
 
+/// What a request was answered with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Reply {
+    /// The answer to one notification.
+    One(Answer),
+    /// The whole JSON of the answer to many.
+    Many(Map<String, Value>),
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Record {
     /// Digest of the request's content; absent if nothing was stored and the key is free again.
@@ -46,7 +57,7 @@ struct Record {
     /// When the key was claimed; the epoch if the request was refused and may be repeated at once.
     at: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    answer: Option<Answer>,
+    answer: Option<Reply>,
 }
 
 /// A key that this request holds. End it with [`Held::complete`] or [`Held::release`]; if neither happens, as when the
@@ -65,7 +76,7 @@ pub enum Claim {
     /// The key was free, and this request holds it now.
     Held(Held),
     /// Used by the same request, which got this answer.
-    Answered(Answer),
+    Answered(Reply),
     /// Used by the same request, which has not been answered yet.
     InProgress,
     /// Used by a request with another body.
@@ -165,7 +176,7 @@ async fn read(js: &jetstream::Context, filter: &str) -> Result<Vec<(String, u64,
 impl Held {
     /// Stores the answer for repetitions. A failure is only logged: without the answer a repetition is processed again,
     /// which stores nothing twice.
-    pub async fn complete(self, js: &jetstream::Context, answer: Answer) {
+    pub async fn complete(self, js: &jetstream::Context, answer: Reply) {
         let record = Record {
             request: Some(self.request),
             at: self.at,
@@ -222,11 +233,13 @@ mod tests {
         let record = |request, at, answered: bool| Record {
             request,
             at,
-            answer: answered.then(|| Answer {
-                event_id: "e".parse().unwrap(),
-                jobs: 1,
-                duplicates: 0,
-                trace_id: None,
+            answer: answered.then(|| {
+                Reply::One(Answer {
+                    event_id: "e".parse().unwrap(),
+                    jobs: 1,
+                    duplicates: 0,
+                    trace_id: None,
+                })
             }),
         };
         let claim = |record: Record| claim_of(&record, mine, now);

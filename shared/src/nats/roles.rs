@@ -115,6 +115,7 @@ impl Role {
                 region: here.clone(),
                 durability: Durability::default(),
                 max_bytes: -1,
+                intake_max_bytes: -1,
             },
             regions: parties.regions.clone(),
         };

@@ -13,7 +13,7 @@ use shared::{
     job::Job,
     nats::{
         connect, envelope, follow,
-        idempotency::{self, Answer, Claim},
+        idempotency::{self, Answer, Claim, Reply},
         roles::Role,
         topology,
     },
@@ -223,6 +223,7 @@ async fn a_key_used_in_one_region_is_known_in_the_others() {
                 region: region(name),
                 durability: topology::Durability::default(),
                 max_bytes: -1,
+                intake_max_bytes: -1,
             },
             regions: vec![region("eu"), region("us")],
         };
@@ -265,12 +266,12 @@ async fn a_key_used_in_one_region_is_known_in_the_others() {
         other => panic!("{other:?}"),
     })
     .await;
-    let answer = Answer {
+    let answer = Reply::One(Answer {
         event_id: "k1".parse().unwrap(),
         jobs: 1,
         duplicates: 0,
         trace_id: None,
-    };
+    });
     held.complete(&regions[0].1, answer.clone()).await;
     eventually(
         "eu has answered",

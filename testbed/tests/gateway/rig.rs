@@ -131,11 +131,11 @@ impl Rig {
         let app = NewApp {
             id: app.parse().unwrap(),
             default_region: region("eu"),
-            services: false,
-            account: None,
             residency: None,
             ambiguity: BTreeMap::new(),
             alerts: None,
+            services: true,
+            account: None,
             credentials: Vec::new(),
         };
         let mut keys = provision::write_app(&self.hub, &self.mesh_key, &app, &[scopes.to_vec()])

@@ -75,6 +75,7 @@ fn here(name: &str) -> RegionSettings {
         region: region(name),
         durability: Durability::default(),
         max_bytes: -1,
+        intake_max_bytes: -1,
     }
 }
 

@@ -141,11 +141,11 @@ async fn a_caller_learns_that_the_gateway_lacks_a_permission() {
     let shop = NewApp {
         id: app("shop"),
         default_region: region("eu"),
-        services: false,
-        account: None,
         residency: None,
         ambiguity: std::collections::BTreeMap::new(),
         alerts: None,
+        services: true,
+        account: None,
         credentials: Vec::new(),
     };
     provision::write_region(&hub, &region("eu"), &Site::default())

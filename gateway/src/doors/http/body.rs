@@ -9,14 +9,14 @@ use axum::{
 use http::{HeaderMap, HeaderValue, header};
 use http_body_util::LengthLimitError;
 use serde::de::DeserializeOwned;
-use shared::{contract, invalid::Invalid};
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::{
     api::{Api, Limits},
-    problem::{BODY_TIMEOUT, MALFORMED, MEDIA_TYPE, NOT_BUILT, Problem, TOO_LARGE},
+    problem::{BODY_TIMEOUT, MALFORMED, MEDIA_TYPE, Problem, TOO_LARGE},
 };
+use crate::json;
 
 /// A slow body occupies one of the places for requests, so a caller has only this long to send it.
 const BODY_ARRIVES_WITHIN: Duration = Duration::from_secs(5);
@@ -33,16 +33,15 @@ impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<Api>> for Json<T> {
     }
 }
 
-/// The body of a request, parsed as `T`, and its bytes as the caller sent them.
+/// The body of a request, as the caller sent it.
 #[derive(Debug)]
-pub(crate) struct Verbatim<T>(pub(crate) T, pub(crate) Bytes);
+pub(crate) struct Verbatim(pub(crate) Bytes);
 
-impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<Api>> for Verbatim<T> {
+impl FromRequest<Arc<Api>> for Verbatim {
     type Rejection = Problem;
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
-        let bytes = read(request, &api.limits).await?;
-        Ok(Self(parse(&bytes)?, bytes))
+        read(request, &api.limits).await.map(Self)
     }
 }
 
@@ -76,35 +75,9 @@ fn is_json(headers: &HeaderMap) -> bool {
         .eq_ignore_ascii_case("application/json")
 }
 
-/// Reads a document. The error for a reserved member or word, which is not built yet, differs from that for an unknown one.
-/// Tracking the path costs time, so a document is read without it first, and with it only if something is wrong.
+/// Reads a document, as [`json::parse`] does.
 pub(super) fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<T, Problem> {
-    // serde would read a list as the members of an object in the order in which the code declares them.
-    if bytes.trim_ascii_start().first() == Some(&b'[') {
-        return Err(Invalid::new("body", "must be an object").into());
-    }
-    let error = match serde_json::from_slice(bytes) {
-        Ok(document) => return Ok(document),
-        Err(error) => error,
-    };
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
-    match serde_path_to_error::deserialize::<_, T>(&mut reader) {
-        Err(error) if error.inner().is_data() => {
-            let document = serde_json::from_slice(bytes).unwrap_or_default();
-            match contract::not_built(&contract::page().objects_of(&T::name()), &document) {
-                Some(reserved) => Err(Problem::of_field(NOT_BUILT, reserved)),
-                None => Err(Invalid::of_json(&error).into()),
-            }
-        }
-        _ => {
-            let detail = format!(
-                "The document is broken at line {} column {}.",
-                error.line(),
-                error.column()
-            );
-            Err(Problem::new(MALFORMED, detail))
-        }
-    }
+    json::parse(bytes).map_err(Problem::from)
 }
 
 #[cfg(test)]
@@ -112,12 +85,17 @@ mod tests {
     use std::collections::BTreeSet;
 
     use serde_json::{Value, json};
-    use shared::recipient::Preferences;
+    use shared::{contract, recipient::Preferences};
 
     use super::*;
-    use crate::doors::http::{
-        addresses::PostAddress, dead_letters::ReplayRequest, problem::INVALID, recipients::PutRecipient,
-        send::SendRequest,
+    use crate::{
+        doors::http::{
+            addresses::PostAddress,
+            dead_letters::ReplayRequest,
+            problem::{INVALID, NOT_BUILT},
+            recipients::PutRecipient,
+        },
+        intake::request::SendRequest,
     };
 
     #[derive(Debug, serde::Deserialize, ToSchema)]
@@ -180,7 +158,6 @@ mod tests {
         let notification = json!({ "to": { "recipients": ["ann"] }, "push": push });
         for (object, path) in [
             ("notification", ""),
-            ("many", ""),
             ("to", "/to"),
             ("push", "/push"),
             ("apns", "/push/apns"),
@@ -196,7 +173,7 @@ mod tests {
 
     #[test]
     fn reserved_members_are_reported_before_missing_ones() {
-        for member in ["email", "sms", "webhook", "template", "notifications"] {
+        for member in ["email", "sms", "webhook", "template"] {
             let problem = parse::<SendRequest>(json!({ member: {} }).to_string().as_bytes()).unwrap_err();
             assert_eq!((problem.kind(), problem.fields()), (NOT_BUILT, vec![member]));
         }

@@ -11,7 +11,6 @@ mod notifications;
 mod openapi;
 mod outer;
 mod preferences;
-mod problem;
 mod recipients;
 mod send;
 mod serve;
@@ -24,14 +23,13 @@ use axum::{Router, middleware};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-#[cfg(any(fuzzing, test))]
-pub(crate) use self::send::jobs;
 pub(crate) use self::serve::serve;
 use self::{
     api::Api,
     openapi::Description,
     problem::{METHOD, NOT_FOUND, Problem},
 };
+use super::problem;
 
 /// Every route, each registered together with its description.
 fn routes() -> OpenApiRouter<Arc<Api>> {

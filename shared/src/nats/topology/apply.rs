@@ -4,14 +4,21 @@ use std::{collections::HashMap, fmt, time::Duration};
 
 use async_nats::jetstream::{
     self,
-    consumer::PullConsumer,
+    consumer::{PullConsumer, pull},
     context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind},
     stream::{Config, ConsumerErrorKind, Info},
 };
+use futures::TryStreamExt;
 use serde_json::{Map, Value};
 
-use super::{Mesh, RECEIPTS, VERSION, VERSION_KEY, consumers, feed_consumer, streams::feed, workers_consumers};
+use super::{
+    INTAKE_CONSUMER, Mesh, RECEIPTS, RegionSettings, VERSION, VERSION_KEY, app_of_intake, consumers, feed_consumer,
+    intake,
+    streams::{feed, intake_consumer},
+    workers_consumers,
+};
 use crate::{
+    app::App,
     id::{AppId, Region},
     nats::refusal::{Forbidden, is_about, unless_refused},
 };
@@ -103,15 +110,72 @@ pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Cha
 /// When the server does not answer or refuses.
 pub async fn apply_region(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
     let applying = async {
-        for change in apply(js, &mesh.streams()).await? {
-            match change {
-                Change::Created(_) | Change::Updated(..) | Change::Newer(_) => tracing::info!(%change, "topology"),
-                Change::Drifted(..) => tracing::error!(%change, "topology drifted; an operator must decide"),
-            }
+        log(apply(js, &mesh.streams()).await?);
+        for (stream, config) in consumers(&mesh.here.region) {
+            apply_consumer(js, stream, config).await?;
         }
-        apply_consumers(js, &mesh.here.region).await
+        Ok(())
     };
     unless_refused(&js.client(), |_| true, applying).await?
+}
+
+/// Makes the intake of `app` and its consumer match.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn apply_intake(js: &jetstream::Context, here: &RegionSettings, app: &App) -> Result<(), ApplyError> {
+    let stream = here.intake_stream(app);
+    let applying = async {
+        log(apply(js, std::slice::from_ref(&stream)).await?);
+        apply_consumer(js, &stream.name, intake_consumer(app)).await
+    };
+    unless_refused(&js.client(), |subject| is_about(subject, &stream.name), applying).await?
+}
+
+/// The apps that have an intake at this server.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn intakes(js: &jetstream::Context) -> Result<Vec<AppId>, ApplyError> {
+    let concerns = |subject: &str| subject.ends_with("STREAM.NAMES");
+    let listing = js.stream_names().try_collect::<Vec<String>>();
+    let names = unless_refused(&js.client(), concerns, listing).await?;
+    let names = names.map_err(|error| ApplyError::Read("names".to_owned(), error.to_string()))?;
+    Ok(names.iter().filter_map(|name| app_of_intake(name)).collect())
+}
+
+/// Removes the intake of `app`. If `worked_off`, only once nothing waits in it. Returns whether it was removed.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn remove_intake(js: &jetstream::Context, app: &AppId, worked_off: bool) -> Result<bool, ApplyError> {
+    let name = intake(app);
+    let failed = |error: &dyn fmt::Display| ApplyError::Read(name.clone(), error.to_string());
+    if worked_off {
+        let consumer: Result<PullConsumer, _> = js.get_consumer_from_stream(INTAKE_CONSUMER, &name).await;
+        let consumer = consumer.map_err(|error| failed(&error))?;
+        let info = consumer.cached_info();
+        if info.num_pending > 0 || info.num_ack_pending > 0 {
+            return Ok(false);
+        }
+    }
+    unless_refused(
+        &js.client(),
+        |subject| is_about(subject, &name),
+        js.delete_stream(&name),
+    )
+    .await?
+    .map_err(|error| failed(&error))?;
+    Ok(true)
+}
+
+fn log(changes: Vec<Change>) {
+    for change in changes {
+        match change {
+            Change::Created(_) | Change::Updated(..) | Change::Newer(_) => tracing::info!(%change, "topology"),
+            Change::Drifted(..) => tracing::error!(%change, "topology drifted; an operator must decide"),
+        }
+    }
 }
 
 /// How often [`wait_for_region`] checks.
@@ -211,23 +275,21 @@ pub async fn apply_feed(js: &jetstream::Context, app: &AppId) -> Result<(), Appl
     unless_refused(&js.client(), |subject| is_about(subject, &name), applying).await?
 }
 
-/// Makes a region's consumers match.
+/// Makes a consumer match.
 ///
 /// # Errors
 /// When the server does not answer or refuses.
-async fn apply_consumers(js: &jetstream::Context, region: &Region) -> Result<(), ApplyError> {
-    for (stream, config) in consumers(region) {
-        let name = config.durable_name.clone().unwrap_or_default();
-        if let Some(metadata) = consumer_metadata(js, stream, &name).await?
-            && is_newer(&metadata)
-        {
-            continue;
-        }
-        js.create_consumer_on_stream(config, stream)
-            .await
-            .map_err(|error| ApplyError::Consumer(name, error.to_string()))?;
+async fn apply_consumer(js: &jetstream::Context, stream: &str, config: pull::Config) -> Result<(), ApplyError> {
+    let name = config.durable_name.clone().unwrap_or_default();
+    if let Some(metadata) = consumer_metadata(js, stream, &name).await?
+        && is_newer(&metadata)
+    {
+        return Ok(());
     }
-    Ok(())
+    js.create_consumer_on_stream(config, stream)
+        .await
+        .map(|_| ())
+        .map_err(|error| ApplyError::Consumer(name, error.to_string()))
 }
 
 /// Whether a newer gateway made the stream or consumer with this metadata.

@@ -11,10 +11,13 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use self::streams::work_for;
 pub use self::{
-    apply::{ApplyError, Change, apply, apply_feed, apply_region, mend_consumers, wait_for_region},
+    apply::{
+        ApplyError, Change, apply, apply_feed, apply_intake, apply_region, intakes, mend_consumers, remove_intake,
+        wait_for_region,
+    },
     streams::{
-        ALERTS_ACK_WAIT, DUPLICATE_WINDOW, LETTERS_MAX_AGE, RECEIPTS_MAX_AGE, WORK_ACK_WAIT, WORK_MAX_AGE, consumers,
-        hub_streams, workers_consumers,
+        ALERTS_ACK_WAIT, DUPLICATE_WINDOW, INTAKE_MAX_MESSAGE_BYTES, LETTERS_MAX_AGE, RECEIPTS_MAX_AGE, WORK_ACK_WAIT,
+        WORK_MAX_AGE, consumers, hub_streams, workers_consumers,
     },
     wake::{Sourced, Waker, sources},
 };
@@ -146,6 +149,14 @@ pub struct RegionSettings {
     /// Maximum bytes of [`NOTIFY`] and of [`OUTBOX`]; a full stream refuses. -1: no limit but the disk.
     #[serde(default = "unlimited")]
     pub max_bytes: i64,
+    /// Maximum bytes of the intake of each app; a full one refuses. -1: no limit but the disk.
+    #[serde(default = "intake_bytes")]
+    pub intake_max_bytes: i64,
+}
+
+/// 256 MiB: some hundred thousand notifications, which services may publish while no gateway runs.
+fn intake_bytes() -> i64 {
+    256 << 20
 }
 
 fn unlimited() -> i64 {
@@ -236,6 +247,7 @@ fn mesh_of_two(here: &str) -> Mesh {
             region: parse(here),
             durability: Durability::default(),
             max_bytes: -1,
+            intake_max_bytes: -1,
         },
         regions: vec![parse("eu"), parse("us")],
     }

@@ -8,11 +8,12 @@ use async_nats::jetstream::{
 };
 
 use super::{
-    ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, HUB, IDEMPOTENCY, Mesh, NOTIFY, OUTBOX, QUOTA, RECEIPTS,
-    RECIPIENTS, RegionSettings, SCHEDULE, VERSION, VERSION_KEY, api, feed_consumer, lane_consumer, retry_consumer,
-    slice_consumer, spill_consumer,
+    ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, HUB, IDEMPOTENCY, INTAKE_CONSUMER, Mesh, NOTIFY, OUTBOX,
+    QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, VERSION, VERSION_KEY, api, feed_consumer, intake,
+    lane_consumer, retry_consumer, slice_consumer, spill_consumer,
 };
 use crate::{
+    app::App,
     channel::Channel,
     content::MAX_LIFE_S,
     id::{AppId, Region},
@@ -50,6 +51,16 @@ pub const WORK_ACK_WAIT: Duration = Duration::from_secs(30);
 /// How long the server waits for a gateway's acknowledgement of an alert before it gives the letter to another one.
 pub const ALERTS_ACK_WAIT: Duration = Duration::from_mins(2);
 
+/// Maximum size of a message of an intake with its headers: message ids are kept in memory, however long.
+pub const INTAKE_MAX_MESSAGE_BYTES: i32 = 65_536;
+
+/// How long the server waits for a gateway's acknowledgement of an intake's message. Longer than the streams have to
+/// acknowledge jobs and letters.
+const INTAKE_ACK_WAIT: Duration = Duration::from_secs(12);
+
+/// Maximum number of messages that all gateways of a region together have pulled from one intake and not acknowledged.
+const INTAKE_UNACKNOWLEDGED_MAX: i64 = 2048;
+
 /// Maximum number of messages that all workers of a region together have pulled from one consumer and not acknowledged.
 const CONSUMER_UNACKNOWLEDGED_MAX: i64 = 65_536;
 
@@ -66,6 +77,18 @@ impl RegionSettings {
             // Not a mirror: after a cut, a source can be woken within 0.15 s; a mirror takes up to 39 s.
             sources: Some(vec![source(CONFIG, HUB, None)]),
             ..self.base(CONFIG, Vec::new())
+        }
+    }
+
+    /// The intake of `app`. Limits retention and not a work queue: a work queue forgets the ids of consumed messages when
+    /// the server restarts. Everything by which one message could change others stays off.
+    pub fn intake_stream(&self, app: &App) -> Config {
+        Config {
+            max_message_size: INTAKE_MAX_MESSAGE_BYTES,
+            max_bytes: self.intake_max_bytes,
+            duplicate_window: DUPLICATE_WINDOW,
+            deny_delete: true,
+            ..self.base(&intake(&app.id), vec![subject::send(app.account_name())])
         }
     }
 
@@ -215,6 +238,15 @@ impl Mesh {
     fn sources(&self, of: impl Fn(&Region) -> Source) -> Option<Vec<Source>> {
         let sources: Vec<Source> = self.others().map(of).collect();
         (!sources.is_empty()).then_some(sources)
+    }
+}
+
+/// The durable consumer of the intake of `app`.
+pub(super) fn intake_consumer(app: &App) -> pull::Config {
+    pull::Config {
+        ack_wait: INTAKE_ACK_WAIT,
+        max_ack_pending: INTAKE_UNACKNOWLEDGED_MAX,
+        ..consumer(INTAKE_CONSUMER, subject::send(app.account_name()))
     }
 }
 

@@ -47,6 +47,7 @@ pub(in crate::bench) async fn prepare(nats: &Nats) -> anyhow::Result<()> {
             region: sample::region(),
             durability: topology::Durability::default(),
             max_bytes: -1,
+            intake_max_bytes: -1,
         },
         regions: vec![sample::region()],
     };

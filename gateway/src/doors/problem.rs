@@ -12,7 +12,11 @@ use shared::{
 };
 use utoipa::ToSchema;
 
-use crate::recipients::homes::NotMoved;
+use crate::{
+    intake::{accept::NotAccepted, request::Refused},
+    json::Unread,
+    recipients::homes::NotMoved,
+};
 
 /// What a problem document is sent as (RFC 9457 §6.1).
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
@@ -273,26 +277,41 @@ impl Problem {
         self.0.errors.iter().map(|invalid| invalid.field.as_str()).collect()
     }
 
+    /// The same problem, seen from outside of the member called `outer`.
+    pub(super) fn within(mut self, outer: &str) -> Self {
+        for invalid in &mut self.0.errors {
+            *invalid = invalid.clone().within(outer);
+        }
+        if let Some(invalid) = self.0.errors.first() {
+            self.0.detail = invalid.to_string().into();
+        }
+        self
+    }
+
+    /// Whether repeating the same request may help.
+    pub(super) fn is_passing(&self) -> bool {
+        self.0.kind.status.is_server_error() || self.0.kind.status == StatusCode::CONFLICT
+    }
+
     /// What happened, for people.
-    #[cfg(test)]
     pub(super) fn detail(&self) -> &str {
         &self.0.detail
     }
 
-    /// The problem as the answer to the request called `request_id`.
-    pub(crate) fn render(self, request_id: &str, trace_id: Option<&str>) -> Response {
+    /// The problem as a document. Without `request_id` it is about a part of a request.
+    pub(super) fn document<'a>(&'a self, request_id: Option<&'a str>, trace_id: Option<&'a str>) -> Document<'a> {
         let Parts {
             kind,
             detail,
             errors,
             event_id,
-            header,
-        } = *self.0;
-        let document = Document {
+            ..
+        } = &*self.0;
+        Document {
             kind: format!("urn:peal:problem:{}", kind.code),
             title: kind.title,
             status: kind.status.as_u16(),
-            detail: &detail,
+            detail,
             code: kind.code,
             errors: errors
                 .iter()
@@ -304,8 +323,14 @@ impl Problem {
             event_id: event_id.as_ref().map(EventId::as_str),
             trace_id,
             request_id,
-        };
+        }
+    }
+
+    /// The problem as the answer to the HTTP request called `request_id`.
+    pub(super) fn render(self, request_id: &str, trace_id: Option<&str>) -> Response {
+        let document = self.document(Some(request_id), trace_id);
         let body = serde_json::to_vec(&document).expect("a problem always serializes");
+        let Parts { kind, header, .. } = *self.0;
         let json = HeaderValue::from_static(PROBLEM_JSON);
         let mut response = (kind.status, [(header::CONTENT_TYPE, json)], body).into_response();
         if let Some(seconds) = kind.retry_after {
@@ -329,6 +354,43 @@ impl IntoResponse for Problem {
 impl From<Invalid> for Problem {
     fn from(invalid: Invalid) -> Self {
         Self::of_field(INVALID, invalid)
+    }
+}
+
+impl From<Unread> for Problem {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Malformed(where_broken) => Self::new(MALFORMED, where_broken),
+            Unread::Invalid(invalid) => Self::of_field(INVALID, invalid),
+            Unread::NotBuilt(invalid) => Self::of_field(NOT_BUILT, invalid),
+        }
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Unread(unread) => unread.into(),
+            Refused::TooLarge(limit) => Self::new(TOO_LARGE, format!("The body may have at most {limit} bytes.")),
+            Refused::NotCarried(channel) => {
+                Self::new(CHANNEL_UNAVAILABLE, format!("No provider carries {channel} yet."))
+            }
+        }
+    }
+}
+
+impl From<NotAccepted> for Problem {
+    fn from(refused: NotAccepted) -> Self {
+        match refused {
+            NotAccepted::Invalid(invalid) => invalid.into(),
+            NotAccepted::NoSuchRegion(region) => Self::new(
+                REGION_UNAVAILABLE,
+                format!("A recipient's home is {region}, which is not a region of this mesh."),
+            ),
+            NotAccepted::NotStored { why, stored, jobs } => Self::from(why).with_detail(format!(
+                "{stored} of {jobs} jobs are stored: {why}. Repeat with the same event id; no job is sent twice."
+            )),
+        }
     }
 }
 
@@ -392,7 +454,8 @@ pub(crate) struct Document<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     trace_id: Option<&'a str>,
     /// Names this request in the gateway's logs; also in the header `X-Request-Id`.
-    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
 }
 
 /// One field that breaks one rule.
@@ -414,7 +477,7 @@ mod tests {
 
     #[test]
     fn codes_are_distinct_and_the_contract_and_the_manual_list_them_all() {
-        let manual = include_str!("../../../README.md");
+        let manual = include_str!("../../README.md");
         let codes: HashSet<_> = KINDS.iter().map(|kind| kind.code).collect();
         assert_eq!(codes.len(), KINDS.len());
         let problems = &contract::page().section("problems").unwrap().rows;

@@ -1,0 +1,462 @@
+//! The JSON of a request to send, the same at every door, and the orders that it becomes.
+
+use std::{collections::HashSet, sync::Arc};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use shared::{
+    app::App,
+    channel::{Channel, Class},
+    content::{Content, MAX_LIFE_S, push::Push},
+    id::{Category, EventId, RecipientId, Topic},
+    invalid::Invalid,
+};
+use utoipa::ToSchema;
+
+use super::order::{Addressees, Order};
+use crate::json::{self, Unread};
+
+/// Maximum number of notifications in one request.
+const ITEMS_MAX: usize = 100;
+
+/// Maximum number of jobs that the notifications of one request become.
+const JOBS_MAX: usize = 1000;
+
+/// Maximum size of a request with many notifications, in bytes.
+const MANY_BYTES_MAX: usize = 65_536;
+
+/// How far ahead of this region's clock a caller's may be.
+const CREATED_AHEAD_MAX: SignedDuration = SignedDuration::from_secs(60);
+
+/// No notification is worth delivering longer than this after it happened.
+const CREATED_AGO_MAX: SignedDuration = SignedDuration::from_secs(MAX_LIFE_S as i64);
+
+/// A notification to send.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SendRequest {
+    /// The caller's id of the event. Two requests with the same event id are one notification. The header
+    /// `Idempotency-Key` may carry it instead. Without either, every request is a new notification.
+    event_id: Option<EventId>,
+    /// The addressees: recipients or a topic.
+    to: AddresseesRequest,
+    /// The channel.
+    #[serde(default = "push")]
+    #[schema(default = "push")]
+    channel: Channel,
+    /// The class, which decides the lane: `urgent`, `normal` or `bulk`.
+    #[serde(default)]
+    #[schema(default = "normal")]
+    class: Class,
+    /// The category of the notification. Recipients who opted out of it do not get it.
+    category: Option<Category>,
+    /// The content for push.
+    push: Push,
+    /// When it happened; its life counts from here if that is earlier than its acceptance.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    created_at: Option<Timestamp>,
+}
+
+/// Many notifications, each accepted or refused by itself.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ManyRequest {
+    /// The notifications, in order. Each needs an `event_id`.
+    #[schema(value_type = Vec<SendRequest>, min_items = 1, max_items = 100)]
+    notifications: Vec<Box<RawValue>>,
+}
+
+/// The body of a request to send: one notification or many.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only describes the body; `Request` reads it")]
+pub(crate) enum SendBody {
+    One(SendRequest),
+    Many(ManyRequest),
+}
+
+/// The addressees: either recipients or the members of a topic.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = To)]
+pub(crate) struct AddresseesRequest {
+    /// The recipients, each named once.
+    #[schema(min_items = 1)]
+    recipients: Option<Vec<RecipientId>>,
+    /// Instead of recipients: all current members of this topic. Also requires the scope `notifications:broadcast`.
+    topic: Option<Topic>,
+}
+
+fn push() -> Channel {
+    Channel::Push
+}
+
+/// Why a request, or one notification of many, is refused: it breaks a rule of the contract, whatever happens later.
+#[derive(Debug, Clone)]
+pub(crate) enum Refused {
+    /// The JSON cannot be read, or a member breaks a rule.
+    Unread(Unread),
+    /// It is larger than this number of bytes.
+    TooLarge(usize),
+    /// No provider carries the channel.
+    NotCarried(Channel),
+}
+
+impl From<Unread> for Refused {
+    fn from(unread: Unread) -> Self {
+        Self::Unread(unread)
+    }
+}
+
+impl From<Invalid> for Refused {
+    fn from(invalid: Invalid) -> Self {
+        Self::Unread(invalid.into())
+    }
+}
+
+/// A request that was read.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// One notification.
+    One(Box<SendRequest>),
+    /// Each of many, with its own JSON.
+    Many(Vec<(Box<RawValue>, Result<SendRequest, Refused>)>),
+}
+
+/// What a request becomes.
+#[derive(Debug)]
+pub(crate) enum Orders {
+    /// One order.
+    One(Box<Order>),
+    /// The order of each notification, or why there is none, with its own JSON.
+    Many(Vec<(Box<RawValue>, Result<Order, Refused>)>),
+}
+
+/// What a request must keep to besides its own form.
+#[derive(Debug)]
+pub(crate) struct Terms<'a> {
+    pub(crate) app: &'a Arc<App>,
+    /// When the request was stored, or came.
+    pub(crate) at: Timestamp,
+    /// Maximum number of recipients of one notification.
+    pub(crate) recipients_max: usize,
+    /// Number of jobs that a notification to a topic becomes.
+    pub(crate) regions: usize,
+}
+
+impl Request {
+    /// Reads the body of a request.
+    ///
+    /// # Errors
+    /// When it cannot be read. One notification of many that cannot be read does not refuse the others.
+    pub(crate) fn read(body: &[u8]) -> Result<Self, Refused> {
+        // The words may also stand inside the content of one notification. Both attempts then cost a little time.
+        if !contains(body, br#""notifications""#) {
+            return Ok(Self::One(json::parse::<SendRequest>(body)?.into()));
+        }
+        let many = match json::parse::<ManyRequest>(body) {
+            Ok(many) => many,
+            Err(unread) if has_notifications(body) => return Err(beside(body).unwrap_or(unread).into()),
+            Err(_) => return Ok(Self::One(json::parse::<SendRequest>(body)?.into())),
+        };
+        if body.len() > MANY_BYTES_MAX {
+            return Err(Refused::TooLarge(MANY_BYTES_MAX));
+        }
+        let count = many.notifications.len();
+        if !(1..=ITEMS_MAX).contains(&count) {
+            let rule = format!("must hold 1 to {ITEMS_MAX} notifications, holds {count}");
+            return Err(Invalid::new("notifications", rule).into());
+        }
+        let read = |item: Box<RawValue>| {
+            let read = json::parse::<SendRequest>(item.get().as_bytes()).map_err(Refused::from);
+            (item, read)
+        };
+        let items: Vec<_> = many.notifications.into_iter().map(read).collect();
+        let mut events = HashSet::with_capacity(count);
+        for (index, (_, item)) in items.iter().enumerate() {
+            if let Ok(SendRequest {
+                event_id: Some(event), ..
+            }) = item
+                && !events.insert(event.as_str())
+            {
+                return Err(Invalid::new(format!("notifications[{index}].event_id"), "must not be given twice").into());
+            }
+        }
+        Ok(Self::Many(items))
+    }
+
+    /// The orders of the request. `event` decides the event id of a single notification, from the one in the body.
+    ///
+    /// # Errors
+    /// The rule that the request as a whole breaks.
+    pub(crate) fn orders(
+        self,
+        terms: &Terms<'_>,
+        event: impl FnOnce(Option<EventId>) -> Result<EventId, Invalid>,
+    ) -> Result<Orders, Refused> {
+        match self {
+            Self::One(request) => {
+                let id = event(request.event_id.clone())?;
+                Ok(Orders::One(request.into_order(terms, id)?.into()))
+            }
+            Self::Many(items) => {
+                let order = |read: Result<SendRequest, Refused>| {
+                    let request = read?;
+                    let missing = || Invalid::new("event_id", "must be given");
+                    let id = request.event_id.clone().ok_or_else(missing)?;
+                    request.into_order(terms, id)
+                };
+                let orders: Vec<_> = items.into_iter().map(|(json, read)| (json, order(read))).collect();
+                let jobs = orders.iter().filter_map(|(_, order)| order.as_ref().ok());
+                let jobs: usize = jobs.map(|order| order.jobs(terms.regions)).sum();
+                if jobs > JOBS_MAX {
+                    let rule = format!("must become at most {JOBS_MAX} jobs, would become {jobs}");
+                    return Err(Invalid::new("notifications", rule).into());
+                }
+                Ok(Orders::Many(orders))
+            }
+        }
+    }
+}
+
+impl Orders {
+    /// Whether any order is to a topic.
+    pub(crate) fn any_to_topic(&self) -> bool {
+        let is_to_topic = |order: &Order| matches!(order.to, Addressees::Topic(_));
+        match self {
+            Self::One(order) => is_to_topic(order),
+            Self::Many(orders) => orders.iter().any(|(_, order)| order.as_ref().is_ok_and(is_to_topic)),
+        }
+    }
+}
+
+impl SendRequest {
+    fn into_order(self, terms: &Terms<'_>, event: EventId) -> Result<Order, Refused> {
+        if !Channel::CARRIED.contains(&self.channel) {
+            return Err(Refused::NotCarried(self.channel));
+        }
+        Ok(Order {
+            app: Arc::clone(terms.app),
+            event,
+            to: self.to.check(terms.recipients_max)?,
+            class: self.class,
+            category: self.category,
+            content: Content::Push(self.push.into()),
+            life_from: life_from(self.created_at, terms.at)?,
+        })
+    }
+}
+
+impl AddresseesRequest {
+    fn check(self, recipients_max: usize) -> Result<Addressees, Invalid> {
+        match (self.recipients, self.topic) {
+            (Some(recipients), None) => {
+                check(&recipients, recipients_max)?;
+                Ok(Addressees::Recipients(recipients))
+            }
+            (None, Some(topic)) => Ok(Addressees::Topic(topic)),
+            (Some(_), Some(_)) | (None, None) => Err(Invalid::new("to", "must name either recipients or a topic")),
+        }
+    }
+}
+
+fn check(recipients: &[RecipientId], max: usize) -> Result<(), Invalid> {
+    if recipients.is_empty() || recipients.len() > max {
+        let rule = format!("must name 1 to {max} recipients, names {}", recipients.len());
+        return Err(Invalid::new("to.recipients", rule));
+    }
+    if recipients.len() == 1 {
+        return Ok(());
+    }
+    let mut seen = HashSet::with_capacity(recipients.len());
+    match recipients.iter().position(|recipient| !seen.insert(recipient.as_str())) {
+        Some(index) => Err(Invalid::new(
+            format!("to.recipients[{index}]"),
+            "must not be named twice",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// From when the life of a notification counts that was created at `created_at` and came at `at`.
+fn life_from(created_at: Option<Timestamp>, at: Timestamp) -> Result<Timestamp, Invalid> {
+    let Some(created_at) = created_at else { return Ok(at) };
+    let ago = at.duration_since(created_at);
+    if ago > CREATED_AGO_MAX || -ago > CREATED_AHEAD_MAX {
+        return Err(Invalid::new("created_at", "must be at most 28 days ago and 60 s ahead"));
+    }
+    Ok(created_at.min(at))
+}
+
+fn contains(text: &[u8], words: &[u8]) -> bool {
+    text.windows(words.len()).any(|window| window == words)
+}
+
+fn members(body: &[u8]) -> serde_json::Map<String, serde_json::Value> {
+    serde_json::from_slice(body).unwrap_or_default()
+}
+
+fn has_notifications(body: &[u8]) -> bool {
+    members(body).contains_key("notifications")
+}
+
+/// The error for a member beside `notifications`, if there is one.
+fn beside(body: &[u8]) -> Option<Unread> {
+    let members = members(body);
+    let other = members.keys().find(|name| *name != "notifications")?;
+    Some(Invalid::new(other.as_str(), "must not be given together with notifications").into())
+}
+
+/// The jobs that a request with this body would become; for the fuzz tests.
+#[cfg(any(fuzzing, test))]
+pub(crate) fn jobs(body: &[u8]) -> Result<Vec<(RecipientId, bytes::Bytes)>, Refused> {
+    let app = Arc::new(App::new("shop".parse()?, "eu".parse()?));
+    let terms = Terms {
+        app: &app,
+        at: Timestamp::UNIX_EPOCH,
+        recipients_max: 1000,
+        regions: 2,
+    };
+    let fresh = |event: Option<EventId>| Ok(event.unwrap_or_else(EventId::fresh));
+    let orders = match Request::read(body)?.orders(&terms, fresh)? {
+        Orders::One(order) => vec![*order],
+        Orders::Many(orders) => orders.into_iter().filter_map(|(_, order)| order.ok()).collect(),
+    };
+    let mut jobs = Vec::new();
+    for order in orders {
+        let body = super::body::SplitBody::render(&order)?;
+        if let Addressees::Recipients(recipients) = &order.to {
+            jobs.extend(recipients.iter().map(|one| (one.clone(), body.to(one.as_str()))));
+        }
+    }
+    Ok(jobs)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn recipients(names: &[&str]) -> Vec<RecipientId> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_error_for_a_repeated_recipient_names_its_index() {
+        assert!(check(&recipients(&["a", "b", "c"]), 3).is_ok());
+        assert_eq!(
+            check(&recipients(&["a", "b", "c", "b"]), 4).unwrap_err().field,
+            "to.recipients[3]"
+        );
+        assert_eq!(check(&recipients(&["a", "b"]), 1).unwrap_err().field, "to.recipients");
+        assert!(check(&[], 1).is_err());
+    }
+
+    #[test]
+    fn exactly_one_of_recipients_and_topic_is_required() {
+        let to = |json: &str| serde_json::from_str::<AddresseesRequest>(json).unwrap().check(10);
+        assert!(matches!(to(r#"{"topic":"news"}"#), Ok(Addressees::Topic(_))));
+        assert!(matches!(to(r#"{"recipients":["ann"]}"#), Ok(Addressees::Recipients(_))));
+        for bad in ["{}", r#"{"topic":"news","recipients":["ann"]}"#] {
+            assert_eq!(to(bad).unwrap_err().field, "to");
+        }
+    }
+
+    #[test]
+    fn life_counts_from_the_earlier_of_creation_and_storing() {
+        let at = Timestamp::from_second(10_000_000).unwrap();
+        let created = |seconds: i64| life_from(Some(at + SignedDuration::from_secs(seconds)), at);
+        assert_eq!(life_from(None, at), Ok(at));
+        assert_eq!(created(-5), Ok(at - SignedDuration::from_secs(5)));
+        assert_eq!(created(60), Ok(at));
+        for bad in [61, -i64::from(MAX_LIFE_S) - 1] {
+            assert_eq!(created(bad).unwrap_err().field, "created_at");
+        }
+    }
+
+    fn item(event: &str) -> Value {
+        json!({ "event_id": event, "to": { "recipients": ["ann"] }, "push": { "title": "x" } })
+    }
+
+    fn orders(body: &Value) -> Result<Vec<Result<EventId, String>>, String> {
+        let app = Arc::new(App::new("shop".parse().unwrap(), "eu".parse().unwrap()));
+        let terms = Terms {
+            app: &app,
+            at: Timestamp::UNIX_EPOCH,
+            recipients_max: 1000,
+            regions: 2,
+        };
+        let field = |refused: Refused| match refused {
+            Refused::Unread(Unread::Invalid(invalid) | Unread::NotBuilt(invalid)) => invalid.field,
+            other => format!("{other:?}"),
+        };
+        let request = Request::read(body.to_string().as_bytes()).map_err(field)?;
+        let orders = request.orders(&terms, |event| Ok(event.unwrap_or_else(EventId::fresh)));
+        Ok(match orders.map_err(field)? {
+            Orders::One(order) => vec![Ok(order.event)],
+            Orders::Many(orders) => {
+                let one = |(_, order): (_, Result<Order, Refused>)| order.map(|order| order.event).map_err(field);
+                orders.into_iter().map(one).collect()
+            }
+        })
+    }
+
+    #[test]
+    fn each_of_many_is_read_by_itself() {
+        let event = |name: &str| Ok(name.parse::<EventId>().unwrap());
+        let mut reserved = item("c");
+        reserved["send_at"] = json!("2026-12-24T18:00:00Z");
+        let mut nameless = item("d");
+        nameless.as_object_mut().unwrap().remove("event_id");
+        let body = json!({ "notifications": [item("a"), 7, reserved, nameless, item("e")] });
+        assert_eq!(
+            orders(&body).unwrap(),
+            [
+                event("a"),
+                Err("body".to_owned()),
+                Err("send_at".to_owned()),
+                Err("event_id".to_owned()),
+                event("e")
+            ]
+        );
+    }
+
+    #[test]
+    fn the_words_in_a_title_do_not_make_many_of_one() {
+        let mut one = item("a");
+        one["push"]["title"] = json!("notifications");
+        one["push"]["data"] = json!({ "notifications": "" });
+        assert_eq!(orders(&one).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn many_have_limits_as_a_whole() {
+        let refused = |body: &Value| orders(body).unwrap_err();
+        assert_eq!(refused(&json!({ "notifications": [] })), "notifications");
+        assert_eq!(refused(&json!({ "notifications": "a" })), "notifications");
+        let items: Vec<Value> = (0..101).map(|number| item(&number.to_string())).collect();
+        assert_eq!(refused(&json!({ "notifications": items })), "notifications");
+        assert!(orders(&json!({ "notifications": items[..100] })).is_ok());
+        assert_eq!(
+            refused(&json!({ "notifications": [item("a"), item("b"), item("a")] })),
+            "notifications[2].event_id"
+        );
+        assert_eq!(
+            refused(&json!({ "notifications": [item("a")], "class": "bulk" })),
+            "class"
+        );
+        let crowd = |event: &str| {
+            let names: Vec<String> = (0..501).map(|number| number.to_string()).collect();
+            json!({ "event_id": event, "to": { "recipients": names }, "push": { "title": "x" } })
+        };
+        assert_eq!(
+            refused(&json!({ "notifications": [crowd("a"), crowd("b")] })),
+            "notifications"
+        );
+        let mut large = item("a");
+        large["push"]["data"] = json!({ "x": "y".repeat(MANY_BYTES_MAX) });
+        assert_eq!(refused(&json!({ "notifications": [large] })), "TooLarge(65536)");
+    }
+}

@@ -1,0 +1,53 @@
+//! Reads JSON that a caller wrote, at whichever door.
+
+use serde::de::DeserializeOwned;
+use shared::{contract, invalid::Invalid};
+use utoipa::ToSchema;
+
+/// Why a document cannot be read.
+#[derive(Debug, Clone)]
+pub(crate) enum Unread {
+    /// It is not one JSON document; where it is broken.
+    Malformed(String),
+    /// A member breaks a rule.
+    Invalid(Invalid),
+    /// A member or word that is reserved and not built yet.
+    NotBuilt(Invalid),
+}
+
+impl From<Invalid> for Unread {
+    fn from(invalid: Invalid) -> Self {
+        Self::Invalid(invalid)
+    }
+}
+
+/// Reads a document. The error for a reserved member or word, which is not built yet, differs from that for an unknown one.
+/// Tracking the path costs time, so a document is read without it first, and with it only if something is wrong.
+///
+/// # Errors
+/// The first thing that is wrong with it.
+pub(crate) fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<T, Unread> {
+    // serde would read a list as the members of an object in the order in which the code declares them.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Invalid::new("body", "must be an object").into());
+    }
+    let error = match serde_json::from_slice(bytes) {
+        Ok(document) => return Ok(document),
+        Err(error) => error,
+    };
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    match serde_path_to_error::deserialize::<_, T>(&mut reader) {
+        Err(error) if error.inner().is_data() => {
+            let document = serde_json::from_slice(bytes).unwrap_or_default();
+            match contract::not_built(&contract::page().objects_of(&T::name()), &document) {
+                Some(reserved) => Err(Unread::NotBuilt(reserved)),
+                None => Err(Invalid::of_json(&error).into()),
+            }
+        }
+        _ => Err(Unread::Malformed(format!(
+            "The document is broken at line {} column {}.",
+            error.line(),
+            error.column()
+        ))),
+    }
+}
