@@ -12,7 +12,7 @@ use shared::{
 };
 use utoipa::ToSchema;
 
-use crate::recipients::homes::NotMoved;
+use crate::recipients::homes::NotChanged;
 
 /// What a problem document is sent as (RFC 9457 §6.1).
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
@@ -358,11 +358,11 @@ impl From<NotRead> for Problem {
     }
 }
 
-impl From<NotMoved> for Problem {
-    fn from(error: NotMoved) -> Self {
+impl From<NotChanged> for Problem {
+    fn from(error: NotChanged) -> Self {
         match error {
-            NotMoved::Read(error) => error.into(),
-            NotMoved::Write(error) => error.into(),
+            NotChanged::Read(error) => error.into(),
+            NotChanged::Write(error) => error.into(),
         }
     }
 }
