@@ -286,8 +286,11 @@ async fn make_trouble(peal: &Peal, region: &str) {
     for round in 1.. {
         for stream in [topology::RECIPIENTS, topology::DIRECTORY] {
             let subject = format!("$JS.API.STREAM.LEADER.STEPDOWN.{stream}");
-            // Without a leader nobody answers.
-            drop(client.request(subject, "".into()).await);
+            let answer = client.request(subject, "".into()).await;
+            if round == 1 {
+                let answer: Value = serde_json::from_slice(&answer.unwrap().payload).unwrap();
+                assert_eq!(answer["success"], true, "{answer}");
+            }
         }
         sleep(Duration::from_secs(1)).await;
         if round % 5 == 0
@@ -314,4 +317,40 @@ async fn it_holds_while_workers_die_and_leaders_change() {
         () = make_trouble(&peal, "eu") => unreachable!("trouble does not end"),
     };
     assert_eq!(wrong, BTreeMap::new(), "of {tries} each");
+}
+
+/// Tries that opt a recipient out and send to it, both in `eu`, while its home is `us`; `pause` lies in between. Returns how
+/// many were sent all the same.
+async fn count_sent(peal: &Peal, name: &str, tries: usize, pause: Duration) -> usize {
+    let token = |number: usize| format!("{:032x}{number:032x}", name.len());
+    let gateway = Gateway {
+        peal,
+        url: &peal.region("eu").gateway.url,
+    };
+    let recipients: Vec<_> = (0..tries).map(|number| format!("{name}-{number}")).collect();
+    for (number, recipient) in recipients.iter().enumerate() {
+        peal.register_at("us", recipient, "us", &[("apns", &token(number))])
+            .await
+            .unwrap();
+    }
+    peal.wait_known("eu", recipients.last().unwrap()).await.unwrap();
+    for recipient in &recipients {
+        let wanted = json!({ "channels": { "push": false } });
+        let path = format!("recipients/{recipient}/preferences");
+        gateway.expect("PUT", &path, Some(wanted)).await;
+        sleep(pause).await;
+        gateway.notify(json!({ "recipients": [recipient] }), "hi").await;
+    }
+    assert_settled(peal).await;
+    let tokens: Vec<_> = (0..tries).map(token).collect();
+    let pushes = peal.simulators.apns.log().delivered();
+    pushes.iter().filter(|push| tokens.contains(&push.token)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notification_soon_follows_the_facts_of_another_region() {
+    let peal = start(|plan| plan.sample_ratio = 0.0).await;
+    assert_eq!(count_sent(&peal, "later", 20, Duration::from_secs(1)).await, 0);
+    let sent = count_sent(&peal, "at-once", 200, Duration::ZERO).await;
+    println!("{sent} of 200 overtook the fact of another region");
 }
