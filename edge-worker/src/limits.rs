@@ -18,6 +18,22 @@ pub const ANSWER_DUE_AFTER: Duration = Duration::from_secs(15);
 /// may soon give the job to another.
 pub const COMPARE_RECEIPTS_AFTER: Duration = Duration::from_secs(15);
 
+/// Work waits this long to learn how new its facts must be, and is then given back. An election of the bucket's leader
+/// takes some seconds.
+pub const FACTS_ASKED_WITHIN: Duration = Duration::from_secs(8);
+
+/// Work waits this long until the cache is as new as its facts must be, and then reads the region's bucket.
+pub const CACHE_CURRENT_WITHIN: Duration = Duration::from_secs(2);
+
+const _: () = assert!(
+    FACTS_ASKED_WITHIN.as_millis()
+        + CACHE_CURRENT_WITHIN.as_millis()
+        + ALLOWANCE_WITHIN.as_millis()
+        + ATTEMPT_WITHIN.as_millis()
+        < WORK_ACK_WAIT.as_millis(),
+    "work that waited for its facts must leave time for an attempt"
+);
+
 const _: () = assert!(
     ATTEMPT_WITHIN.as_millis() + ALLOWANCE_WITHIN.as_millis() < ANSWER_DUE_AFTER.as_millis(),
     "an attempt must have ended before its answer is missed"

@@ -17,7 +17,7 @@ use shared::{
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use crate::providers::Renditions;
+use crate::{cache::Position, providers::Renditions};
 
 /// One unit of work in the pipeline, with the permit that it occupies.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub struct Pulled {
     pub tries: i64,
     /// When this worker received it.
     pub pulled_at: Timestamp,
+    /// The position that facts about its recipients must have reached. At first one that no copy reaches.
+    pub facts: Position,
 }
 
 /// Where the work came from, and what receives its end. The parts are boxed, because the work moves from stage to stage.
@@ -107,6 +109,7 @@ impl Pulled {
             sequence,
             tries,
             pulled_at: now,
+            facts: Position::default(),
         })
     }
 
@@ -133,6 +136,7 @@ impl Pulled {
             sequence: self.sequence,
             tries: self.tries,
             pulled_at: now,
+            facts: self.facts,
         }
     }
 

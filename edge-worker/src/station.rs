@@ -18,7 +18,7 @@ use crate::{
     freshness::Freshness,
     janitor::Janitor,
     ledger::{self, Committer, Ledger},
-    pipeline::{Announcer, Brake, InFlight, Pace, Pipeline, Ticket, lane_pullers, member_permits},
+    pipeline::{Announcer, Barrier, Brake, InFlight, Pace, Pipeline, Ticket, lane_pullers, member_permits},
     presence::{Presence, Rank},
     providers::Providers,
     pulled::ReturnQueue,
@@ -109,6 +109,8 @@ impl Station {
             ledger: ledger.clone(),
             ledger_current: caught_up.ledger.clone(),
             cache,
+            cache_filled: caught_up.cache.clone(),
+            barrier: Barrier::default(),
             freshness,
             config: self.shared.config,
             providers: self.shared.providers,
@@ -228,6 +230,10 @@ impl Lanes {
         let pullers = lane_pullers(self.in_flight, &self.presence, &pace)
             .into_iter()
             .map(|puller| puller.run(self.pipeline.clone(), returns.clone()));
-        futures::future::join_all(pullers).await;
+        let pulling = async {
+            futures::future::join_all(pullers).await;
+            self.pipeline.barrier.close();
+        };
+        tokio::join!(pulling, self.pipeline.clone().pass_barrier());
     }
 }

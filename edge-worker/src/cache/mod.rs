@@ -6,6 +6,6 @@ mod store;
 mod sync;
 
 pub use self::{
-    store::{Action, Change, Range, Store, StoreError},
+    store::{Action, Change, Position, Range, Store, StoreError},
     sync::{FactFollower, FollowerError},
 };

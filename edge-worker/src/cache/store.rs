@@ -17,6 +17,8 @@
 //! A batch of changes and the sequence that it reaches are one transaction. After a crash the file is at an earlier
 //! sequence, and following resumes there. When something cannot be read, the copy is worthless: the store replaces the
 //! file and is refilled.
+//!
+//! Every read names the position that the copy must have reached, and fails if it has not.
 
 use std::{
     ops::{Bound, ControlFlow},
@@ -36,6 +38,7 @@ use shared::{
     nats::subject,
     recipient::{Fact, FactName, Membership, Recipient, RecipientKey},
 };
+use tokio::sync::watch;
 
 const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts.2");
 const MEMBERS: TableDefinition<&str, &[u8]> = TableDefinition::new("members.1");
@@ -54,6 +57,8 @@ struct Inner {
     database: ArcSwap<Database>,
     /// The tables as of the last commit. Opening a read transaction costs more than the read itself.
     tables: ArcSwap<Tables>,
+    /// The position of `tables`, for those who wait.
+    applied: watch::Sender<Position>,
     path: PathBuf,
     damaged: AtomicBool,
 }
@@ -62,9 +67,26 @@ struct Inner {
 struct Tables {
     facts: Facts,
     members: Facts,
+    position: Position,
 }
 
 type Facts = ReadOnlyTable<&'static str, &'static [u8]>;
+
+/// A position in the region's bucket. The default is the position of an empty file, and none reaches it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The sequence of a change in the bucket's stream.
+    pub sequence: u64,
+    /// When the bucket was created, in milliseconds since 1970: a recreated bucket counts anew.
+    pub created_at_ms: i64,
+}
+
+impl Position {
+    /// Whether a copy at this position contains all that the bucket contained at `other`.
+    pub fn reaches(self, other: Self) -> bool {
+        other != Self::default() && self.created_at_ms == other.created_at_ms && self.sequence >= other.sequence
+    }
+}
 
 /// A range of a topic's members, in key order.
 #[derive(Debug, Clone, Copy)]
@@ -116,6 +138,9 @@ pub enum StoreError {
     /// A newer version wrote a fact that this one cannot read. The file is not damaged.
     #[error("cache: a fact of a newer version")]
     Newer,
+    /// The file has not reached the position that the reader needs. It is not damaged.
+    #[error("cache: behind its bucket")]
+    Behind,
 }
 
 impl<E: Into<redb::Error>> From<E> for StoreError {
@@ -139,8 +164,10 @@ impl Store {
                 open(path)?
             }
         };
+        let tables = tables(&database)?;
         let inner = Inner {
-            tables: ArcSwap::from_pointee(tables(&database)?),
+            applied: watch::Sender::new(tables.position),
+            tables: ArcSwap::from_pointee(tables),
             database: ArcSwap::from_pointee(database),
             path: path.to_owned(),
             damaged: AtomicBool::new(false),
@@ -151,21 +178,29 @@ impl Store {
     /// All facts of a recipient except their topics; empty for an unknown recipient.
     ///
     /// # Errors
-    /// When the file cannot be read; the caller then reads the region's bucket.
-    pub fn recipient(&self, key: &RecipientKey) -> Result<Recipient, StoreError> {
-        self.read(|tables| read_recipient(&tables.facts, key))
+    /// When the file cannot be read, or has not reached `needed`; the caller then reads the region's bucket.
+    pub fn recipient(&self, key: &RecipientKey, needed: Position) -> Result<Recipient, StoreError> {
+        self.read(needed, |tables| read_recipient(&tables.facts, key))
     }
 
     /// Calls `each` with every member in `range`, in key order and escaped as in keys, until it breaks.
     ///
     /// # Errors
-    /// When the file cannot be read.
-    pub fn members(&self, range: Range<'_>, each: impl FnMut(&str) -> ControlFlow<()>) -> Result<(), StoreError> {
-        self.read(|tables| each_member(&tables.members, range, each))
+    /// When the file cannot be read, or has not reached `needed`.
+    pub fn members(
+        &self,
+        range: Range<'_>,
+        needed: Position,
+        each: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        self.read(needed, |tables| each_member(&tables.members, range, each))
     }
 
-    fn read<T>(&self, read: impl FnOnce(&Tables) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    fn read<T>(&self, needed: Position, read: impl FnOnce(&Tables) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let tables = self.inner.tables.load();
+        if !tables.position.reaches(needed) {
+            return Err(StoreError::Behind);
+        }
         // redb panics on some kinds of damage; a damaged copy must not stop the worker.
         let read = catch_unwind(AssertUnwindSafe(|| read(&tables))).unwrap_or(Err(StoreError::Damaged));
         if !matches!(read, Ok(_) | Err(StoreError::Newer)) {
@@ -174,29 +209,23 @@ impl Store {
         read
     }
 
-    /// The last applied sequence, and when the bucket that it counts in was created (milliseconds since 1970). `None` for
-    /// an empty file.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub fn position(&self) -> Result<Option<(u64, i64)>, StoreError> {
-        let transaction = self.inner.database.load().begin_read()?;
-        let meta = match transaction.open_table(META) {
-            Ok(meta) => meta,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let (sequence, created) = (meta.get(SEQUENCE)?, meta.get(CREATED_AT)?);
-        Ok(sequence
-            .zip(created)
-            .map(|(sequence, created)| (sequence.value().cast_unsigned(), created.value())))
+    /// The position up to which changes were applied.
+    pub fn position(&self) -> Position {
+        self.inner.tables.load().position
     }
 
-    /// Applies changes in one transaction that reaches `sequence`. Blocks for a disk write.
+    /// Waits until the file has reached `needed`.
+    pub async fn reached(&self, needed: Position) {
+        let mut applied = self.inner.applied.subscribe();
+        // The sender lives as long as this store.
+        drop(applied.wait_for(|position| position.reaches(needed)).await);
+    }
+
+    /// Applies changes in one transaction that reaches `position`. Blocks for a disk write.
     ///
     /// # Errors
     /// When the file cannot be written; then nothing was applied.
-    pub fn apply(&self, mut changes: Vec<Change>, sequence: u64, created_at: i64) -> Result<(), StoreError> {
+    pub fn apply(&self, mut changes: Vec<Change>, position: Position) -> Result<(), StoreError> {
         // Sorted keys fill whole pages, which is 3 times faster than random order for a million facts. The sort is
         // stable, so the last change of a key stays last.
         changes.sort_by(|a, b| a.key.cmp(&b.key));
@@ -228,12 +257,19 @@ impl Store {
             }
             index_members(&mut transaction.open_table(MEMBERS)?, memberships)?;
             let mut meta = transaction.open_table(META)?;
-            meta.insert(SEQUENCE, sequence.cast_signed())?;
-            meta.insert(CREATED_AT, created_at)?;
+            meta.insert(SEQUENCE, position.sequence.cast_signed())?;
+            meta.insert(CREATED_AT, position.created_at_ms)?;
         }
         transaction.commit()?;
-        self.inner.tables.store(tables(&database)?.into());
+        self.show(tables(&database)?);
         Ok(())
+    }
+
+    /// Makes `tables` those that readers see.
+    fn show(&self, tables: Tables) {
+        let position = tables.position;
+        self.inner.tables.store(tables.into());
+        self.inner.applied.send_replace(position);
     }
 
     /// The number of facts in the file.
@@ -260,7 +296,7 @@ impl Store {
         let database = open(&fresh)?;
         std::fs::rename(&fresh, &self.inner.path)
             .map_err(|error| StoreError::Redb(Box::new(redb::Error::Io(error))))?;
-        self.inner.tables.store(tables(&database)?.into());
+        self.show(tables(&database)?);
         self.inner.database.store(database.into());
         self.inner.damaged.store(false, Ordering::Relaxed);
         Ok(())
@@ -288,9 +324,15 @@ fn checksum(key: &str, value: &[u8]) -> [u8; 4] {
 
 fn tables(database: &Database) -> Result<Tables, StoreError> {
     let transaction = database.begin_read()?;
+    let meta = transaction.open_table(META)?;
+    let number = |name: &str| Ok::<_, StoreError>(meta.get(name)?.map(|number| number.value()).unwrap_or_default());
     Ok(Tables {
         facts: transaction.open_table(FACTS)?,
         members: transaction.open_table(MEMBERS)?,
+        position: Position {
+            sequence: number(SEQUENCE)?.cast_unsigned(),
+            created_at_ms: number(CREATED_AT)?,
+        },
     })
 }
 
@@ -488,6 +530,13 @@ mod tests {
         (subject::fact_key(&key(recipient), fact.name()), fact.encode())
     }
 
+    fn at(sequence: u64) -> Position {
+        Position {
+            sequence,
+            created_at_ms: 7,
+        }
+    }
+
     fn change(key: String, revision: u64, action: Action) -> Change {
         Change { key, revision, action }
     }
@@ -504,11 +553,49 @@ mod tests {
         }
         let (removed, _) = preferences("ann-2");
         changes.push(change(removed, 2, Action::Remove));
-        store.apply(changes, 2, 7).unwrap();
-        assert!(!store.recipient(&key("ann")).unwrap().preferences.channels.is_empty());
-        assert_eq!(store.recipient(&key("ann-2")).unwrap(), Recipient::default());
-        assert_eq!(store.position().unwrap(), Some((2, 7)));
+        store.apply(changes, at(2)).unwrap();
+        assert!(
+            !store
+                .recipient(&key("ann"), store.position())
+                .unwrap()
+                .preferences
+                .channels
+                .is_empty()
+        );
+        assert_eq!(
+            store.recipient(&key("ann-2"), store.position()).unwrap(),
+            Recipient::default()
+        );
+        assert_eq!(store.position(), at(2));
         assert_eq!(store.facts().unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_reader_gets_nothing_older_than_it_needs() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("cache.redb")).unwrap();
+        let (fact, value) = preferences("ann");
+        store.apply(vec![change(fact, 1, Action::Put(value))], at(1)).unwrap();
+        assert!(store.recipient(&key("ann"), at(1)).is_ok());
+        let recreated = Position {
+            created_at_ms: 8,
+            ..at(1)
+        };
+        for needed in [at(2), recreated, Position::default()] {
+            let read = store.recipient(&key("ann"), needed);
+            assert!(matches!(read, Err(StoreError::Behind)), "{needed:?}");
+        }
+        assert!(!store.is_damaged());
+        let reached = tokio::spawn({
+            let store = store.clone();
+            async move { store.reached(at(2)).await }
+        });
+        store.apply(Vec::new(), at(2)).unwrap();
+        reached.await.unwrap();
+        assert!(store.recipient(&key("ann"), at(2)).is_ok());
+        store.reset().unwrap();
+        let read = store.recipient(&key("ann"), at(2));
+        assert!(matches!(read, Err(StoreError::Behind)), "it is refilled");
     }
 
     #[test]
@@ -518,12 +605,12 @@ mod tests {
         let (fact, value) = preferences("ann");
         Store::open(&path)
             .unwrap()
-            .apply(vec![change(fact, 1, Action::Put(value))], 1, 7)
+            .apply(vec![change(fact, 1, Action::Put(value))], at(1))
             .unwrap();
         std::fs::write(&path, b"not a database").unwrap();
         let store = Store::open(&path).unwrap();
-        assert_eq!(store.position().unwrap(), None);
-        assert_eq!(store.recipient(&key("ann")).unwrap(), Recipient::default());
+        assert_eq!(store.position(), Position::default());
+        assert_eq!(store.facts().unwrap(), 0);
     }
 
     #[test]
@@ -532,7 +619,7 @@ mod tests {
         let store = Store::open(&folder.path().join("cache.redb")).unwrap();
         let (fact, value) = preferences("ann");
         store
-            .apply(vec![change(fact.clone(), 1, Action::Put(value))], 1, 7)
+            .apply(vec![change(fact.clone(), 1, Action::Put(value))], at(1))
             .unwrap();
         let database = store.inner.database.load();
         let transaction = database.begin_write().unwrap();
@@ -544,7 +631,10 @@ mod tests {
         }
         transaction.commit().unwrap();
         store.inner.tables.store(tables(&database).unwrap().into());
-        assert!(matches!(store.recipient(&key("ann")), Err(StoreError::Damaged)));
+        assert!(matches!(
+            store.recipient(&key("ann"), store.position()),
+            Err(StoreError::Damaged)
+        ));
         assert!(store.is_damaged());
     }
 
@@ -585,7 +675,7 @@ mod tests {
             found.push(member.to_owned());
             ControlFlow::Continue(())
         };
-        store.members(range, each).unwrap();
+        store.members(range, store.position(), each).unwrap();
         found
     }
 
@@ -601,7 +691,7 @@ mod tests {
             join("zoe", "new", 10),
             join("topic", "topic", 10),
         ];
-        store.apply(changes, 1, 7).unwrap();
+        store.apply(changes, at(1)).unwrap();
         assert_eq!(members(&store, "news", None, None, 10), ["=C3=A4=2Eb", "ann"]);
         assert_eq!(members(&store, "news", None, None, 20), ["=C3=A4=2Eb", "ann", "bob"]);
         assert_eq!(members(&store, "news", Some("=C3=A4=2Eb"), Some("ann"), 20), ["ann"]);
@@ -609,7 +699,7 @@ mod tests {
         assert_eq!(members(&store, "topic", None, None, 20), ["topic"]);
         assert!(members(&store, "other", None, None, 20).is_empty());
         assert_eq!(
-            store.recipient(&key("ann")).unwrap(),
+            store.recipient(&key("ann"), store.position()).unwrap(),
             Recipient::default(),
             "a recipient is read without their topics"
         );
@@ -620,13 +710,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("cache.redb")).unwrap();
         store
-            .apply(vec![join("ann", "news", 10), join("bob", "news", 10)], 1, 7)
+            .apply(vec![join("ann", "news", 10), join("bob", "news", 10)], at(1))
             .unwrap();
         let changes = vec![join("ann", "news", 30), leave("bob", "news"), join("bob", "news", 30)];
-        store.apply(changes, 2, 7).unwrap();
+        store.apply(changes, at(2)).unwrap();
         assert_eq!(members(&store, "news", None, None, 20), ["ann"]);
         assert_eq!(members(&store, "news", None, None, 30), ["ann", "bob"]);
-        store.apply(vec![leave("ann", "news")], 3, 7).unwrap();
+        store.apply(vec![leave("ann", "news")], at(3)).unwrap();
         assert_eq!(members(&store, "news", None, None, 30), ["bob"]);
     }
 
@@ -635,16 +725,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = |name: &str| Store::open(&folder.path().join(name)).unwrap();
         let (from, to) = (store("from"), store("to"));
-        from.apply(vec![join("ann", "news", 10), join("bob", "news", 10)], 1, 7)
+        from.apply(vec![join("ann", "news", 10), join("bob", "news", 10)], at(1))
             .unwrap();
-        to.apply(vec![arrive("ann", "news", 10, Some(30))], 1, 7).unwrap();
-        from.apply(vec![depart("ann", "news", 30), depart("eve", "news", 30)], 2, 7)
+        to.apply(vec![arrive("ann", "news", 10, Some(30))], at(1)).unwrap();
+        from.apply(vec![depart("ann", "news", 30), depart("eve", "news", 30)], at(2))
             .unwrap();
         for (as_of, there, here) in [(9, "", ""), (29, "ann bob", ""), (30, "bob", "ann"), (99, "bob", "ann")] {
             assert_eq!(members(&from, "news", None, None, as_of).join(" "), there, "{as_of}");
             assert_eq!(members(&to, "news", None, None, as_of).join(" "), here, "{as_of}");
         }
-        from.apply(vec![arrive("ann", "news", 10, Some(50)), leave("bob", "news")], 3, 7)
+        from.apply(vec![arrive("ann", "news", 10, Some(50)), leave("bob", "news")], at(3))
             .unwrap();
         assert_eq!(members(&from, "news", None, None, 49), [""; 0]);
         assert_eq!(members(&from, "news", None, None, 50), ["ann"]);
@@ -655,9 +745,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("cache.redb")).unwrap();
         let (fact, value) = preferences("ann");
-        store.apply(vec![change(fact, 1, Action::Put(value))], 1, 7).unwrap();
+        store.apply(vec![change(fact, 1, Action::Put(value))], at(1)).unwrap();
         store.reset().unwrap();
-        assert_eq!(store.position().unwrap(), None);
+        assert_eq!(store.position(), Position::default());
         drop(store);
         assert_eq!(
             Store::open(&folder.path().join("cache.redb")).unwrap().facts().unwrap(),

@@ -6,14 +6,14 @@ use async_nats::jetstream;
 use futures::StreamExt;
 use shared::{
     nats::{
-        follow::{self, Entry, FollowError},
+        follow::{self, Entry, FollowError, StreamState},
         subject, topology,
     },
     telemetry::metric::Metrics,
 };
 use tokio::sync::watch;
 
-use super::{Action, Change, Store, StoreError};
+use super::{Action, Change, Position, Store, StoreError};
 
 /// Large enough that sorting pays, small enough to stay below 200 MB.
 const MAX_FACTS_PER_TRANSACTION: usize = 250_000;
@@ -78,18 +78,20 @@ impl FactFollower {
 
     async fn follow(&self) -> Result<(), FollowerError> {
         let stream = follow::stream_state(&self.js, topology::RECIPIENTS).await?;
-        let created_at = stream.created_at.as_millisecond();
-        let resume = match self.store.position()? {
-            None => 0,
-            Some((sequence, created)) if created == created_at && sequence <= stream.last => sequence,
-            Some(_) => {
-                // The bucket was created again or lost its newest messages: its sequences now mean something else.
-                tracing::warn!("the bucket of recipients is not the one that the cache copied; refilling the cache");
-                self.store.reset()?;
-                0
-            }
-        };
-        if resume == stream.last {
+        let end = Position::end_of(&stream);
+        let at = |sequence| Position { sequence, ..end };
+        let known = self.store.position();
+        if known != Position::default() && !end.reaches(known) {
+            // The bucket was created again or lost its newest messages: its sequences now mean something else.
+            tracing::warn!("the bucket of recipients is not the one that the cache copied; refilling the cache");
+            self.store.reset()?;
+        }
+        if stream.messages == 0 {
+            // No message will say that the end is reached.
+            self.apply(Vec::new(), end).await?;
+        }
+        let resume = self.store.position().sequence;
+        if resume == end.sequence {
             self.caught_up.send_replace(true);
         }
         let entries = follow::follow(&self.js, topology::RECIPIENTS, ">", resume + 1).await?;
@@ -109,16 +111,29 @@ impl FactFollower {
             if pending > 0 && changes.len() < MAX_FACTS_PER_TRANSACTION {
                 continue;
             }
-            let (store, full) = (self.store.clone(), std::mem::take(&mut changes));
-            tokio::task::spawn_blocking(move || store.apply(full, sequence, created_at))
-                .await
-                .map_err(|_| StoreError::Damaged)??;
+            self.apply(std::mem::take(&mut changes), at(sequence)).await?;
             self.metrics.cached(sequence);
             if pending == 0 {
                 self.caught_up.send_replace(true);
             }
         }
         Ok(())
+    }
+
+    async fn apply(&self, changes: Vec<Change>, position: Position) -> Result<(), StoreError> {
+        let store = self.store.clone();
+        let applied = tokio::task::spawn_blocking(move || store.apply(changes, position));
+        applied.await.map_err(|_| StoreError::Damaged)?
+    }
+}
+
+impl Position {
+    /// The last position in the bucket, whose stream is in this state.
+    pub fn end_of(bucket: &StreamState) -> Self {
+        Self {
+            sequence: bucket.last,
+            created_at_ms: bucket.created_at.as_millisecond(),
+        }
     }
 }
 

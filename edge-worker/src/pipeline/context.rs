@@ -15,7 +15,7 @@ use shared::{
 };
 use tokio::sync::{Semaphore, watch};
 
-use super::{brake::Brake, in_flight::InFlight, settlement::Ticket};
+use super::{barrier::Barrier, brake::Brake, in_flight::InFlight, settlement::Ticket};
 use crate::{
     cache,
     freshness::Freshness,
@@ -42,6 +42,10 @@ pub struct Pipeline {
     pub ledger_current: watch::Receiver<bool>,
     /// The region's facts about recipients.
     pub cache: cache::Store,
+    /// Whether the cache has caught up with the region's bucket. If not, it is being filled.
+    pub cache_filled: watch::Receiver<bool>,
+    /// Pulled work that must not start before the facts are known to be current.
+    pub barrier: Barrier,
     /// The age of consent.
     pub freshness: Freshness,
     /// The apps and their settings.

@@ -52,9 +52,6 @@ impl Pipeline {
         reservation: Reservation,
     ) -> Step<Settlement> {
         let connected = connect::connects(&self.js.client());
-        if !self.is_cache_current().await {
-            return Err(Stop::GiveBack(pulled.into(), RETRY_JETSTREAM_AFTER));
-        }
         let permits = &self.members[&(broadcast.channel(), broadcast.class)];
         let (end, mut ends) = mpsc::unbounded_channel();
         let mut expansion = Expansion::new(self, &pulled, broadcast, slice, end);
@@ -201,7 +198,7 @@ impl<'a> Expansion<'a> {
             as_of: self.broadcast.accepted_at,
         };
         let mut names = Vec::with_capacity(MEMBERS_PER_READ);
-        self.pipeline.cache.members(range, |member| {
+        self.pipeline.cache.members(range, self.pulled.facts, |member| {
             names.push(member.to_owned());
             if names.len() < MEMBERS_PER_READ {
                 ControlFlow::Continue(())

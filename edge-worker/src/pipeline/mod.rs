@@ -2,6 +2,7 @@
 //! the compiler checks their order. A dropped message is given back to the server.
 
 mod attempt;
+mod barrier;
 mod brake;
 mod broadcast;
 mod conclude;
@@ -28,6 +29,7 @@ mod trace;
 use std::sync::Arc;
 
 pub use self::{
+    barrier::Barrier,
     brake::Brake,
     context::Pipeline,
     in_flight::InFlight,
@@ -37,15 +39,15 @@ pub use self::{
     settlement::Ticket,
 };
 use self::{
+    barrier::Current,
     open::{Opened, Read},
     settlement::{Settlement, Step, Stop},
 };
-use crate::pulled::Pulled;
 
 impl Pipeline {
-    /// Takes one pulled message through all stages.
-    pub async fn run(self: Arc<Self>, pulled: Pulled) {
-        let ended = match self.open(pulled).await {
+    /// Takes one message through all stages after the barrier.
+    async fn run(self: Arc<Self>, current: Current) {
+        let ended = match self.open(current).await {
             Ok(Read::Job(opened)) => self.path(opened).await,
             Ok(Read::Broadcast(pulled, broadcast)) => Box::pin(self.broadcast(pulled, *broadcast)).await,
             Err(stop) => Err(stop),

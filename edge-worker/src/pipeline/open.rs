@@ -18,6 +18,7 @@ use shared::{
 };
 
 use super::{
+    barrier::Current,
     context::Pipeline,
     letter::DeadLetter,
     receipts::receipt_of_unreadable,
@@ -46,7 +47,7 @@ pub(super) enum Read {
 }
 
 impl Pipeline {
-    pub(super) async fn open(&self, pulled: Pulled) -> Step<Read> {
+    pub(super) async fn open(&self, Current(pulled): Current) -> Step<Read> {
         if version::is_unknown(pulled.headers()) {
             return Err(Box::pin(self.wait_for_newer(pulled)).await);
         }

@@ -32,7 +32,7 @@ const PULL_EXPIRES_AFTER: Duration = Duration::from_secs(20);
 const CHECK_CONNECTION_EVERY: Duration = Duration::from_millis(500);
 
 /// After a lost connection, every worker of the region needs this time to publish the outcomes that it has.
-const PULL_AFTER_RECONNECT: Duration = Duration::from_secs(2);
+pub(super) const PULL_AFTER_RECONNECT: Duration = Duration::from_secs(2);
 
 /// The pause before a failed pull is retried.
 const RETRY_PULL_AFTER: Duration = Duration::from_millis(200);
@@ -254,13 +254,7 @@ impl LanePuller {
                 self.pace.count_fresh();
             }
             failpoint("worker.after-pull");
-            if connect::connects(&client) == connection {
-                // Boxed, because the runtime moves a task's future several times, and this one has some kilobytes.
-                lifecycle.spawn_job(Box::pin(pipeline.clone().run(pulled)));
-            } else {
-                // Sent before or during the loss of the connection: it must wait for the outcomes of the other workers.
-                pulled.give_back(PULL_AFTER_RECONNECT);
-            }
+            pipeline.barrier.hold(pulled, connection);
         }
     }
 

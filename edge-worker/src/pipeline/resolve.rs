@@ -1,9 +1,11 @@
 //! Finds the addresses of the recipient.
 
+use std::time::Duration;
+
 use shared::{
     address::Address,
     job::Job,
-    nats::facts,
+    nats::{directory, facts},
     receipt::State,
     recipient::{Preferences, Recipient, RecipientKey},
 };
@@ -14,6 +16,10 @@ use super::{
     interrupted::Clear,
     settlement::{RETRY_JETSTREAM_AFTER, RETRY_NEWER_AFTER, Step, Stop},
 };
+
+/// How long a job waits for the facts of a recipient whose home is here by the directory. Jobs and facts from another region
+/// travel in different streams.
+const FACTS_ARRIVE_WITHIN: Duration = Duration::from_mins(1);
 
 /// A job whose recipient is known and can be reached.
 #[derive(Debug)]
@@ -32,12 +38,9 @@ impl Pipeline {
             app: job.app.clone(),
             recipient: job.recipient.clone(),
         };
-        let reaches = |recipient: &Recipient| recipient.addresses.iter().any(|(address, _)| takes(address, job));
-        let mut recipient = match self.cache.recipient(&key) {
-            Ok(recipient) if reaches(&recipient) => recipient,
-            // Without a readable address, only the region's bucket is certain: a device that registered a second ago may not
-            // have reached the cache yet.
-            _ => match Box::pin(facts::read(&self.js, &self.region, &self.region, &key)).await {
+        let mut recipient = match self.cache.recipient(&key, active.pulled.facts) {
+            Ok(recipient) => recipient,
+            Err(_) => match Box::pin(facts::read(&self.js, &self.region, &self.region, &key)).await {
                 Ok(recipient) => recipient,
                 Err(error) => {
                     tracing::warn!(%error, "recipient cannot be read; the job waits");
@@ -49,6 +52,20 @@ impl Pipeline {
             return Err(Box::pin(self.forward(active, &home)).await);
         }
         let known = recipient.is_known();
+        if !known {
+            match Box::pin(directory::home(&self.js, &key)).await {
+                Ok(Some(home)) if home != self.region => return Err(Box::pin(self.forward(active, &home)).await),
+                // Another region registered the recipient, and its facts are on their way.
+                Ok(Some(_)) if self.clock.since(active.pulled.stored_at) < FACTS_ARRIVE_WITHIN => {
+                    return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the recipient's home cannot be read; the job waits");
+                    return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
+                }
+            }
+        }
         recipient.addresses.retain(|(address, _)| takes(address, job));
         let reachable = !recipient.addresses.is_empty();
         recipient

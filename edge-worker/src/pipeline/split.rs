@@ -67,7 +67,7 @@ impl Pipeline {
 
     /// Plans the slices and stores them. `None` if that is not possible now.
     async fn store_slices(&self, pulled: &Pulled, broadcast: &Broadcast) -> Option<Split> {
-        let plan = self.plan(broadcast).await?;
+        let plan = self.plan(pulled, broadcast).await?;
         failpoint("worker.before-split");
         let (lane, payload) = (self.lane_of_broadcast(broadcast), pulled.payload());
         match slices::split(&self.js, broadcast, &lane, pulled.headers(), &payload, &plan).await {
@@ -80,10 +80,8 @@ impl Pipeline {
     }
 
     /// Reads the members of the topic and plans the slices. `None` if the members cannot be read now.
-    async fn plan(&self, broadcast: &Broadcast) -> Option<Vec<Slice>> {
-        if !self.is_cache_current().await {
-            return None;
-        }
+    async fn plan(&self, pulled: &Pulled, broadcast: &Broadcast) -> Option<Vec<Slice>> {
+        let needed = pulled.facts;
         let (cache, app, topic) = (self.cache.clone(), broadcast.app.clone(), broadcast.topic.clone());
         let as_of = broadcast.accepted_at;
         let planned = tokio::task::spawn_blocking(move || {
@@ -95,7 +93,7 @@ impl Pipeline {
                 as_of,
             };
             let (mut members, mut ends) = (0, Vec::new());
-            cache.members(range, |member| {
+            cache.members(range, needed, |member| {
                 members += 1;
                 if members % SLICE_MEMBERS == 0 {
                     ends.push(member.to_owned());

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use crate::{
     intake::{accept::NotAccepted, request::Refused},
     json::Unread,
-    recipients::homes::NotMoved,
+    recipients::homes::NotChanged,
 };
 
 /// What a problem document is sent as (RFC 9457 §6.1).
@@ -420,11 +420,11 @@ impl From<NotRead> for Problem {
     }
 }
 
-impl From<NotMoved> for Problem {
-    fn from(error: NotMoved) -> Self {
+impl From<NotChanged> for Problem {
+    fn from(error: NotChanged) -> Self {
         match error {
-            NotMoved::Read(error) => error.into(),
-            NotMoved::Write(error) => error.into(),
+            NotChanged::Read(error) => error.into(),
+            NotChanged::Write(error) => error.into(),
         }
     }
 }

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use shared::{
     address::Address,
     id::{AddressId, AppId, RecipientId, Region, Topic},
-    nats::{facts, publish::NotStored},
+    nats::{directory::Owners, facts, publish::NotStored},
     recipient::{Fact, FactName, Membership, Preferences, Profile, Recipient, RecipientKey},
 };
 
@@ -22,25 +22,15 @@ const MOVE_DURATION: SignedDuration = SignedDuration::from_secs(5);
 /// The memberships of a recipient by topic.
 pub(crate) type Topics = BTreeMap<Topic, Membership>;
 
-/// Why a recipient was not moved, or only in part.
-#[derive(Debug)]
-pub(crate) enum NotMoved {
-    /// One of the two homes does not answer.
-    Read(facts::NotRead),
+/// Why a change of a recipient's facts was not made, or only in part.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotChanged {
+    /// A home or the directory does not answer.
+    #[error(transparent)]
+    Read(#[from] facts::NotRead),
     /// The stream did not confirm that it stored a fact.
-    Write(NotStored),
-}
-
-impl From<facts::NotRead> for NotMoved {
-    fn from(error: facts::NotRead) -> Self {
-        Self::Read(error)
-    }
-}
-
-impl From<NotStored> for NotMoved {
-    fn from(error: NotStored) -> Self {
-        Self::Write(error)
-    }
+    #[error(transparent)]
+    Write(#[from] NotStored),
 }
 
 fn facts_of(recipient: &Recipient) -> Vec<Fact> {
@@ -59,14 +49,18 @@ pub(crate) struct Homes {
 }
 
 impl Homes {
-    /// The home of `key`; `None` if the recipient has no registered home.
-    pub(crate) fn home(&self, key: &RecipientKey) -> Option<Region> {
-        self.context.directory.home(key)
+    /// The home of `key`; `None` if the recipient has no registered home. Misses nothing that another gateway of the region
+    /// answered before.
+    pub(crate) async fn home(&self, key: &RecipientKey) -> Result<Option<Region>, facts::NotRead> {
+        let Context {
+            directory, js, here, ..
+        } = &*self.context;
+        Ok(directory.current_home(js, here, key).await?)
     }
 
-    /// The home of `key`; `default` if the recipient has no registered home.
-    pub(crate) fn home_or(&self, key: &RecipientKey, default: &Region) -> Region {
-        self.context.home_or(key, default)
+    /// As [`Self::home`]; `default` if the recipient has no registered home.
+    pub(crate) async fn home_or(&self, key: &RecipientKey, default: &Region) -> Result<Region, facts::NotRead> {
+        Ok(self.home(key).await?.unwrap_or_else(|| default.clone()))
     }
 
     /// The recipient's facts at its home, without its topics.
@@ -93,12 +87,12 @@ impl Homes {
             .map(|_| ())
     }
 
-    /// Stores a profile and then registers the home in the directory: in this order, so that no job is published to a
-    /// home that does not know the recipient.
+    /// Stores a profile and then registers the home in the directory, unless it is known there: in this order, so that no
+    /// job is published to a home that does not know the recipient. Read the home first.
     pub(crate) async fn settle(&self, key: &RecipientKey, profile: Profile) -> Result<(), NotStored> {
         let (home, at) = (profile.home.clone(), profile.updated_at);
         self.write(&home, key, Fact::Profile(profile)).await?;
-        if self.home(key).as_ref() != Some(&home) {
+        if self.context.directory.home(key).as_ref() != Some(&home) {
             self.context
                 .directory
                 .put_home(&self.context.js, &self.context.here, key, &home, at)
@@ -110,7 +104,7 @@ impl Homes {
     /// Moves a recipient from `from` to the home that `profile` names, with all facts. Both regions must answer. Safe
     /// to repeat after any interruption. As soon as the former home has the new profile, its workers forward the jobs
     /// that still arrive there.
-    pub(crate) async fn relocate(&self, from: &Region, key: &RecipientKey, profile: Profile) -> Result<(), NotMoved> {
+    pub(crate) async fn relocate(&self, from: &Region, key: &RecipientKey, profile: Profile) -> Result<(), NotChanged> {
         let to = profile.home.clone();
         let moved = self
             .context
@@ -198,7 +192,7 @@ impl Homes {
         key: &RecipientKey,
         known: &Recipient,
         topics: Topics,
-    ) -> Result<(), NotStored> {
+    ) -> Result<(), NotChanged> {
         let at = self.context.clock.now();
         for topic in topics.into_keys() {
             self.remove(home, key, FactName::Topic(topic)).await?;
@@ -209,10 +203,10 @@ impl Homes {
         for name in [FactName::Preferences, FactName::Profile] {
             self.remove(home, key, name).await?;
         }
-        self.context
-            .directory
-            .forget_home(&self.context.js, &self.context.here, key, at)
-            .await
+        let Context {
+            directory, js, here, ..
+        } = &*self.context;
+        Ok(directory.forget_home(js, here, key, at).await?)
     }
 
     /// Removes an address and, unless another recipient has registered it since, its owner from the directory.
@@ -221,13 +215,21 @@ impl Homes {
         home: &Region,
         key: &RecipientKey,
         address: AddressId,
-    ) -> Result<(), NotStored> {
+    ) -> Result<(), NotChanged> {
         self.remove(home, key, FactName::Address(address)).await?;
-        if self.context.directory.owner(&key.app, address).as_ref() == Some(&key.recipient) {
-            self.put_owner(&key.app, address, None, self.context.clock.now())
-                .await?;
+        let owners = self.owners(&key.app, address).await?;
+        if owners.owner() == Some(&key.recipient) {
+            let at = owners.next(self.context.clock.now());
+            self.put_owner(&key.app, address, None, at).await?;
         }
         Ok(())
+    }
+
+    /// What every region knows about the owners of an address. Misses nothing that another gateway of this region answered
+    /// before.
+    pub(crate) async fn owners(&self, app: &AppId, address: AddressId) -> Result<Owners, facts::NotRead> {
+        let owners = self.context.directory.current_owners(&self.context.js, app, address);
+        Ok(owners.await?)
     }
 
     /// Writes the owner of an address as of `at` to the directory; `None` if nobody owns it. Every region removes the
@@ -246,8 +248,8 @@ impl Homes {
     }
 
     /// The home of `key`. Registers a recipient without a home at `default`.
-    pub(crate) async fn ensure_home(&self, key: &RecipientKey, default: &Region) -> Result<Region, NotStored> {
-        if let Some(home) = self.home(key) {
+    pub(crate) async fn ensure_home(&self, key: &RecipientKey, default: &Region) -> Result<Region, NotChanged> {
+        if let Some(home) = self.home(key).await? {
             return Ok(home);
         }
         let home = default.clone();

@@ -6,17 +6,13 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use shared::{
-    id::{AddressId, AppId, RecipientId},
-    nats::{
-        directory::{Ownership, ownerships},
-        facts::{self, NotRead},
-        publish::NotStored,
-    },
+    id::{AddressId, AppId},
+    nats::{facts, publish::NotStored},
     recipient::{FactName, RecipientKey},
 };
 use tokio::sync::mpsc;
 
-use super::homes::Homes;
+use super::homes::{Homes, NotChanged};
 
 /// Addresses that are settled concurrently.
 const SETTLED_AT_ONCE: usize = 32;
@@ -28,6 +24,9 @@ const SETTLE_AGAIN_AFTER: [Duration; 3] = [Duration::from_secs(2), Duration::fro
 /// An address that could not be settled is retried after this time.
 const RETRY_FAILED_AFTER: Duration = Duration::from_secs(2);
 
+/// How often to try while other gateways settle the same address.
+const MAX_SETTLE_ATTEMPTS: usize = 4;
+
 /// An address that more than one recipient may have.
 #[derive(Debug, Clone)]
 struct Contested {
@@ -35,14 +34,6 @@ struct Contested {
     address: AddressId,
     /// How many more times to settle it after this time.
     repeats: usize,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum Unsettled {
-    #[error(transparent)]
-    Read(#[from] NotRead),
-    #[error(transparent)]
-    Write(#[from] NotStored),
 }
 
 /// Follows the directory and settles the ownership of its addresses until the process ends.
@@ -88,31 +79,33 @@ fn enqueue(sender: &mpsc::UnboundedSender<Contested>, contested: Contested) {
     drop(sender.send(contested));
 }
 
-/// Settles the ownership of an address at once; if that fails, [`run`] does it later.
-pub(crate) async fn settle_now(homes: &Homes, app: &AppId, address: AddressId) {
-    if let Err(error) = settle(homes, app, address).await {
-        tracing::debug!(%address, %error, "cannot settle the owner of an address now; it is settled later");
-    }
-}
-
 /// Removes an address from every recipient who lives here, except the last one who registered it. A recipient who
 /// registered it again after the newest entry is that one, and gets a new entry.
-async fn settle(homes: &Homes, app: &AppId, address: AddressId) -> Result<(), Unsettled> {
-    let entries = ownerships(&homes.context.js, app, address)
-        .await
-        .map_err(NotRead::from)?;
-    let Some(newest) = entries.iter().max_by_key(|entry| (entry.at, &entry.is)) else {
+pub(crate) async fn settle(homes: &Homes, app: &AppId, address: AddressId) -> Result<(), NotChanged> {
+    for _ in 1..MAX_SETTLE_ATTEMPTS {
+        match settle_once(homes, app, address).await {
+            // Another gateway has changed it meanwhile, or its recipient has registered it again.
+            Err(NotChanged::Write(NotStored::Refused)) => {}
+            ended => return ended,
+        }
+    }
+    settle_once(homes, app, address).await
+}
+
+async fn settle_once(homes: &Homes, app: &AppId, address: AddressId) -> Result<(), NotChanged> {
+    let owners = homes.owners(app, address).await?;
+    let Some(since) = owners.since() else {
         return Ok(());
     };
-    for recipient in losers(&entries, newest) {
+    for recipient in owners.former() {
         let key = RecipientKey {
             app: app.clone(),
-            recipient,
+            recipient: recipient.clone(),
         };
         let Some((stored, revision)) = facts::address(&homes.context.js, &key, address).await? else {
             continue;
         };
-        if stored.registered_at > newest.at {
+        if stored.registered_at > since {
             homes
                 .put_owner(app, address, Some(key.recipient), stored.registered_at)
                 .await?;
@@ -124,16 +117,4 @@ async fn settle(homes: &Homes, app: &AppId, address: AddressId) -> Result<(), Un
         }
     }
     Ok(())
-}
-
-/// All recipients that the entries name as an owner, except the current one.
-fn losers(entries: &[Ownership], newest: &Ownership) -> Vec<RecipientId> {
-    let mut names: Vec<_> = entries
-        .iter()
-        .flat_map(|entry| entry.is.iter().chain(&entry.was))
-        .collect();
-    names.sort();
-    names.dedup();
-    names.retain(|name| newest.is.as_ref() != Some(name));
-    names.into_iter().cloned().collect()
 }

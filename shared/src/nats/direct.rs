@@ -16,7 +16,7 @@ use super::{
 };
 
 /// How long to wait for a stream's complete answer.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
+pub(super) const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why a stream could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

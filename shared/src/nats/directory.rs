@@ -7,19 +7,20 @@
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
 use async_nats::{header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
 use super::{
-    direct,
+    current, direct,
     follow::{self, Entry},
     publish,
     subject::{self, DirectoryKey},
-    topology::{self, Domain},
+    topology,
 };
 use crate::{
     digest::derive,
@@ -33,6 +34,45 @@ use crate::{
 struct HomeEntry<T> {
     is: Option<T>,
     at: Timestamp,
+}
+
+/// Every region's entry about one address.
+#[derive(Debug, Clone)]
+pub struct Owners(Vec<Ownership>);
+
+impl Owners {
+    fn newest(&self) -> Option<&Ownership> {
+        self.0.iter().max_by_key(|entry| (entry.at, &entry.is))
+    }
+
+    /// The current owner, if there is one.
+    pub fn owner(&self) -> Option<&RecipientId> {
+        self.newest()?.is.as_ref()
+    }
+
+    /// When the newest entry was made.
+    pub fn since(&self) -> Option<Timestamp> {
+        Some(self.newest()?.at)
+    }
+
+    /// `now`, or a time just after the newest entry if that is not later: a registration that follows it is the newer one,
+    /// whatever the clocks of two gateways say.
+    pub fn next(&self, now: Timestamp) -> Timestamp {
+        after(self.since(), now)
+    }
+
+    /// All recipients that the entries name, except the current owner.
+    pub fn former(&self) -> Vec<&RecipientId> {
+        let mut names: Vec<_> = self
+            .0
+            .iter()
+            .flat_map(|entry| entry.is.iter().chain(&entry.was))
+            .collect();
+        names.sort();
+        names.dedup();
+        names.retain(|name| self.owner() != Some(name));
+        names
+    }
 }
 
 /// Maximum number of former owners in an entry, the latest last. The oldest are dropped: more regions than this never
@@ -74,29 +114,40 @@ impl Ownership {
     }
 }
 
-/// Every region's entry about an address.
-///
-/// # Errors
-/// When this region's copy of the directory does not answer.
-pub async fn ownerships(
+async fn ownerships(
     js: &jetstream::Context,
     app: &AppId,
     address: AddressId,
 ) -> Result<Vec<Ownership>, direct::NoAnswer> {
-    let found = read(js, subject::directory_owner_anywhere(app, address)).await?;
-    Ok(found.into_iter().map(|(_, entry)| entry).collect())
+    let filter = subject::directory_owner_anywhere(app, address);
+    let found = current::last_of(js, topology::DIRECTORY, &[filter]).await?;
+    Ok(found.iter().filter_map(entry).collect())
 }
 
-async fn read(js: &jetstream::Context, filter: String) -> Result<Vec<(u64, Ownership)>, direct::NoAnswer> {
-    let found = direct::last_of(js, &Domain::Here, topology::DIRECTORY, &[filter]).await?;
-    let entry = |found: direct::Found| match serde_json::from_slice(&found.payload) {
-        Ok(entry) => Some((found.sequence, entry)),
-        Err(error) => {
-            tracing::error!(%error, "directory entry cannot be read");
-            None
-        }
-    };
-    Ok(found.into_iter().filter_map(entry).collect())
+/// The home of a recipient, from every region's entry; `None` if none is registered. Misses nothing that this region
+/// acknowledged before.
+///
+/// # Errors
+/// When this region's directory does not answer.
+pub async fn home(js: &jetstream::Context, key: &RecipientKey) -> Result<Option<Region>, direct::NoAnswer> {
+    let filter = subject::directory_home_anywhere(key);
+    let found = current::last_of(js, topology::DIRECTORY, &[filter]).await?;
+    let entries = found.iter().filter_map(entry::<HomeEntry<Region>>);
+    let newest = entries.max_by(|a, b| (a.at, &a.is).cmp(&(b.at, &b.is)));
+    Ok(newest.and_then(|entry| entry.is))
+}
+
+fn entry<T: DeserializeOwned>(found: &direct::Found) -> Option<T> {
+    let entry = serde_json::from_slice(&found.payload);
+    entry
+        .inspect_err(|error| tracing::error!(%error, "directory entry cannot be read"))
+        .ok()
+}
+
+/// `at`, or a time just after `known` if that is not later: a change follows what its writer knew, whatever its clock says.
+fn after(known: Option<Timestamp>, at: Timestamp) -> Timestamp {
+    let next = known.and_then(|known| known.checked_add(Duration::from_micros(1)).ok());
+    next.map_or(at, |next| next.max(at))
 }
 
 /// Writes the entry of region `here` about an address. An entry older than the stored one adds its owners to the former
@@ -113,14 +164,15 @@ pub async fn put_ownership(
 ) -> Result<Ownership, publish::NotStored> {
     let subject = subject::directory_owner(here, app, address);
     for _ in 0..MAX_WRITE_ATTEMPTS {
-        let known = read(js, subject.clone()).await.map_err(|error| match error {
-            direct::NoAnswer::Silent => publish::NotStored::NoAnswer,
-            direct::NoAnswer::Forbidden => publish::NotStored::Forbidden,
-        })?;
-        let known = known.into_iter().next();
-        let sequence = known.as_ref().map_or(0, |(sequence, _)| *sequence);
-        let merged = match known {
-            Some((_, known)) => known.merge(entry.clone()),
+        let known = current::last(js, topology::DIRECTORY, &subject)
+            .await
+            .map_err(|error| match error {
+                direct::NoAnswer::Silent => publish::NotStored::NoAnswer,
+                direct::NoAnswer::Forbidden => publish::NotStored::Forbidden,
+            })?;
+        let sequence = known.as_ref().map_or(0, |known| known.sequence);
+        let merged = match known.as_ref().and_then(self::entry::<Ownership>) {
+            Some(known) => known.merge(entry.clone()),
             None => entry.clone(),
         };
         let value = serde_json::to_vec(&merged).expect("directory entries always serialize");
@@ -163,9 +215,43 @@ impl Directory {
         self.read().homes.get(&home_hash(key))?.0.clone()
     }
 
+    /// As [`Self::home`], and never older than what this region acknowledged before.
+    ///
+    /// # Errors
+    /// When this region's directory does not answer.
+    pub async fn current_home(
+        &self,
+        js: &jetstream::Context,
+        here: &Region,
+        key: &RecipientKey,
+    ) -> Result<Option<Region>, direct::NoAnswer> {
+        let subject = subject::directory_home(here, key);
+        if let Some(found) = current::last(js, topology::DIRECTORY, &subject).await? {
+            self.learn(&subject, &found.payload);
+        }
+        Ok(self.home(key))
+    }
+
     /// The owner of an address, if it has one.
-    pub fn owner(&self, app: &AppId, address: AddressId) -> Option<RecipientId> {
+    fn owner(&self, app: &AppId, address: AddressId) -> Option<RecipientId> {
         self.read().owners.get(&owner_hash(app, address))?.0.clone()
+    }
+
+    /// Every region's entry about an address. Misses nothing that this region acknowledged before.
+    ///
+    /// # Errors
+    /// When this region's directory does not answer.
+    pub async fn current_owners(
+        &self,
+        js: &jetstream::Context,
+        app: &AppId,
+        address: AddressId,
+    ) -> Result<Owners, direct::NoAnswer> {
+        let entries = ownerships(js, app, address).await?;
+        for entry in &entries {
+            self.learn_owner(app, address, entry.clone());
+        }
+        Ok(Owners(entries))
     }
 
     /// Whether all entries that existed at start have been read.
@@ -187,7 +273,8 @@ impl Directory {
         follow::follow_forever(&js, topology::DIRECTORY, ">", learn, caught_up).await;
     }
 
-    /// Writes that the home of `key` is `home`; [`Self::home`] returns it at once.
+    /// Writes that the home of `key` is `home` since `at`, or since the newest entry known here if that is not older;
+    /// [`Self::home`] returns it at once.
     ///
     /// # Errors
     /// When the stream did not acknowledge the entry.
@@ -202,7 +289,10 @@ impl Directory {
         self.put(
             js,
             subject::directory_home(here, key),
-            &HomeEntry { is: Some(home), at },
+            &HomeEntry {
+                is: Some(home),
+                at: self.after_home(key, at),
+            },
         )
         .await
     }
@@ -241,9 +331,17 @@ impl Directory {
         self.put(
             js,
             subject::directory_home(here, key),
-            &HomeEntry::<Region> { is: None, at },
+            &HomeEntry::<Region> {
+                is: None,
+                at: self.after_home(key, at),
+            },
         )
         .await
+    }
+
+    fn after_home(&self, key: &RecipientKey, at: Timestamp) -> Timestamp {
+        let known = self.read().homes.get(&home_hash(key)).map(|(_, known)| *known);
+        after(known, at)
     }
 
     async fn put(

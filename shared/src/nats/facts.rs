@@ -6,7 +6,7 @@ use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstre
 use jiff::Timestamp;
 
 use super::{
-    direct, envelope, publish, subject,
+    current, direct, envelope, publish, subject,
     topology::{self, Domain},
     version,
 };
@@ -107,7 +107,7 @@ pub async fn remove_unchanged(
     publish::store(js, subject::fact(key, name), headers, "".into()).await
 }
 
-/// One address of a recipient as this region stores it, and its revision.
+/// One address of a recipient as this region stores it, and its revision. Misses nothing that was acknowledged before.
 ///
 /// # Errors
 /// When the region's servers do not answer within two seconds, or the fact cannot be read.
@@ -117,8 +117,8 @@ pub async fn address(
     address: AddressId,
 ) -> Result<Option<(Address, u64)>, NotRead> {
     let filter = subject::fact(key, FactName::Address(address));
-    let found = direct::last_of(js, &Domain::Here, topology::RECIPIENTS, &[filter]).await?;
-    match found.into_iter().find(|found| !found.is_removal()) {
+    let found = current::last(js, topology::RECIPIENTS, &filter).await?;
+    match found.filter(|found| !found.is_removal()) {
         Some(found) => {
             let address = tolerant::read(&found.payload).map_err(|_| NotRead::Unreadable)?;
             Ok(Some((address, found.sequence)))
@@ -141,10 +141,11 @@ fn subject_for(here: &Region, home: &Region, key: &RecipientKey, name: FactName)
     }
 }
 
-/// All facts about a recipient except its topics, as `home` stores them.
+/// All facts about a recipient except its topics, as `home` stores them. If that is `here`, the answer misses nothing that
+/// was acknowledged before.
 ///
 /// # Errors
-/// When `home` does not answer within two seconds, or a stored fact cannot be read.
+/// When `home` does not answer within some seconds, or a stored fact cannot be read.
 pub async fn read(
     js: &jetstream::Context,
     here: &Region,
@@ -161,7 +162,7 @@ pub async fn read(
     Ok(recipient)
 }
 
-/// The topics that a recipient is a member of, as `home` stores them; at most 1024.
+/// The topics that a recipient is a member of, as `home` stores them; at most 1024. As new as those of [`read`].
 ///
 /// # Errors
 /// As [`read`], and when there are more.
@@ -186,12 +187,11 @@ async fn newest(
     home: &Region,
     filters: &[String],
 ) -> Result<Vec<(Option<Fact>, u64)>, NotRead> {
-    let found = direct::last_of(js, &Domain::of(home, here), topology::RECIPIENTS, filters)
-        .await
-        .map_err(|error| match error {
-            direct::NoAnswer::Silent => NotRead::NoAnswer,
-            direct::NoAnswer::Forbidden => NotRead::Forbidden,
-        })?;
+    let found = if home == here {
+        current::last_of(js, topology::RECIPIENTS, filters).await?
+    } else {
+        direct::last_of(js, &Domain::Region(home), topology::RECIPIENTS, filters).await?
+    };
     let mut facts = Vec::with_capacity(found.len());
     for found in found.into_iter().filter(|found| !found.is_removal()) {
         let Some((_, name)) = subject::fact_key_of(&found.subject).and_then(subject::parse_fact_key) else {

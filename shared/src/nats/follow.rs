@@ -111,16 +111,20 @@ impl StreamState {
     }
 }
 
-/// Asks for the current state of `stream`.
+/// Asks the leader of `stream` for its current state.
 ///
 /// # Errors
-/// When the server does not answer or has no such stream.
+/// When the server does not answer, or has no such stream, or the stream has no leader.
 pub async fn stream_state(js: &jetstream::Context, stream: &str) -> Result<StreamState, FollowError> {
     let found = unless_refused(&js.client(), concerns("INFO", stream), js.get_stream(stream))
         .await
         .map_err(|error| fail(stream, &error))?
         .map_err(|error| fail(stream, &error))?;
     let info = found.cached_info();
+    // Without a leader any server answers, and may lag.
+    if info.cluster.as_ref().is_some_and(|cluster| cluster.leader.is_none()) {
+        return Err(fail(stream, &"it has no leader"));
+    }
     Ok(StreamState {
         last: info.state.last_sequence,
         created_at: timestamp(info.created.unix_timestamp_nanos()),

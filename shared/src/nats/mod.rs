@@ -7,6 +7,7 @@ pub mod broadcast;
 pub mod cancelled;
 pub mod config;
 pub mod connect;
+pub mod current;
 pub mod defer;
 pub mod direct;
 pub mod directory;

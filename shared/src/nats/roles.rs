@@ -222,6 +222,8 @@ fn gateway(mesh: &Mesh, apps: &[AppId]) -> Vec<String> {
     for other in mesh.others() {
         allowed.extend(dead_and_facts(Domain::Region(other)));
     }
+    // What its facts and directory hold at this moment: only the leader of a stream knows.
+    allowed.extend([RECIPIENTS, DIRECTORY].map(newest));
     // It checks that the origins of its sources exist.
     allowed.extend(origins(mesh).map(|(prefix, stream)| format!("{prefix}.STREAM.INFO.{stream}")));
     allowed
@@ -276,6 +278,7 @@ fn worker(mesh: &Mesh) -> Vec<String> {
     // What it reads.
     allowed.extend([RECIPIENTS, CONFIG, RECEIPTS, DIRECTORY].into_iter().flat_map(follow));
     allowed.extend([NOTIFY, RECIPIENTS, SCHEDULE, DIRECTORY].map(|stream| direct(Domain::Here, stream)));
+    allowed.extend([RECIPIENTS, DIRECTORY].map(newest));
     allowed
 }
 
@@ -367,6 +370,11 @@ fn api(domain: Domain<'_>, request: &str) -> String {
 /// Reading messages of a stream by sequence or subject.
 fn direct(domain: Domain<'_>, stream: &str) -> String {
     api(domain, &format!("DIRECT.GET.{stream}"))
+}
+
+/// Reading messages of a stream from its leader.
+fn newest(stream: &str) -> String {
+    api(Domain::Here, &format!("STREAM.MSG.GET.{stream}"))
 }
 
 /// Following a stream of this region through an ephemeral consumer, which is recreated under another name if it is lost.

@@ -337,6 +337,11 @@ pub fn directory_home(region: &Region, key: &RecipientKey) -> String {
     format!("directory.{region}.home.{}", recipient_path(key))
 }
 
+/// The entries of all regions about a recipient's home.
+pub fn directory_home_anywhere(key: &RecipientKey) -> String {
+    format!("directory.*.home.{}", recipient_path(key))
+}
+
 /// The entry of `region` about an address's owner.
 pub fn directory_owner(region: &Region, app: &AppId, address: AddressId) -> String {
     format!("directory.{region}.owner.{app}.{address}")

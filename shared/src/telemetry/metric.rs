@@ -23,6 +23,7 @@ pub struct Metrics {
     deliveries: Counter<u64>,
     attempts: Histogram<f64>,
     waited: Histogram<f64>,
+    facts_awaited: Histogram<f64>,
     duplicates: Counter<u64>,
     unreadable: Counter<u64>,
     in_flight: UpDownCounter<i64>,
@@ -97,6 +98,10 @@ impl Metrics {
             ),
             attempts: seconds("peal.attempt.duration", "From a provider request to its answer."),
             waited: seconds("peal.queue.wait", "From acceptance to the start of processing."),
+            facts_awaited: seconds(
+                "peal.facts.wait",
+                "From the pull of messages until the facts about their recipients were current; the longest of a batch.",
+            ),
             duplicates: count(
                 "peal.duplicates",
                 "Jobs or deliveries that the ledger had already settled.",
@@ -176,6 +181,11 @@ impl Metrics {
         self.in_flight.add(1, &[]);
         self.waited
             .record(wait.as_secs_f64(), &[KeyValue::new("class", class.as_str())]);
+    }
+
+    /// A batch of pulled messages waited at most this long until the facts about their recipients were current.
+    pub fn facts_awaited(&self, wait: Duration) {
+        self.facts_awaited.record(wait.as_secs_f64(), &[]);
     }
 
     /// One group commit settled `jobs`.

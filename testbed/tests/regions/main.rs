@@ -5,6 +5,7 @@
 mod rig;
 
 mod addition;
+mod back_to_back;
 mod cut_off;
 mod help;
 mod moving;

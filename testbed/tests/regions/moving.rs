@@ -1,7 +1,14 @@
 //! Recipients who move to another region.
 
 use serde_json::json;
-use testbed::providers::{Answer, Rule};
+use shared::{
+    channel::{Channel, Class},
+    nats::{connect, publish, subject::Lane, version},
+};
+use testbed::{
+    peal::APP,
+    providers::{Answer, Rule},
+};
 
 use crate::rig::{assert_settled, send, start, wait_cached, wait_ended};
 
@@ -66,4 +73,29 @@ async fn a_recipient_who_moves_keeps_everything_and_misses_nothing() {
         peal.simulators.apns.stats().duplicates + peal.simulators.fcm.stats().duplicates,
         0
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_a_region_that_never_knew_its_recipient_goes_to_their_home() {
+    let peal = start(|plan| plan.workers = 1).await;
+    let token = format!("{:064x}", 7);
+    peal.register("bob", "us", &[("apns", &token)]).await.unwrap();
+    peal.wait_known("eu", "bob").await.unwrap();
+    let js = connect::jetstream(peal.connect("eu").await.unwrap());
+    let lane = Lane {
+        channel: Channel::Push,
+        region: "eu".parse().unwrap(),
+        class: Class::Normal,
+        app: APP.parse().unwrap(),
+    };
+    for (event, recipient) in [("astray", "bob"), ("to-nobody", "nobody")] {
+        let body = json!({ "event_id": event, "recipient": recipient, "push": { "title": "Hi" } });
+        let body = serde_json::to_vec(&body).unwrap();
+        publish::store(&js, lane.notify(), version::headers(), body.into())
+            .await
+            .unwrap();
+    }
+    assert_settled(&peal).await;
+    assert_eq!(peal.simulators.apns.log().delivered_to(&token).len(), 1);
+    assert_eq!(peal.simulators.apns.stats().requests, 1);
 }

@@ -111,11 +111,12 @@ pub(crate) async fn register(
     Json(wanted): Json<PostAddress>,
 ) -> Result<Response, Problem> {
     let key = caller.key(recipient);
-    let address = wanted.into_address(&key, homes.context.clock.now())?;
+    let mut address = wanted.into_address(&key, homes.context.clock.now())?;
     let home = homes.ensure_home(&key, &caller.app.default_region).await?;
+    let owners = homes.owners(&key.app, address.id).await?;
+    address.registered_at = owners.next(address.registered_at);
     // The owner is written last: if something fails before that, a repetition starts again.
-    let former = homes.context.directory.owner(&key.app, address.id);
-    let is_new = former.as_ref() != Some(&key.recipient);
+    let is_new = owners.owner() != Some(&key.recipient);
     homes.write(&home, &key, Fact::Address(address.clone())).await?;
     if is_new {
         let owner = Some(key.recipient.clone());
@@ -123,9 +124,10 @@ pub(crate) async fn register(
             .put_owner(&key.app, address.id, owner, address.registered_at)
             .await?;
     }
-    if is_new && former.is_some() {
-        // The former owner's gateways do this when they read the entry; here it is done before the answer.
-        owners::settle_now(&homes, &key.app, address.id).await;
+    // The gateways of other regions do this when they read the entry; here it is done before the answer. A repetition does it
+    // again, because the first request may have failed in between.
+    if !owners.former().is_empty() || (is_new && owners.owner().is_some()) {
+        owners::settle(&homes, &key.app, address.id).await?;
     }
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, axum::Json(AddressResponse::from(address))).into_response())
@@ -150,9 +152,8 @@ pub(crate) async fn list(
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<AddressList>, Problem> {
     let key = caller.key(recipient);
-    let mut known = homes
-        .read(&homes.home_or(&key, &caller.app.default_region), &key)
-        .await?;
+    let home = homes.home_or(&key, &caller.app.default_region).await?;
+    let mut known = homes.read(&home, &key).await?;
     if !known.is_known() {
         return Err(recipients::unknown());
     }
@@ -185,7 +186,7 @@ pub(crate) async fn remove_all(
     Named(recipient): Named<RecipientId>,
 ) -> Result<StatusCode, Problem> {
     let key = caller.key(recipient);
-    let home = homes.home_or(&key, &caller.app.default_region);
+    let home = homes.home_or(&key, &caller.app.default_region).await?;
     let known = homes.read(&home, &key).await?;
     if !known.is_known() {
         return Err(recipients::unknown());
@@ -218,7 +219,7 @@ pub(crate) async fn remove(
     Named((recipient, address)): Named<(RecipientId, AddressId)>,
 ) -> Result<StatusCode, Problem> {
     let key = caller.key(recipient);
-    let home = homes.home_or(&key, &caller.app.default_region);
+    let home = homes.home_or(&key, &caller.app.default_region).await?;
     let known = homes.read(&home, &key).await?;
     if !known.addresses.iter().any(|(known, _)| known.id == address) {
         return Err(Problem::new(NOT_FOUND, "The recipient has no such address."));

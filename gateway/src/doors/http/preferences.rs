@@ -71,9 +71,8 @@ pub(crate) async fn get(
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<Preferences>, Problem> {
     let key = caller.key(recipient);
-    let known = homes
-        .read(&homes.home_or(&key, &caller.app.default_region), &key)
-        .await?;
+    let home = homes.home_or(&key, &caller.app.default_region).await?;
+    let known = homes.read(&home, &key).await?;
     if known.is_known() {
         Ok(axum::Json(known.preferences))
     } else {

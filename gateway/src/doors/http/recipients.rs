@@ -97,7 +97,7 @@ pub(crate) async fn put(
         return Err(Invalid::new("home", format!("must be {residency}, where this app's data stays")).into());
     }
     let key = caller.key(recipient);
-    let known = api.homes.home(&key);
+    let known = api.homes.home(&key).await?;
     let status = if known.is_some() {
         StatusCode::OK
     } else {
@@ -141,7 +141,7 @@ pub(crate) async fn get(
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<RecipientResponse>, Problem> {
     let key = caller.key(recipient);
-    let home = homes.home_or(&key, &caller.app.default_region);
+    let home = homes.home_or(&key, &caller.app.default_region).await?;
     let known = homes.read(&home, &key).await?;
     let Some(profile) = known.profile else {
         return Err(unknown());
@@ -175,10 +175,10 @@ pub(crate) async fn delete(
     Named(recipient): Named<RecipientId>,
 ) -> Result<StatusCode, Problem> {
     let key = caller.key(recipient);
-    let home = homes.home_or(&key, &caller.app.default_region);
+    let home = homes.home_or(&key, &caller.app.default_region).await?;
     let known = homes.read(&home, &key).await?;
     // A crash in the middle of a deletion leaves a directory entry without facts.
-    if !known.is_known() && homes.home(&key).is_none() {
+    if !known.is_known() && homes.context.directory.home(&key).is_none() {
         return Err(unknown());
     }
     let topics = homes.topics(&home, &key).await?;

@@ -95,7 +95,7 @@ pub(crate) async fn delete(
     Named((recipient, topic)): Named<(RecipientId, Topic)>,
 ) -> Result<StatusCode, Problem> {
     let key = caller.key(recipient);
-    let home = homes.home(&key).ok_or_else(recipients::unknown)?;
+    let home = homes.home(&key).await?.ok_or_else(recipients::unknown)?;
     homes.remove(&home, &key, FactName::Topic(topic)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -119,7 +119,7 @@ pub(crate) async fn list(
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<TopicsResponse>, Problem> {
     let key = caller.key(recipient);
-    let home = homes.home(&key).ok_or_else(recipients::unknown)?;
+    let home = homes.home(&key).await?.ok_or_else(recipients::unknown)?;
     let topics = homes.topics(&home, &key).await?;
     let topics = topics.into_iter().map(TopicResponse::of).collect();
     Ok(axum::Json(TopicsResponse { topics }))

@@ -1,0 +1,183 @@
+//! Holds pulled work until the facts are current: until the cache contains what the region's bucket contained after the work
+//! was pulled. So what a gateway answered before it accepted a notification holds for that notification.
+//!
+//! Only the leader of the bucket knows its end; with three copies, the others lag. One answer serves all work that was
+//! pulled before the question was sent, and one question is in flight at a time.
+
+use std::{
+    mem,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use shared::nats::{
+    connect,
+    follow::{self, StreamState},
+    topology,
+};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use super::{context::Pipeline, pull::PULL_AFTER_RECONNECT};
+use crate::{
+    cache::Position,
+    limits::{ANSWER_DUE_AFTER, CACHE_CURRENT_WITHIN, FACTS_ASKED_WITHIN},
+    pulled::Pulled,
+};
+
+/// The shortest time from one question to the next. Work that comes meanwhile shares the next answer.
+const ASK_EVERY: Duration = Duration::from_millis(5);
+
+/// A question without an answer is asked again after this time.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
+
+/// The pause before a failed question is asked again.
+const RETRY_QUESTION_AFTER: Duration = Duration::from_millis(100);
+
+/// The work that waits.
+#[derive(Debug, Default)]
+pub struct Barrier {
+    waiting: Mutex<Vec<Waiting>>,
+    /// Woken when work comes, or when no more will come.
+    arrived: Notify,
+    closed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    pulled: Pulled,
+    /// The number of the connection over which it was pulled; see [`connect::connects`].
+    connection: u64,
+    since: Instant,
+}
+
+/// Work whose facts are current: no copy that is older than [`Pulled::facts`] may be read for it.
+#[derive(Debug)]
+pub(super) struct Current(pub(super) Pulled);
+
+impl Barrier {
+    /// Holds work that was pulled over this connection.
+    pub(super) fn hold(&self, pulled: Pulled, connection: u64) {
+        let since = Instant::now();
+        self.put([Waiting {
+            pulled,
+            connection,
+            since,
+        }]);
+    }
+
+    /// Says that no more work will come.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.arrived.notify_one();
+    }
+
+    fn put(&self, waiting: impl IntoIterator<Item = Waiting>) {
+        let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extend(waiting);
+        drop(all);
+        self.arrived.notify_one();
+    }
+
+    fn take(&self) -> Vec<Waiting> {
+        mem::take(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until work has come. `false` if none is left and no more will come.
+    async fn has_work(&self) -> bool {
+        loop {
+            // Read first: what came before it was set is seen below.
+            let closed = self.closed.load(Ordering::Acquire);
+            let is_empty = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+            match (is_empty, closed) {
+                (false, _) => return true,
+                (true, true) => return false,
+                (true, false) => self.arrived.notified().await,
+            }
+        }
+    }
+}
+
+impl Pipeline {
+    /// Starts the work that is held, as soon as the facts are current. Ends once the barrier is closed and empty.
+    pub async fn pass_barrier(self: Arc<Self>) {
+        let mut ask_at = Instant::now();
+        while self.barrier.has_work().await {
+            sleep_until(ask_at).await;
+            // Before the question: the answer says nothing about work that is pulled after it.
+            let batch = self.barrier.take();
+            ask_at = Instant::now() + ASK_EVERY;
+            if let Some(bucket) = self.bucket().await {
+                let needed = Position::end_of(&bucket);
+                if self.cache.position().reaches(needed) {
+                    self.start(batch, needed);
+                } else {
+                    self.lifecycle.spawn_job(self.clone().start_once_reached(batch, needed));
+                }
+            } else {
+                self.barrier.put(give_up_old(batch));
+                sleep(RETRY_QUESTION_AFTER).await;
+            }
+        }
+    }
+
+    /// The state of the region's bucket, as its leader knows it.
+    async fn bucket(&self) -> Option<StreamState> {
+        let asked = follow::stream_state(&self.js, topology::RECIPIENTS);
+        match timeout(ANSWERED_WITHIN, asked).await {
+            Ok(Ok(state)) => Some(state),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the end of the bucket of recipients is not known; work waits");
+                None
+            }
+            Err(_) => {
+                tracing::warn!("the leader of the bucket of recipients does not answer; work waits");
+                None
+            }
+        }
+    }
+
+    async fn start_once_reached(self: Arc<Self>, batch: Vec<Waiting>, needed: Position) {
+        let mut filled = self.cache_filled.clone();
+        tokio::select! {
+            () = self.cache.reached(needed) => (),
+            // While the cache is filled, work reads the bucket; see `resolve`.
+            _ = filled.wait_for(|filled| !filled) => (),
+            () = sleep(CACHE_CURRENT_WITHIN) => tracing::warn!("the cache lags behind the bucket of recipients"),
+        }
+        self.start(batch, needed);
+    }
+
+    fn start(self: &Arc<Self>, batch: Vec<Waiting>, needed: Position) {
+        let connection = connect::connects(&self.js.client());
+        if let Some(longest) = batch.iter().map(|waiting| waiting.since.elapsed()).max() {
+            self.telemetry.metrics.facts_awaited(longest);
+        }
+        for waiting in batch {
+            let mut pulled = waiting.pulled;
+            if connection == waiting.connection {
+                pulled.facts = needed;
+                // Boxed, because the runtime moves a task's future several times, and this one has some kilobytes.
+                self.lifecycle.spawn_job(Box::pin(self.clone().run(Current(pulled))));
+            } else {
+                // Sent before or during the loss of the connection: it must wait for the outcomes of the other workers.
+                pulled.give_back(PULL_AFTER_RECONNECT);
+            }
+        }
+    }
+}
+
+/// Gives back what has waited too long, and returns the rest. Facts that may be old are never used.
+fn give_up_old(mut batch: Vec<Waiting>) -> Vec<Waiting> {
+    for old in batch.extract_if(.., |waiting| waiting.since.elapsed() >= FACTS_ASKED_WITHIN) {
+        // As long as an attempt of another worker may last: a second delivery before its end would look as if that worker had
+        // been interrupted.
+        old.pulled.give_back(ANSWER_DUE_AFTER);
+    }
+    batch
+}
