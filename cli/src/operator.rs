@@ -131,14 +131,17 @@ pub(super) async fn push(args: AccountsArgs, out: &mut impl io::Write) -> Result
     settings.nats.creds_file = Some(args.jwt.join("sys.creds"));
     let role = Role::Operator(settings.mesh.region.clone());
     let client = connect::connect(&settings.nats, &role, "peal").await?;
-    for (key, jwt) in &claims.accounts {
+    let known: Vec<String> = serde_json::from_value(ask(&client, "$SYS.REQ.CLAIMS.LIST", String::new()).await?)
+        .map_err(|error| Failure::Streams(error.to_string()))?;
+    // New accounts first: a server that learns of an import from an account that it does not know asks the others for it,
+    // two seconds for each import.
+    let (old_ones, new_ones): (Vec<_>, Vec<_>) = claims.accounts.iter().partition(|(key, _)| known.contains(key));
+    for (key, jwt) in new_ones.into_iter().chain(old_ones) {
         let account = accounts.all.iter().find(|account| account.name == *key);
         let title = account.map_or("", |account| account.title.as_str());
         ask(&client, "$SYS.REQ.CLAIMS.UPDATE", jwt.clone()).await?;
         writeln!(out, "{title}\t{key}")?;
     }
-    let known: Vec<String> = serde_json::from_value(ask(&client, "$SYS.REQ.CLAIMS.LIST", String::new()).await?)
-        .map_err(|error| Failure::Streams(error.to_string()))?;
     let is_old = |key: &String| claims.accounts.iter().all(|(kept, _)| kept != key);
     let old: Vec<String> = known.into_iter().filter(is_old).collect();
     if !old.is_empty() {

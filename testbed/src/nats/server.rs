@@ -269,6 +269,21 @@ impl Server {
         Ok(connect::connect(&self.nats_of_test()?, &operator, "testbed").await?)
     }
 
+    /// Replaces its accounts from its next start on. The test's own user is gone then.
+    pub fn replace_roles(&self, text: &str) -> anyhow::Result<()> {
+        Ok(fs::write(self.folder().join("roles.conf"), text)?)
+    }
+
+    /// Connects as `role` with a file of a JWT and a seed, to a server that has an operator.
+    pub async fn connect_by_creds(&self, role: &roles::Role, creds: &Path) -> anyhow::Result<Client> {
+        let nats = Nats {
+            nkey_file: None,
+            creds_file: Some(creds.to_owned()),
+            ..self.nats_of_test()?
+        };
+        Ok(connect::connect(&nats, role, "testbed").await?)
+    }
+
     /// Connects without a key, to an app's own server.
     pub async fn connect_without_key(&self) -> anyhow::Result<Client> {
         let nats = Nats {
@@ -395,6 +410,7 @@ impl Server {
             ("PEAL_PORT", self.ports.client.to_string()),
             ("PEAL_LEAF_PORT", self.ports.leaf.to_string()),
             ("PEAL_MONITOR_PORT", 0.to_string()),
+            ("PEAL_JWT_DIR", path(self.folder().join("jwt"))),
             ("PEAL_STORE_DIR", quoted(&self.store().to_string_lossy())),
             ("PEAL_MAX_FILE_STORE", self.settings.max_file_store.to_string()),
             ("PEAL_SYNC_INTERVAL", self.settings.sync_interval.value()),

@@ -53,7 +53,7 @@ const INSIDE: &[&str] = &[
 ];
 
 /// Servers with two apps, without anything for the former version.
-fn two_apps() -> nats::Settings {
+pub(crate) fn two_apps() -> nats::Settings {
     nats::Settings {
         apps: vec![app("shop"), app("bank")],
         beside_former: false,
@@ -80,7 +80,7 @@ fn here(name: &str) -> RegionSettings {
 }
 
 /// An intake as gateways make it.
-fn intake(app: &AppId) -> Config {
+pub(crate) fn intake(app: &AppId) -> Config {
     Config {
         name: topology::intake(app),
         subjects: vec![subject::send(app.as_str())],
@@ -92,7 +92,7 @@ fn intake(app: &AppId) -> Config {
 }
 
 /// The streams of a region, and intakes of both apps. Returns a connection with all permissions in Peal's account.
-async fn prepare(server: &Server) -> Client {
+pub(crate) async fn prepare(server: &Server) -> Client {
     let client = server.connect_as_test().await.unwrap();
     let js = connect::jetstream(client.clone());
     let topology = Topology {
@@ -118,20 +118,23 @@ async fn last_sequences(client: &Client) -> BTreeMap<String, u64> {
     last
 }
 
-async fn messages(client: &Client, stream: &str) -> u64 {
+pub(crate) async fn messages(client: &Client, stream: &str) -> u64 {
     let js = connect::jetstream(client.clone());
     js.get_stream(stream).await.unwrap().cached_info().state.messages
 }
 
-/// The app's own server, once its link to the region carries messages.
+/// The server of shop, once its link to the region carries messages.
 async fn own_server(region: &Server) -> Server {
+    linked_by(region, region.leaf_url()).await
+}
+
+/// The server of shop, which reaches the region by `url`.
+pub(crate) async fn linked_by(region: &Server, url: String) -> Server {
     let settings = nats::Settings {
         sync_interval: SyncInterval::Always,
         ..settings()
     };
-    let role = nats::Role::App {
-        region: region.leaf_url(),
-    };
+    let role = nats::Role::App { region: url };
     let server = Server::start(settings, region.keys().clone(), "shop", role)
         .await
         .unwrap();

@@ -9,5 +9,7 @@ mod rig;
 mod accounts;
 mod entry;
 mod hub;
+mod operator;
+mod outbox;
 mod refusals;
 mod roles;

@@ -17,7 +17,7 @@ pub use self::{
     },
     streams::{
         ALERTS_ACK_WAIT, DUPLICATE_WINDOW, INTAKE_MAX_MESSAGE_BYTES, LETTERS_MAX_AGE, RECEIPTS_MAX_AGE, WORK_ACK_WAIT,
-        WORK_MAX_AGE, consumers, hub_streams, workers_consumers,
+        WORK_MAX_AGE, consumers, hub_streams, outbox_source, workers_consumers,
     },
     wake::{Sourced, Waker, sources},
 };

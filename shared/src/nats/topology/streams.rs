@@ -17,7 +17,7 @@ use crate::{
     channel::Channel,
     content::MAX_LIFE_S,
     id::{AppId, Region},
-    nats::subject,
+    nats::{accounts, subject},
 };
 
 /// How long streams of work remember a message id. The workers' ledgers remember jobs for days.
@@ -329,6 +329,24 @@ pub fn hub_streams(replicas: usize) -> Vec<Config> {
         ..base
     };
     vec![config, quota]
+}
+
+/// How the intake of `app` takes what the app's own server kept in its stream `OUTBOX` while it was cut off. `account` is
+/// the name of the app's account, as in [`subject::send`]. What arrives a second time has its message id.
+pub fn outbox_source(app: &AppId, account: &str) -> Source {
+    Source {
+        name: accounts::OUTBOX.to_owned(),
+        external: Some(External {
+            api_prefix: accounts::outbox_api(app),
+            delivery_prefix: Some(accounts::outbox_delivery(app)),
+        }),
+        start_sequence: Some(1),
+        subject_transforms: vec![SubjectTransform {
+            source: accounts::OUTBOX_SUBJECT.to_owned(),
+            destination: subject::send(account),
+        }],
+        ..Source::default()
+    }
 }
 
 /// A source that misses nothing. A server that knows no position, for example because the destination was trimmed before

@@ -1,0 +1,233 @@
+//! Servers with an operator: accounts as JWTs, which are added, changed and revoked while everything runs.
+
+use std::{fs, path::Path, time::Duration};
+
+use async_nats::{Client, connection::State};
+use shared::nats::{
+    connect::{self, Nats},
+    roles::Role,
+    topology,
+};
+use tempfile::TempDir;
+use testbed::nats::{self, Mesh, Server};
+use tokio::{process::Command, time::timeout};
+
+use crate::{
+    accounts::{prepare, two_apps},
+    rig::{TIMEOUT, app, region},
+};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_testbed");
+
+/// The machine of the operator: the file of regions and apps, and the folder of keys.
+struct Operator {
+    folder: TempDir,
+}
+
+impl Operator {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self { folder }
+    }
+
+    fn file(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn creds(&self, user: &str) -> std::path::PathBuf {
+        self.file("keys").join(format!("{user}.creds"))
+    }
+
+    /// Writes which apps have services.
+    fn set_apps(&self, apps: &[&str]) {
+        let mut text = "[region.eu]\n".to_owned();
+        for app in apps {
+            text.push_str(&format!(
+                "[[app]]\nid = \"{app}\"\ndefault_region = \"eu\"\nservices = true\n"
+            ));
+        }
+        fs::write(self.file("mesh.toml"), text).unwrap();
+    }
+
+    /// Runs `peal`. Returns what it prints.
+    async fn peal(&self, command: &str, more: &[&Path]) -> String {
+        let mut program = Command::new(PROGRAM);
+        program.args(["peal", command]).arg(self.file("mesh.toml"));
+        program
+            .args(["--region", "eu", "--jwt"])
+            .arg(self.file("keys"))
+            .args(more);
+        let done = timeout(TIMEOUT, program.kill_on_drop(true).output())
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    }
+
+    /// Gives the running servers the accounts as they should be now.
+    async fn push(&self, eu: &Server, more: &[&str]) -> String {
+        let Nats {
+            url,
+            ca_file,
+            cert_file,
+            key_file,
+            ..
+        } = eu.nats_of_test().unwrap();
+        let [ca, cert, key] = [ca_file, cert_file, key_file].map(|file| file.unwrap().display().to_string());
+        let settings = format!(
+            "[nats]\nurl = \"{url}\"\nca_file = \"{ca}\"\ncert_file = \"{cert}\"\nkey_file = \"{key}\"\n[mesh]\nregion = \"eu\"\n"
+        );
+        let config = self.file("settings.toml");
+        fs::write(&config, settings).unwrap();
+        let more = ["--config".as_ref(), config.as_path()]
+            .into_iter()
+            .chain(more.iter().map(Path::new));
+        self.peal("accounts", &more.collect::<Vec<_>>()).await
+    }
+}
+
+/// Publishes to the intake of the app, and returns the stream that stored it.
+async fn send(service: &Client, id: &str) -> Result<String, String> {
+    let js = connect::jetstream(service.clone());
+    let stored = js
+        .publish(format!("send.{id}"), "{}".into())
+        .await
+        .map_err(|error| error.to_string())?;
+    stored
+        .await
+        .map(|stored| stored.stream)
+        .map_err(|error| error.to_string())
+}
+
+async fn connect_service(eu: &Server, operator: &Operator, id: &str) -> anyhow::Result<Client> {
+    eu.connect_by_creds(&Role::Service(app(id)), &operator.creds(&format!("app-{id}")))
+        .await
+}
+
+/// The public key of the account with this title, among what `peal accounts` printed.
+fn key_of(printed: &str, title: &str) -> String {
+    let line = printed
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("{title}\t")));
+    line.unwrap_or_else(|| panic!("no {title} in {printed}")).to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_moves_to_an_operator_with_its_streams_and_apps_come_and_go() {
+    let settings = nats::Settings {
+        apps: vec![app("shop"), app("bank")],
+        ..two_apps()
+    };
+    let mesh = Mesh::start(settings, &["eu"]).await.unwrap();
+    let eu = mesh.region("eu");
+    let peal = prepare(eu).await;
+    let js = connect::jetstream(peal);
+    js.publish("notify.push.eu.normal.shop", "{}".into())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+
+    // The streams of an account lie in a folder that is named by the account. Under an operator that is its public key.
+    let operator = Operator::new();
+    operator.set_apps(&["shop"]);
+    let roles = operator.peal("roles", &[]).await;
+    eu.stop().await.unwrap();
+    eu.replace_roles(&roles).unwrap();
+    let linked = roles
+        .lines()
+        .find_map(|line| line.strip_prefix("PEAL_ACCOUNT: "))
+        .unwrap();
+    let store = eu.store().join("jetstream");
+    fs::rename(store.join("APP"), store.join(linked)).unwrap();
+    eu.restart().await.unwrap();
+
+    let gateway = Role::Gateway(region("eu"));
+    let gateway = eu
+        .connect_by_creds(&gateway, &operator.creds("gateway-eu"))
+        .await
+        .unwrap();
+    let js = connect::jetstream(gateway.clone());
+    let notify = js.get_stream(topology::NOTIFY).await.unwrap();
+    assert_eq!(notify.cached_info().state.messages, 1, "the streams came along");
+    // The hub knows the region as before.
+    let reached = async {
+        let subject = "$JS.hub.API.STREAM.INFO.KV_config";
+        while !matches!(
+            timeout(Duration::from_secs(1), gateway.request(subject, "".into())).await,
+            Ok(Ok(_))
+        ) {}
+    };
+    timeout(TIMEOUT, reached).await.unwrap();
+    assert!(
+        eu.connect(&Role::Gateway(region("eu"))).await.is_err(),
+        "keys without a JWT"
+    );
+
+    // An intake takes what is published under the account's key; its services call it by the app's id.
+    let printed = operator.push(eu, &[]).await;
+    let intake = async |id: &str, key: &str| {
+        let mut config = crate::accounts::intake(&app(id));
+        config.subjects = vec![format!("send.{key}")];
+        config
+    };
+    js.update_stream(intake("shop", &key_of(&printed, "shop")).await)
+        .await
+        .unwrap();
+    let shop = connect_service(eu, &operator, "shop").await.unwrap();
+    assert_eq!(send(&shop, "shop").await.as_deref(), Ok("INTAKE_shop"));
+    assert!(send(&shop, "bank").await.is_err());
+
+    // An app comes while everything runs.
+    operator.set_apps(&["shop", "bank"]);
+    let printed = operator.push(eu, &[]).await;
+    js.update_stream(intake("bank", &key_of(&printed, "bank")).await)
+        .await
+        .unwrap();
+    let bank = connect_service(eu, &operator, "bank").await.unwrap();
+    assert_eq!(send(&bank, "bank").await.as_deref(), Ok("INTAKE_bank"));
+    assert!(send(&bank, "shop").await.is_err());
+    topology::apply_feed(&js, &app("bank")).await.unwrap();
+    let feed = async_nats::jetstream::with_domain(bank.clone(), "peal");
+    let found: Result<async_nats::jetstream::consumer::PullConsumer, _> =
+        feed.get_consumer_from_stream("svc_bank", topology::RECEIPTS).await;
+    assert!(found.is_ok(), "the feed of an app that came later");
+    let other: Result<async_nats::jetstream::consumer::PullConsumer, _> =
+        feed.get_consumer_from_stream("svc_shop", topology::RECEIPTS).await;
+    assert!(other.is_err());
+    assert_eq!(connect::connects(&shop), 1, "no connection was lost");
+    assert_eq!(connect::connects(&gateway), 1, "no connection was lost");
+
+    // A stolen key is renewed: the former one is of no use.
+    let stolen = operator.file("stolen.creds");
+    fs::copy(operator.creds("app-shop"), &stolen).unwrap();
+    operator.push(eu, &["--renew", "app-shop"]).await;
+    disconnected(&shop).await;
+    assert!(eu.connect_by_creds(&Role::Service(app("shop")), &stolen).await.is_err());
+    let shop = connect_service(eu, &operator, "shop").await.unwrap();
+    assert_eq!(send(&shop, "shop").await.as_deref(), Ok("INTAKE_shop"));
+
+    // An app goes.
+    operator.set_apps(&["shop"]);
+    let printed = operator.push(eu, &[]).await;
+    assert!(printed.contains("removed\t"), "{printed}");
+    disconnected(&bank).await;
+    assert!(connect_service(eu, &operator, "bank").await.is_err());
+    assert_eq!(send(&shop, "shop").await.as_deref(), Ok("INTAKE_shop"));
+
+    // All of it survives a restart.
+    eu.restart().await.unwrap();
+    assert!(connect_service(eu, &operator, "bank").await.is_err());
+    let shop = connect_service(eu, &operator, "shop").await.unwrap();
+    assert_eq!(send(&shop, "shop").await.as_deref(), Ok("INTAKE_shop"));
+}
+
+async fn disconnected(client: &Client) {
+    let ended = async {
+        while client.connection_state() == State::Connected {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(TIMEOUT, ended).await.unwrap();
+}
