@@ -383,7 +383,7 @@ fn follow(stream: &str) -> [String; 5] {
         api(Domain::Here, &format!("STREAM.INFO.{stream}")),
         api(Domain::Here, &format!("CONSUMER.CREATE.{stream}")),
         api(Domain::Here, &format!("CONSUMER.CREATE.{stream}.>")),
-        // A followed stream has no durable consumer that this could delete.
+        // Of durable consumers, a followed stream has only the status feeds of apps, which gateways make again.
         api(Domain::Here, &format!("CONSUMER.DELETE.{stream}.*")),
         format!("$JS.FC.{stream}.>"),
     ]

@@ -50,7 +50,7 @@ async fn what_was_published_while_cut_off_arrives_once() {
             let mut headers = HeaderMap::new();
             headers.insert("Nats-Msg-Id", format!("event-{number}"));
             let stored = js
-                .publish_with_headers(subject, headers, number.to_string().into())
+                .publish_with_headers(accounts::OUTBOX_SUBJECT, headers, number.to_string().into())
                 .await;
             stored.unwrap().await.unwrap();
         }
