@@ -189,7 +189,7 @@ async fn assert_shut_out(who: &str, service: &Client, peal: &Client) {
     });
     assert!(more.await.is_err());
     let mut after = last_sequences(peal).await;
-    // The server itself drops a message that names some subjects for the answer.
+    // The server itself refuses acknowledgements as subjects for the answer, and no others.
     let stored = after["INTAKE_shop"] - before["INTAKE_shop"];
     assert!(stored > 15, "{who} stored {stored}");
     after.insert("INTAKE_shop".into(), before["INTAKE_shop"]);

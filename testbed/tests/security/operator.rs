@@ -151,6 +151,9 @@ async fn a_mesh_moves_to_an_operator_with_its_streams_and_apps_come_and_go() {
     let js = connect::jetstream(gateway.clone());
     let notify = js.get_stream(topology::NOTIFY).await.unwrap();
     assert_eq!(notify.cached_info().state.messages, 1, "the streams came along");
+    let lane: Result<async_nats::jetstream::consumer::PullConsumer, _> =
+        js.get_consumer_from_stream("push-normal", topology::NOTIFY).await;
+    assert!(lane.is_ok(), "and so did their consumers");
     // The hub knows the region as before.
     let reached = async {
         let subject = "$JS.hub.API.STREAM.INFO.KV_config";
