@@ -6,14 +6,16 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use async_nats::Client;
 use clap::Args;
+use futures::StreamExt;
 use gateway::config::Settings;
 use nkeys::KeyPair;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use shared::{
     clock::Clock,
     nats::{
@@ -26,6 +28,7 @@ use shared::{
     },
     secret::Secret,
 };
+use tokio::time::timeout;
 
 use super::{
     Answer, Failure,
@@ -142,6 +145,9 @@ pub(super) async fn push(args: AccountsArgs, out: &mut impl io::Write) -> Result
         ask(&client, "$SYS.REQ.CLAIMS.UPDATE", jwt.clone()).await?;
         writeln!(out, "{title}\t{key}")?;
     }
+    if let Some(linked) = &accounts.linked {
+        relink(&client, linked).await?;
+    }
     let is_old = |key: &String| claims.accounts.iter().all(|(kept, _)| kept != key);
     let old: Vec<String> = known.into_iter().filter(is_old).collect();
     if !old.is_empty() {
@@ -152,6 +158,52 @@ pub(super) async fn push(args: AccountsArgs, out: &mut impl io::Write) -> Result
         }
     }
     Ok(Answer::Yes)
+}
+
+/// How long to wait for another server of a region to answer.
+const SERVERS_ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// Makes the servers connect to the hub anew, which takes some 100 ms. A server whose account `linked` has changed drops
+/// the hub's subscriptions that the region's permissions at the hub do not cover whole, such as `$JS.hub.API.STREAM.>`: it
+/// would not reach the hub's streams until the link is lost for another reason.
+async fn relink(client: &Client, linked: &str) -> Result<(), Failure> {
+    let failed = |error: String| Failure::Streams(format!("asking the servers for their links: {error}"));
+    let inbox = client.new_inbox();
+    let subscribed = client.subscribe(inbox.clone()).await;
+    let mut answers = subscribed.map_err(|error| failed(error.to_string()))?;
+    let asked = client.publish_with_reply("$SYS.REQ.SERVER.PING.LEAFZ", inbox, "".into());
+    asked.await.map_err(|error| failed(error.to_string()))?;
+    while let Ok(Some(answer)) = timeout(SERVERS_ANSWER_WITHIN, answers.next()).await {
+        let answer: Links = serde_json::from_slice(&answer.payload).map_err(|error| failed(error.to_string()))?;
+        let links = answer.data.leafs.into_iter();
+        for link in links.filter(|link| link.is_spoke && link.account == linked) {
+            let subject = format!("$SYS.REQ.SERVER.{}.KICK", answer.data.server_id);
+            ask(client, &subject, json!({ "cid": link.id }).to_string()).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A server's answer about its links.
+#[derive(Debug, Deserialize)]
+struct Links {
+    data: LinksOf,
+}
+
+#[derive(Debug, Deserialize)]
+struct LinksOf {
+    server_id: String,
+    #[serde(default)]
+    leafs: Vec<Link>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Link {
+    id: u64,
+    account: String,
+    /// Whether this server opened it.
+    #[serde(default)]
+    is_spoke: bool,
 }
 
 /// An answer of a server's resolver.
