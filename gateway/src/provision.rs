@@ -40,6 +40,8 @@ pub struct NewApp {
     pub default_region: Region,
     /// Whether its services publish notifications over NATS.
     pub services: bool,
+    /// Whether it has NATS servers of its own, with a stream `OUTBOX` that its intakes source.
+    pub outbox: bool,
     /// The public key of its NATS account, where the servers have an operator.
     pub account: Option<AccountKey>,
     /// The region that the app's data must not leave, if there is one.
@@ -154,6 +156,7 @@ impl NewApp {
     fn seal(&self, mesh_key: &MeshKey) -> App {
         let mut app = App {
             services: self.services,
+            outbox: self.outbox,
             account: self.account.clone(),
             residency: self.residency.clone(),
             ambiguity: self.ambiguity.clone(),
@@ -186,6 +189,8 @@ struct AppEntry {
     default_region: Region,
     #[serde(default)]
     services: bool,
+    #[serde(default)]
+    outbox: bool,
     account: Option<AccountKey>,
     residency: Option<Region>,
     #[serde(default)]
@@ -341,6 +346,7 @@ impl AppEntry {
             id: self.id.clone(),
             default_region: self.default_region.clone(),
             services: self.services,
+            outbox: self.outbox,
             account: self.account.clone(),
             residency: self.residency.clone(),
             ambiguity: self.ambiguity.clone(),

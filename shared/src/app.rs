@@ -34,6 +34,9 @@ pub struct App {
     /// Whether services publish notifications of this app over NATS. It then has an intake in every region.
     #[serde(default, skip_serializing_if = "is_false")]
     pub services: bool,
+    /// Whether the app has NATS servers of its own, with a stream `OUTBOX` that its intakes source.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub outbox: bool,
     /// The app's NATS account, where servers name accounts by their keys; else the account has the name of the app.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<AccountKey>,
@@ -83,6 +86,7 @@ impl App {
             ambiguity: BTreeMap::new(),
             alerts: None,
             services: false,
+            outbox: false,
             account: None,
             credentials: BTreeMap::new(),
         }
@@ -185,6 +189,8 @@ struct Stored {
     #[serde(default)]
     services: bool,
     #[serde(default)]
+    outbox: bool,
+    #[serde(default)]
     account: Option<AccountKey>,
     /// By the name of the provider; credentials for providers that this version does not know are ignored.
     #[serde(default)]
@@ -210,6 +216,7 @@ impl From<Stored> for App {
             ambiguity: stored.ambiguity,
             alerts: stored.alerts,
             services: stored.services,
+            outbox: stored.outbox,
             account: stored.account,
             credentials: former.chain(known).collect(),
         }

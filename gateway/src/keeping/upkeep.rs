@@ -32,9 +32,6 @@ const CHECK_SLEEPING_INTERVAL: Duration = Duration::from_millis(50);
 /// and receipts as notifications, and the first notifications would wait behind them.
 const OTHER_STREAMS_DELAY: Duration = Duration::from_millis(500);
 
-/// Maximum number of status feeds that one check looks at: they are looked at in turn.
-const FEEDS_PER_CHECK: usize = 20;
-
 /// How often a gateway logs what it is waiting for.
 const REMINDER_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -103,7 +100,6 @@ impl Upkeep {
         let first = |stream: &Stream| stream.name == topology::NOTIFY;
         tokio::join!(
             self.mend(changed),
-            self.keep_feeds(),
             self.keep_intakes(),
             keep_awake(&self.js, &mesh, Waker::default(), first),
             keep_awake(&self.js, &mesh, Waker::after(OTHER_STREAMS_DELAY), |stream| !first(
@@ -129,24 +125,7 @@ impl Upkeep {
 }
 
 impl Upkeep {
-    /// Gives each app that has services its status feed, and mends feeds that are missing.
-    async fn keep_feeds(&self) {
-        let mut check = interval(CHECK_INTERVAL);
-        let mut turn = 0;
-        loop {
-            check.tick().await;
-            let tenants = self.config.tenants();
-            let mut apps: Vec<_> = tenants.apps.values().filter(|app| app.services).collect();
-            apps.sort_by(|one, other| one.id.cmp(&other.id));
-            for app in apps.iter().cycle().skip(turn).take(FEEDS_PER_CHECK.min(apps.len())) {
-                if let Err(error) = topology::apply_feed(&self.js, &app.id).await {
-                    tracing::warn!(app = %app.id, %error, "cannot make the status feed of an app; retrying");
-                }
-            }
-            turn = (turn + FEEDS_PER_CHECK) % apps.len().max(1);
-        }
-    }
-    /// Makes an intake for each app whose services publish, mends what is missing, and removes those of other apps.
+    /// Makes an intake and a status feed for each app whose services publish, mends what is missing, and removes those of other apps.
     async fn keep_intakes(&self) {
         let (mut changes, mut check) = (self.config.changes(), interval(CHECK_INTERVAL));
         let (mut made, mut turn) = (HashMap::new(), 0);

@@ -51,6 +51,7 @@ pub(super) async fn provision(
         id: APP.parse()?,
         default_region: plan.regions.first().context("a mesh has a region")?.parse()?,
         services: true,
+        outbox: false,
         account: None,
         residency: plan.residency.as_deref().map(str::parse).transpose()?,
         ambiguity: plan.ambiguity.clone(),

@@ -135,6 +135,7 @@ impl Rig {
             ambiguity: BTreeMap::new(),
             alerts: None,
             services: true,
+            outbox: false,
             account: None,
             credentials: Vec::new(),
         };

@@ -4,15 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::{
     Client, HeaderMap, Message,
-    jetstream::{
-        self,
-        consumer::PullConsumer,
-        stream::{Config, DiscardPolicy},
-    },
+    jetstream::{self, consumer::PullConsumer},
 };
 use futures::StreamExt;
 use shared::{
-    id::AppId,
+    app::App,
     nats::{
         accounts, connect,
         roles::Role,
@@ -70,7 +66,7 @@ fn without_permissions() -> nats::Settings {
     }
 }
 
-fn here(name: &str) -> RegionSettings {
+pub(crate) fn here(name: &str) -> RegionSettings {
     RegionSettings {
         region: region(name),
         durability: Durability::default(),
@@ -79,19 +75,15 @@ fn here(name: &str) -> RegionSettings {
     }
 }
 
-/// An intake as gateways make it.
-pub(crate) fn intake(app: &AppId) -> Config {
-    Config {
-        name: topology::intake(app),
-        subjects: vec![subject::send(app.as_str())],
-        max_message_size: 65_536,
-        discard: DiscardPolicy::New,
-        deny_delete: true,
-        ..Config::default()
+/// An app as the configuration has it.
+pub(crate) fn tenant(id: &str) -> App {
+    App {
+        services: true,
+        ..App::new(app(id), region("eu"))
     }
 }
 
-/// The streams of a region, and intakes of both apps. Returns a connection with all permissions in Peal's account.
+/// The streams of a region, and intakes and feeds of both apps. Returns a connection with all permissions in Peal's account.
 pub(crate) async fn prepare(server: &Server) -> Client {
     let client = server.connect_as_test().await.unwrap();
     let js = connect::jetstream(client.clone());
@@ -100,8 +92,8 @@ pub(crate) async fn prepare(server: &Server) -> Client {
         regions: vec![region("eu"), region("us")],
     };
     topology::apply_region(&js, &topology).await.unwrap();
-    for id in ["shop", "bank"].map(app) {
-        js.create_stream(intake(&id)).await.unwrap();
+    for id in ["shop", "bank"] {
+        topology::apply_intake(&js, &topology.here, &tenant(id)).await.unwrap();
     }
     client
 }
@@ -324,9 +316,9 @@ async fn services_read_the_durable_feed_of_their_app_and_of_no_other() {
     let peal = connect::jetstream(prepare(eu).await);
     let gateway = connect::jetstream(eu.connect(&Role::Gateway(region("eu"))).await.unwrap());
     for id in ["shop", "bank"] {
-        // Twice: it stays as it is.
-        topology::apply_feed(&gateway, &app(id)).await.unwrap();
-        topology::apply_feed(&gateway, &app(id)).await.unwrap();
+        topology::apply_intake(&gateway, &here("eu"), &tenant(id))
+            .await
+            .unwrap();
     }
     let service = eu.connect(&Role::Service(app("shop"))).await.unwrap();
     let mut live = service.subscribe("receipt.>").await.unwrap();

@@ -3,17 +3,20 @@
 use std::{fs, path::Path, time::Duration};
 
 use async_nats::{Client, connection::State};
-use shared::nats::{
-    connect::{self, Nats},
-    roles::Role,
-    topology,
+use shared::{
+    app::App,
+    nats::{
+        connect::{self, Nats},
+        roles::Role,
+        topology,
+    },
 };
 use tempfile::TempDir;
 use testbed::nats::{self, Mesh, Server};
 use tokio::{process::Command, time::timeout};
 
 use crate::{
-    accounts::{prepare, two_apps},
+    accounts::{here, prepare, tenant, two_apps},
     rig::{TIMEOUT, app, region},
 };
 
@@ -162,14 +165,14 @@ async fn a_mesh_moves_to_an_operator_with_its_streams_and_apps_come_and_go() {
 
     // An intake takes what is published under the account's key; its services call it by the app's id.
     let printed = operator.push(eu, &[]).await;
-    let intake = async |id: &str, key: &str| {
-        let mut config = crate::accounts::intake(&app(id));
-        config.subjects = vec![format!("send.{key}")];
-        config
+    let make_intake = async |id: &str, printed: &str| {
+        let app = App {
+            account: Some(key_of(printed, id).parse().unwrap()),
+            ..tenant(id)
+        };
+        topology::apply_intake(&js, &here("eu"), &app).await.unwrap();
     };
-    js.update_stream(intake("shop", &key_of(&printed, "shop")).await)
-        .await
-        .unwrap();
+    make_intake("shop", &printed).await;
     let shop = connect_service(eu, &operator, "shop").await.unwrap();
     assert_eq!(send(&shop, "shop").await.as_deref(), Ok("INTAKE_shop"));
     assert!(send(&shop, "bank").await.is_err());
@@ -177,13 +180,10 @@ async fn a_mesh_moves_to_an_operator_with_its_streams_and_apps_come_and_go() {
     // An app comes while everything runs.
     operator.set_apps(&["shop", "bank"]);
     let printed = operator.push(eu, &[]).await;
-    js.update_stream(intake("bank", &key_of(&printed, "bank")).await)
-        .await
-        .unwrap();
+    make_intake("bank", &printed).await;
     let bank = connect_service(eu, &operator, "bank").await.unwrap();
     assert_eq!(send(&bank, "bank").await.as_deref(), Ok("INTAKE_bank"));
     assert!(send(&bank, "shop").await.is_err());
-    topology::apply_feed(&js, &app("bank")).await.unwrap();
     let feed = async_nats::jetstream::with_domain(bank.clone(), "peal");
     let found: Result<async_nats::jetstream::consumer::PullConsumer, _> =
         feed.get_consumer_from_stream("svc_bank", topology::RECEIPTS).await;

@@ -6,17 +6,17 @@ use async_nats::{
     HeaderMap,
     jetstream::{self, stream::Config},
 };
-use shared::nats::{accounts, connect, topology};
+use shared::{
+    app::App,
+    nats::{accounts, connect, topology},
+};
 use testbed::{
     links::{Proxy, Trouble},
     nats::Mesh,
 };
 use tokio::time::{sleep, timeout};
 
-use crate::{
-    accounts::{intake, linked_by, messages, prepare, two_apps},
-    rig::app,
-};
+use crate::accounts::{here, linked_by, messages, prepare, tenant, two_apps};
 
 /// A source that was cut off retries after up to 45 s.
 const ARRIVED_WITHIN: Duration = Duration::from_secs(90);
@@ -36,13 +36,16 @@ async fn what_was_published_while_cut_off_arrives_once() {
     })
     .await
     .unwrap();
-    // A gateway adds the source to the intake.
-    let with_source = Config {
-        sources: Some(vec![topology::outbox_source(&app("shop"), "shop")]),
-        ..intake(&app("shop"))
-    };
+    // A gateway adds the source to the intake, once.
     let regions = connect::jetstream(peal.clone());
-    regions.update_stream(with_source).await.unwrap();
+    let stream = here("eu").intake_stream(&App {
+        outbox: true,
+        ..tenant("shop")
+    });
+    for changes in [1, 0] {
+        let made = topology::apply(&regions, std::slice::from_ref(&stream)).await.unwrap();
+        assert_eq!(made.len(), changes, "{made:?}");
+    }
     let before = messages(&peal, "INTAKE_shop").await;
 
     let publish = async |from: u32, to: u32| {

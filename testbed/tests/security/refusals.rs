@@ -145,6 +145,7 @@ async fn a_caller_learns_that_the_gateway_lacks_a_permission() {
         ambiguity: std::collections::BTreeMap::new(),
         alerts: None,
         services: true,
+        outbox: false,
         account: None,
         credentials: Vec::new(),
     };

@@ -119,7 +119,7 @@ pub async fn apply_region(js: &jetstream::Context, mesh: &Mesh) -> Result<(), Ap
     unless_refused(&js.client(), |_| true, applying).await?
 }
 
-/// Makes the intake of `app` and its consumer match.
+/// Makes the intake of `app` and its consumer match, and creates the app's status feed if it is missing.
 ///
 /// # Errors
 /// When the server does not answer or refuses.
@@ -127,9 +127,17 @@ pub async fn apply_intake(js: &jetstream::Context, here: &RegionSettings, app: &
     let stream = here.intake_stream(app);
     let applying = async {
         log(apply(js, std::slice::from_ref(&stream)).await?);
-        apply_consumer(js, &stream.name, intake_consumer(app)).await
+        apply_consumer(js, &stream.name, intake_consumer(app)).await?;
+        let name = feed_consumer(&app.id);
+        if !has_consumer(js, RECEIPTS, &name).await? {
+            let created = js.create_consumer_on_stream(feed(&app.id), RECEIPTS).await;
+            created.map_err(|error| ApplyError::Consumer(name, error.to_string()))?;
+        }
+        Ok(())
     };
-    unless_refused(&js.client(), |subject| is_about(subject, &stream.name), applying).await?
+    let feed = feed_consumer(&app.id);
+    let concerns = |subject: &str| is_about(subject, &stream.name) || is_about(subject, &feed);
+    unless_refused(&js.client(), concerns, applying).await?
 }
 
 /// The apps that have an intake at this server.
@@ -255,24 +263,6 @@ pub async fn mend_consumers(js: &jetstream::Context, region: &Region) {
             }
         }
     }
-}
-
-/// Creates the status feed of `app` if it is missing. Only a gateway is permitted to.
-///
-/// # Errors
-/// When the server does not answer or refuses.
-pub async fn apply_feed(js: &jetstream::Context, app: &AppId) -> Result<(), ApplyError> {
-    let name = feed_consumer(app);
-    let applying = async {
-        if has_consumer(js, RECEIPTS, &name).await? {
-            return Ok(());
-        }
-        let created = js.create_consumer_on_stream(feed(app), RECEIPTS).await;
-        created
-            .map(|_| ())
-            .map_err(|error| ApplyError::Consumer(name.clone(), error.to_string()))
-    };
-    unless_refused(&js.client(), |subject| is_about(subject, &name), applying).await?
 }
 
 /// Makes a consumer match.

@@ -88,6 +88,7 @@ impl RegionSettings {
             max_bytes: self.intake_max_bytes,
             duplicate_window: DUPLICATE_WINDOW,
             deny_delete: true,
+            sources: app.outbox.then(|| vec![outbox_source(app)]),
             ..self.base(&intake(&app.id), vec![subject::send(app.account_name())])
         }
     }
@@ -331,19 +332,18 @@ pub fn hub_streams(replicas: usize) -> Vec<Config> {
     vec![config, quota]
 }
 
-/// How the intake of `app` takes what the app's own server kept in its stream `OUTBOX` while it was cut off. `account` is
-/// the name of the app's account, as in [`subject::send`]. What arrives a second time has its message id.
-pub fn outbox_source(app: &AppId, account: &str) -> Source {
+/// How the intake of `app` takes what the app's own server kept in its stream `OUTBOX` while it was cut off.
+fn outbox_source(app: &App) -> Source {
     Source {
         name: accounts::OUTBOX.to_owned(),
         external: Some(External {
-            api_prefix: accounts::outbox_api(app),
-            delivery_prefix: Some(accounts::outbox_delivery(app)),
+            api_prefix: accounts::outbox_api(&app.id),
+            delivery_prefix: Some(accounts::outbox_delivery(&app.id)),
         }),
         start_sequence: Some(1),
         subject_transforms: vec![SubjectTransform {
             source: accounts::OUTBOX_SUBJECT.to_owned(),
-            destination: subject::send(account),
+            destination: subject::send(app.account_name()),
         }],
         ..Source::default()
     }
