@@ -19,6 +19,8 @@ pub struct Admin {
     pub cache: watch::Receiver<bool>,
     /// Whether the ledger has caught up with the receipts.
     pub ledger: watch::Receiver<bool>,
+    /// Whether the trimming of finished work advances.
+    pub trims: watch::Receiver<bool>,
     /// They know the state of their endpoints.
     pub providers: Arc<Providers>,
     /// The source of the metrics page.
@@ -26,10 +28,12 @@ pub struct Admin {
 }
 
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a condition of its own")]
 struct Readiness {
     nats: bool,
     cache: bool,
     ledger: bool,
+    trimming: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -63,8 +67,9 @@ async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<Readiness>)
         nats: connect::is_connected(&admin.client),
         cache: *admin.cache.borrow(),
         ledger: *admin.ledger.borrow(),
+        trimming: *admin.trims.borrow(),
     };
-    let all = readiness.nats && readiness.cache && readiness.ledger;
+    let all = readiness.nats && readiness.cache && readiness.ledger && readiness.trimming;
     (
         if all {
             StatusCode::OK

@@ -9,12 +9,19 @@ use shared::{
     clock::Clock,
     id::Region,
     nats::{follow, topology},
+    telemetry::metric::Metrics,
 };
+
+use tokio::sync::watch;
 
 use crate::ledger::Ledger;
 
 /// How often stream and ledger are trimmed.
 const TRIM_EVERY: Duration = Duration::from_secs(30);
+
+/// After this time at the same place the trimming of a stream stands still: the stream grows until it is full, for all
+/// apps. Work that cannot be done leaves its lane much sooner.
+const STANDSTILL_AFTER: Duration = Duration::from_mins(5);
 
 /// Trims NOTIFY and the ledger of one region.
 #[derive(Debug)]
@@ -31,17 +38,53 @@ pub struct Janitor {
     pub keep: Duration,
     /// How long the ledger keeps a record.
     pub remember: Duration,
+    /// It reports how long trimming has stood still.
+    pub metrics: Metrics,
+    /// Whether trimming advances.
+    pub trims: watch::Sender<bool>,
+}
+
+/// Since when one unfinished message has held up the trimming of a stream.
+#[derive(Debug)]
+struct Standstill {
+    /// The sequence before that message.
+    at: Option<u64>,
+    since: Timestamp,
+}
+
+impl Standstill {
+    /// How long trimming has stood still. `at` is the last sequence that is finished if an older message than trimming
+    /// keeps comes next, and `None` if none is held up.
+    fn lasts(&mut self, at: Option<u64>, now: Timestamp) -> Duration {
+        if at.is_none() || at != self.at {
+            (self.at, self.since) = (at, now);
+        }
+        now.duration_since(self.since).try_into().unwrap_or_default()
+    }
 }
 
 impl Janitor {
     /// Trims until the process ends. Several workers may do so at the same time.
     pub async fn run(self) {
         let mut ticks = tokio::time::interval(TRIM_EVERY);
+        let mut standstill = Standstill {
+            at: None,
+            since: self.clock.now(),
+        };
         loop {
             ticks.tick().await;
-            if let Err(error) = self.trim().await {
+            let held = self.trim().await.unwrap_or_else(|error| {
                 tracing::warn!(%error, "finished work could not be trimmed");
+                standstill.at.or(Some(0))
+            });
+            let lasts = standstill.lasts(held, self.clock.now());
+            self.metrics.standstill(&self.region, lasts);
+            let advances = lasts < STANDSTILL_AFTER;
+            if !advances {
+                let after = held.unwrap_or_default();
+                tracing::error!(region = %self.region, after, minutes = lasts.as_secs() / 60, "finished work is not trimmed: a message after this sequence is not finished");
             }
+            self.trims.send_replace(advances);
             let (ledger, cutoff) = (self.ledger.clone(), self.ago(self.remember).as_millisecond());
             match tokio::task::spawn_blocking(move || ledger.prune(cutoff)).await {
                 Ok(Ok(0)) => {}
@@ -53,8 +96,9 @@ impl Janitor {
     }
 
     /// Removes what every consumer has acknowledged, but never the newest minutes: a stream that is emptied forgets its
-    /// positions in the streams that it sources.
-    async fn trim(&self) -> Result<(), async_nats::Error> {
+    /// positions in the streams that it sources. Returns the last finished sequence if the message after it is no longer to
+    /// be kept, but is not finished.
+    async fn trim(&self) -> Result<Option<u64>, async_nats::Error> {
         let stream = self.js.get_stream(topology::NOTIFY).await?;
         let (first, mut done) = (
             stream.cached_info().state.first_sequence,
@@ -87,7 +131,8 @@ impl Janitor {
             let purged = stream.purge().sequence(low).await?.purged;
             tracing::info!(purged, "finished work trimmed");
         }
-        Ok(())
+        let is_held = low > done && stored_at(&stream, low).await.is_some_and(|at| at < cutoff);
+        Ok(is_held.then_some(done))
     }
 
     fn ago(&self, duration: Duration) -> Timestamp {
@@ -100,4 +145,19 @@ impl Janitor {
 async fn stored_at(stream: &Stream, sequence: u64) -> Option<Timestamp> {
     let message = stream.direct_get_next_for_subject(">", Some(sequence)).await.ok()?;
     Some(follow::timestamp(message.time.unix_timestamp_nanos()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trimming_stands_still_while_the_same_message_holds_it_up() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mut standstill = Standstill { at: None, since: at(0) };
+        let mut lasts = |held, second| standstill.lasts(held, at(second)).as_secs();
+        assert_eq!([lasts(None, 30), lasts(Some(7), 60), lasts(Some(7), 90)], [0, 0, 30]);
+        assert_eq!(lasts(Some(7), 400), 340);
+        assert_eq!([lasts(Some(8), 430), lasts(Some(8), 460), lasts(None, 490)], [0, 30, 0]);
+    }
 }

@@ -57,6 +57,8 @@ pub(crate) struct CaughtUp {
     pub(crate) cache: watch::Receiver<bool>,
     /// Whether the ledger has caught up.
     pub(crate) ledger: watch::Receiver<bool>,
+    /// Whether the trimming of finished work advances.
+    pub(crate) trims: watch::Receiver<bool>,
 }
 
 /// A ledger whose tasks run.
@@ -80,7 +82,7 @@ impl Station {
             committer,
             caught_up: ledger_caught_up,
         } = self.start_ledger(&js, settings, lifecycle)?;
-        self.start_janitor(&js, &ledger, settings, lifecycle);
+        let trims = self.start_janitor(&js, &ledger, settings, lifecycle);
         let cancelled = Cancelled::default();
         lifecycle.spawn_endless("cancelled", cancelled.clone().follow(js.clone()));
         let freshness = Freshness::new(settings.stale_after_s);
@@ -93,6 +95,7 @@ impl Station {
         let caught_up = CaughtUp {
             cache: cache_caught_up,
             ledger: ledger_caught_up,
+            trims,
         };
         let needed = vec![
             caught_up.cache.clone(),
@@ -178,7 +181,15 @@ impl Station {
         })
     }
 
-    fn start_janitor(&self, js: &jetstream::Context, ledger: &Ledger, settings: &Settings, lifecycle: &Lifecycle) {
+    /// Starts to trim finished work. The receiver tells whether that advances.
+    fn start_janitor(
+        &self,
+        js: &jetstream::Context,
+        ledger: &Ledger,
+        settings: &Settings,
+        lifecycle: &Lifecycle,
+    ) -> watch::Receiver<bool> {
+        let (trims, advances) = watch::channel(true);
         let janitor = Janitor {
             js: js.clone(),
             region: self.region.clone(),
@@ -186,8 +197,11 @@ impl Station {
             ledger: ledger.clone(),
             keep: Duration::from_secs(settings.keep_s),
             remember: Duration::from_secs(settings.remember_s),
+            metrics: self.shared.telemetry.metrics.clone(),
+            trims,
         };
         lifecycle.spawn_endless("janitor", janitor.run());
+        advances
     }
 }
 

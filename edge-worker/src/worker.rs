@@ -97,6 +97,7 @@ impl EdgeWorker {
             providers,
             cache: caught_up.cache,
             ledger: caught_up.ledger,
+            trims: caught_up.trims,
             telemetry,
         };
         lifecycle.spawn("admin", pages.serve(listener, lifecycle.clone()));

@@ -1,6 +1,6 @@
 //! The key of the ids of jobs: nobody outside a mesh can compute the id that a message will have, and take it first.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use aws_lc_rs::{hmac, rand};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -17,7 +17,7 @@ const SEAL_NAME: &str = "mesh/ids";
 /// Derives the ids of jobs with HMAC-SHA-256. A mesh has one key, which is made when the mesh is provisioned and never
 /// replaced: with another key, a repeated notification would be another job. Cheap to clone.
 #[derive(Clone)]
-pub struct IdKey(Option<hmac::Key>);
+pub struct IdKey(Option<Arc<hmac::Key>>);
 
 impl IdKey {
     /// For a mesh without a key, which version 0.1 provisioned: ids are plain digests.
@@ -42,7 +42,7 @@ impl IdKey {
     pub fn open(mesh_key: &MeshKey, sealed: &Sealed) -> Result<Self, SealError> {
         let text = mesh_key.open(SEAL_NAME, sealed)?;
         let bytes = STANDARD.decode(text).map_err(|_| SealError::Closed)?;
-        Ok(Self(Some(hmac::Key::new(hmac::HMAC_SHA256, &bytes))))
+        Ok(Self(Some(hmac::Key::new(hmac::HMAC_SHA256, &bytes).into())))
     }
 
     /// The id that `parts` of this `kind` have in this mesh.

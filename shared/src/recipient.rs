@@ -136,6 +136,12 @@ impl Fact {
     }
 }
 
+/// The most addresses that a recipient may have. One that has more, from before there was a limit, keeps them.
+pub const MAX_ADDRESSES: usize = 100;
+
+/// The most topics that a recipient may be a member of. One that has more, from before there was a limit, keeps them.
+pub const MAX_TOPICS: usize = 1000;
+
 /// All facts about one recipient except its topics.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Recipient {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone)]
 pub struct MeshKey {
     seal: std::sync::Arc<RandomizedNonceKey>,
-    hmac: hmac::Key,
+    hmac: std::sync::Arc<hmac::Key>,
 }
 
 /// A secret that only [`MeshKey::open`] can read.
@@ -48,7 +48,7 @@ impl MeshKey {
         let seal = RandomizedNonceKey::new(&AES_256_GCM, &bytes).map_err(|_| SealError::Key)?;
         Ok(Self {
             seal: seal.into(),
-            hmac: hmac::Key::new(hmac::HMAC_SHA256, for_hmac.as_ref()),
+            hmac: hmac::Key::new(hmac::HMAC_SHA256, for_hmac.as_ref()).into(),
         })
     }
 

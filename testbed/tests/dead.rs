@@ -12,8 +12,17 @@ use axum::{Router, http::HeaderMap, http::StatusCode, routing::post};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use gateway::provision::NewAlerts;
 use serde_json::{Value, json};
-use shared::{app::Ambiguity, channel::Channel};
+use shared::{
+    app::Ambiguity,
+    channel::Channel,
+    nats::{
+        connect, envelope,
+        follow::{self, Start},
+        publish, topology,
+    },
+};
 use testbed::{
+    audit::Audit,
     nats,
     peal::{Peal, Plan},
     providers::script::{Answer, Rule},
@@ -308,4 +317,151 @@ async fn an_app_that_holds_is_never_sent_twice() {
     let path = format!("/v1/dead-letters/{}/replay", listed[0]["id"].as_str().unwrap());
     peal.expect("POST", "us", &path, None).await.unwrap();
     settled(&peal, &doubtful, "delivered").await;
+}
+
+/// Publishes to a lane of `shop` in eu, with more rights than a service has.
+async fn publish(peal: &Peal, id: &str, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) {
+    let js = connect::jetstream(peal.connect("eu").await.unwrap());
+    let mut all = async_nats::HeaderMap::new();
+    all.insert("Nats-Msg-Id", id);
+    for (name, value) in headers {
+        all.insert(*name, *value);
+    }
+    let subject = "notify.push.eu.normal.shop".to_owned();
+    publish::store(&js, subject, all, body.into().into()).await.unwrap();
+}
+
+/// Waits until there are `count` letters.
+async fn await_letters(peal: &Peal, count: usize) -> Vec<Value> {
+    let begun = Instant::now();
+    loop {
+        let found = letters(peal, "eu", "").await;
+        if found.len() == count {
+            return found;
+        }
+        assert!(begun.elapsed() < TIMEOUT, "{found:?}\n{}", peal.complaints());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn alone() -> Plan {
+    Plan {
+        regions: vec!["eu".into()],
+        ..plan()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_is_replayed_only_into_the_lane_of_its_own_app() {
+    let peal = Peal::start(alone()).await.unwrap();
+    // Whichever spelling a map yields first.
+    for (number, name) in [
+        "peal-subject",
+        "PEAL-SUBJECT",
+        "Peal-subject",
+        "pEAL-SUBJECT",
+        "Peal-Subject",
+    ]
+    .into_iter()
+    .cycle()
+    .take(20)
+    .enumerate()
+    {
+        let foreign = [
+            (name, "notify.push.eu.urgent.bank"),
+            ("peal-reason", "forged"),
+            ("peal-address", "forged"),
+        ];
+        publish(&peal, &format!("m{number}"), &foreign, r#"{"recipient":"ann"}"#).await;
+    }
+    for letter in await_letters(&peal, 20).await {
+        assert_eq!(
+            (&letter["reason"], letter.get("address_id")),
+            (&json!("unreadable"), None),
+            "{letter}"
+        );
+        let path = format!("/v1/dead-letters/{}/replay", letter["id"].as_str().unwrap());
+        peal.expect("POST", "eu", &path, None).await.unwrap();
+    }
+    // Each replay is as unreadable as before.
+    await_letters(&peal, 20).await;
+    let js = connect::jetstream(peal.connect("eu").await.unwrap());
+    let mut lanes = Vec::new();
+    follow::read(&js, topology::NOTIFY, ">", Start::Sequence(1), |entry| {
+        lanes.push(entry.subject.clone())
+    })
+    .await
+    .unwrap();
+    assert_eq!(lanes.len(), 40);
+    assert!(
+        lanes.iter().all(|lane| lane == "notify.push.eu.normal.shop"),
+        "{lanes:?}"
+    );
+    assert!(Audit::read_settled(&peal, TIMEOUT).await.unwrap().report.holds());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_id_of_a_replay_cannot_be_taken() {
+    let plan = Plan {
+        worker_settings: "max_attempts = 1".into(),
+        ..alone()
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
+    let refuse = Rule::always().times(1).answer(Answer::reason("InternalServerError"));
+    peal.simulators.apns.script().add(refuse).unwrap();
+    let notification = send(&peal, "e0", "ann").await;
+    settled(&peal, &notification, "dead").await;
+    let letter = letters(&peal, "eu", "").await.remove(0)["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    publish(
+        &peal,
+        &format!("replay:{letter}"),
+        &[],
+        r#"{"recipient":"nobody","push":{"title":"Hi"}}"#,
+    )
+    .await;
+    let replay = format!("/v1/dead-letters/{letter}/replay");
+    peal.expect("POST", "eu", &replay, None).await.unwrap();
+    settled(&peal, &notification, "delivered").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_cannot_be_worked_on_becomes_a_letter_that_says_why() {
+    let peal = Peal::start(alone()).await.unwrap();
+    let job = r#"{"recipient":"ann","push":{"title":"Hi"}}"#;
+    for (name, value) in [
+        (envelope::ACCEPTED_AT, "1795000000"),
+        (envelope::ACCEPTED_AT, "0"),
+        (envelope::DISCOUNTED, "4294967295"),
+        (envelope::ATTEMPT, "4294967295"),
+    ] {
+        publish(&peal, &format!("{name}-{value}"), &[(name, value)], job).await;
+    }
+    let named = |letter: &Value| letter["detail"].as_str().unwrap().split(':').next().unwrap().to_owned();
+    let mut fields: Vec<String> = await_letters(&peal, 4).await.iter().map(named).collect();
+    fields.sort();
+    let expected = [
+        envelope::ACCEPTED_AT,
+        envelope::ACCEPTED_AT,
+        envelope::ATTEMPT,
+        envelope::DISCOUNTED,
+    ];
+    assert_eq!(fields, expected);
+
+    // As large as the server takes it, so that the reason has no room beside it.
+    let largest = 1_048_450;
+    publish(&peal, "large", &[], vec![b'x'; largest]).await;
+    let letters = await_letters(&peal, 5).await;
+    let large = letters
+        .iter()
+        .find(|letter| letter.get("original_bytes").is_some())
+        .unwrap();
+    assert_eq!(large["original_bytes"], largest);
+    let path = format!("/v1/dead-letters/{}/replay", large["id"].as_str().unwrap());
+    let (status, problem) = peal.ask("POST", "eu", &path, None).await.unwrap();
+    assert_eq!((status, &problem["code"]), (409, &json!("letter_unreadable")));
+    assert!(Audit::read_settled(&peal, TIMEOUT).await.unwrap().report.holds());
 }

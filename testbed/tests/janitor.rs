@@ -4,12 +4,19 @@
 
 use std::{ops::Range, time::Duration};
 
-use serde_json::json;
-use shared::nats::{connect, topology};
-use testbed::{
-    nats,
-    peal::{Peal, Plan},
+use serde_json::{Value, json};
+use shared::{
+    nats::{connect, facts, publish, subject, topology},
+    provider::Provider,
+    recipient::{Fact, FactName, RecipientKey},
+    testing,
 };
+use testbed::{
+    audit::Audit,
+    nats,
+    peal::{APP, Peal, Plan},
+};
+use tokio::time::Instant;
 
 async fn stored(peal: &Peal) -> u64 {
     let js = connect::jetstream(peal.connect("eu").await.unwrap());
@@ -82,4 +89,114 @@ async fn finished_work_is_trimmed_and_later_work_is_delivered() {
         ),
         (200, 0)
     );
+}
+
+/// The state and the reason of the only delivery of a notification, once it is `state`.
+async fn reaches(peal: &Peal, notification: &Value, state: &str) -> Value {
+    let path = format!(
+        "/v1/notifications/{}",
+        notification["notification_id"].as_str().unwrap()
+    );
+    let begun = Instant::now();
+    loop {
+        let (_, status) = peal.ask("GET", "eu", &path, None).await.unwrap();
+        if status["deliveries"][0]["state"] == state {
+            return status["deliveries"][0].clone();
+        }
+        assert!(
+            begun.elapsed() < Duration::from_mins(2),
+            "{status}\n{}",
+            peal.complaints()
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_cannot_be_worked_on_neither_stays_nor_keeps_others_from_being_trimmed() {
+    let plan = Plan {
+        regions: vec!["eu".into()],
+        workers: 1,
+        sample_ratio: 0.0,
+        worker_settings: "keep_s = 1".into(),
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    for (name, token) in [("ann", "aaaa"), ("bob", "bbbb")] {
+        peal.register(name, "eu", &[("apns", token)]).await.unwrap();
+    }
+    let js = connect::jetstream(peal.connect("eu").await.unwrap());
+    let key = |recipient: &str| RecipientKey {
+        app: APP.parse().unwrap(),
+        recipient: recipient.parse().unwrap(),
+    };
+    let preferences = subject::fact(&key("bob"), FactName::Preferences);
+    let write = async |json: &'static str| {
+        let headers = async_nats::HeaderMap::new();
+        publish::store(&js, preferences.clone(), headers, json.into())
+            .await
+            .unwrap();
+    };
+    write("{").await;
+    // A recipient of a version without limits.
+    let eve = key("eve");
+    peal.expect("PUT", "eu", "/v1/recipients/eve", Some(&json!({})))
+        .await
+        .unwrap();
+    let eu = "eu".parse().unwrap();
+    for number in 0..1100 {
+        let token = format!("eeee{number:04}");
+        let address = Fact::Address(testing::address(&eve.app, Provider::Apns, &token));
+        facts::write(&js, &eu, &eu, &eve, &address).await.unwrap();
+    }
+    // The worker's cache follows within milliseconds.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let notify = async |recipient: &str, ttl: u32| {
+        let push = json!({ "title": "Hello", "ttl": ttl });
+        let body = json!({ "to": { "recipients": [recipient] }, "push": push });
+        peal.expect("POST", "eu", "/v1/notifications", Some(&body))
+            .await
+            .unwrap()
+    };
+    let (waits, expires, many) = (
+        notify("bob", 3600).await,
+        notify("bob", 15).await,
+        notify("eve", 3600).await,
+    );
+    send(&peal, "ann", 0..100).await;
+    let delivered = peal
+        .simulators
+        .apns
+        .log()
+        .wait_delivered(1200, Duration::from_mins(1))
+        .await;
+    let stats = peal.simulators.apns.stats();
+    assert!(delivered, "{stats:?}\n{}", peal.complaints());
+    reaches(&peal, &many, "delivered").await;
+
+    let waiting = reaches(&peal, &waits, "deferred").await;
+    assert_eq!(waiting["reason"], "recipient_unreadable", "{waiting}");
+    reaches(&peal, &expires, "expired").await;
+    let begun = Instant::now();
+    while stored(&peal).await > 1 {
+        assert!(
+            begun.elapsed() < Duration::from_mins(2),
+            "not trimmed\n{}",
+            peal.complaints()
+        );
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    write("{}").await;
+    reaches(&peal, &waits, "delivered").await;
+    assert!(
+        Audit::read_settled(&peal, Duration::from_secs(30))
+            .await
+            .unwrap()
+            .equation()
+            .is_settled()
+    );
+    let worker = &peal.region("eu").workers[0];
+    let metrics = peal.http.get(format!("{}/metrics", worker.url)).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    assert!(metrics.contains("peal_trimming_standstill"), "{metrics}");
 }

@@ -268,7 +268,7 @@ impl Writer {
         let mut tickets = Vec::with_capacity(group.own.len());
         let mut batches: Vec<Batch> = Vec::new();
         for settled in group.own {
-            self.gather(&mut batches, settled.app, settled.origin, settled.receipts);
+            self.gather(&mut batches, &settled.app, &settled.origin, settled.receipts);
             tickets.push(settled.ticket);
         }
         let others = group.records;
@@ -319,31 +319,33 @@ impl Writer {
     }
 
     /// Adds the receipts of one job to a batch that they may share, or to a new one.
-    fn gather(&self, batches: &mut Vec<Batch>, app: AppId, origin: Region, receipts: Vec<Receipt>) {
+    fn gather(&self, batches: &mut Vec<Batch>, app: &AppId, origin: &Region, receipts: Vec<Receipt>) {
         if receipts.is_empty() {
             return;
         }
         let kind = BatchKind::of(&receipts[0]);
         let fits = |batch: &&mut Batch| {
-            batch.app == app
-                && batch.origin == origin
-                && batch.receipts.len() < MAX_RECEIPTS_PER_MESSAGE
+            batch.app == *app
+                && batch.origin == *origin
+                && batch.receipts.len() + receipts.len() <= MAX_RECEIPTS_PER_MESSAGE
                 && BatchKind::of(&batch.receipts[0]) == kind
         };
         if let Some(batch) = batches.iter_mut().find(fits) {
             batch.receipts.extend(receipts);
             return;
         }
-        let writer = self.ledger.store.writer().to_owned();
-        batches.push(Batch {
-            app,
-            region: self.region.clone(),
-            origin,
-            writer,
-            accepted: Vec::new(),
-            receipts,
-            handled: Vec::new(),
-        });
+        // A recipient may have more addresses than one message has room for.
+        for receipts in receipts.chunks(MAX_RECEIPTS_PER_MESSAGE) {
+            batches.push(Batch {
+                app: app.clone(),
+                region: self.region.clone(),
+                origin: origin.clone(),
+                writer: self.ledger.store.writer().to_owned(),
+                accepted: Vec::new(),
+                receipts: receipts.to_vec(),
+                handled: Vec::new(),
+            });
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use shared::broadcast::Broadcast;
 
 use super::{
     context::Pipeline,
+    postpone::POSTPONED_AFTER_TRIES,
     settlement::{RETRY_ACTIVE_JOB_AFTER, RETRY_LEDGER_READ_AFTER, RETRY_NEWER_AFTER, Settlement, Step, Stop},
 };
 use crate::pulled::Pulled;
@@ -20,8 +21,11 @@ impl Pipeline {
         };
         match self.ledger.look_up(work) {
             Ok(history) if history.has_unrecognized() => {
-                tracing::warn!(job = %work, "a newer worker reported this broadcast in a state unknown here; it is given back");
-                return Err(Stop::GiveBack(pulled.into(), RETRY_NEWER_AFTER));
+                tracing::warn!(job = %work, "a newer worker reported this broadcast in a state unknown here; it waits for a newer worker");
+                if pulled.tries < POSTPONED_AFTER_TRIES {
+                    return Err(Stop::GiveBack(pulled.into(), RETRY_NEWER_AFTER));
+                }
+                return Err(self.reschedule(pulled, work, None, broadcast.accepted_at).await);
             }
             Ok(history) if history.has_outcome() => {
                 self.telemetry.metrics.duplicate();

@@ -21,11 +21,9 @@ impl Pipeline {
             preferences,
         } = addressed;
         let job = &active.job;
-        if job.is_expired(self.clock.now()) {
-            return Err(self.end(active, State::Expired, "expired"));
-        }
-        if self.cancelled.contains(job.notification) {
-            return Err(self.end(active, State::Cancelled, "cancelled"));
+        // Once more: reading the recipient may have taken seconds.
+        if let Some(state) = self.unwanted(job.is_expired(self.clock.now()), job.notification) {
+            return Err(self.end(active, state, state.as_str()));
         }
         if !preferences.allows(job.channel(), job.category.as_ref()) {
             return Err(self.end(active, State::Suppressed, "opted_out"));

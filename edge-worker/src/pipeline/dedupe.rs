@@ -8,7 +8,7 @@ use super::{
     context::Pipeline,
     in_flight::ActiveJob,
     open::Opened,
-    settlement::{RETRY_ACTIVE_JOB_AFTER, RETRY_LEDGER_READ_AFTER, RETRY_NEWER_AFTER, Step, Stop},
+    settlement::{RETRY_ACTIVE_JOB_AFTER, RETRY_LEDGER_READ_AFTER, Step, Stop},
 };
 use crate::ledger::History;
 
@@ -34,11 +34,9 @@ impl Pipeline {
                 return Err(Stop::GiveBack(pulled.into(), RETRY_LEDGER_READ_AFTER));
             }
         };
-        if history.has_unrecognized() {
-            tracing::warn!(job = %job.id, "a newer worker recorded a state that this one does not know; the job is given back");
-            return Err(Stop::GiveBack(pulled.into(), RETRY_NEWER_AFTER));
-        }
         let done = match address {
+            // Only a newer worker knows what the state means.
+            _ if history.has_unrecognized() => false,
             None => history.has_completed_pass(job.attempt),
             Some(address) => history.ended_as_a_whole() || history.is_done(address, job.attempt),
         };

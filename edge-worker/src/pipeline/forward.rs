@@ -18,19 +18,18 @@ use super::{
 const MAX_FORWARDS: u32 = 8;
 
 /// When a job that was forwarded too often is retried.
-const RETRY_CIRCULAR_FORWARD_AFTER: Duration = Duration::from_mins(1);
+const RETRY_CIRCULAR_FORWARD_AFTER: Duration = Duration::from_secs(5);
 
 impl Pipeline {
     /// Sends the job to the region to which its recipient moved. It keeps its id, and its outcome is recorded there.
     pub(super) async fn forward(&self, active: ActiveJob, home: &Region) -> Stop {
         let ActiveJob { pulled, job, .. } = &active;
-        let forwards = envelope::header(pulled.headers(), envelope::FORWARDED)
-            .and_then(|forwards| forwards.parse().ok())
-            .unwrap_or(0)
-            + 1;
+        let forwards = envelope::forwards(pulled.headers()).saturating_add(1);
         if forwards > MAX_FORWARDS {
             tracing::error!(job = %job.id, %home, "job is forwarded in a circle; it waits until the recipient's home is repaired");
-            return Stop::GiveBack(active.pulled.into(), RETRY_CIRCULAR_FORWARD_AFTER);
+            return self
+                .postpone(active, "circular_home", RETRY_CIRCULAR_FORWARD_AFTER)
+                .await;
         }
         let mut headers = envelope::kept(pulled.headers());
         headers.insert(envelope::FORWARDED, forwards.to_string());

@@ -9,7 +9,7 @@ use super::{
     in_flight::ActiveJob,
     letter::DeadLetter,
     receipts::receipt,
-    settlement::{RETRY_JETSTREAM_AFTER, Step, Stop},
+    settlement::{RETRY_JETSTREAM_AFTER, RETRY_NEWER_AFTER, Step, Stop},
 };
 use crate::{ledger::History, limits::ANSWER_DUE_AFTER};
 
@@ -24,6 +24,10 @@ impl Pipeline {
     /// Ends a job as `unknown` if its worker was interrupted after recording the intent to send.
     pub(super) async fn end_interrupted(&self, fresh: Fresh) -> Step<Clear> {
         let Fresh { active, history } = fresh;
+        if history.has_unrecognized() {
+            tracing::warn!(job = %active.job.id, "a newer worker recorded a state that this one does not know; the job waits for a newer worker");
+            return Err(Box::pin(self.postpone(active, "newer_version", RETRY_NEWER_AFTER)).await);
+        }
         let in_doubt = history.in_doubt(active.job.attempt);
         if in_doubt.is_empty() {
             return Ok(Clear { active, history });

@@ -1,6 +1,7 @@
 //! Stores dead letters: messages that will not be retried, kept unchanged for a person to inspect.
 
-use async_nats::header::NATS_MESSAGE_ID;
+use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
+use bytes::Bytes;
 use shared::{
     id::AddressId,
     job::Job,
@@ -39,7 +40,7 @@ impl DeadLetter {
         }
     }
 
-    /// Stores the unchanged message, with the reason in its headers.
+    /// Stores the unchanged message, with the reason in its headers. A message that is too large for them is cut.
     pub(super) async fn store(self, pipeline: &Pipeline, pulled: &Pulled) -> Result<(), publish::NotStored> {
         let mut headers = envelope::kept(pulled.headers());
         headers.insert(NATS_MESSAGE_ID, self.id);
@@ -59,9 +60,54 @@ impl DeadLetter {
             headers.insert(envelope::ADDRESS, address.to_string());
         }
         let channel = subject::parse_dead(&self.subject).map(|subject| subject.channel);
-        publish::store(&pipeline.js, self.subject, headers, pulled.payload()).await?;
+        let max = pipeline.js.client().server_info().max_payload;
+        let payload = cut_to_fit(pulled.payload(), &mut headers, max);
+        publish::store(&pipeline.js, self.subject, headers, payload).await?;
         let metrics = &pipeline.telemetry.metrics;
         metrics.dead_letter(&channel.unwrap_or_default(), &self.reason);
         Ok(())
+    }
+}
+
+/// Room that is left in a letter, for what the server counts besides headers and payload.
+const SPARE_BYTES: usize = 1024;
+
+/// The payload of a letter with `headers`, cut where the server would refuse the letter as longer than `max`. The headers then
+/// tell the size that it had.
+fn cut_to_fit(mut payload: Bytes, headers: &mut HeaderMap, max: usize) -> Bytes {
+    let line = |name: &str, value: &str| name.len() + value.len() + ": \r\n".len();
+    let all = headers
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
+    let used: usize = all.map(|(name, value)| line(name.as_ref(), value.as_str())).sum();
+    let room = max.saturating_sub(used + SPARE_BYTES);
+    if payload.len() > room {
+        headers.insert(envelope::ORIGINAL_BYTES, payload.len().to_string());
+        payload.truncate(room);
+    }
+    payload
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_letter_is_never_larger_than_a_message_may_be() {
+        for (bytes, header_bytes, max) in [
+            (10, 10, 4096),
+            (1_048_450, 300, 1_048_576),
+            (5000, 2000, 4096),
+            (9, 9000, 4096),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(envelope::DETAIL, "x".repeat(header_bytes));
+            let payload = Bytes::from(vec![b'x'; bytes]);
+            let kept = cut_to_fit(payload, &mut headers, max);
+            let told = envelope::header(&headers, envelope::ORIGINAL_BYTES).map(str::to_owned);
+            assert_eq!(told, (kept.len() < bytes).then(|| bytes.to_string()));
+            assert!(kept.is_empty() || kept.len() + header_bytes < max);
+            assert!(kept.len() == bytes || bytes + header_bytes + 2 * SPARE_BYTES > max);
+        }
     }
 }

@@ -18,6 +18,7 @@ mod interrupted;
 mod letter;
 mod open;
 mod pace;
+mod postpone;
 mod pull;
 mod receipts;
 mod resolve;
@@ -25,6 +26,7 @@ mod settle;
 mod settlement;
 mod split;
 mod trace;
+mod wanted;
 
 use std::sync::Arc;
 
@@ -72,7 +74,8 @@ impl Pipeline {
     async fn path(&self, opened: Opened) -> Step<Settlement> {
         let fresh = self.dedupe(opened)?;
         let clear = self.end_interrupted(fresh).await?;
-        let addressed = self.resolve(clear).await?;
+        let wanted = self.end_unwanted(clear)?;
+        let addressed = self.resolve(wanted).await?;
         let agreed = self.consent(addressed)?;
         let intended = self.write_intent(agreed).await?;
         let tried = self.deliver(intended).await;

@@ -3,17 +3,13 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use jiff::SignedDuration;
 use shared::{
     broadcast::{Broadcast, Work},
     channel::Channel,
     id::AppId,
     invalid::Invalid,
     job::Job,
-    nats::{
-        defer::{self, Unread},
-        envelope, subject, topology, version,
-    },
+    nats::{envelope, subject, topology, version},
     receipt::State,
 };
 
@@ -28,9 +24,6 @@ use crate::pulled::Pulled;
 
 /// After this number of tries a message of a newer version waits on a schedule.
 const NEWER_TRIES: i64 = 3;
-
-/// How long it waits there.
-const NEWER_RESCHEDULED_AFTER: SignedDuration = SignedDuration::from_mins(1);
 
 /// A readable message for one recipient.
 #[derive(Debug)]
@@ -94,24 +87,7 @@ impl Pipeline {
                 None,
             ),
         };
-        let message = Unread {
-            subject: pulled.subject(),
-            headers: pulled.headers(),
-            payload: pulled.payload(),
-            accepted_at,
-        };
-        let until = now.checked_add(NEWER_RESCHEDULED_AFTER).unwrap_or(now);
-        if let Err(error) = defer::store_unread(&self.js, message, work, address, until).await {
-            tracing::warn!(%error, "message of a newer version could not be scheduled; it is given back");
-            return Stop::GiveBack(pulled.into(), RETRY_JETSTREAM_AFTER);
-        }
-        let app = subject::Lane::parse(pulled.subject()).map_or_else(|_| AppId::unknown(), |lane| lane.app);
-        Stop::Settle(Box::new(Settlement {
-            app,
-            origin: self.region.clone(),
-            receipts: Vec::new(),
-            ticket: Ticket::new(pulled, None, None),
-        }))
+        self.reschedule(pulled, work, address, accepted_at).await
     }
 
     pub(super) fn opened(&self, pulled: Pulled, job: Arc<Job>) -> Opened {

@@ -13,8 +13,8 @@ use shared::{
 use super::{
     context::Pipeline,
     in_flight::ActiveJob,
-    interrupted::Clear,
     settlement::{RETRY_JETSTREAM_AFTER, RETRY_NEWER_AFTER, Step, Stop},
+    wanted::Wanted,
 };
 
 /// How long a job waits for the facts of a recipient whose home is here by the directory. Jobs and facts from another region
@@ -31,8 +31,8 @@ pub(super) struct Addressed {
 }
 
 impl Pipeline {
-    pub(super) async fn resolve(&self, clear: Clear) -> Step<Addressed> {
-        let Clear { active, history } = clear;
+    pub(super) async fn resolve(&self, wanted: Wanted) -> Step<Addressed> {
+        let Wanted { active, history } = wanted;
         let job = &active.job;
         let key = RecipientKey {
             app: job.app.clone(),
@@ -44,7 +44,7 @@ impl Pipeline {
                 Ok(recipient) => recipient,
                 Err(error) => {
                     tracing::warn!(%error, "recipient cannot be read; the job waits");
-                    return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
+                    return Err(Box::pin(self.postpone(active, "recipient_unreadable", RETRY_JETSTREAM_AFTER)).await);
                 }
             },
         };
@@ -82,7 +82,7 @@ impl Pipeline {
         } = recipient;
         if addresses.is_empty() && recipient_is_incomplete {
             tracing::warn!(job = %job.id, "addresses of a newer version cannot be read; the job waits for a newer worker");
-            return Err(Stop::GiveBack(active.pulled.into(), RETRY_NEWER_AFTER));
+            return Err(Box::pin(self.postpone(active, "recipient_unreadable", RETRY_NEWER_AFTER)).await);
         }
         if addresses.is_empty() {
             let is_retry = job.remaining.is_some();

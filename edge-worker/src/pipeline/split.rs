@@ -6,7 +6,7 @@ use shared::{
     broadcast::{Broadcast, Slice},
     failpoint::failpoint,
     nats::broadcast as slices,
-    receipt::{Expanded, Split, State},
+    receipt::{Expanded, Split},
 };
 
 use super::{
@@ -36,7 +36,7 @@ impl Pipeline {
             }
         };
         if earlier.is_none()
-            && let Some(state) = self.unwanted(broadcast)
+            && let Some(state) = self.unwanted(broadcast.is_expired(self.clock.now()), broadcast.notification)
         {
             self.telemetry.metrics.delivery(None, state);
             let receipt = receipt_of_unwanted(broadcast, state, self.clock.now());
@@ -53,16 +53,6 @@ impl Pipeline {
         tracing::info!(job = %broadcast.id, slices = split.slices, members = split.members, "broadcast split");
         let receipt = receipt_of_expansion(broadcast, Expanded::Slices(split), self.clock.now());
         Ok(Settlement::of_broadcast(pulled, broadcast, reservation, Some(receipt)))
-    }
-
-    /// The state of a broadcast that has expired or was withdrawn; `None` if it is still wanted.
-    fn unwanted(&self, broadcast: &Broadcast) -> Option<State> {
-        if broadcast.is_expired(self.clock.now()) {
-            Some(State::Expired)
-        } else {
-            let cancelled = self.cancelled.contains(broadcast.notification);
-            cancelled.then_some(State::Cancelled)
-        }
     }
 
     /// Plans the slices and stores them. `None` if that is not possible now.

@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures::{TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use shared::{
     address::Address,
     id::{AddressId, AppId, RecipientId, Region, Topic},
+    invalid::Invalid,
     nats::{directory::Owners, facts, publish::NotStored},
-    recipient::{Fact, FactName, Membership, Preferences, Profile, Recipient, RecipientKey},
+    recipient::{Fact, FactName, MAX_ADDRESSES, MAX_TOPICS, Membership, Preferences, Profile, Recipient, RecipientKey},
 };
 
 use crate::context::Context;
@@ -18,6 +20,12 @@ const ARRIVAL_POLL: Duration = Duration::from_millis(20);
 /// The usual upper bound of how long a move takes. The former home remains responsible for broadcasts accepted until
 /// then. It forwards them once it knows of the move, so that the new home can detect a repetition.
 const MOVE_DURATION: SignedDuration = SignedDuration::from_secs(5);
+
+/// How long to wait for a home before a limit is left unchecked.
+const COUNTED_WITHIN: Duration = Duration::from_secs(1);
+
+/// The most facts of a recipient that are removed at the same time.
+const REMOVALS_AT_ONCE: usize = 32;
 
 /// The memberships of a recipient by topic.
 pub(crate) type Topics = BTreeMap<Topic, Membership>;
@@ -31,6 +39,18 @@ pub(crate) enum NotChanged {
     /// The stream did not confirm that it stored a fact.
     #[error(transparent)]
     Write(#[from] NotStored),
+}
+
+fn at_most(max: usize, wanted: usize, field: &'static str) -> Result<(), Invalid> {
+    if wanted <= max {
+        return Ok(());
+    }
+    Err(Invalid::new(field, format!("must be at most {max} for one recipient")))
+}
+
+/// What is to be counted. `None` if the home does not answer: a device can also be registered while its home is cut off.
+async fn counted<T>(reading: impl Future<Output = Result<T, facts::NotRead>>) -> Option<T> {
+    tokio::time::timeout(COUNTED_WITHIN, reading).await.ok()?.ok()
 }
 
 fn facts_of(recipient: &Recipient) -> Vec<Fact> {
@@ -194,12 +214,10 @@ impl Homes {
         topics: Topics,
     ) -> Result<(), NotChanged> {
         let at = self.context.clock.now();
-        for topic in topics.into_keys() {
-            self.remove(home, key, FactName::Topic(topic)).await?;
-        }
-        for (address, _) in &known.addresses {
-            self.remove_address(home, key, address.id).await?;
-        }
+        stream::iter(topics.into_keys().map(Ok))
+            .try_for_each_concurrent(REMOVALS_AT_ONCE, |topic| self.remove(home, key, FactName::Topic(topic)))
+            .await?;
+        self.remove_addresses(home, key, known).await?;
         for name in [FactName::Preferences, FactName::Profile] {
             self.remove(home, key, name).await?;
         }
@@ -207,6 +225,43 @@ impl Homes {
             directory, js, here, ..
         } = &*self.context;
         Ok(directory.forget_home(js, here, key, at).await?)
+    }
+
+    /// Removes every address in `known`, as [`Self::remove_address`] does.
+    pub(crate) async fn remove_addresses(
+        &self,
+        home: &Region,
+        key: &RecipientKey,
+        known: &Recipient,
+    ) -> Result<(), NotChanged> {
+        stream::iter(known.addresses.iter().map(Ok))
+            .try_for_each_concurrent(REMOVALS_AT_ONCE, |(address, _)| {
+                self.remove_address(home, key, address.id)
+            })
+            .await
+    }
+
+    /// Checks that a registered recipient may have one more address, `address`, at its home.
+    pub(crate) async fn check_addresses(
+        &self,
+        home: &Region,
+        key: &RecipientKey,
+        address: AddressId,
+    ) -> Result<(), Invalid> {
+        match counted(self.read(home, key)).await {
+            Some(known) if !known.addresses.iter().any(|(known, _)| known.id == address) => {
+                at_most(MAX_ADDRESSES, known.addresses.len() + 1, "addresses")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that a registered recipient may be a member of one more topic, `topic`, at its home.
+    pub(crate) async fn check_topics(&self, home: &Region, key: &RecipientKey, topic: &Topic) -> Result<(), Invalid> {
+        match counted(self.topics(home, key)).await {
+            Some(topics) if !topics.contains_key(topic) => at_most(MAX_TOPICS, topics.len() + 1, "topics"),
+            _ => Ok(()),
+        }
     }
 
     /// Removes an address and, unless another recipient has registered it since, its owner from the directory.

@@ -77,8 +77,10 @@ pub(crate) struct Letter {
     pub(crate) address: Option<AddressId>,
     pub(crate) attempt: u32,
     pub(crate) died_at: Timestamp,
+    /// The size of the original message, if the payload was cut.
+    pub(crate) original_bytes: Option<u64>,
     pub(crate) payload: Bytes,
-    /// The lane that it came from, if its subject can be read.
+    /// The lane of its app that it came from, if its subject can be read.
     lane: Option<Lane>,
     headers: HeaderMap,
 }
@@ -107,8 +109,10 @@ pub(crate) struct LetterPage {
 pub(crate) enum Unhandled {
     /// There is no such letter, or it belongs to another app.
     NotFound,
-    /// Its original subject names no lane to replay it to.
+    /// Its original subject names no lane of its app to replay it to.
     NoLane,
+    /// It holds only the beginning of a message that was too large.
+    Cut,
     /// Its region does not answer.
     Unreachable,
     /// The NATS server refuses it for lack of a permission.
@@ -210,6 +214,9 @@ impl DeadLetters {
     /// Publishes the message of `letter` for another attempt, and removes the letter.
     pub(crate) async fn replay(&self, app: &AppId, letter: Letter) -> Result<(), Unhandled> {
         let lane = letter.lane.as_ref().ok_or(Unhandled::NoLane)?;
+        if letter.original_bytes.is_some() {
+            return Err(Unhandled::Cut);
+        }
         // The recipient lives in the letter's region. The original lane may be another region's, if the job was
         // forwarded.
         let lane = Lane {
@@ -218,8 +225,9 @@ impl DeadLetters {
         };
         let mut headers = HeaderMap::new();
         // An id of its own, so that no stream discards it as a duplicate of the original; two replays at once have the
-        // same id.
-        headers.insert(NATS_MESSAGE_ID, format!("replay:{}", letter.id));
+        // same id. Nobody else knows it, so nobody can publish another message under it first.
+        let id = self.context.config.id_key().derive("replay", &[&letter.id.to_string()]);
+        headers.insert(NATS_MESSAGE_ID, format!("replay:{id}"));
         // The time to live starts again: a person wants it delivered now, however old it is.
         headers.insert(
             envelope::ACCEPTED_AT,
@@ -296,7 +304,11 @@ struct Named {
 impl Letter {
     fn read(region: &Region, found: Found, ids: &IdKey) -> Self {
         let header = |name| envelope::header(&found.headers, name);
-        let lane = header(envelope::SUBJECT).and_then(|subject| Lane::parse(subject).ok());
+        // Whatever a header says, a letter belongs to the app in its own subject.
+        let dead = subject::parse_dead(&found.subject);
+        let lane = header(envelope::SUBJECT)
+            .and_then(|subject| Lane::parse(subject).ok())
+            .filter(|lane| dead.is_some_and(|dead| dead.app == lane.app && dead.channel == lane.channel.as_str()));
         // An unreadable message has only what its headers contain.
         let job = lane.as_ref().and_then(|lane| {
             let subject = lane.notify();
@@ -323,6 +335,7 @@ impl Letter {
                 .and_then(|text| text.parse().ok())
                 .unwrap_or(1),
             died_at: found.stored_at,
+            original_bytes: header(envelope::ORIGINAL_BYTES).and_then(|text| text.parse().ok()),
             lane,
             headers: found.headers,
             payload: found.payload,

@@ -1,7 +1,7 @@
 //! Reads many messages of a stream with one request (JetStream batched direct get, NATS ADR-31). The client has no call
 //! for it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
@@ -17,6 +17,16 @@ use super::{
 
 /// How long to wait for a stream's complete answer.
 pub(super) const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
+
+/// The most messages of one answer when a stream is read in pages.
+const MESSAGES_PER_PAGE: usize = 512;
+
+/// The answer to one request.
+enum Answers {
+    All(Vec<Found>),
+    /// More subjects match than one answer holds.
+    TooMany,
+}
 
 /// Why a stream could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -51,17 +61,35 @@ impl Found {
     }
 }
 
-/// The newest message of each subject that matches one of `filters`; at most 1024.
+/// The newest message of each subject that matches one of `filters`. If they match more than 1024 subjects, which one
+/// answer does not hold, the stream must keep one message for each subject.
 ///
 /// # Errors
-/// [`NoAnswer`], within two seconds.
+/// [`NoAnswer`], within two seconds for each page.
 pub async fn last_of(
     js: &jetstream::Context,
     domain: &Domain<'_>,
     stream: &str,
     filters: &[String],
 ) -> Result<Vec<Found>, NoAnswer> {
-    get(js, domain, stream, &json!({ "multi_last": filters })).await
+    if let Answers::All(found) = get(js, domain, stream, &json!({ "multi_last": filters })).await? {
+        return Ok(found);
+    }
+    // A message that is replaced meanwhile is found again later in the stream.
+    let mut newest = BTreeMap::new();
+    for filter in filters {
+        let mut next = 1;
+        loop {
+            let page = from(js, domain, stream, filter, next, MESSAGES_PER_PAGE).await?;
+            let is_last = page.len() < MESSAGES_PER_PAGE;
+            next = page.last().map_or(next, |last| last.sequence + 1);
+            newest.extend(page.into_iter().map(|found| (found.subject.clone(), found)));
+            if is_last {
+                break;
+            }
+        }
+    }
+    Ok(newest.into_values().collect())
 }
 
 /// Up to `count_max` messages whose subject matches `filter`, from the sequence `from` on, oldest first.
@@ -77,15 +105,13 @@ pub async fn from(
     count_max: usize,
 ) -> Result<Vec<Found>, NoAnswer> {
     let request = json!({ "seq": from.max(1), "next_by_subj": filter, "batch": count_max });
-    get(js, domain, stream, &request).await
+    match get(js, domain, stream, &request).await? {
+        Answers::All(found) => Ok(found),
+        Answers::TooMany => Err(NoAnswer::Silent),
+    }
 }
 
-async fn get(
-    js: &jetstream::Context,
-    domain: &Domain<'_>,
-    stream: &str,
-    request: &Value,
-) -> Result<Vec<Found>, NoAnswer> {
+async fn get(js: &jetstream::Context, domain: &Domain<'_>, stream: &str, request: &Value) -> Result<Answers, NoAnswer> {
     let subject = format!("{}.DIRECT.GET.{stream}", domain.api());
     let asking = answers(js, &subject, request);
     let client = js.client();
@@ -97,7 +123,7 @@ async fn get(
     }
 }
 
-async fn answers(js: &jetstream::Context, subject: &str, request: &Value) -> Result<Vec<Found>, NoAnswer> {
+async fn answers(js: &jetstream::Context, subject: &str, request: &Value) -> Result<Answers, NoAnswer> {
     let client = js.client();
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await.map_err(|_| NoAnswer::Silent)?;
@@ -109,16 +135,17 @@ async fn answers(js: &jetstream::Context, subject: &str, request: &Value) -> Res
     while let Some(message) = answers.next().await {
         match message.status.map(|status| status.as_u16()) {
             // End of the batch; nothing found.
-            Some(204 | 404) => return Ok(found),
+            Some(204 | 404) => return Ok(Answers::All(found)),
+            Some(413) => return Ok(Answers::TooMany),
             Some(_) => return Err(NoAnswer::Silent),
             None => {}
         }
         let headers = message.headers.unwrap_or_default();
-        let subject = envelope::header(&headers, "Nats-Subject")
-            .unwrap_or_default()
-            .to_owned();
-        let sequence = envelope::header(&headers, "Nats-Sequence").and_then(|text| text.parse().ok());
-        let stored_at = envelope::header(&headers, "Nats-Time-Stamp").and_then(|text| text.parse().ok());
+        // The server adds its own behind those of the message, whose publisher may have used the same names.
+        let of_server = |name: &str| headers.get_all(name).last().map(async_nats::HeaderValue::as_str);
+        let subject = of_server("Nats-Subject").unwrap_or_default().to_owned();
+        let sequence = of_server("Nats-Sequence").and_then(|text| text.parse().ok());
+        let stored_at = of_server("Nats-Time-Stamp").and_then(|text| text.parse().ok());
         found.push(Found {
             subject,
             sequence: sequence.ok_or(NoAnswer::Silent)?,

@@ -3,10 +3,11 @@
 use std::str::FromStr;
 
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{
     subject::{self, Lane},
+    topology::WORK_MAX_AGE,
     version,
 };
 use crate::{
@@ -50,12 +51,48 @@ pub const SUBJECT: &str = "Peal-Subject";
 /// The worker process that wrote a batch of receipts, and the number of the batch: `<writer>:<number>`.
 pub const BATCH: &str = "Peal-Batch";
 
-/// The first value of the header called `name`, whatever its case: other clients write `Traceparent`.
+/// Size of the original message in bytes, on a dead letter that was too large to be kept whole.
+pub const ORIGINAL_BYTES: &str = "Peal-Original-Bytes";
+
+/// Headers that a copy of a message keeps.
+const KEPT: [&str; 11] = [
+    version::VERSION,
+    ACCEPTED_AT,
+    ORIGIN,
+    EVENT_ID,
+    ATTEMPT,
+    DISCOUNTED,
+    ADDRESS,
+    SLICE,
+    RANGE,
+    FORWARDED,
+    TRACEPARENT,
+];
+
+/// Headers that only the writer of a copy sets: of dead letters, batches of receipts and facts.
+const NEVER_KEPT: [&str; 6] = [MOVED, REASON, DETAIL, SUBJECT, BATCH, ORIGINAL_BYTES];
+
+/// The longest value of a header that a copy keeps. Peal's own are shorter.
+const MAX_KEPT_BYTES: usize = 2048;
+
+/// The most headers of a newer version that a copy keeps.
+const MAX_KEPT_NEWER: usize = 16;
+
+/// The largest [`ATTEMPT`]: a retry every second for 30 days, four times.
+const MAX_ATTEMPT: u32 = 10_000_000;
+
+/// An [`ACCEPTED_AT`] further in the future than this is in a wrong unit; an earlier one is a wrong clock.
+const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(24);
+
+/// The first value of the header called `name`, whatever its case: other clients write `Traceparent`. Of several
+/// spellings the one of `name` counts, which is Peal's own; without it the first in the order of bytes.
 pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     // A message has few headers: comparing them all is cheaper than allocating a key to look up.
     headers
         .iter()
-        .find(|(key, _)| AsRef::<str>::as_ref(*key).eq_ignore_ascii_case(name))
+        .map(|(key, values)| (AsRef::<str>::as_ref(key), values))
+        .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+        .min_by_key(|(key, _)| (*key != name, *key))
         .and_then(|(_, values)| values.first())
         .map(async_nats::HeaderValue::as_str)
 }
@@ -69,16 +106,25 @@ pub fn headers(id: JobId, accepted_at: Timestamp, origin: &Region) -> HeaderMap 
     headers
 }
 
-/// The headers of a message for a copy of it: all but the server's own, which would change how the server treats the copy.
-/// The message id becomes the event id if there is none: it is the event id of a message whose body has none.
+/// The headers of a message for a copy of it: Peal's own, those of a newer version, and the trace, each once and in its own
+/// spelling. All others would change how the server or Peal treats the copy. The message id becomes the event id if there
+/// is none: it is the event id of a message whose body has none.
 pub fn kept(of: &HeaderMap) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    for (name, values) in of.iter() {
+    let is_known = |name: &str| {
+        KEPT.iter()
+            .chain(&NEVER_KEPT)
+            .any(|known| known.eq_ignore_ascii_case(name))
+    };
+    let newer = of.iter().filter_map(|(name, values)| {
         let name: &str = name.as_ref();
-        if !name.to_ascii_lowercase().starts_with("nats-") {
-            for value in values {
-                headers.append(name, value.as_str());
-            }
+        let is_newer = name.starts_with("Peal-") && !is_known(name);
+        is_newer.then_some((name, values.first()?.as_str()))
+    });
+    let known = KEPT.iter().filter_map(|name| Some((*name, header(of, name)?)));
+    let mut headers = HeaderMap::new();
+    for (name, value) in known.chain(newer.take(MAX_KEPT_NEWER)) {
+        if value.len() <= MAX_KEPT_BYTES {
+            headers.insert(name, value);
         }
     }
     if header(&headers, EVENT_ID).is_none()
@@ -182,6 +228,7 @@ pub fn read(
         return Err(Invalid::new("subject", "must name the channel of the content"));
     }
     let accepted_at = accepted_at(headers, stored_at)?;
+    let (attempt, discounted) = attempts(headers)?;
     let origin = optional(headers, ORIGIN)?.unwrap_or_else(|| here.clone());
     let event = event_id(body.event_id, headers)?;
     let notification = NotificationId::of(&lane.app, &event);
@@ -191,8 +238,8 @@ pub fn read(
             notification,
             origin,
             accepted_at,
-            attempt: optional(headers, ATTEMPT)?.unwrap_or(1),
-            discounted: optional(headers, DISCOUNTED)?.unwrap_or(0),
+            attempt,
+            discounted,
             remaining: optional(headers, ADDRESS)?.map(|address| vec![address]),
             slice: optional(headers, SLICE)?,
             app: lane.app,
@@ -225,13 +272,36 @@ pub fn read(
 /// When a message was accepted, as its header states or, without one, when JetStream stored it.
 ///
 /// # Errors
-/// When the header is no number.
+/// When the header is no number, or not a time in milliseconds at which this message can have been accepted.
 pub fn accepted_at(headers: &HeaderMap, stored_at: Timestamp) -> Result<Timestamp, Invalid> {
-    Ok(match optional::<i64>(headers, ACCEPTED_AT)? {
-        // Later than its own storage is a wrong clock; it must not lengthen the life of the notification.
-        Some(ms) => Timestamp::from_millisecond(ms).unwrap_or(stored_at).min(stored_at),
-        None => stored_at,
-    })
+    let Some(ms) = optional::<i64>(headers, ACCEPTED_AT)? else {
+        return Ok(stored_at);
+    };
+    let at = Timestamp::from_millisecond(ms).ok();
+    // The longest way of a message: kept in an outbox, and then on a schedule.
+    let oldest = SignedDuration::try_from(2 * WORK_MAX_AGE).unwrap_or(SignedDuration::MAX);
+    let at = at.filter(|at| (-oldest..=MAX_AHEAD).contains(&at.duration_since(stored_at)));
+    // Later than its own storage is a wrong clock; it must not lengthen the life of the notification.
+    at.map(|at| at.min(stored_at))
+        .ok_or_else(|| Invalid::new(ACCEPTED_AT, "must be the time of acceptance in milliseconds since 1970"))
+}
+
+/// The number of the attempt that is to be made, and how many earlier ones do not count.
+fn attempts(headers: &HeaderMap) -> Result<(u32, u32), Invalid> {
+    let attempt = optional(headers, ATTEMPT)?.unwrap_or(1);
+    if !(1..=MAX_ATTEMPT).contains(&attempt) {
+        return Err(Invalid::new(ATTEMPT, "must be 1 to 10000000"));
+    }
+    let discounted = optional(headers, DISCOUNTED)?.unwrap_or(0);
+    if discounted >= attempt {
+        return Err(Invalid::new(DISCOUNTED, "must be less than Peal-Attempt"));
+    }
+    Ok((attempt, discounted))
+}
+
+/// How often a message was forwarded; as often as can be if the header cannot be read.
+pub fn forwards(headers: &HeaderMap) -> u32 {
+    optional(headers, FORWARDED).map_or(u32::MAX, Option::unwrap_or_default)
 }
 
 /// The event id of a message: in the body, else the one kept through scheduling, else the message id. Without one a
@@ -356,6 +426,115 @@ mod tests {
         assert_eq!(invalid.field, "subject");
     }
 
+    fn read_with(name: &str, value: &str) -> Result<Job, Invalid> {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", "e1");
+        headers.insert(name, value);
+        let stored_at = Timestamp::from_second(1_800_000_000).unwrap();
+        let (body, here) = (br#"{"recipient":"ann","push":{"title":"Hi"}}"#, "eu".parse().unwrap());
+        let subject = "notify.push.eu.normal.shop";
+        open(subject, &headers, body, stored_at, &here, &IdKey::unkeyed())
+    }
+
+    #[test]
+    fn counters_of_a_publisher_are_bounded() {
+        for (name, value) in [
+            (ATTEMPT, "0"),
+            (ATTEMPT, "10000001"),
+            (ATTEMPT, "4294967295"),
+            (ATTEMPT, "-1"),
+            (DISCOUNTED, "1"),
+            (DISCOUNTED, "4294967295"),
+        ] {
+            assert_eq!(read_with(name, value).unwrap_err().field, name, "{value}");
+        }
+        assert_eq!(read_with(ATTEMPT, "3").unwrap().attempt, 3);
+        let forwarded = |value: &str| {
+            forwards(&HeaderMap::from_iter([(
+                FORWARDED.parse().unwrap(),
+                value.parse().unwrap(),
+            )]))
+        };
+        assert_eq!(
+            ["2", "4294967295", "4294967296", "x"].map(forwarded),
+            [2, u32::MAX, u32::MAX, u32::MAX]
+        );
+        assert_eq!(forwards(&HeaderMap::new()), 0);
+    }
+
+    #[test]
+    fn a_time_of_acceptance_in_another_unit_is_an_error() {
+        let day = 86_400_000;
+        let stored: i64 = 1_800_000_000_000;
+        let read = |ms: i64| read_with(ACCEPTED_AT, &ms.to_string()).map(|job| job.accepted_at.as_millisecond());
+        for (ms, at) in [
+            (stored, stored),
+            (stored - 27 * day, stored - 27 * day),
+            (stored + 5000, stored),
+        ] {
+            assert_eq!(read(ms).unwrap(), at);
+        }
+        for ms in [
+            stored / 1000,
+            stored * 1000,
+            0,
+            -1,
+            i64::MAX,
+            stored - 61 * day,
+            stored + 2 * day,
+        ] {
+            assert_eq!(read(ms).unwrap_err().field, ACCEPTED_AT, "{ms}");
+        }
+    }
+
+    #[test]
+    fn of_several_spellings_of_a_header_our_own_counts() {
+        // The map has no order of its own, so one look-up could be right by chance.
+        for _ in 0..64 {
+            let mut headers = HeaderMap::new();
+            for name in ["peal-subject", "PEAL-SUBJECT", "Peal-Subject", "pEAL-SUBJECT"] {
+                headers.insert(name, name);
+            }
+            assert_eq!(header(&headers, SUBJECT), Some("Peal-Subject"));
+            let foreign =
+                HeaderMap::from_iter(["x-b", "X-B"].map(|name| (name.parse().unwrap(), name.parse().unwrap())));
+            assert_eq!(header(&foreign, "X-b"), Some("X-B"));
+        }
+    }
+
+    #[test]
+    fn a_copy_keeps_no_header_that_its_writer_sets() {
+        let mut headers = HeaderMap::new();
+        for name in [
+            "peal-reason",
+            "Peal-Reason",
+            "PEAL-DETAIL",
+            "peal-subject",
+            "Peal-Batch",
+            "peal-moved",
+            "Peal-Original-Bytes",
+            "Nats-Rollup",
+            "nats-expected-stream",
+            "X-Custom",
+            "KV-Operation",
+        ] {
+            headers.insert(name, "1");
+        }
+        headers.insert("Nats-Msg-Id", "e1");
+        headers.insert("peal-attempt", "7");
+        headers.insert(ATTEMPT, "2");
+        headers.insert(ORIGIN, "x".repeat(5000));
+        headers.insert("Peal-Newer", "kept");
+        let kept = kept(&headers);
+        let mut names: Vec<&str> = kept.iter().map(|(name, _)| name.as_ref()).collect();
+        names.sort_unstable();
+        assert_eq!(names, [ATTEMPT, EVENT_ID, "Peal-Newer"]);
+        assert_eq!(
+            (header(&kept, ATTEMPT), header(&kept, EVENT_ID)),
+            (Some("2"), Some("e1"))
+        );
+    }
+
     fn body() -> impl Strategy<Value = Body> {
         let text = || proptest::option::of("\\PC{1,20}");
         let push = (
@@ -401,6 +580,7 @@ mod tests {
 
             let address = AddressId(uuid::Uuid::from_u128(id));
             let (attempt, discounted, counted) = tried;
+            let discounted = discounted % attempt;
             let read = Job { attempt, discounted, ..read };
             let back = open(&lane.due(), &deferred_headers(&read), &payload, stored, &here, &ids).unwrap();
             prop_assert_eq!(&back, &read);

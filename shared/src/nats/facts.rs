@@ -162,10 +162,10 @@ pub async fn read(
     Ok(recipient)
 }
 
-/// The topics that a recipient is a member of, as `home` stores them; at most 1024. As new as those of [`read`].
+/// The topics that a recipient is a member of, as `home` stores them. As new as those of [`read`].
 ///
 /// # Errors
-/// As [`read`], and when there are more.
+/// As [`read`].
 pub async fn topics(
     js: &jetstream::Context,
     here: &Region,

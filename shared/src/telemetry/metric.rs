@@ -7,7 +7,7 @@ use opentelemetry::{
     metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter},
 };
 
-use crate::{channel::Class, provider::Provider, receipt::State};
+use crate::{channel::Class, id::Region, provider::Provider, receipt::State};
 
 /// Bucket boundaries of the messaging conventions, in seconds, with finer ones below 5 ms.
 const SECONDS: [f64; 17] = [
@@ -39,6 +39,7 @@ pub struct Metrics {
     quota_granted: Gauge<u64>,
     quota_used: Counter<u64>,
     dead_letters: Counter<u64>,
+    stuck: Gauge<u64>,
     spans: Counter<u64>,
 }
 
@@ -156,6 +157,13 @@ impl Metrics {
             endpoint_errors: meter
                 .f64_gauge("peal.endpoint.errors")
                 .with_description("Mean share of pushes to this endpoint that failed.")
+                .build(),
+            stuck: meter
+                .u64_gauge("peal.trimming.standstill")
+                .with_unit("s")
+                .with_description(
+                    "How long an unfinished message has kept finished work from being trimmed; 0 while it is trimmed.",
+                )
                 .build(),
             spans: count(
                 "peal.telemetry.spans",
@@ -284,6 +292,12 @@ impl Metrics {
                 self.endpoint_time.record(time / 1000.0, &with(Some(("of", of))));
             }
         }
+    }
+
+    /// The trimming of the stream of work of `region` has stood still for `time`.
+    pub fn standstill(&self, region: &Region, time: Duration) {
+        self.stuck
+            .record(time.as_secs(), &[KeyValue::new("region", region.to_string())]);
     }
 
     /// The exporter sent or lost spans.

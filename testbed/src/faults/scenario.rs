@@ -297,6 +297,9 @@ pub(super) enum Inject {
     Broadcast(usize),
     /// This many recipients of the load move to another region.
     Move(usize),
+    /// A recipient has this many devices, from before there was a limit, another cannot be read, and a message is too large
+    /// to be kept with a reason. Finished work must be trimmed nevertheless.
+    Stuck(usize),
 }
 
 /// The rules for one provider's simulator.

@@ -1,14 +1,17 @@
 //! Recipients, addresses and preferences, stored as facts in the home region.
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use shared::{
     address::Target,
     channel::Channel,
     nats::{facts, topology},
-    recipient::Recipient,
+    provider::Provider,
+    recipient::{Fact, MAX_ADDRESSES, MAX_TOPICS, Membership, Recipient},
+    testing,
 };
 
-use crate::rig::{Rig, recipient, region};
+use crate::rig::{Rig, app, recipient, region};
 
 async fn stored(rig: &Rig, name: &str) -> Recipient {
     facts::read(&rig.js, &region("eu"), &region("eu"), &recipient(name))
@@ -20,6 +23,77 @@ async fn register(rig: &Rig, name: &str, token: &str) -> (u16, Value) {
     let body = json!({ "provider": "fcm", "token": token });
     let answer = rig.ask("POST", &format!("/v1/recipients/{name}/addresses"), body).await;
     (answer.status, answer.body)
+}
+
+/// Writes facts as a gateway of a version without limits did.
+async fn write(rig: &Rig, name: &str, facts: impl Iterator<Item = Fact>) {
+    for fact in facts {
+        facts::write(&rig.js, &region("eu"), &region("eu"), &recipient(name), &fact)
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recipient_has_a_limited_number_of_addresses_and_topics() {
+    let rig = Rig::start().await;
+    let field = |answer: &crate::rig::Answer| answer.body["errors"][0]["field"].clone();
+    for number in 0..MAX_ADDRESSES {
+        assert_eq!(register(&rig, "ann", &format!("phone-{number}")).await.0, 201);
+    }
+    let (status, problem) = register(&rig, "ann", "one-more").await;
+    assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!("addresses")));
+    assert_eq!(
+        register(&rig, "ann", "phone-0").await.0,
+        200,
+        "a known address is refreshed"
+    );
+    assert_eq!(register(&rig, "bob", "phone-0").await.0, 201, "and may move away");
+    assert_eq!(register(&rig, "ann", "one-more").await.0, 201, "which makes room");
+
+    let since = Timestamp::UNIX_EPOCH;
+    let member = |number| Fact::Topic(format!("t{number}").parse().unwrap(), Membership { since, moved: None });
+    write(&rig, "ann", (0..MAX_TOPICS).map(member)).await;
+    let put = async |topic: &str| {
+        rig.ask("PUT", &format!("/v1/recipients/ann/topics/{topic}"), Value::Null)
+            .await
+    };
+    let refused = put("one-more").await;
+    assert_eq!((refused.status, field(&refused)), (422, json!("topics")));
+    assert_eq!(put("t0").await.status, 200, "a known membership is written again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recipient_with_too_many_facts_is_still_read_and_erased() {
+    const MANY: usize = 1200;
+    let rig = Rig::start().await;
+    assert_eq!(register(&rig, "ann", "phone").await.0, 201);
+    let address = |number| Fact::Address(testing::address(&app(), Provider::Fcm, &format!("old-{number}")));
+    write(&rig, "ann", (0..MANY).map(address)).await;
+    let since = Timestamp::UNIX_EPOCH;
+    let member = |number| Fact::Topic(format!("t{number}").parse().unwrap(), Membership { since, moved: None });
+    write(&rig, "ann", (0..MANY).map(member)).await;
+
+    let get = async |path: &str| rig.ask("GET", &format!("/v1/recipients/ann{path}"), Value::Null).await;
+    assert_eq!(get("").await.body["addresses"], MANY + 1);
+    let count = |answer: &Value, list: &str| answer[list].as_array().unwrap().len();
+    assert_eq!(count(&get("/addresses").await.body, "addresses"), MANY + 1);
+    assert_eq!(count(&get("/topics").await.body, "topics"), MANY);
+    let (status, problem) = register(&rig, "ann", "one-more").await;
+    assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!("addresses")));
+    assert_eq!(
+        register(&rig, "ann", "old-7").await.0,
+        201,
+        "what is there can be refreshed"
+    );
+
+    let removed = rig.ask("DELETE", "/v1/recipients/ann", Value::Null).await;
+    assert_eq!(removed.status, 204, "{removed:?}");
+    assert_eq!(get("").await.status, 404);
+    // Removals leave markers, of which there are now more than one answer holds.
+    assert_eq!(register(&rig, "ann", "phone").await.0, 201);
+    assert_eq!(get("").await.body["addresses"], 1);
+    assert_eq!(count(&get("/topics").await.body, "topics"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

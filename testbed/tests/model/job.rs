@@ -61,7 +61,7 @@ pub(crate) enum Fate {
 pub(crate) enum Step {
     /// A worker pulls a message and looks it up in the ledger. If it is new, the worker pushes to each address. The
     /// provider accepts the pushes with a set bit; it refuses the others for now or does not answer, which is the same
-    /// to the worker. Or a rule defers the job, and nothing is pushed.
+    /// to the worker. Or the job waits as a whole, by a rule or because it cannot be worked on, and nothing is pushed.
     Pull {
         worker: usize,
         work: Work,

@@ -89,7 +89,7 @@ pub(crate) struct AddressList {
 /// Register an address
 ///
 /// Registering the same token again refreshes the address. A token that belongs to another recipient of the app moves
-/// to this one. An unknown recipient is registered at the app's default region.
+/// to this one. An unknown recipient is registered at the app's default region. A recipient has at most 100 addresses.
 #[utoipa::path(
     post,
     path = "/v1/recipients/{recipient_id}/addresses",
@@ -117,6 +117,9 @@ pub(crate) async fn register(
     address.registered_at = owners.next(address.registered_at);
     // The owner is written last: if something fails before that, a repetition starts again.
     let is_new = owners.owner() != Some(&key.recipient);
+    if is_new {
+        homes.check_addresses(&home, &key, address.id).await?;
+    }
     homes.write(&home, &key, Fact::Address(address.clone())).await?;
     if is_new {
         let owner = Some(key.recipient.clone());
@@ -191,9 +194,7 @@ pub(crate) async fn remove_all(
     if !known.is_known() {
         return Err(recipients::unknown());
     }
-    for (address, _) in known.addresses {
-        homes.remove_address(&home, &key, address.id).await?;
-    }
+    homes.remove_addresses(&home, &key, &known).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -114,6 +114,9 @@ pub(crate) struct DeadLetter {
     /// When it was given up.
     #[schema(value_type = String, format = DateTime)]
     died_at: Timestamp,
+    /// The size of the original message in bytes, if it was too large to be kept whole. Such a letter cannot be replayed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_bytes: Option<u64>,
     /// The original message, if it is JSON; only in the answer for one letter.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
@@ -266,7 +269,7 @@ pub(crate) async fn replay_many(
     for letter in page.letters {
         match letters.replay(&caller.app.id, letter).await {
             Ok(()) => replayed += 1,
-            Err(Unhandled::NoLane | Unhandled::NotFound) => {}
+            Err(Unhandled::NoLane | Unhandled::Cut | Unhandled::NotFound) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -322,6 +325,7 @@ impl From<Letter> for DeadLetter {
             address_id: letter.address,
             attempt: letter.attempt,
             died_at: letter.died_at,
+            original_bytes: letter.original_bytes,
             payload: None,
         }
     }
@@ -333,7 +337,11 @@ impl From<Unhandled> for Problem {
             Unhandled::NotFound => Self::new(NOT_FOUND, "There is no dead letter with this id."),
             Unhandled::NoLane => Self::new(
                 LETTER_UNREADABLE,
-                "The subject of its message names no lane; it can only be deleted.",
+                "The subject of its message names no lane of this app; it can only be deleted.",
+            ),
+            Unhandled::Cut => Self::new(
+                LETTER_UNREADABLE,
+                "Its message was too large to be kept whole; it can only be deleted.",
             ),
             Unhandled::Forbidden => Self::not_permitted(),
             Unhandled::Unreachable => Self::new(

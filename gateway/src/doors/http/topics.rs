@@ -39,7 +39,7 @@ pub(crate) struct TopicsResponse {
 /// Add a recipient to a topic
 ///
 /// The recipient gets the broadcasts that are sent to the topic from now on. An unknown recipient is registered at the
-/// app's default region. Repeating is safe.
+/// app's default region. A recipient is a member of at most 1,000 topics. Repeating is safe.
 #[utoipa::path(
     put,
     path = "/v1/recipients/{recipient_id}/topics/{topic}",
@@ -62,6 +62,7 @@ pub(crate) async fn put(
 ) -> Result<axum::Json<TopicResponse>, Problem> {
     let key = caller.key(recipient);
     let home = homes.ensure_home(&key, &caller.app.default_region).await?;
+    homes.check_topics(&home, &key, &topic).await?;
     let membership = Membership {
         since: homes.context.clock.now(),
         moved: None,

@@ -6,6 +6,7 @@ mod network;
 mod processes;
 mod simulators;
 mod streams;
+mod stuck;
 mod victims;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -167,6 +168,7 @@ impl Injector {
             Inject::Stampede(count) => return self.stampede(*count).await,
             Inject::Broadcast(members) => self.broadcast(*members).await?,
             Inject::Move(count) => self.move_recipients(*count).await?,
+            Inject::Stuck(devices) => return self.get_stuck(*devices).await,
         }
         Ok(Vec::new())
     }

@@ -1,0 +1,105 @@
+//! Lets work wait on a schedule that cannot be done for a reason of its own, such as a recipient who cannot be read. In its
+//! lane it would be redelivered as long as its notification lives, and nothing behind it could be trimmed.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use shared::{
+    id::{AddressId, AppId, JobId},
+    nats::{
+        defer::{self, CannotDefer, Deferral, Unread},
+        subject::Lane,
+    },
+    receipt::State,
+};
+
+use super::{
+    context::Pipeline,
+    in_flight::ActiveJob,
+    settlement::{RETRY_JETSTREAM_AFTER, Settlement, Stop, Ticket},
+};
+use crate::pulled::Pulled;
+
+/// After this number of tries work waits on a schedule.
+pub(super) const POSTPONED_AFTER_TRIES: i64 = 5;
+
+/// How long work waits on a schedule, at least and at most. Between, it waits as long as it has waited since it was
+/// accepted.
+const WAIT: (SignedDuration, SignedDuration) = (SignedDuration::from_secs(30), SignedDuration::from_hours(1));
+
+/// How long work that cannot wait on a schedule stays with the server, at most.
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
+
+impl Pipeline {
+    /// Lets a job wait because of `reason`, a stable word. For the first tries it stays with the server for `retry_after`.
+    pub(super) async fn postpone(&self, active: ActiveJob, reason: &'static str, retry_after: Duration) -> Stop {
+        let ActiveJob { pulled, job, .. } = &active;
+        if pulled.tries < POSTPONED_AFTER_TRIES {
+            return Stop::GiveBack(active.pulled.into(), retry_after);
+        }
+        let now = self.clock.now();
+        // It must come back before it expires, to end with a receipt soon after.
+        let until = self
+            .postponed_until(job.accepted_at)
+            .min(job.expires_at() - SignedDuration::from_secs(1));
+        let deferral = match Deferral::new(job, until, reason) {
+            Ok(deferral) if until > now => deferral,
+            Ok(_) | Err(CannotDefer::Expires) => return Stop::GiveBack(active.pulled.into(), retry_after),
+            Err(CannotDefer::Retry) if pulled.subject().starts_with("notify.") => {
+                let (work, accepted_at) = (job.id, job.accepted_at);
+                let address = job.remaining.iter().flatten().next().copied();
+                return self.reschedule(active.pulled, work, address, accepted_at).await;
+            }
+            // It is no work of the stream that is trimmed.
+            Err(CannotDefer::Retry | CannotDefer::Member) => {
+                let wait = self.clock.since(job.accepted_at).clamp(retry_after, MAX_RETRY_AFTER);
+                return Stop::GiveBack(active.pulled.into(), wait);
+            }
+        };
+        let lane = self.lane(job);
+        let storing = deferral.store(&self.js, &lane, pulled.headers(), pulled.payload());
+        if let Err(error) = storing.await {
+            tracing::warn!(job = %job.id, %error, "job could not be scheduled; it is given back");
+            return Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER);
+        }
+        tracing::warn!(job = %job.id, reason, %until, "job cannot be worked on; it waits");
+        self.telemetry.metrics.delivery(None, State::Deferred);
+        let receipt = deferral.receipt(now);
+        Stop::Settle(Box::new(Settlement::of(active, vec![receipt], None)))
+    }
+
+    /// Lets a message wait on a schedule and come back as it is, without a receipt. `work` is its job, broadcast or slice,
+    /// and `address` the address of a retry.
+    pub(super) async fn reschedule(
+        &self,
+        pulled: Pulled,
+        work: JobId,
+        address: Option<AddressId>,
+        accepted_at: Timestamp,
+    ) -> Stop {
+        let message = Unread {
+            subject: pulled.subject(),
+            headers: pulled.headers(),
+            payload: pulled.payload(),
+            accepted_at,
+        };
+        let until = self.postponed_until(accepted_at);
+        if let Err(error) = defer::store_unread(&self.js, message, work, address, until).await {
+            tracing::warn!(%work, %error, "message could not be scheduled; it is given back");
+            return Stop::GiveBack(pulled.into(), RETRY_JETSTREAM_AFTER);
+        }
+        let app = Lane::parse(pulled.subject()).map_or_else(|_| AppId::unknown(), |lane| lane.app);
+        Stop::Settle(Box::new(Settlement {
+            app,
+            origin: self.region.clone(),
+            receipts: Vec::new(),
+            ticket: Ticket::new(pulled, None, None),
+        }))
+    }
+
+    fn postponed_until(&self, accepted_at: Timestamp) -> Timestamp {
+        let now = self.clock.now();
+        let wait = now.duration_since(accepted_at).clamp(WAIT.0, WAIT.1);
+        now.checked_add(wait).unwrap_or(now)
+    }
+}
