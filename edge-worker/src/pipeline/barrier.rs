@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// The shortest time from one question to the next. Work that comes meanwhile shares the next answer.
-const ASK_EVERY: Duration = Duration::from_millis(5);
+const ASK_EVERY: Duration = Duration::from_millis(10);
 
 /// A question without an answer is asked again after this time.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
@@ -119,7 +119,7 @@ impl Pipeline {
                 } else {
                     self.lifecycle.spawn_job(self.clone().start_once_reached(batch, needed));
                 }
-            } else {
+            } else if !self.lifecycle.is_finishing() {
                 self.barrier.put(give_up_old(batch));
                 sleep(RETRY_QUESTION_AFTER).await;
             }

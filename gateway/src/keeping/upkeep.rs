@@ -28,7 +28,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often sources are checked while the server has paused some of them.
 const CHECK_SLEEPING_INTERVAL: Duration = Duration::from_millis(50);
 
-/// After a cut link, the other streams are woken this much later than NOTIFY. After a minute there are as many records
+/// After a cut link, the other streams are woken this much later than jobs and facts. After a minute there are as many records
 /// and receipts as notifications, and the first notifications would wait behind them.
 const OTHER_STREAMS_DELAY: Duration = Duration::from_millis(500);
 
@@ -97,7 +97,8 @@ impl Upkeep {
     /// Runs until the process ends.
     pub(crate) async fn run(self) {
         let (changed, mesh) = watch::channel(self.mesh.clone());
-        let first = |stream: &Stream| stream.name == topology::NOTIFY;
+        // Facts too: a job must not arrive long before the consent that was given or withdrawn ahead of it.
+        let first = |stream: &Stream| [topology::NOTIFY, topology::RECIPIENTS].contains(&stream.name.as_str());
         tokio::join!(
             self.mend(changed),
             self.keep_intakes(),
