@@ -15,6 +15,7 @@ mod trace;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
+use futures::future;
 use shared::{
     clock::Clock,
     lifecycle::Lifecycle,
@@ -35,9 +36,12 @@ use uuid::Uuid;
 use crate::{
     config::{Settings, Unusable},
     context::Context,
-    doors::http::{self, api::Api},
+    doors::{
+        http::{self, api::Api},
+        nats::Door,
+    },
     intake::{accept::Intake, publish::Publisher},
-    keeping::{canary, readiness::Readiness, upkeep::Upkeep},
+    keeping::{canary, readiness::Readiness, trim, upkeep::Upkeep},
     recipients::{homes::Homes, owners},
     records::{alerts::Alerts, dead_letters::DeadLetters, receipts::Receipts, recorder},
 };
@@ -118,6 +122,8 @@ impl Gateway {
         let addr = listener.local_addr().map_err(refused)?;
 
         lifecycle.spawn_endless("directory", owners::run(homes.clone()));
+        let apps = upkeep.intakes();
+        lifecycle.spawn_endless("trim", trim::run(context.js.clone(), upkeep.intakes()));
         lifecycle.spawn_endless("upkeep", upkeep.run());
         let alerts = Alerts::new(Arc::clone(&context), settings.alerts)?;
         lifecycle.spawn_endless("alerts", alerts.run());
@@ -126,13 +132,22 @@ impl Gateway {
         // The recorder accepts records until the last request is answered.
         let answered = CancellationToken::new();
         lifecycle.spawn_job(writer.run(answered.clone()));
+        let intake = Arc::new(Intake {
+            context: Arc::clone(&context),
+            publisher: Publisher::new(Arc::clone(&context), settings.mesh.durability),
+            recorder: recorder.clone(),
+        });
+        let door = Door {
+            context: Arc::clone(&context),
+            intake: Arc::clone(&intake),
+            instance: instance.clone(),
+            recipients_max: settings.limits.recipients,
+            in_flight: settings.limits.in_flight,
+            request_timeout: settings.limits.request_timeout(),
+        };
         let api = Api {
             instance,
-            intake: Intake {
-                context: Arc::clone(&context),
-                publisher: Publisher::new(Arc::clone(&context), settings.mesh.durability),
-                recorder: recorder.clone(),
-            },
+            intake,
             homes,
             receipts,
             dead_letters: DeadLetters {
@@ -145,7 +160,8 @@ impl Gateway {
             context: Arc::clone(&context),
         };
         let serving = http::serve(listener, http::router(api.into()), lifecycle.clone());
-        lifecycle.spawn("http", async move {
+        let serving = future::join(serving, door.serve(apps, lifecycle.clone()));
+        lifecycle.spawn("doors", async move {
             serving.await;
             answered.cancel();
         });

@@ -1,7 +1,10 @@
 //! The trace that a request belongs to.
 
-use opentelemetry::Context;
-use shared::telemetry::trace::trace_id;
+use opentelemetry::{
+    Context,
+    trace::{SpanBuilder, SpanKind, TraceContextExt, Tracer},
+};
+use shared::telemetry::{Telemetry, trace::trace_id};
 
 /// The trace of a request.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +19,33 @@ pub(crate) enum Trace {
 }
 
 impl Trace {
+    /// Starts the span of a request, whose name is to be set. `caller` is the caller's trace context and its `traceparent`.
+    pub(crate) fn start(telemetry: &Telemetry, caller: Option<(Context, &str)>, kind: SpanKind) -> Self {
+        let exports = telemetry.exports_spans();
+        let mut parent = Context::new();
+        if let Some((context, text)) = caller {
+            let (is_valid, is_sampled) = {
+                let span = context.span();
+                (span.span_context().is_valid(), span.span_context().is_sampled())
+            };
+            if is_valid && !(is_sampled && exports) {
+                return Self::Forwarded(text.to_owned());
+            }
+            parent = context;
+        }
+        if !exports {
+            return Self::None;
+        }
+        let tracer = &telemetry.tracer;
+        let span = tracer.build_with_context(SpanBuilder::from_name("request").with_kind(kind), &parent);
+        let context = parent.with_span(span);
+        if context.span().is_recording() {
+            Self::Recorded(context)
+        } else {
+            Self::None
+        }
+    }
+
     /// The trace id, if the trace is recorded.
     pub(crate) fn id(&self) -> Option<String> {
         match self {

@@ -2,5 +2,14 @@
 //! door.
 
 pub(crate) mod http;
+pub(crate) mod nats;
 mod problem;
 mod send;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A new request id, unique among all gateways; `instance` is this one.
+fn request_id(instance: &str) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    format!("{instance}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}

@@ -2,4 +2,5 @@
 
 pub(crate) mod canary;
 pub(crate) mod readiness;
+pub(crate) mod trim;
 pub(crate) mod upkeep;

@@ -14,7 +14,7 @@ use crate::{
     body::{Body, To},
     broadcast::{Broadcast, Slice, Work},
     digest::derive,
-    id::{AddressId, EventId, JobId, NotificationId, Region},
+    id::{AddressId, AppId, EventId, JobId, NotificationId, Region},
     id_key::IdKey,
     invalid::Invalid,
     job::Job,
@@ -46,6 +46,10 @@ pub const MOVED: &str = "Peal-Moved";
 pub const REASON: &str = "Peal-Reason";
 /// Why a message became a dead letter, in words for people.
 pub const DETAIL: &str = "Peal-Detail";
+/// The sequence of a refused message in the intake of its app.
+pub const INTAKE_SEQUENCE: &str = "Peal-Intake-Sequence";
+/// The place of a refused notification among those of its message, from 0.
+pub const INDEX: &str = "Peal-Index";
 /// The subject that a dead letter was first published on.
 pub const SUBJECT: &str = "Peal-Subject";
 /// The worker process that wrote a batch of receipts, and the number of the batch: `<writer>:<number>`.
@@ -328,6 +332,20 @@ pub fn unreadable(sequence: u64, stored_at: Timestamp, here: &Region) -> (JobId,
         &[&sequence.to_string(), &stored_at.to_string(), here.as_str()],
     );
     (JobId(id), NotificationId(id))
+}
+
+/// The id under which a refusal is recorded: of the message of `app` that its intake in `here` stored at this place and time,
+/// or of the notification at `index` in it.
+pub fn refused(app: &AppId, sequence: u64, stored_at: Timestamp, here: &Region, index: Option<usize>) -> JobId {
+    let index = index.map_or_else(String::new, |index| index.to_string());
+    let parts = [
+        app.as_str(),
+        &sequence.to_string(),
+        &stored_at.to_string(),
+        here.as_str(),
+        &index,
+    ];
+    JobId(derive("refused", &parts))
 }
 
 fn optional<T: FromStr>(headers: &HeaderMap, name: &str) -> Result<Option<T>, Invalid> {

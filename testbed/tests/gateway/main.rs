@@ -5,6 +5,7 @@ mod rig;
 
 mod accept;
 mod access;
+mod door;
 mod durable;
 mod faults;
 mod recipients;

@@ -20,7 +20,7 @@ pub(crate) struct Api {
     /// Identifies this process among all gateways; 16 hexadecimal digits.
     pub(crate) instance: String,
     pub(crate) context: Arc<Context>,
-    pub(crate) intake: Intake,
+    pub(crate) intake: Arc<Intake>,
     pub(crate) homes: Homes,
     pub(crate) receipts: Receipts,
     pub(crate) dead_letters: DeadLetters,

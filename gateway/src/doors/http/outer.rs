@@ -1,12 +1,6 @@
 //! The outermost layer around every request: admission, request id, span, time limit and problem documents.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     extract::{Request, State},
@@ -21,7 +15,7 @@ use super::{
     problem::{OVERLOADED, Problem, STARTING, TIMEOUT},
     trace,
 };
-use crate::trace::Trace;
+use crate::{doors, trace::Trace};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -83,7 +77,6 @@ fn render(api: &Api, problem: Problem, empty: &Response, id: &HeaderValue, trace
 
 /// The caller's request id if it is safe to log; otherwise a new one that is unique among all gateways.
 fn request_id(api: &Api, request: &Request) -> HeaderValue {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
     let is_safe =
         |value: &&HeaderValue| (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic);
     request
@@ -92,7 +85,6 @@ fn request_id(api: &Api, request: &Request) -> HeaderValue {
         .filter(is_safe)
         .cloned()
         .unwrap_or_else(|| {
-            let id = format!("{}-{}", api.instance, NEXT.fetch_add(1, Ordering::Relaxed));
-            HeaderValue::try_from(id).expect("hexadecimal digits and a number are ASCII")
+            HeaderValue::try_from(doors::request_id(&api.instance)).expect("hexadecimal digits and a number are ASCII")
         })
 }

@@ -8,8 +8,8 @@ use axum::{
 };
 use http::{Method, request};
 use opentelemetry::{
-    Context, KeyValue,
-    trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Tracer},
+    KeyValue,
+    trace::{SpanKind, Status, TraceContextExt},
 };
 use shared::telemetry::{
     Telemetry,
@@ -26,34 +26,18 @@ pub(super) fn start(telemetry: &Telemetry, request: &Request) -> Trace {
     let Some(route) = request.extensions().get::<MatchedPath>() else {
         return Trace::None;
     };
-    let exports = telemetry.exports_spans();
-    let mut parent = Context::new();
-    if let Some(caller) = request.headers().get(TRACEPARENT) {
-        parent = remote_http(request.headers());
-        let (is_valid, is_sampled) = {
-            let span = parent.span();
-            (span.span_context().is_valid(), span.span_context().is_sampled())
-        };
-        if is_valid && !(is_sampled && exports) {
-            return Trace::Forwarded(caller.to_str().unwrap_or_default().to_owned());
-        }
-    }
-    if !exports {
-        return Trace::None;
-    }
-    let tracer = &telemetry.tracer;
+    let caller = request.headers().get(TRACEPARENT);
+    let caller = caller.map(|text| (remote_http(request.headers()), text.to_str().unwrap_or_default()));
+    let trace = Trace::start(telemetry, caller, SpanKind::Server);
     // The name is formatted only if the sampler has decided to record: most requests are not traced.
-    let span = tracer.build_with_context(SpanBuilder::from_name("request").with_kind(SpanKind::Server), &parent);
-    let context = parent.with_span(span);
-    let span = context.span();
-    if !span.is_recording() {
-        return Trace::None;
+    if let Trace::Recorded(context) = &trace {
+        let span = context.span();
+        span.update_name(format!("{} {}", request.method(), route.as_str()));
+        span.set_attribute(KeyValue::new("http.request.method", request.method().to_string()));
+        span.set_attribute(KeyValue::new("http.route", route.as_str().to_owned()));
+        span.set_attribute(KeyValue::new("url.scheme", "http"));
     }
-    span.update_name(format!("{} {}", request.method(), route.as_str()));
-    span.set_attribute(KeyValue::new("http.request.method", request.method().to_string()));
-    span.set_attribute(KeyValue::new("http.route", route.as_str().to_owned()));
-    span.set_attribute(KeyValue::new("url.scheme", "http"));
-    Trace::Recorded(context)
+    trace
 }
 
 /// Ends the span with the status of the response and the problem's code.
