@@ -66,21 +66,25 @@ impl Api {
             request = request.json(body);
         }
         let answer = request.send().await.map_err(http)?;
-        let status = answer.status();
+        let status = answer.status().as_u16();
         let body = answer.bytes().await.map_err(http)?;
-        if status.is_success() {
-            if body.is_empty() {
-                return Ok(Value::Null);
-            }
-            return serde_json::from_slice(&body).map_err(|_| Failure::Http("the answer is not JSON".to_owned()));
-        }
-        let problem = serde_json::from_slice(&body).unwrap_or_default();
-        let refused = Refusal {
-            status: status.as_u16(),
-            problem,
-        };
-        Err(Failure::Refused(refused.into()))
+        read(status, &body)
     }
+}
+
+/// The body of an answer, or null if it has none.
+///
+/// # Errors
+/// When the answer is a problem, or no JSON.
+pub(super) fn read(status: u16, body: &[u8]) -> Result<Value, Failure> {
+    if (200..300).contains(&status) {
+        if body.is_empty() {
+            return Ok(Value::Null);
+        }
+        return serde_json::from_slice(body).map_err(|_| Failure::Http("the answer is not JSON".to_owned()));
+    }
+    let problem = serde_json::from_slice(body).unwrap_or_default();
+    Err(Failure::Refused(Refusal { status, problem }.into()))
 }
 
 /// The problem document with which the gateway refused a request (RFC 9457).

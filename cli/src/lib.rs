@@ -70,6 +70,8 @@ enum Failure {
     Streams(String),
     #[error("cannot reach the gateway: {0}")]
     Http(String),
+    #[error("cannot reach a gateway over NATS: {0}")]
+    Door(String),
     #[error("{0}")]
     Refused(Box<api::Refusal>),
     #[error("cannot write: {0}")]

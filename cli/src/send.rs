@@ -3,18 +3,30 @@
 use std::{
     fs,
     io::{self, Read, Write},
+    path::PathBuf,
     time::Duration,
 };
 
+use async_nats::{Message, service::NATS_SERVICE_ERROR_CODE};
 use clap::Args;
 use reqwest::Method;
 use serde_json::{Map, Value, json};
-use shared::{channel::Class, receipt::State};
+use shared::{
+    channel::Class,
+    id::{AppId, Region},
+    nats::{
+        connect::{self, Nats},
+        refusal::unless_refused,
+        roles::Role,
+        subject,
+    },
+    receipt::State,
+};
 use tokio::time::{Instant, sleep};
 
 use super::{
     Answer, Failure,
-    api::{Api, ApiArgs, text},
+    api::{self, Api, ApiArgs, text},
     table::Table,
 };
 
@@ -24,7 +36,9 @@ const STATUS_POLL: Duration = Duration::from_millis(200);
 #[derive(Debug, Args)]
 pub(super) struct SendArgs {
     #[command(flatten)]
-    api: ApiArgs,
+    api: Option<ApiArgs>,
+    #[command(flatten)]
+    door: Option<DoorArgs>,
     /// A recipient; may be repeated.
     #[arg(long, value_name = "RECIPIENT")]
     to: Vec<String>,
@@ -63,6 +77,54 @@ pub(super) struct SendArgs {
     timeout: u64,
 }
 
+/// The door for services, instead of HTTP. Waiting for deliveries needs a gateway's URL and an API key too.
+#[derive(Debug, Args)]
+struct DoorArgs {
+    /// Send over NATS, to the servers of this region.
+    #[arg(long, value_name = "URL", requires = "app", requires = "region")]
+    nats: String,
+    /// The app that sends.
+    #[arg(long)]
+    app: AppId,
+    /// The region of the servers.
+    #[arg(long)]
+    region: Region,
+    /// The file with the seed of the service's `NKey`.
+    #[arg(long, value_name = "FILE")]
+    nkey: Option<PathBuf>,
+    /// The file with the certificates of the authority that signed the servers' certificates.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+impl DoorArgs {
+    /// Sends a request to the micro service, and returns its answer.
+    async fn send(&self, request: &Value) -> Result<Value, Failure> {
+        let nats = Nats {
+            url: self.nats.clone(),
+            nkey_file: self.nkey.clone(),
+            ca_file: self.ca.clone(),
+            cert_file: None,
+            key_file: None,
+        };
+        let role = Role::Service(self.region.clone(), self.app.clone());
+        let client = connect::connect(&nats, &role, "peal").await?;
+        let subject = subject::send_now(self.app.as_str());
+        let asking = client.request(subject.clone(), request.to_string().into());
+        let answer = unless_refused(&client, move |refused| refused == subject, asking).await;
+        let answer = answer.map_err(|error| Failure::Door(error.to_string()))?;
+        let answer = answer.map_err(|error| Failure::Door(error.to_string()))?;
+        api::read(answer_status(&answer), &answer.payload)
+    }
+}
+
+/// The status that the answer to a request over HTTP would have.
+fn answer_status(answer: &Message) -> u16 {
+    let headers = answer.headers.as_ref();
+    let code = headers.and_then(|headers| headers.get(NATS_SERVICE_ERROR_CODE)?.as_str().parse().ok());
+    code.unwrap_or(202)
+}
+
 fn pair(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
@@ -70,16 +132,24 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 pub(super) async fn run(args: SendArgs, out: &mut impl Write) -> Result<Answer, Failure> {
     let request = args.request()?;
-    let api = args.api.open()?;
-    let answer = api
-        .request(Method::POST, "/v1/notifications", &[], Some(&request))
-        .await?;
+    let api = args.api.map(ApiArgs::open).transpose()?;
+    let need_api =
+        || Failure::Arguments("--url and --key, or --nats with --app and --region, must be given".to_owned());
+    let answer = match (&args.door, &api) {
+        (Some(door), _) => door.send(&request).await?,
+        (None, Some(api)) => {
+            let path = "/v1/notifications";
+            api.request(Method::POST, path, &[], Some(&request)).await?
+        }
+        (None, None) => return Err(need_api()),
+    };
     let id = text(&answer, "notification_id");
     writeln!(out, "{id}")?;
     if !args.wait {
         return Ok(Answer::Yes);
     }
     out.flush()?;
+    let api = api.ok_or_else(need_api)?;
     wait(&api, &id, Duration::from_secs(args.timeout), out).await
 }
 

@@ -77,8 +77,8 @@ fn write(report: &Report, out: &mut impl Write) -> Result<(), Failure> {
     if total.in_flight > 0 {
         writeln!(
             out,
-            "\nin flight: {} in lanes, {} scheduled, {} deferred, {} in outboxes, {} in regions that were not read",
-            places.lanes, places.scheduled, places.deferred, places.outboxes, places.elsewhere
+            "\nin flight: {} in intakes, {} in lanes, {} scheduled, {} deferred, {} in outboxes, {} in regions that were not read",
+            places.intakes, places.lanes, places.scheduled, places.deferred, places.outboxes, places.elsewhere
         )?;
     }
     if report.holds() {

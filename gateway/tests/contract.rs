@@ -11,7 +11,14 @@ use shared::{
 use utoipa::{PartialSchema, ToSchema};
 
 /// Schemas of lists and of what operators read: the page describes these in words.
-const IN_WORDS: [&str; 5] = ["AddressList", "Listed", "ReadyResponse", "Replayed", "TopicsResponse"];
+const IN_WORDS: [&str; 6] = [
+    "AddressList",
+    "Listed",
+    "ReadyResponse",
+    "Replayed",
+    "StatusList",
+    "TopicsResponse",
+];
 
 /// Every schema of an object, of both documents.
 fn objects() -> BTreeMap<String, Value> {

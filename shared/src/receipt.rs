@@ -46,6 +46,9 @@ words!(
     }
 );
 
+/// The reason of a receipt of what a service published and a gateway refused.
+pub const REFUSED: &str = "refused";
+
 impl State {
     /// Whether nothing more will happen to the delivery.
     pub const fn is_final(self) -> bool {

@@ -3,8 +3,8 @@
 
 pub(crate) mod http;
 pub(crate) mod nats;
-mod problem;
-mod send;
+pub(crate) mod problem;
+pub(crate) mod send;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -80,6 +80,10 @@ pub(crate) struct Letter {
     /// The size of the original message, if the payload was cut.
     pub(crate) original_bytes: Option<u64>,
     pub(crate) payload: Bytes,
+    /// Of what a service published and a gateway refused: its place in the intake.
+    pub(crate) intake_sequence: Option<u64>,
+    /// The place of the notification in that message.
+    pub(crate) index: Option<usize>,
     /// The lane of its app that it came from, if its subject can be read.
     lane: Option<Lane>,
     headers: HeaderMap,
@@ -336,6 +340,8 @@ impl Letter {
                 .unwrap_or(1),
             died_at: found.stored_at,
             original_bytes: header(envelope::ORIGINAL_BYTES).and_then(|text| text.parse().ok()),
+            intake_sequence: header(envelope::INTAKE_SEQUENCE).and_then(|text| text.parse().ok()),
+            index: header(envelope::INDEX).and_then(|text| text.parse().ok()),
             lane,
             headers: found.headers,
             payload: found.payload,

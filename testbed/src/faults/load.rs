@@ -16,7 +16,10 @@ use shared::{
     channel::{Channel, Class},
     id::{AddressId, AppId, JobId},
     id_key::IdKey,
-    nats::{connect, publish, subject::Lane},
+    nats::{
+        connect, publish,
+        subject::{self, Lane},
+    },
     provider::Provider,
     testing,
 };
@@ -314,6 +317,7 @@ impl Callers {
             let answered = match protocol {
                 Protocol::Http => self.post(from, sent).await,
                 Protocol::Nats => self.publish(from, sent).await,
+                Protocol::FormerNats => self.publish_job(from, sent).await,
             };
             if let Some(accepted) = answered {
                 return accepted.then(|| begun.elapsed());
@@ -330,14 +334,18 @@ impl Callers {
         }
     }
 
-    /// Whether it was accepted; `None` if it may be repeated.
-    async fn post(&self, from: &str, sent: &Sent) -> Option<bool> {
-        let body = json!({
+    fn request(&self, sent: &Sent) -> serde_json::Value {
+        json!({
             "event_id": sent.event,
             "to": { "recipients": [self.recipients[sent.recipient].id] },
             "class": sent.class,
             "push": self.push(),
-        });
+        })
+    }
+
+    /// Whether it was accepted; `None` if it may be repeated.
+    async fn post(&self, from: &str, sent: &Sent) -> Option<bool> {
+        let body = self.request(sent);
         let urls = &self.doors[from].urls;
         let url = &urls[self.asked.fetch_add(1, Ordering::Relaxed) % urls.len()];
         let mut request = self.http.post(url).bearer_auth(&self.key).json(&body);
@@ -357,6 +365,15 @@ impl Callers {
     }
 
     async fn publish(&self, from: &str, sent: &Sent) -> Option<bool> {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", sent.event.as_str());
+        let body = self.request(sent).to_string();
+        let js = &self.doors[from].js;
+        let stored = publish::store(js, subject::send(APP), headers, body.into()).await;
+        stored.is_ok().then_some(true)
+    }
+
+    async fn publish_job(&self, from: &str, sent: &Sent) -> Option<bool> {
         let recipient = &self.recipients[sent.recipient];
         let lane = Lane {
             channel: Channel::Push,

@@ -189,12 +189,14 @@ impl Load {
 
 /// How a notification is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Protocol {
     /// By a request to the gateway.
     Http,
-    /// By a publish to the region's NATS.
+    /// By a publish to the intake of the app.
     Nats,
+    /// By a publish of the job itself, as services of the former version do.
+    FormerNats,
 }
 
 /// A fault, and when it is made.

@@ -293,7 +293,7 @@ async fn no_header_of_a_service_changes_its_intake() {
         let sent = js.publish_with_headers("send.shop", header(name, value), notification("x").to_string().into());
         assert!(sent.await.unwrap().await.is_err(), "{name}");
     }
-    let large = vec![b' '; 65_536];
+    let large = vec![b' '; 65_537];
     assert!(js.publish("send.shop", large.into()).await.unwrap().await.is_err());
     assert_eq!(rig.count(&topology::intake(&app())).await, before);
     // What Peal's own programs may say in headers, a service may not.

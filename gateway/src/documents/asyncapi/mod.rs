@@ -5,19 +5,27 @@ mod yaml;
 
 use serde_json::{Map, Value, json};
 use shared::{
-    body::Members as Body,
-    channel::{Channel, Class},
     contract::schema,
     id::{AppId, Region},
     nats::{
-        envelope::{ACCEPTED_AT, ADDRESS, ATTEMPT, BATCH, DETAIL, EVENT_ID, ORIGIN, REASON, SUBJECT},
+        envelope::{
+            ACCEPTED_AT, ADDRESS, ATTEMPT, BATCH, DETAIL, EVENT_ID, INDEX, INTAKE_SEQUENCE, ORIGIN, REASON, SUBJECT,
+        },
         roles::Role,
-        subject::{self, Lane},
+        subject,
     },
     receipt::Batch,
     telemetry::trace::TRACEPARENT,
 };
 use utoipa::{PartialSchema, ToSchema};
+
+use crate::{
+    doors::{
+        problem::Document,
+        send::{ManyResponse, SendResponse},
+    },
+    intake::request::{ManyRequest, SendRequest},
+};
 
 /// The document, as YAML.
 pub fn document() -> String {
@@ -45,9 +53,9 @@ fn contract() -> Value {
         "info": {
             "title": "Peal over NATS",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "A service may publish jobs to JetStream itself instead of sending requests to a gateway. \
-                Both are checked by the same rules, get the same receipts and are part of the caller's trace. The page \
-                docs/contract.md lists every member, also those that are not built yet.",
+            "description": "A service may publish notifications to JetStream, or send them as NATS requests, instead of HTTP \
+                requests. All are checked by the same rules, get the same receipts and are part of the caller's trace. The \
+                page docs/contract.md lists every member, also those that are not built yet.",
             "license": { "name": "Apache-2.0" },
         },
         "defaultContentType": "application/json",
@@ -60,23 +68,30 @@ fn contract() -> Value {
 fn channels() -> Value {
     let region = || -> Region { "region".parse().expect("a fixed word is a region") };
     let app = || -> AppId { "app".parse().expect("a fixed word is an app") };
-    let lane = Lane {
-        channel: Channel::Push,
-        region: region(),
-        class: Class::Normal,
-        app: app(),
-    };
+    let account = app();
     let origin: Region = "origin".parse().expect("a fixed word is a region");
     let inbox = template(&Role::FormerService(region(), app()).inbox());
     json!({
-        "jobs": {
-            "address": template(&lane.notify()),
-            "title": "Work to do",
-            "description": "One message asks for one notification to one recipient, or to the members of a topic who \
-                live in the region that the subject names. Publish in any region: the region's own stream takes it and \
-                acknowledges; if the recipient lives elsewhere it is forwarded. A message that breaks a rule becomes a dead letter and has a receipt that says why.",
-            "parameters": parameters(&["channel", "region", "class", "app"]),
-            "messages": { "job": reference("messages", "Job"), "broadcast": reference("messages", "Broadcast") },
+        "notifications": {
+            "address": template(&subject::send(account.as_str())),
+            "title": "Notifications to send",
+            "description": "The intake of the service's app, in its own region: the homes of recipients are looked up. A \
+                message that JetStream has acknowledged is accepted, whatever fails afterwards. What breaks a rule \
+                becomes a dead letter with the reason `refused`, and has a receipt. At most 65,536 bytes with headers.",
+            "parameters": parameters(&["app"]),
+            "messages": { "notification": reference("messages", "Notification") },
+        },
+        "requests": {
+            "address": template(&subject::send_now(account.as_str())),
+            "title": "Notifications to send, with an answer",
+            "description": "The NATS micro service `peal-send`. At most 65,536 bytes with headers.",
+            "parameters": parameters(&["app"]),
+            "messages": { "notification": reference("messages", "Notification") },
+        },
+        "answers": {
+            "address": null,
+            "title": "The reply subject of a request",
+            "messages": { "answer": reference("messages", "Answer"), "problem": reference("messages", "Problem") },
         },
         "acknowledgements": {
             "address": null,
@@ -106,10 +121,11 @@ fn channels() -> Value {
             "messages": { "batch": reference("messages", "ReceiptBatch") },
         },
         "deadLetters": {
-            "address": template(&lane.dead()),
+            "address": template(&subject::dead_refused(&region(), &app())),
             "title": "What could not be delivered",
-            "description": "Kept for weeks in the stream DEAD: the message as it came, and why. Messages whose \
-                subject could not be read have the channel `unreadable` and the app `unknown`.",
+            "description": "Kept for weeks in the stream DEAD: the message as it came, and why. What a \
+                gateway refused has the channel `refused`. Messages whose subject could not be read have the channel \
+                `unreadable` and the app `unknown`.",
             "parameters": parameters(&["channel", "region", "app"]),
             "messages": { "deadLetter": reference("messages", "DeadLetter") },
         },
@@ -119,8 +135,7 @@ fn channels() -> Value {
 /// A subject of fixed words with the words made places to fill in.
 fn template(subject: &str) -> String {
     let place = |token: &str| match token {
-        "push" => "{channel}".to_owned(),
-        "normal" => "{class}".to_owned(),
+        "refused" => "{channel}".to_owned(),
         "region" | "origin" | "app" => format!("{{{token}}}"),
         fixed => fixed.to_owned(),
     };
@@ -128,19 +143,10 @@ fn template(subject: &str) -> String {
 }
 
 fn parameters(names: &[&str]) -> Value {
-    let words = |all: Vec<&'static str>| json!(all);
     let of = |name: &str| match name {
-        "channel" => json!({
-            "description": "The way it takes.",
-            "enum": words(Channel::CARRIED.iter().map(|channel| channel.as_str()).collect()),
-        }),
-        "class" => json!({
-            "description": "The lane. Classes do not wait for each other.",
-            "enum": words(Class::ALL.iter().map(|class| class.as_str()).collect()),
-            "default": Class::default().as_str(),
-        }),
+        "channel" => json!({ "description": "The channel, or `refused` or `unreadable`." }),
         "region" => {
-            json!({ "description": "Where the work is done: the recipient's home. 1 to 32 of a-z, 0-9 and -." })
+            json!({ "description": "Where it happened: the recipient's home. 1 to 32 of a-z, 0-9 and -." })
         }
         "origin" => json!({ "description": "The region that accepted the notification." }),
         _ => json!({ "description": "The tenant. 1 to 32 of a-z, 0-9 and -." }),
@@ -154,13 +160,19 @@ fn parameters(names: &[&str]) -> Value {
 
 fn operations() -> Value {
     json!({
-        "takeJob": {
+        "takeNotifications": {
             "action": "receive",
-            "channel": reference_channel("jobs"),
-            "title": "Publish a job",
-            "description": "Wait for the acknowledgement: only then is the job stored. Without one, or with an error, \
-                publish again with the same Nats-Msg-Id; nothing is sent twice.",
+            "channel": reference_channel("notifications"),
+            "title": "Publish notifications",
+            "description": "Wait for the acknowledgement: only then is the message stored. Without one, or with an error, \
+                publish again with the same event id; nothing is sent twice.",
             "reply": { "channel": reference_channel("acknowledgements") },
+        },
+        "answerRequests": {
+            "action": "receive",
+            "channel": reference_channel("requests"),
+            "title": "Send notifications, and get the answer",
+            "reply": { "channel": reference_channel("answers") },
         },
         "writeReceipts": {
             "action": "send",
@@ -189,47 +201,51 @@ fn number(what: &str) -> Value {
     json!({ "type": "string", "pattern": "^[0-9]+$", "description": what })
 }
 
-/// The headers of what is to be delivered.
-fn work_headers(description: &str) -> Value {
+fn example(event: &str) -> Value {
     json!({
-        "type": "object",
-        "description": description,
-        "properties": {
-            "Nats-Msg-Id": {
-                "type": "string", "minLength": 1, "maxLength": 255,
-                "description": "What JetStream recognises a repetition by, and the event id if the body has none.",
-            },
-            TRACEPARENT: text("W3C trace context of the publisher. Any case of the name is read."),
-            ACCEPTED_AT: number("When it was accepted, in milliseconds since 1970. Default: when JetStream stored it."),
-            ORIGIN: text("The region that accepted it. Default: the region that works on it."),
-        },
+        "event_id": event,
+        "to": { "recipients": ["ann"] },
+        "push": { "title": "Shipped", "body": "Your order is on its way." },
     })
 }
 
 fn messages() -> Value {
     json!({
-        "Job": {
-            "title": "One notification for one recipient",
-            "payload": reference("schemas", "Body"),
-            "headers": work_headers("Nats-Msg-Id is required unless the body has an event_id."),
-            "examples": [{
-                "name": "smallest",
-                "headers": { "Nats-Msg-Id": "order-42-shipped" },
-                "payload": { "recipient": "ann", "push": { "title": "Shipped", "body": "Your order is on its way." } },
-            }],
+        "Notification": {
+            "title": "One notification, or many",
+            "payload": { "oneOf": [reference("schemas", &SendRequest::name()), reference("schemas", &ManyRequest::name())] },
+            "headers": {
+                "type": "object",
+                "description": "The event id of a single notification may stand in `ce-id` or `Nats-Msg-Id`.",
+                "properties": {
+                    "Nats-Msg-Id": {
+                        "type": "string", "minLength": 1, "maxLength": 255,
+                        "description": "What JetStream recognises a repetition by, in the intake of this app.",
+                    },
+                    "ce-id": text("CloudEvents: the event id. Other headers of CloudEvents are ignored."),
+                    TRACEPARENT: text("W3C trace context of the publisher. Any case of the name is read."),
+                },
+            },
+            "examples": [
+                { "name": "one", "payload": example("order-42-shipped") },
+                { "name": "many", "payload": { "notifications": [example("order-42-shipped"), example("order-43-shipped")] } },
+            ],
         },
-        "Broadcast": {
-            "title": "One notification for the members of a topic in one region",
-            "payload": reference("schemas", "Body"),
-            "headers": work_headers(
-                "As of a job. To reach the members of every region, publish one message for each with the same event_id in \
-                the body and a Nats-Msg-Id of its own.",
-            ),
-            "examples": [{
-                "name": "smallest",
-                "headers": { "Nats-Msg-Id": "match-7-goal-1:eu" },
-                "payload": { "event_id": "match-7-goal-1", "topic": "football", "push": { "title": "Goal" } },
-            }],
+        "Answer": {
+            "title": "What was accepted",
+            "payload": { "oneOf": [reference("schemas", &SendResponse::name()), reference("schemas", &ManyResponse::name())] },
+        },
+        "Problem": {
+            "title": "Why it was not accepted",
+            "payload": reference("schemas", &Document::name()),
+            "headers": {
+                "type": "object",
+                "required": ["Nats-Service-Error-Code", "Nats-Service-Error"],
+                "properties": {
+                    "Nats-Service-Error-Code": number("The status of the problem."),
+                    "Nats-Service-Error": text("The code of the problem."),
+                },
+            },
         },
         "Acknowledgement": {
             "title": "JetStream's own acknowledgement",
@@ -259,7 +275,7 @@ fn messages() -> Value {
             },
         },
         "DeadLetter": {
-            "title": "A job that could not be delivered",
+            "title": "What could not be delivered",
             "description": "The payload is what was published, whatever it was.",
             "payload": {},
             "headers": {
@@ -270,6 +286,8 @@ fn messages() -> Value {
                     DETAIL: text("What is wrong with it, for people."),
                     SUBJECT: text("The subject on which it first came."),
                     EVENT_ID: text("The event id, if it was read."),
+                    INTAKE_SEQUENCE: number("Of what was refused: the sequence of the message in the intake."),
+                    INDEX: number("Of what was refused: its place in the message, from 0."),
                     ATTEMPT: number("How many attempts were made."),
                     ADDRESS: text("The address that could not be reached, as an id."),
                     ACCEPTED_AT: number("When it was accepted, in milliseconds since 1970."),
@@ -284,10 +302,17 @@ fn messages() -> Value {
 /// Every schema of the payloads, by name.
 fn schemas() -> Value {
     let mut all = vec![
-        (Body::name().into(), Body::schema()),
+        (SendRequest::name().into(), SendRequest::schema()),
+        (ManyRequest::name().into(), ManyRequest::schema()),
+        (SendResponse::name().into(), SendResponse::schema()),
+        (ManyResponse::name().into(), ManyResponse::schema()),
+        (Document::name().into(), Document::schema()),
         (Batch::name().into(), Batch::schema()),
     ];
-    Body::schemas(&mut all);
+    SendRequest::schemas(&mut all);
+    ManyRequest::schemas(&mut all);
+    ManyResponse::schemas(&mut all);
+    Document::schemas(&mut all);
     Batch::schemas(&mut all);
     all.into_iter()
         .map(|(name, schema)| {

@@ -89,7 +89,7 @@ pub(crate) struct DeadLetter {
     /// The channel of the job; absent if the subject of the message is unreadable.
     #[serde(skip_serializing_if = "Option::is_none")]
     channel: Option<Channel>,
-    /// Why it was given up: the reason of the provider's last answer, `unreadable`, or `interrupted`.
+    /// Why it was given up: the reason of the provider's last answer, `unreadable`, `interrupted` or `refused`.
     reason: String,
     /// Explains the reason, such as the field that broke a rule.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,6 +121,12 @@ pub(crate) struct DeadLetter {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     payload: Option<Box<RawValue>>,
+    /// Of what a service published and a gateway refused: the place of the message in the intake of its app.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    intake_sequence: Option<u64>,
+    /// The place of the notification among those of that message, from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
 }
 
 /// The result of a replay.
@@ -327,6 +333,8 @@ impl From<Letter> for DeadLetter {
             died_at: letter.died_at,
             original_bytes: letter.original_bytes,
             payload: None,
+            intake_sequence: letter.intake_sequence,
+            index: letter.index,
         }
     }
 }

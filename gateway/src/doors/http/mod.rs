@@ -34,7 +34,7 @@ use super::problem;
 /// Every route, each registered together with its description.
 fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Description::openapi())
-        .routes(routes!(send::send))
+        .routes(routes!(send::send, notifications::find))
         .routes(routes!(notifications::get, notifications::cancel))
         .routes(routes!(dead_letters::list))
         .routes(routes!(dead_letters::replay_many))
@@ -109,7 +109,7 @@ mod tests {
             operations += 1;
             ids.insert(id.as_str().unwrap());
         });
-        assert_eq!((ids.len(), operations), (24, 24), "operation ids must be distinct");
+        assert_eq!((ids.len(), operations), (25, 25), "operation ids must be distinct");
     }
 
     #[test]

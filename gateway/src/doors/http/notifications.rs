@@ -2,9 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Query, State, rejection::QueryRejection};
 use http::StatusCode;
-use shared::{id::NotificationId, nats::cancelled};
+use serde::{Deserialize, Serialize};
+use shared::{
+    id::{EventId, NotificationId},
+    invalid::Invalid,
+    nats::cancelled,
+};
+use utoipa::{IntoParams, ToSchema};
 
 use super::{
     api::Api,
@@ -44,6 +50,59 @@ pub(crate) async fn get(
         Ok(None) => Err(unknown()),
         Err(error) => Err(unreadable(error)),
     }
+}
+
+/// The query of a list of notifications.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct NotificationQuery {
+    /// The caller's event id.
+    event_id: EventId,
+}
+
+/// The notifications that match; an event id names at most one.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = StatusList)]
+pub(crate) struct StatusList {
+    /// The status of each.
+    notifications: Vec<Status>,
+    /// The cursor of the next page; null if this page is the last.
+    next: Option<String>,
+}
+
+/// Find a notification by its event id
+///
+/// For services that publish over NATS, and so get no notification id as answer. The list is empty if no notification with
+/// this event id is known yet.
+#[utoipa::path(
+    get,
+    path = "/v1/notifications",
+    operation_id = "findNotifications",
+    tag = "notifications",
+    params(NotificationQuery),
+    responses(
+        (status = 200, description = "The notification, or none", body = StatusList),
+        openapi::AnyRefusal,
+        (status = 503, description = "The receipts cannot be read", body = Document,
+            content_type = "application/problem+json"),
+    ),
+    security(("api_key" = ["notifications:read"])),
+)]
+pub(crate) async fn find(
+    State(api): State<Arc<Api>>,
+    caller: Caller<ToReadStatus>,
+    query: Result<Query<NotificationQuery>, QueryRejection>,
+) -> Result<axum::Json<StatusList>, Problem> {
+    let rule = "must have event_id, 1 to 255 printable ASCII characters without spaces, and nothing else yet";
+    let Query(query) = query.map_err(|_| Problem::from(Invalid::new("query", rule)))?;
+    let id = NotificationId::of(&caller.app.id, &query.event_id);
+    let history = api.receipts.history(&caller.app.id, id, api.context.clock.now());
+    let found = history.await.map_err(unreadable)?;
+    Ok(axum::Json(StatusList {
+        notifications: found.into_iter().map(|history| Status::of(id, history)).collect(),
+        next: None,
+    }))
 }
 
 /// Withdraw a notification

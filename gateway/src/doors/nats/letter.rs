@@ -12,15 +12,12 @@ use shared::{
         publish::{self, NotStored},
         subject, version,
     },
-    receipt::{Batch, Receipt, State},
+    receipt::{Batch, REFUSED, Receipt, State},
     telemetry::trace::TRACEPARENT,
 };
 
 use super::Door;
 use crate::doors::problem::Problem;
-
-/// The reason in the letter and in its receipt.
-const REFUSED: &str = "refused";
 
 /// Longest detail of a letter. A sender chooses the names of members, however long.
 const DETAIL_CHARS_MAX: usize = 500;

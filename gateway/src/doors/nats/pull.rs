@@ -13,6 +13,7 @@ use std::{
 use async_nats::HeaderMap;
 use shared::{
     app::App,
+    failpoint::failpoint,
     id::AppId,
     lifecycle::Lifecycle,
     nats::{
@@ -288,6 +289,7 @@ impl Door {
                 .map_err(|why| why.to_string()),
             Err(NotYet(problem)) => Err(problem.detail().to_owned()),
         };
+        failpoint("gateway.before-acknowledge");
         match kept {
             Ok(()) => message.acknowledge().await,
             Err(why) => {

@@ -21,7 +21,7 @@ pub use self::{
 use crate::{
     id::{AddressId, AppId, DeliveryId, JobId, NotificationId, Region},
     id_key::IdKey,
-    receipt::{Accepted, Expanded, Receipt, State},
+    receipt::{Accepted, Expanded, REFUSED, Receipt, State},
 };
 
 /// Limits an audit to a part of the notifications.
@@ -53,6 +53,8 @@ struct Audit {
     parked: HashMap<Id, Parked>,
     /// Deliveries that a schedule brings back.
     scheduled: HashSet<Id>,
+    /// Messages of intakes, or notifications of them, that name no event id, and whether they still wait there.
+    unread: HashMap<Id, (u32, bool)>,
     dead: HashMap<Uuid, (JobId, u32)>,
     letters: HashMap<Uuid, u32>,
     /// Number of messages of work that repeat a job.
@@ -123,13 +125,15 @@ struct Notification {
     members: u32,
     /// Jobs that the streams of work hold.
     stored: u32,
+    /// Jobs that a message of an intake becomes, which gateways have not worked off.
+    waiting: u32,
 }
 
 impl Notification {
     fn count(&mut self, part: Part) {
         match part {
             Part::Whole => self.known += 1,
-            Part::Slice => {}
+            Part::Slice | Part::Refused => {}
             Part::Member => self.members += 1,
         }
     }
@@ -137,6 +141,11 @@ impl Notification {
     /// Jobs and broadcasts that a gateway recorded as stored.
     const fn promised(&self) -> u32 {
         self.named + self.regions
+    }
+
+    /// Jobs that only an intake holds.
+    fn in_intake(&self) -> u32 {
+        self.waiting.saturating_sub(self.known.max(self.promised()))
     }
 
     /// Jobs that only the records of gateways and slices mention.
@@ -148,6 +157,20 @@ impl Notification {
     }
 }
 
+/// One notification of a message in an intake.
+#[derive(Debug, Clone, Copy)]
+struct Item {
+    /// The id under which its refusal would be recorded.
+    refused: JobId,
+    /// The notification, if it names an event id.
+    notification: Option<NotificationId>,
+    /// Jobs that it becomes, as far as it tells.
+    jobs: u32,
+    to_topic: bool,
+    /// Gateways have not worked it off.
+    is_waiting: bool,
+}
+
 /// How a piece of work belongs to its notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
@@ -157,6 +180,8 @@ enum Part {
     Slice,
     /// A job of a slice.
     Member,
+    /// What a service published and a gateway refused: it became no job.
+    Refused,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -243,6 +268,7 @@ impl Audit {
             expanded: 0,
             members: 0,
             stored: 0,
+            waiting: 0,
         };
         self.notifications.entry(id.0.into_bytes()).or_insert(new)
     }
@@ -286,12 +312,36 @@ impl Audit {
         *promised = accepted.jobs.max(*promised);
     }
 
+    /// Records what one notification of a message in an intake becomes: `jobs` jobs, or a dead letter called `refused`.
+    fn published(&mut self, item: &Item, group: u32) {
+        if self.jobs.contains_key(item.refused.0.as_bytes()) {
+            return;
+        }
+        let Some(id) = item.notification else {
+            // Only a letter can come of it.
+            self.unread
+                .insert(item.refused.0.into_bytes(), (group, item.is_waiting));
+            return;
+        };
+        let notification = self.notification(id, group);
+        let promised = match (item.is_waiting, item.to_topic) {
+            (true, _) => &mut notification.waiting,
+            (false, false) => &mut notification.named,
+            (false, true) => &mut notification.regions,
+        };
+        *promised = item.jobs.max(*promised);
+    }
+
     fn receipt(&mut self, receipt: &Receipt, group: u32) {
         // An intent to send is not an outcome.
         if receipt.state == State::Attempting {
             return;
         }
-        let part = receipt.slice.map_or(Part::Whole, |_| Part::Member);
+        let part = match receipt.slice {
+            _ if receipt.reason.as_deref() == Some(REFUSED) => Part::Refused,
+            Some(_) => Part::Member,
+            None => Part::Whole,
+        };
         if receipt.state == State::Deferred {
             self.mentioned(receipt, group, part).deferred = true;
             return;

@@ -1,20 +1,22 @@
 //! Reads the streams in an order in which concurrent work cannot look like a loss.
 //!
 //! A job is stored before its receipt, and a receipt before the job is acknowledged. So the acknowledged positions of
-//! lanes are read first, then receipts, then dead letters and the streams of work. If a fault remains, the streams are
+//! intakes and lanes are read first, then receipts, then dead letters, the streams of work, and the intakes. If a fault remains, the streams are
 //! read again shortly after, from where the previous reading ended.
 
 use std::{collections::HashMap, time::Duration};
 
 use async_nats::{Client, header::NATS_MESSAGE_ID, jetstream::consumer::PullConsumer};
 use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Audit, Part, Place, Removed, Report, Scope};
+use super::{Audit, Item, Part, Place, Removed, Report, Scope};
 use crate::{
     broadcast::{Broadcast, Work},
     channel::{Channel, Class},
-    id::{AppId, Region},
+    id::{AppId, EventId, NotificationId, Region},
     id_key::IdKey,
     job::Job,
     nats::{
@@ -78,7 +80,7 @@ struct Reading<'a> {
     regions: &'a [Region],
     audit: Audit,
     /// The next sequence to read, by region, stream and filter.
-    next: HashMap<(Region, &'static str, String), u64>,
+    next: HashMap<(Region, String, String), u64>,
 }
 
 /// The state of a region, as asked for before any message is read.
@@ -89,6 +91,8 @@ struct Before {
     sources: Vec<Sourced>,
     /// Receipts of notifications accepted before this time may have expired.
     receipts_since: Timestamp,
+    /// The intakes, each with the sequence up to which gateways have worked it off.
+    intakes: Vec<(AppId, u64)>,
 }
 
 impl Reading<'_> {
@@ -115,11 +119,25 @@ impl Reading<'_> {
         for region in self.regions {
             with_retries(region, async || self.schedules(region).await).await?;
         }
+        for here in &before {
+            for (app, done) in &here.intakes {
+                self.intake(here, app, *done).await?;
+            }
+        }
         Ok(())
     }
 
     async fn ask(&mut self, region: &Region) -> Result<Before, async_nats::Error> {
         let js = connect::jetstream_of(self.client.clone(), region);
+        // Before all else: what is worked off here is found below.
+        let mut intakes = Vec::new();
+        for app in topology::intakes(&js).await? {
+            if self.scope.has(Some(app.as_str())) {
+                let stream = topology::intake(&app);
+                let consumer: PullConsumer = js.get_consumer_from_stream(topology::INTAKE_CONSUMER, &stream).await?;
+                intakes.push((app, consumer.cached_info().ack_floor.stream_sequence));
+            }
+        }
         let notify = js.get_stream(topology::NOTIFY).await?;
         let work = notify.cached_info().state.clone();
         let mut done = HashMap::new();
@@ -149,7 +167,27 @@ impl Reading<'_> {
             done,
             sources: topology::sources(self.client, region, topology::NOTIFY).await?,
             receipts_since,
+            intakes,
         })
+    }
+
+    /// Reads what services of `app` published in a region; gateways have worked off everything up to `done`.
+    async fn intake(&mut self, here: &Before, app: &AppId, done: u64) -> Result<(), Unreadable> {
+        let region = &here.region;
+        let regions = here.sources.len() + 1;
+        self.each(region, topology::intake(app), ">".to_owned(), |audit, _, entry| {
+            let is_waiting = entry.sequence > done;
+            let whole = envelope::refused(app, entry.sequence, entry.stored_at, region, None);
+            let is_forgotten = !is_waiting && entry.stored_at < here.receipts_since;
+            if is_forgotten || audit.jobs.contains_key(whole.0.as_bytes()) {
+                return;
+            }
+            let group = audit.group(app, region, region);
+            for item in items(app, region, regions, entry, is_waiting) {
+                audit.published(&item, group);
+            }
+        })
+        .await
     }
 
     /// Reads the receipts of a region, and its copies of receipts of regions that are left out.
@@ -256,7 +294,7 @@ impl Reading<'_> {
 
     /// Reads schedules without a consumer: a work-queue stream allows only one consumer.
     async fn schedules(&mut self, region: &Region) -> Result<(), async_nats::Error> {
-        let key = (region.clone(), topology::SCHEDULE, ">".to_owned());
+        let key = (region.clone(), topology::SCHEDULE.to_owned(), ">".to_owned());
         let mut next = self.next.get(&key).copied().unwrap_or(1);
         let js = connect::jetstream(self.client.clone());
         loop {
@@ -294,19 +332,19 @@ impl Reading<'_> {
     async fn each(
         &mut self,
         region: &Region,
-        stream: &'static str,
+        stream: impl Into<String>,
         filter: String,
         mut take: impl FnMut(&mut Audit, &Scope, &Entry),
     ) -> Result<(), Unreadable> {
         let js = connect::jetstream_of(self.client.clone(), region);
-        let key = (region.clone(), stream, filter);
+        let key = (region.clone(), stream.into(), filter);
         let start = match (self.next.get(&key), self.scope.since) {
             (Some(next), _) => Start::Sequence(*next),
             (None, Some(since)) => Start::Time(since),
             (None, None) => Start::Sequence(1),
         };
         let (audit, scope) = (&mut self.audit, self.scope);
-        let last = follow::read(&js, stream, &key.2, start, |entry| take(audit, scope, entry)).await;
+        let last = follow::read(&js, &key.1, &key.2, start, |entry| take(audit, scope, entry)).await;
         if let Some(last) = last.map_err(|error: FollowError| unreadable(region, &error))? {
             self.next.insert(key, last + 1);
         }
@@ -380,11 +418,11 @@ impl Audit {
             region,
             ids,
         ) {
-            Ok(Work::Job(job)) if scope.reaches(job.accepted_at) => {
+            Ok(Work::Job(job)) if scope.reaches(entry.stored_at) => {
                 let group = self.group(&job.app, &job.origin, region);
                 self.stored(job.id, job.notification, group, place, part(&job));
             }
-            Ok(Work::Broadcast(broadcast)) if scope.reaches(broadcast.accepted_at) => {
+            Ok(Work::Broadcast(broadcast)) if scope.reaches(entry.stored_at) => {
                 let group = self.group(&broadcast.app, &broadcast.origin, region);
                 self.stored(broadcast.id, broadcast.notification, group, place, Part::Whole);
             }
@@ -417,6 +455,52 @@ impl Audit {
         if scope.has(Some(slice.app.as_str())) && scope.reaches(slice.accepted_at) {
             let group = self.group(&slice.app, &slice.origin, region);
             self.stored(slice.work(), slice.notification, group, Place::Scheduled, Part::Slice);
+        }
+    }
+}
+
+/// What a refused message or notification of an intake may name.
+#[derive(Default, Deserialize)]
+struct Named {
+    event_id: Option<EventId>,
+    #[serde(default)]
+    to: To,
+    notifications: Option<Vec<Box<RawValue>>>,
+}
+
+#[derive(Default, Deserialize)]
+struct To {
+    recipients: Option<Vec<IgnoredAny>>,
+    topic: Option<IgnoredAny>,
+}
+
+/// The notifications of a message of an intake.
+fn items(app: &AppId, region: &Region, regions: usize, entry: &Entry, is_waiting: bool) -> Vec<Item> {
+    let item = |index, named: Named| {
+        let event = named.event_id.or_else(|| {
+            let header = |name| envelope::header(&entry.headers, name);
+            let text = (index == None).then(|| header("ce-id").or_else(|| header("Nats-Msg-Id")))??;
+            text.parse().ok()
+        });
+        let jobs = named.to.recipients.map_or(1, |recipients| recipients.len());
+        let to_topic = named.to.topic.is_some();
+        Item {
+            refused: envelope::refused(app, entry.sequence, entry.stored_at, region, index),
+            notification: event.map(|event| NotificationId::of(app, &event)),
+            jobs: u32::try_from(if to_topic { regions } else { jobs }).unwrap_or(u32::MAX),
+            to_topic,
+            is_waiting,
+        }
+    };
+    let read = |json: &[u8]| serde_json::from_slice::<Named>(json).unwrap_or_default();
+    let whole = read(&entry.payload);
+    match whole.notifications {
+        // A message that is refused as a whole has one letter.
+        None => vec![item(None, whole)],
+        Some(many) => {
+            let many = many.iter().enumerate();
+            many.map(|(index, json)| item(Some(index), read(json.get().as_bytes())))
+                .collect()
         }
     }
 }

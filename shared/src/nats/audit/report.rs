@@ -162,6 +162,8 @@ pub struct InFlight {
     pub deferred: usize,
     /// In an outbox, on the way to another region.
     pub outboxes: usize,
+    /// Published by a service, in the intake of its app.
+    pub intakes: usize,
     /// In a region whose streams were not read.
     pub elsewhere: usize,
 }
@@ -212,6 +214,7 @@ impl Audit {
         };
         writer.jobs();
         writer.notifications();
+        writer.unread();
         writer.parked();
         writer.letters();
         writer.recorded(Break::Contradicted, &self.contradicted);
@@ -263,10 +266,31 @@ impl Writer<'_> {
 
     fn notifications(&mut self) {
         for (id, notification) in &self.audit.notifications {
+            let in_intake = notification.in_intake() as usize;
+            let equation = &mut self.equations[notification.group as usize];
+            equation.accepted += in_intake;
+            equation.in_flight += in_intake;
+            self.in_flight.intakes += in_intake;
             let missing = notification.missing() as usize;
             if missing > 0 {
                 self.equations[notification.group as usize].accepted += missing;
                 self.breaks(Break::Vanished, Uuid::from_bytes(*id), notification.group, missing);
+            }
+        }
+    }
+
+    fn unread(&mut self) {
+        for (id, &(group, is_waiting)) in &self.audit.unread {
+            // The receipt may have come after the first of several readings.
+            if self.audit.jobs.contains_key(id) {
+                continue;
+            }
+            self.equations[group as usize].accepted += 1;
+            if is_waiting {
+                self.equations[group as usize].in_flight += 1;
+                self.in_flight.intakes += 1;
+            } else {
+                self.breaks(Break::Vanished, Uuid::from_bytes(*id), group, 1);
             }
         }
     }

@@ -280,3 +280,53 @@ fn receipts_without_an_acceptance_are_a_fault_unless_work_was_trimmed() {
     audit.read.values_mut().for_each(|removed| removed.work = 1);
     assert_eq!(breaks(&audit), []);
 }
+
+fn published(event: Option<u128>, refused: u128, jobs: u32, is_waiting: bool) -> Item {
+    Item {
+        refused: JobId(id(refused)),
+        notification: event.map(|event| NotificationId(id(event + 1000))),
+        jobs,
+        to_topic: false,
+        is_waiting,
+    }
+}
+
+#[test]
+fn what_waits_in_an_intake_is_in_flight_until_it_is_found_elsewhere() {
+    let (mut audit, group) = audit();
+    audit.published(&published(Some(1), 91, 3, true), group);
+    audit.published(&published(None, 92, 1, true), group);
+    let report = audit.report(&Scope::default());
+    assert!(report.holds());
+    assert_eq!((report.total().accepted, report.in_flight.intakes), (4, 4));
+
+    // Of its three jobs one is stored already; the message without an event id is refused meanwhile.
+    stored(&mut audit, 1, Place::Lane);
+    let letter = Receipt {
+        address: None,
+        reason: Some(REFUSED.into()),
+        ..receipt(92, 1, 1, State::Dead)
+    };
+    audit.receipt(&letter, group);
+    audit.letter(id(92), group);
+    let report = audit.report(&Scope::default());
+    assert!(report.holds(), "{:?}", report.broken);
+    assert_eq!(
+        (
+            report.total().accepted,
+            report.in_flight.intakes,
+            report.in_flight.lanes
+        ),
+        (4, 2, 1)
+    );
+}
+
+#[test]
+fn what_an_intake_acknowledged_must_be_jobs_or_a_letter() {
+    let (mut audit, group) = audit();
+    audit.published(&published(Some(1), 91, 2, false), group);
+    audit.published(&published(None, 92, 1, false), group);
+    assert_eq!(breaks(&audit), [(Break::Vanished, 3)]);
+    stored(&mut audit, 1, Place::Lane);
+    assert_eq!(breaks(&audit), [(Break::Vanished, 2)]);
+}
