@@ -490,7 +490,6 @@ mod tests {
                 r#"{"recipient":"ann","push":{"title":"x","thread":"5551234"}}"#,
                 "push.thread: is not built yet (channels)",
             ),
-            (r#"{"notifications":[]}"#, "notifications: is not built yet (tenants)"),
         ] {
             assert_eq!(Body::read(json.as_bytes()).unwrap_err().to_string(), expected);
         }

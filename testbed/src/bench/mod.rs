@@ -11,11 +11,14 @@
 //!
 //! `bench broadcast` measures one notification to all members of a topic in two regions.
 //!
+//! `bench door` measures services that publish over NATS.
+//!
 //! `bench durable` measures the cost of acknowledgements that survive a power cut.
 
 mod broadcast;
 mod cold;
 mod cpu;
+mod door;
 mod durable;
 mod figures;
 mod load;
@@ -74,6 +77,8 @@ pub enum What {
     Mesh,
     /// Publishing to a server that flushes to the disk before it acknowledges.
     Durable,
+    /// Services that publish over NATS.
+    Door,
     /// One notification to all members of a topic.
     Broadcast,
 }
@@ -140,6 +145,10 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
                 args.recipients
             };
             let results = Box::pin(broadcast::measure(scale, recipients, machine, nats_server)).await?;
+            (results.markdown()?, serde_json::to_vec_pretty(&results)?)
+        }
+        What::Door => {
+            let results = Box::pin(door::measure(scale, machine, nats_server)).await?;
             (results.markdown()?, serde_json::to_vec_pretty(&results)?)
         }
         What::Durable => {

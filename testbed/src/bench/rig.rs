@@ -153,7 +153,7 @@ impl Rig {
             Work::JetStream | Work::PublishSingly { .. } | Work::PublishBatched { .. } | Work::PubAck { .. } => {}
             // The sender sends four pushes before it starts the clock.
             Work::Sender => self.expect(done.count + 4).await?,
-            Work::Gateway { .. } | Work::Accept { .. } => {
+            Work::Gateway { .. } | Work::Accept { .. } | Work::Door { .. } | Work::FormerPublish => {
                 self.expect(done.count).await?;
                 let arrived = u64::try_from(log.last_delivered_us() - done.began_us).unwrap_or_default();
                 took = Duration::from_micros(arrived);

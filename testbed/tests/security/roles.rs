@@ -113,7 +113,9 @@ const FORBIDDEN_TO_GATEWAY: &[&str] = &[
     "$JS.API.CONSUMER.DELETE.NOTIFY.push-normal",
     "$JS.API.STREAM.CREATE.MINE",
     "$JS.API.STREAM.DELETE.NOTIFY",
+    "$JS.API.STREAM.DELETE.KV_recipients",
     "$JS.API.STREAM.PURGE.NOTIFY",
+    "$JS.API.STREAM.PURGE.KV_config",
     "$JS.API.STREAM.MSG.DELETE.RECEIPTS",
     // Other regions, and regions that do not exist.
     "receipt.us.us.shop",

@@ -95,7 +95,7 @@ pub(super) async fn run(endpoints: &Endpoints, duration: Duration) -> anyhow::Re
 }
 
 /// Calls `next` for `duration`, with up to `window` of its futures unfinished, and waits for all. Returns their number.
-async fn keep_in_flight<W>(
+pub(super) async fn keep_in_flight<W>(
     window: usize,
     watch: &Stopwatch,
     duration: Duration,

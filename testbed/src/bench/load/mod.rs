@@ -2,6 +2,7 @@
 //! both as JSON.
 
 mod connection;
+mod door;
 mod gateway;
 mod jetstream;
 mod pace;
@@ -63,6 +64,10 @@ pub(super) enum Work {
     Gateway { connections: usize, recipients: usize },
     /// Send this many notifications a second to the gateway, without waiting for answers.
     Accept { rate: f64 },
+    /// Publish to the intake of the app, this many notifications in each message.
+    Door { many: usize },
+    /// Publish jobs to the workers, as services of the former version do.
+    FormerPublish,
     /// Publish this many messages a second, without waiting for answers.
     PubAck { rate: f64 },
 }
@@ -122,6 +127,8 @@ pub(super) async fn serve_order() -> anyhow::Result<()> {
             recipients,
         } => gateway::run(&endpoints, duration, connections, recipients).await,
         Work::Accept { rate } => gateway::run_paced(&endpoints, duration, rate).await,
+        Work::Door { many } => Box::pin(door::run(&endpoints, duration, many)).await,
+        Work::FormerPublish => Box::pin(door::run_former(&endpoints, duration)).await,
         Work::PubAck { rate } => jetstream::run_paced(&endpoints, duration, rate).await,
     }?;
     let mut out = std::io::stdout();
