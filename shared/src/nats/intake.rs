@@ -112,16 +112,14 @@ impl Inbox {
             let Some(app) = app.and_then(|app| app.parse().ok()) else {
                 return Arrival::Other;
             };
+            let says = |words| message.description.as_ref().is_some_and(|text| text.contains(words));
+            // Who counts the messages of a pull knows that it is complete, before the server says so.
+            if status == StatusCode::IDLE_HEARTBEAT || says("Batch Completed") {
+                return Arrival::Other;
+            }
             // A pull ends when it expires, and when the next message is larger than what remains of its bytes.
-            let is_usual = status == StatusCode::TIMEOUT
-                || message
-                    .description
-                    .as_ref()
-                    .is_some_and(|text| text.contains("MaxBytes"));
-            return match status {
-                StatusCode::IDLE_HEARTBEAT => Arrival::Other,
-                _ => Arrival::PullEnded { app, lost: !is_usual },
-            };
+            let is_usual = status == StatusCode::TIMEOUT || says("MaxBytes");
+            return Arrival::PullEnded { app, lost: !is_usual };
         }
         let message = jetstream::Message {
             message,

@@ -161,6 +161,9 @@ impl Puller {
                 let app = message.app.clone();
                 let queue = self.queues.entry(app.clone()).or_insert_with(Queue::new);
                 queue.pulling = queue.pulling.saturating_sub(1);
+                if queue.pulling == 0 {
+                    queue.deadline = Instant::now();
+                }
                 if queue.waiting.is_empty() && queue.at_work < APP_AT_WORK_MAX {
                     self.turns.push_back(app.clone());
                 }
