@@ -13,7 +13,7 @@ use reqwest::Method;
 use serde_json::{Map, Value, json};
 use shared::{
     channel::Class,
-    id::{AppId, Region},
+    id::AppId,
     nats::{
         connect::{self, Nats},
         refusal::unless_refused,
@@ -81,17 +81,17 @@ pub(super) struct SendArgs {
 #[derive(Debug, Args)]
 struct DoorArgs {
     /// Send over NATS, to the servers of this region.
-    #[arg(long, value_name = "URL", requires = "app", requires = "region")]
+    #[arg(long, value_name = "URL", requires = "app")]
     nats: String,
     /// The app that sends.
     #[arg(long)]
     app: AppId,
-    /// The region of the servers.
-    #[arg(long)]
-    region: Region,
     /// The file with the seed of the service's `NKey`.
     #[arg(long, value_name = "FILE")]
     nkey: Option<PathBuf>,
+    /// The file with the service's credentials, where servers are in operator mode.
+    #[arg(long, value_name = "FILE", conflicts_with = "nkey")]
+    creds: Option<PathBuf>,
     /// The file with the certificates of the authority that signed the servers' certificates.
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -103,11 +103,12 @@ impl DoorArgs {
         let nats = Nats {
             url: self.nats.clone(),
             nkey_file: self.nkey.clone(),
+            creds_file: self.creds.clone(),
             ca_file: self.ca.clone(),
             cert_file: None,
             key_file: None,
         };
-        let role = Role::Service(self.region.clone(), self.app.clone());
+        let role = Role::Service(self.app.clone());
         let client = connect::connect(&nats, &role, "peal").await?;
         let subject = subject::send_now(self.app.as_str());
         let asking = client.request(subject.clone(), request.to_string().into());
@@ -133,8 +134,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
 pub(super) async fn run(args: SendArgs, out: &mut impl Write) -> Result<Answer, Failure> {
     let request = args.request()?;
     let api = args.api.map(ApiArgs::open).transpose()?;
-    let need_api =
-        || Failure::Arguments("--url and --key, or --nats with --app and --region, must be given".to_owned());
+    let need_api = || Failure::Arguments("--url and --key, or --nats with --app, must be given".to_owned());
     let answer = match (&args.door, &api) {
         (Some(door), _) => door.send(&request).await?,
         (None, Some(api)) => {

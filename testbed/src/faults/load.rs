@@ -180,7 +180,10 @@ pub(super) struct Callers {
 struct Door {
     /// One for each gateway of the region.
     urls: Vec<String>,
+    /// As a service of the app.
     js: jetstream::Context,
+    /// As a service of the former version.
+    former: jetstream::Context,
 }
 
 impl Callers {
@@ -192,7 +195,8 @@ impl Callers {
                     .gateways()
                     .map(|gateway| format!("{}/v1/notifications", gateway.url))
                     .collect(),
-                js: connect::jetstream(peal.connect_as_service(&region.name).await?),
+                js: connect::jetstream(peal.connect_as_app(&region.name).await?),
+                former: connect::jetstream(peal.connect_as_service(&region.name).await?),
             };
             doors.insert(region.name.clone(), door);
         }
@@ -385,7 +389,7 @@ impl Callers {
         // The id that the gateway would give it, so that a stream recognizes it from either protocol.
         headers.insert("Nats-Msg-Id", self.job(sent).ok()?.to_string());
         let body = json!({ "event_id": sent.event, "recipient": recipient.id, "push": self.push() });
-        let js = &self.doors[from].js;
+        let js = &self.doors[from].former;
         let stored = publish::store(js, lane.notify(), headers, body.to_string().into()).await;
         stored.is_ok().then_some(true)
     }

@@ -22,7 +22,7 @@ fn notification(event: &str) -> Value {
 
 impl Rig {
     async fn service(&self) -> Client {
-        let role = Role::Service(region("eu"), app());
+        let role = Role::Service(app());
         self.nats.region("eu").connect(&role).await.unwrap()
     }
 
@@ -171,7 +171,7 @@ async fn each_refused_item_becomes_a_letter_and_the_books_hold() {
     // Only a person's correction helps: a replay would be refused again.
     let path = format!("/v1/dead-letters/{}/replay", letters[0]["id"].as_str().unwrap());
     assert_eq!(rig.ask("POST", &path, Value::Null).await.code(), "letter_unreadable");
-    let report = audit::read(&rig.js.client(), &[region("eu")], &Scope::default())
+    let report = audit::read(&rig.js.client(), &[region("eu")], &Scope::default(), rig.ids().await)
         .await
         .unwrap();
     assert!(report.holds(), "{:?}", report.broken);

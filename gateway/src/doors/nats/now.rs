@@ -32,9 +32,6 @@ use crate::{
     trace::Trace,
 };
 
-/// The name of the micro service.
-const SERVICE: &str = "peal-send";
-
 /// The pause before a service that could not be started is started again.
 const RETRY_START_AFTER: Duration = Duration::from_secs(1);
 
@@ -73,7 +70,7 @@ async fn begin(door: &Door) -> Result<(async_nats::service::Service, Endpoint), 
     let service = client
         .service_builder()
         .description("Sends notifications; the body is that of POST /v1/notifications")
-        .start(SERVICE, env!("CARGO_PKG_VERSION"))
+        .start(subject::SEND_SERVICE, env!("CARGO_PKG_VERSION"))
         .await?;
     let endpoint = service
         .endpoint_builder()

@@ -233,6 +233,7 @@ impl Audit {
             deliveries: HashMap::new(),
             parked: HashMap::new(),
             scheduled: HashSet::new(),
+            unread: HashMap::new(),
             dead: HashMap::new(),
             letters: HashMap::new(),
             repeated: 0,
