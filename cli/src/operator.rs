@@ -237,9 +237,9 @@ fn revoke(folder: &Path, accounts: &Accounts, user: &str) -> Result<(), Failure>
     let account = account.ok_or_else(|| Failure::Arguments(format!("--renew: there is no user {user}")))?;
     let file = folder.join(format!("{user}.nk"));
     let former = Folder(folder).pair(Holder::User, user)?.public_key();
-    let mut lines = fs::read_to_string(folder.join(REVOKED)).unwrap_or_default();
+    let lines = fs::read_to_string(folder.join(REVOKED)).unwrap_or_default();
     let at = Clock::system().now().as_second();
-    lines.push_str(&format!("{} {former} {at}\n", account.title));
+    let lines = format!("{lines}{} {former} {at}\n", account.title);
     let written = fs::write(folder.join(REVOKED), lines).and_then(|()| fs::remove_file(&file));
     written.map_err(|error| Failure::Arguments(format!("{}: {error}", folder.display())))
 }

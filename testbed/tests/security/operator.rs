@@ -43,12 +43,8 @@ impl Operator {
 
     /// Writes which apps have services.
     fn set_apps(&self, apps: &[&str]) {
-        let mut text = "[region.eu]\n".to_owned();
-        for app in apps {
-            text.push_str(&format!(
-                "[[app]]\nid = \"{app}\"\ndefault_region = \"eu\"\nservices = true\n"
-            ));
-        }
+        let entry = |app: &&str| format!("[[app]]\nid = \"{app}\"\ndefault_region = \"eu\"\nservices = true\n");
+        let text = format!("[region.eu]\n{}", apps.iter().map(entry).collect::<String>());
         fs::write(self.file("mesh.toml"), text).unwrap();
     }
 

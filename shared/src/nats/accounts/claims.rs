@@ -105,7 +105,7 @@ pub fn sign<K: Keyring>(
     let operator = keys.pair(Holder::Operator, OPERATOR)?;
     let system = accounts.all.last().map(|account| account.name.clone());
     let own = json!({ "system_account": system });
-    let mut signed = Claims {
+    let mut all = Claims {
         operator: token(&operator, &operator.public_key(), "peal", ("operator", own), now),
         accounts: Vec::new(),
         users: Vec::new(),
@@ -123,7 +123,7 @@ pub fn sign<K: Keyring>(
             }));
             let body = json!({ "pub": {}, "sub": {}, "issuer_account": account.name });
             let jwt = token(&signer, &pair.public_key(), &user.title, ("user", body), now);
-            signed.users.push((user.title.clone(), creds(&jwt, &pair)));
+            all.users.push((user.title.clone(), creds(&jwt, &pair)));
         }
         let imports = account
             .imports
@@ -140,9 +140,9 @@ pub fn sign<K: Keyring>(
             "trace": account.traced.then(|| json!({ "dest": TRACE_HOPS, "sampling": 100 })),
         });
         let jwt = token(&operator, &account.name, &account.title, ("account", body), now);
-        signed.accounts.push((account.name.clone(), jwt));
+        all.accounts.push((account.name.clone(), jwt));
     }
-    Ok(signed)
+    Ok(all)
 }
 
 /// The request, to servers in operator mode, that removes accounts, by public keys: the body of `$SYS.REQ.CLAIMS.DELETE`.
@@ -173,18 +173,17 @@ pub fn conf(claims: &Claims, accounts: &Accounts) -> String {
          resolver_preload {{\n",
         claims.operator
     );
-    for (key, jwt) in &claims.accounts {
-        text.push_str(&format!("  {key}: {jwt}\n"));
-    }
-    text.push_str("}\n");
-    if let Some((system, _)) = claims.accounts.last() {
-        text.push_str(&format!("system_account: {system}\n"));
-    }
-    if let Some(linked) = &accounts.linked {
-        text.push_str(&format!(
-            "\n# The account that the link to the hub connects.\nPEAL_ACCOUNT: {linked}\n"
-        ));
-    }
+    let preloaded = claims.accounts.iter().map(|(key, jwt)| format!("  {key}: {jwt}\n"));
+    let system = claims
+        .accounts
+        .last()
+        .map(|(key, _)| format!("system_account: {key}\n"));
+    let link = "\n# The account that the link to the hub connects.\n";
+    let linked = accounts
+        .linked
+        .as_ref()
+        .map(|key| format!("{link}PEAL_ACCOUNT: {key}\n"));
+    text.extend(preloaded.chain(["}\n".to_owned()]).chain(system).chain(linked));
     text
 }
 
