@@ -1,16 +1,22 @@
 //! Scopes and tenants: the cases are generated from the API's description, so that no operation is forgotten.
 
+use std::time::Duration;
+
 use async_nats::HeaderMap;
-use gateway::provision;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use gateway::{Gateway, config::Settings, provision};
 use serde_json::{Value, json};
 use shared::provider::Credential;
 use shared::{
     api_key::{ApiKey, Scope},
+    clock::Clock,
     id_key::IdKey,
-    nats::{config, envelope, publish, topology},
+    lifecycle::Lifecycle,
+    nats::{config, envelope, publish, roles::Role, topology},
+    telemetry::Telemetry,
 };
 
-use crate::rig::{Rig, app, eventually};
+use crate::rig::{Rig, app, eventually, region};
 
 /// One operation of the API, with ids of `shop` in its path.
 #[derive(Debug)]
@@ -247,6 +253,32 @@ async fn an_app_provisioned_from_a_file_can_send() {
         panic!("not the credential that the file names")
     };
     assert_eq!(credential.private_key.reveal(), "PEM");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_with_another_mesh_key_is_never_ready() {
+    let rig = Rig::start().await;
+    let mut settings = Settings::load(None).unwrap();
+    settings.listen = "127.0.0.1:0".parse().unwrap();
+    settings.mesh_key = STANDARD.encode([8; 32]).into();
+    settings.nats = rig.nats.region("eu").nats(&Role::Gateway(region("eu"))).unwrap();
+    settings.mesh.region = region("eu");
+    let (telemetry, lifecycle) = (&settings.telemetry, Lifecycle::default());
+    let telemetry = Telemetry::start(telemetry, "peal-gateway", "another", &region("eu")).unwrap();
+    let gateway = Gateway::start(settings, telemetry, Clock::system(), &lifecycle)
+        .await
+        .unwrap();
+    let url = format!("http://{}/readyz", gateway.addr());
+    eventually("all but the configuration is there", async || {
+        let ready: Value = rig.http.get(&url).send().await.unwrap().json().await.unwrap();
+        ready["missing"] == json!(["config"])
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(
+        !gateway.is_ready(),
+        "it would compute ids that no other process computes"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

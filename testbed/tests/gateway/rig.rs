@@ -43,7 +43,7 @@ pub(crate) struct Rig {
     /// An API key of the app `shop` with every scope.
     pub(crate) key: String,
     gateway: Gateway,
-    http: reqwest::Client,
+    pub(crate) http: reqwest::Client,
 }
 
 /// A response of the gateway.
