@@ -8,5 +8,6 @@ mod access;
 mod durable;
 mod faults;
 mod recipients;
+mod schemas;
 mod status;
 mod traces;
