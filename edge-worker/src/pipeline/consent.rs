@@ -35,10 +35,10 @@ impl Pipeline {
             return Err(self.end(active, State::Suppressed, "stale_consent"));
         }
         let sends = |(address, _): &(Address, u64)| job.content.has_something_for(&address.target);
-        let (addresses, spared): (Vec<_>, Vec<_>) = addresses.into_iter().partition(sends);
+        let (sent, spared): (Vec<_>, Vec<_>) = addresses.into_iter().partition(sends);
         Ok(Agreed {
             active,
-            addresses,
+            addresses: sent,
             spared: spared.into_iter().map(|(address, _)| address).collect(),
         })
     }

@@ -78,7 +78,7 @@ only_objects!(ManyRequest);
 #[serde(untagged)]
 #[expect(dead_code, reason = "only describes the body; `Request` reads it")]
 pub(crate) enum SendBody {
-    One(SendRequest),
+    One(Box<SendRequest>),
     Many(ManyRequest),
 }
 

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use shared::{
     api_key::Scope,
+    clock::Clock,
     digest::{derive, of_content},
     job::Job,
     nats::{
@@ -205,7 +206,7 @@ async fn the_same_json_in_another_order_is_the_same_request() {
     let subject = subject::idempotency(&region("eu"), &app(), derive("idempotency", &["former"]));
     let record = json!({
         "request": of_content(first.as_bytes()),
-        "at": Timestamp::now(),
+        "at": Clock::system().now(),
         "answer": { "event_id": "former", "jobs": 1, "duplicates": 0 },
     });
     let stored = publish::store(&rig.js, subject, version::headers(), record.to_string().into()).await;
