@@ -1,6 +1,6 @@
 //! Reads JSON that a caller wrote, at whichever door.
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use shared::{contract, invalid::Invalid};
 use utoipa::ToSchema;
 
@@ -27,17 +27,13 @@ impl From<Invalid> for Unread {
 /// # Errors
 /// The first thing that is wrong with it.
 pub(crate) fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<T, Unread> {
-    // serde would read a list as the members of an object in the order in which the code declares them.
-    if bytes.trim_ascii_start().first() == Some(&b'[') {
-        return Err(Invalid::new("body", "must be an object").into());
-    }
     let error = match serde_json::from_slice(bytes) {
         Ok(document) => return Ok(document),
         Err(error) => error,
     };
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     match serde_path_to_error::deserialize::<_, T>(&mut reader) {
-        Err(error) if error.inner().is_data() => {
+        Err(error) if is_json_text(bytes) => {
             let document = serde_json::from_slice(bytes).unwrap_or_default();
             match contract::not_built(&contract::page().objects_of(&T::name()), &document) {
                 Some(reserved) => Err(Unread::NotBuilt(reserved)),
@@ -50,4 +46,10 @@ pub(crate) fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<T, U
             error.column()
         ))),
     }
+}
+
+/// Whether these bytes are one document by the grammar of JSON. serde also refuses numbers that a double cannot hold and what
+/// is nested deeply.
+fn is_json_text(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok() && serde_json::from_slice::<IgnoredAny>(bytes).is_ok()
 }

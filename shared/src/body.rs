@@ -10,7 +10,7 @@ use crate::{
     contract,
     id::{Category, EventId, RecipientId, Topic},
     invalid::Invalid,
-    tolerant,
+    tolerant::{self, objects},
 };
 
 /// The JSON body of a message on `notify.<channel>.<region>.<class>.<app>`, whether a gateway or a service wrote it.
@@ -37,7 +37,7 @@ pub enum To {
 
 /// The members of the JSON: exactly one of `recipient` and `topic`, and the content under the name of its channel.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 #[schema(as = Body)]
 pub struct Members {
     /// The caller's name for what happened. Without it the message's `Nats-Msg-Id` is the event id.
@@ -57,6 +57,8 @@ pub struct Members {
     #[schema(value_type = Push, required = true)]
     pub push: Option<Arc<Push>>,
 }
+
+objects!(Members);
 
 impl Body {
     /// Reads and checks a body that a service may have written: an unknown or reserved member is an error.

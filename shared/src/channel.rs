@@ -1,11 +1,19 @@
 //! Channels and classes.
 
+use std::{fmt, str::FromStr};
+
+use serde::de::{self, Visitor};
+
 // The words are token trees: the derived schema does not see through a `literal`, and would show the names of the variants.
 macro_rules! words {
-    ($(#[$doc:meta])* $name:ident, $field:literal, { $($(#[$vdoc:meta])* $variant:ident = $word:tt),+ $(,)? }) => {
+    // `else` names the value of every word that is not known.
+    (
+        $(#[$doc:meta])* $name:ident, $field:literal, { $($(#[$vdoc:meta])* $variant:ident = $word:tt),+ $(,)? }
+        $(else $unknown:ident)?
+    ) => {
         #[derive(
             Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash,
-            serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+            serde::Serialize, utoipa::ToSchema,
         )]
         $(#[$doc])*
         pub enum $name {
@@ -16,9 +24,19 @@ macro_rules! words {
             /// Every value, in order.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
+            const WORDS: &'static [&'static str] = &[$($word),+];
+
             /// The word used on the wire, in subjects and in metrics.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
+            }
+        }
+
+        // The derived code would take a value of another type for broken JSON.
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let unknown = [None $(, Some(Self::$unknown))?].into_iter().next_back().flatten();
+                deserializer.deserialize_str($crate::channel::Word { known: Self::WORDS, unknown })
             }
         }
 
@@ -40,6 +58,29 @@ macro_rules! words {
     };
 }
 pub(crate) use words;
+
+/// Reads one of the known words.
+pub(crate) struct Word<T> {
+    pub(crate) known: &'static [&'static str],
+    /// The value of every other word, if it has one.
+    pub(crate) unknown: Option<T>,
+}
+
+impl<T: FromStr> Visitor<'_> for Word<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<_> = self.known.iter().map(|word| format!("`{word}`")).collect();
+        write!(f, "one of {}", words.join(", "))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse()
+            .ok()
+            .or(self.unknown)
+            .ok_or_else(|| E::unknown_variant(text, self.known))
+    }
+}
 
 words!(
     /// The medium by which a notification reaches a recipient.

@@ -1,6 +1,7 @@
 //! Identifiers derived from what they name, so that every gateway and worker computes the same one.
 
 use aws_lc_rs::digest::{Context, SHA256};
+use serde_json::Value;
 use uuid::Uuid;
 
 /// The first 16 bytes of SHA-256 over `kind` and `parts`, as a version 8 UUID (RFC 9562 §5.8). Anybody can compute it;
@@ -16,8 +17,20 @@ pub fn derive(kind: &str, parts: &[&str]) -> Uuid {
 
 /// The digest of content that is not itself to be stored.
 pub fn of_content(content: &[u8]) -> Uuid {
+    hash_of("content", content)
+}
+
+/// The digest of a JSON document, whatever the order of its members and its white space. The digest of other bytes is that
+/// of the bytes.
+pub fn of_json(document: &[u8]) -> Uuid {
+    // `Value` keeps members in order of their names.
+    let canonical = serde_json::from_slice::<Value>(document).map(|value| value.to_string());
+    hash_of("json", canonical.as_ref().map_or(document, |text| text.as_bytes()))
+}
+
+fn hash_of(kind: &str, content: &[u8]) -> Uuid {
     let mut hash = Context::new(&SHA256);
-    for part in [b"content".as_slice(), content] {
+    for part in [kind.as_bytes(), content] {
         hash.update(part);
         hash.update(&[0]);
     }

@@ -41,11 +41,11 @@ impl Invalid {
         let inner = error.inner();
         let rule = match inner.classify() {
             serde_json::error::Category::Syntax | serde_json::error::Category::Eof => {
-                format!(
-                    "must be JSON; broken at line {} column {}",
-                    inner.line(),
-                    inner.column()
-                )
+                let broken = || {
+                    let (line, column) = (inner.line(), inner.column());
+                    format!("must be JSON; broken at line {line} column {column}")
+                };
+                rule_beyond_grammar(&inner.to_string()).map_or_else(broken, str::to_owned)
             }
             serde_json::error::Category::Io => "cannot be read".to_owned(),
             serde_json::error::Category::Data => {
@@ -68,6 +68,20 @@ impl Invalid {
     }
 }
 
+/// The rule for what the grammar of JSON allows and serde's reader does not.
+fn rule_beyond_grammar(message: &str) -> Option<&'static str> {
+    let rules = [
+        ("number out of range", "must be a number that a double can hold"),
+        ("recursion limit exceeded", "must be nested less deeply"),
+        ("lone leading surrogate", PAIRS),
+        ("unexpected end of hex escape", PAIRS),
+    ];
+    let broken = rules.into_iter().find(|(complaint, _)| message.starts_with(complaint));
+    broken.map(|(_, rule)| rule)
+}
+
+const PAIRS: &str = "must be text whose surrogates stand in pairs";
+
 /// The rule that a message of serde's states, in words of JSON. Messages quote the offending value in front of `expected`;
 /// only the expectation is kept.
 fn without_values(message: &str) -> String {
@@ -77,7 +91,12 @@ fn without_values(message: &str) -> String {
             return format!("is not known; known here: {}", expected.trim_start_matches("one of "));
         }
         if before.starts_with("invalid ") || before.starts_with("unknown variant ") {
-            return format!("must be {}", in_words_of_json(expected));
+            let not_null = if before == "invalid type: null" {
+                ", not null"
+            } else {
+                ""
+            };
+            return format!("must be {}{not_null}", in_words_of_json(expected));
         }
     }
     // Rules of ours begin with `must`, perhaps behind a field. A library's message may quote the value.
@@ -149,6 +168,19 @@ mod tests {
                 "must be a whole number from 0 to 4294967295",
             ),
             (r#"{"list":"5551234"}"#, "list", "must be a list"),
+            (r#"{"list":[true,null]}"#, "list[1]", "must be true or false, not null"),
+            (
+                r#"{"number":1e999}"#,
+                "number",
+                "must be a number that a double can hold",
+            ),
+            (r#"{"object":{"a":"\ud800"}}"#, "object.a", PAIRS),
+            (r#"{"object":{"a":"\ud800x"}}"#, "object.a", PAIRS),
+            (
+                r#"{"class":5551234}"#,
+                "class",
+                "must be one of `urgent`, `normal`, `bulk`",
+            ),
             (r#"{"list":[5551234]}"#, "list[0]", "must be true or false"),
             (r#"{"object":["5551234"]}"#, "object", "must be an object"),
             (r#"{"inner":"5551234"}"#, "inner", "must be an object"),

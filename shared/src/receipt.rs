@@ -41,9 +41,8 @@ words!(
         /// The job waits as a whole until a time, by rule. No attempt was made, and there is no outcome.
         Deferred = "deferred",
         /// A state of a newer version of Peal, which this one does not know. It is read, and never written.
-        #[serde(other)]
         Unrecognized = "unrecognized",
-    }
+    } else Unrecognized
 );
 
 /// The reason of a receipt of what a service published and a gateway refused.

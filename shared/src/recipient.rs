@@ -11,7 +11,7 @@ use crate::{
     channel::Channel,
     id::{AddressId, AppId, Category, RecipientId, Region, Topic},
     invalid::Invalid,
-    tolerant,
+    tolerant::{self, objects},
 };
 
 /// The home, the language and the time zone of a recipient.
@@ -32,13 +32,17 @@ pub struct Profile {
 
 /// What a recipient agreed to receive. Absent means agreed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, remote = "Self")]
 pub struct Preferences {
     /// `false` opts out of everything on that channel.
+    #[serde(deserialize_with = "tolerant::or_default")]
     pub channels: BTreeMap<Channel, bool>,
     /// By category and channel; `false` opts out of that category on that channel.
+    #[serde(deserialize_with = "tolerant::or_default")]
     pub categories: BTreeMap<Category, BTreeMap<Channel, bool>>,
 }
+
+objects!(Preferences);
 
 impl Preferences {
     /// Whether a notification of `category` may be sent on `channel`.

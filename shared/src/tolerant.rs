@@ -1,9 +1,15 @@
-//! Reading JSON that another version of Peal may have written.
+//! Reading JSON that a caller or another version of Peal wrote.
 //!
-//! Types refuse unknown members, so that a caller's typing error is found. JSON that Peal itself stored or sent may have
+//! `null` is read as if the member were absent, and an object only from an object. Types refuse unknown members, so that a caller's typing error is found. JSON that Peal itself stored or sent may have
 //! members of a newer version: they are dropped and the rest is read again, which costs nothing if there are none.
 
-use serde::de::DeserializeOwned;
+use std::{fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, DeserializeOwned, Unexpected, Visitor},
+    forward_to_deserialize_any,
+};
 use serde_json::Value;
 
 use crate::invalid::Invalid;
@@ -24,6 +30,104 @@ pub fn strictly<T: DeserializeOwned>(json: &[u8]) -> Result<T, Invalid> {
         .map_err(|_| Invalid::new("body", "must be one JSON document"))?;
     Ok(value)
 }
+
+/// Reads a member that has a default, for `deserialize_with`: `null` is the default.
+///
+/// # Errors
+/// When the value is neither `null` nor of the type.
+pub fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Reads an optional whole number, for `deserialize_with`. JSON does not tell `3.0` from `3`.
+///
+/// # Errors
+/// When the value is neither `null` nor a whole number that fits `T`, an unsigned integer.
+pub fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    deserializer.deserialize_option(Whole(PhantomData))
+}
+
+struct Whole<T>(PhantomData<T>);
+
+impl<'de, T: TryFrom<u64>> Visitor<'de> for Whole<T> {
+    type Value = Option<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let most = u64::MAX >> (u64::BITS as usize - 8 * size_of::<T>());
+        write!(f, "a whole number from 0 to {most}")
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<T>, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Option<T>, E> {
+        let fits = T::try_from(number).map(Some);
+        fits.map_err(|_| E::invalid_value(Unexpected::Unsigned(number), &self))
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Option<T>, E> {
+        // Doubles hold every whole number up to 2^53.
+        if number.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&number) {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
+            return self.visit_u64(number as u64);
+        }
+        Err(E::invalid_value(Unexpected::Float(number), &self))
+    }
+}
+
+/// Reads a struct from an object only. The code that serde derives would also take a list, as the members in the order in
+/// which the code declares them.
+#[derive(Debug)]
+pub struct OnlyObject<D>(pub D);
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for OnlyObject<D> {
+    type Error = D::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_map(visitor)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
+    }
+}
+
+/// Implements `Deserialize` for structs that derive it with `#[serde(remote = "Self")]`, so that each is read from an object
+/// only.
+#[macro_export]
+macro_rules! only_objects {
+    ($($name:ty),+ $(,)?) => {$(
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Self::deserialize($crate::tolerant::OnlyObject(deserializer))
+            }
+        }
+    )+};
+}
+
+/// Implements `Serialize` for structs that derive it with `#[serde(remote = "Self")]`.
+macro_rules! objects {
+    ($($name:ty),+ $(,)?) => {$(
+        $crate::only_objects!($name);
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                Self::serialize(self, serializer)
+            }
+        }
+    )+};
+}
+pub(crate) use objects;
 
 /// Members of a newer version that are ignored in one document. Each costs another reading, so that more would let a
 /// hostile document take a processor for minutes.
@@ -111,6 +215,22 @@ mod tests {
         let members: Vec<_> = (0..100_000).map(|n| format!(r#""n{n}":1"#)).collect();
         let json = format!("{{{}}}", members.join(","));
         assert!(read::<Outer>(json.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_whole_number_may_be_written_as_a_fraction() {
+        let read =
+            |json: &str| whole::<_, u8>(&mut serde_json::Deserializer::from_str(json)).map_err(|e| e.to_string());
+        assert_eq!(read("null"), Ok(None));
+        for (json, number) in [("3", 3), ("3.0", 3), ("25.5e1", 255), ("0", 0), ("-0.0", 0)] {
+            assert_eq!(read(json), Ok(Some(number)), "{json}");
+        }
+        for json in ["256", "-1", "3.5", "1e300", "\"3\"", "[]", "true"] {
+            assert!(
+                read(json).unwrap_err().contains("a whole number from 0 to 255"),
+                "{json}"
+            );
+        }
     }
 
     #[test]

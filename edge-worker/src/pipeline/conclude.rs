@@ -10,6 +10,7 @@ use async_nats::header::NATS_MESSAGE_ID;
 use jiff::{SignedDuration, Timestamp};
 use opentelemetry::Context;
 use shared::{
+    address::Address,
     app::Ambiguity,
     failpoint::failpoint,
     job::Job,
@@ -71,7 +72,11 @@ enum NextWorker {
 
 impl Pipeline {
     pub(super) async fn conclude(&self, tried: Tried) -> Step<Settlement> {
-        let Tried { active, attempts } = tried;
+        let Tried {
+            active,
+            attempts,
+            spared,
+        } = tried;
         let ActiveJob { pulled, job, .. } = &active;
         let concluded: Vec<(AddressAttempt, Conclusion)> = attempts
             .into_iter()
@@ -90,7 +95,14 @@ impl Pipeline {
                 self.attempt_span(span, job, attempt, conclusion.state());
             }
         }
-        let mut receipts = Vec::with_capacity(concluded.len());
+        let mut receipts: Vec<Receipt> = {
+            let trace = span.as_ref().and_then(context::trace_id);
+            let each = |address| Receipt {
+                trace: trace.clone(),
+                ..self.of_spared(job, address)
+            };
+            spared.iter().map(each).collect()
+        };
         for (attempt, conclusion) in concluded {
             // Rare and large, so boxed: otherwise every job in flight would carry its size.
             let carried_out = match conclusion {
@@ -110,6 +122,19 @@ impl Pipeline {
             });
         }
         Ok(Settlement::of(active, receipts, span))
+    }
+
+    /// The receipt of an address for which the content renders to nothing.
+    fn of_spared(&self, job: &Job, address: &Address) -> Receipt {
+        let state = State::Suppressed;
+        self.telemetry.metrics.delivery(Some(address.provider()), state);
+        Receipt {
+            address: Some(address.id),
+            provider: Some(address.provider()),
+            reason: Some("nothing_for_target".into()),
+            stale_s: self.freshness.stale(job.class),
+            ..receipt(job, state, self.clock.now())
+        }
     }
 
     fn judge(&self, job: &Job, attempt: &AddressAttempt) -> Conclusion {

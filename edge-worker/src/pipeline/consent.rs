@@ -1,5 +1,6 @@
 //! Decides whether to send at all: the job must not be expired or withdrawn, and the recipient must agree. This is decided
-//! immediately before sending, so that a preference set a second ago counts.
+//! immediately before sending, so that a preference set a second ago counts. An address for which the content renders to
+//! nothing is not sent to either.
 
 use shared::{address::Address, channel::Class, receipt::State};
 
@@ -11,6 +12,8 @@ pub(super) struct Agreed {
     pub(super) active: ActiveJob,
     /// Each with its revision in the bucket of recipients.
     pub(super) addresses: Vec<(Address, u64)>,
+    /// Those for which the content renders to nothing. Nothing is sent to them.
+    pub(super) spared: Vec<Address>,
 }
 
 impl Pipeline {
@@ -31,6 +34,12 @@ impl Pipeline {
         if job.class == Class::Bulk && self.freshness.stale(Class::Bulk).is_some() {
             return Err(self.end(active, State::Suppressed, "stale_consent"));
         }
-        Ok(Agreed { active, addresses })
+        let sends = |(address, _): &(Address, u64)| job.content.has_something_for(&address.target);
+        let (sent, spared): (Vec<_>, Vec<_>) = addresses.into_iter().partition(sends);
+        Ok(Agreed {
+            active,
+            addresses: sent,
+            spared: spared.into_iter().map(|(address, _)| address).collect(),
+        })
     }
 }

@@ -11,11 +11,17 @@ use crate::providers::{Attempt, Message};
 pub(super) struct Tried {
     pub(super) active: ActiveJob,
     pub(super) attempts: Vec<AddressAttempt>,
+    /// The addresses for which the content renders to nothing.
+    pub(super) spared: Vec<Address>,
 }
 
 impl Pipeline {
     pub(super) async fn deliver(&self, intended: Intended) -> Tried {
-        let Intended { active, addresses } = intended;
+        let Intended {
+            active,
+            addresses,
+            spared,
+        } = intended;
         let ActiveJob { pulled, job, .. } = &active;
         let message = Message::new(job.clone(), pulled.renditions());
         let expires_at = job.expires_at();
@@ -43,6 +49,10 @@ impl Pipeline {
             Ok([only]) => vec![one(only).await],
             Err(several) => Box::pin(join_all(several.into_iter().map(one))).await,
         };
-        Tried { active, attempts }
+        Tried {
+            active,
+            attempts,
+            spared,
+        }
     }
 }

@@ -24,6 +24,8 @@ pub(super) struct Intended {
     pub(super) active: ActiveJob,
     /// Each with its revision in the bucket of recipients.
     pub(super) addresses: Vec<(Address, u64)>,
+    /// Those for which the content renders to nothing. Nothing is sent to them.
+    pub(super) spared: Vec<Address>,
 }
 
 impl Pipeline {
@@ -36,9 +38,13 @@ impl Pipeline {
 
     /// Publishes the intent to send, if the app must not send twice.
     pub(super) async fn write_intent(&self, agreed: Agreed) -> Step<Intended> {
-        let Agreed { active, addresses } = agreed;
+        let Agreed {
+            active,
+            addresses,
+            spared,
+        } = agreed;
         let job = &active.job;
-        if self.ambiguity(job) != Ambiguity::Resend {
+        if !addresses.is_empty() && self.ambiguity(job) != Ambiguity::Resend {
             let intents = addresses.iter().map(|(address, _)| Receipt {
                 address: Some(address.id),
                 provider: Some(address.provider()),
@@ -49,6 +55,10 @@ impl Pipeline {
                 return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
             }
         }
-        Ok(Intended { active, addresses })
+        Ok(Intended {
+            active,
+            addresses,
+            spared,
+        })
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use shared::{
     app::App,
@@ -11,6 +11,8 @@ use shared::{
     content::{Content, MAX_LIFE_S, push::Push},
     id::{Category, EventId, RecipientId, Topic},
     invalid::Invalid,
+    only_objects,
+    tolerant::or_default,
 };
 use utoipa::ToSchema;
 
@@ -34,7 +36,7 @@ const CREATED_AGO_MAX: SignedDuration = SignedDuration::from_secs(MAX_LIFE_S as 
 
 /// A notification to send.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct SendRequest {
     /// The caller's id of the event. Two requests with the same event id are one notification. The header
     /// `Idempotency-Key` may carry it instead. Without either, every request is a new notification.
@@ -42,11 +44,11 @@ pub(crate) struct SendRequest {
     /// The addressees: recipients or a topic.
     to: AddresseesRequest,
     /// The channel.
-    #[serde(default = "push")]
+    #[serde(default = "push", deserialize_with = "or_push")]
     #[schema(default = "push")]
     channel: Channel,
     /// The class, which decides the lane: `urgent`, `normal` or `bulk`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     #[schema(default = "normal")]
     class: Class,
     /// The category of the notification. Recipients who opted out of it do not get it.
@@ -58,27 +60,31 @@ pub(crate) struct SendRequest {
     created_at: Option<Timestamp>,
 }
 
+only_objects!(SendRequest);
+
 /// Many notifications, each accepted or refused by itself.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct ManyRequest {
     /// The notifications, in order. Each needs an `event_id`.
     #[schema(value_type = Vec<SendRequest>, min_items = 1, max_items = 100)]
     notifications: Vec<Box<RawValue>>,
 }
 
+only_objects!(ManyRequest);
+
 /// The body of a request to send: one notification or many.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "only describes the body; `Request` reads it")]
 pub(crate) enum SendBody {
-    One(SendRequest),
+    One(Box<SendRequest>),
     Many(ManyRequest),
 }
 
 /// The addressees: either recipients or the members of a topic.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 #[schema(as = To)]
 pub(crate) struct AddresseesRequest {
     /// The recipients, each named once.
@@ -88,8 +94,15 @@ pub(crate) struct AddresseesRequest {
     topic: Option<Topic>,
 }
 
+only_objects!(AddresseesRequest);
+
 fn push() -> Channel {
     Channel::Push
+}
+
+/// `null` is the default.
+fn or_push<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Channel, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_else(push))
 }
 
 /// Why a request, or one notification of many, is refused: it breaks a rule of the contract, whatever happens later.

@@ -50,6 +50,13 @@ impl Content {
         }
     }
 
+    /// Whether the content, rendered for this address, shows or runs anything.
+    pub fn has_something_for(&self, target: &Target) -> bool {
+        match self {
+            Self::Push(push) => target.provider().has_something(push),
+        }
+    }
+
     /// Whether the content is for this kind of address.
     pub fn reaches(&self, target: &Target) -> bool {
         match self {

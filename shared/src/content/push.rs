@@ -15,6 +15,7 @@ use crate::{
         apns::{self, Kind, PushType},
         fcm,
     },
+    tolerant::{self, objects},
 };
 
 /// A push whose JSON has at most this many bytes is within every provider's limit when rendered: rendering repeats only
@@ -26,7 +27,7 @@ pub const MAX_COLLAPSE_KEY: usize = 64;
 
 /// The content of a push.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, remote = "Self")]
 pub struct Push {
     /// First line of the alert.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,11 +35,15 @@ pub struct Push {
     /// Text of the alert.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
-    /// Key-value pairs for the application. FCM reserves `from`, `message_type` and what begins with `google.` or `gcm.`; APNs reserves `aps`.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    /// Key-value pairs for the application. FCM reserves `from`, `message_type` and what begins with `google.` or
+    /// `gcm.notification.`; APNs reserves `aps`.
+    #[serde(
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "tolerant::or_default"
+    )]
     pub data: BTreeMap<String, String>,
     /// The number on the application's icon; 0 removes it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "tolerant::whole")]
     pub badge: Option<u32>,
     /// Name of a sound in the application, or `default`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,12 +55,17 @@ pub struct Push {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub collapse_key: Option<String>,
     /// `high` wakes the device at once (APNs 10, FCM HIGH); `normal` saves its battery (5, NORMAL).
+    #[serde(deserialize_with = "tolerant::or_default")]
     pub priority: Priority,
     /// Seconds after acceptance during which the push is worth delivering; 0 means now or never. Default four weeks.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "tolerant::whole")]
     pub ttl: Option<u32>,
-    /// Wakes the application without showing anything. Needs `data` or an override, and no title or body.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    /// Wakes the application without showing anything. Not with title or body; badge, sound, image and what overrides would
+    /// show are left out.
+    #[serde(
+        skip_serializing_if = "std::ops::Not::not",
+        deserialize_with = "tolerant::or_default"
+    )]
     pub silent: bool,
     /// Overrides for APNs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,6 +74,8 @@ pub struct Push {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fcm: Option<fcm::Override>,
 }
+
+objects!(Push);
 
 words!(
     /// When the device is woken.
@@ -107,14 +119,19 @@ impl Push {
         self.ttl.unwrap_or(MAX_LIFE_S)
     }
 
-    /// Whether the push is for this kind of address: Live Activities have tokens of their own, and FCM shows one only
-    /// through an override.
+    /// Whether the push is for this kind of address: Live Activities have tokens of their own at Apple.
     pub fn reaches(&self, target: &Target) -> bool {
         let live = self.apns_push_type() == PushType::Liveactivity;
         match target {
             Target::Apns(target) => live == (target.kind == Kind::LiveActivity),
-            Target::Fcm(_) => !live || self.fcm.is_some(),
+            Target::Fcm(_) => true,
         }
+    }
+
+    /// Whether there is text to show.
+    pub(crate) fn has_text(&self) -> bool {
+        let text = [&self.title, &self.body].into_iter().flatten();
+        !self.silent && text.into_iter().any(|text| !text.is_empty())
     }
 
     /// The id by which a later copy replaces an earlier one on the device: the collapse key, or `otherwise`.
@@ -162,7 +179,7 @@ impl Push {
             if is_reserved(key) {
                 return Err(Invalid::new(
                     "data",
-                    "must not use the reserved keys aps, from, message_type, google.* and gcm.*",
+                    "must not use the reserved keys aps, from, message_type, google.* and gcm.notification.*",
                 ));
             }
         }
@@ -193,15 +210,19 @@ impl Push {
 
     fn check_visible(&self) -> Result<(), Invalid> {
         let shows = self.title.is_some() || self.body.is_some();
-        let overridden = self.apns.as_ref().is_some_and(|apns| !apns.payload.is_empty())
-            || self.fcm.as_ref().is_some_and(|fcm| !fcm.android.is_empty());
+        let overridden = self.apns_push_type().is_apples_own()
+            || self.apns.as_ref().is_some_and(|apns| !apns.payload.is_empty())
+            || self
+                .fcm
+                .as_ref()
+                .is_some_and(|fcm| !fcm.android.is_empty() || !fcm.webpush.is_empty());
         if self.silent && shows {
             return Err(Invalid::new("silent", "must not be set together with title or body"));
         }
         if !self.silent && !shows && self.badge.is_none() && !overridden {
             return Err(Invalid::new(
                 "title",
-                "must be given, or body, badge, an override, or silent with data",
+                "must be given, or body, badge, an override, or silent",
             ));
         }
         Ok(())
@@ -213,7 +234,9 @@ fn is_header_value(text: &str) -> bool {
 }
 
 fn is_reserved(key: &str) -> bool {
-    matches!(key, "aps" | "from" | "message_type" | "") || key.starts_with("google.") || key.starts_with("gcm.")
+    matches!(key, "aps" | "from" | "message_type" | "")
+        || key.starts_with("google.")
+        || key.starts_with("gcm.notification.")
 }
 
 #[cfg(test)]
@@ -274,6 +297,142 @@ mod tests {
         push.body = Some("x".repeat(SURELY_FITS - rest - r#","body":"""#.len()));
         assert_eq!(serde_json::to_vec(&push).unwrap().len(), SURELY_FITS);
         assert!(push.check().is_ok() && push.check_size().is_ok());
+    }
+
+    fn read(json: &Value) -> Push {
+        let push: Push = serde_json::from_value(json.clone()).unwrap();
+        push.check().unwrap();
+        push
+    }
+
+    #[test]
+    fn a_push_has_something_for_a_provider_if_it_shows_or_runs_anything_there() {
+        for (push, apns, fcm) in [
+            (json!({ "title": "x" }), true, true),
+            (json!({ "title": "" }), false, false),
+            (json!({ "badge": 0 }), true, false),
+            (json!({ "badge": 1, "data": { "a": "b" } }), true, true),
+            (json!({ "badge": 1, "image": "https://example.com/" }), true, false),
+            (json!({ "silent": true }), true, true),
+            (json!({ "silent": true, "apns": { "push_type": "alert" } }), true, true),
+            (
+                json!({ "apns": { "payload": { "aps": { "alert": "x" } } } }),
+                true,
+                false,
+            ),
+            (
+                json!({ "apns": { "payload": { "aps": { "alert": null } } } }),
+                false,
+                false,
+            ),
+            (
+                json!({ "title": "x", "apns": { "payload": { "aps": { "alert": {} } } } }),
+                false,
+                true,
+            ),
+            (
+                json!({ "apns": { "payload": { "aps": { "content-available": 1 } } } }),
+                true,
+                false,
+            ),
+            (
+                json!({ "apns": { "payload": { "aps": { "category": "x" } } } }),
+                false,
+                false,
+            ),
+            (
+                json!({ "apns": { "payload": { "own": 1 } }, "data": { "a": "b" } }),
+                false,
+                true,
+            ),
+            (
+                json!({ "apns": { "push_type": "location", "payload": { "aps": {} } } }),
+                true,
+                false,
+            ),
+            (json!({ "title": "x", "apns": { "push_type": "voip" } }), true, false),
+            (
+                json!({ "title": "x", "apns": { "push_type": "voip" }, "fcm": {} }),
+                true,
+                true,
+            ),
+            (json!({ "fcm": { "android": { "priority": "HIGH" } } }), false, false),
+            (json!({ "fcm": { "android": { "data": { "a": "b" } } } }), false, true),
+            (
+                json!({ "fcm": { "android": { "notification": null } }, "badge": 1 }),
+                true,
+                false,
+            ),
+            (
+                json!({ "fcm": { "webpush": { "notification": { "title": "x" } } } }),
+                false,
+                true,
+            ),
+            (
+                json!({ "fcm": { "webpush": { "headers": { "Urgency": "high" } } } }),
+                false,
+                false,
+            ),
+        ] {
+            let read = read(&push);
+            let has = [Provider::Apns, Provider::Fcm].map(|provider| provider.has_something(&read));
+            assert_eq!(has, [apns, fcm], "{push}");
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_silent_push_shows() {
+        let push = read(&json!({
+            "silent": true,
+            "badge": 1,
+            "sound": "default",
+            "image": "https://example.com/",
+            "apns": { "payload": { "aps": { "alert": { "title": "x" }, "badge": 2, "thread-id": "t" }, "own": 1 } },
+            "fcm": { "android": { "notification": { "title": "x" } }, "webpush": { "notification": { "title": "x" } } },
+        }));
+        assert_eq!(
+            as_value(&apns::render(&push)),
+            json!({ "aps": { "content-available": 1, "thread-id": "t" }, "own": 1 })
+        );
+        let fcm = Value::Object(fcm::render(&push, "t"));
+        assert_eq!(fcm, json!({ "android": { "priority": "HIGH", "ttl": "2419200s" } }));
+    }
+
+    #[test]
+    fn each_provider_limits_what_it_gets() {
+        let text = |length: usize| "x".repeat(length);
+        let voip = |length: usize| json!({ "data": { "a": text(length) }, "apns": { "push_type": "voip" } });
+        let data = |text: String| json!({ "fcm": { "android": { "data": { "a": text } } } });
+        let both = |android: usize, browser: usize| {
+            json!({ "fcm": {
+                "android": { "notification": { "body": text(android) } },
+                "webpush": { "data": { "a": text(browser) } },
+            } })
+        };
+        for (push, fits) in [
+            (voip(4400), true),
+            (voip(5120), false),
+            (json!({ "title": "x", "data": { "a": text(4400) } }), false),
+            (both(2500, 2500), true),
+            (both(100, 4095), true),
+            (both(100, 4096), false),
+            (both(4096 - "body".len() - "tag".len() - 36, 1), true),
+            (both(4096 - "body".len() - "tag".len() - 35, 1), false),
+            // What JSON adds does not count at Google.
+            (data("\"".repeat(4095)), true),
+            (data(text(4096)), false),
+            // The data of a platform replaces the message's.
+            (
+                json!({ "data": { "a": text(3000) }, "fcm": {
+                    "android": { "data": { "b": text(3000) } },
+                    "webpush": { "data": { "b": text(3000) } },
+                } }),
+                true,
+            ),
+            (json!({ "title": text(1000), "data": { "a": text(3200) } }), false),
+        ] {
+            assert_eq!(read(&push).check_size().is_ok(), fits, "{:.60}", push.to_string());
+        }
     }
 
     #[test]

@@ -140,6 +140,19 @@ impl Page {
         described.map(|(name, _)| name).collect()
     }
 
+    /// Whether callers send what a schema describes.
+    pub fn is_asked(&self, schema: &str) -> bool {
+        let sections = self
+            .objects_of(schema)
+            .into_iter()
+            .filter_map(|name| self.section(name));
+        sections.into_iter().any(|section| match section.side {
+            "request" => true,
+            "both" => section.schemas[0] == schema,
+            _ => false,
+        })
+    }
+
     /// The members that are built of what a schema describes, without those that only the other side has.
     pub fn members_of(&self, schema: &str) -> Vec<Member> {
         let sections = self

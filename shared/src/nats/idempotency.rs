@@ -18,7 +18,7 @@ use super::{
     topology::{Domain, IDEMPOTENCY},
 };
 use crate::{
-    digest::derive,
+    digest::{derive, of_content, of_json},
     id::{AppId, EventId, Region},
 };
 
@@ -49,11 +49,33 @@ pub enum Reply {
     Many(Map<String, Value>),
 }
 
+/// Digests by which a repetition of a request is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// Of the bytes of the body, as version 0.1 compares them.
+    exact: Uuid,
+    /// Of the JSON, whatever the order of members and the white space.
+    json: Uuid,
+}
+
+impl Fingerprint {
+    /// The fingerprint of a request with this body.
+    pub fn of(body: &[u8]) -> Self {
+        Self {
+            exact: of_content(body),
+            json: of_json(body),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Record {
-    /// Digest of the request's content; absent if nothing was stored and the key is free again.
+    /// [`Fingerprint::exact`] of the request; absent if nothing was stored and the key is free again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     request: Option<Uuid>,
+    /// [`Fingerprint::json`] of the request; absent also in records of version 0.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    json: Option<Uuid>,
     /// When the key was claimed; the epoch if the request was refused and may be repeated at once.
     at: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,7 +88,7 @@ struct Record {
 pub struct Held {
     subject: String,
     sequence: u64,
-    request: Uuid,
+    request: Fingerprint,
     at: Timestamp,
 }
 
@@ -83,7 +105,7 @@ pub enum Claim {
     OtherRequest,
 }
 
-/// Claims `key` of `app` for the request whose body has the digest `request`. `alone`: the mesh has no other region.
+/// Claims `key` of `app` for the request with the fingerprint `request`. `alone`: the mesh has no other region.
 ///
 /// # Errors
 /// When the stream did not acknowledge the claim.
@@ -93,7 +115,7 @@ pub async fn claim(
     alone: bool,
     app: &AppId,
     key: &EventId,
-    request: Uuid,
+    request: Fingerprint,
     now: Timestamp,
 ) -> Result<Claim, NotStored> {
     let key = derive("idempotency", &[key.as_str()]);
@@ -152,10 +174,11 @@ pub async fn claim(
 }
 
 /// What a record means for a request; `None` if the request may have the key.
-fn claim_of(record: &Record, request: Uuid, now: Timestamp) -> Option<Claim> {
+fn claim_of(record: &Record, request: Fingerprint, now: Timestamp) -> Option<Claim> {
+    let is_same = record.request == Some(request.exact) || record.json == Some(request.json);
     match (&record.answer, record.request) {
         (_, None) => None,
-        (_, Some(other)) if other != request => Some(Claim::OtherRequest),
+        (_, Some(_)) if !is_same => Some(Claim::OtherRequest),
         (Some(answer), _) => Some(Claim::Answered(answer.clone())),
         (None, _) if now.duration_since(record.at) > CLAIM_ABANDONED_AFTER => None,
         (None, _) => Some(Claim::InProgress),
@@ -178,7 +201,8 @@ impl Held {
     /// which stores nothing twice.
     pub async fn complete(self, js: &jetstream::Context, answer: Reply) {
         let record = Record {
-            request: Some(self.request),
+            request: Some(self.request.exact),
+            json: Some(self.request.json),
             at: self.at,
             answer: Some(answer),
         };
@@ -189,7 +213,8 @@ impl Held {
     /// same request, which then stores the missing jobs.
     pub async fn release(self, js: &jetstream::Context, nothing_stored: bool) {
         let record = Record {
-            request: (!nothing_stored).then_some(self.request),
+            request: (!nothing_stored).then_some(self.request.exact),
+            json: (!nothing_stored).then_some(self.request.json),
             at: Timestamp::UNIX_EPOCH,
             answer: None,
         };
@@ -204,7 +229,8 @@ impl Held {
 
     async fn write(&self, js: &jetstream::Context) -> Result<u64, NotStored> {
         let record = Record {
-            request: Some(self.request),
+            request: Some(self.request.exact),
+            json: Some(self.request.json),
             at: self.at,
             answer: None,
         };
@@ -224,14 +250,22 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::of_content;
 
     #[test]
     fn a_record_answers_only_the_request_that_made_it() {
         let now = Timestamp::from_second(1000).unwrap();
-        let (mine, other) = (of_content(b"a"), of_content(b"b"));
-        let record = |request, at, answered: bool| Record {
-            request,
+        let mine = Fingerprint::of(br#"{"a":1,"b":[{"c":2,"d":"\u00e9"}]}"#);
+        let reordered = Fingerprint::of("{ \"b\": [{\"d\": \"é\", \"c\": 2}],\n \"a\": 1 }".as_bytes());
+        let other = Fingerprint::of(br#"{"a":1,"b":[{"c":3,"d":"\u00e9"}]}"#);
+        let of_former = |request: Fingerprint| Record {
+            request: Some(request.exact),
+            json: None,
+            at: now,
+            answer: None,
+        };
+        let record = |request: Option<Fingerprint>, at, answered: bool| Record {
+            request: request.map(|request| request.exact),
+            json: request.map(|request| request.json),
             at,
             answer: answered.then(|| {
                 Reply::One(Answer {
@@ -243,6 +277,12 @@ mod tests {
             }),
         };
         let claim = |record: Record| claim_of(&record, mine, now);
+        assert!(matches!(claim(of_former(mine)), Some(Claim::InProgress)));
+        assert!(matches!(claim(of_former(reordered)), Some(Claim::OtherRequest)));
+        assert!(matches!(
+            claim(record(Some(reordered), now, true)),
+            Some(Claim::Answered(_))
+        ));
         assert!(claim(record(None, now, false)).is_none());
         assert!(matches!(claim(record(Some(mine), now, false)), Some(Claim::InProgress)));
         assert!(matches!(claim(record(Some(mine), now, true)), Some(Claim::Answered(_))));

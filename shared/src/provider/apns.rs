@@ -6,8 +6,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::{lay_over, serialize};
-use crate::{address::Token, channel::words, content::push::Push, invalid::Invalid, secret::Secret};
+use super::{is_empty, lay_over, serialize};
+use crate::{
+    address::Token,
+    channel::words,
+    content::push::Push,
+    invalid::Invalid,
+    secret::Secret,
+    tolerant::{self, objects},
+};
 
 /// Token-based authentication with APNs (Apple: Establishing a token-based connection to APNs).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -125,7 +132,7 @@ fn is_topic(text: &str) -> bool {
 
 /// Overrides for APNs.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, remote = "Self")]
 #[schema(as = ApnsOverride)]
 pub struct Override {
     /// `apns-push-type`; default `alert`, or `background` for a silent push. `liveactivity` reaches the addresses
@@ -136,14 +143,16 @@ pub struct Override {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
     /// `apns-priority` 10, 5 or 1; default by `priority`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "tolerant::whole")]
     pub priority: Option<u8>,
-    /// Laid over the rendered payload: top-level members replace, members of `aps` are merged one by one. A Live
+    /// Laid over the rendered payload: members replace, those of `aps` and of `aps.alert` are merged one by one. A Live
     /// Activity puts `event`, `timestamp` and `content-state` here.
-    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "tolerant::or_default")]
     #[schema(value_type = Object)]
     pub payload: Map<String, Value>,
 }
+
+objects!(Override);
 
 words!(
     /// `apns-push-type`, as Apple lists them.
@@ -190,6 +199,11 @@ impl PushType {
         }
     }
 
+    /// Whether only Apple has pushes of this type, so that other devices get one only by an override for them.
+    pub const fn is_apples_own(self) -> bool {
+        !matches!(self, Self::Alert | Self::Background)
+    }
+
     /// Largest payload in bytes that Apple accepts for this type.
     pub const fn max_payload(self) -> usize {
         match self {
@@ -199,21 +213,28 @@ impl PushType {
     }
 }
 
+/// The members of `aps` that interact with the user. Apple: a background push has none of them.
+const INTERACTING: [&str; 3] = ["alert", "badge", "sound"];
+
 /// The body of `POST /3/device/{token}` (Apple: Generating a remote notification).
 pub fn render(push: &Push) -> Vec<u8> {
+    let silent = is_silent(push);
     let payload = Payload {
         aps: Aps {
-            alert: (push.title.is_some() || push.body.is_some()).then_some(Alert {
+            alert: (!silent && (push.title.is_some() || push.body.is_some())).then_some(Alert {
                 title: push.title.as_deref(),
                 body: push.body.as_deref(),
             }),
-            badge: push.badge,
-            content_available: push.silent.then_some(1),
+            badge: push.badge.filter(|_| !silent),
+            content_available: silent.then_some(1),
             // A notification service extension fetches the picture; Apple runs it only for mutable content.
-            mutable_content: push.image.is_some().then_some(1),
-            sound: push.sound.as_deref(),
+            mutable_content: (!silent && push.image.is_some()).then_some(1),
+            sound: push.sound.as_deref().filter(|_| !silent),
         },
-        image: push.image.as_deref().filter(|_| !push.data.contains_key("image")),
+        image: push
+            .image
+            .as_deref()
+            .filter(|_| !silent && !push.data.contains_key("image")),
         data: &push.data,
     };
     match &push.apns {
@@ -222,10 +243,34 @@ pub fn render(push: &Push) -> Vec<u8> {
                 unreachable!("strings and numbers always make an object")
             };
             lay_over(&mut members, &over.payload);
+            if let (true, Some(Value::Object(aps))) = (silent, members.get_mut("aps")) {
+                aps.retain(|name, _| !INTERACTING.contains(&name.as_str()));
+            }
             serialize(&members)
         }
         _ => serialize(&payload),
     }
+}
+
+fn is_silent(push: &Push) -> bool {
+    push.silent || push.apns_push_type() == PushType::Background
+}
+
+/// Whether the rendered push shows or runs anything. An alert has something only by what interacts with the user or by
+/// `content-available`; pushes of Apple's other types act by their type.
+pub(super) fn has_something(push: &Push) -> bool {
+    if is_silent(push) || push.apns_push_type() != PushType::Alert {
+        return true;
+    }
+    let aps = push.apns.as_ref().and_then(|over| over.payload.get("aps"));
+    let rendered = |name: &str, present: bool| match aps.and_then(|aps| aps.get(name)) {
+        Some(over) => !is_empty(over),
+        None => present,
+    };
+    rendered("alert", push.has_text())
+        || rendered("badge", push.badge.is_some())
+        || rendered("sound", push.sound.is_some())
+        || rendered("content-available", false)
 }
 
 #[derive(Serialize)]

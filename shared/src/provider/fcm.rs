@@ -6,12 +6,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::{lay_over, serialize};
+use super::{is_empty, lay_over, serialize};
 use crate::{
     address::Token,
     content::push::{Priority, Push},
     invalid::Invalid,
     secret::Secret,
+    tolerant::{self, objects},
 };
 
 /// A Google service account that may send for one Firebase project.
@@ -76,23 +77,61 @@ impl Target {
 /// Longest token that is accepted, in bytes.
 const MAX_TOKEN: usize = 4096;
 
-/// FCM's limit for a message in bytes. Google counts the data and the notification; counting the whole message is
-/// stricter by the few bytes of the member names.
+/// FCM's limit in bytes for what one device gets (Google: Firebase Cloud Messaging message types). Google does not say how
+/// it counts; names and values of data and notification are counted here, without the JSON around them.
 pub const MAX_MESSAGE: usize = 4096;
 
 /// Overrides for FCM.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, remote = "Self")]
 #[schema(as = FcmOverride)]
 pub struct Override {
-    /// Laid over `message.android` member by member (`AndroidConfig` of FCM HTTP v1).
-    #[serde(skip_serializing_if = "Map::is_empty")]
+    /// Laid over `message.android` member by member (`AndroidConfig` of FCM HTTP v1), in either spelling of the names.
+    #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "tolerant::or_default")]
     #[schema(value_type = Object)]
     pub android: Map<String, Value>,
     /// Laid over `message.webpush` (`WebpushConfig` of FCM HTTP v1).
-    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "tolerant::or_default")]
     #[schema(value_type = Object)]
     pub webpush: Map<String, Value>,
+}
+
+objects!(Override);
+
+impl Override {
+    /// [`Self::android`] with the names that protobuf's JSON also accepts as `lowerCamelCase` in `snake_case`.
+    pub fn android(&self) -> Map<String, Value> {
+        in_snake_case(&self.android, &["data"])
+    }
+
+    /// [`Self::webpush`], likewise. `notification` is not Google's but the browsers'.
+    fn webpush(&self) -> Map<String, Value> {
+        in_snake_case(&self.webpush, &["data", "headers", "notification"])
+    }
+}
+
+/// `members` with names in `snake_case`, but those of free objects as they are.
+fn in_snake_case(members: &Map<String, Value>, free: &[&str]) -> Map<String, Value> {
+    let renamed = members.iter().map(|(name, value)| {
+        let name = snake_case(name);
+        let value = match value {
+            Value::Object(inner) if !free.contains(&name.as_str()) => Value::Object(in_snake_case(inner, free)),
+            value => value.clone(),
+        };
+        (name, value)
+    });
+    renamed.collect()
+}
+
+fn snake_case(name: &str) -> String {
+    let mut snake = String::with_capacity(name.len() + 4);
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_lowercase());
+    }
+    snake
 }
 
 /// The `message` of FCM HTTP v1 without its target; [`request`] adds that.
@@ -101,13 +140,15 @@ pub fn render(push: &Push, tag: &str) -> Map<String, Value> {
     if !push.data.is_empty() {
         message.insert("data".into(), json!(push.data));
     }
-    let mut notification = Map::new();
-    put(&mut notification, "title", push.title.as_deref());
-    put(&mut notification, "body", push.body.as_deref());
-    put(&mut notification, "image", push.image.as_deref());
-    let shows = !notification.is_empty();
+    let shows = shows(push);
     if shows {
-        message.insert("notification".into(), Value::Object(notification));
+        let mut notification = Map::new();
+        put(&mut notification, "title", push.title.as_deref());
+        put(&mut notification, "body", push.body.as_deref());
+        put(&mut notification, "image", push.image.as_deref());
+        if !notification.is_empty() {
+            message.insert("notification".into(), Value::Object(notification));
+        }
     }
     let mut android = Map::new();
     android.insert(
@@ -129,16 +170,40 @@ pub fn render(push: &Push, tag: &str) -> Map<String, Value> {
     }
     message.insert("android".into(), Value::Object(android));
     if let Some(over) = &push.fcm {
-        for (name, members) in [("android", &over.android), ("webpush", &over.webpush)] {
+        for (name, mut members) in [("android", over.android()), ("webpush", over.webpush())] {
+            if push.silent {
+                members.remove("notification");
+            }
             if !members.is_empty() {
                 let target = message.entry(name).or_insert_with(|| Value::Object(Map::new()));
                 if let Value::Object(target) = target {
-                    lay_over(target, members);
+                    lay_over(target, &members);
                 }
             }
         }
     }
     message
+}
+
+/// Whether an Android device shows a notification: there is text, or the override has a notification.
+pub fn shows(push: &Push) -> bool {
+    let by_override = |over: &Override| over.android.get("notification").is_some_and(|shown| !is_empty(shown));
+    !push.silent && (push.has_text() || push.fcm.as_ref().is_some_and(by_override))
+}
+
+/// Whether the rendered push shows or runs anything on a device of FCM.
+pub(super) fn has_something(push: &Push) -> bool {
+    if push.fcm.is_none() && push.apns_push_type().is_apples_own() {
+        return false;
+    }
+    let by_override = |over: &Override| {
+        let members = [&over.android, &over.webpush].into_iter();
+        members
+            .flat_map(|members| [members.get("data"), members.get("notification")])
+            .flatten()
+            .any(|member| !is_empty(member))
+    };
+    push.silent || push.has_text() || !push.data.is_empty() || push.fcm.as_ref().is_some_and(by_override)
 }
 
 /// The body of `POST /v1/projects/{project}/messages:send` for one registration token.
@@ -148,9 +213,39 @@ pub fn request(message: &Map<String, Value>, token: &str) -> Vec<u8> {
     serialize(&json!({ "message": message }))
 }
 
-/// The size in bytes of the message for a push, without its target.
+/// The bytes that count for [`MAX_MESSAGE`]. A device gets either what is for Android or what is for browsers, so the larger
+/// of the two.
 pub(super) fn size(push: &Push) -> usize {
-    serialize(&render(push, "")).len()
+    // As long as the job's id, which is the tag if the push has no collapse key.
+    let tag = [b'-'; uuid::fmt::Hyphenated::LENGTH];
+    let message = render(push, std::str::from_utf8(&tag).unwrap_or_default());
+    let of_platform = |platform: &str| {
+        let own = |name: &str| message.get(platform).and_then(|members| members.get(name));
+        // Google: the data of a platform replaces the message's; its notification is laid over the message's.
+        let data = own("data").or(message.get("data")).map_or(0, text_bytes);
+        let mut notification = object(message.get("notification"));
+        lay_over(&mut notification, &object(own("notification")));
+        data + notification.iter().map(entry_bytes).sum::<usize>()
+    };
+    of_platform("android").max(of_platform("webpush"))
+}
+
+fn object(value: Option<&Value>) -> Map<String, Value> {
+    value.and_then(Value::as_object).cloned().unwrap_or_default()
+}
+
+fn entry_bytes((name, value): (&String, &Value)) -> usize {
+    name.len() + text_bytes(value)
+}
+
+fn text_bytes(value: &Value) -> usize {
+    match value {
+        Value::Null => 0,
+        Value::Bool(_) | Value::Number(_) => value.to_string().len(),
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(text_bytes).sum(),
+        Value::Object(members) => members.iter().map(entry_bytes).sum(),
+    }
 }
 
 fn put(map: &mut Map<String, Value>, key: &str, value: Option<impl Into<Value>>) {

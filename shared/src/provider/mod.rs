@@ -50,8 +50,20 @@ impl Provider {
         }
     }
 
-    /// Refuses a push that the provider would refuse for its size once it is rendered.
+    /// Whether a push shows or runs anything on a device of this provider once it is rendered.
+    pub(crate) fn has_something(self, push: &Push) -> bool {
+        match self {
+            Self::Apns => apns::has_something(push),
+            Self::Fcm => fcm::has_something(push),
+        }
+    }
+
+    /// Refuses a push that the provider would refuse for its size once it is rendered. A push that is not sent to the
+    /// provider's devices has no size there.
     pub(crate) fn check_size(self, push: &Push) -> Result<(), Invalid> {
+        if !self.has_something(push) {
+            return Ok(());
+        }
         let (name, limit, size) = match self {
             Self::Apns => ("APNs", push.apns_push_type().max_payload(), apns::render(push).len()),
             Self::Fcm => ("FCM", fcm::MAX_MESSAGE, fcm::size(push)),
@@ -129,18 +141,26 @@ fn parse<T: DeserializeOwned>(members: Map<String, Value>) -> Result<T, Invalid>
     serde_path_to_error::deserialize(Value::Object(members)).map_err(|error| Invalid::of_json(&error))
 }
 
-/// Lays the members of `over` on `base`: they replace those of the same name; where both are objects they are merged one
-/// level down.
+/// Lays the members of `over` on `base`: they replace those of the same name; where both are objects their members are
+/// merged in the same way.
 fn lay_over(base: &mut Map<String, Value>, over: &Map<String, Value>) {
     for (key, value) in over {
         match (base.get_mut(key), value) {
-            (Some(Value::Object(below)), Value::Object(above)) => {
-                below.extend(above.iter().map(|(k, v)| (k.clone(), v.clone())));
-            }
+            (Some(Value::Object(below)), Value::Object(above)) => lay_over(below, above),
             _ => {
                 base.insert(key.clone(), value.clone());
             }
         }
+    }
+}
+
+/// Whether a member of an override adds nothing: `null`, `{}` or `""`.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(members) => members.is_empty(),
+        Value::String(text) => text.is_empty(),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) => false,
     }
 }
 

@@ -11,8 +11,7 @@ mod settings;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use jiff::Timestamp;
-use shared::{clock::Clock, id_key::IdKey, nats::roles::Role};
+use shared::{id_key::IdKey, nats::roles::Role};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
@@ -205,15 +204,6 @@ impl Peal {
     }
 }
 
-/// Whether workers change their provider tokens while a mesh that starts at `now` may still be running. Its first token is
-/// then younger than the 20 minutes that Apple asks for between two, and the simulator would refuse the second: whichever
-/// test runs at that minute would fail. Tests of provider tokens set their own clock.
-fn token_changes_soon(now: Timestamp) -> bool {
-    // Tokens change five minutes after the beginning of each slot of 50 minutes.
-    let (slot, change, longest_mesh) = (50 * 60, 5 * 60, 20 * 60);
-    (change - now.as_second()).rem_euclid(slot) <= longest_mesh
-}
-
 /// Starts the simulators of all providers where the plan has them.
 fn start_simulators(plan: &Plan, authority: &Authority) -> anyhow::Result<Simulators> {
     let place = plan.links.place(network::PROVIDER);
@@ -222,7 +212,8 @@ fn start_simulators(plan: &Plan, authority: &Authority) -> anyhow::Result<Simula
         listen,
         authority: Some(authority.clone()),
         jwt: JwtMode::Strict,
-        limit_token_updates: plan.limit_token_updates && !token_changes_soon(Clock::system().now()),
+        // The former version parks its pushes for 20 minutes if its first token is young when it changes.
+        limit_token_updates: plan.limit_token_updates && plan.former.is_none(),
         log: plan.log,
         ..ApnsConfig::default()
     };
@@ -248,17 +239,4 @@ fn leaf_url(plan: &Plan, links: &mut Vec<Link>, region: &str, hub: &nats::Server
     let address = (hub.address(), hub.leaf_port()).into();
     let address = plan.links.connect(links, Between::Regions, region, address)?;
     Ok(format!("nats-leaf://{address}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_change_five_minutes_into_each_slot() {
-        let soon = |minute: i64| token_changes_soon(Timestamp::from_second(600_000 * 3000 + minute * 60).unwrap());
-        let minutes: Vec<_> = (0..50).filter(|minute| soon(*minute)).collect();
-        let expected: Vec<_> = (0..=5).chain(35..50).collect();
-        assert_eq!(minutes, expected);
-    }
 }

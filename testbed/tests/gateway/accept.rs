@@ -9,13 +9,15 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use shared::{
     api_key::Scope,
-    digest::of_content,
+    clock::Clock,
+    digest::{derive, of_content},
     job::Job,
     nats::{
         connect, envelope, follow,
-        idempotency::{self, Answer, Claim, Reply},
+        idempotency::{self, Answer, Claim, Fingerprint, Reply},
+        publish,
         roles::Role,
-        topology,
+        subject, topology, version,
     },
     seal::MeshKey,
 };
@@ -178,6 +180,85 @@ async fn a_repeated_idempotency_key_gets_the_first_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_same_json_in_another_order_is_the_same_request() {
+    let rig = Rig::start().await;
+    let ask = async |key: &str, body: &'static str| {
+        let request = rig.request("POST", "/v1/notifications").bearer_auth(&rig.key);
+        let request = request.header("Idempotency-Key", key);
+        send(request.header("Content-Type", "application/json").body(body)).await
+    };
+    let first = r#"{"to":{"recipients":["ann"]},"push":{"title":"Hi","apns":{"payload":{"a":1,"b":{"c":2,"d":3}}}}}"#;
+    let reordered = r#"
+        { "push": { "apns": { "payload": { "b": { "d": 3, "c": 2 }, "a": 1 } }, "title": "H\u0069" },
+          "to": { "recipients": ["ann"] } }"#;
+    let other = r#"{"to":{"recipients":["ann"]},"push":{"title":"Hi","apns":{"payload":{"a":1,"b":{"c":2,"d":4}}}}}"#;
+    assert_eq!(ask("k", first).await.status, 202);
+    let again = ask("k", reordered).await;
+    assert_eq!(
+        (again.status, again.header("idempotent-replayed")),
+        (202, Some("true")),
+        "{again:?}"
+    );
+    assert_eq!(ask("k", other).await.code(), "idempotency_key_reused");
+    assert_eq!(rig.count(topology::NOTIFY).await, 1);
+
+    // A record of version 0.1 knows the bytes alone.
+    let subject = subject::idempotency(&region("eu"), &app(), derive("idempotency", &["former"]));
+    let record = json!({
+        "request": of_content(first.as_bytes()),
+        "at": Clock::system().now(),
+        "answer": { "event_id": "former", "jobs": 1, "duplicates": 0 },
+    });
+    let stored = publish::store(&rig.js, subject, version::headers(), record.to_string().into()).await;
+    assert!(stored.is_ok());
+    let again = ask("former", first).await;
+    assert_eq!(
+        (again.status, again.header("idempotent-replayed")),
+        (202, Some("true")),
+        "{again:?}"
+    );
+    assert_eq!(ask("former", reordered).await.code(), "idempotency_key_reused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_with_an_encoding_or_a_value_of_a_wrong_type_is_refused_and_named() {
+    let rig = Rig::start().await;
+    for (encoding, status) in [("gzip", 415), ("br, identity", 415), ("identity", 202)] {
+        let body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
+        let request = rig.request("POST", "/v1/notifications").bearer_auth(&rig.key);
+        let answer = send(request.header("Content-Encoding", encoding).json(&body)).await;
+        assert_eq!(answer.status, status, "{answer:?}");
+        if status == 415 {
+            assert_eq!(answer.code(), "unsupported_media_type");
+            assert_eq!(answer.header("accept-encoding"), Some("identity"));
+        }
+    }
+    for (members, field) in [
+        (json!({ "class": 5 }), "class"),
+        (json!({ "push": { "title": "Hi", "priority": 10 } }), "push.priority"),
+        (json!({ "push": { "title": "Hi", "data": { "a": [] } } }), "push.data.a"),
+        (json!({ "to": { "recipients": ["ann", 7] } }), "to.recipients[1]"),
+        (json!({ "to": ["ann"] }), "to"),
+    ] {
+        let mut body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
+        body.as_object_mut()
+            .unwrap()
+            .extend(members.as_object().unwrap().clone());
+        let answer = rig.ask("POST", "/v1/notifications", body).await;
+        assert_eq!((answer.status, answer.code()), (422, "validation_failed"), "{answer:?}");
+        assert_eq!(answer.body["errors"][0]["field"], field, "{answer:?}");
+    }
+    let nulls = json!({
+        "to": { "recipients": ["ann"], "topic": null },
+        "class": null,
+        "channel": null,
+        "category": null,
+        "push": { "title": "Hi", "data": null, "badge": null, "priority": null, "silent": null, "apns": null, "fcm": null },
+    });
+    assert_eq!(rig.ask("POST", "/v1/notifications", nulls).await.status, 202);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_concurrent_requests_with_one_key_one_is_processed() {
     let rig = Rig::start().await;
     let body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
@@ -248,7 +329,7 @@ async fn a_key_used_in_one_region_is_known_in_the_others() {
             false,
             &app(),
             &"k1".parse().unwrap(),
-            of_content(content),
+            Fingerprint::of(content),
             now,
         )
         .await

@@ -9,5 +9,6 @@ mod door;
 mod durable;
 mod faults;
 mod recipients;
+mod schemas;
 mod status;
 mod traces;

@@ -173,7 +173,11 @@ impl Rig {
 
     pub(crate) fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
         self.http
-            .request(method.parse().unwrap(), format!("http://{}{path}", self.gateway.addr()))
+            .request(method.parse().unwrap(), format!("{}{path}", self.url()))
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.gateway.addr())
     }
 
     /// Removes the limit on the size of NOTIFY.

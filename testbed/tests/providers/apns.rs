@@ -52,7 +52,11 @@ async fn apns_accepts_every_push_type() {
         assert_eq!(received.id, delivery.to_string());
         assert_eq!(received.collapse_id, Some(job.id.to_string()));
         assert_eq!(received.expiration, Some(job.expires_at().as_second().to_string()));
-        assert_eq!(&received.payload[..], br#"{"aps":{"alert":{"title":"ding"}}}"#);
+        let payload = match kind {
+            PushType::Background => r#"{"aps":{"content-available":1}}"#,
+            _ => r#"{"aps":{"alert":{"title":"ding"}}}"#,
+        };
+        assert_eq!(received.payload, payload);
     }
     assert_eq!(apns.stats().connections, 1);
 }

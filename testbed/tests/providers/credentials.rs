@@ -22,9 +22,9 @@ use crate::rig::{
     settable_clock,
 };
 
-/// When one of the slots of 50 minutes begins into which workers divide time for provider tokens, in seconds since the
+/// When one of the slots of 25 minutes begins into which workers divide time for provider tokens, in seconds since the
 /// epoch.
-const SLOT_BEGIN_S: i64 = 600_000 * 50 * 60;
+const SLOT_BEGIN_S: i64 = 1_200_000 * 25 * 60;
 
 fn at_minute(minute: i64) -> Timestamp {
     Timestamp::from_second(SLOT_BEGIN_S + 60 * minute).unwrap()
@@ -76,7 +76,33 @@ async fn independent_workers_use_one_provider_token_at_a_time() {
         let pushes = workers.iter().map(|worker| worker.push_apns("beef"));
         assert_all_accepted(&join_all(pushes).await);
     }
-    assert_eq!(apns.provider_tokens(), 4, "one token for each slot");
+    assert_eq!(apns.provider_tokens(), 7, "one token for each slot");
+}
+
+#[tokio::test]
+async fn workers_of_an_idle_team_that_begin_on_both_sides_of_a_change_lose_no_push() {
+    // The token of the slot comes into use at minute 5, and the next one at minute 30.
+    for begin in [6, 11, 20, 29] {
+        let (first, apns, seconds, apple_seconds) = strict_apns(at_minute(begin), at_minute(begin)).await;
+        assert!(is_accepted(&first.push_apns("beef").await));
+        let (clock, second_seconds) = settable_clock(at_minute(31));
+        let choices = Choices {
+            apns: vec![localhost(apns.addr().port())],
+            clock,
+            ..Choices::default()
+        };
+        let second = Rig::new(first.authority.clone(), choices);
+        second.configure_apns(apns.key());
+        for minute in (31..120).step_by(3) {
+            for clock in [&seconds, &apple_seconds, &second_seconds] {
+                clock.store(at_minute(minute).as_second(), Ordering::Relaxed);
+            }
+            let pushes = [second.push_apns("beef").await, first.push_apns("cafe").await];
+            assert_all_accepted(&pushes);
+        }
+        let refused = apns.stats().reasons.get("TooManyProviderTokenUpdates").copied();
+        assert_eq!(refused, (begin > 11).then_some(1), "begin at {begin}");
+    }
 }
 
 #[tokio::test]
@@ -85,7 +111,7 @@ async fn a_worker_with_a_slow_clock_moves_on_to_the_token_of_the_others() {
     assert_eq!(
         slow.push_apns("beef").await.outcome,
         credential_trouble("ExpiredProviderToken"),
-        "two hours are more than two slots of 50 minutes"
+        "two hours are more than four slots of 25 minutes"
     );
     assert!(is_accepted(&slow.push_apns("beef").await));
     let (clock, _) = settable_clock(at_minute(20 + 120));

@@ -127,7 +127,11 @@ impl Apns {
                 };
             }
             let verdict = self.judge(account, status, answer).await;
-            if matches!(verdict.remedy, Remedy::Reconnect | Remedy::LeaveConnection) {
+            // After a change of the token that came too soon, Apple takes nothing on the connection for a while.
+            if matches!(
+                verdict.remedy,
+                Remedy::Reconnect | Remedy::LeaveConnection | Remedy::FormerToken
+            ) {
                 lease.leave_connection();
             }
             let helps = match verdict.remedy {
@@ -137,6 +141,13 @@ impl Apns {
                     token = account.team.token.after_expired(&token);
                     true
                 }
+                Remedy::FormerToken => match account.team.token.former(&token) {
+                    Some(former) => {
+                        token = former;
+                        true
+                    }
+                    None => false,
+                },
                 Remedy::TokenByClock => {
                     account.team.token.learn_invalid(&token);
                     false

@@ -88,7 +88,16 @@ impl Account {
     }
 }
 
+/// The `apns-topic` header of an address for `kind`; `None` if it is not a valid header value. Devices report the topic of
+/// a `PushKit` token with its suffix or without.
+pub(super) fn topic_of_address(topic: &str, kind: PushType) -> Option<HeaderValue> {
+    let bundle = topic
+        .strip_suffix(kind.topic_suffix())
+        .filter(|bundle| !bundle.is_empty());
+    self::topic(bundle.unwrap_or(topic), kind)
+}
+
 /// The `apns-topic` header of `bundle` for `kind`; `None` if it is not a valid header value.
-pub(super) fn topic(bundle: &str, kind: PushType) -> Option<HeaderValue> {
+fn topic(bundle: &str, kind: PushType) -> Option<HeaderValue> {
     HeaderValue::from_maybe_shared(bytes::Bytes::from([bundle, kind.topic_suffix()].concat())).ok()
 }

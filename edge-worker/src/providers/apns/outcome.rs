@@ -74,6 +74,8 @@ pub(super) enum Remedy {
     None,
     /// Send again with the provider token of a later slot.
     LaterToken,
+    /// Send again with the former provider token, on another connection.
+    FormerToken,
     /// Do not send again, but return to the provider token that the clock selects.
     TokenByClock,
     /// Send again on another connection.
@@ -155,7 +157,10 @@ fn listed(reason: &ErrorReason, since: Option<Timestamp>, at: &Circumstances) ->
         },
         R::TooManyProviderTokenUpdates => {
             let wait = at.token_wait.max(at.retry_after.unwrap_or(MIN_DEVICE_PAUSE));
-            Outcome::credential("TooManyProviderTokenUpdates", Some(wait)).into()
+            Verdict {
+                outcome: Outcome::credential("TooManyProviderTokenUpdates", Some(wait)),
+                remedy: Remedy::FormerToken,
+            }
         }
         R::Unregistered => gone("Unregistered", since, at).into(),
         R::TooManyRequests => device_pause("TooManyRequests".into(), at).into(),
@@ -288,11 +293,6 @@ mod tests {
             other_spelling,
             Outcome::credential("BadEnvironmentKeyIdInToken", None).into()
         );
-        let updates = judged(429, "TooManyProviderTokenUpdates").outcome;
-        assert_eq!(
-            updates,
-            Outcome::credential("TooManyProviderTokenUpdates", Some(AT.token_wait))
-        );
     }
 
     #[test]
@@ -300,6 +300,12 @@ mod tests {
         let expired = judged(403, "ExpiredProviderToken");
         assert_eq!(expired.remedy, Remedy::LaterToken);
         assert_eq!(expired.outcome, Outcome::credential("ExpiredProviderToken", None));
+        let updates = judged(429, "TooManyProviderTokenUpdates");
+        assert_eq!(updates.remedy, Remedy::FormerToken);
+        assert_eq!(
+            updates.outcome,
+            Outcome::credential("TooManyProviderTokenUpdates", Some(AT.token_wait))
+        );
         let invalid = judged(403, "InvalidProviderToken");
         assert_eq!(invalid.remedy, Remedy::TokenByClock);
         assert_eq!(invalid.outcome, Outcome::credential("InvalidProviderToken", None));

@@ -13,7 +13,7 @@ use shared::{
 
 use super::{
     Device,
-    config::{Account, topic},
+    config::{Account, topic_of_address},
 };
 use crate::providers::Attempt;
 
@@ -75,7 +75,7 @@ fn topic_of(account: &Account, attempt: &Attempt<'_>, device: &Device<'_>) -> Op
         return HeaderValue::from_str(chosen).ok();
     }
     match device.topic {
-        Some(bundle) if bundle != account.bundle => topic(bundle, kind),
+        Some(topic) if topic != account.bundle => topic_of_address(topic, kind),
         _ => Some(account.topic(kind)),
     }
 }
@@ -266,6 +266,30 @@ mod tests {
         let mut push = of_type(PushType::Voip);
         push.apns.as_mut().unwrap().topic = Some("as.written".into());
         assert_eq!(requested(push, other).unwrap().headers()["apns-topic"], "as.written");
+    }
+
+    #[test]
+    fn a_topic_that_has_the_suffix_of_the_push_type_gets_no_second_one() {
+        for (registered, kind, sent) in [
+            ("com.example.shop.voip", PushType::Voip, "com.example.shop.voip"),
+            ("com.example.kiosk.voip", PushType::Voip, "com.example.kiosk.voip"),
+            (
+                "com.example.shop.voip-ptt",
+                PushType::Pushtotalk,
+                "com.example.shop.voip-ptt",
+            ),
+            (
+                "com.example.shop.push-type.widgets",
+                PushType::Widgets,
+                "com.example.shop.push-type.widgets",
+            ),
+            ("com.example.shop", PushType::Voip, "com.example.shop.voip"),
+            ("com.example.kiosk", PushType::Alert, "com.example.kiosk"),
+        ] {
+            let adjust = |target: &mut apns::Target| target.topic = Some(registered.into());
+            let request = requested(of_type(kind), adjust).unwrap();
+            assert_eq!(request.headers()["apns-topic"], sent, "{registered} {kind}");
+        }
     }
 
     #[test]

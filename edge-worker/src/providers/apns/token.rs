@@ -4,6 +4,21 @@
 //! Apple counts the token changes of a team across all its workers. So time is divided into slots that are the same for
 //! all workers, the `iat` of a token is the start of its slot, and signatures are deterministic (RFC 6979): all workers
 //! of all regions make the same bytes, also after a restart or while cut off, without communication.
+//!
+//! The token of a slot comes into use when it is 5 minutes old, and the next one 25 minutes later. A worker that used a
+//! token for the first time in the last 20 of these minutes keeps it until it is 50 minutes old:
+//!
+//! ```text
+//! age in minutes   0    5        10                     30                  50   55   60
+//!                  |    | first  | first use keeps it   | kept              |    |    | Apple refuses it
+//!                  |    | use    | until 50             |                   | given back to at the latest
+//! ```
+//!
+//! So the next token of a worker never follows in less than 20 minutes: after a first use before 10 it follows at 30 or
+//! later, after a first use between 10 and 30 it follows at 50 or later. Any rule without communication has a moment
+//! before which a worker that remembers nothing begins with one token, and after which another worker begins with the
+//! next. If two workers of an idle team begin to push on both sides of that moment, Apple refuses the second token, and the
+//! second worker goes back to the first one ([`ProviderToken::former`]): it is at most 55 minutes old then, and valid.
 
 use std::{
     fmt,
@@ -26,8 +41,8 @@ use shared::clock::Clock;
 
 use crate::providers::BadCredential;
 
-/// Seconds for which one token is used.
-const TOKEN_SLOT_S: i64 = 50 * 60;
+/// Seconds from one token to the next. The former version of Peal has every second of these tokens, at the same times.
+const TOKEN_SLOT_S: i64 = 25 * 60;
 
 /// Seconds after the start of a slot at which its token comes into use. Apple refuses tokens older than an hour or from
 /// the future, so a clock may be wrong by this much either way.
@@ -35,6 +50,12 @@ const MAX_CLOCK_ERROR_S: i64 = 5 * 60;
 
 /// Seconds for which Apple answers `TooManyProviderTokenUpdates` to a team that changed its token.
 const MIN_BETWEEN_CHANGES_S: i64 = 20 * 60;
+
+/// Age in seconds until which a token that was first used late is kept.
+const MAX_KEPT_AGE_S: i64 = MAX_CLOCK_ERROR_S + TOKEN_SLOT_S + MIN_BETWEEN_CHANGES_S;
+
+/// Age in seconds at which Apple refuses a token.
+const EXPIRED_AGE_S: i64 = 60 * 60;
 
 const BAD_KEY: BadCredential = BadCredential::new("private_key", "must be a P-256 private key, PKCS#8 in PEM");
 
@@ -45,7 +66,7 @@ pub(super) struct ProviderToken {
     key: SigningKey,
     clock: Clock,
     current: ArcSwap<Minted>,
-    /// Start of the earliest slot whose token Apple has not called expired. Later than the clock's own slot only if the
+    /// Start of the earliest slot whose token Apple would not call expired. Later than the clock's own slot only if the
     /// clock is slow.
     earliest: AtomicI64,
 }
@@ -56,6 +77,8 @@ pub(super) struct Minted {
     pub(super) header: HeaderValue,
     /// The claim `iat`: the start of the slot, in seconds since 1970.
     issued: i64,
+    /// Until when it is used, although the next one is in use by the clock; 0 before its first use.
+    used_until: AtomicI64,
 }
 
 impl ProviderToken {
@@ -80,26 +103,57 @@ impl ProviderToken {
 
     /// The token to use now.
     pub(super) fn current(&self) -> Arc<Minted> {
+        let now = self.clock.now().as_second();
+        let earliest = self.earliest.load(Ordering::Relaxed);
+        let newest = slot(&self.clock).max(earliest);
         let current = self.current.load_full();
-        let issued = slot(&self.clock).max(self.earliest.load(Ordering::Relaxed));
-        if current.issued == issued {
+        let is_kept =
+            || (earliest..newest).contains(&current.issued) && now < current.used_until.load(Ordering::Relaxed);
+        if current.issued == newest || is_kept() {
+            current.use_at(now);
             return current;
         }
-        // The key has signed before, so it cannot be the cause of a failure.
-        let Ok(new) = mint(&self.team_id, &self.key_id, &self.key, issued) else {
-            return current;
-        };
-        // Two threads that mint at the same time make the same token.
-        let new = Arc::new(new);
-        self.current.store(new.clone());
+        let new = self.replace(newest).unwrap_or(current);
+        new.use_at(now);
         new
     }
 
-    /// The token to use after APNs called `refused` expired: by Apple's clock, the next slot has begun. Workers with a
-    /// correct clock use its token already, so this adds no change of the team's token.
+    /// Mints and stores the token of another slot. Two threads that do so at the same time make the same token.
+    fn replace(&self, issued: i64) -> Option<Arc<Minted>> {
+        // The key has signed before, so it cannot be the cause of a failure.
+        let new = Arc::new(mint(&self.team_id, &self.key_id, &self.key, issued).ok()?);
+        self.current.store(new.clone());
+        Some(new)
+    }
+
+    /// The token to go back to after APNs answered that `refused` followed the former one too soon: some worker of the team
+    /// uses the former one. `None` if it is no longer valid.
+    pub(super) fn former(&self, refused: &Minted) -> Option<Arc<Minted>> {
+        let now = self.clock.now().as_second();
+        let issued = refused.issued - TOKEN_SLOT_S;
+        let age = now - issued;
+        if age >= EXPIRED_AGE_S - MAX_CLOCK_ERROR_S || issued < self.earliest.load(Ordering::Relaxed) {
+            return None;
+        }
+        let current = self.current.load_full();
+        if current.issued < refused.issued {
+            return Some(current);
+        }
+        let former = self.replace(issued)?;
+        let until = if age < MAX_KEPT_AGE_S {
+            MAX_KEPT_AGE_S
+        } else {
+            EXPIRED_AGE_S - MAX_CLOCK_ERROR_S
+        };
+        former.used_until.store(issued + until, Ordering::Relaxed);
+        Some(former)
+    }
+
+    /// The token to use after APNs called `refused` expired: by Apple's clock it is an hour old, so that workers with a
+    /// correct clock use the token after the next. This adds no change of the team's token.
     pub(super) fn after_expired(&self, refused: &Minted) -> Arc<Minted> {
         self.earliest
-            .fetch_max(refused.issued + TOKEN_SLOT_S, Ordering::Relaxed);
+            .fetch_max(refused.issued + 2 * TOKEN_SLOT_S, Ordering::Relaxed);
         self.current()
     }
 
@@ -113,9 +167,25 @@ impl ProviderToken {
 
     /// How long until Apple accepts the current token from every worker, however recently one used the previous token.
     pub(super) fn wait_to_change(&self) -> Duration {
-        let in_use_from = self.current.load().issued + MAX_CLOCK_ERROR_S;
+        let in_use_from = slot(&self.clock) + MAX_CLOCK_ERROR_S;
         let left = in_use_from + MIN_BETWEEN_CHANGES_S - self.clock.now().as_second();
         Duration::from_secs(u64::try_from(left).unwrap_or(0))
+    }
+}
+
+impl Minted {
+    /// Notes the first use.
+    fn use_at(&self, now: i64) {
+        let next = self.issued + TOKEN_SLOT_S + MAX_CLOCK_ERROR_S;
+        let until = if now > next - MIN_BETWEEN_CHANGES_S {
+            self.issued + MAX_KEPT_AGE_S
+        } else {
+            next
+        };
+        // An error says that it was used before.
+        let _used = self
+            .used_until
+            .compare_exchange(0, until, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -136,7 +206,11 @@ fn mint(team_id: &str, key_id: &str, key: &SigningKey, issued: i64) -> Result<Mi
     let signature = BASE64_URL_SAFE_NO_PAD.encode(signature.to_bytes());
     let mut header = HeaderValue::try_from(format!("bearer {content}.{signature}")).map_err(|_| BAD_KEY)?;
     header.set_sensitive(true);
-    Ok(Minted { header, issued })
+    Ok(Minted {
+        header,
+        issued,
+        used_until: AtomicI64::new(0),
+    })
 }
 
 impl fmt::Debug for ProviderToken {
@@ -160,7 +234,7 @@ mod tests {
     const KEY: &str = include_str!("../testdata/p256.pem");
 
     /// The start of a slot.
-    const BEGIN: i64 = 600_000 * TOKEN_SLOT_S;
+    const BEGIN: i64 = 1_200_000 * TOKEN_SLOT_S;
 
     fn token_at(seconds: &Arc<AtomicI64>) -> ProviderToken {
         let seconds = seconds.clone();
@@ -181,14 +255,14 @@ mod tests {
         let mine = Arc::new(AtomicI64::new(BEGIN + MAX_CLOCK_ERROR_S));
         let first = token_at(&mine);
         let token = first.current();
-        for minutes in [5, 20, 54] {
+        for minutes in [5, 20, 29] {
             let started_then = Arc::new(AtomicI64::new(0));
             set(&started_then, minutes);
             assert_eq!(text(&token_at(&started_then).current()), text(&token), "{minutes}");
         }
-        set(&mine, 54);
+        set(&mine, 29);
         assert!(Arc::ptr_eq(&token, &first.current()), "minted once in a slot");
-        for minutes in [4, 55] {
+        for minutes in [4, 30] {
             set(&mine, minutes);
             assert_ne!(text(&first.current()), text(&token), "{minutes}");
         }
@@ -237,6 +311,113 @@ mod tests {
         );
     }
 
+    /// Apple's rule, as the simulator of the testbed has it: a token that it has not seen is refused within 20 minutes of the
+    /// last one. Times are in seconds.
+    #[derive(Default)]
+    struct Apple {
+        seen: Vec<i64>,
+        changed_at: Option<i64>,
+        refusals: usize,
+    }
+
+    impl Apple {
+        fn takes(&mut self, token: &Minted, now: i64) -> bool {
+            let age = now - token.issued;
+            assert!(
+                (MAX_CLOCK_ERROR_S..=EXPIRED_AGE_S - MAX_CLOCK_ERROR_S).contains(&age),
+                "{age}"
+            );
+            if self.seen.contains(&token.issued) {
+                return true;
+            }
+            if self.changed_at.is_some_and(|at| now - at < MIN_BETWEEN_CHANGES_S) {
+                self.refusals += 1;
+                return false;
+            }
+            self.seen.push(token.issued);
+            self.changed_at = Some(now);
+            true
+        }
+
+        /// Sends one push, and once more with the former token if this one is refused.
+        fn push(&mut self, worker: &ProviderToken, now: i64) -> bool {
+            let token = worker.current();
+            self.takes(&token, now) || worker.former(&token).is_some_and(|former| self.takes(&former, now))
+        }
+    }
+
+    #[test]
+    fn a_worker_changes_its_token_at_most_once_in_20_minutes_however_late_it_begins() {
+        for first in 0..=30 {
+            for gap in [1, 7, 24, 26, 49, 51, 130] {
+                let now = Arc::new(AtomicI64::new(0));
+                set(&now, first);
+                let worker = token_at(&now);
+                let mut apple = Apple::default();
+                for push in 0..(180 / gap).max(5) {
+                    set(&now, first + push * gap);
+                    assert!(apple.push(&worker, now.load(Ordering::Relaxed)));
+                }
+                assert_eq!(apple.refusals, 0, "first push at {first}, then every {gap} minutes");
+                assert!(apple.seen.len() >= 3, "{:?}", apple.seen);
+            }
+        }
+    }
+
+    #[test]
+    fn workers_that_begin_at_any_time_deliver_with_a_token_of_the_team() {
+        // Each worker pushes at a time and a pace of its own; every fifth start is another process without a memory.
+        for seed in 0..40_i64 {
+            let now = Arc::new(AtomicI64::new(0));
+            set(&now, 0);
+            let mut workers: Vec<_> = (0..4).map(|_| token_at(&now)).collect();
+            let mut apple = Apple::default();
+            for minute in 0..240 {
+                set(&now, minute);
+                for (nth, worker) in (1..).zip(&mut workers) {
+                    let draw = (seed * 7919 + minute * 104_729 + nth * 1_299_709).rem_euclid(97);
+                    if draw < seed.rem_euclid(20) + nth {
+                        if draw % 5 == 0 {
+                            *worker = token_at(&now);
+                        }
+                        assert!(
+                            apple.push(worker, now.load(Ordering::Relaxed)),
+                            "seed {seed}, minute {minute}, worker {nth}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_refused_change_goes_back_to_the_former_token_until_both_are_old_enough() {
+        let (early, late) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
+        set(&early, 29);
+        set(&late, 31);
+        let (first, second) = (token_at(&early), token_at(&late));
+        let (used, refused) = (first.current(), second.current());
+        assert_ne!(text(&used), text(&refused));
+        let former = second.former(&refused).unwrap();
+        assert_eq!(text(&former), text(&used));
+        let again = second.former(&refused).unwrap();
+        assert!(
+            Arc::ptr_eq(&former, &again),
+            "a late answer to the refused token changes nothing"
+        );
+        for minutes in [32, 49] {
+            set(&early, minutes);
+            set(&late, minutes);
+            assert_eq!(text(&first.current()), text(&used), "{minutes}");
+            assert_eq!(text(&second.current()), text(&used), "{minutes}");
+        }
+        set(&early, 50);
+        set(&late, 50);
+        assert_eq!(text(&first.current()), text(&refused));
+        assert_eq!(text(&second.current()), text(&refused));
+        assert!(first.former(&used).is_none(), "an hour old");
+    }
+
     #[test]
     fn a_token_that_was_too_new_is_replaced_by_the_one_of_the_own_slot() {
         let now = Arc::new(AtomicI64::new(0));
@@ -270,6 +451,8 @@ mod tests {
         assert_eq!(token.wait_to_change(), Duration::from_mins(20));
         set(&now, 26);
         assert_eq!(token.wait_to_change(), Duration::ZERO);
+        set(&now, 31);
+        assert_eq!(token.wait_to_change(), Duration::from_mins(19));
     }
 
     #[test]

@@ -62,16 +62,15 @@ struct Varying {
 
 impl Varying {
     fn of(push: &Push) -> Self {
-        let android = push.fcm.as_ref().map(|over| &over.android);
-        let shows = push.title.is_some() || push.body.is_some() || push.image.is_some();
-        let own_tag = match android.and_then(|android| android.get("notification")) {
+        let android = push.fcm.as_ref().map(fcm::Override::android).unwrap_or_default();
+        let own_tag = match android.get("notification") {
             Some(Value::Object(notification)) => notification.contains_key("tag"),
             Some(_) => true,
             None => false,
         };
         Self {
-            tag: shows && push.collapse_key.is_none() && !own_tag,
-            ttl: android.is_none_or(|android| !android.contains_key("ttl")),
+            tag: fcm::shows(push) && push.collapse_key.is_none() && !own_tag,
+            ttl: !android.contains_key("ttl"),
         }
     }
 }
@@ -204,6 +203,22 @@ mod tests {
             over(&json!({ "notification": { "color": "#ff0000" } })),
             over(&json!({ "notification": { "tag": "own" } })),
             over(&json!({ "notification": null })),
+            over(&json!({ "collapseKey": "score", "notification": { "channelId": "news", "lightSettings": {} } })),
+            Push {
+                title: None,
+                badge: Some(3),
+                ..over(&json!({ "notification": { "title_loc_key": "hello" } }))
+            },
+            Push {
+                title: None,
+                ..over(&json!({ "data": { "aB_c": "kept" } }))
+            },
+            Push {
+                title: None,
+                silent: true,
+                image: Some("https://example.com/a.png".into()),
+                ..over(&json!({ "notification": { "title": "shown" } }))
+            },
         ] {
             assert_eq!(rendered(&push, Duration::MAX / 2), expected(&push), "{push:?}");
         }

@@ -11,12 +11,14 @@ use shared::{
     address::{Address, Target},
     id::{AddressId, RecipientId},
     invalid::Invalid,
+    only_objects,
     provider::{
         Provider,
         apns::{self, Environment, Kind},
         fcm,
     },
     recipient::{Fact, RecipientKey},
+    tolerant::or_default,
 };
 use utoipa::ToSchema;
 
@@ -32,7 +34,7 @@ use crate::recipients::{homes::Homes, owners};
 
 /// An address to register.
 #[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct PostAddress {
     /// The provider that issued the token.
     provider: Provider,
@@ -40,11 +42,11 @@ pub(crate) struct PostAddress {
     #[schema(max_length = 4096)]
     token: String,
     /// The purpose of the token. For FCM: always `device`.
-    #[serde(default = "device")]
+    #[serde(default, deserialize_with = "or_default")]
     #[schema(default = "device")]
     kind: Kind,
     /// The APNs environment of the token. For FCM: always `production`.
-    #[serde(default = "production")]
+    #[serde(default, deserialize_with = "or_default")]
     #[schema(default = "production")]
     environment: Environment,
     /// The APNs topic (bundle id) of the token, if it is not the topic of the app's credential. Not for FCM.
@@ -52,13 +54,7 @@ pub(crate) struct PostAddress {
     topic: Option<String>,
 }
 
-fn device() -> Kind {
-    Kind::Device
-}
-
-fn production() -> Environment {
-    Environment::Production
-}
+only_objects!(PostAddress);
 
 /// An address, without its token.
 #[derive(Debug, Serialize, ToSchema)]

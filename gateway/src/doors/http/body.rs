@@ -52,6 +52,10 @@ async fn read(request: Request, limits: &Limits) -> Result<Bytes, Problem> {
             "Send the header Content-Type: application/json.",
         ));
     }
+    if !is_identity(request.headers()) {
+        let problem = Problem::new(MEDIA_TYPE, "Send the body without a Content-Encoding.");
+        return Err(problem.header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
+    }
     let limit = limits.body_bytes;
     timeout(BODY_ARRIVES_WITHIN, to_bytes(request.into_body(), limit))
         .await
@@ -73,6 +77,15 @@ fn is_json(headers: &HeaderMap) -> bool {
         .unwrap_or_default()
         .trim()
         .eq_ignore_ascii_case("application/json")
+}
+
+/// Whether the body is sent as it is (RFC 9110 §8.4).
+fn is_identity(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(header::CONTENT_ENCODING).iter();
+    codings
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
 }
 
 /// Reads a document, as [`json::parse`] does.
@@ -99,10 +112,12 @@ mod tests {
     };
 
     #[derive(Debug, serde::Deserialize, ToSchema)]
-    #[serde(deny_unknown_fields)]
+    #[serde(deny_unknown_fields, remote = "Self")]
     struct Point {
         x: u8,
     }
+
+    shared::only_objects!(Point);
 
     #[test]
     fn broken_json_is_malformed_and_a_broken_rule_is_invalid() {
@@ -113,6 +128,7 @@ mod tests {
             ("", MALFORMED),
             (r#"{"x":"one"}"#, INVALID),
             (r#"{"x":1,"y":2}"#, INVALID),
+            (r#"{"x":1e999}"#, INVALID),
             ("{}", INVALID),
             ("[1]", INVALID),
         ] {
@@ -214,6 +230,163 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The field and the rule that `body` breaks, with its code; `None` if it is accepted.
+    fn broken<T: DeserializeOwned + ToSchema>(body: &str) -> Option<(&'static str, String)> {
+        let problem = parse::<T>(body.as_bytes()).err()?;
+        Some((problem.kind().code, problem.detail().to_owned()))
+    }
+
+    fn notification(members: &str) -> String {
+        format!(r#"{{"to":{{"recipients":["ann"]}},{members}}}"#)
+    }
+
+    #[test]
+    fn a_value_of_a_wrong_type_is_invalid_and_its_field_is_named_at_any_depth() {
+        let push = |members: &str| notification(&format!(r#""push":{{{members}}}"#));
+        let words = "must be one of `high`, `normal`";
+        for (body, detail) in [
+            (
+                notification(r#""class":5"#),
+                "class: must be one of `urgent`, `normal`, `bulk`".to_owned(),
+            ),
+            (
+                notification(r#""class":["urgent"]"#),
+                "class: must be one of `urgent`, `normal`, `bulk`".to_owned(),
+            ),
+            (notification(r#""event_id":7"#), "event_id: must be a string".to_owned()),
+            (notification(r#""push":"x""#), "push: must be an object".to_owned()),
+            (notification(r#""push":["x"]"#), "push: must be an object".to_owned()),
+            (notification(r#""push":[]"#), "push: must be an object".to_owned()),
+            (
+                notification(r#""push":null"#),
+                "push: must be an object, not null".to_owned(),
+            ),
+            (
+                r#"{"to":["ann"],"push":{}}"#.to_owned(),
+                "to: must be an object".to_owned(),
+            ),
+            (
+                r#"{"to":[["ann"],null],"push":{}}"#.to_owned(),
+                "to: must be an object".to_owned(),
+            ),
+            (
+                r#"{"to":null,"push":{}}"#.to_owned(),
+                "to: must be an object, not null".to_owned(),
+            ),
+            (
+                r#"{"to":{"recipients":["ann",7]},"push":{}}"#.to_owned(),
+                "to.recipients[1]: must be a string".to_owned(),
+            ),
+            (
+                r#"{"to":{"recipients":[null]},"push":{}}"#.to_owned(),
+                "to.recipients[0]: must be a string, not null".to_owned(),
+            ),
+            (push(r#""priority":10"#), format!("push.priority: {words}")),
+            (push(r#""priority":{"high":1}"#), format!("push.priority: {words}")),
+            (push(r#""silent":1"#), "push.silent: must be true or false".to_owned()),
+            (
+                push(r#""badge":"3""#),
+                "push.badge: must be a whole number from 0 to 4294967295".to_owned(),
+            ),
+            (push(r#""data":{"a":1}"#), "push.data.a: must be a string".to_owned()),
+            (push(r#""data":["a"]"#), "push.data: must be an object".to_owned()),
+            (push(r#""apns":{"push_type":1}"#), String::new()),
+            (
+                push(r#""apns":{"payload":[]}"#),
+                "push.apns.payload: must be an object".to_owned(),
+            ),
+            (push(r#""apns":[]"#), "push.apns: must be an object".to_owned()),
+            (
+                push(r#""fcm":{"android":7}"#),
+                "push.fcm.android: must be an object".to_owned(),
+            ),
+            (push(r#""fcm":[{}]"#), "push.fcm: must be an object".to_owned()),
+        ] {
+            let (code, found) = broken::<SendRequest>(&body).unwrap();
+            assert_eq!(code, "validation_failed", "{body}: {found}");
+            if detail.is_empty() {
+                assert!(found.starts_with("push.apns.push_type: must be one of"), "{found}");
+            } else {
+                assert_eq!(found, detail, "{body}");
+            }
+        }
+        let address = |members: &str| {
+            broken::<PostAddress>(&format!(r#"{{"token":"ab12",{members}}}"#))
+                .unwrap()
+                .1
+        };
+        assert_eq!(address(r#""provider":1"#), "provider: must be one of `apns`, `fcm`");
+        assert_eq!(
+            address(r#""provider":"apns","kind":false"#),
+            "kind: must be one of `device`, `live_activity`"
+        );
+        let preferences = |body: &str| broken::<Preferences>(body).unwrap().1;
+        assert_eq!(
+            preferences(r#"{"channels":{"push":1}}"#),
+            "channels.push: must be true or false"
+        );
+        assert_eq!(
+            preferences(r#"{"categories":{"a":true}}"#),
+            "categories.a: must be an object"
+        );
+        assert_eq!(
+            preferences(r#"{"categories":{"a":{"push":[]}}}"#),
+            "categories.a.push: must be true or false"
+        );
+        assert_eq!(
+            broken::<ReplayRequest>(r#"{"since":5}"#).unwrap().0,
+            "validation_failed"
+        );
+        assert_eq!(
+            broken::<PutRecipient>(r#"{"home":{}}"#).unwrap().1,
+            "home: must be a string"
+        );
+    }
+
+    #[test]
+    fn null_is_the_absence_of_every_optional_member() {
+        fn take_null<T: DeserializeOwned + ToSchema>(object: &str, path: &str, minimal: &Value) {
+            for member in contract::page().section(object).unwrap().members() {
+                if member.reserved.is_some() || minimal.pointer(&format!("{path}/{}", member.name)).is_some() {
+                    continue;
+                }
+                let mut document = minimal.clone();
+                document.pointer_mut(path).unwrap()[member.name] = Value::Null;
+                let read = parse::<T>(document.to_string().as_bytes());
+                let only_in_answers = member.limits.starts_with("answer");
+                assert_eq!(read.is_ok(), !only_in_answers, "{object}.{}", member.name);
+            }
+        }
+        let push = json!({ "title": "x", "apns": {}, "fcm": {} });
+        let notification = json!({ "to": { "recipients": ["ann"] }, "push": push });
+        for (object, path) in [
+            ("notification", ""),
+            ("to", "/to"),
+            ("push", "/push"),
+            ("apns", "/push/apns"),
+            ("fcm", "/push/fcm"),
+        ] {
+            take_null::<SendRequest>(object, path, &notification);
+        }
+        take_null::<PutRecipient>("recipient", "", &json!({}));
+        take_null::<PostAddress>("address", "", &json!({ "provider": "apns", "token": "ab12" }));
+        take_null::<Preferences>("preferences", "", &json!({}));
+        take_null::<ReplayRequest>("replay", "", &json!({}));
+    }
+
+    #[test]
+    fn only_a_body_without_an_encoding_is_read() {
+        let is_taken = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::CONTENT_ENCODING, HeaderValue::from_static(value));
+            }
+            is_identity(&headers)
+        };
+        assert!(is_taken(&[]) && is_taken(&["identity"]) && is_taken(&["Identity, identity"]));
+        assert!(!is_taken(&["gzip"]) && !is_taken(&["identity", "br"]) && !is_taken(&["identity, zstd"]));
     }
 
     #[test]

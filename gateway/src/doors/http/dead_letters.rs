@@ -9,6 +9,8 @@ use shared::{
     channel::Channel,
     id::{AddressId, JobId, NotificationId, RecipientId, Region},
     invalid::Invalid,
+    only_objects,
+    tolerant::whole,
 };
 use utoipa::{IntoParams, ToSchema};
 
@@ -42,6 +44,7 @@ pub(crate) struct LetterQuery {
     #[param(value_type = Option<String>, format = DateTime)]
     until: Option<Timestamp>,
     /// Maximum number of letters: 1 to 100, by default 100.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
     /// The `next` of the previous page.
     cursor: Option<String>,
@@ -49,7 +52,7 @@ pub(crate) struct LetterQuery {
 
 /// Selects the letters to replay.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 #[schema(as = Replay)]
 pub(crate) struct ReplayRequest {
     /// Only letters of this channel.
@@ -63,8 +66,11 @@ pub(crate) struct ReplayRequest {
     #[schema(value_type = Option<String>, format = DateTime)]
     until: Option<Timestamp>,
     /// Maximum number of letters: 1 to 1000, by default 1000.
+    #[serde(default, deserialize_with = "whole")]
     limit: Option<usize>,
 }
+
+only_objects!(ReplayRequest);
 
 /// A page of dead letters, oldest first within each region.
 #[derive(Debug, Serialize, ToSchema)]

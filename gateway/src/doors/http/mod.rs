@@ -54,9 +54,9 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
 
 /// The description of the API (`OpenAPI` 3.1, JSON).
 pub(crate) fn describe() -> String {
-    let mut api = routes().into_openapi();
+    let mut api = serde_json::to_value(routes().into_openapi()).expect("the description always serializes");
     openapi::complete(&mut api);
-    api.to_pretty_json().expect("the description always serializes")
+    format!("{api:#}")
 }
 
 /// The whole API.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use http::{HeaderName, header};
+use serde_json::Value;
 use shared::contract::schema;
 use utoipa::{
     IntoResponses, Modify, OpenApi, ToSchema,
@@ -53,12 +54,10 @@ impl Modify for ApiKey {
 }
 
 /// Adds to the schemas what the page of the contract states of their members.
-pub(super) fn complete(api: &mut utoipa::openapi::OpenApi) {
-    let components = api.components.get_or_insert_default();
-    for (name, schema) in &mut components.schemas {
-        let mut document = serde_json::to_value(&*schema).expect("schemas always serialize");
-        schema::complete(name, &mut document);
-        *schema = serde_json::from_value(document).expect("a completed schema is a schema");
+pub(super) fn complete(api: &mut Value) {
+    let schemas = api.pointer_mut("/components/schemas").and_then(Value::as_object_mut);
+    for (name, schema) in schemas.into_iter().flatten() {
+        schema::complete(name, schema);
     }
 }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use shared::{
     id::{RecipientId, Region},
     invalid::Invalid,
+    only_objects,
     recipient::Profile,
 };
 use utoipa::ToSchema;
@@ -28,7 +29,7 @@ use crate::recipients::homes::Homes;
 
 /// The new profile of a recipient. A member that is left out is removed; only the home stays as it is.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct PutRecipient {
     /// The home: the region whose workers deliver to the recipient. Default: the home that the recipient has, or the
     /// app's default region. Another home moves the recipient.
@@ -40,6 +41,8 @@ pub(crate) struct PutRecipient {
     #[schema(max_length = 64)]
     timezone: Option<String>,
 }
+
+only_objects!(PutRecipient);
 
 /// The profile of a recipient.
 #[derive(Debug, Serialize, ToSchema)]

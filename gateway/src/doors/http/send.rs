@@ -10,14 +10,12 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Map, Value};
 use shared::{
     api_key::Scope,
-    digest::of_content,
     failpoint::failpoint,
     id::{AppId, EventId, NotificationId},
     invalid::Invalid,
-    nats::idempotency::{self, Answer, Claim, Held, Reply},
+    nats::idempotency::{self, Answer, Claim, Fingerprint, Held, Reply},
 };
 use tokio::time::timeout;
-use uuid::Uuid;
 
 use super::{
     api::Api,
@@ -49,7 +47,7 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
     operation_id = "sendNotification",
     tag = "notifications",
     params(
-        ("Idempotency-Key" = Option<String>, Header, description = "The event id; 1 to 255 printable ASCII \
+        ("Idempotency-Key" = Option<EventId>, Header, description = "The event id; 1 to 255 printable ASCII \
             characters without spaces. For two days the same key with the same body gets the same answer, and the same \
             key with another body is refused"),
         ("traceparent" = Option<String>, Header, description = "W3C trace context of the caller"),
@@ -87,7 +85,7 @@ pub(crate) async fn send(
     }
     let held = match key {
         None => None,
-        Some(key) => match claim(&api, &caller, &key, of_content(&body)).await? {
+        Some(key) => match claim(&api, &caller, &key, Fingerprint::of(&body)).await? {
             Claim::Held(held) => Some(held),
             Claim::Answered(reply) => return Ok(replayed(&caller.app.id, reply)),
             Claim::InProgress => return Err(Problem::new(KEY_IN_USE, "Repeat after the time in Retry-After.")),
@@ -137,7 +135,7 @@ async fn answer_many(api: &Api, app: &AppId, results: &Results, held: Option<Hel
     (results.status(), axum::Json(answer)).into_response()
 }
 
-async fn claim(api: &Api, caller: &Caller<ToSend>, key: &EventId, request: Uuid) -> Result<Claim, Problem> {
+async fn claim(api: &Api, caller: &Caller<ToSend>, key: &EventId, request: Fingerprint) -> Result<Claim, Problem> {
     let is_only_region = api.context.config.tenants().regions.len() == 1;
     let claimed = idempotency::claim(
         &api.context.js,

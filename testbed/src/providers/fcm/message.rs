@@ -122,7 +122,7 @@ fn check_target(kind: &str, target: &str) -> Result<(), Violation> {
 }
 
 fn reserved(key: &str) -> bool {
-    matches!(key, "from" | "message_type") || key.starts_with("google.") || key.starts_with("gcm.")
+    matches!(key, "from" | "message_type") || key.starts_with("google.") || key.starts_with("gcm.notification.")
 }
 
 /// A duration as protobuf writes it in JSON: seconds with up to nine decimals, and an `s`.
@@ -148,7 +148,8 @@ fn check_ttl(ttl: &str) -> Result<(), Violation> {
     }
 }
 
-/// Checks the length of the payload. Google does not document how it counts; we count the text that reaches the device.
+/// Checks the length of the payload. Google does not document how it counts; we count the text that reaches the device, where
+/// the data of a platform replaces the message's, and its notification is laid over the message's.
 fn check_size(message: &Map<String, Value>, target: &str) -> Result<(), Violation> {
     let max = if matches!(target, "topic" | "condition") {
         TOPIC_PAYLOAD_BYTES_MAX
@@ -156,15 +157,20 @@ fn check_size(message: &Map<String, Value>, target: &str) -> Result<(), Violatio
         PAYLOAD_BYTES_MAX
     };
     let inside = |config: &str, name: &str| message.get(config).and_then(|config| config.get(name));
-    let android = [
-        message.get("data"),
-        message.get("notification"),
-        inside("android", "data"),
-        inside("android", "notification"),
-        inside("androidV2", "data"),
-        inside("androidV2", "remoteNotification"),
-    ];
-    if android.into_iter().flatten().map(text_length).sum::<usize>() > max {
+    let data = ["android", "androidV2"]
+        .iter()
+        .find_map(|config| inside(config, "data"));
+    let common = message.get("notification").and_then(Value::as_object);
+    let android = inside("android", "notification").and_then(Value::as_object);
+    let shown = android.into_iter().flatten();
+    let below = common
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| android.is_none_or(|android| !android.contains_key(*name)));
+    let length = data.or(message.get("data")).map_or(0, text_length)
+        + shown.chain(below).map(entry_length).sum::<usize>()
+        + inside("androidV2", "remoteNotification").map_or(0, text_length);
+    if length > max {
         return Err(Violation::new("message", "Android message is too big"));
     }
     if inside("apns", "payload").is_some_and(|payload| payload.to_string().len() > max) {
@@ -173,13 +179,17 @@ fn check_size(message: &Map<String, Value>, target: &str) -> Result<(), Violatio
     Ok(())
 }
 
+fn entry_length((name, value): (&String, &Value)) -> usize {
+    name.len() + text_length(value)
+}
+
 fn text_length(value: &Value) -> usize {
     match value {
         Value::Null => 0,
-        Value::Bool(_) | Value::Number(_) => 4,
+        Value::Bool(_) | Value::Number(_) => value.to_string().len(),
         Value::String(text) => text.len(),
         Value::Array(items) => items.iter().map(text_length).sum(),
-        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + text_length(value)).sum(),
+        Value::Object(fields) => fields.iter().map(entry_length).sum(),
     }
 }
 

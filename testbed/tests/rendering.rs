@@ -1,0 +1,269 @@
+//! What devices of each provider get, from a request over HTTP to the simulators, and the receipts of those that get nothing.
+
+#![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testbed::{
+    nats,
+    peal::{Peal, Plan},
+};
+use tokio::time::{Instant, sleep};
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The devices of the recipient, one of each provider.
+const IPHONE: &str = "aaaa";
+const ANDROID: &str = "android-of-ann";
+
+/// A push, and what both devices get: the whole payload of APNs, and FCM's message without its target, time to live, priority
+/// and tag. `Null` stands for nothing.
+struct Case {
+    name: &'static str,
+    push: Value,
+    apns: Value,
+    fcm: Value,
+}
+
+fn case(name: &'static str, push: Value, apns: Value, fcm: Value) -> Case {
+    Case { name, push, apns, fcm }
+}
+
+fn cases() -> Vec<Case> {
+    let background = json!({ "aps": { "content-available": 1 }, "order": "42" });
+    let data = json!({ "order": "42" });
+    vec![
+        case(
+            "D1: silent with an image",
+            json!({ "silent": true, "image": "https://example.com/a.png", "data": data }),
+            background.clone(),
+            json!({ "data": data, "android": {} }),
+        ),
+        case(
+            "D2: silent with badge and sound",
+            json!({ "silent": true, "badge": 3, "sound": "default", "data": data }),
+            background.clone(),
+            json!({ "data": data, "android": {} }),
+        ),
+        case(
+            "D2: silent with overrides that would show something",
+            json!({
+                "silent": true,
+                "data": data,
+                "apns": { "payload": { "aps": { "alert": "x", "sound": "y", "badge": 1 } } },
+                "fcm": { "android": { "notification": { "title": "x" } }, "webpush": { "notification": { "title": "x" } } },
+            }),
+            background,
+            json!({ "data": data, "android": {} }),
+        ),
+        case(
+            "D2: a background push with text for others",
+            json!({ "title": "Hello", "apns": { "push_type": "background" } }),
+            json!({ "aps": { "content-available": 1 } }),
+            json!({ "notification": { "title": "Hello" }, "android": { "notification": {} } }),
+        ),
+        case(
+            "D3: a type that only Apple has",
+            json!({ "title": "Call", "data": data, "apns": { "push_type": "voip" } }),
+            json!({ "aps": { "alert": { "title": "Call" } }, "order": "42" }),
+            Value::Null,
+        ),
+        case(
+            "D3: overrides for Apple alone",
+            json!({ "apns": { "payload": { "aps": { "alert": "Hello" } } } }),
+            json!({ "aps": { "alert": "Hello" } }),
+            Value::Null,
+        ),
+        case(
+            "D4: overrides for FCM alone",
+            json!({ "fcm": { "android": { "notification": { "title": "Hello" } } } }),
+            Value::Null,
+            json!({ "android": { "notification": { "title": "Hello" } } }),
+        ),
+        case(
+            "D5: a badge alone",
+            json!({ "badge": 3 }),
+            json!({ "aps": { "badge": 3 } }),
+            Value::Null,
+        ),
+        case(
+            "D5: a badge with text",
+            json!({ "badge": 3, "title": "Hello" }),
+            json!({ "aps": { "alert": { "title": "Hello" }, "badge": 3 } }),
+            json!({ "notification": { "title": "Hello" }, "android": { "notification": { "notification_count": 3 } } }),
+        ),
+        case(
+            "D6: a subtitle beside title and body",
+            json!({
+                "title": "Hello",
+                "body": "World",
+                "apns": { "payload": { "aps": { "alert": { "subtitle": "again" } } } },
+            }),
+            json!({ "aps": { "alert": { "title": "Hello", "subtitle": "again", "body": "World" } } }),
+            json!({ "notification": { "title": "Hello", "body": "World" }, "android": { "notification": {} } }),
+        ),
+        case(
+            "either spelling of Google's names",
+            json!({
+                "title": "Hello",
+                "collapse_key": "score",
+                "fcm": { "android": {
+                    "collapseKey": "other",
+                    "notification": { "channelId": "news", "notification_count": 2 },
+                } },
+            }),
+            json!({ "aps": { "alert": { "title": "Hello" } } }),
+            json!({
+                "notification": { "title": "Hello" },
+                "android": { "collapse_key": "other", "notification": { "channel_id": "news", "notification_count": 2 } },
+            }),
+        ),
+        case(
+            "D10: an override for browsers alone",
+            json!({ "fcm": { "webpush": { "notification": { "title": "Hello", "requireInteraction": true } } } }),
+            Value::Null,
+            json!({
+                "android": {},
+                "webpush": { "notification": { "title": "Hello", "requireInteraction": true } },
+            }),
+        ),
+        case(
+            "D12: a key that Google does not reserve",
+            json!({ "title": "Hello", "data": { "gcm.x": "1" } }),
+            json!({ "aps": { "alert": { "title": "Hello" } }, "gcm.x": "1" }),
+            json!({
+                "data": { "gcm.x": "1" },
+                "notification": { "title": "Hello" },
+                "android": { "notification": {} },
+            }),
+        ),
+        large(
+            "D11: a call of more than 4096 bytes",
+            json!({ "data": { "sdp": "x".repeat(4400) }, "apns": { "push_type": "voip" } }),
+            [true, false],
+        ),
+        large(
+            "D11: more than 4096 bytes for Android and browsers together",
+            json!({
+                "title": "Hello",
+                "fcm": {
+                    "android": { "notification": { "body": "x".repeat(2500) } },
+                    "webpush": { "notification": { "body": "x".repeat(2500) } },
+                },
+            }),
+            [true, true],
+        ),
+        large(
+            "D11: 4000 bytes of text, which JSON escapes, for FCM alone",
+            json!({ "fcm": { "android": { "data": { "text": "\"".repeat(4000) } } } }),
+            [false, true],
+        ),
+    ]
+}
+
+/// A case whose content is too long to be repeated: only who gets something is compared.
+fn large(name: &'static str, push: Value, gets: [bool; 2]) -> Case {
+    let something = |gets: bool| if gets { json!("something") } else { Value::Null };
+    case(name, push, something(gets[0]), something(gets[1]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_device_gets_what_its_provider_can_show_or_nothing() {
+    let plan = Plan {
+        regions: vec!["eu".into()],
+        workers: 1,
+        sample_ratio: 0.0,
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    let devices = [("apns", IPHONE), ("fcm", ANDROID)];
+    peal.register("ann", "eu", &devices).await.unwrap();
+    // The worker may know a device some milliseconds later.
+    let hello = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hello" } });
+    while done(&peal, &hello).await["deliveries"].as_array().unwrap().len() < devices.len() {}
+    for Case { name, push, apns, fcm } in cases() {
+        peal.simulators.apns.log().clear();
+        peal.simulators.fcm.log().clear();
+        let body = json!({ "to": { "recipients": ["ann"] }, "push": push });
+        let status = done(&peal, &body).await;
+        let delivered = |token: &str| {
+            let simulator = if token == IPHONE {
+                peal.simulators.apns.log()
+            } else {
+                peal.simulators.fcm.log()
+            };
+            let pushes = simulator.requests_for(token);
+            assert!(
+                pushes.len() <= 1 && pushes.iter().all(|push| push.delivered),
+                "{name}: {pushes:?}"
+            );
+            let payload = pushes
+                .first()
+                .map(|push| serde_json::from_slice(&push.payload).unwrap());
+            payload.unwrap_or(Value::Null)
+        };
+        for (provider, expected, found) in [
+            ("apns", &apns, delivered(IPHONE)),
+            ("fcm", &fcm, message(delivered(ANDROID))),
+        ] {
+            if expected == "something" {
+                assert!(!found.is_null(), "{name}: {provider} got nothing");
+            } else {
+                assert_eq!(&found, expected, "{name}: {provider}");
+            }
+            let deliveries = status["deliveries"].as_array().unwrap();
+            let delivery = deliveries
+                .iter()
+                .find(|delivery| delivery["provider"] == provider)
+                .unwrap();
+            let attempts = delivery["attempts"].as_array().unwrap();
+            let (state, reason) = if expected.is_null() {
+                (json!("suppressed"), json!("nothing_for_target"))
+            } else {
+                (json!("delivered"), Value::Null)
+            };
+            assert_eq!(
+                (&delivery["state"], &attempts[0]["reason"]),
+                (&state, &reason),
+                "{name}: {delivery}"
+            );
+            assert_eq!(attempts.len(), 1, "{name}: {delivery}");
+        }
+    }
+}
+
+/// FCM's message without the members that a case does not state.
+fn message(mut request: Value) -> Value {
+    if request.is_null() {
+        return request;
+    }
+    let message = &mut request["message"];
+    message.as_object_mut().unwrap().remove("token").unwrap();
+    let android = message["android"].as_object_mut().unwrap();
+    for name in ["priority", "ttl"] {
+        android.remove(name).unwrap();
+    }
+    if let Some(notification) = android.get_mut("notification") {
+        notification.as_object_mut().unwrap().remove("tag").unwrap();
+    }
+    message.take()
+}
+
+/// Sends, and returns the status once all is done.
+async fn done(peal: &Peal, body: &Value) -> Value {
+    let answer = peal
+        .expect("POST", "eu", "/v1/notifications", Some(body))
+        .await
+        .unwrap();
+    let path = format!("/v1/notifications/{}", answer["notification_id"].as_str().unwrap());
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let status = peal.expect("GET", "eu", &path, None).await.unwrap();
+        if status["state"] == "done" {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "{body}: {status}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
