@@ -19,6 +19,8 @@ use shared::{
     clock::Clock,
     lifecycle::Lifecycle,
     nats::{
+        ask::Regions,
+        border::Border,
         config::Config,
         connect::{self, ConnectError},
         directory::Directory,
@@ -36,7 +38,7 @@ use crate::{
     config::{Settings, Unusable},
     context::Context,
     doors::http::{self, api::Api},
-    intake::{accept::Intake, publish::Publisher},
+    intake::{accept::Intake, moved, publish::Publisher},
     keeping::{canary, readiness::Readiness, upkeep::Upkeep},
     recipients::{homes::Homes, owners},
     records::{alerts::Alerts, dead_letters::DeadLetters, receipts::Receipts, recorder},
@@ -100,11 +102,16 @@ impl Gateway {
         lifecycle.spawn_endless("time", keeper.run());
         let (recorder, writer) = recorder::pair(js.clone(), here.clone(), name);
         let receipts = Receipts::new(js.clone(), settings.limits.status_notifications);
+        let stores = Regions::new(js.clone(), here.clone(), config.clone(), &mesh_key);
+        lifecycle.spawn_endless("questions", stores.clone().answer_forever());
+        let border = Border::new(&mesh_key, config.clone());
         let context = Arc::new(Context {
             here,
             js,
-            directory: Directory::default(),
+            stores,
+            directory: Directory::new(border.clone()),
             config,
+            border,
             mesh_key,
             clock,
             telemetry,
@@ -123,6 +130,7 @@ impl Gateway {
         lifecycle.spawn_endless("alerts", alerts.run());
         lifecycle.spawn_endless("canary", canary::run(Arc::clone(&context), readiness.clone()));
         lifecycle.spawn_endless("receipts", receipts.clone().follow());
+        lifecycle.spawn_endless("moved", moved::run(Arc::clone(&context)));
         // The recorder accepts records until the last request is answered.
         let answered = CancellationToken::new();
         lifecycle.spawn_job(writer.run(answered.clone()));

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use shared::{
     address::Target,
     channel::Channel,
-    nats::{facts, topology},
+    nats::{border::Border, config::Config, facts, topology},
     provider::Provider,
     recipient::{Fact, MAX_ADDRESSES, MAX_TOPICS, Membership, Recipient},
     testing,
@@ -14,9 +14,8 @@ use shared::{
 use crate::rig::{Rig, app, recipient, region};
 
 async fn stored(rig: &Rig, name: &str) -> Recipient {
-    facts::read(&rig.js, &region("eu"), &region("eu"), &recipient(name))
-        .await
-        .unwrap()
+    let border = Border::new(&testing::mesh_key(), Config::new(testing::mesh_key()));
+    facts::read(&rig.js, &border, &recipient(name)).await.unwrap()
 }
 
 async fn register(rig: &Rig, name: &str, token: &str) -> (u16, Value) {
