@@ -106,5 +106,6 @@ pub(super) fn nkey(args: &NkeyArgs, out: &mut impl Write) -> Result<Answer, Fail
 pub(super) fn write_secret(file: &Path, secret: &str) -> Result<(), Failure> {
     let not_written = |error| Failure::Arguments(format!("{}: {error}", file.display()));
     let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
+    // Without a line feed: some clients take the whole file as the seed.
     write!(opened.map_err(not_written)?, "{secret}").map_err(not_written)
 }

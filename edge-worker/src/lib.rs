@@ -9,6 +9,7 @@ pub mod ledger;
 pub mod limits;
 pub mod pipeline;
 pub mod presence;
+mod private_file;
 pub mod program;
 pub mod providers;
 pub mod pulled;

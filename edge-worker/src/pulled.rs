@@ -56,8 +56,10 @@ struct Member {
 pub struct SliceEnvelope {
     /// The subject that each would have as a message of its own.
     pub subject: Subject,
-    /// The headers that each would have as a message of its own.
+    /// The headers that each would have as a message of its own, without a proof.
     pub headers: HeaderMap,
+    /// Whether the slice's message has the proof that a gateway accepted the broadcast.
+    pub is_proven: bool,
     /// The shared content in the providers' formats.
     pub renditions: Renditions,
 }
@@ -164,6 +166,14 @@ impl Pulled {
             Source::Slice(member) => serde_json::to_vec(&member.job.body())
                 .expect("bodies always serialize")
                 .into(),
+        }
+    }
+
+    /// The job, if this is a member of a slice that has a proof.
+    pub fn proven_member(&self) -> Option<&Job> {
+        match self.source() {
+            Source::Slice(member) if member.envelope.is_proven => Some(&member.job),
+            Source::Slice(_) | Source::Message(..) => None,
         }
     }
 

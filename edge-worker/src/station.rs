@@ -7,7 +7,8 @@ use shared::{
     clock::Clock,
     id::Region,
     lifecycle::Lifecycle,
-    nats::{cancelled::Cancelled, config::Config, connect},
+    nats::{border::Border, cancelled::Cancelled, config::Config, connect},
+    seal::MeshKey,
     telemetry::Telemetry,
 };
 use tokio::sync::{mpsc, watch};
@@ -34,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) configured: watch::Receiver<bool>,
     pub(crate) telemetry: Telemetry,
     pub(crate) clock: Clock,
+    /// The mesh key, from which the stations derive the keys of their caches and proofs.
+    pub(crate) mesh_key: MeshKey,
 }
 
 /// A station before it is started.
@@ -76,7 +79,8 @@ impl Station {
     pub(crate) fn start(self, settings: &Settings, lifecycle: &Lifecycle) -> Result<CaughtUp, StartError> {
         std::fs::create_dir_all(&self.data).map_err(|error| StartError::Io("data", error))?;
         let js = connect::jetstream(self.client.clone());
-        let (cache, cache_caught_up) = self.start_cache(&js, lifecycle)?;
+        let border = Border::new(&self.shared.mesh_key, self.shared.config.clone());
+        let (cache, cache_caught_up) = self.start_cache(&js, &border, lifecycle)?;
         let StartedLedger {
             ledger,
             committer,
@@ -84,7 +88,7 @@ impl Station {
         } = self.start_ledger(&js, settings, lifecycle)?;
         let trims = self.start_janitor(&js, &ledger, settings, lifecycle);
         let cancelled = Cancelled::default();
-        lifecycle.spawn_endless("cancelled", cancelled.clone().follow(js.clone()));
+        lifecycle.spawn_endless("cancelled", cancelled.clone().follow(js.clone(), border.clone()));
         let freshness = Freshness::new(settings.stale_after_s);
         let aging = freshness.clone().keep_current(self.client.clone(), self.region.clone());
         lifecycle.spawn_endless("freshness", aging);
@@ -116,6 +120,7 @@ impl Station {
             barrier: Barrier::default(),
             freshness,
             config: self.shared.config,
+            border,
             providers: self.shared.providers,
             committer,
             in_flight: InFlight::default(),
@@ -142,10 +147,13 @@ impl Station {
     fn start_cache(
         &self,
         js: &jetstream::Context,
+        border: &Border,
         lifecycle: &Lifecycle,
     ) -> Result<(cache::Store, watch::Receiver<bool>), StartError> {
-        let store = cache::Store::open(&self.data.join("cache.redb"))?;
-        let follower = cache::FactFollower::new(js.clone(), store.clone(), self.shared.telemetry.metrics.clone());
+        let vault = self.shared.mesh_key.vault("cache");
+        let store = cache::Store::open(&self.data.join("cache.redb"), vault)?;
+        let metrics = self.shared.telemetry.metrics.clone();
+        let follower = cache::FactFollower::new(js.clone(), store.clone(), border.clone(), metrics);
         let caught_up = follower.caught_up();
         lifecycle.spawn_endless("cache", follower.run());
         Ok((store, caught_up))

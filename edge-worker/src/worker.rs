@@ -63,11 +63,12 @@ impl EdgeWorker {
         let providers = Providers::new(&settings.providers, clock.clone())?;
         let providers = Arc::new(providers.with_allowances().with_bulkheads(settings.in_flight));
         let shared = Shared {
-            configured: start_credentials(&providers, &config, mesh_key, lifecycle),
+            configured: start_credentials(&providers, &config, mesh_key.clone(), lifecycle),
             config,
             providers: providers.clone(),
             telemetry: telemetry.clone(),
             clock,
+            mesh_key,
         };
         start_provider_tasks(&js, &settings, &shared, lifecycle);
         let own = Station {
@@ -281,7 +282,8 @@ async fn keep_credentials_current(
             providers.forget(&gone.id);
         }
         previous = tenants.apps.values().cloned().collect();
-        if !previous.is_empty() {
+        // Before the whole configuration is known, it is not known whether work from other regions needs a proof.
+        if config.is_loaded() && !previous.is_empty() {
             configured.send_replace(true);
         }
         if changes.changed().await.is_err() {

@@ -5,7 +5,7 @@ use shared::{
     app::App,
     clock::Clock,
     id::Region,
-    nats::{config::Config, directory::Directory},
+    nats::{ask::Regions, border::Border, config::Config, directory::Directory},
     recipient::RecipientKey,
     seal::MeshKey,
     telemetry::Telemetry,
@@ -16,9 +16,12 @@ use shared::{
 pub(crate) struct Context {
     pub(crate) here: Region,
     pub(crate) js: jetstream::Context,
+    /// Reads facts and dead letters in this region and, through the gateways there, in others.
+    pub(crate) stores: Regions,
     pub(crate) directory: Directory,
     pub(crate) config: Config,
     pub(crate) mesh_key: MeshKey,
+    pub(crate) border: Border,
     pub(crate) clock: Clock,
     pub(crate) telemetry: Telemetry,
 }

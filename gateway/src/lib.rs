@@ -20,6 +20,8 @@ use shared::{
     clock::Clock,
     lifecycle::Lifecycle,
     nats::{
+        ask::Regions,
+        border::Border,
         config::Config,
         connect::{self, ConnectError},
         directory::Directory,
@@ -40,7 +42,7 @@ use crate::{
         http::{self, api::Api},
         nats::Door,
     },
-    intake::{accept::Intake, publish::Publisher},
+    intake::{accept::Intake, moved, publish::Publisher},
     keeping::{canary, readiness::Readiness, trim, upkeep::Upkeep},
     recipients::{homes::Homes, owners},
     records::{alerts::Alerts, dead_letters::DeadLetters, receipts::Receipts, recorder},
@@ -104,11 +106,16 @@ impl Gateway {
         lifecycle.spawn_endless("time", keeper.run());
         let (recorder, writer) = recorder::pair(js.clone(), here.clone(), name);
         let receipts = Receipts::new(js.clone(), settings.limits.status_notifications);
+        let stores = Regions::new(js.clone(), here.clone(), config.clone(), &mesh_key);
+        lifecycle.spawn_endless("questions", stores.clone().answer_forever());
+        let border = Border::new(&mesh_key, config.clone());
         let context = Arc::new(Context {
             here,
             js,
-            directory: Directory::default(),
+            stores,
+            directory: Directory::new(border.clone()),
             config,
+            border,
             mesh_key,
             clock,
             telemetry,
@@ -129,6 +136,7 @@ impl Gateway {
         lifecycle.spawn_endless("alerts", alerts.run());
         lifecycle.spawn_endless("canary", canary::run(Arc::clone(&context), readiness.clone()));
         lifecycle.spawn_endless("receipts", receipts.clone().follow());
+        lifecycle.spawn_endless("moved", moved::run(Arc::clone(&context)));
         // The recorder accepts records until the last request is answered.
         let answered = CancellationToken::new();
         lifecycle.spawn_job(writer.run(answered.clone()));

@@ -9,12 +9,14 @@ use std::{
 };
 
 use async_nats::{Client, jetstream};
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use shared::{
     api_key::{ApiKey, Scope},
     app::{Alerts, Ambiguity, App, alerts_seal_name},
     channel::Channel,
+    clock::Clock,
     id::{AccountKey, AppId, Region},
     id_key::IdKey,
     invalid::Invalid,
@@ -127,6 +129,16 @@ pub async fn write_region(hub: &jetstream::Context, region: &Region, site: &Site
     }
     let not_written = |error| ProvisionError::Write(format!("region {region}"), error);
     config::put_region(hub, region, site).await.map_err(not_written)
+}
+
+/// Writes since when messages that come from another region need a proof that a gateway of this mesh accepted them.
+/// Programs of 0.1 write none.
+///
+/// # Errors
+/// When the hub did not confirm that it stored the time.
+pub async fn require_proofs(hub: &jetstream::Context, since: Timestamp) -> Result<(), ProvisionError> {
+    let not_written = |error| ProvisionError::Write("the time since which proofs are needed".to_owned(), error);
+    config::put_proofs(hub, since).await.map_err(not_written)
 }
 
 /// Seals the credentials of `app`, writes it to the hub's configuration, and issues one API key for each list of
@@ -267,6 +279,9 @@ pub async fn run(
     check_residency(&read, &known)?;
     for (region, site) in &read.region {
         write_region(&hub, region, site).await?;
+    }
+    if known.proofs_since.is_none() {
+        require_proofs(&hub, Clock::system().now()).await?;
     }
     let mut issued = Vec::new();
     for (entry, app) in read.app.iter().zip(&apps) {

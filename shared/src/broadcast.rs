@@ -14,6 +14,7 @@ use crate::{
     id_key::IdKey,
     invalid::Invalid,
     job::{self, Job},
+    proof::{Claims, Proof},
 };
 
 /// A broadcast in one region, or one slice of it.
@@ -37,6 +38,8 @@ pub struct Broadcast {
     pub slice: Option<Slice>,
     /// The topic whose members are to be reached.
     pub topic: Topic,
+    /// The proof that a gateway accepted it; `None` if it came without one.
+    pub proof: Option<Proof>,
     /// What kind of notification this is, for the recipients' preferences.
     pub category: Option<Category>,
     /// The content to be delivered.
@@ -59,6 +62,18 @@ impl Broadcast {
         job::is_expired(&self.content, self.accepted_at, now)
     }
 
+    /// What a proof of this broadcast covers. `payload` is the body of its message.
+    pub fn claims<'a>(&'a self, payload: &'a [u8]) -> Claims<'a> {
+        Claims {
+            app: &self.app,
+            channel: self.channel(),
+            class: self.class,
+            event: &self.event,
+            origin: &self.origin,
+            payload,
+        }
+    }
+
     /// The job for one member; it has the same id as if the caller had named that recipient.
     pub fn job(&self, ids: &IdKey, recipient: RecipientId) -> Job {
         Job {
@@ -74,6 +89,8 @@ impl Broadcast {
             slice: self.slice.as_ref().map(|slice| slice.number),
             event: self.event.clone(),
             recipient,
+            // The proof of the broadcast covers another body.
+            proof: None,
             category: self.category.clone(),
             content: self.content.clone(),
         }

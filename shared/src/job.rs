@@ -7,6 +7,7 @@ use crate::{
     channel::{Channel, Class},
     content::Content,
     id::{AddressId, AppId, Category, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region},
+    proof::{Claims, Proof},
 };
 
 /// How long after acceptance the first attempt may still begin for a notification that is now or never (life 0).
@@ -53,6 +54,8 @@ pub struct Job {
     pub event: EventId,
     /// The person or thing to be reached.
     pub recipient: RecipientId,
+    /// The proof that a gateway accepted it; `None` if it came without one.
+    pub proof: Option<Proof>,
     /// What kind of notification this is, for the recipient's preferences.
     pub category: Option<Category>,
     /// The content to be delivered.
@@ -90,6 +93,18 @@ impl Job {
     /// The delivery of this job to `address`.
     pub fn delivery(&self, address: AddressId) -> DeliveryId {
         DeliveryId::of(self.id, address)
+    }
+
+    /// What a proof of this job covers. `payload` is the body of its message.
+    pub fn claims<'a>(&'a self, payload: &'a [u8]) -> Claims<'a> {
+        Claims {
+            app: &self.app,
+            channel: self.channel(),
+            class: self.class,
+            event: &self.event,
+            origin: &self.origin,
+            payload,
+        }
     }
 
     /// The body of the message that carries this job.

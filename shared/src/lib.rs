@@ -18,6 +18,7 @@ pub mod invalid;
 pub mod job;
 pub mod lifecycle;
 pub mod nats;
+pub mod proof;
 pub mod provider;
 pub mod receipt;
 pub mod recipient;

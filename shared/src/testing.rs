@@ -14,6 +14,7 @@ use crate::{
         apns::{self, Environment, Kind},
         fcm,
     },
+    seal::MeshKey,
 };
 
 /// A job at its first attempt, with `push` for the recipient `ann`, accepted in `eu`.
@@ -36,6 +37,7 @@ pub fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job 
         slice: None,
         event,
         recipient,
+        proof: None,
         category: None,
         content: Content::Push(push.into()),
     }
@@ -52,4 +54,9 @@ pub fn address(app: &AppId, provider: Provider, token: &str) -> Address {
         Provider::Fcm => fcm::Target::new(token).map(Target::Fcm),
     };
     Address::new(app, target.expect("tests use valid tokens"), Timestamp::UNIX_EPOCH)
+}
+
+/// A mesh key, always the same.
+pub fn mesh_key() -> MeshKey {
+    MeshKey::from_base64("BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=").expect("32 bytes of base64")
 }

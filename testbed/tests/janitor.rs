@@ -6,7 +6,7 @@ use std::{ops::Range, time::Duration};
 
 use serde_json::{Value, json};
 use shared::{
-    nats::{connect, facts, publish, subject, topology},
+    nats::{border::Border, config::Config, connect, facts, publish, subject, topology},
     provider::Provider,
     recipient::{Fact, FactName, RecipientKey},
     testing,
@@ -144,10 +144,12 @@ async fn a_job_that_cannot_be_worked_on_neither_stays_nor_keeps_others_from_bein
         .await
         .unwrap();
     let eu = "eu".parse().unwrap();
+    // Facts of this region need no signature, so any key will do.
+    let border = Border::new(&testing::mesh_key(), Config::new(testing::mesh_key()));
     for number in 0..1100 {
         let token = format!("eeee{number:04}");
         let address = Fact::Address(testing::address(&eve.app, Provider::Apns, &token));
-        facts::write(&js, &eu, &eu, &eve, &address).await.unwrap();
+        facts::write(&js, &border, &eu, &eu, &eve, &address).await.unwrap();
     }
     // The worker's cache follows within milliseconds.
     tokio::time::sleep(Duration::from_secs(2)).await;

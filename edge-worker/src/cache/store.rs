@@ -5,14 +5,15 @@
 //! - `facts` maps `<app>.<recipient>.<name>`, the key in the region's bucket, to a 4-byte checksum, an 8-byte revision
 //!   (the sequence in the bucket's stream, big endian) and the fact as JSON. The checksum covers the key, the revision
 //!   and the JSON: redb does not verify its own checksums when it reads, and one flipped bit in a token may address
-//!   another device. All facts of a recipient are adjacent, so one short range read serves a job.
+//!   another device. The JSON of an address is sealed under its key in the bucket, so that the file alone reveals no token.
+//!   All facts of a recipient are adjacent, so one short range read serves a job.
 //! - `members` is an index of the topics. It maps `<app>.<topic>.<recipient>` to a 4-byte checksum and the time of
 //!   joining (8 bytes, milliseconds since 1970, big endian). A recipient who joins again without leaving keeps the first
 //!   time: many applications subscribe again at every start, and a broadcast in progress must not lose those recipients. A
 //!   recipient who moved away keeps the row, with the time of the move in 8 more bytes, until they return or the file is
 //!   refilled: this region forwards the broadcasts that were accepted before the move.
-//! - `meta` holds the last applied sequence and the time when the bucket was created. A new version of the table's name
-//!   makes every worker refill its file; change it together with what is filled.
+//! - `meta` holds the last applied sequence and the time when the bucket was created. With a new version in a table's name
+//!   every worker replaces its file, as nothing of a former format may remain in it; change it together with what is filled.
 //!
 //! A batch of changes and the sequence that it reaches are one transaction. After a crash the file is at an earlier
 //! sequence, and following resumes there. When something cannot be read, the copy is worthless: the store replaces the
@@ -21,6 +22,7 @@
 //! Every read names the position that the copy must have reached, and fails if it has not.
 
 use std::{
+    borrow::Cow,
     ops::{Bound, ControlFlow},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -32,17 +34,23 @@ use std::{
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
-use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition};
+use redb::{
+    Database, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
+    TableHandle,
+};
 use shared::{
     id::{AppId, Topic},
     nats::subject,
     recipient::{Fact, FactName, Membership, Recipient, RecipientKey},
+    seal::Vault,
 };
 use tokio::sync::watch;
 
-const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts.2");
+use crate::private_file;
+
+const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts.3");
 const MEMBERS: TableDefinition<&str, &[u8]> = TableDefinition::new("members.1");
-const META: TableDefinition<&str, i64> = TableDefinition::new("meta.3");
+const META: TableDefinition<&str, i64> = TableDefinition::new("meta.4");
 const SEQUENCE: &str = "sequence";
 const CREATED_AT: &str = "created_at_ms";
 
@@ -60,6 +68,8 @@ struct Inner {
     /// The position of `tables`, for those who wait.
     applied: watch::Sender<Position>,
     path: PathBuf,
+    /// Seals addresses.
+    vault: Vault,
     damaged: AtomicBool,
 }
 
@@ -135,6 +145,9 @@ pub enum StoreError {
     /// A checksum does not match, a row is not a fact, or redb panicked.
     #[error("cache: damaged")]
     Damaged,
+    /// A former version wrote the file.
+    #[error("cache: of a former format")]
+    Former,
     /// A newer version wrote a fact that this one cannot read. The file is not damaged.
     #[error("cache: a fact of a newer version")]
     Newer,
@@ -150,16 +163,21 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
 }
 
 impl Store {
-    /// Opens the cache at `path`. Creates an empty one if the file is missing or damaged.
+    /// Opens the cache at `path`, whose addresses `vault` seals. Creates an empty one if the file is missing, damaged or of a
+    /// former format.
     ///
     /// # Errors
     /// When even a new file cannot be written.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
+    pub fn open(path: &Path, vault: Vault) -> Result<Self, StoreError> {
         let opened = catch_unwind(|| open(path)).unwrap_or(Err(StoreError::Damaged));
         let database = match opened {
             Ok(database) => database,
             Err(error) => {
-                tracing::error!(%error, "cache is damaged; it will be refilled");
+                if matches!(error, StoreError::Former) {
+                    tracing::info!("the cache has a former format; it will be refilled");
+                } else {
+                    tracing::error!(%error, "cache is damaged; it will be refilled");
+                }
                 remove(path);
                 open(path)?
             }
@@ -170,6 +188,7 @@ impl Store {
             tables: ArcSwap::from_pointee(tables),
             database: ArcSwap::from_pointee(database),
             path: path.to_owned(),
+            vault,
             damaged: AtomicBool::new(false),
         };
         Ok(Self { inner: inner.into() })
@@ -180,7 +199,7 @@ impl Store {
     /// # Errors
     /// When the file cannot be read, or has not reached `needed`; the caller then reads the region's bucket.
     pub fn recipient(&self, key: &RecipientKey, needed: Position) -> Result<Recipient, StoreError> {
-        self.read(needed, |tables| read_recipient(&tables.facts, key))
+        self.read(needed, |tables| read_recipient(&tables.facts, &self.inner.vault, key))
     }
 
     /// Calls `each` with every member in `range`, in key order and escaped as in keys, until it breaks.
@@ -245,7 +264,11 @@ impl Store {
                         value.clear();
                         value.extend_from_slice(&[0; 4]);
                         value.extend_from_slice(&revision.to_be_bytes());
-                        value.extend_from_slice(&fact);
+                        if is_address(&key) {
+                            value.extend_from_slice(&self.inner.vault.seal(key.as_bytes(), &fact));
+                        } else {
+                            value.extend_from_slice(&fact);
+                        }
                         let sum = checksum(&key, &value[4..]);
                         value[..4].copy_from_slice(&sum);
                         facts.insert(key.as_str(), value.as_slice())?;
@@ -304,7 +327,15 @@ impl Store {
 }
 
 fn open(path: &Path) -> Result<Database, StoreError> {
+    private_file::tighten(path).map_err(redb::Error::Io)?;
     let database = Database::builder().set_cache_size(64 << 20).create(path)?;
+    if database
+        .begin_read()?
+        .list_tables()?
+        .any(|table| !is_current(table.name()))
+    {
+        return Err(StoreError::Former);
+    }
     // This also shows that the file can be read and written.
     let mut transaction = database.begin_write()?;
     transaction.set_quick_repair(true);
@@ -313,6 +344,15 @@ fn open(path: &Path) -> Result<Database, StoreError> {
     transaction.open_table(META)?;
     transaction.commit()?;
     Ok(database)
+}
+
+fn is_current(table: &str) -> bool {
+    [FACTS.name(), MEMBERS.name(), META.name()].contains(&table)
+}
+
+/// Whether the fact under `key` is an address: `<app>.<recipient>.address.<address>`.
+fn is_address(key: &str) -> bool {
+    key.split('.').nth(2) == Some("address")
 }
 
 fn checksum(key: &str, value: &[u8]) -> [u8; 4] {
@@ -479,19 +519,19 @@ fn remove(path: &Path) {
     }
 }
 
-fn read_recipient(facts: &Facts, key: &RecipientKey) -> Result<Recipient, StoreError> {
+fn read_recipient(facts: &Facts, vault: &Vault, key: &RecipientKey) -> Result<Recipient, StoreError> {
     let mut from = subject::recipient_path(key);
     from.push('.');
     // Topics sort last and are left out: their members are looked up in the index.
     let to = format!("{from}topic.");
     let mut recipient = Recipient::default();
     for fact in facts.range(from.as_str()..to.as_str())? {
-        let (name, value) = fact?;
+        let (row, value) = fact?;
         let (sum, value) = value.value().split_first_chunk().ok_or(StoreError::Damaged)?;
-        if *sum != checksum(name.value(), value) {
+        if *sum != checksum(row.value(), value) {
             return Err(StoreError::Damaged);
         }
-        let name = name
+        let name = row
             .value()
             .strip_prefix(from.as_str())
             .and_then(subject::parse_fact_name);
@@ -501,7 +541,14 @@ fn read_recipient(facts: &Facts, key: &RecipientKey) -> Result<Recipient, StoreE
         // The checksum is right, so a newer version wrote a fact that cannot be read. A recipient can be reached without one
         // address, but not without consent and home.
         let is_address = matches!(name, FactName::Address(_));
-        match Fact::decode(name, json) {
+        let json = if is_address {
+            // The mesh key was changed: nothing of the former file can be read.
+            let opened = vault.open(row.value().as_bytes(), json);
+            Cow::Owned(opened.map_err(|_| StoreError::Damaged)?)
+        } else {
+            Cow::Borrowed(json)
+        };
+        match Fact::decode(name, &json) {
             Ok(fact) => recipient.learn(fact, u64::from_be_bytes(*revision)),
             Err(_) if is_address => recipient.is_incomplete = true,
             Err(_) => return Err(StoreError::Newer),
@@ -513,7 +560,62 @@ fn read_recipient(facts: &Facts, key: &RecipientKey) -> Result<Recipient, StoreE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared::recipient::Preferences;
+    use shared::{provider::Provider, recipient::Preferences, testing};
+
+    fn vault() -> Vault {
+        testing::mesh_key().vault("cache")
+    }
+
+    fn open_in(folder: &tempfile::TempDir) -> Store {
+        Store::open(&folder.path().join("cache.redb"), vault()).unwrap()
+    }
+
+    #[test]
+    fn the_file_is_private_and_reveals_no_token() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cache.redb");
+        std::fs::write(&path, b"").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let token = "c0ffee".repeat(10);
+        let address = testing::address(&"shop".parse().unwrap(), Provider::Apns, &token);
+        let fact = Fact::Address(address.clone());
+        let ann = key("ann");
+        let put = change(subject::fact_key(&ann, fact.name()), 1, Action::Put(fact.encode()));
+        let store = open_in(&folder);
+        store.apply(vec![put], at(1)).unwrap();
+        assert_eq!(store.recipient(&ann, at(1)).unwrap().addresses, [(address, 1)]);
+        drop(store);
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(!bytes.windows(token.len()).any(|part| part == token.as_bytes()));
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+
+        // Nobody else's key opens it; the worker refills its file then.
+        let other = shared::seal::MeshKey::from_base64("CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=").unwrap();
+        let store = Store::open(&path, other.vault("cache")).unwrap();
+        assert!(matches!(store.recipient(&ann, at(1)), Err(StoreError::Damaged)));
+    }
+
+    #[test]
+    fn nothing_of_a_former_format_remains_in_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cache.redb");
+        let database = Database::create(&path).unwrap();
+        let transaction = database.begin_write().unwrap();
+        {
+            let former: TableDefinition<&str, &[u8]> = TableDefinition::new("facts.2");
+            let mut table = transaction.open_table(former).unwrap();
+            table
+                .insert("shop.ann.address.1", &b"a token in clear text"[..])
+                .unwrap();
+        }
+        transaction.commit().unwrap();
+        drop(database);
+        assert_eq!(open_in(&folder).facts().unwrap(), 0);
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(!bytes.windows(7).any(|part| part == b"a token"));
+    }
 
     fn key(recipient: &str) -> RecipientKey {
         RecipientKey {
@@ -544,7 +646,7 @@ mod tests {
     #[test]
     fn only_the_recipients_own_facts_are_read_and_the_last_change_wins() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("cache.redb")).unwrap();
+        let store = open_in(&folder);
         // Their keys are adjacent.
         let mut changes = Vec::new();
         for name in ["ann", "ann-2", "ann.b"] {
@@ -573,7 +675,7 @@ mod tests {
     #[tokio::test]
     async fn a_reader_gets_nothing_older_than_it_needs() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("cache.redb")).unwrap();
+        let store = open_in(&folder);
         let (fact, value) = preferences("ann");
         store.apply(vec![change(fact, 1, Action::Put(value))], at(1)).unwrap();
         assert!(store.recipient(&key("ann"), at(1)).is_ok());
@@ -603,12 +705,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("cache.redb");
         let (fact, value) = preferences("ann");
-        Store::open(&path)
+        Store::open(&path, vault())
             .unwrap()
             .apply(vec![change(fact, 1, Action::Put(value))], at(1))
             .unwrap();
         std::fs::write(&path, b"not a database").unwrap();
-        let store = Store::open(&path).unwrap();
+        let store = Store::open(&path, vault()).unwrap();
         assert_eq!(store.position(), Position::default());
         assert_eq!(store.facts().unwrap(), 0);
     }
@@ -616,7 +718,7 @@ mod tests {
     #[test]
     fn a_flipped_bit_is_detected() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("cache.redb")).unwrap();
+        let store = open_in(&folder);
         let (fact, value) = preferences("ann");
         store
             .apply(vec![change(fact.clone(), 1, Action::Put(value))], at(1))
@@ -682,7 +784,7 @@ mod tests {
     #[test]
     fn members_are_found_by_topic_range_and_time() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("cache.redb")).unwrap();
+        let store = open_in(&folder);
         let changes = vec![
             join("ann", "news", 10),
             join("bob", "news", 20),
@@ -708,7 +810,7 @@ mod tests {
     #[test]
     fn joining_again_keeps_the_first_time_unless_the_recipient_left() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("cache.redb")).unwrap();
+        let store = open_in(&folder);
         store
             .apply(vec![join("ann", "news", 10), join("bob", "news", 10)], at(1))
             .unwrap();
@@ -723,7 +825,7 @@ mod tests {
     #[test]
     fn a_recipient_who_moves_is_a_member_in_exactly_one_of_their_homes() {
         let folder = tempfile::tempdir().unwrap();
-        let store = |name: &str| Store::open(&folder.path().join(name)).unwrap();
+        let store = |name: &str| Store::open(&folder.path().join(name), vault()).unwrap();
         let (from, to) = (store("from"), store("to"));
         from.apply(vec![join("ann", "news", 10), join("bob", "news", 10)], at(1))
             .unwrap();
@@ -743,15 +845,12 @@ mod tests {
     #[test]
     fn a_file_can_be_replaced_while_it_is_read() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("cache.redb")).unwrap();
+        let store = open_in(&folder);
         let (fact, value) = preferences("ann");
         store.apply(vec![change(fact, 1, Action::Put(value))], at(1)).unwrap();
         store.reset().unwrap();
         assert_eq!(store.position(), Position::default());
         drop(store);
-        assert_eq!(
-            Store::open(&folder.path().join("cache.redb")).unwrap().facts().unwrap(),
-            0
-        );
+        assert_eq!(open_in(&folder).facts().unwrap(), 0);
     }
 }

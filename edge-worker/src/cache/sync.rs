@@ -6,6 +6,7 @@ use async_nats::jetstream;
 use futures::StreamExt;
 use shared::{
     nats::{
+        border::Border,
         follow::{self, Entry, FollowError, StreamState},
         subject, topology,
     },
@@ -26,6 +27,7 @@ const RETRY_FOLLOW_AFTER: Duration = Duration::from_millis(200);
 pub struct FactFollower {
     js: jetstream::Context,
     store: Store,
+    border: Border,
     metrics: Metrics,
     caught_up: watch::Sender<bool>,
 }
@@ -45,11 +47,12 @@ pub enum FollowerError {
 }
 
 impl FactFollower {
-    /// Prepares to fill `store`.
-    pub fn new(js: jetstream::Context, store: Store, metrics: Metrics) -> Self {
+    /// Prepares to fill `store` with the facts that `border` admits.
+    pub fn new(js: jetstream::Context, store: Store, border: Border, metrics: Metrics) -> Self {
         Self {
             js,
             store,
+            border,
             metrics,
             caught_up: watch::channel(false).0,
         }
@@ -62,6 +65,7 @@ impl FactFollower {
 
     /// Follows the bucket until the process ends.
     pub async fn run(self) {
+        self.border.ready().await;
         loop {
             if let Err(error) = self.follow().await {
                 tracing::info!(%error, "following the recipients was interrupted; retrying");
@@ -102,7 +106,12 @@ impl FactFollower {
             for entry in chunk {
                 let entry = entry?;
                 (sequence, pending) = (entry.sequence, entry.pending);
-                changes.extend(change(&entry));
+                if self
+                    .border
+                    .admits_fact(&entry.subject, &entry.headers, entry.stored_at, &entry.payload)
+                {
+                    changes.extend(change(&entry));
+                }
             }
             if self.store.is_damaged() {
                 return Err(FollowerError::Damaged);

@@ -25,6 +25,7 @@ use shared::{
 use uuid::Uuid;
 
 use super::index;
+use crate::private_file;
 
 const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
 const OUTGOING: TableDefinition<u64, (&str, &[u8])> = TableDefinition::new("outgoing");
@@ -351,6 +352,7 @@ impl Store {
 }
 
 fn create(path: &Path) -> Result<Database, StoreError> {
+    private_file::tighten(path).map_err(redb::Error::Io)?;
     Ok(Database::builder().set_cache_size(8 << 20).create(path)?)
 }
 

@@ -239,6 +239,10 @@ impl Pipeline {
         let address = attempt.address.id;
         let mut headers = envelope::retry_headers(job, attempt.attempted.outcome.counts(), address);
         envelope::schedule(&mut headers, due, target);
+        let payload = pulled.payload();
+        if let Some(proof) = self.proof_of_member(pulled, &payload) {
+            headers.insert(envelope::PROOF, proof.to_string());
+        }
         // The attempt is part of the id; otherwise the stream would drop the second retry of a delivery as a duplicate.
         headers.insert(
             NATS_MESSAGE_ID,
@@ -248,7 +252,7 @@ impl Pipeline {
         if let Some(parent) = context::from_now_on_sampled(pulled.headers()).or_else(|| span.cloned()) {
             context::inject(&parent, &mut headers);
         }
-        publish::store(&self.js, subject::schedule(job.id, address), headers, pulled.payload()).await?;
+        publish::store(&self.js, subject::schedule(job.id, address), headers, payload).await?;
         failpoint("worker.after-park");
         Ok(())
     }
@@ -274,7 +278,9 @@ impl Pipeline {
             at: since.unwrap_or(pulled.stored_at.max(address.registered_at)),
             was: vec![key.recipient.clone()],
         };
-        if let Err(error) = directory::put_ownership(&self.js, &self.region, &key.app, address.id, gone).await {
+        if let Err(error) =
+            directory::put_ownership(&self.js, &self.border, &self.region, &key.app, address.id, gone).await
+        {
             tracing::warn!(address = %address.id, %error, "directory could not be updated for an address that is gone");
         }
         match facts::remove_unchanged(&self.js, &key, FactName::Address(address.id), *revision).await {

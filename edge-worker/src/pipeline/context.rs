@@ -10,7 +10,7 @@ use shared::{
     id::Region,
     job::Job,
     lifecycle::Lifecycle,
-    nats::{cancelled::Cancelled, config::Config, subject::Lane},
+    nats::{border::Border, cancelled::Cancelled, config::Config, subject::Lane},
     telemetry::Telemetry,
 };
 use tokio::sync::{Semaphore, watch};
@@ -50,6 +50,8 @@ pub struct Pipeline {
     pub freshness: Freshness,
     /// The apps and their settings.
     pub config: Config,
+    /// Checks what comes from other regions, and signs what they copy.
+    pub border: Border,
     /// They make the attempts.
     pub providers: Arc<Providers>,
     /// It makes outcomes durable.

@@ -150,6 +150,7 @@ impl<'a> Expansion<'a> {
             envelope: Arc::new(SliceEnvelope {
                 subject: pipeline.lane_of_broadcast(broadcast).notify().into(),
                 headers: envelope::member_headers(pulled.headers(), slice),
+                is_proven: pipeline.is_proven_broadcast(pulled, broadcast),
                 renditions: Renditions::default(),
             }),
             pipeline,

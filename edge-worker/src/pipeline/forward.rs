@@ -1,11 +1,17 @@
-//! Forwards jobs whose recipient has moved to another region.
+//! Forwards jobs whose recipient has moved to another region: hands them to a gateway of this region, which publishes
+//! them for the new home. A worker has no permission to publish for other regions.
 
 use std::time::Duration;
 
 use async_nats::header::NATS_MESSAGE_ID;
 use shared::{
+    failpoint::failpoint,
     id::Region,
-    nats::{envelope, publish, subject::Lane},
+    nats::{
+        envelope,
+        publish::{self, NotStored},
+        subject::Lane,
+    },
 };
 
 use super::{
@@ -40,13 +46,23 @@ impl Pipeline {
             _ => job.id.to_string(),
         };
         headers.insert(NATS_MESSAGE_ID, id);
+        let payload = pulled.payload();
+        if let Some(proof) = self.proof_of_member(pulled, &payload) {
+            headers.insert(envelope::PROOF, proof.to_string());
+        }
         let lane = Lane {
             region: home.clone(),
             ..self.lane(job)
         };
-        match publish::store(&self.js, lane.notify(), headers, pulled.payload()).await {
+        let mut stored = publish::store(&self.js, lane.moved(), headers.clone(), payload.clone()).await;
+        if stored == Err(NotStored::NoStream) {
+            // No gateway newer than 0.1 has run in this region. Beside gateways of 0.1, workers may publish for other regions.
+            stored = publish::store(&self.js, lane.notify(), headers, payload).await;
+        }
+        match stored {
             Ok(_) => {
-                tracing::info!(job = %job.id, %home, "job forwarded to the recipient's new home");
+                failpoint("worker.after-forward");
+                tracing::info!(job = %job.id, %home, "job handed to a gateway for the recipient's new home");
                 Stop::silently(active)
             }
             Err(error) => {

@@ -59,9 +59,13 @@ impl DeadLetter {
         if let Some(address) = self.address {
             headers.insert(envelope::ADDRESS, address.to_string());
         }
+        let payload = pulled.payload();
+        if let Some(proof) = pipeline.proof_of_member(pulled, &payload) {
+            headers.insert(envelope::PROOF, proof.to_string());
+        }
         let channel = subject::parse_dead(&self.subject).map(|subject| subject.channel);
         let max = pipeline.js.client().server_info().max_payload;
-        let payload = cut_to_fit(pulled.payload(), &mut headers, max);
+        let payload = cut_to_fit(payload, &mut headers, max);
         publish::store(&pipeline.js, self.subject, headers, payload).await?;
         let metrics = &pipeline.telemetry.metrics;
         metrics.dead_letter(&channel.unwrap_or_default(), &self.reason);

@@ -3,6 +3,7 @@
 
 mod attempt;
 mod barrier;
+mod border;
 mod brake;
 mod broadcast;
 mod conclude;

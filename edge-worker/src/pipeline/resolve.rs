@@ -11,6 +11,7 @@ use shared::{
 };
 
 use super::{
+    border::UNPROVEN,
     context::Pipeline,
     in_flight::ActiveJob,
     settlement::{RETRY_JETSTREAM_AFTER, RETRY_NEWER_AFTER, Step, Stop},
@@ -34,13 +35,23 @@ impl Pipeline {
     pub(super) async fn resolve(&self, wanted: Wanted) -> Step<Addressed> {
         let Wanted { active, history } = wanted;
         let job = &active.job;
+        if self.needs_proof(&active.pulled)
+            && !self.is_proven(
+                job.proof.as_ref(),
+                &job.claims(&active.pulled.payload()),
+                job.accepted_at,
+            )
+        {
+            tracing::error!(job = %job.id, origin = %job.origin, "a job came from another region without a proof; it is not sent");
+            return Err(self.end(active, State::Suppressed, UNPROVEN));
+        }
         let key = RecipientKey {
             app: job.app.clone(),
             recipient: job.recipient.clone(),
         };
         let mut recipient = match self.cache.recipient(&key, active.pulled.facts) {
             Ok(recipient) => recipient,
-            Err(_) => match Box::pin(facts::read(&self.js, &self.region, &self.region, &key)).await {
+            Err(_) => match Box::pin(facts::read(&self.js, &self.border, &key)).await {
                 Ok(recipient) => recipient,
                 Err(error) => {
                     tracing::warn!(%error, "recipient cannot be read; the job waits");
@@ -53,7 +64,7 @@ impl Pipeline {
         }
         let known = recipient.is_known();
         if !known {
-            match Box::pin(directory::home(&self.js, &key)).await {
+            match Box::pin(directory::home(&self.js, &self.border, &key)).await {
                 Ok(Some(home)) if home != self.region => return Err(Box::pin(self.forward(active, &home)).await),
                 // Another region registered the recipient, and its facts are on their way.
                 Ok(Some(_)) if self.clock.since(active.pulled.stored_at) < FACTS_ARRIVE_WITHIN => {

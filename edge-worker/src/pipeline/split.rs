@@ -6,7 +6,7 @@ use shared::{
     broadcast::{Broadcast, Slice},
     failpoint::failpoint,
     nats::broadcast as slices,
-    receipt::{Expanded, Split},
+    receipt::{Expanded, Split, State},
 };
 
 use super::{
@@ -36,7 +36,7 @@ impl Pipeline {
             }
         };
         if earlier.is_none()
-            && let Some(state) = self.unwanted(broadcast.is_expired(self.clock.now()), broadcast.notification)
+            && let Some(state) = self.ending(&pulled, broadcast)
         {
             self.telemetry.metrics.delivery(None, state);
             let receipt = receipt_of_unwanted(broadcast, state, self.clock.now());
@@ -53,6 +53,26 @@ impl Pipeline {
         tracing::info!(job = %broadcast.id, slices = split.slices, members = split.members, "broadcast split");
         let receipt = receipt_of_expansion(broadcast, Expanded::Slices(split), self.clock.now());
         Ok(Settlement::of_broadcast(pulled, broadcast, reservation, Some(receipt)))
+    }
+
+    /// The state in which a broadcast ends that has expired, was withdrawn, or came from another region without a proof; `None`
+    /// if it is to be sent.
+    fn ending(&self, pulled: &Pulled, broadcast: &Broadcast) -> Option<State> {
+        if self.needs_proof(pulled) && !self.is_proven_broadcast(pulled, broadcast) {
+            tracing::error!(job = %broadcast.id, origin = %broadcast.origin, "a broadcast came from another region without a proof; it is not sent");
+            return Some(State::Suppressed);
+        }
+        self.unwanted(broadcast.is_expired(self.clock.now()), broadcast.notification)
+    }
+
+    /// Whether a gateway of this mesh accepted this broadcast, or the broadcast of this slice.
+    pub(super) fn is_proven_broadcast(&self, pulled: &Pulled, broadcast: &Broadcast) -> bool {
+        let payload = pulled.payload();
+        self.is_proven(
+            broadcast.proof.as_ref(),
+            &broadcast.claims(&payload),
+            broadcast.accepted_at,
+        )
     }
 
     /// Plans the slices and stores them. `None` if that is not possible now.

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::{StreamExt, pin_mut};
 use shared::{
     id::{JobId, NotificationId, RecipientId, Region, Topic},
     invalid::Invalid,
     nats::{envelope, publish::NotStored},
+    proof::Claims,
     receipt,
     recipient::RecipientKey,
 };
@@ -97,12 +99,7 @@ impl Intake {
                 return Err(NotAccepted::NoSuchRegion(region));
             }
             let id = JobId::of(&ids, &key.app, &order.event, recipient, order.content.channel());
-            jobs.push(OutgoingJob {
-                lane: order.lane(region),
-                headers: envelope::headers(id, order.life_from, &self.context.here),
-                payload: body.to(recipient.as_str()),
-                id,
-            });
+            jobs.push(self.job(order, region, id, body.to(recipient.as_str())));
         }
         Ok(jobs)
     }
@@ -123,14 +120,33 @@ impl Intake {
                 order.content.channel(),
                 &region,
             );
-            OutgoingJob {
-                lane: order.lane(region),
-                headers: envelope::headers(id, order.life_from, &self.context.here),
-                payload: body.to(topic.as_str()),
-                id,
-            }
+            self.job(order, region, id, body.to(topic.as_str()))
         };
         regions.into_iter().map(job).collect()
+    }
+
+    /// The job or broadcast `id` for `region`, with the proof that this gateway accepted it.
+    fn job(&self, order: &Order, region: Region, id: JobId, payload: Bytes) -> OutgoingJob {
+        let here = &self.context.here;
+        let claims = Claims {
+            app: &order.app.id,
+            channel: order.content.channel(),
+            class: order.class,
+            event: &order.event,
+            origin: here,
+            payload: &payload,
+        };
+        let mut headers = envelope::headers(id, order.life_from, here);
+        headers.insert(
+            envelope::PROOF,
+            self.context.border.prover().work(&claims, order.life_from).to_string(),
+        );
+        OutgoingJob {
+            lane: order.lane(region),
+            headers,
+            payload,
+            id,
+        }
     }
 
     /// Publishes all jobs and waits until all are stored.

@@ -2,6 +2,7 @@
 
 pub(crate) mod accept;
 pub(crate) mod body;
+pub(crate) mod moved;
 pub(crate) mod order;
 pub(crate) mod publish;
 pub(crate) mod request;

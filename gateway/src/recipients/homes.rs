@@ -85,26 +85,40 @@ impl Homes {
 
     /// The recipient's facts at its home, without its topics.
     pub(crate) async fn read(&self, home: &Region, key: &RecipientKey) -> Result<Recipient, facts::NotRead> {
-        facts::read(&self.context.js, &self.context.here, home, key).await
+        facts::read_at(&self.context.stores, home, key).await
     }
 
     /// The recipient's topics at its home.
     pub(crate) async fn topics(&self, home: &Region, key: &RecipientKey) -> Result<Topics, facts::NotRead> {
-        facts::topics(&self.context.js, &self.context.here, home, key).await
+        facts::topics_at(&self.context.stores, home, key).await
     }
 
     /// Removes a fact from the recipient's home.
     pub(crate) async fn remove(&self, home: &Region, key: &RecipientKey, name: FactName) -> Result<(), NotStored> {
-        facts::remove(&self.context.js, &self.context.here, home, key, name)
-            .await
-            .map(|_| ())
+        facts::remove(
+            &self.context.js,
+            &self.context.border,
+            &self.context.here,
+            home,
+            key,
+            name,
+        )
+        .await
+        .map(|_| ())
     }
 
     /// Stores `fact` in the recipient's home.
     pub(crate) async fn write(&self, home: &Region, key: &RecipientKey, fact: Fact) -> Result<(), NotStored> {
-        facts::write(&self.context.js, &self.context.here, home, key, &fact)
-            .await
-            .map(|_| ())
+        facts::write(
+            &self.context.js,
+            &self.context.border,
+            &self.context.here,
+            home,
+            key,
+            &fact,
+        )
+        .await
+        .map(|_| ())
     }
 
     /// Stores a profile and then registers the home in the directory, unless it is known there: in this order, so that no
@@ -182,7 +196,15 @@ impl Homes {
         self.remove(from, key, FactName::Preferences).await?;
         for topic in topics_after.into_keys() {
             let topic = (FactName::Topic(topic), moved);
-            facts::take_along(&self.context.js, &self.context.here, from, key, topic).await?;
+            facts::take_along(
+                &self.context.js,
+                &self.context.border,
+                &self.context.here,
+                from,
+                key,
+                topic,
+            )
+            .await?;
         }
         Ok(())
     }

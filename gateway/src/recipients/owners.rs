@@ -102,7 +102,8 @@ async fn settle_once(homes: &Homes, app: &AppId, address: AddressId) -> Result<(
             app: app.clone(),
             recipient: recipient.clone(),
         };
-        let Some((stored, revision)) = facts::address(&homes.context.js, &key, address).await? else {
+        let Some((stored, revision)) = facts::address(&homes.context.js, &homes.context.border, &key, address).await?
+        else {
             continue;
         };
         if stored.registered_at > since {

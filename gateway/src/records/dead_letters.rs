@@ -13,16 +13,15 @@ use shared::{
     channel::Channel,
     id::{AddressId, AppId, EventId, JobId, NotificationId, RecipientId, Region},
     id_key::IdKey,
+    job::Job,
     nats::{
-        connect,
         direct::{self, Found},
         envelope,
         publish::{self, NotStored},
-        refusal,
         subject::{self, Lane},
-        topology::{self, Domain},
         version,
     },
+    proof::Proof,
     receipt::{Handled, HandledAs},
 };
 
@@ -86,6 +85,8 @@ pub(crate) struct Letter {
     pub(crate) index: Option<usize>,
     /// The lane of its app that it came from, if its subject can be read.
     lane: Option<Lane>,
+    /// Its job, if it can be read.
+    opened: Option<Job>,
     headers: HeaderMap,
 }
 
@@ -164,16 +165,10 @@ impl DeadLetters {
         for region in regions {
             loop {
                 let filter_subject = subject::dead_of(region, app);
-                let domain = Domain::of(region, &self.context.here);
-                let found = direct::from(
-                    &self.context.js,
-                    &domain,
-                    topology::DEAD,
-                    &filter_subject,
-                    sequence,
-                    LETTERS_PER_FETCH,
-                )
-                .await;
+                let stores = &self.context.stores;
+                let found = stores
+                    .letters(region, &filter_subject, sequence, LETTERS_PER_FETCH)
+                    .await;
                 let Ok(found) = found else {
                     page.unreachable.push(region.clone());
                     break;
@@ -206,8 +201,7 @@ impl DeadLetters {
             return Err(Unhandled::NotFound);
         }
         let filter = subject::dead_of(&id.region, app);
-        let domain = Domain::of(&id.region, &self.context.here);
-        let found = direct::from(&self.context.js, &domain, topology::DEAD, &filter, id.sequence, 1).await?;
+        let found = self.context.stores.letters(&id.region, &filter, id.sequence, 1).await?;
         found
             .into_iter()
             .find(|found| found.sequence == id.sequence)
@@ -233,10 +227,8 @@ impl DeadLetters {
         let id = self.context.config.id_key().derive("replay", &[&letter.id.to_string()]);
         headers.insert(NATS_MESSAGE_ID, format!("replay:{id}"));
         // The time to live starts again: a person wants it delivered now, however old it is.
-        headers.insert(
-            envelope::ACCEPTED_AT,
-            self.context.clock.now().as_millisecond().to_string(),
-        );
+        let at = self.context.clock.now();
+        headers.insert(envelope::ACCEPTED_AT, at.as_millisecond().to_string());
         headers.insert(envelope::ATTEMPT, letter.attempt.saturating_add(1).to_string());
         headers.insert(envelope::DISCOUNTED, letter.attempt.to_string());
         for name in [
@@ -251,10 +243,23 @@ impl DeadLetters {
                 headers.insert(name, value);
             }
         }
+        if let Some(proof) = self.renewed_proof(&letter, at) {
+            headers.insert(envelope::PROOF, proof.to_string());
+        }
         publish::store(&self.context.js, lane.notify(), headers, letter.payload.clone())
             .await
             .map_err(Unhandled::NotStored)?;
         self.remove(app, &letter, HandledAs::Replayed).await
+    }
+
+    /// The proof of a letter's job for another life, which begins at `at`. Only for a letter that has a proof: a worker's key
+    /// alone can store a letter, and must not get a proof for it.
+    fn renewed_proof(&self, letter: &Letter, at: Timestamp) -> Option<Proof> {
+        let job = letter.opened.as_ref()?;
+        let claims = job.claims(&letter.payload);
+        let prover = self.context.border.prover();
+        let is_proven = prover.proves(job.proof.as_ref()?, &claims, job.accepted_at);
+        is_proven.then(|| prover.work(&claims, at))
     }
 
     /// Deletes a letter permanently.
@@ -275,26 +280,9 @@ impl DeadLetters {
                 at: self.context.clock.now(),
             },
         );
-        let js = if letter.id.region == self.context.here {
-            self.context.js.clone()
-        } else {
-            connect::jetstream_of(self.context.js.client(), &letter.id.region)
-        };
-        let stream = js
-            .get_stream_no_info(topology::DEAD)
-            .await
-            .map_err(|_| Unhandled::Unreachable)?;
-        let deleting = stream.delete_message(letter.id.sequence);
-        let of_letters = |subject: &str| refusal::is_about(subject, topology::DEAD);
-        match refusal::unless_refused(&js.client(), of_letters, deleting).await {
-            Err(_) => Err(Unhandled::Forbidden),
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => {
-                // A replay is already stored. Repeating it is safe, because the stream knows its message id.
-                tracing::warn!(letter = %letter.id, %error, "cannot remove the dead letter");
-                Err(Unhandled::Unreachable)
-            }
-        }
+        // A replay is already stored. Repeating it is safe, because the stream knows its message id.
+        let deleting = self.context.stores.delete_letter(&letter.id.region, letter.id.sequence);
+        Ok(deleting.await?)
     }
 }
 
@@ -343,6 +331,7 @@ impl Letter {
             intake_sequence: header(envelope::INTAKE_SEQUENCE).and_then(|text| text.parse().ok()),
             index: header(envelope::INDEX).and_then(|text| text.parse().ok()),
             lane,
+            opened: job,
             headers: found.headers,
             payload: found.payload,
         }

@@ -15,6 +15,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::{
+    border::Border,
     follow::{self, Entry},
     publish, subject, topology,
 };
@@ -51,6 +52,7 @@ struct Withdrawal {
 /// When the stream did not acknowledge the record.
 pub async fn cancel(
     js: &jetstream::Context,
+    border: &Border,
     here: &Region,
     app: &AppId,
     notification: NotificationId,
@@ -58,7 +60,8 @@ pub async fn cancel(
 ) -> Result<(), publish::NotStored> {
     let subject = subject::directory_cancelled(here, app, notification);
     let value = serde_json::to_vec(&Withdrawal { at }).expect("withdrawals always serialize");
-    publish::store(js, subject, super::version::headers(), value.into()).await?;
+    let headers = border.headers(&subject, &value);
+    publish::store(js, subject, headers, value.into()).await?;
     Ok(())
 }
 
@@ -78,10 +81,15 @@ impl Cancelled {
         self.loaded.subscribe()
     }
 
-    /// Follows the stream until the process ends.
-    pub async fn follow(self, js: jetstream::Context) {
+    /// Follows the stream until the process ends, and believes what `border` admits.
+    pub async fn follow(self, js: jetstream::Context, border: Border) {
+        border.ready().await;
         let filter = subject::CANCELLED_FILTER;
-        let learn = |entry: &Entry| self.learn(&entry.subject);
+        let learn = |entry: &Entry| {
+            if border.admits_entry(entry) {
+                self.learn(&entry.subject);
+            }
+        };
         let caught_up = || {
             self.loaded.send_replace(true);
         };

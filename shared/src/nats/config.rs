@@ -8,6 +8,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use futures::StreamExt;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -29,6 +30,9 @@ use crate::{
 /// The name of the entry of the mesh's key of ids.
 const ID_KEY: &str = "id_key";
 
+/// The name of the entry about proofs.
+const PROOFS: &str = "proofs";
+
 /// A snapshot of all tenants and of the regions of the mesh.
 #[derive(Debug, Clone, Default)]
 pub struct Tenants {
@@ -40,12 +44,21 @@ pub struct Tenants {
     pub regions: BTreeMap<Region, Site>,
     /// The mesh's key of ids; absent in a mesh that version 0.1 provisioned.
     id_key: Option<Sealed>,
+    /// Since when messages that come from another region need a proof or a signature; `None` while programs of 0.1, which
+    /// write none, may run in the mesh. Messages that were stored before need none.
+    pub proofs_since: Option<Timestamp>,
 }
 
 /// The entry of the mesh's key of ids.
 #[derive(Debug, Serialize, Deserialize)]
 struct IdKeyEntry {
     sealed: Sealed,
+}
+
+/// The entry about proofs.
+#[derive(Debug, Serialize, Deserialize)]
+struct Proofs {
+    since: Timestamp,
 }
 
 /// The tenants, updated with every change of the bucket. Cheap to clone.
@@ -188,6 +201,11 @@ impl Tenants {
                 let entry: IdKeyEntry = tolerant::read(value)?;
                 self.id_key = Some(entry.sealed);
             }
+            ("mesh", Some(value)) if name == PROOFS => {
+                let proofs: Proofs = tolerant::read(value)?;
+                self.proofs_since = Some(proofs.since);
+            }
+            ("mesh", None) if name == PROOFS => self.proofs_since = None,
             _ => {}
         }
         Ok(())
@@ -268,6 +286,14 @@ pub async fn create_id_key(hub: &jetstream::Context, sealed: Sealed) -> Result<(
         Err(publish::NotStored::Refused) => Ok(()),
         stored => stored,
     }
+}
+
+/// Writes at the hub since when messages that come from another region need a proof.
+///
+/// # Errors
+/// When the hub did not confirm that it stored the entry.
+pub async fn put_proofs(hub: &jetstream::Context, since: Timestamp) -> Result<(), publish::NotStored> {
+    put(hub, "mesh", PROOFS, &Proofs { since }).await
 }
 
 async fn put(

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
 use super::{
+    border::Border,
     current, direct,
     follow::{self, Entry},
     publish,
@@ -116,12 +117,13 @@ impl Ownership {
 
 async fn ownerships(
     js: &jetstream::Context,
+    border: &Border,
     app: &AppId,
     address: AddressId,
 ) -> Result<Vec<Ownership>, direct::NoAnswer> {
     let filter = subject::directory_owner_anywhere(app, address);
     let found = current::last_of(js, topology::DIRECTORY, &[filter]).await?;
-    Ok(found.iter().filter_map(entry).collect())
+    Ok(believed(border, &found).filter_map(entry).collect())
 }
 
 /// The home of a recipient, from every region's entry; `None` if none is registered. Misses nothing that this region
@@ -129,12 +131,21 @@ async fn ownerships(
 ///
 /// # Errors
 /// When this region's directory does not answer.
-pub async fn home(js: &jetstream::Context, key: &RecipientKey) -> Result<Option<Region>, direct::NoAnswer> {
+pub async fn home(
+    js: &jetstream::Context,
+    border: &Border,
+    key: &RecipientKey,
+) -> Result<Option<Region>, direct::NoAnswer> {
     let filter = subject::directory_home_anywhere(key);
     let found = current::last_of(js, topology::DIRECTORY, &[filter]).await?;
-    let entries = found.iter().filter_map(entry::<HomeEntry<Region>>);
+    let entries = believed(border, &found).filter_map(entry::<HomeEntry<Region>>);
     let newest = entries.max_by(|a, b| (a.at, &a.is).cmp(&(b.at, &b.is)));
     Ok(newest.and_then(|entry| entry.is))
+}
+
+/// The entries that were written in this region, or are signed.
+fn believed<'a>(border: &Border, found: &'a [direct::Found]) -> impl Iterator<Item = &'a direct::Found> {
+    found.iter().filter(|found| border.admits_found(found))
 }
 
 fn entry<T: DeserializeOwned>(found: &direct::Found) -> Option<T> {
@@ -157,6 +168,7 @@ fn after(known: Option<Timestamp>, at: Timestamp) -> Timestamp {
 /// When the stream did not acknowledge the entry; [`publish::NotStored::Refused`] if other writers kept changing it.
 pub async fn put_ownership(
     js: &jetstream::Context,
+    border: &Border,
     here: &Region,
     app: &AppId,
     address: AddressId,
@@ -176,7 +188,7 @@ pub async fn put_ownership(
             None => entry.clone(),
         };
         let value = serde_json::to_vec(&merged).expect("directory entries always serialize");
-        let mut headers = super::version::headers();
+        let mut headers = border.headers(&subject, &value);
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, sequence.to_string());
         match publish::store(js, subject.clone(), headers, value.into()).await {
             Ok(_) => return Ok(merged),
@@ -190,6 +202,7 @@ pub async fn put_ownership(
 /// The directory in memory: about 60 bytes a recipient and 120 bytes an address. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Directory {
+    border: Border,
     known: Arc<RwLock<Known>>,
     loaded: watch::Sender<bool>,
 }
@@ -200,16 +213,16 @@ struct Known {
     owners: HashMap<u128, (Option<RecipientId>, Timestamp)>,
 }
 
-impl Default for Directory {
-    fn default() -> Self {
+impl Directory {
+    /// An empty directory, which believes the entries that `border` admits.
+    pub fn new(border: Border) -> Self {
         Self {
+            border,
             known: Arc::default(),
             loaded: watch::channel(false).0,
         }
     }
-}
 
-impl Directory {
     /// The home of a recipient, if one is registered.
     pub fn home(&self, key: &RecipientKey) -> Option<Region> {
         self.read().homes.get(&home_hash(key))?.0.clone()
@@ -247,7 +260,7 @@ impl Directory {
         app: &AppId,
         address: AddressId,
     ) -> Result<Owners, direct::NoAnswer> {
-        let entries = ownerships(js, app, address).await?;
+        let entries = ownerships(js, &self.border, app, address).await?;
         for entry in &entries {
             self.learn_owner(app, address, entry.clone());
         }
@@ -262,8 +275,11 @@ impl Directory {
     /// Follows the stream until the process ends. Calls `contested` for each address that another recipient may have
     /// besides its owner. Its flag is false for entries that existed at start, which are reported again at every start.
     pub async fn follow(self, js: jetstream::Context, contested: impl Fn(AppId, AddressId, bool)) {
+        self.border.ready().await;
         let learn = |entry: &Entry| {
-            if let Some((app, address)) = self.learn(&entry.subject, &entry.payload) {
+            if self.border.admits_entry(entry)
+                && let Some((app, address)) = self.learn(&entry.subject, &entry.payload)
+            {
                 contested(app, address, self.is_loaded());
             }
         };
@@ -312,7 +328,7 @@ impl Directory {
     ) -> Result<(), publish::NotStored> {
         let was = self.owner(app, address).into_iter().collect();
         let entry = Ownership { is: owner, at, was };
-        let entry = put_ownership(js, here, app, address, entry).await?;
+        let entry = put_ownership(js, &self.border, here, app, address, entry).await?;
         self.learn_owner(app, address, entry);
         Ok(())
     }
@@ -351,7 +367,8 @@ impl Directory {
         entry: &HomeEntry<impl Serialize>,
     ) -> Result<(), publish::NotStored> {
         let value = serde_json::to_vec(entry).expect("directory entries always serialize");
-        publish::store(js, subject.clone(), super::version::headers(), value.clone().into()).await?;
+        let headers = self.border.headers(&subject, &value);
+        publish::store(js, subject.clone(), headers, value.clone().into()).await?;
         self.learn(&subject, &value);
         Ok(())
     }
@@ -413,10 +430,15 @@ fn owner_hash(app: &AppId, address: AddressId) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{nats::config::Config, testing};
+
+    fn directory() -> Directory {
+        Directory::new(Border::new(&testing::mesh_key(), Config::new(testing::mesh_key())))
+    }
 
     #[test]
     fn the_newest_entry_wins_whatever_the_order() {
-        let directory = Directory::default();
+        let directory = directory();
         let key = RecipientKey {
             app: "shop".parse().unwrap(),
             recipient: "ann".parse().unwrap(),
@@ -477,7 +499,7 @@ mod tests {
 
     #[test]
     fn an_address_with_more_than_one_owner_is_contested() {
-        let directory = Directory::default();
+        let directory = directory();
         let (eu, us): (Region, Region) = ("eu".parse().unwrap(), "us".parse().unwrap());
         let (app, address): (AppId, AddressId) = ("shop".parse().unwrap(), AddressId(uuid::Uuid::from_u128(1)));
         let write = |from: &Region, is: Option<&str>, at: i64| {

@@ -18,6 +18,7 @@ use crate::{
     id_key::IdKey,
     invalid::Invalid,
     job::Job,
+    proof::Proof,
     telemetry::trace::TRACEPARENT,
 };
 
@@ -37,6 +38,10 @@ pub const ADDRESS: &str = "Peal-Address";
 pub const SLICE: &str = "Peal-Slice";
 /// The slice of a broadcast that a message carries, as [`Slice`] writes it.
 pub const RANGE: &str = "Peal-Range";
+/// The proof that a gateway of this mesh accepted the message, as [`Proof`] writes it.
+pub const PROOF: &str = "Peal-Proof";
+/// The signature of a message other than a job, for the regions that copy it.
+pub const SIGNATURE: &str = "Peal-Signature";
 /// How often a message was forwarded because its recipient moved.
 pub const FORWARDED: &str = "Peal-Forwarded";
 /// When the recipient moved, in milliseconds since 1970, on the removal of a fact from the former home: see
@@ -99,6 +104,15 @@ pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
         .min_by_key(|(key, _)| (*key != name, *key))
         .and_then(|(_, values)| values.first())
         .map(async_nats::HeaderValue::as_str)
+}
+
+/// Whether JetStream copied the message here from another region's stream. A publisher cannot set this header.
+pub fn is_foreign(headers: &HeaderMap) -> bool {
+    header(headers, "Nats-Stream-Source").is_some()
+}
+
+fn proof(headers: &HeaderMap) -> Option<Proof> {
+    header(headers, PROOF)?.parse().ok()
 }
 
 /// The headers of a job at its first attempt.
@@ -164,6 +178,9 @@ fn returning_headers(job: &Job, attempt: u32, discounted: u32) -> HeaderMap {
     if let Some(slice) = job.slice {
         headers.insert(SLICE, slice.to_string());
     }
+    if let Some(proof) = &job.proof {
+        headers.insert(PROOF, proof.to_string());
+    }
     headers
 }
 
@@ -178,7 +195,9 @@ pub fn schedule(headers: &mut HeaderMap, until: Timestamp, target: String) {
 pub fn member_headers(headers: &HeaderMap, slice: &Slice) -> HeaderMap {
     let mut of_member = HeaderMap::new();
     for (name, values) in kept(headers).iter() {
-        let first = values.first().filter(|_| AsRef::<str>::as_ref(name) != RANGE);
+        let first = values
+            .first()
+            .filter(|_| ![RANGE, PROOF].contains(&AsRef::<str>::as_ref(name)));
         if let Some(first) = first {
             of_member.insert(name.clone(), first.as_str());
         }
@@ -250,6 +269,7 @@ pub fn read(
             class: lane.class,
             event,
             recipient,
+            proof: proof(headers),
             category: body.category,
             content: body.content,
         }),
@@ -267,6 +287,7 @@ pub fn read(
             class: lane.class,
             event,
             topic,
+            proof: proof(headers),
             category: body.category,
             content: body.content,
         }),

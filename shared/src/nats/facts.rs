@@ -6,9 +6,11 @@ use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstre
 use jiff::Timestamp;
 
 use super::{
-    current, direct, envelope, publish, subject,
-    topology::{self, Domain},
-    version,
+    ask::Regions,
+    border::Border,
+    current,
+    direct::{self, Found},
+    envelope, publish, subject, topology, version,
 };
 use crate::{
     address::Address,
@@ -47,18 +49,23 @@ impl From<direct::NoAnswer> for NotRead {
 /// When this region's stream did not confirm that it stored the fact.
 pub async fn write(
     js: &jetstream::Context,
+    border: &Border,
     here: &Region,
     home: &Region,
     key: &RecipientKey,
     fact: &Fact,
 ) -> Result<publish::Stored, publish::NotStored> {
-    publish::store(
-        js,
-        subject_for(here, home, key, fact.name()),
-        version::headers(),
-        fact.encode().into(),
-    )
-    .await
+    let subject = subject_for(here, home, key, fact.name());
+    let (mut headers, value) = (version::headers(), fact.encode());
+    sign(border, home, &mut headers, &subject, &value);
+    publish::store(js, subject, headers, value.into()).await
+}
+
+/// Signs a fact for another region, where the key of this region's gateways alone must not suffice to write facts.
+fn sign(border: &Border, home: &Region, headers: &mut HeaderMap, subject: &str, value: &[u8]) {
+    if let Some(key) = subject::outbound_fact_key_of(home, subject) {
+        border.sign_fact(headers, key, value);
+    }
 }
 
 /// Removes a fact.
@@ -67,12 +74,15 @@ pub async fn write(
 /// When this region's stream did not confirm that it stored the removal.
 pub async fn remove(
     js: &jetstream::Context,
+    border: &Border,
     here: &Region,
     home: &Region,
     key: &RecipientKey,
     name: FactName,
 ) -> Result<publish::Stored, publish::NotStored> {
-    publish::store(js, subject_for(here, home, key, name), removal(), "".into()).await
+    let (subject, mut headers) = (subject_for(here, home, key, name), removal());
+    sign(border, home, &mut headers, &subject, b"");
+    publish::store(js, subject, headers, "".into()).await
 }
 
 /// Removes a fact from the former home of a recipient who moved. That home still sends the broadcasts accepted before
@@ -82,6 +92,7 @@ pub async fn remove(
 /// When this region's stream did not confirm that it stored the removal.
 pub async fn take_along(
     js: &jetstream::Context,
+    border: &Border,
     here: &Region,
     home: &Region,
     key: &RecipientKey,
@@ -89,7 +100,9 @@ pub async fn take_along(
 ) -> Result<publish::Stored, publish::NotStored> {
     let mut headers = removal();
     headers.insert(envelope::MOVED, moved.as_millisecond().to_string());
-    publish::store(js, subject_for(here, home, key, name), headers, "".into()).await
+    let subject = subject_for(here, home, key, name);
+    sign(border, home, &mut headers, &subject, b"");
+    publish::store(js, subject, headers, "".into()).await
 }
 
 /// Removes a fact of a recipient who lives here, unless it was written again after `revision`.
@@ -113,12 +126,13 @@ pub async fn remove_unchanged(
 /// When the region's servers do not answer within two seconds, or the fact cannot be read.
 pub async fn address(
     js: &jetstream::Context,
+    border: &Border,
     key: &RecipientKey,
     address: AddressId,
 ) -> Result<Option<(Address, u64)>, NotRead> {
     let filter = subject::fact(key, FactName::Address(address));
     let found = current::last(js, topology::RECIPIENTS, &filter).await?;
-    match found.filter(|found| !found.is_removal()) {
+    match found.filter(|found| admits(border, found) && !found.is_removal()) {
         Some(found) => {
             let address = tolerant::read(&found.payload).map_err(|_| NotRead::Unreadable)?;
             Ok(Some((address, found.sequence)))
@@ -141,19 +155,31 @@ fn subject_for(here: &Region, home: &Region, key: &RecipientKey, name: FactName)
     }
 }
 
-/// All facts about a recipient except its topics, as `home` stores them. If that is `here`, the answer misses nothing that
-/// was acknowledged before.
+/// All facts about a recipient except its topics, as this region stores them. Misses nothing that was acknowledged before.
 ///
 /// # Errors
-/// When `home` does not answer within some seconds, or a stored fact cannot be read.
-pub async fn read(
-    js: &jetstream::Context,
-    here: &Region,
-    home: &Region,
-    key: &RecipientKey,
-) -> Result<Recipient, NotRead> {
+/// When the region's servers do not answer within two seconds, or a stored fact cannot be read.
+pub async fn read(js: &jetstream::Context, border: &Border, key: &RecipientKey) -> Result<Recipient, NotRead> {
+    let mut found = current::last_of(js, topology::RECIPIENTS, &subject::facts_of(key)).await?;
+    found.retain(|found| admits(border, found));
+    recipient(found)
+}
+
+pub(super) fn admits(border: &Border, found: &Found) -> bool {
+    border.admits_fact(&found.subject, &found.headers, found.stored_at, &found.payload)
+}
+
+/// All facts about a recipient except its topics, as `home` stores them.
+///
+/// # Errors
+/// When `home` does not answer within a few seconds, or a stored fact cannot be read.
+pub async fn read_at(regions: &Regions, home: &Region, key: &RecipientKey) -> Result<Recipient, NotRead> {
+    recipient(regions.facts(home, &subject::facts_of(key)).await?)
+}
+
+fn recipient(found: Vec<Found>) -> Result<Recipient, NotRead> {
     let mut recipient = Recipient::default();
-    for (fact, revision) in newest(js, here, home, &subject::facts_of(key)).await? {
+    for (fact, revision) in parse(found)? {
         match fact {
             Some(fact) => recipient.learn(fact, revision),
             None => recipient.is_incomplete = true,
@@ -165,14 +191,13 @@ pub async fn read(
 /// The topics that a recipient is a member of, as `home` stores them. As new as those of [`read`].
 ///
 /// # Errors
-/// As [`read`].
-pub async fn topics(
-    js: &jetstream::Context,
-    here: &Region,
+/// As [`read_at`].
+pub async fn topics_at(
+    regions: &Regions,
     home: &Region,
     key: &RecipientKey,
 ) -> Result<BTreeMap<Topic, Membership>, NotRead> {
-    let facts = newest(js, here, home, &[subject::topics_of(key)]).await?;
+    let facts = parse(regions.facts(home, &[subject::topics_of(key)]).await?)?;
     let topics = facts.into_iter().filter_map(|(fact, _)| match fact {
         Some(Fact::Topic(topic, membership)) => Some((topic, membership)),
         Some(Fact::Profile(_) | Fact::Address(_) | Fact::Preferences(_)) | None => None,
@@ -180,18 +205,8 @@ pub async fn topics(
     Ok(topics.collect())
 }
 
-/// The facts that `filters` name, each with its revision; `None` for an address of a newer version.
-async fn newest(
-    js: &jetstream::Context,
-    here: &Region,
-    home: &Region,
-    filters: &[String],
-) -> Result<Vec<(Option<Fact>, u64)>, NotRead> {
-    let found = if home == here {
-        current::last_of(js, topology::RECIPIENTS, filters).await?
-    } else {
-        direct::last_of(js, &Domain::Region(home), topology::RECIPIENTS, filters).await?
-    };
+/// The facts in these messages, each with its revision; `None` for an address of a newer version.
+fn parse(found: Vec<Found>) -> Result<Vec<(Option<Fact>, u64)>, NotRead> {
     let mut facts = Vec::with_capacity(found.len());
     for found in found.into_iter().filter(|found| !found.is_removal()) {
         let Some((_, name)) = subject::fact_key_of(&found.subject).and_then(subject::parse_fact_key) else {

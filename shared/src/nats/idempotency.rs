@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{
+    border::Border,
     direct, publish,
     publish::NotStored,
     subject,
@@ -86,6 +87,7 @@ struct Record {
 /// gateway dies, the same request may claim the key again after a minute.
 #[derive(Debug)]
 pub struct Held {
+    border: Border,
     subject: String,
     sequence: u64,
     request: Fingerprint,
@@ -111,6 +113,7 @@ pub enum Claim {
 /// When the stream did not acknowledge the claim.
 pub async fn claim(
     js: &jetstream::Context,
+    border: &Border,
     here: &Region,
     alone: bool,
     app: &AppId,
@@ -121,6 +124,7 @@ pub async fn claim(
     let key = derive("idempotency", &[key.as_str()]);
     let own = subject::idempotency(here, app, key);
     let mut held = Held {
+        border: border.clone(),
         subject: own.clone(),
         sequence: 0,
         request,
@@ -132,7 +136,7 @@ pub async fn claim(
             Vec::new()
         } else {
             // This region holds copies of the other regions' records. A failed read must not stop the request.
-            read(js, &subject::idempotency_anywhere(app, key))
+            read(js, border, &subject::idempotency_anywhere(app, key))
                 .await
                 .unwrap_or_default()
         }
@@ -141,7 +145,7 @@ pub async fn claim(
     match claimed {
         Ok(sequence) => held.sequence = sequence,
         Err(NotStored::Refused) => {
-            let found = read(js, &own).await.map_err(|error| match error {
+            let found = read(js, border, &own).await.map_err(|error| match error {
                 direct::NoAnswer::Silent => NotStored::NoAnswer,
                 direct::NoAnswer::Forbidden => NotStored::Forbidden,
             })?;
@@ -185,10 +189,15 @@ fn claim_of(record: &Record, request: Fingerprint, now: Timestamp) -> Option<Cla
     }
 }
 
-async fn read(js: &jetstream::Context, filter: &str) -> Result<Vec<(String, u64, Record)>, direct::NoAnswer> {
+async fn read(
+    js: &jetstream::Context,
+    border: &Border,
+    filter: &str,
+) -> Result<Vec<(String, u64, Record)>, direct::NoAnswer> {
     let found = direct::last_of(js, &Domain::Here, IDEMPOTENCY, &[filter.to_owned()]).await?;
     Ok(found
         .into_iter()
+        .filter(|found| border.admits_found(found))
         .filter_map(|found| {
             let record = serde_json::from_slice(&found.payload).ok()?;
             Some((found.subject, found.sequence, record))
@@ -238,9 +247,9 @@ impl Held {
     }
 
     async fn put(&self, js: &jetstream::Context, record: &Record) -> Result<u64, NotStored> {
-        let mut headers = super::version::headers();
-        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, self.sequence.to_string());
         let payload = serde_json::to_vec(record).expect("a record always serializes");
+        let mut headers = self.border.headers(&self.subject, &payload);
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, self.sequence.to_string());
         publish::store(js, self.subject.clone(), headers, payload.into())
             .await
             .map(|stored| stored.sequence)

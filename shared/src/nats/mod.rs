@@ -1,8 +1,10 @@
 //! Everything that knows NATS: subjects, streams, and how Peal's nouns travel on them.
 
 pub mod accounts;
+pub mod ask;
 pub mod audit;
 pub mod batch;
+pub mod border;
 pub mod broadcast;
 pub mod cancelled;
 pub mod config;

@@ -14,8 +14,8 @@ use super::{
     subject::{self, TRACE_HOPS},
     topology::{
         self, ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, HUB, IDEMPOTENCY,
-        INTAKE_CONSUMER, Mesh, NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, consumers, work_for,
-        workers_consumers,
+        INTAKE_CONSUMER, MOVED_CONSUMER, Mesh, NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE,
+        consumers, work_for, workers_consumers,
     },
 };
 use crate::{
@@ -124,12 +124,18 @@ impl Role {
             Self::Gateway(here) => {
                 let mut allowed = gateway(&mesh(here), &parties.apps);
                 if parties.beside_former {
-                    allowed.extend(former_gateway());
+                    allowed.extend(former_gateway(&mesh(here)));
                 }
-                (allowed, [vec![inbox], requests_of_services()].concat())
+                (
+                    allowed,
+                    [vec![inbox, subject::ask(here)], requests_of_services()].concat(),
+                )
             }
             Self::Worker(here) => {
-                let allowed = [worker(&mesh(here)), quotas()].concat();
+                let mut allowed = [worker(&mesh(here)), quotas()].concat();
+                if parties.beside_former {
+                    allowed.extend(former_worker(&mesh(here)));
+                }
                 (allowed, vec![inbox, subject::alive_filter(here)])
             }
             Self::Helper(here, _) => (worker(&mesh(here)), vec![inbox, subject::alive_filter(here)]),
@@ -151,7 +157,7 @@ impl Role {
                     .map(str::to_owned)
                     .collect(),
             ),
-            Self::Leaf(there) => leaf(&mesh(there), inbox),
+            Self::Leaf(there) => leaf(&mesh(there), inbox, parties.beside_former),
         };
         Permissions {
             publish,
@@ -217,13 +223,16 @@ fn gateway(mesh: &Mesh, apps: &[AppId]) -> Vec<String> {
     allowed.extend([DIRECTORY, CONFIG, RECEIPTS].into_iter().flat_map(follow));
     allowed.extend([RECEIPTS, IDEMPOTENCY, DIRECTORY].map(|stream| direct(Domain::Here, stream)));
     allowed.extend(consume(DEAD, ALERTS_CONSUMER));
-    // Dead letters and facts, of every region.
+    // Dead letters and facts. It asks the gateways of other regions for theirs, and answers them.
     allowed.extend(dead_and_facts(Domain::Here));
     for other in mesh.others() {
-        allowed.extend(dead_and_facts(Domain::Region(other)));
+        allowed.push(subject::ask(other));
+        allowed.push(format!("{}.>", Role::Gateway(other.clone()).inbox()));
     }
     // What its facts and directory hold at this moment: only the leader of a stream knows.
     allowed.extend([RECIPIENTS, DIRECTORY].map(newest));
+    // Jobs whose recipients moved, from its workers.
+    allowed.extend(consume(SCHEDULE, MOVED_CONSUMER));
     // It checks that the origins of its sources exist.
     allowed.extend(origins(mesh).map(|(prefix, stream)| format!("{prefix}.STREAM.INFO.{stream}")));
     allowed
@@ -241,32 +250,43 @@ fn requests_of_services() -> Vec<String> {
 }
 
 /// What gateways of 0.1 need in addition: they create these consumers for all channels.
-fn former_gateway() -> impl Iterator<Item = String> {
+fn former_gateway(mesh: &Mesh) -> Vec<String> {
     let consumers = [
         (topology::retry_consumer(Channel::Push), subject::DUE_FILTER),
         (topology::spill_consumer(Channel::Push), subject::SPILL_FILTER),
     ];
-    consumers
+    let mut allowed: Vec<String> = consumers
         .into_iter()
         .map(|(name, filter)| api(Domain::Here, &format!("CONSUMER.CREATE.{SCHEDULE}.{name}.{filter}")))
+        .collect();
+    // They read facts and dead letters of other regions themselves.
+    for other in mesh.others() {
+        allowed.extend(dead_and_facts(Domain::Region(other)));
+    }
+    allowed
+}
+
+/// Workers of 0.1 publish the jobs of recipients who moved to another region themselves.
+fn former_worker(mesh: &Mesh) -> Vec<String> {
+    mesh.others().flat_map(work_for).collect()
 }
 
 fn worker(mesh: &Mesh) -> Vec<String> {
     let here = &mesh.here.region;
     let mut allowed = vec![
-        // What it publishes: its presence, receipts, dead letters, retries, slices, and removals of addresses.
+        // What it publishes: its presence, receipts, dead letters, retries, slices, jobs whose recipients moved, and removals
+        // of addresses.
         subject::alive_filter(here),
         subject::receipt_filter(here),
         subject::dead_filter(here),
         subject::SCHEDULE_FILTER.to_owned(),
         subject::SLICE_FILTER.to_owned(),
         subject::SPLIT_FILTER.to_owned(),
+        subject::MOVED_FILTER.to_owned(),
         subject::ADDRESSES_FILTER.to_owned(),
         subject::directory_owner_filter(here),
         TRACE_HOPS.to_owned(),
     ];
-    // Jobs that it forwards to the new homes of recipients who moved.
-    allowed.extend(mesh.others().flat_map(work_for));
     for stream in mesh.streams() {
         allowed.push(api(Domain::Here, &format!("STREAM.INFO.{}", stream.name)));
     }
@@ -329,7 +349,7 @@ fn operator(here: &Region) -> Vec<String> {
 }
 
 /// The subjects that a region's servers may publish to the hub, and those that they may subscribe to there.
-fn leaf(mesh: &Mesh, inbox: String) -> (Vec<String>, Vec<String>) {
+fn leaf(mesh: &Mesh, inbox: String, beside_former: bool) -> (Vec<String>, Vec<String>) {
     // In other regions: the requests of its gateways, and the sources of its streams.
     let mut publish: Vec<String> = Vec::new();
     for (prefix, stream) in origins(mesh) {
@@ -338,8 +358,9 @@ fn leaf(mesh: &Mesh, inbox: String) -> (Vec<String>, Vec<String>) {
         publish.push(format!("{prefix}.CONSUMER.CREATE.{stream}.>"));
         publish.push(format!("{prefix}.CONSUMER.DELETE.{stream}.*"));
     }
-    for other in mesh.others() {
-        publish.extend(dead_and_facts(Domain::Region(other)));
+    publish.extend(mesh.others().map(subject::ask));
+    if beside_former {
+        publish.extend(mesh.others().flat_map(|other| dead_and_facts(Domain::Region(other))));
     }
     publish.extend(hubs_quotas());
     // What servers exchange about sources, and answers.
@@ -347,7 +368,11 @@ fn leaf(mesh: &Mesh, inbox: String) -> (Vec<String>, Vec<String>) {
     let between: Vec<String> = between.into_iter().map(str::to_owned).collect();
     publish.extend(between.clone());
     publish.push("_INBOX.>".to_owned());
-    let mut subscribe = vec![api(Domain::Region(&mesh.here.region), ">"), inbox];
+    let mut subscribe = vec![
+        api(Domain::Region(&mesh.here.region), ">"),
+        subject::ask(&mesh.here.region),
+        inbox,
+    ];
     subscribe.extend(between);
     (publish, subscribe)
 }
@@ -398,7 +423,7 @@ fn consume(stream: &str, consumer: &str) -> [String; 3] {
     ]
 }
 
-/// A gateway's access to the dead letters and facts of one region, its own or another: read both, delete letters.
+/// A gateway's access to dead letters and facts: read both, delete letters.
 fn dead_and_facts(domain: Domain<'_>) -> [String; 3] {
     [
         direct(domain, DEAD),

@@ -15,13 +15,14 @@ use crate::{
 /// belongs to that region's streams alone, and only sourcing takes it further. A leaf link must not carry
 /// acknowledgements either: they name a stream, a consumer and a sequence, but no region, and would settle another
 /// region's message.
-pub const LOCAL_PREFIXES: [&str; 20] = [
+pub const LOCAL_PREFIXES: [&str; 21] = [
     "send",
     "notify",
     "due",
     "spill",
     "slice",
     "split",
+    "moved",
     "alive",
     "schedule",
     "receipt",
@@ -88,12 +89,17 @@ impl Lane {
         format!("slice.{self}")
     }
 
+    /// The subject under which workers hand a job to their gateways, which publish it for the recipient's new home.
+    pub fn moved(&self) -> String {
+        format!("moved.{self}")
+    }
+
     /// The subject of dead letters of this lane.
     pub fn dead(&self) -> String {
         format!("dead.{}.{}.{}", self.channel, self.region, self.app)
     }
 
-    /// Parses `notify.…`, `due.…`, `spill.…` or `slice.…`.
+    /// Parses `notify.…`, `due.…`, `spill.…`, `slice.…` or `moved.…`.
     ///
     /// # Errors
     /// Names the token that breaks a rule, such as `subject.channel`.
@@ -104,6 +110,7 @@ impl Lane {
             .or_else(|| subject.strip_prefix("due."))
             .or_else(|| subject.strip_prefix("spill."))
             .or_else(|| subject.strip_prefix("slice."))
+            .or_else(|| subject.strip_prefix("moved."))
             .ok_or_else(shape)?;
         let mut tokens = rest.split('.');
         let mut next = || tokens.next().ok_or_else(shape);
@@ -182,6 +189,9 @@ pub fn spill_channel_filter(channel: Channel) -> String {
     format!("spill.{channel}.>")
 }
 
+/// All jobs whose recipients moved, on their way to the gateways.
+pub const MOVED_FILTER: &str = "moved.>";
+
 /// All slices of broadcasts.
 pub const SLICE_FILTER: &str = "slice.>";
 
@@ -201,6 +211,11 @@ pub const SPLIT_FILTER: &str = "split.>";
 /// The note of how a broadcast was split. While it exists the broadcast cannot be split again.
 pub fn split(broadcast: JobId) -> String {
     format!("split.{broadcast}")
+}
+
+/// The subject of questions to the gateways of `region`, from those of other regions.
+pub fn ask(region: &Region) -> String {
+    format!("ask.{region}")
 }
 
 /// The subject on which a worker of `region` announces itself. Rank 0: the region's own workers; 1 and up: its helpers,
@@ -427,6 +442,14 @@ pub fn fact_filter(home: &Region) -> String {
 /// A fact on its way from another region to `home`.
 pub fn fact_outbound(home: &Region, key: &RecipientKey, name: FactName) -> String {
     format!("fact.{home}.{}", fact_key(key, name))
+}
+
+/// The part of the subject of a fact on its way to `home` that is its key in the bucket there.
+pub fn outbound_fact_key_of<'a>(home: &Region, subject: &'a str) -> Option<&'a str> {
+    subject
+        .strip_prefix("fact.")?
+        .strip_prefix(home.as_str())?
+        .strip_prefix('.')
 }
 
 /// All facts of a region, in their bucket.

@@ -8,6 +8,7 @@ use std::{
     io::Write,
     path::PathBuf,
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,6 +16,7 @@ use crate::{
     audit::Audit,
     nats,
     peal::{Peal, Plan},
+    providers::Admin,
     sink::{self, Sink},
 };
 
@@ -68,7 +70,8 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         ..Plan::new(std::env::current_exe()?, nats_server)
     };
     let mut peal = Peal::start(plan).await?;
-    report::parts(&peal, viewer.as_ref())?;
+    let admin = Admin::start(([127, 0, 0, 1], 0).into(), Arc::clone(&peal.simulators)).await?;
+    report::parts(&peal, &admin, viewer.as_ref())?;
     say!("  ready after {:.1?}\n", begun.elapsed())?;
 
     scenes::register(&peal).await?;

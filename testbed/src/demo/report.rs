@@ -12,7 +12,14 @@ use super::{
     say,
     scenes::{Expected, Scene},
 };
-use crate::{audit::Audit, network::Place, peal::Peal, process::Process, providers::Stats, sink::Sink};
+use crate::{
+    audit::Audit,
+    network::Place,
+    peal::Peal,
+    process::Process,
+    providers::{Admin, Stats},
+    sink::Sink,
+};
 
 /// A web viewer for traces, if `otelite` is installed.
 #[derive(Debug)]
@@ -47,7 +54,7 @@ impl Viewer {
 }
 
 /// Prints the parts of the mesh and their addresses.
-pub(super) fn parts(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result<()> {
+pub(super) fn parts(peal: &Peal, admin: &Admin, viewer: Option<&Viewer>) -> anyhow::Result<()> {
     say!("  hub          {}", peal.nats.hub().url())?;
     for region in &peal.regions {
         say!(
@@ -62,6 +69,10 @@ pub(super) fn parts(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result<()> 
         let (name, port) = (simulator.name(), simulator.addr().port());
         say!("  {name:<12} https://localhost:{port} (simulator)")?;
     }
+    say!(
+        "  admin        http://{}  GET /log /stats /script, PUT /script",
+        admin.addr()
+    )?;
     match viewer {
         Some(viewer) => say!("  traces       {}", viewer.url)?,
         None => say!("  traces       shown below (install otelite to see them in a browser)")?,
@@ -177,13 +188,18 @@ pub(super) fn simulators(peal: &Peal, audit: &Audit) -> anyhow::Result<Vec<Strin
 /// Prints commands to try next.
 pub(super) fn invitation(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result<()> {
     let gateway = &peal.regions[0].gateway.url;
-    say!("\nThe mesh stays up until Ctrl-C. Try:\n\n  export KEY={}\n", peal.key)?;
+    let environment = peal.write_environment()?;
     say!(
-        "  curl -s -H \"Authorization: Bearer $KEY\" -H 'Content-Type: application/json' {gateway}/v1/notifications \\"
+        "\nThe mesh stays up until Ctrl-C. In another terminal:\n\n  source {}\n",
+        environment.display()
+    )?;
+    say!("  cargo peal verify    also send, tail, top and dead\n")?;
+    say!(
+        "  curl -s -H \"Authorization: Bearer $PEAL_KEY\" -H 'Content-Type: application/json' {gateway}/v1/notifications \\"
     )?;
     say!("    -d '{{\"to\":{{\"recipients\":[\"ann\",\"bob\"]}},\"push\":{{\"title\":\"Hello from curl\"}}}}'\n")?;
-    say!("  curl -s -H \"Authorization: Bearer $KEY\" {gateway}/v1/notifications/NOTIFICATION_ID")?;
-    say!("  curl -s -H \"Authorization: Bearer $KEY\" {gateway}/v1/recipients/ann/addresses")?;
+    say!("  curl -s -H \"Authorization: Bearer $PEAL_KEY\" {gateway}/v1/notifications/NOTIFICATION_ID")?;
+    say!("  curl -s -H \"Authorization: Bearer $PEAL_KEY\" {gateway}/v1/recipients/ann/addresses")?;
     say!("  curl -s {gateway}/v1/openapi.json")?;
     say!("  curl -s {gateway}/metrics")?;
     if let Some(viewer) = viewer {

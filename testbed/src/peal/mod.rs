@@ -8,7 +8,7 @@ mod program;
 mod provision;
 mod settings;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use shared::{id_key::IdKey, nats::roles::Role};
@@ -43,7 +43,7 @@ pub struct Peal {
     /// The nats-servers.
     pub nats: nats::Mesh,
     /// The simulators of the providers.
-    pub simulators: Simulators,
+    pub simulators: Arc<Simulators>,
     /// The regions in the order of the plan.
     pub regions: Vec<Region>,
     /// An API key of [`APP`] with every scope.
@@ -75,7 +75,7 @@ impl Peal {
             links.extend(plan.links.of_helpers(&plan.regions));
         }
         let authority = Authority::generate()?;
-        let simulators = start_simulators(&plan, &authority)?;
+        let simulators = Arc::new(start_simulators(&plan, &authority)?);
         std::fs::write(folder.path().join(CA_FILE), authority.pem())?;
         let mesh_key = STANDARD.encode(rand::random::<[u8; 32]>());
         let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;

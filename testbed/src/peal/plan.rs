@@ -28,6 +28,9 @@ pub struct Plan {
     pub former: Option<Former>,
     /// Whether the workers of each region help the other regions.
     pub helpers: bool,
+    /// Whether work that comes from another region needs a proof, and the servers permit nothing that only programs of the
+    /// former version need. Services that publish jobs themselves write no proofs.
+    pub proofs: bool,
     /// The collector that receives spans, as a URL; none if absent.
     pub otlp_endpoint: Option<String>,
     /// The share of notifications that are traced, 0.0 to 1.0.
@@ -76,6 +79,7 @@ impl Plan {
             workers: 2,
             former: None,
             helpers: false,
+            proofs: false,
             otlp_endpoint: None,
             sample_ratio: 1.0,
             log: LogMode::default(),
@@ -105,6 +109,7 @@ impl Plan {
             sync_interval: self.sync_interval,
             clusters: self.durability.replicas() > 1,
             tls: self.tls,
+            beside_former: !self.proofs,
             regions: self
                 .regions
                 .iter()

@@ -4,6 +4,7 @@ use anyhow::Context;
 use gateway::provision::{self, NewApp};
 use shared::{
     api_key::Scope,
+    clock::Clock,
     id_key::IdKey,
     nats::{config, roles::Role},
     provider::{Credential, fcm},
@@ -46,6 +47,9 @@ pub(super) async fn provision(
     provision::prepare_hub(&hub, &mesh_key, 1).await?;
     for region in &plan.regions {
         provision::write_region(&hub, &region.parse()?, &site(nats, plan, region)?).await?;
+    }
+    if plan.proofs {
+        provision::require_proofs(&hub, Clock::system().now()).await?;
     }
     let app = NewApp {
         id: APP.parse()?,

@@ -124,6 +124,39 @@ impl Peal {
         ))
     }
 
+    /// Writes a file with the environment in which `peal` reaches this mesh: as an operator at the hub, and with the API key at
+    /// the gateway of the first region. It exists as long as the mesh.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_environment(&self) -> anyhow::Result<PathBuf> {
+        let hub = self.nats.hub();
+        let nats = hub.nats(&Role::Operator(hub.domain().parse()?))?;
+        let file = |file: Option<PathBuf>| file.map(|file| file.display().to_string());
+        let variables = [
+            (
+                "PEAL_URL",
+                self.regions.first().map(|region| region.gateway.url.clone()),
+            ),
+            ("PEAL_KEY", Some(self.key.clone())),
+            ("PEAL_MESH__REGION", Some(hub.domain().to_owned())),
+            ("PEAL_NATS__URL", Some(nats.url)),
+            ("PEAL_NATS__NKEY_FILE", file(nats.nkey_file)),
+            ("PEAL_NATS__CA_FILE", file(nats.ca_file)),
+            ("PEAL_NATS__CERT_FILE", file(nats.cert_file)),
+            ("PEAL_NATS__KEY_FILE", file(nats.key_file)),
+        ];
+        let mut text = String::new();
+        for (name, value) in variables {
+            if let Some(value) = value {
+                writeln!(text, "export {name}='{value}'")?;
+            }
+        }
+        let path = self.folder.path().join("peal.env");
+        std::fs::write(&path, text)?;
+        Ok(path)
+    }
+
     fn write_config(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
         let path = self.folder.path().join(format!("{name}.toml"));
         std::fs::write(&path, text)?;

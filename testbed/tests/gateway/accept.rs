@@ -13,6 +13,8 @@ use shared::{
     digest::{derive, of_content},
     job::Job,
     nats::{
+        border::Border,
+        config::Config,
         connect, envelope, follow,
         idempotency::{self, Answer, Claim, Fingerprint, Reply},
         publish,
@@ -20,6 +22,7 @@ use shared::{
         subject, topology, version,
     },
     seal::MeshKey,
+    testing,
 };
 use testbed::nats::{self, Mesh};
 
@@ -321,10 +324,12 @@ async fn a_key_used_in_one_region_is_known_in_the_others() {
         regions.push((region(name), js));
     }
     let now = Timestamp::from_second(1_800_000_000).unwrap();
+    let border = Border::new(&testing::mesh_key(), Config::new(testing::mesh_key()));
     let claim = async |at: usize, content: &[u8]| {
         let (here, js) = &regions[at];
         idempotency::claim(
             js,
+            &border,
             here,
             false,
             &app(),

@@ -24,6 +24,7 @@ fn without_denials() -> Vec<(String, String)> {
 async fn the_hub_lets_no_region_publish_for_another() {
     let settings = nats::Settings {
         edits: without_denials(),
+        beside_former: false,
         ..settings()
     };
     let mesh = Mesh::start(settings, &["eu", "us"]).await.unwrap();
@@ -46,6 +47,9 @@ async fn the_hub_lets_no_region_publish_for_another() {
         "$JS.us.API.STREAM.DELETE.NOTIFY",
         "$JS.us.API.STREAM.PURGE.NOTIFY",
         "$JS.us.API.CONSUMER.MSG.NEXT.NOTIFY.push-normal",
+        "$JS.us.API.DIRECT.GET.KV_recipients",
+        "$JS.us.API.DIRECT.GET.DEAD",
+        "$JS.us.API.STREAM.MSG.DELETE.DEAD",
         "$JS.us.API.CONSUMER.CREATE.NOTIFY.mine",
         "$JS.hub.API.STREAM.DELETE.KV_config",
         "$JS.hub.API.$KV.config.app.shop",
@@ -53,7 +57,7 @@ async fn the_hub_lets_no_region_publish_for_another() {
     // From a region to the hub and to another region, and from the hub to a region.
     for (from, to, inbox, more) in [
         (&eu, &hub, "_INBOX.hub.test", &of_regions[..]),
-        (&eu, &us, "_INBOX.us.test", &of_regions[..4]),
+        (&eu, &us, "_INBOX.us.test", &of_regions[..7]),
         (&hub, &us, "_INBOX.us.test", &[]),
     ] {
         let mut heard = Vec::new();

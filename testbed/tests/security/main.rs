@@ -13,3 +13,4 @@ mod operator;
 mod outbox;
 mod refusals;
 mod roles;
+mod stolen;

@@ -13,7 +13,7 @@ use crate::rig::{TIMEOUT, app, mesh, region};
 const MARK_SUBJECT: &str = "mark";
 
 /// A client with a role's key that tries forbidden acts, and the errors that the server sends it.
-struct Intruder {
+pub(crate) struct Intruder {
     client: Client,
     errors: mpsc::UnboundedReceiver<String>,
 }
@@ -41,7 +41,7 @@ impl Intruder {
         Self { client, errors }
     }
 
-    async fn of(server: &Server, role: &Role) -> Self {
+    pub(crate) async fn of(server: &Server, role: &Role) -> Self {
         Self::new(&server.nats(role).unwrap(), role).await
     }
 
@@ -73,7 +73,7 @@ impl Intruder {
         }
     }
 
-    async fn assert_forbidden(&mut self, who: &str, publishes: &[&str], subscriptions: &[&str]) {
+    pub(crate) async fn assert_forbidden(&mut self, who: &str, publishes: &[&str], subscriptions: &[&str]) {
         for subject in publishes {
             assert!(self.is_publish_refused(subject).await, "{who} may publish to {subject}");
         }
@@ -126,6 +126,8 @@ const FORBIDDEN_TO_GATEWAY: &[&str] = &[
     "$JS.us.API.CONSUMER.MSG.NEXT.NOTIFY.push-normal",
     "$JS.us.API.STREAM.UPDATE.NOTIFY",
     "$JS.us.API.STREAM.PURGE.DEAD",
+    "ask.eu",
+    "_INBOX.us.worker.1",
     // Tenants.
     "$KV.config.app.shop",
     "$JS.hub.API.$KV.config.app.shop",
@@ -150,6 +152,7 @@ const FORBIDDEN_TO_WORKER: &[&str] = &[
     // Other regions.
     "receipt.us.eu.shop",
     "dead.push.us.shop",
+    "ask.us",
     "$JS.us.API.CONSUMER.MSG.NEXT.NOTIFY.push-normal",
     "$JS.us.API.CONSUMER.INFO.NOTIFY.push-normal",
     "$JS.us.API.STREAM.PURGE.NOTIFY",

@@ -137,7 +137,15 @@ pub(crate) async fn cancel(
     if history.is_none() {
         return Err(unknown());
     }
-    cancelled::cancel(&context.js, &context.here, &caller.app.id, id, context.clock.now()).await?;
+    cancelled::cancel(
+        &context.js,
+        &context.border,
+        &context.here,
+        &caller.app.id,
+        id,
+        context.clock.now(),
+    )
+    .await?;
     Ok(StatusCode::ACCEPTED)
 }
 

@@ -139,6 +139,7 @@ async fn claim(api: &Api, caller: &Caller<ToSend>, key: &EventId, request: Finge
     let is_only_region = api.context.config.tenants().regions.len() == 1;
     let claimed = idempotency::claim(
         &api.context.js,
+        &api.context.border,
         &api.context.here,
         is_only_region,
         &caller.app.id,

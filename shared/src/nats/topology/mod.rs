@@ -91,7 +91,7 @@ impl<'a> Domain<'a> {
 
 /// The version of the topology that this program's gateways apply: raised with every change to a stream or consumer that
 /// exists already. A gateway leaves what a newer one made. 0.1 had none, which counts as 1.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The member of the metadata of streams and consumers that has the version.
 const VERSION_KEY: &str = "peal.topology";
@@ -135,6 +135,9 @@ pub fn app_of_intake(stream: &str) -> Option<AppId> {
 
 /// The durable consumer of every intake, which all gateways of the region share.
 pub const INTAKE_CONSUMER: &str = "door";
+
+/// The durable consumer on [`SCHEDULE`] from which gateways take the jobs whose recipients moved.
+pub const MOVED_CONSUMER: &str = "moved";
 
 /// This region: the settings that all its processes share.
 #[derive(Debug, Clone, Deserialize)]

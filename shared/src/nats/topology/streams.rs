@@ -8,9 +8,9 @@ use async_nats::jetstream::{
 };
 
 use super::{
-    ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, HUB, IDEMPOTENCY, INTAKE_CONSUMER, Mesh, NOTIFY, OUTBOX,
-    QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, VERSION, VERSION_KEY, api, feed_consumer, intake,
-    lane_consumer, retry_consumer, slice_consumer, spill_consumer,
+    ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, HUB, IDEMPOTENCY, INTAKE_CONSUMER, MOVED_CONSUMER, Mesh,
+    NOTIFY, OUTBOX, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, VERSION, VERSION_KEY, api, feed_consumer,
+    intake, lane_consumer, retry_consumer, slice_consumer, spill_consumer,
 };
 use crate::{
     app::App,
@@ -162,6 +162,7 @@ impl Mesh {
                     subject::SPILL_FILTER,
                     subject::SLICE_FILTER,
                     subject::SPLIT_FILTER,
+                    subject::MOVED_FILTER,
                 ]
                 .map(str::to_owned)
                 .to_vec(),
@@ -261,6 +262,7 @@ pub fn consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
     };
     let mut all = workers_consumers(region);
     all.push((DEAD, alerts));
+    all.push((SCHEDULE, consumer(MOVED_CONSUMER, subject::MOVED_FILTER.into())));
     all
 }
 

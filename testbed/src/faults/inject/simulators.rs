@@ -1,7 +1,8 @@
 //! Providers that misbehave.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use anyhow::Context;
 use shared::provider::Provider;
 use tokio::time::{Instant, sleep};
 
@@ -66,7 +67,8 @@ impl Injector {
             SimulatorFault::Restart => {
                 self.peal.simulators.apns.stop().await;
                 sleep(hold).await;
-                self.peal.simulators.apns.start_again().await?;
+                let simulators = Arc::get_mut(&mut self.peal.simulators).context("the simulators are in use")?;
+                simulators.apns.start_again().await?;
             }
             SimulatorFault::RevokeKey => {
                 let key: ApnsKey = self.peal.simulators.apns.key().clone();

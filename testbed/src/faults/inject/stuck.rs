@@ -7,7 +7,7 @@ use async_nats::{HeaderMap, jetstream};
 use serde_json::json;
 use shared::{
     channel::{Channel, Class},
-    nats::{connect, facts, publish, subject, subject::Lane, topology},
+    nats::{border::Border, config::Config, connect, facts, publish, subject, subject::Lane, topology},
     provider::Provider,
     recipient::{Fact, FactName, RecipientKey},
     testing,
@@ -42,9 +42,11 @@ impl Injector {
             self.peal.expect("PUT", &region, &path, Some(&json!({}))).await?;
         }
         let here = region.parse()?;
+        // Facts of this region need no signature, so any key will do.
+        let border = Border::new(&testing::mesh_key(), Config::new(testing::mesh_key()));
         for device in &many.devices {
             let address = Fact::Address(testing::address(&APP.parse()?, device.provider, &device.token));
-            facts::write(&js, &here, &here, &key(&many)?, &address).await?;
+            facts::write(&js, &border, &here, &here, &key(&many)?, &address).await?;
         }
         let preferences = subject::fact(&key(&unreadable)?, FactName::Preferences);
         publish::store(&js, preferences, HeaderMap::new(), "{".into()).await?;

@@ -1,0 +1,396 @@
+//! Questions between the gateways of two regions: the facts of a recipient who lives elsewhere, and dead letters.
+//!
+//! No role may read the streams of another region. A gateway there reads them, and answers what holds the mesh key: the
+//! question and the answers are sealed. So a stolen NATS key can neither ask nor read. Facts and letters of an app that
+//! resides in one region are answered to nobody.
+
+use std::time::Duration;
+
+use async_nats::{Client, HeaderMap, Message, jetstream};
+use bytes::Bytes;
+use futures::StreamExt;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    border::Border,
+    config::Config,
+    connect, current,
+    direct::{self, Found, NoAnswer},
+    facts, refusal, subject,
+    topology::{self, DEAD, Domain, RECIPIENTS},
+};
+use crate::{
+    id::Region,
+    seal::{MeshKey, Vault},
+};
+
+/// How long to wait for all answers to a question.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
+
+/// Questions that a gateway answers at the same time.
+const ANSWERING_MAX: usize = 64;
+
+/// The pause before a gateway listens again after an interruption.
+const RETRY_LISTEN_AFTER: Duration = Duration::from_secs(1);
+
+/// The purpose of the [`Vault`] that seals questions and answers.
+const PURPOSE: &str = "ask";
+
+/// Where facts and letters are read: in this region, or by the gateways of another. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Regions {
+    js: jetstream::Context,
+    here: Region,
+    config: Config,
+    border: Border,
+    vault: Vault,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Question {
+    /// Ties the answers to the question.
+    nonce: Uuid,
+    #[serde(flatten)]
+    what: What,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum What {
+    /// The newest facts under each of these subjects.
+    Facts { filters: Vec<String> },
+    /// At most `count` letters from the sequence `from` on.
+    Letters { filter: String, from: u64, count: usize },
+    /// Deletes the letter with this sequence.
+    DeleteLetter { sequence: u64 },
+}
+
+/// An answer. Each message that was found is one, followed by its body; the last answer is another.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Found {
+        subject: String,
+        sequence: u64,
+        stored_at: Timestamp,
+        headers: Vec<(String, String)>,
+    },
+    /// Everything was done, and this many messages were found.
+    Done { found: usize },
+    /// The region's own stream did not answer.
+    Failed,
+}
+
+impl Regions {
+    /// Reads in the region `here` over `js`, and elsewhere through the gateways there.
+    pub fn new(js: jetstream::Context, here: Region, config: Config, mesh_key: &MeshKey) -> Self {
+        let vault = mesh_key.vault(PURPOSE);
+        Self {
+            js,
+            here,
+            border: Border::new(mesh_key, config.clone()),
+            config,
+            vault,
+        }
+    }
+
+    /// The newest facts that match `filters`, as `region` stores them; at most 1024.
+    ///
+    /// # Errors
+    /// [`NoAnswer`], within a few seconds.
+    pub async fn facts(&self, region: &Region, filters: &[String]) -> Result<Vec<Found>, NoAnswer> {
+        if *region == self.here {
+            return self.facts_here(filters).await;
+        }
+        let what = What::Facts {
+            filters: filters.to_vec(),
+        };
+        match self.ask(region, what).await {
+            Err(Unasked::Nobody) => direct::last_of(&self.js, &Domain::Region(region), RECIPIENTS, filters).await,
+            asked => Ok(asked?),
+        }
+    }
+
+    /// Up to `count` dead letters of `region` whose subject matches `filter`, from the sequence `from` on, oldest first.
+    ///
+    /// # Errors
+    /// [`NoAnswer`], within a few seconds.
+    pub async fn letters(
+        &self,
+        region: &Region,
+        filter: &str,
+        from: u64,
+        count: usize,
+    ) -> Result<Vec<Found>, NoAnswer> {
+        if *region == self.here {
+            return direct::from(&self.js, &Domain::Here, DEAD, filter, from, count).await;
+        }
+        let what = What::Letters {
+            filter: filter.to_owned(),
+            from,
+            count,
+        };
+        match self.ask(region, what).await {
+            Err(Unasked::Nobody) => direct::from(&self.js, &Domain::Region(region), DEAD, filter, from, count).await,
+            asked => Ok(asked?),
+        }
+    }
+
+    /// Deletes a dead letter of `region`. Safe to repeat.
+    ///
+    /// # Errors
+    /// [`NoAnswer`], within a few seconds.
+    pub async fn delete_letter(&self, region: &Region, sequence: u64) -> Result<(), NoAnswer> {
+        if *region == self.here {
+            return delete(&self.js, sequence).await;
+        }
+        match self.ask(region, What::DeleteLetter { sequence }).await {
+            Err(Unasked::Nobody) => delete(&connect::jetstream_of(self.js.client(), region), sequence).await,
+            asked => asked.map(drop).map_err(NoAnswer::from),
+        }
+    }
+
+    async fn ask(&self, region: &Region, what: What) -> Result<Vec<Found>, Unasked> {
+        let asking = self.ask_and_collect(region, what);
+        match tokio::time::timeout(ANSWERED_WITHIN, asking).await {
+            Ok(Err(Unasked::Nobody)) if self.config.tenants().proofs_since.is_some() => Err(Unasked::Silent),
+            Ok(asked) => asked,
+            Err(_) => Err(Unasked::Silent),
+        }
+    }
+
+    async fn ask_and_collect(&self, region: &Region, what: What) -> Result<Vec<Found>, Unasked> {
+        let question = Question {
+            nonce: Uuid::new_v4(),
+            what,
+        };
+        let name = name_of_answers(question.nonce);
+        let subject = subject::ask(region);
+        let question = serde_json::to_vec(&question).map_err(|_| Unasked::Silent)?;
+        let question = self.vault.seal(subject.as_bytes(), &question);
+        let client = self.js.client();
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await.map_err(|_| Unasked::Silent)?;
+        let asking = client.publish_with_reply(subject, inbox, question.into());
+        asking.await.map_err(|_| Unasked::Silent)?;
+        let mut all = Vec::new();
+        while let Some(message) = answers.next().await {
+            if message.status.is_some() {
+                return Err(Unasked::Nobody);
+            }
+            // Anybody with the NATS key of this region's gateways may write into its inboxes.
+            let Ok(opened) = self.vault.open(&name, &message.payload) else {
+                continue;
+            };
+            match read_answer(&opened).ok_or(Unasked::Silent)? {
+                (Answer::Done { found }, _) if found == all.len() => return Ok(all),
+                (Answer::Done { .. } | Answer::Failed, _) => return Err(Unasked::Silent),
+                (answer, payload) => all.extend(found(answer, payload)),
+            }
+        }
+        Err(Unasked::Silent)
+    }
+
+    /// Answers the questions of other regions' gateways until the process ends.
+    pub async fn answer_forever(self) {
+        let client = self.js.client();
+        loop {
+            let subject = subject::ask(&self.here);
+            if let Ok(questions) = client.queue_subscribe(subject, "gateways".to_owned()).await {
+                questions
+                    .for_each_concurrent(ANSWERING_MAX, |message| self.answer(&client, message))
+                    .await;
+            }
+            tokio::time::sleep(RETRY_LISTEN_AFTER).await;
+        }
+    }
+
+    async fn answer(&self, client: &Client, message: Message) {
+        let Some(reply) = message.reply else { return };
+        let opened = self.vault.open(message.subject.as_bytes(), &message.payload).ok();
+        let Some(question) = opened.and_then(|opened| serde_json::from_slice::<Question>(&opened).ok()) else {
+            tracing::warn!("a question that does not come from a gateway of this mesh is not answered");
+            return;
+        };
+        let name = name_of_answers(question.nonce);
+        let mut answers = match self.look_up(question.what).await {
+            Ok(found) => {
+                let count = found.len();
+                let mut answers: Vec<_> = found.into_iter().map(answer_of).collect();
+                answers.push((Answer::Done { found: count }, Bytes::new()));
+                answers
+            }
+            Err(_) => vec![(Answer::Failed, Bytes::new())],
+        }
+        .into_iter();
+        let published = async {
+            for (answer, payload) in answers.by_ref() {
+                let sealed = self.vault.seal(&name, &written(&answer, &payload));
+                client.publish(reply.clone(), sealed.into()).await?;
+            }
+            Ok::<_, async_nats::PublishError>(())
+        };
+        if let Err(error) = published.await {
+            tracing::warn!(%error, "a question of another region's gateway could not be answered");
+        }
+    }
+
+    async fn look_up(&self, what: What) -> Result<Vec<Found>, NoAnswer> {
+        match what {
+            What::Facts { filters } => {
+                let mut found = self.facts_here(&filters).await?;
+                found.retain(|found| self.may_leave(app_of_fact(&found.subject)));
+                Ok(found)
+            }
+            What::Letters { filter, from, count } => {
+                let mut found = direct::from(&self.js, &Domain::Here, DEAD, &filter, from, count).await?;
+                found.retain(|found| self.may_leave(subject::app_of(&found.subject)));
+                Ok(found)
+            }
+            What::DeleteLetter { sequence } => {
+                let filter = subject::dead_filter(&self.here);
+                let found = direct::from(&self.js, &Domain::Here, DEAD, &filter, sequence, 1).await?;
+                let letter = found.first().filter(|found| found.sequence == sequence);
+                if letter.is_some_and(|letter| self.may_leave(subject::app_of(&letter.subject))) {
+                    delete(&self.js, sequence).await?;
+                }
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    async fn facts_here(&self, filters: &[String]) -> Result<Vec<Found>, NoAnswer> {
+        let mut found = current::last_of(&self.js, RECIPIENTS, filters).await?;
+        found.retain(|found| facts::admits(&self.border, found));
+        Ok(found)
+    }
+
+    /// Whether facts and letters of `app` may be known outside this region.
+    fn may_leave(&self, app: Option<&str>) -> bool {
+        let tenants = self.config.tenants();
+        let app = app
+            .and_then(|app| app.parse().ok())
+            .and_then(|app| tenants.apps.get(&app));
+        app.is_none_or(|app| app.residency.is_none())
+    }
+}
+
+/// Why a question has no answer.
+#[derive(Debug, Clone, Copy)]
+enum Unasked {
+    /// No gateway of the region listens, and the mesh may have gateways of 0.1, which do not: they read the streams
+    /// themselves, and so may this one beside them.
+    Nobody,
+    Silent,
+}
+
+impl From<Unasked> for NoAnswer {
+    fn from(_: Unasked) -> Self {
+        Self::Silent
+    }
+}
+
+fn name_of_answers(nonce: Uuid) -> Vec<u8> {
+    format!("answer {nonce}").into_bytes()
+}
+
+fn app_of_fact(subject: &str) -> Option<&str> {
+    subject::fact_key_of(subject)?.split('.').next()
+}
+
+async fn delete(js: &jetstream::Context, sequence: u64) -> Result<(), NoAnswer> {
+    let stream = js.get_stream_no_info(DEAD).await.map_err(|_| NoAnswer::Silent)?;
+    let deleting = stream.delete_message(sequence);
+    let of_letters = |subject: &str| refusal::is_about(subject, topology::DEAD);
+    match refusal::unless_refused(&js.client(), of_letters, deleting).await {
+        Err(_) => Err(NoAnswer::Forbidden),
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => {
+            tracing::warn!(sequence, %error, "cannot remove the dead letter");
+            Err(NoAnswer::Silent)
+        }
+    }
+}
+
+fn answer_of(found: Found) -> (Answer, Bytes) {
+    let each = found.headers.iter();
+    let headers = each
+        .flat_map(|(name, values)| values.iter().map(move |value| (name.to_string(), value.to_string())))
+        .collect();
+    let answer = Answer::Found {
+        subject: found.subject,
+        sequence: found.sequence,
+        stored_at: found.stored_at,
+        headers,
+    };
+    (answer, found.payload)
+}
+
+fn found(answer: Answer, payload: Bytes) -> Option<Found> {
+    let Answer::Found {
+        subject,
+        sequence,
+        stored_at,
+        headers: pairs,
+    } = answer
+    else {
+        return None;
+    };
+    let mut headers = HeaderMap::new();
+    for (name, value) in pairs {
+        headers.append(name.as_str(), value.as_str());
+    }
+    Some(Found {
+        subject,
+        sequence,
+        stored_at,
+        headers,
+        payload,
+    })
+}
+
+/// An answer as bytes: the length of its JSON, the JSON, and the body of the message that was found.
+fn written(answer: &Answer, payload: &[u8]) -> Vec<u8> {
+    let json = serde_json::to_vec(answer).expect("answers always serialize");
+    let length = u32::try_from(json.len()).expect("headers are shorter than 4 GB");
+    [&length.to_be_bytes(), &json[..], payload].concat()
+}
+
+fn read_answer(bytes: &[u8]) -> Option<(Answer, Bytes)> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let (json, payload) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+    Some((serde_json::from_slice(json).ok()?, Bytes::copy_from_slice(payload)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read_as_it_was_written() {
+        let mut headers = HeaderMap::new();
+        headers.insert("Peal-Version", "1");
+        headers.append("Twice", "a");
+        headers.append("Twice", "b");
+        let message = Found {
+            subject: "$KV.recipients.shop.ann.profile".to_owned(),
+            sequence: 7,
+            stored_at: Timestamp::UNIX_EPOCH,
+            headers: headers.clone(),
+            payload: Bytes::from_static(b"{}"),
+        };
+        let (answer, payload) = answer_of(message);
+        let (answer, payload) = read_answer(&written(&answer, &payload)).unwrap();
+        let read = found(answer, payload).unwrap();
+        assert_eq!(
+            (read.subject.as_str(), read.sequence),
+            ("$KV.recipients.shop.ann.profile", 7)
+        );
+        assert_eq!((read.headers, &read.payload[..]), (headers, &b"{}"[..]));
+        for bytes in [&b""[..], b"\0\0\0\x05{}", b"\0\0\0\x02{}"] {
+            assert!(read_answer(bytes).is_none());
+        }
+    }
+}
