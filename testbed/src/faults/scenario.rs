@@ -272,6 +272,10 @@ pub(super) enum Inject {
     Simulator(SimulatorFault),
     /// A worker is ended, one of its files is damaged, and it is started again.
     Damage { file: DataFile, how: DamageKind },
+    /// The files of a worker are set back to what they were some time before, as from a backup.
+    SetBack,
+    /// The files of a worker are copied over those of another worker of its region, and both run on.
+    Copied,
     /// The disk under the files of a worker or a nats-server is full.
     DiskFull(VictimKind),
     /// A worker or a nats-server loses power: of its files, only flushed data is left.

@@ -156,6 +156,8 @@ impl Injector {
             Inject::Script(rules) => self.follow_for(rules, hold).await?,
             Inject::Simulator(action) => self.simulator(*action, hold).await?,
             Inject::Damage { file, how } => self.damage(*file, *how, region).await?,
+            Inject::SetBack => self.set_back(hold, region).await?,
+            Inject::Copied => self.copy_files(region).await?,
             Inject::DiskFull(kind) => self.fill_disk(*kind, hold, region).await?,
             Inject::PowerLoss(kind) => self.lose_power(*kind, hold, region).await?,
             Inject::FlushErrors(kind) => self.fail_flushes(*kind, hold, region).await?,
