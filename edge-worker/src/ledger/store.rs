@@ -552,7 +552,11 @@ mod tests {
             store.writer().clone()
         };
         let (store, _) = Store::open(&path, "w", 2).unwrap();
-        assert_eq!(store.outgoing().unwrap(), vec![outgoing(2)], "under the name of the start that committed it");
+        assert_eq!(
+            store.outgoing().unwrap(),
+            vec![outgoing(2)],
+            "under the name of the start that committed it"
+        );
         assert_ne!(store.writer(), &writer, "each start has a name of its own");
     }
 

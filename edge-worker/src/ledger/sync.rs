@@ -100,6 +100,9 @@ impl<T: Send + 'static> ReceiptFollower<T> {
         let position = self.ledger.store.position()?;
         let same = position.created_at == created_at && position.sequence <= stream.last;
         let from = if same { position.sequence } else { 0 };
+        if position.created_at != 0 && position.created_at != created_at {
+            self.publish_again();
+        }
         if stream.is_reached(from, created_at) {
             self.caught_up.send_replace(true);
         }
@@ -128,6 +131,17 @@ impl<T: Send + 'static> ReceiptFollower<T> {
         Ok(())
     }
 
+    /// Publishes what is not known to be in the stream, because the stream was created again: a message that the former
+    /// one acknowledged just before it was deleted was not followed. The others are dropped as duplicates.
+    fn publish_again(&self) {
+        let (js, ledger) = (self.js.clone(), self.ledger.clone());
+        tokio::spawn(async move {
+            if let Err(error) = publish_unsent(&js, &ledger).await {
+                tracing::error!(%error, "receipts that may be lost with their stream cannot be read");
+            }
+        });
+    }
+
     /// The messages of earlier starts that are not yet known to be in the stream, by number.
     fn unsent_of_earlier_starts(&self) -> Result<HashMap<u64, Outgoing>, StoreError> {
         let unsent = self.ledger.store.outgoing()?.into_iter();
@@ -136,13 +150,7 @@ impl<T: Send + 'static> ReceiptFollower<T> {
     }
 
     /// Adds one message to the records of other writers, or to the numbers of this file's own messages.
-    fn collect(
-        &self,
-        entry: &Entry,
-        unsent: &HashMap<u64, Outgoing>,
-        records: &mut Vec<Record>,
-        sent: &mut Vec<u64>,
-    ) {
+    fn collect(&self, entry: &Entry, unsent: &HashMap<u64, Outgoing>, records: &mut Vec<Record>, sent: &mut Vec<u64>) {
         let id = envelope::header(&entry.headers, envelope::BATCH).and_then(|id| id.rsplit_once(':'));
         let id = id.and_then(|(writer, number)| Some((writer, number.parse::<u64>().ok()?)));
         if let Some((writer, number)) = id
@@ -256,9 +264,15 @@ impl Outgoing {
     /// Whether `stored`, a message in the stream under the same id, is this one. Before it was published, deliveries that
     /// another worker had ended may have been left out.
     fn was_published_as(&self, stored: &Batch) -> bool {
-        let Ok(own) = Batch::read(&self.payload) else { return false };
+        let Ok(own) = Batch::read(&self.payload) else {
+            return false;
+        };
         let records: Vec<Record> = own.receipts.iter().map(Record::of).collect();
-        stored.receipts.iter().map(Record::of).all(|record| records.contains(&record))
+        stored
+            .receipts
+            .iter()
+            .map(Record::of)
+            .all(|record| records.contains(&record))
     }
 }
 

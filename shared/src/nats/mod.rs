@@ -15,6 +15,7 @@ pub mod envelope;
 pub mod facts;
 pub mod follow;
 pub mod idempotency;
+pub mod leader;
 pub mod nkey;
 pub mod publish;
 pub mod quota;

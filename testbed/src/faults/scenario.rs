@@ -286,6 +286,8 @@ pub(super) enum Inject {
     Clock { whom: VictimKind, by_s: i64 },
     /// A lane's consumer is deleted. A worker that starts makes it again.
     ConsumerDeleted,
+    /// These streams are deleted one after another, each as soon as a gateway has created the former again.
+    StreamsDeleted(Vec<String>),
     /// Everything accepted so far is sent again, over HTTP and over NATS.
     Replay,
     /// This many connections send nothing, or requests that never end.
@@ -420,6 +422,9 @@ pub(super) struct Expect {
     /// did not arrive; at most.
     #[serde(default)]
     pub(super) lost: usize,
+    /// Whether a push that arrived needs no receipt, because the stream of receipts is deleted.
+    #[serde(default)]
+    pub(super) receipts_lost: bool,
     /// Pushes that arrived at a device more than once; at most.
     #[serde(default)]
     pub(super) doubled: usize,

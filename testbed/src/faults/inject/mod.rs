@@ -163,6 +163,7 @@ impl Injector {
             Inject::FlushErrors(kind) => self.fail_flushes(*kind, hold, region).await?,
             Inject::Clock { whom, by_s } => self.set_clock(*whom, *by_s, hold, region).await?,
             Inject::ConsumerDeleted => self.delete_consumer(hold, region).await?,
+            Inject::StreamsDeleted(streams) => return self.delete_streams(streams, hold, region).await,
             Inject::Replay => self.replay().await?,
             Inject::IdleSockets(count) => self.idle_sockets(*count, hold).await?,
             Inject::Storm { count, answer } => self.storm(*count, answer, hold).await?,
