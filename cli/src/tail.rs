@@ -7,7 +7,11 @@ use futures::StreamExt;
 use serde_json::json;
 use shared::{
     id::{AppId, NotificationId, Region},
-    nats::{connect, follow, subject, topology},
+    nats::{
+        connect,
+        follow::{self, FollowError},
+        leader, subject, topology,
+    },
     receipt::{Batch, Receipt, State},
 };
 
@@ -71,12 +75,10 @@ pub(super) async fn run(args: TailArgs, out: &mut impl Write) -> Result<Answer, 
         _ => mesh.home().clone(),
     };
     let js = connect::jetstream_of(mesh.client.clone(), &region);
-    let streams = |error: follow::FollowError| Failure::Streams(format!("region {region}: {error}"));
-    let mut next = follow::stream_state(&js, topology::RECEIPTS)
-        .await
-        .map_err(streams)?
-        .last
-        + 1;
+    let streams = |error: FollowError| Failure::Streams(format!("region {region}: {error}"));
+    let ask = async || follow::stream_state(&js, topology::RECEIPTS).await;
+    let state = leader::patiently("the receipts", FollowError::may_pass, ask).await;
+    let mut next = state.map_err(streams)?.last + 1;
     let filter = subject::receipt_filter(&region);
     if !args.json {
         eprintln!("receipts of {region} from now on; Ctrl-C stops");

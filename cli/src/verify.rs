@@ -81,6 +81,13 @@ fn write(report: &Report, out: &mut impl Write) -> Result<(), Failure> {
             places.intakes, places.lanes, places.scheduled, places.deferred, places.outboxes, places.elsewhere
         )?;
     }
+    for recreated in &report.recreated {
+        writeln!(
+            out,
+            "\n{} of {} was deleted and created again, at {:.0}. What it held before is gone.",
+            recreated.stream, recreated.region, recreated.at
+        )?;
+    }
     if report.holds() {
         writeln!(out, "\nThe equation holds.")?;
         return Ok(());

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use async_nats::Client;
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use serde::Serialize;
-use shared::{lifecycle::Lifecycle, nats::connect, telemetry::Telemetry};
+use shared::{
+    lifecycle::Lifecycle,
+    nats::{connect, follow, topology},
+    telemetry::Telemetry,
+};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::providers::{EndpointState, Providers};
@@ -21,6 +25,8 @@ pub struct Admin {
     pub ledger: watch::Receiver<bool>,
     /// Whether the trimming of finished work advances.
     pub trims: watch::Receiver<bool>,
+    /// Whether the mesh key opens what is sealed in the configuration.
+    pub mesh_key: watch::Receiver<bool>,
     /// They know the state of their endpoints.
     pub providers: Arc<Providers>,
     /// The source of the metrics page.
@@ -34,6 +40,8 @@ struct Readiness {
     cache: bool,
     ledger: bool,
     trimming: bool,
+    mesh_key: bool,
+    streams: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -63,13 +71,23 @@ impl Admin {
 }
 
 async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<Readiness>) {
+    let nats = connect::is_connected(&admin.client);
+    // Without a connection nobody knows.
+    let streams = !nats || has_streams(&admin.client).await;
     let readiness = Readiness {
-        nats: connect::is_connected(&admin.client),
+        nats,
         cache: *admin.cache.borrow(),
         ledger: *admin.ledger.borrow(),
         trimming: *admin.trims.borrow(),
+        mesh_key: *admin.mesh_key.borrow(),
+        streams,
     };
-    let all = readiness.nats && readiness.cache && readiness.ledger && readiness.trimming;
+    let all = readiness.nats
+        && readiness.cache
+        && readiness.ledger
+        && readiness.trimming
+        && readiness.mesh_key
+        && readiness.streams;
     (
         if all {
             StatusCode::OK
@@ -78,6 +96,20 @@ async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<Readiness>)
         },
         Json(readiness),
     )
+}
+
+/// Whether no stream that a worker pulls from or writes to is missing. Those that it follows show in `cache` and `ledger`.
+async fn has_streams(client: &Client) -> bool {
+    let js = connect::jetstream(client.clone());
+    for stream in [topology::NOTIFY, topology::SCHEDULE, topology::DEAD] {
+        if follow::stream_state(&js, stream)
+            .await
+            .is_err_and(|error| error.is_gone())
+        {
+            return false;
+        }
+    }
+    true
 }
 
 async fn endpoints(State(admin): State<Arc<Admin>>) -> Json<Endpoints> {

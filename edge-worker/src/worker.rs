@@ -62,8 +62,9 @@ impl EdgeWorker {
         lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
         let providers = Providers::new(&settings.providers, clock.clone())?;
         let providers = Arc::new(providers.with_allowances().with_bulkheads(settings.in_flight));
+        let keys = start_credentials(&providers, &config, mesh_key.clone(), lifecycle);
         let shared = Shared {
-            configured: start_credentials(&providers, &config, mesh_key.clone(), lifecycle),
+            configured: keys.configured,
             config,
             providers: providers.clone(),
             telemetry: telemetry.clone(),
@@ -99,6 +100,7 @@ impl EdgeWorker {
             cache: caught_up.cache,
             ledger: caught_up.ledger,
             trims: caught_up.trims,
+            mesh_key: keys.right,
             telemetry,
         };
         lifecycle.spawn("admin", pages.serve(listener, lifecycle.clone()));
@@ -111,17 +113,21 @@ impl EdgeWorker {
     }
 }
 
-/// Starts to give the providers the credentials of every app. The receiver turns true once an app is known.
-fn start_credentials(
-    providers: &Arc<Providers>,
-    config: &Config,
-    mesh_key: MeshKey,
-    lifecycle: &Lifecycle,
-) -> watch::Receiver<bool> {
+/// What is known about the credentials of apps.
+struct Keys {
+    /// Whether the mesh key is the one that they were sealed with.
+    right: watch::Receiver<bool>,
+    /// True once an app is known and the mesh key is right.
+    configured: watch::Receiver<bool>,
+}
+
+/// Starts to give the providers the credentials of every app.
+fn start_credentials(providers: &Arc<Providers>, config: &Config, mesh_key: MeshKey, lifecycle: &Lifecycle) -> Keys {
+    let (is_right, right) = watch::channel(true);
     let (known, configured) = watch::channel(false);
-    let current = keep_credentials_current(providers.clone(), config.clone(), mesh_key, known);
+    let current = keep_credentials_current(providers.clone(), config.clone(), mesh_key, is_right, known);
     lifecycle.spawn_endless("credentials", current);
-    configured
+    Keys { right, configured }
 }
 
 /// Starts what the providers need beside credentials: the watch over their endpoints, their metrics and their quotas.
@@ -255,11 +261,13 @@ async fn update_metrics(providers: Arc<Providers>, metrics: Metrics) {
     }
 }
 
-/// Gives the providers the credentials of every app, at start and after every change. Sets `configured` once an app is known.
+/// Gives the providers the credentials of every app, at start and after every change. Sets `is_right` to whether the mesh
+/// key opens them, and `configured` once an app is known and it does.
 async fn keep_credentials_current(
     providers: Arc<Providers>,
     config: Config,
     mesh_key: MeshKey,
+    is_right: watch::Sender<bool>,
     configured: watch::Sender<bool>,
 ) {
     let mut changes = config.changes();
@@ -282,8 +290,14 @@ async fn keep_credentials_current(
             providers.forget(&gone.id);
         }
         previous = tenants.apps.values().cloned().collect();
+        let right = tenants.are_sealed_with(&mesh_key);
+        if is_right.send_replace(right) && !right {
+            tracing::error!(
+                "mesh_key opens none of the stored credentials: it is not the key of this mesh; this worker is not ready"
+            );
+        }
         // Before the whole configuration is known, it is not known whether work from other regions needs a proof.
-        if config.is_loaded() && !previous.is_empty() {
+        if right && config.is_loaded() && !previous.is_empty() {
             configured.send_replace(true);
         }
         if changes.changed().await.is_err() {

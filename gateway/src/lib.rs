@@ -97,7 +97,9 @@ impl Gateway {
         let role = Role::Gateway(settings.mesh.region.clone());
         let js = connect::jetstream(connect::connect(&settings.nats, &role, &name).await?);
         let config = Config::new(mesh_key.clone());
-        let upkeep = Upkeep::begin(js.clone(), settings.mesh.clone(), config.clone(), lifecycle).await?;
+        let beginning = Upkeep::begin(js.clone(), settings.mesh.clone(), config.clone(), lifecycle);
+        // Boxed, because it is large and runs once.
+        let upkeep = Box::pin(beginning).await?;
         let upkeep = upkeep.ok_or(StartError::Finishing)?;
 
         let here = settings.mesh.region.clone();
@@ -120,7 +122,7 @@ impl Gateway {
             clock,
             telemetry,
         });
-        let readiness = Readiness::new(Arc::clone(&context), lifecycle.clone());
+        let readiness = Readiness::new(Arc::clone(&context), upkeep.complete(), lifecycle.clone());
         let homes = Homes {
             context: Arc::clone(&context),
         };

@@ -22,6 +22,7 @@ use shared::{
     invalid::Invalid,
     nats::{
         config::{self, Tenants},
+        leader,
         publish::NotStored,
         refusal::unless_refused,
         topology::{self, ApplyError, HUB},
@@ -101,14 +102,16 @@ pub fn hub(client: Client) -> jetstream::Context {
 
 /// Creates or updates the hub's streams, and makes the mesh's key of ids if the configuration is empty; safe to repeat.
 /// A mesh that version 0.1 provisioned stays without: with a key, jobs that are stored would have other ids.
+/// Waits for a leader.
 ///
 /// # Errors
 /// When the hub does not answer or refuses.
 pub async fn prepare_hub(hub: &jetstream::Context, mesh_key: &MeshKey, replicas: usize) -> Result<(), ProvisionError> {
     let wanted = topology::hub_streams(replicas);
     let client = hub.client();
-    let applying = unless_refused(&client, |_| true, topology::apply(hub, &wanted));
-    for change in applying.await.map_err(ApplyError::from)?? {
+    let applying = async || unless_refused(&client, |_| true, topology::apply(hub, &wanted)).await?;
+    let may_pass = |error: &ApplyError| !matches!(error, ApplyError::Forbidden(_));
+    for change in leader::patiently("the hub's streams", may_pass, applying).await? {
         tracing::info!(%change, "changed the hub's streams");
     }
     if config::read(hub).await?.is_empty() {

@@ -164,6 +164,17 @@ impl App {
         self.credentials.insert(provider, SealedCredential::Whole(sealed));
     }
 
+    /// Whether `mesh_key` opens any credential of the app; `None` if it has none.
+    pub fn is_sealed_with(&self, mesh_key: &MeshKey) -> Option<bool> {
+        let opens = |(provider, sealed): (&Provider, &SealedCredential)| {
+            !matches!(
+                sealed.open(mesh_key, &self.id, *provider),
+                Err(BadCredential::Closed(..))
+            )
+        };
+        (!self.credentials.is_empty()).then(|| self.credentials.iter().any(opens))
+    }
+
     /// All credentials of the app, in the clear.
     ///
     /// # Errors

@@ -69,6 +69,9 @@ impl FactFollower {
         loop {
             if let Err(error) = self.follow().await {
                 tracing::info!(%error, "following the recipients was interrupted; retrying");
+                if matches!(&error, FollowerError::Follow(error) if error.is_gone()) {
+                    self.caught_up.send_replace(false);
+                }
                 if matches!(error, FollowerError::Damaged | FollowerError::Store(_)) {
                     self.caught_up.send_replace(false);
                     if let Err(error) = self.store.reset() {

@@ -294,7 +294,7 @@ impl Writer {
             commit.outgoing = batches
                 .iter()
                 .enumerate()
-                .map(|(at, batch)| outgoing(number, at, batch))
+                .map(|(at, batch)| outgoing(ledger.store.writer(), number, at, batch))
                 .collect();
             write(&ledger.store, number, now, &commit);
             let mut index = ledger.index();
@@ -340,7 +340,7 @@ impl Writer {
                 app: app.clone(),
                 region: self.region.clone(),
                 origin: origin.clone(),
-                writer: self.ledger.store.writer().to_owned(),
+                writer: self.ledger.store.writer().to_string(),
                 accepted: Vec::new(),
                 receipts: receipts.to_vec(),
                 handled: Vec::new(),
@@ -400,13 +400,14 @@ fn link(ledger: &Ledger, number: u64, commit: &mut Commit) {
     }
 }
 
-fn outgoing(entry: u64, at: usize, batch: &Batch) -> Outgoing {
+fn outgoing(writer: &Arc<str>, entry: u64, at: usize, batch: &Batch) -> Outgoing {
     let subject = match batch.receipts.first().map(BatchKind::of) {
         Some(BatchKind::Members) => subject::receipt_of_members(&batch.region, &batch.app),
         Some(BatchKind::Jobs | BatchKind::Slices) | None => subject::receipt(&batch.region, &batch.origin, &batch.app),
     };
     Outgoing {
-        // Unique for this writer: an entry has far fewer than 4096 messages.
+        writer: writer.clone(),
+        // Unique in the file: an entry has far fewer than 4096 messages.
         number: (entry << 12) | at as u64,
         subject,
         payload: serde_json::to_vec(batch).expect("receipts always serialize").into(),

@@ -4,9 +4,13 @@
 //!
 //! - `entries` is a log. It maps a number to one group commit: 8 bytes of time, then the packed records, 43 bytes each.
 //!   Appending in order is the cheapest operation of a B-tree (3 µs for a random row, 0.1 µs for a packed record).
-//! - `outgoing` holds the receipts of this worker that are not yet known to be in the stream.
-//! - `meta` holds the name under which this file publishes receipts, the number of the last pruned entry, and the position
-//!   in the stream of receipts.
+//! - `outgoing` holds the receipts of this file that are not yet known to be in the stream.
+//! - `meta` holds the writer's name of the last start, the number of the last pruned entry, and the position in the stream
+//!   of receipts.
+//!
+//! **Each start writes under a new writer's name.** A folder may be set back to an older copy, or copied and used twice.
+//! Then the same numbers are given to other receipts, and only the name tells them apart. A message that an earlier start
+//! left unpublished keeps the name under which it was committed, which its batch contains.
 //!
 //! A group commit is one durable transaction. A file that cannot be opened is moved aside as evidence and reported; its
 //! records are read again from the stream of receipts.
@@ -14,10 +18,11 @@
 use std::{
     panic::catch_unwind,
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::Deserialize;
 use shared::{
     id::{AddressId, JobId},
     receipt::{Receipt, State},
@@ -72,7 +77,9 @@ impl Record {
 /// A message with receipts, to be published to the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outgoing {
-    /// With the writer's name it forms the message id.
+    /// The writer under whose name it was committed.
+    pub writer: Arc<str>,
+    /// Unique in the file. With the writer's name it forms the message id.
     pub number: u64,
     /// The subject to publish to.
     pub subject: String,
@@ -118,7 +125,10 @@ pub struct Store {
     /// `None` after a failed write, until the file could be reopened.
     database: RwLock<Option<Database>>,
     path: PathBuf,
-    writer: String,
+    /// The name of this start.
+    writer: Arc<str>,
+    /// The name of the start before; that of this one for a new file.
+    former: Arc<str>,
 }
 
 /// The contents of one group commit.
@@ -135,8 +145,8 @@ pub struct Commit {
 }
 
 impl Store {
-    /// Opens the ledger at `path`, or creates one whose writer is named after `worker` with a random suffix. A damaged file
-    /// is moved aside, and its new path is returned.
+    /// Opens the ledger at `path`, or creates one. The writer of this start is named after `worker` with `random` as suffix.
+    /// A damaged file is moved aside, and its new path is returned.
     ///
     /// # Errors
     /// When even a new file cannot be written, the disk refuses, or a newer version wrote the file.
@@ -163,7 +173,8 @@ impl Store {
         }
         let mut transaction = database.begin_write()?;
         transaction.set_quick_repair(true);
-        let writer = {
+        let writer = format!("{worker}-{random:08x}");
+        let former = {
             transaction.open_table(ENTRIES)?;
             transaction.open_table(OUTGOING)?;
             let mut meta = transaction.open_table(META)?;
@@ -173,16 +184,15 @@ impl Store {
                 return Err(StoreError::Newer(version));
             }
             meta.insert(VERSION, CURRENT_VERSION.to_string().as_str())?;
-            let known = meta.get(WRITER)?.map(|writer| writer.value().to_owned());
-            let writer = known.unwrap_or_else(|| format!("{worker}-{random:08x}"));
-            meta.insert(WRITER, writer.as_str())?;
-            writer
+            let former = meta.insert(WRITER, writer.as_str())?;
+            former.map_or_else(|| writer.as_str().into(), |former| former.value().into())
         };
         transaction.commit()?;
         Ok(Self {
             database: RwLock::new(Some(database)),
             path: path.to_owned(),
-            writer,
+            writer: writer.into(),
+            former,
         })
     }
 
@@ -210,8 +220,8 @@ impl Store {
         self.with(|database| work(database.begin_read()?.open_table(ENTRIES)?))
     }
 
-    /// The name under which this file's receipts are published. Each new file has a new name.
-    pub fn writer(&self) -> &str {
+    /// The name under which this start's receipts are published.
+    pub fn writer(&self) -> &Arc<str> {
         &self.writer
     }
 
@@ -261,6 +271,7 @@ impl Store {
                 let (number, value) = row?;
                 let (subject, payload) = value.value();
                 all.push(Outgoing {
+                    writer: self.writer_of(payload),
                     number: number.value(),
                     subject: subject.to_owned(),
                     payload: payload.to_vec().into(),
@@ -268,6 +279,27 @@ impl Store {
             }
             Ok(all)
         })
+    }
+
+    /// The name in a batch of this file. A batch that cannot be read is of the start before.
+    fn writer_of(&self, batch: &[u8]) -> Arc<str> {
+        #[derive(Deserialize)]
+        struct Written {
+            writer: String,
+        }
+        match serde_json::from_slice(batch) {
+            Ok(Written { writer }) if *writer == *self.writer => self.writer.clone(),
+            Ok(Written { writer }) => writer.into(),
+            Err(_) => self.former.clone(),
+        }
+    }
+
+    /// Whether message `number` is not yet known to be in the stream.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(super) fn is_outgoing(&self, number: u64) -> Result<bool, StoreError> {
+        self.with(|database| Ok(database.begin_read()?.open_table(OUTGOING)?.get(number)?.is_some()))
     }
 
     /// Writes one group commit as entry `number`, at `now` (milliseconds since 1970). Blocks for a disk write.
@@ -496,6 +528,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ledger.redb");
         let outgoing = |number| Outgoing {
+            writer: "w-00000001".into(),
             number,
             subject: "a.subject".into(),
             payload: vec![1, 2].into(),
@@ -518,11 +551,15 @@ mod tests {
                     },
                 )
                 .unwrap();
-            store.writer().to_owned()
+            store.writer().clone()
         };
         let (store, _) = Store::open(&path, "w", 2).unwrap();
-        assert_eq!(store.outgoing().unwrap(), vec![outgoing(2)]);
-        assert_eq!(store.writer(), writer, "the same file keeps its writer's name");
+        assert_eq!(
+            store.outgoing().unwrap(),
+            vec![outgoing(2)],
+            "under the name of the start that committed it"
+        );
+        assert_ne!(store.writer(), &writer, "each start has a name of its own");
     }
 
     #[test]

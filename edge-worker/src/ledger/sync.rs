@@ -1,7 +1,10 @@
 //! Copies the region's receipts into the ledger: what other workers did, and which of this worker's own messages arrived.
 //! An outgoing message is removed only after it was seen in the stream.
+//!
+//! A message under the name of an earlier start is news if the file does not hold it as outgoing: then the file was set
+//! back, or is a copy whose original went on.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use async_nats::jetstream;
 use futures::StreamExt;
@@ -32,6 +35,9 @@ const RETRY_PUBLISH_AFTER: Duration = Duration::from_millis(100);
 
 /// The pause before the stream is followed again after an interruption.
 const RETRY_FOLLOW_AFTER: Duration = Duration::from_millis(200);
+
+/// How often to check whether the ledger has reached a position.
+const POSITION_CHECKED_EVERY: Duration = Duration::from_millis(10);
 
 /// How long the ledger may take to reach the end that the stream had when a comparison started.
 const LEDGER_CURRENT_WITHIN: Duration = Duration::from_secs(5);
@@ -94,6 +100,9 @@ impl<T: Send + 'static> ReceiptFollower<T> {
         let position = self.ledger.store.position()?;
         let same = position.created_at == created_at && position.sequence <= stream.last;
         let from = if same { position.sequence } else { 0 };
+        if position.created_at != 0 && position.created_at != created_at {
+            self.publish_again();
+        }
         if stream.is_reached(from, created_at) {
             self.caught_up.send_replace(true);
         }
@@ -101,6 +110,7 @@ impl<T: Send + 'static> ReceiptFollower<T> {
         let entries = follow::follow(&self.js, topology::RECEIPTS, ">", from + 1).await?;
         let mut entries = entries.ready_chunks(512);
         let prefix = subject::receipt_filter(&self.region).replace('>', "");
+        let unsent = self.unsent_of_earlier_starts()?;
         while let Some(chunk) = entries.next().await {
             let (mut records, mut sent) = (Vec::new(), Vec::new());
             let (mut sequence, mut pending) = (0, 0);
@@ -108,7 +118,7 @@ impl<T: Send + 'static> ReceiptFollower<T> {
                 let entry = entry?;
                 (sequence, pending) = (entry.sequence, entry.pending);
                 if entry.subject.starts_with(&prefix) {
-                    self.collect(&entry, &mut records, &mut sent);
+                    self.collect(&entry, &unsent, &mut records, &mut sent);
                 }
             }
             let position = Position { sequence, created_at };
@@ -121,17 +131,41 @@ impl<T: Send + 'static> ReceiptFollower<T> {
         Ok(())
     }
 
-    /// Adds one message to the records of other workers, or to the numbers of this worker's own messages.
-    fn collect(&self, entry: &Entry, records: &mut Vec<Record>, sent: &mut Vec<u64>) {
+    /// Publishes what is not known to be in the stream, because the stream was created again: a message that the former
+    /// one acknowledged just before it was deleted was not followed. The others are dropped as duplicates.
+    fn publish_again(&self) {
+        let (js, ledger) = (self.js.clone(), self.ledger.clone());
+        tokio::spawn(async move {
+            if let Err(error) = publish_unsent(&js, &ledger).await {
+                tracing::error!(%error, "receipts that may be lost with their stream cannot be read");
+            }
+        });
+    }
+
+    /// The messages of earlier starts that are not yet known to be in the stream, by number.
+    fn unsent_of_earlier_starts(&self) -> Result<HashMap<u64, Outgoing>, StoreError> {
+        let unsent = self.ledger.store.outgoing()?.into_iter();
+        let earlier = unsent.filter(|outgoing| outgoing.writer != *self.ledger.store.writer());
+        Ok(earlier.map(|outgoing| (outgoing.number, outgoing)).collect())
+    }
+
+    /// Adds one message to the records of other writers, or to the numbers of this file's own messages.
+    fn collect(&self, entry: &Entry, unsent: &HashMap<u64, Outgoing>, records: &mut Vec<Record>, sent: &mut Vec<u64>) {
         let id = envelope::header(&entry.headers, envelope::BATCH).and_then(|id| id.rsplit_once(':'));
+        let id = id.and_then(|(writer, number)| Some((writer, number.parse::<u64>().ok()?)));
         if let Some((writer, number)) = id
-            && writer == self.ledger.store.writer()
+            && writer == &**self.ledger.store.writer()
         {
-            sent.extend(number.parse::<u64>());
+            sent.push(number);
             return;
         }
         match Batch::read(&entry.payload) {
-            Ok(batch) => records.extend(batch.receipts.iter().map(Record::of)),
+            Ok(batch) => match id.and_then(|(writer, number)| Some((writer, unsent.get(&number)?))) {
+                Some((writer, outgoing)) if writer == &*outgoing.writer && outgoing.was_published_as(&batch) => {
+                    sent.push(outgoing.number);
+                }
+                _ => records.extend(batch.receipts.iter().map(Record::of)),
+            },
             Err(error) => tracing::error!(sequence = entry.sequence, %error, "receipts cannot be read"),
         }
     }
@@ -190,14 +224,12 @@ impl Outgoing {
     /// Publishes this message under its id, and retries until the stream has it. `since` is when this worker received the
     /// oldest of its jobs. If that is long ago, because the process was suspended or a server was unreachable, the message
     /// is first compared with the receipts that other workers have published meanwhile.
-    pub async fn publish(self, js: &jetstream::Context, ledger: &Ledger, mut since: Instant) {
-        let id = format!("{}:{}", ledger.store.writer(), self.number);
-        let mut payload = self.payload.clone();
+    pub async fn publish(mut self, js: &jetstream::Context, ledger: &Ledger, mut since: Instant) {
         loop {
             if since.elapsed() > COMPARE_RECEIPTS_AFTER {
                 let now = Instant::now();
                 match ledger.compare(js, self.clone()).await {
-                    Ok(Some(outgoing)) => (payload, since) = (outgoing.payload, now),
+                    Ok(Some(outgoing)) => (self.payload, since) = (outgoing.payload, now),
                     Ok(None) => return,
                     Err(error) => {
                         tracing::warn!(%error, "receipts are not published until the ledger has caught up");
@@ -206,17 +238,41 @@ impl Outgoing {
                     }
                 }
             }
+            let id = format!("{}:{}", self.writer, self.number);
             let mut headers = version::headers();
             headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
             headers.insert(envelope::BATCH, id.as_str());
-            let stored = publish::store(js, self.subject.clone(), headers, payload.clone());
+            let stored = publish::store(js, self.subject.clone(), headers, self.payload.clone());
             match tokio::time::timeout(REPEAT_PUBLISH_AFTER, stored).await {
-                Ok(Ok(_)) => return,
+                Ok(Ok(stored)) if !stored.duplicate => return,
+                Ok(Ok(stored)) => match ledger.is_in_stream(&self, stored.sequence).await {
+                    Ok(true) => return,
+                    Ok(false) => {
+                        tracing::error!(id, "another writer used this message id; publishing under a new one");
+                        self.writer = ledger.store.writer().clone();
+                        continue;
+                    }
+                    Err(error) => tracing::warn!(%error, "a duplicate of receipts could not be checked; retrying"),
+                },
                 Ok(Err(error)) => tracing::warn!(%error, "receipts could not be published; retrying"),
                 Err(_) => tracing::warn!("receipts could not be published: no answer; retrying"),
             }
             tokio::time::sleep(RETRY_PUBLISH_AFTER).await;
         }
+    }
+
+    /// Whether `stored`, a message in the stream under the same id, is this one. Before it was published, deliveries that
+    /// another worker had ended may have been left out.
+    fn was_published_as(&self, stored: &Batch) -> bool {
+        let Ok(own) = Batch::read(&self.payload) else {
+            return false;
+        };
+        let records: Vec<Record> = own.receipts.iter().map(Record::of).collect();
+        stored
+            .receipts
+            .iter()
+            .map(Record::of)
+            .all(|record| records.contains(&record))
     }
 }
 
@@ -246,9 +302,17 @@ impl Ledger {
             .map_err(|_| WriterStopped)??)
     }
 
-    /// The name under which this ledger's receipts are published.
-    pub fn writer(&self) -> &str {
-        self.store.writer()
+    /// Whether the message that the stream holds at `sequence` under the id of `outgoing` is `outgoing` itself. Following
+    /// decides it, which removes the message from the file when it meets it in the stream.
+    async fn is_in_stream(&self, outgoing: &Outgoing, sequence: u64) -> Result<bool, Interrupted> {
+        let started = Instant::now();
+        while self.store.position()?.sequence < sequence {
+            if started.elapsed() > LEDGER_CURRENT_WITHIN {
+                return Err(Interrupted::Behind);
+            }
+            tokio::time::sleep(POSITION_CHECKED_EVERY).await;
+        }
+        Ok(!self.store.is_outgoing(outgoing.number)?)
     }
 
     fn remove_outgoing(&self, number: u64) -> Result<(), StoreError> {

@@ -316,6 +316,7 @@ fn a_delivery_that_another_worker_ended_is_not_reported_again_after_a_restart() 
             handled: Vec::new(),
         };
         Outgoing {
+            writer: "w".into(),
             number: 1,
             subject: "a.subject".into(),
             payload: serde_json::to_vec(&batch).unwrap().into(),

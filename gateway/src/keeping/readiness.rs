@@ -7,6 +7,8 @@ use std::sync::{
 
 use shared::{lifecycle::Lifecycle, nats::connect};
 
+use tokio::sync::watch;
+
 use crate::context::Context;
 
 /// Whether requests can be served. Cheap to clone.
@@ -16,15 +18,18 @@ pub(crate) struct Readiness {
     lifecycle: Lifecycle,
     /// Whether JetStream stored the last probe.
     stores: Arc<AtomicBool>,
+    /// Whether no stream of the region is missing.
+    streams: watch::Receiver<bool>,
 }
 
 impl Readiness {
     /// Not ready before the first [`Readiness::set_stores`].
-    pub(crate) fn new(context: Arc<Context>, lifecycle: Lifecycle) -> Self {
+    pub(crate) fn new(context: Arc<Context>, streams: watch::Receiver<bool>, lifecycle: Lifecycle) -> Self {
         Self {
             context,
             lifecycle,
             stores: Arc::default(),
+            streams,
         }
     }
 
@@ -41,6 +46,8 @@ impl Readiness {
             ("nats", is_connected),
             ("directory", context.directory.is_loaded()),
             ("config", context.config.is_loaded()),
+            ("mesh_key", context.config.tenants().are_sealed_with(&context.mesh_key)),
+            ("streams", *self.streams.borrow()),
             // Nothing is stored without a connection; then only the connection is reported.
             ("storage", !is_connected || self.stores.load(Ordering::Relaxed)),
             ("not finishing", !self.lifecycle.is_finishing()),

@@ -22,7 +22,10 @@ use tokio::{
     time::{Instant, interval, sleep},
 };
 
-/// How often sources and consumers are checked.
+/// How often streams and consumers are checked. What was deleted is back within a second.
+const MEND_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often sources are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often sources are checked while the server has paused some of them.
@@ -45,6 +48,8 @@ pub(crate) struct Upkeep {
     config: Config,
     mesh: Mesh,
     intakes: watch::Sender<BTreeSet<AppId>>,
+    /// Whether no stream was missing when they were last checked.
+    complete: watch::Sender<bool>,
 }
 
 impl Upkeep {
@@ -81,17 +86,24 @@ impl Upkeep {
         }
         let mesh = mesh(here, &config);
         let applied = retry(|| apply(&js, &mesh), lifecycle).await?;
+        let complete = watch::channel(true).0;
         Ok(applied.map(|()| Self {
             js,
             config,
             mesh,
             intakes: watch::Sender::default(),
+            complete,
         }))
     }
 
     /// The apps that have an intake in this region.
     pub(crate) fn intakes(&self) -> watch::Receiver<BTreeSet<AppId>> {
         self.intakes.subscribe()
+    }
+
+    /// Whether no stream of this region is missing.
+    pub(crate) fn complete(&self) -> watch::Receiver<bool> {
+        self.complete.subscribe()
     }
 
     /// Runs until the process ends.
@@ -110,7 +122,7 @@ impl Upkeep {
     }
 
     async fn mend(&self, changed: watch::Sender<Mesh>) {
-        let mut check = interval(CHECK_INTERVAL);
+        let mut check = interval(MEND_INTERVAL);
         loop {
             check.tick().await;
             let mesh = mesh(self.mesh.here.clone(), &self.config);
@@ -120,8 +132,19 @@ impl Upkeep {
                     Err(error) => tracing::warn!(%error, "cannot change the streams of this region; retrying"),
                 }
             }
+            let streams = changed.borrow().streams();
+            if let Err(error) = self.mend_streams(streams).await {
+                tracing::warn!(%error, "cannot check or recreate the streams of this region; retrying");
+            }
             topology::mend_consumers(&self.js, &self.mesh.here.region).await;
         }
+    }
+
+    /// Creates the streams that are missing. Readiness says so until the next check finds them.
+    async fn mend_streams(&self, wanted: Vec<Stream>) -> Result<(), ApplyError> {
+        let missing = topology::missing_streams(&self.js, wanted).await?;
+        self.complete.send_replace(missing.is_empty());
+        topology::recreate(&self.js, &missing).await
     }
 }
 

@@ -30,6 +30,12 @@ const COLLECT_FOR: Duration = Duration::from_millis(50);
 /// How many times a message is published, at most, before its records are counted as lost.
 const PUBLISH_TRIES: u32 = 3;
 
+/// How often a message is published while no stream takes it: it was deleted and is not back, or it has no leader.
+const WITHOUT_STREAM_TRIES: u32 = 20;
+
+/// The pause before a message is published again that no stream took.
+const RETRY_WITHOUT_STREAM_AFTER: Duration = Duration::from_millis(250);
+
 /// Accepts records for the [`Writer`]. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Recorder {
@@ -183,11 +189,16 @@ impl Writer {
 async fn store(js: &jetstream::Context, message: RecordMessage) -> u64 {
     let records = (message.batch.accepted.len() + message.batch.handled.len()) as u64;
     let payload = bytes::Bytes::from(serde_json::to_vec(&message.batch).expect("batches always serialize"));
-    for _ in 0..PUBLISH_TRIES {
+    let (mut silent, mut without_stream) = (0, 0);
+    while silent < PUBLISH_TRIES && without_stream < WITHOUT_STREAM_TRIES {
         // The message id makes publishing twice harmless.
         match publish::store(js, message.subject.clone(), message.headers.clone(), payload.clone()).await {
             Ok(_) => return 0,
-            Err(publish::NotStored::NoAnswer) => {}
+            Err(publish::NotStored::NoAnswer) => silent += 1,
+            Err(publish::NotStored::NoStream) => {
+                without_stream += 1;
+                sleep(RETRY_WITHOUT_STREAM_AFTER).await;
+            }
             Err(_) => break,
         }
     }

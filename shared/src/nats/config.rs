@@ -14,7 +14,9 @@ use tokio::sync::watch;
 
 use super::{
     follow::{self, Entry},
-    publish, topology,
+    leader,
+    publish::{self, NotStored},
+    topology,
 };
 use crate::{
     api_key::ApiKey,
@@ -167,6 +169,17 @@ impl Tenants {
         self.apps.is_empty() && self.keys.is_empty() && self.regions.is_empty() && self.id_key.is_none()
     }
 
+    /// Whether `mesh_key` is the key that credentials were sealed with: it opens one of them, or there is none.
+    pub fn are_sealed_with(&self, mesh_key: &MeshKey) -> bool {
+        let mut any = false;
+        let opens = |app: &Arc<App>| {
+            let opens = app.is_sealed_with(mesh_key);
+            any |= opens.is_some();
+            opens == Some(true)
+        };
+        self.apps.values().any(opens) || !any
+    }
+
     fn learn(&mut self, subject: &str, value: Option<&[u8]>) -> Result<(), Invalid> {
         let mut tokens = subject.rsplitn(3, '.');
         let (Some(name), Some(kind)) = (tokens.next(), tokens.next()) else {
@@ -223,11 +236,16 @@ pub enum NotLoaded {
     Entry(String, Invalid),
 }
 
-/// All tenants as they are now in the bucket that `js` reaches: the hub's, or the copy in a region.
+/// All tenants as they are now in the bucket that `js` reaches: the hub's, or the copy in a region. Waits for a leader.
 ///
 /// # Errors
 /// When the server does not answer or an entry cannot be read.
 pub async fn read(js: &jetstream::Context) -> Result<Tenants, NotLoaded> {
+    let may_pass = |error: &NotLoaded| matches!(error, NotLoaded::Follow(error) if error.may_pass());
+    leader::patiently("the configuration", may_pass, async || read_once(js).await).await
+}
+
+async fn read_once(js: &jetstream::Context) -> Result<Tenants, NotLoaded> {
     let mut tenants = Tenants::default();
     if follow::stream_state(js, topology::CONFIG).await?.messages == 0 {
         return Ok(tenants);
@@ -314,5 +332,7 @@ async fn put_with(
 ) -> Result<(), publish::NotStored> {
     let value = serde_json::to_vec(value).expect("configuration always serializes");
     let subject = topology::at_hub(&format!("$KV.{}.{kind}.{name}", topology::CONFIG_BUCKET));
-    publish::store(hub, subject, headers, value.into()).await.map(|_| ())
+    let may_pass = |error: &NotStored| matches!(error, NotStored::NoStream | NotStored::NoAnswer);
+    let store = async || publish::store(hub, subject.clone(), headers.clone(), value.clone().into()).await;
+    leader::patiently("the hub", may_pass, store).await.map(|_| ())
 }

@@ -2,7 +2,7 @@
 
 use std::{future, path::PathBuf, sync::atomic::Ordering, time::Duration};
 
-use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, connection::State, jetstream};
 use serde::{Deserialize, Serialize};
 
 use super::{refusal::Refusals, roles::Role};
@@ -56,10 +56,24 @@ pub enum ConnectError {
     },
 }
 
+/// How often a first connection is tried. A server that starts, or has no time for a TLS handshake, breaks it off.
+const CONNECT_TRIES: u32 = 5;
+
+/// The pause before the first connection is tried again.
+const RETRY_CONNECT_AFTER: Duration = Duration::from_secs(1);
+
+/// Whether a first connection may succeed later. A key that the server does not know stays wrong.
+fn may_pass(error: ConnectErrorKind) -> bool {
+    matches!(
+        error,
+        ConnectErrorKind::Io | ConnectErrorKind::TimedOut | ConnectErrorKind::Tls
+    )
+}
+
 /// Connects as `role`; then reconnects by itself forever. `name` shows in the server's connection list.
 ///
 /// # Errors
-/// When the first connection fails.
+/// When the first connection fails five times, or the server refuses the key.
 pub async fn connect(nats: &Nats, role: &Role, name: &str) -> Result<Client, ConnectError> {
     let refusals = Refusals::new();
     let recorded = refusals.clone();
@@ -97,10 +111,23 @@ pub async fn connect(nats: &Nats, role: &Role, name: &str) -> Result<Client, Con
         _ => return Err(ConnectError::HalfACertificate),
     }
     let servers: Vec<&str> = nats.url.split(',').map(str::trim).collect();
-    let client = options.connect(servers).await.map_err(|error| ConnectError::Refused {
-        url: without_password(&nats.url),
-        error,
-    })?;
+    let mut tries = 1;
+    let client = loop {
+        match Box::pin(options.clone().connect(servers.clone())).await {
+            Ok(client) => break client,
+            Err(error) if tries < CONNECT_TRIES && may_pass(error.kind()) => {
+                tracing::warn!(%error, "cannot connect to the servers yet; retrying");
+                tries += 1;
+                tokio::time::sleep(RETRY_CONNECT_AFTER).await;
+            }
+            Err(error) => {
+                return Err(ConnectError::Refused {
+                    url: without_password(&nats.url),
+                    error,
+                });
+            }
+        }
+    };
     refusals.attach_to(&client);
     Ok(client)
 }

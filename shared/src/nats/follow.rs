@@ -7,20 +7,24 @@ use async_nats::{
     jetstream::{
         self, Message,
         consumer::{DeliverPolicy, ReplayPolicy, push},
+        context::GetStreamErrorKind,
     },
 };
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream};
+use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream};
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
 use super::{
     connect, envelope,
-    refusal::{is_about, unless_refused},
+    refusal::{Forbidden, is_about, unless_refused},
 };
 
 /// How often a consumer checks whether its connection was replaced.
 const CONNECTION_CHECKED_EVERY: Duration = Duration::from_millis(200);
+
+/// How often to check whether a stream that is followed was deleted.
+const STREAM_CHECKED_EVERY: Duration = Duration::from_secs(1);
 
 /// How often to check whether the end of a stream is reached.
 const END_CHECKED_EVERY: Duration = Duration::from_millis(10);
@@ -67,6 +71,29 @@ impl Entry {
 pub struct FollowError {
     stream: String,
     error: String,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The stream does not exist, or was deleted and created again.
+    Gone,
+    /// The server does not permit it.
+    Forbidden,
+    /// The server does not answer now.
+    Interrupted,
+}
+
+impl FollowError {
+    /// Whether the stream does not exist, or was deleted and created again.
+    pub fn is_gone(&self) -> bool {
+        self.kind == Kind::Gone
+    }
+
+    /// Whether it may work later without a change of anything.
+    pub fn may_pass(&self) -> bool {
+        self.kind == Kind::Interrupted
+    }
 }
 
 /// The state of a stream at one time.
@@ -118,8 +145,11 @@ impl StreamState {
 pub async fn stream_state(js: &jetstream::Context, stream: &str) -> Result<StreamState, FollowError> {
     let found = unless_refused(&js.client(), concerns("INFO", stream), js.get_stream(stream))
         .await
-        .map_err(|error| fail(stream, &error))?
-        .map_err(|error| fail(stream, &error))?;
+        .map_err(|error| forbidden(stream, &error))?
+        .map_err(|error| match error.kind() {
+            GetStreamErrorKind::JetStream(kind) if kind.code() == 404 => gone_with(stream, &error),
+            _ => fail(stream, &error),
+        })?;
     let info = found.cached_info();
     // Without a leader any server answers, and may lag.
     if info.cluster.as_ref().is_some_and(|cluster| cluster.leader.is_none()) {
@@ -133,7 +163,8 @@ pub async fn stream_state(js: &jetstream::Context, stream: &str) -> Result<Strea
 }
 
 /// Every message of `stream` whose subject matches `filter`, from sequence `from` (1 for all), in order and without gaps;
-/// then the future ones. Ends with an error after a reconnect: follow again from the last sequence.
+/// then the future ones. Ends with an error after a reconnect, and within about a second after the stream was deleted: ask for
+/// its state, and follow again from the last sequence.
 ///
 /// # Errors
 /// When the server does not answer or has no such stream.
@@ -236,6 +267,7 @@ async fn open(
     filter: &str,
     deliver_policy: DeliverPolicy,
 ) -> Result<(Following, u64), FollowError> {
+    let before = stream_state(js, stream).await?;
     let found = js
         .get_stream_no_info(stream)
         .await
@@ -249,7 +281,7 @@ async fn open(
     });
     let consumer = unless_refused(&js.client(), concerns("CREATE", stream), creating)
         .await
-        .map_err(|error| fail(stream, &error))?
+        .map_err(|error| forbidden(stream, &error))?
         .map_err(|error| fail(stream, &error))?;
     let waiting = consumer.cached_info().num_pending;
     let messages = consumer.messages().await.map_err(|error| fail(stream, &error))?;
@@ -259,6 +291,7 @@ async fn open(
         connected: connect::connects(&js.client()),
         client: js.client(),
         connection_check: tokio::time::interval(CONNECTION_CHECKED_EVERY),
+        gone: gone(js.clone(), stream.to_owned(), before.created_at).boxed(),
     };
     Ok((following, waiting))
 }
@@ -270,6 +303,23 @@ struct Following {
     client: Client,
     connected: u64,
     connection_check: tokio::time::Interval,
+    /// Resolves when the stream is not the one that was opened.
+    gone: BoxFuture<'static, FollowError>,
+}
+
+/// Resolves when the stream that was created at `created_at` no longer exists. The client itself would go on in the next
+/// stream of this name without a word.
+async fn gone(js: jetstream::Context, stream: String, created_at: Timestamp) -> FollowError {
+    loop {
+        sleep(STREAM_CHECKED_EVERY).await;
+        match stream_state(&js, &stream).await {
+            Ok(state) if state.created_at == created_at => {}
+            Ok(_) => return gone_with(&stream, &"it was deleted and created again"),
+            Err(error) if error.is_gone() => return error,
+            // A server that does not answer has not deleted anything.
+            Err(_) => {}
+        }
+    }
 }
 
 impl Following {
@@ -282,6 +332,7 @@ impl Following {
                 _ = self.connection_check.tick() => if connect::connects(&self.client) != self.connected {
                     return Some(Err(fail(&self.name, &"the client reconnected")));
                 },
+                error = &mut self.gone => return Some(Err(error)),
             }
         }
     }
@@ -344,6 +395,21 @@ fn fail(stream: &str, error: &dyn std::fmt::Display) -> FollowError {
     FollowError {
         stream: stream.to_owned(),
         error: error.to_string(),
+        kind: Kind::Interrupted,
+    }
+}
+
+fn forbidden(stream: &str, error: &Forbidden) -> FollowError {
+    FollowError {
+        kind: Kind::Forbidden,
+        ..fail(stream, error)
+    }
+}
+
+fn gone_with(stream: &str, error: &dyn std::fmt::Display) -> FollowError {
+    FollowError {
+        kind: Kind::Gone,
+        ..fail(stream, error)
     }
 }
 

@@ -18,6 +18,7 @@ pub mod facts;
 pub mod follow;
 pub mod idempotency;
 pub mod intake;
+pub mod leader;
 pub mod nkey;
 pub mod publish;
 pub mod quota;

@@ -1,4 +1,4 @@
-//! Damage to the files of a worker that does not run.
+//! Damage to the files of a worker that does not run, and copies of them.
 
 use std::{
     fs,
@@ -78,6 +78,27 @@ pub(super) fn damage(data: &Path, file: DataFile, how: DamageKind, random: &mut 
                 file.seek(SeekFrom::Start(at))?;
                 file.write_all(&byte)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Makes `folder` hold the same files as `original`, and nothing else.
+///
+/// # Errors
+/// When a file cannot be removed, read or written.
+pub(super) fn replace(folder: &Path, original: &Path) -> anyhow::Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    fs::create_dir_all(folder)?;
+    for entry in fs::read_dir(original).with_context(|| format!("copying {}", original.display()))? {
+        let entry = entry?;
+        let (from, to) = (entry.path(), folder.join(entry.file_name()));
+        if entry.file_type()?.is_dir() {
+            replace(&to, &from)?;
+        } else {
+            fs::copy(from, to)?;
         }
     }
     Ok(())

@@ -274,6 +274,10 @@ pub(super) enum Inject {
     Simulator(SimulatorFault),
     /// A worker is ended, one of its files is damaged, and it is started again.
     Damage { file: DataFile, how: DamageKind },
+    /// The files of a worker are set back to what they were some time before, as from a backup.
+    SetBack,
+    /// The files of a worker are copied over those of another worker of its region, and both run on.
+    Copied,
     /// The disk under the files of a worker or a nats-server is full.
     DiskFull(VictimKind),
     /// A worker or a nats-server loses power: of its files, only flushed data is left.
@@ -284,6 +288,8 @@ pub(super) enum Inject {
     Clock { whom: VictimKind, by_s: i64 },
     /// A lane's consumer is deleted. A worker that starts makes it again.
     ConsumerDeleted,
+    /// These streams are deleted one after another, each as soon as a gateway has created the former again.
+    StreamsDeleted(Vec<String>),
     /// Everything accepted so far is sent again, over HTTP and over NATS.
     Replay,
     /// This many connections send nothing, or requests that never end.
@@ -418,6 +424,9 @@ pub(super) struct Expect {
     /// did not arrive; at most.
     #[serde(default)]
     pub(super) lost: usize,
+    /// Whether a push that arrived needs no receipt, because the stream of receipts is deleted.
+    #[serde(default)]
+    pub(super) receipts_lost: bool,
     /// Pushes that arrived at a device more than once; at most.
     #[serde(default)]
     pub(super) doubled: usize,

@@ -156,12 +156,16 @@ async fn a_gateway_whose_server_does_not_store_is_not_ready() {
     eventually("the gateway is ready", async || readiness(&rig).await.0 == 200).await;
     let stream = rig.js.get_stream(topology::IDEMPOTENCY).await.unwrap();
     let config = stream.cached_info().config.clone();
-    rig.js.delete_stream(topology::IDEMPOTENCY).await.unwrap();
+    let refusing = jetstream::stream::Config {
+        max_message_size: 100,
+        ..config.clone()
+    };
+    rig.js.update_stream(refusing).await.unwrap();
     eventually("the gateway notices that nothing is stored", async || {
         readiness(&rig).await == (503, json!({ "ready": false, "missing": ["storage"] }))
     })
     .await;
-    rig.js.create_stream(config).await.unwrap();
+    rig.js.update_stream(config).await.unwrap();
     eventually("the gateway is ready again", async || readiness(&rig).await.0 == 200).await;
     let stored = rig.count(topology::IDEMPOTENCY).await;
     assert_eq!(stored, 1, "only the newest probe is kept");

@@ -11,7 +11,8 @@ mod report;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
 use uuid::Uuid;
 
 pub use self::{
@@ -21,8 +22,12 @@ pub use self::{
 use crate::{
     id::{AddressId, AppId, DeliveryId, JobId, NotificationId, Region},
     id_key::IdKey,
+    nats::topology::{DEAD, NOTIFY, OUTBOX, SCHEDULE},
     receipt::{Accepted, Expanded, REFUSED, Receipt, State},
 };
+
+/// A worker that has a job when its stream is deleted reports it within this time.
+const WORK_ENDS_WITHIN: SignedDuration = SignedDuration::from_mins(1);
 
 /// Limits an audit to a part of the notifications.
 #[derive(Debug, Clone, Default)]
@@ -55,11 +60,21 @@ struct Audit {
     scheduled: HashSet<Id>,
     /// Messages of intakes, or notifications of them, that name no event id, and whether they still wait there.
     unread: HashMap<Id, (u32, bool)>,
+    /// Deliveries that must have a dead letter.
     dead: HashMap<Uuid, (JobId, u32)>,
+    /// Deliveries whose dead letter was in a stream that was deleted.
+    buried: HashSet<Uuid>,
     letters: HashMap<Uuid, u32>,
     /// Number of messages of work that repeat a job.
     repeated: u64,
     contradicted: Faults,
+    unreadable: Faults,
+    /// Jobs that may have been in a stream of work that was deleted.
+    deleted: HashSet<Id>,
+    /// Notifications whose record of acceptance and work may both have been in streams that were deleted.
+    forgotten: HashSet<Id>,
+    /// The streams that replaced deleted ones.
+    recreated: Vec<Recreated>,
     /// Receipts of notifications accepted before this time may have expired.
     receipts_since: Timestamp,
     /// The regions whose streams were read, with the messages that these no longer hold.
@@ -113,6 +128,8 @@ enum Place {
 #[derive(Debug, Clone, Copy)]
 struct Notification {
     group: u32,
+    /// It was accepted before a stream of work was deleted.
+    deleted: bool,
     /// Jobs for recipients that a gateway recorded as stored; 0 without a record.
     named: u32,
     /// Broadcasts that a gateway recorded as stored, one per region.
@@ -195,6 +212,8 @@ struct DeliveryState {
 struct Parked {
     job: JobId,
     group: u32,
+    /// It may have been in a stream of schedules that was deleted.
+    deleted: bool,
 }
 
 /// Numbers of messages that the streams of a region once held and hold no more.
@@ -204,6 +223,23 @@ struct Removed {
     work: u64,
     /// Dead letters.
     letters: u64,
+}
+
+/// A stream that replaced a deleted one. What the former held is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Recreated {
+    /// The region.
+    pub region: Region,
+    /// The stream's name.
+    pub stream: &'static str,
+    /// When it was created.
+    pub at: Timestamp,
+}
+
+impl Recreated {
+    fn held_work(&self) -> bool {
+        [NOTIFY, OUTBOX, SCHEDULE].contains(&self.stream)
+    }
 }
 
 /// A number of faults, with the ids and groups of the first ones.
@@ -235,9 +271,14 @@ impl Audit {
             scheduled: HashSet::new(),
             unread: HashMap::new(),
             dead: HashMap::new(),
+            buried: HashSet::new(),
             letters: HashMap::new(),
             repeated: 0,
             contradicted: Faults::default(),
+            unreadable: Faults::default(),
+            deleted: HashSet::new(),
+            forgotten: HashSet::new(),
+            recreated: Vec::new(),
             receipts_since: Timestamp::default(),
             read: BTreeMap::new(),
         }
@@ -263,6 +304,7 @@ impl Audit {
     fn notification(&mut self, id: NotificationId, group: u32) -> &mut Notification {
         let new = Notification {
             group,
+            deleted: false,
             named: 0,
             regions: 0,
             known: 0,
@@ -304,7 +346,9 @@ impl Audit {
     }
 
     fn accepted(&mut self, accepted: &Accepted, group: u32) {
+        let deleted = self.is_before_deletion(accepted.at, Recreated::held_work);
         let notification = self.notification(accepted.notification, group);
+        notification.deleted |= deleted;
         let promised = match accepted.topic {
             None => &mut notification.named,
             Some(_) => &mut notification.regions,
@@ -343,8 +387,12 @@ impl Audit {
             Some(_) => Part::Member,
             None => Part::Whole,
         };
+        let deleted = self.is_before_deletion(receipt.at, Recreated::held_work);
         if receipt.state == State::Deferred {
             self.mentioned(receipt, group, part).deferred = true;
+            if deleted {
+                self.deleted.insert(receipt.job.0.into_bytes());
+            }
             return;
         }
         self.mentioned(receipt, group, part).worked_on = true;
@@ -373,7 +421,7 @@ impl Audit {
             *self.groups[group as usize].by_state.entry(state).or_default() += 1;
         } else {
             let job = receipt.job;
-            self.parked.insert(key, Parked { job, group });
+            self.parked.insert(key, Parked { job, group, deleted });
         }
         if state.is_replayable() {
             // The same id that the dead letter has.
@@ -381,6 +429,9 @@ impl Audit {
                 .address
                 .map_or(receipt.job.0, |address| DeliveryId::of(receipt.job, address).0);
             self.dead.insert(id, (receipt.job, group));
+            if self.is_before_deletion(receipt.at, |recreated| recreated.stream == DEAD) {
+                self.buried.insert(id);
+            }
         }
     }
 
@@ -393,6 +444,10 @@ impl Audit {
             deferred: false,
             place: Place::Gone,
         };
+        // What was in progress at the deletion ends within this time.
+        if self.is_before_deletion(receipt.at - WORK_ENDS_WITHIN, Recreated::held_work) {
+            self.forgotten.insert(receipt.notification.0.into_bytes());
+        }
         let key = receipt.job.0.into_bytes();
         let job = *self.jobs.entry(key).or_insert(unknown);
         if job.group == u32::MAX {
@@ -420,8 +475,12 @@ impl Audit {
         }
         match expanded {
             Expanded::Slices(split) if is_complete => {
+                let deleted = self.is_before_deletion(receipt.at, Recreated::held_work);
                 for number in 0..split.slices {
                     let slice = receipt.job.slice(number).0.into_bytes();
+                    if deleted {
+                        self.deleted.insert(slice);
+                    }
                     self.jobs.entry(slice).or_insert(Job {
                         group,
                         worked_on: false,
@@ -441,6 +500,13 @@ impl Audit {
             }
             Expanded::Slices(_) => {}
         }
+    }
+
+    /// Whether `at` is earlier than the creation of one of those streams that replaced deleted ones.
+    fn is_before_deletion(&self, at: Timestamp, which: impl Fn(&Recreated) -> bool) -> bool {
+        self.recreated
+            .iter()
+            .any(|recreated| which(recreated) && at < recreated.at)
     }
 
     fn letter(&mut self, id: Uuid, group: u32) {

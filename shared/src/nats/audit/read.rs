@@ -6,13 +6,17 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use async_nats::{Client, header::NATS_MESSAGE_ID, jetstream::consumer::PullConsumer};
+use async_nats::{
+    Client,
+    header::NATS_MESSAGE_ID,
+    jetstream::{consumer::PullConsumer, stream::Info},
+};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Audit, Item, Part, Place, Removed, Report, Scope};
+use super::{Audit, Item, Part, Place, Recreated, Removed, Report, Scope};
 use crate::{
     broadcast::{Broadcast, Work},
     channel::{Channel, Class},
@@ -140,6 +144,7 @@ impl Reading<'_> {
         }
         let notify = js.get_stream(topology::NOTIFY).await?;
         let work = notify.cached_info().state.clone();
+        let mut recreated = vec![recreated(region, topology::NOTIFY, notify.cached_info())];
         let mut done = HashMap::new();
         for (channel, class) in Mesh::lanes() {
             let consumer: PullConsumer = notify.get_consumer(&topology::lane_consumer(channel, class)).await?;
@@ -149,23 +154,33 @@ impl Reading<'_> {
             let floor = info.ack_floor.stream_sequence;
             done.insert((channel, class), if idle { work.last_sequence } else { floor });
         }
-        let letters = js.get_stream(topology::DEAD).await?.cached_info().state.clone();
+        let letters = js.get_stream(topology::DEAD).await?;
         let removed = Removed {
-            work: work.last_sequence - work.messages,
-            letters: letters.last_sequence - letters.messages,
+            work: removed(notify.cached_info()),
+            letters: removed(letters.cached_info()),
         };
         self.audit.read.insert(region.clone(), removed);
-        let receipts = js.get_stream(topology::RECEIPTS).await?.cached_info().state.clone();
-        let receipts_since = if receipts.first_sequence <= 1 {
-            Timestamp::MIN
-        } else {
-            follow::timestamp(receipts.first_timestamp.unix_timestamp_nanos()) + ACCEPTANCE_RECORDED_WITHIN
-        };
+        let receipts = js.get_stream(topology::RECEIPTS).await?;
+        let schedule = js.get_stream(topology::SCHEDULE).await?;
+        let sources = topology::sources(self.client, region, topology::NOTIFY).await?;
+        recreated.extend([
+            self::recreated(region, topology::DEAD, letters.cached_info()),
+            self::recreated(region, topology::RECEIPTS, receipts.cached_info()),
+            self::recreated(region, topology::SCHEDULE, schedule.cached_info()),
+        ]);
+        // A mesh of one region has no outbox.
+        if !sources.is_empty() {
+            let outbox = js.get_stream(topology::OUTBOX).await?;
+            recreated.push(self::recreated(region, topology::OUTBOX, outbox.cached_info()));
+        }
+        self.audit.recreated.retain(|known| known.region != *region);
+        self.audit.recreated.extend(recreated.into_iter().flatten());
+        let receipts_since = receipts_since(receipts.cached_info());
         self.audit.receipts_since = self.audit.receipts_since.max(receipts_since);
         Ok(Before {
             region: region.clone(),
             done,
-            sources: topology::sources(self.client, region, topology::NOTIFY).await?,
+            sources,
             receipts_since,
             intakes,
         })
@@ -206,18 +221,17 @@ impl Reading<'_> {
     }
 
     async fn receipts_of(&mut self, region: &Region, filter: String) -> Result<(), Unreadable> {
-        let mut broken = None;
         self.each(region, topology::RECEIPTS, filter, |audit, scope, entry| {
             if !scope.has(subject::app_of(&entry.subject)) {
                 return;
             }
             match Batch::read(&entry.payload) {
                 Ok(batch) => audit.batch(&batch, scope),
-                Err(error) => broken = Some(format!("receipts at {} cannot be read: {error}", entry.sequence)),
+                // A service's acknowledgement that was sent to this subject, for example. It must not end the audit.
+                Err(_) => audit.unreadable(entry, region),
             }
         })
-        .await?;
-        broken.map_or(Ok(()), |error| Err(unreadable(region, &error)))
+        .await
     }
 
     async fn letters(&mut self, here: &Before) -> Result<(), Unreadable> {
@@ -352,6 +366,35 @@ impl Reading<'_> {
     }
 }
 
+/// The stream of this state, if it replaced a deleted one.
+fn recreated(region: &Region, stream: &'static str, info: &Info) -> Option<Recreated> {
+    let at = topology::recreated_at(&info.config)?;
+    Some(Recreated {
+        region: region.clone(),
+        stream,
+        at,
+    })
+}
+
+/// Number of messages that a stream once held and holds no more.
+fn removed(info: &Info) -> u64 {
+    let before_first = info.config.first_sequence.unwrap_or(1).saturating_sub(1);
+    info.state
+        .last_sequence
+        .saturating_sub(before_first + info.state.messages)
+}
+
+/// Receipts of notifications accepted before this time may be missing from a stream of receipts of this state.
+fn receipts_since(info: &Info) -> Timestamp {
+    let first = info.config.first_sequence.unwrap_or(1).max(1);
+    let oldest = if info.state.first_sequence > first {
+        Some(follow::timestamp(info.state.first_timestamp.unix_timestamp_nanos()))
+    } else {
+        topology::recreated_at(&info.config)
+    };
+    oldest.map_or(Timestamp::MIN, |oldest| oldest + ACCEPTANCE_RECORDED_WITHIN)
+}
+
 /// Repeats a request that a region did not answer: after a server was killed, the others first elect a leader.
 async fn with_retries<T>(
     region: &Region,
@@ -378,6 +421,13 @@ impl Scope {
 }
 
 impl Audit {
+    /// Counts a message in the stream of receipts that is none.
+    fn unreadable(&mut self, entry: &Entry, region: &Region) {
+        let app = subject::app_of(&entry.subject).and_then(|app| app.parse().ok());
+        let group = self.group(&app.unwrap_or_else(AppId::unknown), region, region);
+        self.unreadable.add(Uuid::from_u64_pair(0, entry.sequence), group, 1);
+    }
+
     fn batch(&mut self, batch: &Batch, scope: &Scope) {
         let group = self.group(&batch.app, &batch.origin, &batch.region);
         for accepted in &batch.accepted {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Audit, Faults, Parked, Place, Scope};
+use super::{Audit, Faults, Parked, Place, Recreated, Scope};
 use crate::{
     channel::words,
     id::{AppId, Region},
@@ -25,6 +25,10 @@ words!(
         SliceLost = "slice_lost",
         /// The delivery waits for another attempt, or its job waits as a whole, and no schedule will bring it back.
         Abandoned = "abandoned",
+        /// It was in a stream that was deleted, and nothing else holds it.
+        StreamDeleted = "stream_deleted",
+        /// A message in the stream of receipts is none.
+        Unreadable = "unreadable",
         /// A delivery has two final receipts.
         Contradicted = "contradicted",
         /// Receipts mention jobs that were never accepted.
@@ -45,6 +49,8 @@ impl Break {
             Self::Strayed => "left the outbox and did not arrive (job)",
             Self::SliceLost => "part of a broadcast that no stream holds and no worker processed (slice)",
             Self::Abandoned => "waits for another attempt, but no schedule will bring it (job)",
+            Self::StreamDeleted => "was in a stream that was deleted (notification, job or slice)",
+            Self::Unreadable => "in RECEIPTS and no receipts (the message's sequence, in hexadecimal)",
             Self::Contradicted => "two final receipts for one delivery (job)",
             Self::NeverAccepted => "receipts of jobs that were never accepted (notification)",
             Self::LetterAlone => "dead letter without a receipt (delivery)",
@@ -55,8 +61,15 @@ impl Break {
     /// Whether jobs or deliveries are lost, rather than recorded wrongly.
     pub const fn is_loss(self) -> bool {
         match self {
-            Self::Vanished | Self::Unanswered | Self::Strayed | Self::SliceLost | Self::Abandoned => true,
-            Self::Contradicted | Self::NeverAccepted | Self::LetterAlone | Self::LetterMissing => false,
+            Self::Vanished
+            | Self::Unanswered
+            | Self::Strayed
+            | Self::SliceLost
+            | Self::Abandoned
+            | Self::StreamDeleted => true,
+            Self::Unreadable | Self::Contradicted | Self::NeverAccepted | Self::LetterAlone | Self::LetterMissing => {
+                false
+            }
         }
     }
 }
@@ -98,7 +111,7 @@ pub struct Equation {
     pub in_flight: usize,
     /// Deliveries that are in no final state and that no stream holds.
     pub lost: usize,
-    /// Other faults: contradictions, receipts of jobs never accepted, dead letters without a receipt or the reverse.
+    /// Other faults: unreadable receipts, contradictions, receipts of jobs never accepted, dead letters without a receipt or the reverse.
     pub wrong: usize,
 }
 
@@ -177,6 +190,8 @@ pub struct Report {
     pub in_flight: InFlight,
     /// The ways in which the equation is broken; empty if it holds.
     pub broken: Vec<Broken>,
+    /// The streams that replaced deleted ones. What those held is not in the equation, unless receipts mention it.
+    pub recreated: Vec<Recreated>,
     /// Number of messages of work that repeat a job; harmless, because a job's id makes it count once.
     pub repeated: u64,
 }
@@ -218,6 +233,7 @@ impl Audit {
         writer.parked();
         writer.letters();
         writer.recorded(Break::Contradicted, &self.contradicted);
+        writer.recorded(Break::Unreadable, &self.unreadable);
         if scope.since.is_none() {
             writer.never_accepted();
         }
@@ -259,6 +275,11 @@ impl Writer<'_> {
                 equation.in_flight += 1;
             }
             if let Some(how) = lost {
+                let how = if self.audit.deleted.contains(id) {
+                    Break::StreamDeleted
+                } else {
+                    how
+                };
                 self.breaks(how, Uuid::from_bytes(*id), job.group, 1);
             }
         }
@@ -274,7 +295,12 @@ impl Writer<'_> {
             let missing = notification.missing() as usize;
             if missing > 0 {
                 self.equations[notification.group as usize].accepted += missing;
-                self.breaks(Break::Vanished, Uuid::from_bytes(*id), notification.group, missing);
+                let how = if notification.deleted {
+                    Break::StreamDeleted
+                } else {
+                    Break::Vanished
+                };
+                self.breaks(how, Uuid::from_bytes(*id), notification.group, missing);
             }
         }
     }
@@ -296,7 +322,7 @@ impl Writer<'_> {
     }
 
     fn parked(&mut self) {
-        for (key, &Parked { job, group }) in &self.audit.parked {
+        for (key, &Parked { job, group, deleted }) in &self.audit.parked {
             let scheduled = self.audit.scheduled.contains(key);
             if scheduled || !self.audit.was_read(group) {
                 let held = if scheduled {
@@ -307,7 +333,12 @@ impl Writer<'_> {
                 *held += 1;
                 self.equations[group as usize].in_flight += 1;
             } else {
-                self.breaks(Break::Abandoned, job.0, group, 1);
+                let how = if deleted {
+                    Break::StreamDeleted
+                } else {
+                    Break::Abandoned
+                };
+                self.breaks(how, job.0, group, 1);
             }
         }
     }
@@ -318,7 +349,7 @@ impl Writer<'_> {
                 self.breaks(Break::LetterAlone, *id, *group, 1);
             }
         }
-        let without = |id| !self.audit.letters.contains_key(id);
+        let without = |id| !self.audit.letters.contains_key(id) && !self.audit.buried.contains(id);
         let missing = self.audit.dead.iter().filter(|(id, _)| without(id));
         let missing: Vec<_> = missing.map(|(_, (job, group))| (job.0, *group, 1)).collect();
         // Letters that were replayed or deleted by a person are no loss.
@@ -326,7 +357,9 @@ impl Writer<'_> {
     }
 
     fn never_accepted(&mut self) {
-        let beyond = self.audit.notifications.iter().filter_map(|(id, one)| {
+        let judged = self.audit.notifications.iter();
+        let judged = judged.filter(|(id, _)| !self.audit.forgotten.contains(*id));
+        let beyond = judged.filter_map(|(id, one)| {
             let count = one.known.saturating_sub(one.promised().max(one.stored)) as usize;
             (count > 0).then_some((Uuid::from_bytes(*id), one.group, count))
         });
@@ -410,6 +443,7 @@ impl Writer<'_> {
                     named: faults.ids.iter().map(culprit).collect(),
                 })
                 .collect(),
+            recreated: self.audit.recreated.clone(),
             repeated: self.audit.repeated,
         }
     }

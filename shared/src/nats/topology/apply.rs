@@ -1,26 +1,35 @@
 //! Makes a server's streams and consumers match the wanted ones.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    time::Duration,
+};
 
 use async_nats::jetstream::{
     self,
     consumer::{PullConsumer, pull},
     context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind},
-    stream::{Config, ConsumerErrorKind, Info},
+    stream::{Config, ConsumerErrorKind, Info, Source},
 };
 use futures::TryStreamExt;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value};
 
 use super::{
-    INTAKE_CONSUMER, Mesh, RECEIPTS, RegionSettings, VERSION, VERSION_KEY, app_of_intake, consumers, feed_consumer,
-    intake,
+    CONFIG, INTAKE_CONSUMER, Mesh, RECEIPTS, RECIPIENTS, RegionSettings, VERSION, VERSION_KEY, app_of_intake,
+    consumers, feed_consumer, intake,
     streams::{feed, intake_consumer},
     workers_consumers,
 };
 use crate::{
     app::App,
+    clock::Clock,
     id::{AppId, Region},
-    nats::refusal::{Forbidden, is_about, unless_refused},
+    nats::{
+        follow,
+        refusal::{Forbidden, is_about, unless_refused},
+    },
 };
 
 /// What [`apply`] did to one stream or consumer.
@@ -64,21 +73,27 @@ pub enum ApplyError {
     Forbidden(#[from] Forbidden),
 }
 
-/// Makes the server's streams match `wanted`; safe to repeat and to run from several processes at once.
+/// Makes the server's streams match `wanted`; safe to repeat and to run from several processes at once. If only some of
+/// them are missing, those are created as [`recreate`] does.
 ///
 /// # Errors
 /// When the server does not answer or refuses.
 pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Change>, ApplyError> {
-    let mut changes = Vec::new();
+    let mut found = Vec::with_capacity(wanted.len());
     for config in wanted {
+        found.push(info(js, &config.name).await?);
+    }
+    let begins = if found.iter().flatten().any(is_established) {
+        Begins::AboveAnyFormer
+    } else {
+        Begins::AtOne
+    };
+    let mut changes = Vec::new();
+    for (config, info) in wanted.iter().zip(found) {
         let name = config.name.clone();
-        let Some(info) = info(js, &name).await? else {
-            match js.create_stream(config.clone()).await {
-                Ok(_) => changes.push(Change::Created(name)),
-                // Another process was faster.
-                Err(error) if matches!(error.kind(), CreateStreamErrorKind::JetStream(ref e) if e.error_code() == jetstream::ErrorCode::STREAM_NAME_EXIST) =>
-                    {}
-                Err(error) => return Err(ApplyError::Create(name, error)),
+        let Some(info) = info else {
+            if Box::pin(create(js, config, begins)).await? {
+                changes.push(Change::Created(name));
             }
             continue;
         };
@@ -86,6 +101,7 @@ pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Cha
             changes.push(Change::Newer(name));
             continue;
         }
+        let config = &with_starts_of(config, &info.config);
         let mut differences = differences(config, &info.config);
         if version_of(&info.config.metadata) < VERSION {
             differences.push(format!(
@@ -96,12 +112,124 @@ pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Cha
         if differences.is_empty() {
             continue;
         }
-        changes.push(match js.update_stream(config.clone()).await {
+        let updated = Box::pin(js.update_stream(config.clone())).await;
+        changes.push(match updated {
             Ok(_) => Change::Updated(name, differences),
             Err(_) => Change::Drifted(name, differences),
         });
     }
     Ok(changes)
+}
+
+/// Within this time a gateway creates all streams of a new region.
+const CREATED_TOGETHER_WITHIN: SignedDuration = SignedDuration::from_secs(20);
+
+/// At which sequence a stream that is created begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begins {
+    /// At 1: there was none before.
+    AtOne,
+    /// Above any sequence that a former stream of this name can have had. So whoever has followed or sourced that one goes
+    /// on from its position and skips nothing.
+    AboveAnyFormer,
+}
+
+/// The first sequence of a stream that replaces a former one: the microseconds since 1970. No stream stores a message a
+/// microsecond for years, and up to 2^53 every JSON reader understands the number.
+fn above_any_former() -> Option<u64> {
+    u64::try_from(Clock::system().now().as_microsecond()).ok()
+}
+
+/// `wanted` with the times at which the sources of `found` begin, where they begin at a time: see [`create`].
+pub(super) fn with_starts_of(wanted: &Config, found: &Config) -> Config {
+    let mut wanted = wanted.clone();
+    let origin = |source: &Source| {
+        let external = source.external.as_ref().map(|external| external.api_prefix.clone());
+        (source.name.clone(), external)
+    };
+    for source in wanted.sources.iter_mut().flatten() {
+        let known = found
+            .sources
+            .iter()
+            .flatten()
+            .find(|known| origin(known) == origin(source));
+        if let Some(start_time) = known.and_then(|known| known.start_time) {
+            (source.start_sequence, source.start_time) = (None, Some(start_time));
+        }
+    }
+    wanted
+}
+
+/// When a stream with this configuration replaced one that was deleted, or that nobody can rule out; `None` if it is the
+/// first of its name.
+pub fn recreated_at(config: &Config) -> Option<Timestamp> {
+    let first = i64::try_from(config.first_sequence?).ok()?;
+    // A year's worth of microseconds: sequences of another origin are smaller.
+    (first > 365 * 24 * 3600 * 1_000_000)
+        .then(|| Timestamp::from_microsecond(first).ok())
+        .flatten()
+}
+
+/// Whether a stream shows that its region has been at work before. The copy of the configuration does not, because it is
+/// created first; nor does a stream that another gateway may be creating now, together with the others.
+fn is_established(info: &Info) -> bool {
+    let created = follow::timestamp(info.created.unix_timestamp_nanos());
+    info.config.name != CONFIG && Clock::system().now().duration_since(created) > CREATED_TOGETHER_WITHIN
+}
+
+/// Creates a stream; `false` if another process was faster.
+///
+/// The facts that other regions have sent are not fetched once more into a bucket of recipients that was deleted: many were
+/// replaced since, and consent that was withdrawn here would come back.
+async fn create(js: &jetstream::Context, config: &Config, begins: Begins) -> Result<bool, ApplyError> {
+    let mut config = config.clone();
+    if begins == Begins::AboveAnyFormer {
+        config.first_sequence = above_any_former();
+    }
+    if begins == Begins::AboveAnyFormer && config.name == RECIPIENTS {
+        let now = async_nats::datetime::from_nanos(Clock::system().now().as_nanosecond()).ok();
+        for source in config.sources.iter_mut().flatten() {
+            (source.start_sequence, source.start_time) = (None, now);
+        }
+    }
+    let name = config.name.clone();
+    match js.create_stream(config).await {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), CreateStreamErrorKind::JetStream(ref e) if e.error_code() == jetstream::ErrorCode::STREAM_NAME_EXIST) => {
+            Ok(false)
+        }
+        Err(error) => Err(ApplyError::Create(name, error)),
+    }
+}
+
+/// Those of `wanted` that the server does not have. One request, whatever their number.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn missing_streams(js: &jetstream::Context, wanted: Vec<Config>) -> Result<Vec<Config>, ApplyError> {
+    let listing = js.stream_names().try_collect::<HashSet<String>>();
+    let listed = unless_refused(&js.client(), |subject| is_about(subject, "NAMES"), listing).await?;
+    let listed = listed.map_err(|error| ApplyError::Read("names".to_owned(), error.to_string()))?;
+    Ok(wanted
+        .into_iter()
+        .filter(|config| !listed.contains(&config.name))
+        .collect())
+}
+
+/// Creates streams that were deleted. Each begins above any sequence that the former had.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn recreate(js: &jetstream::Context, missing: &[Config]) -> Result<(), ApplyError> {
+    for config in missing {
+        if Box::pin(create(js, config, Begins::AboveAnyFormer)).await? {
+            tracing::error!(
+                stream = config.name,
+                "a stream was deleted and is created again; what it held is lost"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Makes a region's streams and consumers match, and logs the changes.
@@ -360,6 +488,17 @@ mod tests {
         assert!(!is_newer(&stream.metadata) && version_of(&stream.metadata) == VERSION);
         assert!(is_newer(&[(VERSION_KEY.to_owned(), (VERSION + 1).to_string())].into()));
         assert_eq!(version_of(&HashMap::new()), 1, "0.1");
+    }
+
+    #[test]
+    fn a_source_keeps_the_time_at_which_it_begins() {
+        let wanted = mesh_of_two("eu").streams();
+        let wanted = wanted.iter().find(|stream| stream.name == RECIPIENTS).unwrap();
+        let mut found = wanted.clone();
+        let source = &mut found.sources.as_mut().unwrap()[0];
+        (source.start_sequence, source.start_time) = (None, async_nats::datetime::from_nanos(1).ok());
+        assert_eq!(with_starts_of(wanted, &found).sources, found.sources);
+        assert_eq!(with_starts_of(wanted, wanted).sources, wanted.sources);
     }
 
     #[test]

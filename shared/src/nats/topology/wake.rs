@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::Domain;
-use super::apply::is_newer;
+use super::apply::{is_newer, with_starts_of};
 use crate::id::Region;
 
 /// The state of one source of a stream.
@@ -89,8 +89,9 @@ const ORIGIN_ASKED_EVERY: Duration = Duration::from_millis(50);
 /// A source without contact for this long is asleep: one that is awake gets a heartbeat every second.
 const ASLEEP_AFTER: Duration = Duration::from_secs(5);
 
-/// How long a source that was configured again has to reach its origin before that is repeated.
-const WAKE_RETRIED_AFTER: Duration = Duration::from_secs(2);
+/// How long a source that was configured again has to reach its origin before that is repeated. After the origin was
+/// deleted and created again the server needs up to 2.4 s, and each repetition before that would make it begin anew.
+const WAKE_RETRIED_AFTER: Duration = Duration::from_secs(4);
 
 /// Wakes sources. When a source has lost its origin, or was created before it, the server retries only after up to 45
 /// seconds; when the source is configured again, it retries after 0.1 to 0.2 s.
@@ -154,7 +155,7 @@ async fn wake(js: &jetstream::Context, config: &Config, delay: Duration) -> Resu
     let config = if is_newer(&info.config.metadata) {
         &info.config
     } else {
-        config
+        &with_starts_of(config, &info.config)
     };
     let found = &info.sources;
     let awake = found

@@ -36,6 +36,41 @@ impl Injector {
         Ok(())
     }
 
+    /// Keeps a copy of a worker's files, and restores it after `hold`, while the worker does not run.
+    pub(super) async fn set_back(&mut self, hold: Duration, region: Option<&str>) -> anyhow::Result<()> {
+        for victim in self.choose(VictimKind::Worker, region) {
+            self.kill(victim).await?;
+            let data = self.files(victim);
+            let copy = tempfile::tempdir()?;
+            damage::replace(copy.path(), &data)?;
+            self.start(victim).await?;
+            sleep(hold).await;
+            self.kill(victim).await?;
+            damage::replace(&data, copy.path())?;
+            self.start(victim).await?;
+        }
+        Ok(())
+    }
+
+    /// Kills two workers of a region, and starts both with the files of the first.
+    pub(super) async fn copy_files(&mut self, region: Option<&str>) -> anyhow::Result<()> {
+        for victim in self.choose(VictimKind::Worker, region) {
+            let is_sibling = |other: &Victim| match (victim, other) {
+                (Victim::Worker(here, this), Victim::Worker(there, other)) => here == *there && this != *other,
+                _ => false,
+            };
+            let sibling = self.everyone().into_iter().find(is_sibling);
+            let sibling = sibling.context("a second worker in the region")?;
+            self.kill(victim).await?;
+            self.kill(sibling).await?;
+            let (original, copy) = (self.files(victim), self.files(sibling));
+            damage::replace(&copy, &original)?;
+            self.start(victim).await?;
+            self.start(sibling).await?;
+        }
+        Ok(())
+    }
+
     /// Fills the disk for a while. A process that ends because of it is started again, as a supervisor would do.
     pub(super) async fn fill_disk(
         &mut self,

@@ -2,17 +2,55 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use async_nats::jetstream;
 use shared::{
     channel::{Channel, Class},
     nats::{connect, topology},
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{Injector, Victim};
 use crate::faults::scenario::VictimKind;
 
+/// How long a deleted stream may be missing. A gateway needs less than a second on a machine that has time for it.
+const BACK_WITHIN: Duration = Duration::from_secs(5);
+
+/// A gateway that has mended everything is ready within this time.
+const READY_AGAIN_WITHIN: Duration = Duration::from_secs(15);
+
 impl Injector {
+    /// Deletes streams one after another. Returns what was not as it must be: the stream was not created again, it gives
+    /// sequences that the former has given, or its gateway did not become ready.
+    pub(super) async fn delete_streams(
+        &mut self,
+        streams: &[String],
+        hold: Duration,
+        region: Option<&str>,
+    ) -> anyhow::Result<Vec<String>> {
+        let region = self.choose_region(region);
+        let js = connect::jetstream(self.peal.connect(&region).await?);
+        let at = self.peal.regions.iter().position(|known| known.name == region);
+        let at = at.context("a region of the mesh")?;
+        let mut failures = Vec::new();
+        for stream in streams {
+            let former = js.get_stream(stream).await?.cached_info().clone();
+            js.delete_stream(stream).await?;
+            let Some(found) = wait_for(&js, stream).await else {
+                failures.push(format!("{stream} is not back after {BACK_WITHIN:?}"));
+                continue;
+            };
+            if found.config.first_sequence.unwrap_or(1) <= former.state.last_sequence {
+                failures.push(format!("{stream} gives sequences again"));
+            }
+            if !self.is_ready(at, true, READY_AGAIN_WITHIN).await {
+                failures.push(format!("the gateway is not ready although {stream} is back"));
+            }
+            sleep(hold).await;
+        }
+        Ok(failures)
+    }
+
     /// Deletes the consumer of a lane, which a worker makes again when it starts.
     pub(super) async fn delete_consumer(&mut self, hold: Duration, region: Option<&str>) -> anyhow::Result<()> {
         for victim in self.choose(VictimKind::Worker, region) {
@@ -41,4 +79,16 @@ impl Injector {
         }
         Ok(())
     }
+}
+
+/// What the server says of `stream` as soon as it has it.
+async fn wait_for(js: &jetstream::Context, stream: &str) -> Option<jetstream::stream::Info> {
+    let begun = Instant::now();
+    while begun.elapsed() < BACK_WITHIN {
+        if let Ok(found) = js.get_stream(stream).await {
+            return Some(found.cached_info().clone());
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    None
 }
