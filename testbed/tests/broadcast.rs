@@ -237,14 +237,17 @@ async fn members_in_all_regions_are_reached_once_unless_they_opted_out() {
     assert_settled(&peal, 2 * MEMBERS).await;
     assert_eq!(peal.simulators.apns.stats().delivered, delivered);
     // A service may publish a broadcast too.
-    let client = peal.connect_as_service("us").await.unwrap();
-    let body = json!({ "event_id": "by-nats", "topic": "news", "push": { "title": "Hi" } });
-    let subject = format!("notify.push.us.normal.{APP}");
-    let mut headers = async_nats::HeaderMap::new();
-    headers.insert("Nats-Msg-Id", "by-nats:us");
-    publish::store(&connect::jetstream(client), subject, headers, body.to_string().into())
-        .await
-        .unwrap();
+    let client = peal.connect_as_app("us").await.unwrap();
+    let body = json!({ "event_id": "by-nats", "to": { "topic": "news" }, "push": { "title": "Hi" } });
+    let headers = async_nats::HeaderMap::new();
+    publish::store(
+        &connect::jetstream(client),
+        subject::send(APP),
+        headers,
+        body.to_string().into(),
+    )
+    .await
+    .unwrap();
     let id = NotificationId::of(&APP.parse().unwrap(), &"by-nats".parse().unwrap());
     let path = format!("/v1/notifications/{id}");
     let deadline = Instant::now() + TIMEOUT;

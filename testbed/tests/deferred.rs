@@ -285,19 +285,19 @@ async fn a_deferred_job_can_expire_and_be_withdrawn() {
     assert_eq!(rig.delivered(), 0);
 }
 
-/// A service may state any version. Its message waits for a newer worker, and holds up neither its stream nor its lane.
+/// Any version may be stated. The message waits for a newer worker, and holds up neither its stream nor its lane.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_of_a_newer_version_waits_outside_its_stream() {
     let mut rig = Rig::start().await;
     rig.start_worker().await;
-    let service = connect::jetstream(rig.peal.connect_as_service("eu").await.unwrap());
+    let publisher = connect::jetstream(rig.peal.connect("eu").await.unwrap());
     let publish = async |event: &str, version: &str, push: Value| {
         let mut headers = HeaderMap::new();
         headers.insert(NATS_MESSAGE_ID, event);
         headers.insert(version::VERSION, version);
         let body = json!({ "recipient": "ann", "push": push }).to_string();
         let subject = format!("notify.push.eu.normal.{APP}");
-        publish::store(&service, subject, headers, body.into()).await.unwrap();
+        publish::store(&publisher, subject, headers, body.into()).await.unwrap();
     };
     publish("newer", "99", json!({ "title": "Hi" })).await;
     let stream = rig.js.get_stream(topology::NOTIFY).await.unwrap();

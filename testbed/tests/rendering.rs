@@ -30,6 +30,7 @@ fn case(name: &'static str, push: Value, apns: Value, fcm: Value) -> Case {
     Case { name, push, apns, fcm }
 }
 
+#[expect(clippy::too_many_lines, reason = "a list")]
 fn cases() -> Vec<Case> {
     let background = json!({ "aps": { "content-available": 1 }, "order": "42" });
     let data = json!({ "order": "42" });

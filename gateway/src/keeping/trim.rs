@@ -43,11 +43,8 @@ pub(crate) async fn run(js: jetstream::Context, apps: watch::Receiver<BTreeSet<A
 /// Removes the positions that are older than the window in which ids must be known, and returns the newest of them.
 fn forgettable(former: &mut Positions, now: Instant) -> Option<u64> {
     let is_old = |(at, _): &(Instant, u64)| now.duration_since(*at) > DUPLICATE_WINDOW;
-    let mut newest = None;
-    while let Some((_, position)) = former.pop_front_if(|position| is_old(position)) {
-        newest = Some(position);
-    }
-    newest
+    let old = former.iter().take_while(|position| is_old(position)).count();
+    former.drain(..old).next_back().map(|(_, position)| position)
 }
 
 #[cfg(test)]

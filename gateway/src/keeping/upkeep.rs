@@ -151,12 +151,12 @@ impl Upkeep {
 impl Upkeep {
     /// Makes an intake and a status feed for each app whose services publish, mends what is missing, and removes those of other apps.
     async fn keep_intakes(&self) {
-        let (mut changes, mut check) = (self.config.changes(), interval(CHECK_INTERVAL));
+        let (mut config, mut check) = (self.config.changes(), interval(CHECK_INTERVAL));
         let (mut made, mut turn) = (HashMap::new(), 0);
         loop {
             tokio::select! {
                 _ = check.tick() => {}
-                changed = changes.changed() => if changed.is_err() { return },
+                changed = config.changed() => if changed.is_err() { return },
             }
             // While the configuration is being read, apps that are not read yet must not lose their intakes.
             if !self.config.is_loaded() {

@@ -1,6 +1,8 @@
 //! The border between regions: every region copies the directory, the records of idempotency keys and the receipts of the
 //! others. Writers sign them, and readers ignore copies without a signature, which the NATS key of one region can make.
 
+use std::sync::Arc;
+
 use async_nats::HeaderMap;
 use jiff::Timestamp;
 
@@ -10,15 +12,18 @@ use crate::{proof::Prover, seal::MeshKey};
 /// Signs what other regions copy, and checks what this region copied. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Border {
-    prover: Prover,
+    /// Shared, because the key that it keeps prepared is large.
+    prover: Arc<Prover>,
     config: Config,
 }
 
 impl Border {
     /// The border of the mesh with this key. `config` says whether the mesh requires signatures yet.
     pub fn new(mesh_key: &MeshKey, config: Config) -> Self {
-        let prover = mesh_key.prover();
-        Self { prover, config }
+        Self {
+            prover: mesh_key.prover().into(),
+            config,
+        }
     }
 
     /// The maker of proofs of work.
@@ -31,6 +36,11 @@ impl Border {
         let mut headers = super::version::headers();
         headers.insert(envelope::SIGNATURE, self.prover.message(subject, payload));
         headers
+    }
+
+    /// Whether the mesh has no region but this one.
+    pub fn is_only_region(&self) -> bool {
+        self.config.tenants().regions.len() == 1
     }
 
     /// Waits until it is known whether the mesh requires signatures.

@@ -107,7 +107,7 @@ pub enum Claim {
     OtherRequest,
 }
 
-/// Claims `key` of `app` for the request with the fingerprint `request`. `alone`: the mesh has no other region.
+/// Claims `key` of `app` for the request with the fingerprint `request`.
 ///
 /// # Errors
 /// When the stream did not acknowledge the claim.
@@ -115,7 +115,6 @@ pub async fn claim(
     js: &jetstream::Context,
     border: &Border,
     here: &Region,
-    alone: bool,
     app: &AppId,
     key: &EventId,
     request: Fingerprint,
@@ -132,7 +131,7 @@ pub async fn claim(
     };
     let claimed = held.write(js);
     let elsewhere = async {
-        if alone {
+        if border.is_only_region() {
             Vec::new()
         } else {
             // This region holds copies of the other regions' records. A failed read must not stop the request.

@@ -32,7 +32,7 @@ pub struct Inbox {
 #[derive(Debug)]
 pub enum Arrival {
     /// A message of an intake.
-    Published(Published),
+    Published(Box<Published>),
     /// The pull from the intake of this app has ended. It may be `lost`: the intake or its consumer does not answer.
     PullEnded {
         /// The app.
@@ -134,13 +134,13 @@ impl Inbox {
             ))
         });
         match published {
-            Some((app, sequence, stored_at, tries)) => Arrival::Published(Published {
+            Some((app, sequence, stored_at, tries)) => Arrival::Published(Box::new(Published {
                 app,
                 sequence,
                 stored_at,
                 tries,
                 message,
-            }),
+            })),
             None => Arrival::Other,
         }
     }

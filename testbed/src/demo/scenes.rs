@@ -6,9 +6,8 @@ use anyhow::Context;
 use async_nats::HeaderMap;
 use serde_json::{Value, json};
 use shared::{
-    channel::{Channel, Class},
     id::NotificationId,
-    nats::{connect, publish, subject::Lane, topology},
+    nats::{connect, publish, subject, topology},
 };
 
 use super::{report, say};
@@ -172,7 +171,7 @@ pub(super) async fn play(peal: &Peal) -> anyhow::Result<Vec<Scene>> {
         vec![want("zoe", "eu", None, "suppressed", Some("unknown_recipient"))],
     )
     .await?;
-    let by_nats = publish_job(peal).await?;
+    let by_nats = publish_notification(peal).await?;
     let nonsense = publish_nonsense(peal).await?;
     let mut played = vec![first, again, opted_out, dead_token, retried, nobody, by_nats, nonsense];
     for (guest, region) in guests(peal) {
@@ -205,56 +204,45 @@ async fn post(
 }
 
 /// A service publishes to NATS in us, for a recipient in eu.
-async fn publish_job(peal: &Peal) -> anyhow::Result<Scene> {
-    let js = connect::jetstream(peal.connect_as_service("us").await?);
-    let lane = lane("eu")?;
+async fn publish_notification(peal: &Peal) -> anyhow::Result<Scene> {
     let mut headers = HeaderMap::new();
-    headers.insert("Nats-Msg-Id", "invoice-7");
     headers.insert("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
-    let body = json!({ "recipient": "ann", "push": { "title": "Invoice 7 is paid" } }).to_string();
-    let stored = publish::store(&js, lane.notify(), headers, body.into()).await?;
+    let body = json!({
+        "event_id": "invoice-7",
+        "to": { "recipients": ["ann"] },
+        "push": { "title": "Invoice 7 is paid" },
+    });
     Ok(Scene {
         title: "NATS publish in us, recipient in eu",
         region: "eu".to_owned(),
-        notification: Some(NotificationId::of(&lane.app, &"invoice-7".parse()?).to_string()),
+        notification: Some(NotificationId::of(&APP.parse()?, &"invoice-7".parse()?).to_string()),
         expected: vec![
             want("ann", "eu", Some("apns"), "delivered", None),
             want("ann", "eu", Some("fcm"), "delivered", None),
         ],
         trace: None,
-        answer: format!("acknowledged by {} #{} of us", stored.stream, stored.sequence),
+        answer: publish(peal, headers, body.to_string()).await?,
     })
 }
 
-fn lane(region: &str) -> anyhow::Result<Lane> {
-    Ok(Lane {
-        channel: Channel::Push,
-        region: region.parse()?,
-        class: Class::Normal,
-        app: APP.parse()?,
-    })
-}
-
-/// A service publishes a message that is not a job.
+/// A service publishes a message that breaks a rule.
 async fn publish_nonsense(peal: &Peal) -> anyhow::Result<Scene> {
-    let js = connect::jetstream(peal.connect_as_service("us").await?);
-    let mut headers = HeaderMap::new();
-    headers.insert("Nats-Msg-Id", "nonsense-1");
-    let stored = publish::store(
-        &js,
-        lane("us")?.notify(),
-        headers,
-        r#"{"recipient": "bob", "push": {"titel": 1}}"#.into(),
-    )
-    .await?;
+    let body = r#"{"event_id": "nonsense-1", "to": {"recipients": ["bob"]}, "push": {"titel": 1}}"#;
     Ok(Scene {
         title: "NATS publish of an invalid message: it becomes a dead letter, with the reason",
         region: "us".to_owned(),
         notification: None,
         expected: Vec::new(),
         trace: None,
-        answer: format!("acknowledged by {} #{} of us", stored.stream, stored.sequence),
+        answer: publish(peal, HeaderMap::new(), body.to_owned()).await?,
     })
+}
+
+/// Publishes to the app's intake in us, in the app's own account, and says what acknowledged it.
+async fn publish(peal: &Peal, headers: HeaderMap, body: String) -> anyhow::Result<String> {
+    let js = connect::jetstream(peal.connect_as_app("us").await?);
+    let stored = publish::store(&js, subject::send(APP), headers, body.into()).await?;
+    Ok(format!("acknowledged by {} #{} of us", stored.stream, stored.sequence))
 }
 
 /// A broadcast reaches every member of a topic with one message to each region.
@@ -322,11 +310,14 @@ pub(super) async fn aftermath(peal: &Peal) -> anyhow::Result<Vec<String>> {
     }
     let js = connect::jetstream(peal.connect("us").await?);
     let dead = js.get_stream(topology::DEAD).await?;
-    match dead.direct_get_last_for_subject(lane("us")?.dead()).await {
+    match dead
+        .direct_get_last_for_subject(subject::dead_refused(&"us".parse()?, &APP.parse()?))
+        .await
+    {
         Ok(letter) => {
             let header = |name: &str| letter.headers.get(name).map(ToString::to_string).unwrap_or_default();
             say!("Dead letter: {} ({})\n", header("Peal-Reason"), header("Peal-Detail"))?;
-            if header("Peal-Reason") != "unreadable" {
+            if header("Peal-Reason") != "refused" {
                 failures.push("the dead letter must give the reason".to_owned());
             }
         }

@@ -182,21 +182,25 @@ struct Door {
     urls: Vec<String>,
     /// As a service of the app.
     js: jetstream::Context,
-    /// As a service of the former version.
-    former: jetstream::Context,
+    /// As a service of the former version, in a mesh with its programs.
+    former: Option<jetstream::Context>,
 }
 
 impl Callers {
     pub(super) async fn new(peal: &Peal, load: &Load, recipients: Vec<Recipient>) -> anyhow::Result<Self> {
         let mut doors = HashMap::new();
         for region in &peal.regions {
+            let former = match peal.former() {
+                Some(_) => Some(connect::jetstream(peal.connect_as_former_service(&region.name).await?)),
+                None => None,
+            };
             let door = Door {
                 urls: region
                     .gateways()
                     .map(|gateway| format!("{}/v1/notifications", gateway.url))
                     .collect(),
                 js: connect::jetstream(peal.connect_as_app(&region.name).await?),
-                former: connect::jetstream(peal.connect_as_service(&region.name).await?),
+                former,
             };
             doors.insert(region.name.clone(), door);
         }
@@ -389,7 +393,7 @@ impl Callers {
         // The id that the gateway would give it, so that a stream recognizes it from either protocol.
         headers.insert("Nats-Msg-Id", self.job(sent).ok()?.to_string());
         let body = json!({ "event_id": sent.event, "recipient": recipient.id, "push": self.push() });
-        let js = &self.doors[from].former;
+        let js = self.doors[from].former.as_ref()?;
         let stored = publish::store(js, lane.notify(), headers, body.to_string().into()).await;
         stored.is_ok().then_some(true)
     }

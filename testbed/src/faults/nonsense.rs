@@ -68,7 +68,7 @@ async fn send_request(peal: &Peal, request: &Request) -> anyhow::Result<u16> {
 
 async fn publish_message(peal: &Peal, callers: &Callers, message: &Message) -> anyhow::Result<bool> {
     let region = &peal.regions[0].name;
-    let js = connect::jetstream(peal.connect_as_service(region).await?);
+    let js = connect::jetstream(peal.connect(region).await?);
     let lane = Lane {
         channel: Channel::Push,
         region: region.parse()?,

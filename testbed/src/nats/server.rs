@@ -85,7 +85,7 @@ impl Settings {
             place: Place::default(),
             regions: Vec::new(),
             apps: vec![APP.parse().expect("the name of the test's app")],
-            beside_former: true,
+            beside_former: false,
             clusters: false,
             tls: true,
             edits: Vec::new(),

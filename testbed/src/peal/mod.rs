@@ -176,11 +176,12 @@ impl Peal {
         self.nats.region(region).connect(&Role::Service(APP.parse()?)).await
     }
 
-    /// A connection to a region's NATS as a service of [`APP`] of the former version, in Peal's account.
+    /// A connection to a region's NATS as a service of [`APP`] of the former version, in Peal's account. Only a mesh with
+    /// former programs permits it.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub async fn connect_as_service(&self, region: &str) -> anyhow::Result<async_nats::Client> {
+    pub async fn connect_as_former_service(&self, region: &str) -> anyhow::Result<async_nats::Client> {
         let service = Role::FormerService(region.parse()?, APP.parse()?);
         self.nats.region(region).connect(&service).await
     }

@@ -24,13 +24,11 @@ pub struct Plan {
     /// The number of edge workers in each region.
     pub workers: usize,
     /// The programs of the former version, where processes run as such. The app is then stored in its format, without
-    /// what this plan says about residency, doubt, quota and alerts.
+    /// what this plan says about residency, doubt, quota and alerts. The servers permit what those programs need, and work
+    /// from other regions needs no proof.
     pub former: Option<Former>,
     /// Whether the workers of each region help the other regions.
     pub helpers: bool,
-    /// Whether work that comes from another region needs a proof, and the servers permit nothing that only programs of the
-    /// former version need. Services that publish jobs themselves write no proofs.
-    pub proofs: bool,
     /// The collector that receives spans, as a URL; none if absent.
     pub otlp_endpoint: Option<String>,
     /// The share of notifications that are traced, 0.0 to 1.0.
@@ -79,7 +77,6 @@ impl Plan {
             workers: 2,
             former: None,
             helpers: false,
-            proofs: false,
             otlp_endpoint: None,
             sample_ratio: 1.0,
             log: LogMode::default(),
@@ -109,7 +106,7 @@ impl Plan {
             sync_interval: self.sync_interval,
             clusters: self.durability.replicas() > 1,
             tls: self.tls,
-            beside_former: !self.proofs,
+            beside_former: self.former.is_some(),
             regions: self
                 .regions
                 .iter()

@@ -48,7 +48,7 @@ pub(super) async fn provision(
     for region in &plan.regions {
         provision::write_region(&hub, &region.parse()?, &site(nats, plan, region)?).await?;
     }
-    if plan.proofs {
+    if plan.former.is_none() {
         provision::require_proofs(&hub, Clock::system().now()).await?;
     }
     let app = NewApp {

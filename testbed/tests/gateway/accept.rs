@@ -331,7 +331,6 @@ async fn a_key_used_in_one_region_is_known_in_the_others() {
             js,
             &border,
             here,
-            false,
             &app(),
             &"k1".parse().unwrap(),
             Fingerprint::of(content),

@@ -39,26 +39,22 @@ use crate::rig::{TIMEOUT, app, mesh, region, settings};
 async fn a_refusal_is_an_error_and_not_a_timeout() {
     let peal = mesh().await;
     let eu = peal.nats.region("eu");
-    let js = connect::jetstream(
-        eu.connect(&Role::FormerService(region("eu"), app("shop")))
-            .await
-            .unwrap(),
-    );
+    let js = connect::jetstream(eu.connect(&Role::Service(app("shop"))).await.unwrap());
     let store = async |subject: &str| {
         let stored = publish::store(&js, subject.to_owned(), HeaderMap::new(), "{}".into()).await;
         stored.map(|stored| stored.stream)
     };
-    assert_eq!(store("notify.push.eu.normal.bank").await, Err(NotStored::Forbidden));
+    assert_eq!(store("notify.push.eu.normal.shop").await, Err(NotStored::Forbidden));
     // One refusal ends all waits for the same subject, and no others.
     let many = (0..2000).map(|number| {
         let shop = number % 2 == 0;
-        let subject = format!("notify.push.us.bulk.{}", if shop { "shop" } else { "bank" });
+        let subject = format!("send.{}", if shop { "shop" } else { "bank" });
         let store = &store;
         async move { (shop, store(&subject).await) }
     });
     for (shop, stored) in futures::future::join_all(many).await {
         let expected = if shop {
-            Ok(topology::OUTBOX.to_owned())
+            Ok(topology::intake(&app("shop")))
         } else {
             Err(NotStored::Forbidden)
         };

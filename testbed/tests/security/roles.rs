@@ -7,7 +7,7 @@ use shared::nats::{connect::Nats, roles::Role};
 use testbed::nats::Server;
 use tokio::{sync::mpsc, time::timeout};
 
-use crate::rig::{TIMEOUT, app, mesh, region};
+use crate::rig::{TIMEOUT, mesh, region};
 
 /// No role may publish here, so that its refusal marks a place in the order of refusals.
 const MARK_SUBJECT: &str = "mark";
@@ -177,25 +177,6 @@ const FORBIDDEN_TO_WORKER: &[&str] = &[
     "$JS.ACK.NOTIFY.other.1.1.1.1.0",
 ];
 
-/// Subjects to which a service of shop in eu may not publish.
-const FORBIDDEN_TO_SERVICE: &[&str] = &[
-    "notify.push.eu.normal.bank",
-    "notify.push.us.urgent.bank",
-    "notify.push.ap.normal.shop",
-    "due.push.eu.normal.shop",
-    "receipt.eu.eu.shop",
-    "dead.push.eu.shop",
-    "$KV.recipients.shop.ann.profile",
-    "$KV.quota.project",
-    "directory.eu.home.shop.ann",
-    "$JS.API.STREAM.INFO.NOTIFY",
-    "$JS.API.STREAM.MSG.GET.NOTIFY",
-    "$JS.API.DIRECT.GET.RECEIPTS",
-    "$JS.API.CONSUMER.CREATE.NOTIFY.mine",
-    "$JS.API.CONSUMER.MSG.NEXT.NOTIFY.push-normal",
-    "$JS.ACK.NOTIFY.push-normal.1.1.1.1.0",
-];
-
 /// Subjects to which an operator may not publish.
 const FORBIDDEN_TO_OPERATOR: &[&str] = &[
     "notify.push.eu.normal.shop",
@@ -248,32 +229,6 @@ async fn each_role_is_refused_everything_beyond_its_permissions() {
     ];
     worker
         .assert_forbidden("a worker", FORBIDDEN_TO_WORKER, &subscriptions)
-        .await;
-
-    let mut service = Intruder::of(eu, &Role::FormerService(region("eu"), app("shop"))).await;
-    service
-        .assert_allowed("a service", &["notify.push.eu.bulk.shop", "notify.push.us.normal.shop"])
-        .await;
-    let subscriptions = [
-        ">",
-        "notify.>",
-        "receipt.>",
-        "_INBOX.>",
-        "_INBOX.eu.gateway.>",
-        "_INBOX.eu.service.bank.>",
-        "receipt.eu.*.bank",
-        "receipt.eu.*.members.bank",
-        "receipt.eu.>",
-        "dead.*.eu.bank",
-    ];
-    for own in ["receipt.eu.*.shop", "receipt.eu.*.members.shop", "dead.*.eu.shop"] {
-        assert!(
-            !service.is_subscribe_refused(own).await,
-            "a service may not subscribe to {own}"
-        );
-    }
-    service
-        .assert_forbidden("a service", FORBIDDEN_TO_SERVICE, &subscriptions)
         .await;
 
     for server in [hub, eu] {

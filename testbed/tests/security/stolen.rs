@@ -4,6 +4,7 @@ use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use shared::{
+    clock::Clock,
     id::{AddressId, NotificationId},
     nats::{connect, envelope, follow, publish, roles::Role, subject, topology},
     provider::Provider,
@@ -30,7 +31,6 @@ async fn mesh() -> Peal {
     let plan = Plan {
         workers: 1,
         sample_ratio: 0.0,
-        proofs: true,
         ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
     };
     let peal = Peal::start(plan).await.unwrap();
@@ -134,7 +134,7 @@ async fn it_pushes_to_nobody_elsewhere() {
         home: region("us"),
         locale: None,
         timezone: None,
-        updated_at: jiff::Timestamp::now(),
+        updated_at: Clock::system().now(),
     });
     let profile = subject::fact(&bob(), moved.name());
     publish::store(&gateway, profile, HeaderMap::new(), moved.encode().into())
@@ -144,7 +144,7 @@ async fn it_pushes_to_nobody_elsewhere() {
     // As a job that a worker hands over, and as one that waited.
     publish_forged(&worker, "moved.push.us.urgent.shop", "handed-over").await;
     let (mut headers, body) = forged("parked");
-    envelope::schedule(&mut headers, jiff::Timestamp::now(), "due.push.eu.urgent.shop".into());
+    envelope::schedule(&mut headers, Clock::system().now(), "due.push.eu.urgent.shop".into());
     publish::store(&worker, "schedule.parked.whole".into(), headers, body.into())
         .await
         .unwrap();
@@ -196,7 +196,7 @@ async fn it_cancels_and_removes_nothing_elsewhere() {
             .await
             .unwrap_or_else(|error| panic!("{subject}: {error}"));
     };
-    let (eu, now) = (region("eu"), jiff::Timestamp::now());
+    let (eu, now) = (region("eu"), Clock::system().now());
     // us's next notification is withdrawn before it is sent.
     let id: NotificationId = NotificationId(id_of("withdrawn").parse().unwrap());
     publish(subject::directory_cancelled(&eu, &bob().app, id), json!({ "at": now })).await;

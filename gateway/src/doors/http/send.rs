@@ -136,12 +136,10 @@ async fn answer_many(api: &Api, app: &AppId, results: &Results, held: Option<Hel
 }
 
 async fn claim(api: &Api, caller: &Caller<ToSend>, key: &EventId, request: Fingerprint) -> Result<Claim, Problem> {
-    let is_only_region = api.context.config.tenants().regions.len() == 1;
     let claimed = idempotency::claim(
         &api.context.js,
         &api.context.border,
         &api.context.here,
-        is_only_region,
         &caller.app.id,
         key,
         request,

@@ -65,7 +65,7 @@ impl Door {
     }
 }
 
-/// The event id of a single notification: in the body, else of the CloudEvent that the message is, else the message id.
+/// The event id of a single notification: in the body, else of the `CloudEvent` that the message is, else the message id.
 fn event(in_body: Option<EventId>, headers: &HeaderMap) -> Result<EventId, Invalid> {
     if let Some(event) = in_body {
         return Ok(event);

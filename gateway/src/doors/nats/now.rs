@@ -101,13 +101,13 @@ async fn serve(
         let Some(request) = request else { return };
         let (door, permit) = (Arc::clone(door), Arc::clone(permits).try_acquire_owned());
         requests.spawn(Box::pin(async move {
-            match permit {
-                Ok(_permit) => door.answer(&request).await,
-                Err(_) => {
-                    let problem = Problem::new(OVERLOADED, "Repeat after a second.");
-                    door.respond(&request, &Trace::None, Err(problem)).await;
-                }
+            if permit.is_ok() {
+                door.answer(&request).await;
+            } else {
+                let problem = Problem::new(OVERLOADED, "Repeat after a second.");
+                door.respond(&request, &Trace::None, Err(problem)).await;
             }
+            drop(permit);
         }));
     }
 }

@@ -72,7 +72,7 @@ const STRANGE_HOME_TRIES: i64 = 20;
 /// What this gateway holds of the intake of one app.
 #[derive(Debug)]
 struct Queue {
-    waiting: VecDeque<Published>,
+    waiting: VecDeque<Box<Published>>,
     at_work: usize,
     /// How many messages the open pull may still bring.
     pulling: usize,

@@ -526,10 +526,12 @@ struct To {
 
 /// The notifications of a message of an intake.
 fn items(app: &AppId, region: &Region, regions: usize, entry: &Entry, is_waiting: bool) -> Vec<Item> {
-    let item = |index, named: Named| {
+    let item = |index: Option<usize>, named: Named| {
         let event = named.event_id.or_else(|| {
             let header = |name| envelope::header(&entry.headers, name);
-            let text = (index == None).then(|| header("ce-id").or_else(|| header("Nats-Msg-Id")))??;
+            let text = index
+                .is_none()
+                .then(|| header("ce-id").or_else(|| header("Nats-Msg-Id")))??;
             text.parse().ok()
         });
         let jobs = named.to.recipients.map_or(1, |recipients| recipients.len());
