@@ -317,7 +317,7 @@ async fn no_header_of_a_service_changes_its_intake() {
 async fn life_counts_from_created_at() {
     let rig = Rig::start().await;
     let at = "2026-11-20T00:00:00Z".parse::<jiff::Timestamp>().unwrap();
-    let at = at.max(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(48));
+    let at = at.max(shared::clock::Clock::system().now() - jiff::SignedDuration::from_hours(48));
     let mut old = notification("old");
     old["created_at"] = json!(at.to_string());
     assert_eq!(rig.ask("POST", "/v1/notifications", old.clone()).await.status, 202);
