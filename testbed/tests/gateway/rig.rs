@@ -80,6 +80,7 @@ impl Rig {
     async fn start_on(servers: nats::Settings, adjust: impl FnOnce(&mut Settings)) -> Self {
         let servers = nats::Settings {
             regions: vec![region("eu"), region("us")],
+            apps: vec![app(), "bank".parse().unwrap()],
             ..servers
         };
         let nats = Mesh::start(servers, &["eu"]).await.unwrap();
