@@ -23,6 +23,35 @@ pub(super) struct ApiArgs {
     key: String,
 }
 
+/// The gateway and an API key, for a command that also works without.
+#[derive(Args)]
+pub(super) struct OptionalApiArgs {
+    /// The base URL of the gateway, such as `https://peal.example`.
+    #[arg(long, value_name = "URL", env = "PEAL_URL")]
+    url: Option<String>,
+    /// An API key. Prefer the environment variable: other users of the machine can see a command line.
+    #[arg(long, env = "PEAL_KEY", hide_env_values = true)]
+    key: Option<String>,
+}
+
+impl OptionalApiArgs {
+    /// Both, if both are given.
+    pub(super) fn given(self) -> Option<ApiArgs> {
+        Some(ApiArgs {
+            url: self.url?,
+            key: self.key?,
+        })
+    }
+}
+
+impl fmt::Debug for OptionalApiArgs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OptionalApiArgs")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for ApiArgs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApiArgs")

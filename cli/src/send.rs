@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Answer, Failure,
-    api::{self, Api, ApiArgs, text},
+    api::{self, Api, ApiArgs, OptionalApiArgs, text},
     table::Table,
 };
 
@@ -36,9 +36,9 @@ const STATUS_POLL: Duration = Duration::from_millis(200);
 #[derive(Debug, Args)]
 pub(super) struct SendArgs {
     #[command(flatten)]
-    api: Option<ApiArgs>,
+    api: OptionalApiArgs,
     #[command(flatten)]
-    door: Option<DoorArgs>,
+    door: DoorArgs,
     /// A recipient; may be repeated.
     #[arg(long, value_name = "RECIPIENT")]
     to: Vec<String>,
@@ -82,10 +82,10 @@ pub(super) struct SendArgs {
 struct DoorArgs {
     /// Send over NATS, to the servers of this region.
     #[arg(long, value_name = "URL", requires = "app")]
-    nats: String,
+    nats: Option<String>,
     /// The app that sends.
-    #[arg(long)]
-    app: AppId,
+    #[arg(long, requires = "nats")]
+    app: Option<AppId>,
     /// The file with the seed of the service's `NKey`.
     #[arg(long, value_name = "FILE")]
     nkey: Option<PathBuf>,
@@ -99,18 +99,18 @@ struct DoorArgs {
 
 impl DoorArgs {
     /// Sends a request to the micro service, and returns its answer.
-    async fn send(&self, request: &Value) -> Result<Value, Failure> {
+    async fn send(&self, url: &str, app: &AppId, request: &Value) -> Result<Value, Failure> {
         let nats = Nats {
-            url: self.nats.clone(),
+            url: url.to_owned(),
             nkey_file: self.nkey.clone(),
             creds_file: self.creds.clone(),
             ca_file: self.ca.clone(),
             cert_file: None,
             key_file: None,
         };
-        let role = Role::Service(self.app.clone());
+        let role = Role::Service(app.clone());
         let client = connect::connect(&nats, &role, "peal").await?;
-        let subject = subject::send_now(self.app.as_str());
+        let subject = subject::send_now(app.as_str());
         let asking = client.request(subject.clone(), request.to_string().into());
         let answer = unless_refused(&client, move |refused| refused == subject, asking).await;
         let answer = answer.map_err(|error| Failure::Door(error.to_string()))?;
@@ -133,15 +133,15 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 pub(super) async fn run(args: SendArgs, out: &mut impl Write) -> Result<Answer, Failure> {
     let request = args.request()?;
-    let api = args.api.map(ApiArgs::open).transpose()?;
+    let api = args.api.given().map(ApiArgs::open).transpose()?;
     let need_api = || Failure::Arguments("--url and --key, or --nats with --app, must be given".to_owned());
-    let answer = match (&args.door, &api) {
-        (Some(door), _) => door.send(&request).await?,
-        (None, Some(api)) => {
+    let answer = match (&args.door.nats, &args.door.app, &api) {
+        (Some(url), Some(app), _) => args.door.send(url, app, &request).await?,
+        (_, _, Some(api)) => {
             let path = "/v1/notifications";
             api.request(Method::POST, path, &[], Some(&request)).await?
         }
-        (None, None) => return Err(need_api()),
+        _ => return Err(need_api()),
     };
     let id = text(&answer, "notification_id");
     writeln!(out, "{id}")?;

@@ -83,6 +83,14 @@ enum Answer {
     Failed,
 }
 
+/// No gateway of the region answered, and perhaps only gateways of 0.1 run there, whose streams were read directly. If that
+/// is not permitted any more, the region just does not answer.
+fn unasked(error: NoAnswer) -> NoAnswer {
+    match error {
+        NoAnswer::Forbidden | NoAnswer::Silent => NoAnswer::Silent,
+    }
+}
+
 impl Regions {
     /// Reads in the region `here` over `js`, and elsewhere through the gateways there.
     pub fn new(js: jetstream::Context, here: Region, config: Config, mesh_key: &MeshKey) -> Self {
@@ -108,7 +116,11 @@ impl Regions {
             filters: filters.to_vec(),
         };
         match self.ask(region, what).await {
-            Err(Unasked::Nobody) => direct::last_of(&self.js, &Domain::Region(region), RECIPIENTS, filters).await,
+            Err(Unasked::Nobody) => {
+                let there = Domain::Region(region);
+                let read = direct::last_of(&self.js, &there, RECIPIENTS, filters);
+                read.await.map_err(unasked)
+            }
             asked => Ok(asked?),
         }
     }
@@ -133,7 +145,11 @@ impl Regions {
             count,
         };
         match self.ask(region, what).await {
-            Err(Unasked::Nobody) => direct::from(&self.js, &Domain::Region(region), DEAD, filter, from, count).await,
+            Err(Unasked::Nobody) => {
+                let there = Domain::Region(region);
+                let read = direct::from(&self.js, &there, DEAD, filter, from, count);
+                read.await.map_err(unasked)
+            }
             asked => Ok(asked?),
         }
     }
@@ -147,7 +163,10 @@ impl Regions {
             return delete(&self.js, sequence).await;
         }
         match self.ask(region, What::DeleteLetter { sequence }).await {
-            Err(Unasked::Nobody) => delete(&connect::jetstream_of(self.js.client(), region), sequence).await,
+            Err(Unasked::Nobody) => {
+                let deleted = delete(&connect::jetstream_of(self.js.client(), region), sequence).await;
+                deleted.map_err(unasked)
+            }
             asked => asked.map(drop).map_err(NoAnswer::from),
         }
     }

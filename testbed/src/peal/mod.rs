@@ -11,7 +11,7 @@ mod settings;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use shared::{id_key::IdKey, nats::roles::Role};
+use shared::{id_key::IdKey, nats::roles::Role, proof::Prover, seal::MeshKey};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
@@ -166,6 +166,14 @@ impl Peal {
     /// When it cannot be made.
     pub async fn connect(&self, region: &str) -> anyhow::Result<async_nats::Client> {
         self.nats.region(region).connect_as_test().await
+    }
+
+    /// Proves that work was accepted, as gateways do.
+    ///
+    /// # Errors
+    /// When the mesh key cannot be read.
+    pub fn prover(&self) -> anyhow::Result<Prover> {
+        Ok(MeshKey::from_base64(&self.mesh_key)?.prover())
     }
 
     /// A connection to a region's NATS as a service of [`APP`], in the app's own account.

@@ -404,9 +404,9 @@ fn invalid_bodies() -> Vec<(Value, u16, &'static str, &'static str)> {
             "email",
         ),
         (
-            json!({ "notifications": ["5551234"] }),
+            json!({ "notifications": "5551234" }),
             422,
-            "not_built",
+            "validation_failed",
             "notifications",
         ),
         (
@@ -529,7 +529,7 @@ async fn malformed_requests_are_answered_with_problems() {
             "validation_failed",
         ),
         (
-            rig.request("GET", "/v1/notifications").bearer_auth(&rig.key),
+            rig.request("PUT", "/v1/notifications").bearer_auth(&rig.key),
             405,
             "method_not_allowed",
         ),
@@ -544,10 +544,10 @@ async fn malformed_requests_are_answered_with_problems() {
         let answer = send(request).await;
         assert_eq!((answer.status, answer.code()), (status, code), "{answer:?}");
     }
-    let answer = send(rig.request("GET", "/v1/notifications").header("x-request-id", "mine-1")).await;
+    let answer = send(rig.request("PUT", "/v1/notifications").header("x-request-id", "mine-1")).await;
     assert_eq!(
         (answer.header("allow"), answer.header("x-request-id")),
-        (Some("POST"), Some("mine-1"))
+        (Some("GET,HEAD,POST"), Some("mine-1"))
     );
     assert_eq!(rig.count(topology::NOTIFY).await, 0);
 }

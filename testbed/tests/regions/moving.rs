@@ -3,7 +3,10 @@
 use serde_json::json;
 use shared::{
     channel::{Channel, Class},
-    nats::{connect, publish, subject::Lane, version},
+    clock::Clock,
+    id::JobId,
+    nats::{connect, envelope, publish, subject::Lane},
+    proof::Claims,
 };
 use testbed::{
     peal::APP,
@@ -91,9 +94,20 @@ async fn a_job_of_a_region_that_never_knew_its_recipient_goes_to_their_home() {
     for (event, recipient) in [("astray", "bob"), ("to-nobody", "nobody")] {
         let body = json!({ "event_id": event, "recipient": recipient, "push": { "title": "Hi" } });
         let body = serde_json::to_vec(&body).unwrap();
-        publish::store(&js, lane.notify(), version::headers(), body.into())
-            .await
-            .unwrap();
+        let (event, at) = (event.parse().unwrap(), Clock::system().now());
+        let id = JobId::of(&peal.ids, &lane.app, &event, &recipient.parse().unwrap(), lane.channel);
+        let mut headers = envelope::headers(id, at, &lane.region);
+        let claims = Claims {
+            app: &lane.app,
+            channel: lane.channel,
+            class: lane.class,
+            event: &event,
+            origin: &lane.region,
+            payload: &body,
+        };
+        let proof = peal.prover().unwrap().work(&claims, at);
+        headers.insert(envelope::PROOF, proof.to_string());
+        publish::store(&js, lane.notify(), headers, body.into()).await.unwrap();
     }
     assert_settled(&peal).await;
     assert_eq!(peal.simulators.apns.log().delivered_to(&token).len(), 1);
