@@ -103,7 +103,7 @@ async fn show(
         let info = consumer.cached_info();
         let (pending, unacknowledged) = (info.num_pending, info.num_ack_pending as u64);
         if stream == topology::SCHEDULE {
-            due = pending + unacknowledged;
+            due += pending + unacknowledged;
         }
         let oldest = if pending + unacknowledged == 0 {
             None

@@ -3,7 +3,11 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{self, consumer::PullConsumer, stream::Stream};
+use async_nats::jetstream::{
+    self,
+    consumer::PullConsumer,
+    stream::{ConsumerErrorKind, Stream},
+};
 use jiff::{SignedDuration, Timestamp};
 use shared::{
     clock::Clock,
@@ -104,13 +108,28 @@ impl Janitor {
             stream.cached_info().state.first_sequence,
             stream.cached_info().state.last_sequence,
         );
-        for (name, config) in topology::workers_consumers(&self.region)
+        for (_, config) in topology::workers_consumers(&self.region)
             .into_iter()
             .filter(|(stream, _)| *stream == topology::NOTIFY)
         {
-            let durable = config.durable_name.unwrap_or_default();
-            let mut consumer: PullConsumer = self.js.get_consumer_from_stream(durable, name).await?;
-            let info = consumer.info().await?;
+            let durable = config.durable_name.clone().unwrap_or_default();
+            let consumer: Result<PullConsumer, _> = self.js.get_consumer_from_stream(durable, topology::NOTIFY).await;
+            let consumer = match consumer {
+                Ok(consumer) => consumer,
+                // A gateway of the version before makes no overflow, and a consumer that was deleted comes back soon. None
+                // of its work may be trimmed meanwhile.
+                Err(error) if matches!(error.kind(), ConsumerErrorKind::JetStream(error) if error.code() == 404) => {
+                    if let Ok(waits) = stream
+                        .direct_get_next_for_subject(&config.filter_subject, Some(first))
+                        .await
+                    {
+                        done = done.min(waits.sequence.saturating_sub(1));
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let info = consumer.cached_info();
             // A consumer with nothing left has finished all that the stream held when its state was read.
             if info.num_pending > 0 || info.num_ack_pending > 0 {
                 done = done.min(info.ack_floor.stream_sequence);

@@ -19,7 +19,7 @@ use crate::{
     freshness::Freshness,
     janitor::Janitor,
     ledger::{self, Committer, Ledger},
-    pipeline::{Announcer, Barrier, Brake, InFlight, Pace, Pipeline, Ticket, lane_pullers, member_permits},
+    pipeline::{Announcer, Barrier, Brake, InFlight, Pace, Pipeline, Shares, Ticket, lane_pullers, member_permits},
     presence::{Presence, Rank},
     providers::Providers,
     pulled::ReturnQueue,
@@ -129,6 +129,7 @@ impl Station {
             brake: Brake::new(settings.removals_per_minute),
             cancelled,
             members: member_permits(settings.in_flight),
+            shares: Shares::default(),
             lifecycle: lifecycle.clone(),
         };
         let lanes = Lanes {

@@ -6,6 +6,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use serde::Deserialize;
 use shared::{
+    invalid::Invalid,
     nats::{
         connect::Nats,
         topology::{HUB, RegionSettings},
@@ -16,7 +17,7 @@ use shared::{
     telemetry,
 };
 
-pub use crate::{doors::http::api::Limits, records::alerts::AlertSettings};
+pub use crate::{doors::http::api::Limits, intake::budget::Quota, records::alerts::AlertSettings};
 
 /// The defaults, with an explanation of every key.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
@@ -37,6 +38,8 @@ pub struct Settings {
     pub mesh: RegionSettings,
     /// Limits on requests.
     pub limits: Limits,
+    /// What each app's callers may do.
+    pub quota: Quota,
     /// How developers are alerted to dead letters.
     pub alerts: AlertSettings,
     /// Log format, metrics and the collector of spans.
@@ -52,6 +55,9 @@ pub enum Unusable {
     /// A limit of zero would refuse every request.
     #[error("limits.{0} must be at least 1")]
     Zero(&'static str),
+    /// A quota is outside its limits.
+    #[error("{0}")]
+    Quota(Invalid),
     /// A region has the hub's name.
     #[error("mesh.region must not be {HUB:?}, which is reserved for the hub")]
     Hub,
@@ -75,12 +81,17 @@ impl Settings {
             ("body_bytes", self.limits.body_bytes),
             ("recipients", self.limits.recipients),
             ("in_flight", self.limits.in_flight),
+            ("connections", self.limits.connections),
+            ("connections_per_address", self.limits.connections_per_address),
             ("request_timeout_s", usize::from(self.limits.request_timeout_s > 0)),
             ("status_notifications", self.limits.status_notifications),
         ];
         if let Some((name, _)) = limits.into_iter().find(|(_, limit)| *limit == 0) {
             return Err(Unusable::Zero(name));
         }
+        self.quota
+            .check()
+            .map_err(|invalid| Unusable::Quota(invalid.within("quota")))?;
         if self.mesh.region.as_str() == HUB {
             return Err(Unusable::Hub);
         }

@@ -39,10 +39,10 @@ use crate::{
     config::{Settings, Unusable},
     context::Context,
     doors::{
-        http::{self, api::Api},
+        http::{self, Connections, Keys, api::Api},
         nats::Door,
     },
-    intake::{accept::Intake, moved, publish::Publisher},
+    intake::{accept::Intake, budget::Budgets, moved, publish::Publisher, waiting},
     keeping::{canary, readiness::Readiness, trim, upkeep::Upkeep},
     recipients::{homes::Homes, owners},
     records::{alerts::Alerts, dead_letters::DeadLetters, receipts::Receipts, recorder},
@@ -123,6 +123,7 @@ impl Gateway {
             telemetry,
         });
         let readiness = Readiness::new(Arc::clone(&context), upkeep.complete(), lifecycle.clone());
+        let budgets = Arc::new(Budgets::new(settings.quota, context.here.clone()));
         let homes = Homes {
             context: Arc::clone(&context),
         };
@@ -138,7 +139,8 @@ impl Gateway {
         lifecycle.spawn_endless("alerts", alerts.run());
         lifecycle.spawn_endless("canary", canary::run(Arc::clone(&context), readiness.clone()));
         lifecycle.spawn_endless("receipts", receipts.clone().follow());
-        lifecycle.spawn_endless("moved", moved::run(Arc::clone(&context)));
+        lifecycle.spawn_endless("moved", moved::run(Arc::clone(&context), Arc::clone(&budgets)));
+        lifecycle.spawn_endless("waiting", waiting::follow(Arc::clone(&context), Arc::clone(&budgets)));
         // The recorder accepts records until the last request is answered.
         let answered = CancellationToken::new();
         lifecycle.spawn_job(writer.run(answered.clone()));
@@ -146,6 +148,7 @@ impl Gateway {
             context: Arc::clone(&context),
             publisher: Publisher::new(Arc::clone(&context), settings.mesh.durability),
             recorder: recorder.clone(),
+            budgets,
         });
         let door = Door {
             context: Arc::clone(&context),
@@ -166,10 +169,12 @@ impl Gateway {
             },
             readiness: readiness.clone(),
             limits: settings.limits,
-            permits: Semaphore::new(settings.limits.in_flight),
+            permits: Arc::new(Semaphore::new(settings.limits.in_flight)),
+            keys: Keys::default(),
             context: Arc::clone(&context),
         };
-        let serving = http::serve(listener, http::router(api.into()), lifecycle.clone());
+        let connections = Connections::new(settings.limits.connections, settings.limits.connections_per_address);
+        let serving = http::serve(listener, http::router(api.into()), connections, lifecycle.clone());
         let serving = future::join(serving, door.serve(apps, lifecycle.clone()));
         lifecycle.spawn("doors", async move {
             serving.await;

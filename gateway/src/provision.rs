@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use shared::{
     api_key::{ApiKey, Scope},
-    app::{Alerts, Ambiguity, App, alerts_seal_name},
+    app::{Alerts, Ambiguity, App, Quota, alerts_seal_name},
     channel::Channel,
     clock::Clock,
     id::{AccountKey, AppId, Region},
@@ -53,6 +53,8 @@ pub struct NewApp {
     pub ambiguity: BTreeMap<Channel, Ambiguity>,
     /// The webhook that reports dead letters to its developers.
     pub alerts: Option<NewAlerts>,
+    /// What its callers may do, where it differs from the gateways' settings.
+    pub quota: Quota,
     /// Its credentials, at most one for each provider.
     pub credentials: Vec<Credential>,
 }
@@ -179,6 +181,7 @@ impl NewApp {
                 url: alerts.url.clone(),
                 secret: mesh_key.seal(&alerts_seal_name(&self.id), alerts.secret.reveal()),
             }),
+            quota: self.quota,
             ..App::new(self.id.clone(), self.default_region.clone())
         };
         for credential in &self.credentials {
@@ -211,6 +214,8 @@ struct AppEntry {
     #[serde(default)]
     ambiguity: BTreeMap<Channel, Ambiguity>,
     alerts: Option<AlertsEntry>,
+    #[serde(default)]
+    quota: Quota,
     #[serde(default)]
     keys: Vec<KeyEntry>,
     /// The members of each credential, by the name of its provider. A member `<name>_file` is the path of a file with
@@ -349,6 +354,8 @@ impl AppEntry {
             }),
             None => None,
         };
+        let invalid = |invalid: Invalid| ProvisionError::Invalid(self.id.clone(), invalid.within("quota"));
+        self.quota.check().map_err(invalid)?;
         let mut credentials = Vec::with_capacity(self.credentials.len());
         for (name, members) in &self.credentials {
             let invalid = |invalid: Invalid| ProvisionError::Invalid(self.id.clone(), invalid.within(name));
@@ -369,6 +376,7 @@ impl AppEntry {
             residency: self.residency.clone(),
             ambiguity: self.ambiguity.clone(),
             alerts,
+            quota: self.quota,
             credentials,
         })
     }

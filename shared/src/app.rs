@@ -40,6 +40,9 @@ pub struct App {
     /// The app's NATS account, where servers name accounts by their keys; else the account has the name of the app.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<AccountKey>,
+    /// What the app's callers may do, where it differs from the gateways' settings.
+    #[serde(default, skip_serializing_if = "Quota::is_default")]
+    pub quota: Quota,
     /// The credentials of the app, sealed with the mesh key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub credentials: BTreeMap<Provider, SealedCredential>,
@@ -53,6 +56,55 @@ pub struct Alerts {
     pub url: String,
     /// The signing key: `whsec_`, then the key in base64.
     pub secret: Sealed,
+}
+
+/// What an app's callers may do. An absent member is the gateway's setting of the same name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quota {
+    /// Requests a second, for each API key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_s: Option<u32>,
+    /// Jobs a second, in a region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jobs_per_s: Option<u32>,
+    /// Requests at one time, for each API key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<u32>,
+    /// Jobs that wait in a lane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_jobs: Option<u32>,
+    /// Bytes that wait in the lanes of a region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_bytes: Option<u64>,
+}
+
+impl Quota {
+    /// Checks the limits that the contract sets for each member.
+    ///
+    /// # Errors
+    /// The first member outside its limits.
+    pub fn check(&self) -> Result<(), Invalid> {
+        let ranges = [
+            ("requests_per_s", self.requests_per_s, 1_000_000),
+            ("jobs_per_s", self.jobs_per_s, 10_000_000),
+            ("in_flight", self.in_flight, 8192),
+            ("waiting_jobs", self.waiting_jobs, 10_000_000),
+        ];
+        for (name, value, most) in ranges {
+            if value.is_some_and(|value| !(1..=most).contains(&value)) {
+                return Err(Invalid::new(name, format!("must be 1 to {most}")));
+            }
+        }
+        if self.stored_bytes.is_some_and(|bytes| bytes < 1 << 20) {
+            return Err(Invalid::new("stored_bytes", "must be at least 1048576"));
+        }
+        Ok(())
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 words!(
@@ -88,6 +140,13 @@ impl App {
             services: false,
             outbox: false,
             account: None,
+            quota: Quota {
+                requests_per_s: None,
+                jobs_per_s: None,
+                in_flight: None,
+                waiting_jobs: None,
+                stored_bytes: None,
+            },
             credentials: BTreeMap::new(),
         }
     }
@@ -203,6 +262,8 @@ struct Stored {
     outbox: bool,
     #[serde(default)]
     account: Option<AccountKey>,
+    #[serde(default)]
+    quota: Quota,
     /// By the name of the provider; credentials for providers that this version does not know are ignored.
     #[serde(default)]
     credentials: BTreeMap<String, SealedCredential>,
@@ -229,6 +290,7 @@ impl From<Stored> for App {
             services: stored.services,
             outbox: stored.outbox,
             account: stored.account,
+            quota: stored.quota,
             credentials: former.chain(known).collect(),
         }
     }
@@ -289,6 +351,29 @@ mod tests {
         assert_eq!(app.credentials(&key()).unwrap(), [expected]);
         let again: App = serde_json::from_value(serde_json::to_value(&app).unwrap()).unwrap();
         assert_eq!(again, app);
+    }
+
+    #[test]
+    fn a_quota_outside_its_limits_names_the_member() {
+        let invalid = |quota: Quota| quota.check().unwrap_err().field;
+        let zero = Quota {
+            in_flight: Some(0),
+            ..Quota::default()
+        };
+        let small = Quota {
+            stored_bytes: Some(1),
+            ..Quota::default()
+        };
+        assert_eq!(
+            (invalid(zero), invalid(small)),
+            ("in_flight".into(), "stored_bytes".into())
+        );
+        Quota {
+            jobs_per_s: Some(10_000_000),
+            ..Quota::default()
+        }
+        .check()
+        .unwrap();
     }
 
     #[test]

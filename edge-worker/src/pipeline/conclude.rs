@@ -16,7 +16,8 @@ use shared::{
     job::Job,
     nats::{
         directory::{self, Ownership},
-        envelope, facts, publish, subject,
+        envelope, facts, publish,
+        subject::{self, Tier},
     },
     receipt::{Receipt, State},
     recipient::{FactName, RecipientKey},
@@ -205,7 +206,7 @@ impl Pipeline {
                 let lane = self.lane(job);
                 let target = match by {
                     NextWorker::Helper => lane.spill(),
-                    NextWorker::Own => lane.due(),
+                    NextWorker::Own => self.tier_of_retry(pulled, job).subject(&lane.due()),
                 };
                 self.park(active, attempt, *due, target, span).await
             }
@@ -223,6 +224,14 @@ impl Pipeline {
                 Ok(())
             }
             Conclusion::Final { .. } => Ok(()),
+        }
+    }
+
+    /// A retry stays in the overflow if its job came from there.
+    fn tier_of_retry(&self, pulled: &Pulled, job: &Job) -> Tier {
+        match Tier::of(pulled.subject()) {
+            Tier::Main => self.shares.of_retry(&job.app),
+            Tier::Overflow => Tier::Overflow,
         }
     }
 

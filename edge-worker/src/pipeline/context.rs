@@ -1,6 +1,6 @@
 //! What every stage of the pipeline uses.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use async_nats::jetstream;
 use shared::{
@@ -10,12 +10,17 @@ use shared::{
     id::Region,
     job::Job,
     lifecycle::Lifecycle,
-    nats::{border::Border, cancelled::Cancelled, config::Config, subject::Lane},
+    nats::{
+        border::Border,
+        cancelled::Cancelled,
+        config::Config,
+        subject::{Lane, Tier},
+    },
     telemetry::Telemetry,
 };
 use tokio::sync::{Semaphore, watch};
 
-use super::{barrier::Barrier, brake::Brake, in_flight::InFlight, settlement::Ticket};
+use super::{barrier::Barrier, brake::Brake, in_flight::InFlight, settlement::Ticket, shares::Shares};
 use crate::{
     cache,
     freshness::Freshness,
@@ -66,8 +71,10 @@ pub struct Pipeline {
     pub brake: Brake,
     /// Withdrawn notifications.
     pub cancelled: Cancelled,
-    /// Permits for the members of slices, by channel and class.
-    pub members: BTreeMap<(Channel, Class), Arc<Semaphore>>,
+    /// Permits for the members of slices, by channel, class and tier.
+    pub members: HashMap<(Channel, Class, Tier), Arc<Semaphore>>,
+    /// How much work each app stores here for later.
+    pub shares: Shares,
     /// Tells when shutdown begins, and waits for the jobs in flight.
     pub lifecycle: Lifecycle,
 }

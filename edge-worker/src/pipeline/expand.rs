@@ -15,7 +15,10 @@ use shared::{
     broadcast::{Broadcast, Slice},
     failpoint::failpoint,
     id::{JobId, RecipientId},
-    nats::{connect, envelope, subject},
+    nats::{
+        connect, envelope,
+        subject::{self, Tier},
+    },
     receipt::{Expanded, ExpandedSlice, State},
 };
 use tokio::{
@@ -52,7 +55,7 @@ impl Pipeline {
         reservation: Reservation,
     ) -> Step<Settlement> {
         let connected = connect::connects(&self.js.client());
-        let permits = &self.members[&(broadcast.channel(), broadcast.class)];
+        let permits = &self.members[&(broadcast.channel(), broadcast.class, Tier::of(pulled.subject()))];
         let (end, mut ends) = mpsc::unbounded_channel();
         let mut expansion = Expansion::new(self, &pulled, broadcast, slice, end);
         let mut progress = interval(REPORT_PROGRESS_EVERY);
@@ -148,7 +151,9 @@ impl<'a> Expansion<'a> {
     ) -> Self {
         Self {
             envelope: Arc::new(SliceEnvelope {
-                subject: pipeline.lane_of_broadcast(broadcast).notify().into(),
+                subject: Tier::of(pulled.subject())
+                    .subject(&pipeline.lane_of_broadcast(broadcast).notify())
+                    .into(),
                 headers: envelope::member_headers(pulled.headers(), slice),
                 is_proven: pipeline.is_proven_broadcast(pulled, broadcast),
                 renditions: Renditions::default(),

@@ -25,6 +25,7 @@ mod receipts;
 mod resolve;
 mod settle;
 mod settlement;
+mod shares;
 mod split;
 mod trace;
 mod wanted;
@@ -40,6 +41,7 @@ pub use self::{
     pull::{LanePuller, lane_pullers, member_permits},
     settle::Announcer,
     settlement::Ticket,
+    shares::Shares,
 };
 use self::{
     barrier::Current,

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use shared::nats::subject::Tier;
 use tokio::{
     sync::Semaphore,
     time::{Instant, sleep},
@@ -41,8 +42,9 @@ const RATE_RAISE_FACTOR: f64 = 1.01;
 /// Admits retries. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Pace {
-    /// One permit for each retry that may be pulled now.
-    admissions: Arc<Semaphore>,
+    /// One permit for each retry that may be pulled now: those of the main tier, and those of the overflow.
+    main: Arc<Semaphore>,
+    overflow: Arc<Semaphore>,
     /// The number of fresh messages so far.
     fresh: Arc<AtomicU64>,
 }
@@ -51,7 +53,8 @@ impl Pace {
     /// Returns the pace and the task that adjusts it, which never ends.
     pub fn new() -> (Self, impl Future<Output = ()> + Send) {
         let pace = Self {
-            admissions: Arc::new(Semaphore::new(0)),
+            main: Arc::new(Semaphore::new(0)),
+            overflow: Arc::new(Semaphore::new(0)),
             fresh: Arc::default(),
         };
         (pace.clone(), pace.adjust())
@@ -62,13 +65,17 @@ impl Pace {
         self.fresh.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits until a retry may be pulled, and returns how many may be, up to `max`.
-    pub(super) async fn admit(&self, max: usize) -> usize {
-        let Ok(one) = self.admissions.acquire().await else {
+    /// Waits until a retry of `tier` may be pulled, and returns how many may be, up to `max`.
+    pub(super) async fn admit(&self, tier: Tier, max: usize) -> usize {
+        let admissions = match tier {
+            Tier::Main => &self.main,
+            Tier::Overflow => &self.overflow,
+        };
+        let Ok(one) = admissions.acquire().await else {
             return 0;
         };
         one.forget();
-        1 + self.admissions.forget_permits(max.saturating_sub(1))
+        1 + admissions.forget_permits(max.saturating_sub(1))
     }
 
     /// Measures the delay of timers, and admits one portion of retries after another.
@@ -85,20 +92,27 @@ impl Pace {
                 sleep(TIMER_TICK).await;
                 let took = started.elapsed();
                 // An unused rate does not show what the process can sustain.
-                let used = self.admissions.available_permits() == 0;
+                let used = self.admissions().any(|tier| tier.available_permits() == 0);
                 let late =
                     took.saturating_sub(TIMER_TICK) > TIMER_LATE_AFTER && quiet_portions < UNPACED_AFTER_PORTIONS;
                 rate.adjust(late, used);
                 portion += rate.0 * took.as_secs_f64();
             }
-            self.admissions.forget_permits(Semaphore::MAX_PERMITS);
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
                 reason = "at most MAX_JOBS_PER_SECOND times some seconds"
             )]
-            self.admissions.add_permits(portion.ceil() as usize);
+            let portion = portion.ceil() as usize;
+            for tier in self.admissions() {
+                tier.forget_permits(Semaphore::MAX_PERMITS);
+                tier.add_permits(portion);
+            }
         }
+    }
+
+    fn admissions(&self) -> impl Iterator<Item = &Semaphore> {
+        [&*self.main, &*self.overflow].into_iter()
     }
 }
 
@@ -149,7 +163,7 @@ mod tests {
         let started = Instant::now();
         let mut taken = 0;
         while taken < 300 {
-            taken += pace.admit(16).await;
+            taken += pace.admit(Tier::Main, 16).await;
         }
         // The rate starts at 200 per second and grows about 2.7 times every second.
         let took = started.elapsed();

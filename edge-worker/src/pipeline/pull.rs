@@ -1,7 +1,7 @@
 //! Pulls messages from the lanes, never more than there are permits for: a message without a permit stays with the server for
 //! another worker.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{self, consumer::PullConsumer};
 use futures::StreamExt;
@@ -12,6 +12,7 @@ use shared::{
     nats::{
         connect,
         refusal::{is_about, unless_refused},
+        subject::Tier,
         topology::{self, Mesh},
     },
 };
@@ -37,6 +38,9 @@ pub(super) const PULL_AFTER_RECONNECT: Duration = Duration::from_secs(2);
 /// The pause before a failed pull is retried.
 const RETRY_PULL_AFTER: Duration = Duration::from_millis(200);
 
+/// How often a worker looks for the consumer of an overflow that does not exist yet.
+const OVERFLOW_CHECKED_EVERY: Duration = Duration::from_secs(1);
+
 /// During shutdown, a pull ends after this time without a message.
 const END_PULL_AFTER_SILENCE: Duration = Duration::from_millis(200);
 
@@ -48,6 +52,7 @@ const PULLS_PER_LANE: usize = 2;
 pub struct LanePuller {
     stream: &'static str,
     consumer: String,
+    tier: Tier,
     permits: Arc<Semaphore>,
     pace: Pace,
     /// Whether this is the lane of retries, which are paced beside fresh work.
@@ -67,58 +72,78 @@ struct Grant {
 /// Several slices of a lane are in progress, so that members of the next fill the permits while the last of one finish.
 const SLICES_PER_LANE: usize = 4;
 
-/// Permits for the members of slices, by channel and class: half as many as fresh jobs of that lane have.
-pub fn member_permits(in_flight: usize) -> BTreeMap<(Channel, Class), Arc<Semaphore>> {
-    let of = |class: Class| (fresh_permits(class, in_flight) / 2).max(1);
+/// Permits for the members of slices, by channel, class and tier: half as many as fresh jobs have there.
+pub fn member_permits(in_flight: usize) -> HashMap<(Channel, Class, Tier), Arc<Semaphore>> {
+    let of = |class, tier| Arc::new(Semaphore::new((fresh_permits(class, tier, in_flight) / 2).max(1)));
     Mesh::lanes()
-        .map(|lane @ (_, class)| (lane, Arc::new(Semaphore::new(of(class)))))
+        .flat_map(|(channel, class)| Tier::ALL.map(|tier| ((channel, class, tier), of(class, tier))))
         .collect()
 }
 
-/// The number of permits of the lane of fresh jobs of `class`.
-fn fresh_permits(class: Class, in_flight: usize) -> usize {
-    match class {
+/// The number of permits of a tier of the lane of fresh jobs of `class`. The overflow has half of the main tier's: work in
+/// flight waits for the same processors.
+fn fresh_permits(class: Class, tier: Tier, in_flight: usize) -> usize {
+    let main = match class {
         Class::Normal => in_flight,
         Class::Urgent | Class::Bulk => in_flight / 2,
+    };
+    match tier {
+        Tier::Main => main,
+        Tier::Overflow => main / 2,
     }
 }
 
-/// Pullers for all lanes of a region. The normal lane has `in_flight` permits; urgent and bulk have half of that each;
-/// retries and the spill of each channel have a quarter each. `pace` limits the retries.
+/// The number of permits of a tier of a lane of slices.
+fn slice_permits(tier: Tier) -> usize {
+    match tier {
+        Tier::Main => SLICES_PER_LANE,
+        Tier::Overflow => SLICES_PER_LANE / 2,
+    }
+}
+
+/// Pullers for both tiers of all lanes of a region. The normal lane has `in_flight` permits; urgent and bulk have half of
+/// that each; their overflow has half of theirs; retries and the spill of each channel have a quarter each. `pace` limits the
+/// retries.
 pub fn lane_pullers(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<LanePuller> {
-    let lane = |stream, consumer, permits: usize| LanePuller {
+    let lane = |tier: Tier, stream, consumer, permits: usize| LanePuller {
         stream,
-        consumer,
+        consumer: tier.consumer(consumer),
+        tier,
         permits: Arc::new(Semaphore::new(permits.max(1))),
         pace: pace.clone(),
         is_retries: false,
         turn: presence.work.clone(),
     };
-    Mesh::lanes()
-        .flat_map(|(channel, class)| {
+    let of_tier = |tier: Tier| {
+        let lanes = Mesh::lanes().flat_map(move |(channel, class)| {
             let fresh = topology::lane_consumer(channel, class);
+            let slices = topology::slice_consumer(channel, class);
             [
-                lane(topology::NOTIFY, fresh, fresh_permits(class, in_flight)),
-                lane(
-                    topology::SCHEDULE,
-                    topology::slice_consumer(channel, class),
-                    SLICES_PER_LANE,
-                ),
+                lane(tier, topology::NOTIFY, fresh, fresh_permits(class, tier, in_flight)),
+                lane(tier, topology::SCHEDULE, slices, slice_permits(tier)),
             ]
-        })
-        .chain(Channel::CARRIED.iter().flat_map(|channel| {
-            [
-                LanePuller {
-                    is_retries: true,
-                    ..lane(topology::SCHEDULE, topology::retry_consumer(*channel), in_flight / 4)
-                },
-                LanePuller {
-                    turn: presence.spill.clone(),
-                    ..lane(topology::SCHEDULE, topology::spill_consumer(*channel), in_flight / 4)
-                },
-            ]
-        }))
-        .collect()
+        });
+        let retries = Channel::CARRIED.iter().map(move |channel| LanePuller {
+            is_retries: true,
+            ..lane(
+                tier,
+                topology::SCHEDULE,
+                topology::retry_consumer(*channel),
+                in_flight / 4,
+            )
+        });
+        lanes.chain(retries).collect::<Vec<_>>()
+    };
+    let spill = Channel::CARRIED.iter().map(|channel| LanePuller {
+        turn: presence.spill.clone(),
+        ..lane(
+            Tier::Main,
+            topology::SCHEDULE,
+            topology::spill_consumer(*channel),
+            in_flight / 4,
+        )
+    });
+    Tier::ALL.into_iter().flat_map(of_tier).chain(spill).collect()
 }
 
 /// Waits after a lost connection until every worker has published its outcomes and this one has followed them. A server
@@ -138,8 +163,22 @@ impl LanePuller {
         futures::future::join_all(pulls).await;
     }
 
+    /// Waits until the consumer of an overflow exists: a gateway of the version before makes none.
+    async fn wait_for_overflow(&self, pipeline: &Pipeline) {
+        while self.tier == Tier::Overflow
+            && let Err(error) = self.bind(&pipeline.js).await
+        {
+            tracing::debug!(consumer = self.consumer, %error, "waiting for the region's gateway");
+            tokio::time::sleep(OVERFLOW_CHECKED_EVERY).await;
+        }
+    }
+
     async fn pull_repeatedly(&self, pipeline: &Arc<Pipeline>, returns: &ReturnQueue) {
         let lifecycle = &pipeline.lifecycle;
+        tokio::select! {
+            () = self.wait_for_overflow(pipeline) => (),
+            () = lifecycle.finishing() => return,
+        }
         let mut consumer = None;
         let client = pipeline.js.client();
         // The number of the first connection: at start the ledger has just caught up.
@@ -185,7 +224,7 @@ impl LanePuller {
         }
         if self.is_retries {
             let admitted = tokio::select! {
-                admitted = self.pace.admit(permits.num_permits()) => admitted,
+                admitted = self.pace.admit(self.tier, permits.num_permits()) => admitted,
                 () = lifecycle.finishing() => return None,
             };
             // The rest of the permits is released.

@@ -80,7 +80,8 @@ impl Pipeline {
         let plan = self.plan(pulled, broadcast).await?;
         failpoint("worker.before-split");
         let (lane, payload) = (self.lane_of_broadcast(broadcast), pulled.payload());
-        match slices::split(&self.js, broadcast, &lane, pulled.headers(), &payload, &plan).await {
+        let tier = |slice: &Slice| self.shares.of_slice(&broadcast.app, slice.members);
+        match slices::split(&self.js, broadcast, &lane, tier, pulled.headers(), &payload, &plan).await {
             Ok(split) => Some(split),
             Err(error) => {
                 tracing::warn!(job = %broadcast.id, %error, "broadcast could not be split; it is given back");

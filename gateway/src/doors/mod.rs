@@ -6,7 +6,15 @@ pub(crate) mod nats;
 pub(crate) mod problem;
 pub(crate) mod send;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+/// Whole seconds, rounded up.
+fn seconds_up(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
 
 /// A new request id, unique among all gateways; `instance` is this one.
 fn request_id(instance: &str) -> String {

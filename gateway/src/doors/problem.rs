@@ -1,6 +1,6 @@
 //! Errors as RFC 9457 problem documents. A problem names fields and rules and never repeats a value.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
@@ -12,8 +12,9 @@ use shared::{
 };
 use utoipa::ToSchema;
 
+use super::seconds_up;
 use crate::{
-    intake::{accept::NotAccepted, request::Refused},
+    intake::{accept::NotAccepted, budget::TooMany, request::Refused},
     json::Unread,
     recipients::homes::NotChanged,
 };
@@ -132,6 +133,12 @@ pub(crate) const OVERLOADED: Kind = kind(
     "Too many requests are in progress",
     Some(1),
 );
+pub(crate) const RATE_LIMITED: Kind = kind(
+    "rate_limited",
+    StatusCode::TOO_MANY_REQUESTS,
+    "A quota is used up",
+    Some(1),
+);
 pub(crate) const STARTING: Kind = kind(
     "starting",
     StatusCode::SERVICE_UNAVAILABLE,
@@ -183,7 +190,7 @@ pub(crate) const STATUS_UNAVAILABLE: Kind = kind(
 
 /// Every kind, for the documentation.
 #[cfg(test)]
-pub(crate) const KINDS: [Kind; 25] = [
+pub(crate) const KINDS: [Kind; 26] = [
     MALFORMED,
     INVALID,
     NOT_BUILT,
@@ -201,6 +208,7 @@ pub(crate) const KINDS: [Kind; 25] = [
     TOO_LARGE,
     MEDIA_TYPE,
     OVERLOADED,
+    RATE_LIMITED,
     STARTING,
     TIMEOUT,
     STREAM_FULL,
@@ -222,6 +230,7 @@ struct Parts {
     errors: Vec<Invalid>,
     event_id: Option<EventId>,
     header: Option<(HeaderName, HeaderValue)>,
+    quota_frees_after: Option<Duration>,
 }
 
 impl Problem {
@@ -232,6 +241,7 @@ impl Problem {
             errors: Vec::new(),
             event_id: None,
             header: None,
+            quota_frees_after: None,
         }))
     }
 
@@ -290,7 +300,13 @@ impl Problem {
 
     /// Whether repeating the same request may help.
     pub(super) fn is_passing(&self) -> bool {
-        self.0.kind.status.is_server_error() || self.0.kind.status == StatusCode::CONFLICT
+        let status = self.0.kind.status;
+        status.is_server_error() || matches!(status, StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS)
+    }
+
+    /// When a used-up quota admits more, if that is the problem.
+    pub(super) fn quota_frees_after(&self) -> Option<Duration> {
+        self.0.quota_frees_after
     }
 
     /// What happened, for people.
@@ -387,6 +403,7 @@ impl From<NotAccepted> for Problem {
                 REGION_UNAVAILABLE,
                 format!("A recipient's home is {region}, which is not a region of this mesh."),
             ),
+            NotAccepted::TooMany(too_many) => too_many.into(),
             NotAccepted::NotStored { why, stored, jobs } => Self::from(why).with_detail(format!(
                 "{stored} of {jobs} jobs are stored: {why}. Repeat with the same event id; no job is sent twice."
             )),
@@ -417,6 +434,16 @@ impl From<NotRead> for Problem {
             NotRead::Forbidden => Self::not_permitted(),
             NotRead::NoAnswer | NotRead::Unreadable => Self::new(HOME_UNREACHABLE, error.to_string()),
         }
+    }
+}
+
+impl From<TooMany> for Problem {
+    fn from(TooMany { limit, retry_after }: TooMany) -> Self {
+        let seconds = seconds_up(retry_after).max(1);
+        let detail = format!("The quota {limit} is used up. Nothing was stored; repeat after {seconds} s.");
+        let mut problem = Self::new(RATE_LIMITED, detail).header(header::RETRY_AFTER, seconds.into());
+        problem.0.quota_frees_after = Some(retry_after);
+        problem
     }
 }
 

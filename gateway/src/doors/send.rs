@@ -87,7 +87,7 @@ pub(crate) async fn accept(intake: &Intake, order: Order, trace: &Trace, within:
             trace_id: trace.id(),
         }),
         Ok(Err(refused)) => Err(Failed {
-            nothing_stored: matches!(&refused, NotAccepted::Invalid(_) | NotAccepted::NoSuchRegion(_)),
+            nothing_stored: !matches!(&refused, NotAccepted::NotStored { .. }),
             problem: Problem::from(refused).event(event),
         }),
         Err(_) => {

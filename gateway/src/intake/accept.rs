@@ -7,7 +7,7 @@ use futures::{StreamExt, pin_mut};
 use shared::{
     id::{JobId, NotificationId, RecipientId, Region, Topic},
     invalid::Invalid,
-    nats::{envelope, publish::NotStored},
+    nats::{envelope, publish::NotStored, subject::Tier, topology},
     proof::Claims,
     receipt,
     recipient::RecipientKey,
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     body::SplitBody,
+    budget::{Admitted, AppBudget, BROADCAST_SHARE, Budgets, LaneKey, Portion, TooMany},
     order::{Addressees, Order},
     publish::{OutgoingJob, Publisher},
 };
@@ -27,6 +28,7 @@ pub(crate) struct Intake {
     pub(crate) context: Arc<Context>,
     pub(crate) publisher: Publisher,
     pub(crate) recorder: Recorder,
+    pub(crate) budgets: Arc<Budgets>,
 }
 
 /// The number of jobs of an accepted order, all of which are stored.
@@ -44,22 +46,38 @@ pub(crate) enum NotAccepted {
     Invalid(Invalid),
     /// The home of a recipient is not a region of this mesh.
     NoSuchRegion(Region),
+    /// The app's quota is used up; nothing was stored.
+    TooMany(TooMany),
     /// The streams did not confirm that they stored every job.
     NotStored { why: NotStored, stored: usize, jobs: usize },
 }
 
 impl Intake {
-    /// Stores every job of `order`. `Invalid` and `NoSuchRegion` mean that nothing was stored.
+    /// Stores every job of `order`. `Invalid`, `NoSuchRegion` and `TooMany` mean that nothing was stored.
     pub(crate) async fn accept(&self, order: Order, trace: &Trace) -> Result<StoredJobs, NotAccepted> {
         let body = SplitBody::render(&order).map_err(NotAccepted::Invalid)?;
         let notification = NotificationId::of(&order.app.id, &order.event);
         let at = self.context.clock.now();
-        let jobs = match &order.to {
+        let mut jobs = match &order.to {
             Addressees::Recipients(recipients) => self.to_recipients(&order, recipients, &body)?,
             Addressees::Topic(topic) => self.to_topic(&order, topic, &body),
         };
+        let budget = self.budgets.of(&order.app);
+        let share = match order.to {
+            Addressees::Recipients(_) => 1,
+            Addressees::Topic(_) => BROADCAST_SHARE,
+        };
+        let admitted = budget.admit(portions(&jobs, share)).map_err(|too_many| {
+            self.context.telemetry.metrics.limited(too_many.limit, &order.app.id);
+            NotAccepted::TooMany(too_many)
+        })?;
+        for job in &mut jobs {
+            if self.budgets.has_overflow(&job.lane.region) {
+                job.tier = admitted.tier(&job.lane.region);
+            }
+        }
         let started = Instant::now();
-        let stored = self.store_all(jobs, trace).await?;
+        let stored = self.store_all(jobs, trace, &budget, admitted).await?;
         self.context
             .telemetry
             .metrics
@@ -143,6 +161,7 @@ impl Intake {
         );
         OutgoingJob {
             lane: order.lane(region),
+            tier: Tier::Main,
             headers,
             payload,
             id,
@@ -150,16 +169,25 @@ impl Intake {
     }
 
     /// Publishes all jobs and waits until all are stored.
-    async fn store_all(&self, jobs: Vec<OutgoingJob>, trace: &Trace) -> Result<StoredJobs, NotAccepted> {
+    async fn store_all(
+        &self,
+        jobs: Vec<OutgoingJob>,
+        trace: &Trace,
+        budget: &AppBudget,
+        admitted: Admitted,
+    ) -> Result<StoredJobs, NotAccepted> {
         let count = jobs.len();
-        let acks = self.publisher.store(jobs, trace);
+        let acks = self.publisher.store(jobs, trace, budget);
         pin_mut!(acks);
-        let (mut stored, mut duplicates, mut refused) = (0, 0, None);
+        let (mut stored, mut duplicates, mut refused, mut sequence) = (0, 0, None, 0);
         while let Some(ack) = acks.next().await {
             match ack {
                 Ok(ack) => {
                     stored += 1;
                     duplicates += usize::from(ack.duplicate);
+                    if ack.stream == topology::NOTIFY {
+                        sequence = ack.sequence.max(sequence);
+                    }
                 }
                 // A full stream is more informative than a missing acknowledgement.
                 Err(NotStored::Full) => refused = Some(NotStored::Full),
@@ -167,10 +195,13 @@ impl Intake {
             }
         }
         match refused {
-            None => Ok(StoredJobs {
-                jobs: count,
-                duplicates,
-            }),
+            None => {
+                admitted.stored(&self.context.here, sequence);
+                Ok(StoredJobs {
+                    jobs: count,
+                    duplicates,
+                })
+            }
             Some(why) => Err(NotAccepted::NotStored {
                 why,
                 stored,
@@ -178,4 +209,33 @@ impl Intake {
             }),
         }
     }
+}
+
+/// The jobs by lane; each takes `share` of the app's share of its lane. All have one channel and class.
+fn portions(jobs: &[OutgoingJob], share: u64) -> Vec<Portion> {
+    let mut portions: Vec<Portion> = Vec::new();
+    for job in jobs {
+        let bytes = job.payload.len() as u64;
+        match portions
+            .iter_mut()
+            .find(|portion| portion.lane.region == job.lane.region)
+        {
+            Some(portion) => {
+                portion.jobs += 1;
+                portion.bytes += bytes;
+                portion.share += share;
+            }
+            None => portions.push(Portion {
+                lane: LaneKey {
+                    channel: job.lane.channel,
+                    region: job.lane.region.clone(),
+                    class: job.lane.class,
+                },
+                jobs: 1,
+                bytes,
+                share,
+            }),
+        }
+    }
+    portions
 }

@@ -2,7 +2,10 @@
 
 pub(crate) mod accept;
 pub(crate) mod body;
+pub(crate) mod budget;
+pub(crate) mod meter;
 pub(crate) mod moved;
 pub(crate) mod order;
 pub(crate) mod publish;
 pub(crate) mod request;
+pub(crate) mod waiting;

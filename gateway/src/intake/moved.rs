@@ -15,12 +15,13 @@ use shared::{
     failpoint::failpoint,
     nats::{
         envelope, publish,
-        subject::Lane,
+        subject::{Lane, Tier},
         topology::{MOVED_CONSUMER, SCHEDULE},
     },
 };
 use tokio::time::sleep;
 
+use super::budget::Budgets;
 use crate::context::Context;
 
 /// Jobs that are published at the same time.
@@ -33,7 +34,7 @@ const RETRY_PUBLISH_AFTER: Duration = Duration::from_secs(2);
 const RETRY_PULL_AFTER: Duration = Duration::from_secs(1);
 
 /// Publishes what workers hand over until the process ends.
-pub(crate) async fn run(context: Arc<Context>) {
+pub(crate) async fn run(context: Arc<Context>, budgets: Arc<Budgets>) {
     loop {
         let consumer: Result<PullConsumer, _> = context.js.get_consumer_from_stream(MOVED_CONSUMER, SCHEDULE).await;
         if let Ok(consumer) = consumer
@@ -41,7 +42,7 @@ pub(crate) async fn run(context: Arc<Context>) {
         {
             messages
                 .take_while(|message| std::future::ready(message.is_ok()))
-                .for_each_concurrent(IN_FLIGHT_MAX, |message| forward(&context, message.ok()))
+                .for_each_concurrent(IN_FLIGHT_MAX, |message| forward(&context, &budgets, message.ok()))
                 .await;
         }
         sleep(RETRY_PULL_AFTER).await;
@@ -49,7 +50,7 @@ pub(crate) async fn run(context: Arc<Context>) {
 }
 
 /// Publishes one job and acknowledges it; nothing after the last one of an interrupted stream.
-async fn forward(context: &Context, message: Option<Message>) {
+async fn forward(context: &Context, budgets: &Budgets, message: Option<Message>) {
     let Some(message) = message else { return };
     let Ok(lane) = Lane::parse(&message.subject) else {
         tracing::error!(subject = %message.subject, "a worker handed over a job whose subject names no lane; it waits");
@@ -60,7 +61,14 @@ async fn forward(context: &Context, message: Option<Message>) {
     if let Some(id) = envelope::header(&of_job, NATS_MESSAGE_ID.as_ref()) {
         headers.insert(NATS_MESSAGE_ID, id);
     }
-    let stored = publish::store(&context.js, lane.notify(), headers, message.payload.clone()).await;
+    // It takes its part of the app's share of the lane like a new job.
+    let tenants = context.config.tenants();
+    let tier = tenants
+        .apps
+        .get(&lane.app)
+        .map_or(Tier::Main, |app| budgets.tier(app, &lane));
+    let subject = tier.subject(&lane.notify());
+    let stored = publish::store(&context.js, subject, headers, message.payload.clone()).await;
     failpoint("gateway.after-forward");
     let acknowledged = match stored {
         Ok(_) => message.double_ack().await,

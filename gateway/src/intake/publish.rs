@@ -4,10 +4,7 @@ use std::sync::Arc;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use futures::{
-    Stream, StreamExt,
-    stream::{self, FuturesUnordered},
-};
+use futures::{Stream, StreamExt, stream};
 use opentelemetry::{
     Context as SpanContext, KeyValue,
     trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Tracer},
@@ -18,21 +15,20 @@ use shared::{
     nats::{
         batch::{Batcher, Message},
         publish::{NotStored, Stored},
-        subject::{Lane, NOTIFY_TEMPLATE},
+        subject::{Lane, NOTIFY_TEMPLATE, Tier},
         topology::Durability,
     },
     telemetry::trace::{self, TRACEPARENT},
 };
 
+use super::budget::{AppBudget, UNACKNOWLEDGED_JOBS_MAX};
 use crate::{context::Context, trace::Trace};
-
-/// Unacknowledged messages of one request, at most, if each is published by itself.
-const UNACKNOWLEDGED_MAX: usize = 1024;
 
 /// One job to publish.
 #[derive(Debug)]
 pub(crate) struct OutgoingJob {
     pub(crate) lane: Lane,
+    pub(crate) tier: Tier,
     pub(crate) headers: HeaderMap,
     pub(crate) payload: Bytes,
     pub(crate) id: JobId,
@@ -65,38 +61,43 @@ impl Publisher {
         Self { context, batchers }
     }
 
-    /// Publishes jobs, and yields the result of each as soon as it is known.
-    pub(super) fn store(&self, jobs: Vec<OutgoingJob>, trace: &Trace) -> impl Stream<Item = Result<Stored, NotStored>> {
+    /// Publishes jobs of one app, and yields the result of each as soon as it is known. The app's jobs wait for each other,
+    /// so that those of other apps do not wait for them.
+    pub(super) fn store<'a>(
+        &'a self,
+        jobs: Vec<OutgoingJob>,
+        trace: &'a Trace,
+        budget: &'a AppBudget,
+    ) -> impl Stream<Item = Result<Stored, NotStored>> + 'a {
         let context = &self.context;
-        let messages = jobs.into_iter().map(move |mut job| {
-            let span = start_span(context, &mut job, trace);
-            let message = Message {
-                subject: job.lane.notify(),
-                headers: job.headers,
-                payload: job.payload,
-            };
-            (message, job.lane.region == context.here, span)
-        });
-        match &self.batchers {
-            // Acknowledgements are received while messages are still being sent. Requests that first sent all their
-            // messages would wait for each other forever, once none of them could send more unacknowledged messages.
-            None => stream::iter(messages)
-                .map(move |(message, _, span)| async move {
-                    failpoint("gateway.before-publish");
-                    finish(message.store(&context.js).await, span)
-                })
-                .buffer_unordered(UNACKNOWLEDGED_MAX)
-                .left_stream(),
-            // All are queued before the first acknowledgement is awaited.
-            Some(Batchers { here, elsewhere }) => messages
-                .map(|(message, is_here, span)| {
-                    failpoint("gateway.before-publish");
-                    let stored = if is_here { here } else { elsewhere }.store(message);
-                    async move { finish(stored.await, span) }
-                })
-                .collect::<FuturesUnordered<_>>()
-                .right_stream(),
-        }
+        // Acknowledgements are received while messages are still being sent. Requests that first sent all their messages
+        // would wait for each other forever, once none of them could send more unacknowledged messages.
+        stream::iter(jobs)
+            .map(move |mut job| async move {
+                let permit = budget.publishing().acquire().await;
+                let span = start_span(context, &mut job, trace);
+                let is_here = job.lane.region == context.here;
+                let message = Message {
+                    subject: job.subject(),
+                    headers: job.headers,
+                    payload: job.payload,
+                };
+                failpoint("gateway.before-publish");
+                let stored = match &self.batchers {
+                    None => message.store(&context.js).await,
+                    Some(batchers) if is_here => batchers.here.store(message).await,
+                    Some(batchers) => batchers.elsewhere.store(message).await,
+                };
+                drop(permit);
+                finish(stored, span)
+            })
+            .buffer_unordered(UNACKNOWLEDGED_JOBS_MAX)
+    }
+}
+
+impl OutgoingJob {
+    fn subject(&self) -> String {
+        self.tier.subject(&self.lane.notify())
     }
 }
 
@@ -127,7 +128,7 @@ fn record_span(context: &Context, job: &mut OutgoingJob, parent: &SpanContext) -
             KeyValue::new("messaging.system", "nats"),
             KeyValue::new("messaging.operation.name", "send"),
             KeyValue::new("messaging.operation.type", "send"),
-            KeyValue::new("messaging.destination.name", job.lane.notify()),
+            KeyValue::new("messaging.destination.name", job.subject()),
             KeyValue::new("messaging.destination.template", NOTIFY_TEMPLATE),
             KeyValue::new("messaging.message.id", job.id.to_string()),
         ]);

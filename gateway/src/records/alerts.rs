@@ -2,8 +2,16 @@
 //!
 //! The gateways of a region share a durable consumer on the dead letters, so each letter is reported once, and again
 //! later if the receiver did not accept the alert. The webhook is signed as Standard Webhooks 1.0 specifies.
+//!
+//! No app waits for another: each is reported to by a task of its own, and letters of an app that was alerted shortly before
+//! go back to the server until its next alert.
 
-use std::{collections::BTreeMap, fmt::Display, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Display,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_nats::jetstream::{AckKind, Message, consumer::PullConsumer};
 use aws_lc_rs::hmac;
@@ -22,6 +30,11 @@ use shared::{
     },
 };
 
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
+
 use super::dead_letters::LetterId;
 use crate::context::Context;
 
@@ -33,6 +46,9 @@ const BURST_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a receiver may take to answer.
 const RECEIVER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Alerts that are being posted at one time, at most.
+const ALERTS_IN_PROGRESS_MAX: usize = 64;
 
 /// An alert that the receiver did not accept is retried at the latest after this time.
 const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
@@ -51,6 +67,19 @@ pub(crate) struct Alerts {
     context: Arc<Context>,
     every: Duration,
     http: reqwest::Client,
+    /// One permit for each alert that may be posted now.
+    places: Semaphore,
+    /// The last alert to each app.
+    last: Mutex<HashMap<AppId, LastAlert>>,
+}
+
+/// The last alert to an app.
+#[derive(Debug, Clone, Copy)]
+struct LastAlert {
+    /// Before this time the app is sent no other.
+    next_at: Instant,
+    /// How many alerts in a row its receiver did not accept.
+    failures: u32,
 }
 
 /// The body of the webhook.
@@ -86,8 +115,6 @@ struct PulledLetter {
     channel: String,
     reason: String,
     sequence: u64,
-    /// How many rounds have pulled it, this one included.
-    tries: i64,
     message: Message,
 }
 
@@ -105,23 +132,23 @@ impl Alerts {
             context,
             every: Duration::from_secs(settings.every_s),
             http,
+            places: Semaphore::new(ALERTS_IN_PROGRESS_MAX),
+            last: Mutex::default(),
         })
     }
 
     /// Sends alerts until the process ends.
     pub(crate) async fn run(self) {
+        let alerts = Arc::new(self);
         loop {
-            match self.round_if_permitted().await {
-                Ok(()) => tokio::time::sleep(self.every).await,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot read dead letters for alerts; retrying");
-                    tokio::time::sleep(Duration::from_secs(5)).await;
-                }
+            if let Err(error) = alerts.round_if_permitted().await {
+                tracing::warn!(%error, "cannot read dead letters for alerts; retrying");
+                sleep(Duration::from_secs(5)).await;
             }
         }
     }
 
-    async fn round_if_permitted(&self) -> Result<(), async_nats::Error> {
+    async fn round_if_permitted(self: &Arc<Self>) -> Result<(), async_nats::Error> {
         let concerns = |subject: &str| {
             [topology::DEAD, topology::ALERTS_CONSUMER]
                 .iter()
@@ -131,7 +158,7 @@ impl Alerts {
     }
 
     /// Waits for a letter, and reports it together with the letters of the same burst.
-    async fn round(&self) -> Result<(), async_nats::Error> {
+    async fn round(self: &Arc<Self>) -> Result<(), async_nats::Error> {
         let consumer: PullConsumer = self
             .context
             .js
@@ -145,7 +172,7 @@ impl Alerts {
             .await?;
         let Some(first) = first.next().await else { return Ok(()) };
         let mut messages = vec![first?];
-        tokio::time::sleep(BURST_WAIT).await;
+        sleep(BURST_WAIT).await;
         let mut more = consumer.fetch().max_messages(ALERT_LETTERS_MAX).messages().await?;
         while let Some(message) = more.next().await {
             messages.push(message?);
@@ -158,32 +185,65 @@ impl Alerts {
                 Err(message) => message.ack().await?,
             }
         }
+        let tenants = self.context.config.tenants();
         for (app, letters) in by_app {
-            self.report(&app, letters).await?;
+            if tenants.apps.get(&app).is_none_or(|app| app.alerts.is_none()) {
+                acknowledge(letters).await?;
+                continue;
+            }
+            match self.wait_for(&app) {
+                Some(wait) => give_back(letters, wait).await?,
+                None => drop(tokio::spawn(Arc::clone(self).report(app, letters))),
+            }
         }
         Ok(())
     }
 
-    async fn report(&self, app: &AppId, letters: Vec<PulledLetter>) -> Result<(), async_nats::Error> {
+    /// How long the next alert to `app` must still wait. If it need not, the one after it waits from now on.
+    fn wait_for(&self, app: &AppId) -> Option<Duration> {
+        let now = Instant::now();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = match last.get(app) {
+            Some(last) if last.next_at > now => return Some(self.every.min(last.next_at - now)),
+            Some(last) => last.failures,
+            None => 0,
+        };
+        // Until its receiver has answered; then it is known when the next may be sent.
+        let next_at = now + self.every.max(RECEIVER_TIMEOUT);
+        last.insert(app.clone(), LastAlert { next_at, failures });
+        None
+    }
+
+    /// Notes what became of an alert to `app`. Returns when to repeat it, if its receiver did not accept it.
+    fn note(&self, app: &AppId, accepted: bool) -> Option<Duration> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = last.get_mut(app)?;
+        last.failures = if accepted { 0 } else { last.failures.saturating_add(1) };
+        let doublings = last.failures.saturating_sub(1).min(16);
+        let wait = self.every.saturating_mul(1 << doublings).min(RETRY_AFTER_MAX);
+        last.next_at = Instant::now() + wait;
+        (!accepted).then_some(wait)
+    }
+
+    async fn report(self: Arc<Self>, app: AppId, letters: Vec<PulledLetter>) {
+        let Ok(_place) = self.places.acquire().await else {
+            return;
+        };
         let tenants = self.context.config.tenants();
-        let posted = match tenants.apps.get(app) {
+        let posted = match tenants.apps.get(&app) {
             Some(known) => self.post(known, &letters).await,
             None => Ok(()),
         };
-        let tries = letters.iter().map(|letter| letter.tries).max().unwrap_or(1);
         if let Err(error) = &posted {
-            tracing::warn!(%app, error, dead_letters = letters.len(), tries, "alert was not accepted; retrying later");
+            tracing::warn!(%app, error, letters = letters.len(), "alert was not accepted; retrying");
         }
-        let doublings = u32::try_from(tries.clamp(1, 16) - 1).unwrap_or(0);
-        let wait = self.every.saturating_mul(1 << doublings).min(RETRY_AFTER_MAX);
-        for letter in letters {
-            let kind = match posted {
-                Ok(()) => AckKind::Ack,
-                Err(_) => AckKind::Nak(Some(wait)),
-            };
-            letter.message.ack_with(kind).await?;
+        let settled = match self.note(&app, posted.is_ok()) {
+            Some(wait) => give_back(letters, wait).await,
+            None => acknowledge(letters).await,
+        };
+        if let Err(error) = settled {
+            tracing::warn!(%error, "dead letters of an alert could not be acknowledged; they are reported again");
         }
-        Ok(())
     }
 
     async fn post(&self, app: &App, letters: &[PulledLetter]) -> Result<(), String> {
@@ -254,6 +314,21 @@ impl Alerts {
     }
 }
 
+async fn acknowledge(letters: Vec<PulledLetter>) -> Result<(), async_nats::Error> {
+    for letter in letters {
+        letter.message.ack().await?;
+    }
+    Ok(())
+}
+
+/// Leaves letters with the server for this time.
+async fn give_back(letters: Vec<PulledLetter>, wait: Duration) -> Result<(), async_nats::Error> {
+    for letter in letters {
+        letter.message.ack_with(AckKind::Nak(Some(wait))).await?;
+    }
+    Ok(())
+}
+
 fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
 }
@@ -265,14 +340,13 @@ impl PulledLetter {
             return Err(message);
         };
         let Ok(info) = message.info() else { return Err(message) };
-        let (sequence, tries) = (info.stream_sequence, info.delivered);
+        let sequence = info.stream_sequence;
         let headers = message.headers.as_ref();
         let reason = headers.and_then(|headers| envelope::header(headers, envelope::REASON));
         let letter = Self {
             channel,
             reason: reason.unwrap_or("unknown").to_owned(),
             sequence,
-            tries,
             message,
         };
         Ok((app, letter))

@@ -18,7 +18,7 @@ use shared::{
         direct::{self, Found},
         envelope,
         publish::{self, NotStored},
-        subject::{self, Lane},
+        subject::{self, Lane, Tier},
         version,
     },
     proof::Proof,
@@ -209,18 +209,12 @@ impl DeadLetters {
             .ok_or(Unhandled::NotFound)
     }
 
-    /// Publishes the message of `letter` for another attempt, and removes the letter.
-    pub(crate) async fn replay(&self, app: &AppId, letter: Letter) -> Result<(), Unhandled> {
-        let lane = letter.lane.as_ref().ok_or(Unhandled::NoLane)?;
+    /// Publishes the message of `letter` for another attempt, in this tier of its lane, and removes the letter.
+    pub(crate) async fn replay(&self, app: &AppId, letter: Letter, tier: Tier) -> Result<(), Unhandled> {
+        let lane = letter.replay_lane().ok_or(Unhandled::NoLane)?;
         if letter.original_bytes.is_some() {
             return Err(Unhandled::Cut);
         }
-        // The recipient lives in the letter's region. The original lane may be another region's, if the job was
-        // forwarded.
-        let lane = Lane {
-            region: letter.id.region.clone(),
-            ..lane.clone()
-        };
         let mut headers = HeaderMap::new();
         // An id of its own, so that no stream discards it as a duplicate of the original; two replays at once have the
         // same id. Nobody else knows it, so nobody can publish another message under it first.
@@ -246,7 +240,8 @@ impl DeadLetters {
         if let Some(proof) = self.renewed_proof(&letter, at) {
             headers.insert(envelope::PROOF, proof.to_string());
         }
-        publish::store(&self.context.js, lane.notify(), headers, letter.payload.clone())
+        let subject = tier.subject(&lane.notify());
+        publish::store(&self.context.js, subject, headers, letter.payload.clone())
             .await
             .map_err(Unhandled::NotStored)?;
         self.remove(app, &letter, HandledAs::Replayed).await
@@ -294,6 +289,15 @@ struct Named {
 }
 
 impl Letter {
+    /// The lane to which a replay goes. The recipient lives in the letter's region; the original lane may be another
+    /// region's, if the job was forwarded.
+    pub(crate) fn replay_lane(&self) -> Option<Lane> {
+        Some(Lane {
+            region: self.id.region.clone(),
+            ..self.lane.clone()?
+        })
+    }
+
     fn read(region: &Region, found: Found, ids: &IdKey) -> Self {
         let header = |name| envelope::header(&found.headers, name);
         // Whatever a header says, a letter belongs to the app in its own subject.

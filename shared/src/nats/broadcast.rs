@@ -10,7 +10,7 @@ use super::{
     batch::{self, MAX_BATCH_MESSAGES, Message},
     direct, envelope,
     publish::NotStored,
-    subject::{self, Lane},
+    subject::{self, Lane, Tier},
     topology::{self, Domain},
 };
 use crate::{
@@ -21,8 +21,8 @@ use crate::{
 /// Maximum number of slices of a broadcast in one region: they are stored in one batch, together with the note.
 pub const MAX_SLICES_PER_BROADCAST: usize = MAX_BATCH_MESSAGES - 1;
 
-/// Stores `slices` of `broadcast`, whose message had `headers` and `payload`, in the region's own lane `lane`, unless the
-/// broadcast was split meanwhile.
+/// Stores `slices` of `broadcast`, whose message had `headers` and `payload`, in the region's own lane `lane`, each in
+/// its `tier`, unless the broadcast was split meanwhile.
 ///
 /// # Errors
 /// When the slices are not known to be stored; [`NotStored::Refused`] if another worker split the broadcast first.
@@ -30,6 +30,7 @@ pub async fn split(
     js: &jetstream::Context,
     broadcast: &Broadcast,
     lane: &Lane,
+    tier: impl Fn(&Slice) -> Tier,
     headers: &HeaderMap,
     payload: &Bytes,
     slices: &[Slice],
@@ -57,7 +58,7 @@ pub async fn split(
         let mut headers = kept.clone();
         headers.insert(envelope::RANGE, slice.to_string());
         Message {
-            subject: lane.slice(),
+            subject: tier(slice).subject(&lane.slice()),
             headers,
             payload: payload.clone(),
         }

@@ -233,6 +233,8 @@ fn gateway(mesh: &Mesh, apps: &[AppId]) -> Vec<String> {
     allowed.extend([RECIPIENTS, DIRECTORY].map(newest));
     // Jobs whose recipients moved, from its workers.
     allowed.extend(consume(SCHEDULE, MOVED_CONSUMER));
+    // It asks how much of its outbox they have copied.
+    allowed.extend(mesh.others().map(outbox_copied));
     // It checks that the origins of its sources exist.
     allowed.extend(origins(mesh).map(|(prefix, stream)| format!("{prefix}.STREAM.INFO.{stream}")));
     allowed
@@ -359,6 +361,7 @@ fn leaf(mesh: &Mesh, inbox: String, beside_former: bool) -> (Vec<String>, Vec<St
         publish.push(format!("{prefix}.CONSUMER.DELETE.{stream}.*"));
     }
     publish.extend(mesh.others().map(subject::ask));
+    publish.extend(mesh.others().map(outbox_copied));
     if beside_former {
         publish.extend(mesh.others().flat_map(|other| dead_and_facts(Domain::Region(other))));
     }
@@ -421,6 +424,11 @@ fn consume(stream: &str, consumer: &str) -> [String; 3] {
         api(Domain::Here, &format!("CONSUMER.MSG.NEXT.{stream}.{consumer}")),
         format!("$JS.ACK.{stream}.{consumer}.>"),
     ]
+}
+
+/// Asking how much `other` has copied of this region's outbox.
+fn outbox_copied(other: &Region) -> String {
+    api(Domain::Region(other), &format!("STREAM.INFO.{NOTIFY}"))
 }
 
 /// A gateway's access to dead letters and facts: read both, delete letters.

@@ -68,6 +68,59 @@ pub struct Lane {
     pub app: AppId,
 }
 
+/// The two queues of a lane. Each has a consumer and permits of its own, so that work beyond an app's share of the lane
+/// does not hold up the work of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// The lane itself: work within each app's share.
+    Main,
+    /// Work beyond its app's share.
+    Overflow,
+}
+
+/// What the channel's token ends with in subjects of the overflow. The channel comes before the region, so the filters of
+/// sources, which name no channel, match both tiers.
+const OVERFLOW: &str = "-overflow";
+
+impl Tier {
+    /// Both tiers.
+    pub const ALL: [Self; 2] = [Self::Main, Self::Overflow];
+
+    /// The name of the consumer of this tier, where the main one is called `main`.
+    pub fn consumer(self, main: String) -> String {
+        match self {
+            Self::Main => main,
+            Self::Overflow => format!("{main}{OVERFLOW}"),
+        }
+    }
+
+    /// `subject`, which is one of a lane's main tier or a filter of such subjects, in this tier.
+    ///
+    /// # Panics
+    /// If `subject` has fewer than two tokens.
+    pub fn subject(self, subject: &str) -> String {
+        match self {
+            Self::Main => subject.to_owned(),
+            Self::Overflow => {
+                let mut tokens = subject.splitn(3, '.');
+                let mut next = || tokens.next().expect("subjects of lanes have five tokens");
+                let (kind, channel, rest) = (next(), next(), next());
+                format!("{kind}.{channel}{OVERFLOW}.{rest}")
+            }
+        }
+    }
+
+    /// The tier of the lane that `subject` belongs to.
+    pub fn of(subject: &str) -> Self {
+        let channel = subject.split('.').nth(1);
+        if channel.is_some_and(|channel| channel.ends_with(OVERFLOW)) {
+            Self::Overflow
+        } else {
+            Self::Main
+        }
+    }
+}
+
 impl Lane {
     /// The subject of fresh work.
     pub fn notify(&self) -> String {
@@ -99,7 +152,7 @@ impl Lane {
         format!("dead.{}.{}.{}", self.channel, self.region, self.app)
     }
 
-    /// Parses `notify.…`, `due.…`, `spill.…`, `slice.…` or `moved.…`.
+    /// Parses `notify.…`, `due.…`, `spill.…` or `slice.…`, of either tier, or `moved.…`.
     ///
     /// # Errors
     /// Names the token that breaks a rule, such as `subject.channel`.
@@ -115,7 +168,9 @@ impl Lane {
         let mut tokens = rest.split('.');
         let mut next = || tokens.next().ok_or_else(shape);
         let lane = Self {
-            channel: next()?.parse().map_err(|invalid: Invalid| invalid.within("subject"))?,
+            channel: main_channel(next()?)
+                .parse()
+                .map_err(|invalid: Invalid| invalid.within("subject"))?,
             region: next()?.parse().map_err(|invalid: Invalid| invalid.within("subject"))?,
             class: next()?.parse().map_err(|invalid: Invalid| invalid.within("subject"))?,
             app: next()?.parse().map_err(|invalid: Invalid| invalid.within("subject"))?,
@@ -126,6 +181,11 @@ impl Lane {
             Ok(lane)
         }
     }
+}
+
+/// A channel's token without the mark of the overflow.
+fn main_channel(token: &str) -> &str {
+    token.strip_suffix(OVERFLOW).unwrap_or(token)
 }
 
 impl fmt::Display for Lane {
@@ -571,7 +631,11 @@ mod tests {
                 app: app.parse().unwrap(),
             };
             prop_assert_eq!(Lane::parse(&lane.notify()).unwrap(), lane.clone());
-            prop_assert_eq!(Lane::parse(&lane.due()).unwrap(), lane);
+            for tier in Tier::ALL {
+                let due = tier.subject(&lane.due());
+                prop_assert_eq!(Tier::of(&due), tier);
+                prop_assert_eq!(Lane::parse(&due).unwrap(), lane.clone());
+            }
         }
 
         #[test]
@@ -592,7 +656,9 @@ mod tests {
         fn parsing_never_panics(text in "(notify|due|directory|\\$KV\\.recipients)?[.a-z=0-9%é-]{0,60}") {
             // A subject that parses is written back unchanged.
             if let Ok(lane) = Lane::parse(&text) {
-                prop_assert!(text == lane.notify() || text == lane.due());
+                let subjects = [lane.notify(), lane.due(), lane.spill(), lane.slice()];
+                let tiers = Tier::ALL.map(|tier| subjects.clone().map(|subject| tier.subject(&subject)));
+                prop_assert!(tiers.concat().contains(&text));
             }
             drop(DirectoryKey::parse(&text));
             drop(parse_fact_key(&text));

@@ -7,7 +7,12 @@ use opentelemetry::{
     metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter},
 };
 
-use crate::{channel::Class, id::Region, provider::Provider, receipt::State};
+use crate::{
+    channel::Class,
+    id::{AppId, Region},
+    provider::Provider,
+    receipt::State,
+};
 
 /// Bucket boundaries of the messaging conventions, in seconds, with finer ones below 5 ms.
 const SECONDS: [f64; 17] = [
@@ -19,6 +24,7 @@ const SECONDS: [f64; 17] = [
 pub struct Metrics {
     accepted: Counter<u64>,
     refused: Counter<u64>,
+    limited: Counter<u64>,
     published: Histogram<f64>,
     deliveries: Counter<u64>,
     attempts: Histogram<f64>,
@@ -85,9 +91,10 @@ impl Metrics {
         let count = |name: &'static str, what: &'static str| meter.u64_counter(name).with_description(what).build();
         Self {
             accepted: count("peal.jobs.accepted", "Jobs stored by JetStream and answered with 202."),
-            refused: count(
-                "peal.requests.refused",
-                "Requests answered with an error, by problem code.",
+            refused: count("peal.requests.refused", "Requests refused, by problem code."),
+            limited: count(
+                "peal.requests.limited",
+                "Requests and intake messages beyond a quota, by limit and app.",
             ),
             published: seconds(
                 "messaging.client.operation.duration",
@@ -182,6 +189,13 @@ impl Metrics {
     /// A request was answered with the problem called `code`.
     pub fn refused(&self, code: &'static str) {
         self.refused.add(1, &[KeyValue::new("code", code)]);
+    }
+
+    /// Something was refused because `app` has used up the member `limit` of its quota. Apps are as many as the operator
+    /// provisions; the exporter's own limit on attribute sets bounds them.
+    pub fn limited(&self, limit: &'static str, app: &AppId) {
+        let app = KeyValue::new("app", app.as_str().to_owned());
+        self.limited.add(1, &[KeyValue::new("limit", limit), app]);
     }
 
     /// Processing of a job began, `wait` after it was accepted.

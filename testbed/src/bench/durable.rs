@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     nats::SyncInterval,
-    peal::{Peal, Plan},
+    peal::{AMPLE_QUOTA, Peal, Plan},
     providers::LogMode,
 };
 
@@ -63,6 +63,7 @@ impl FlushingRegion {
             log: LogMode::Counting,
             sync_interval: SyncInterval::Always,
             durability,
+            quota: AMPLE_QUOTA,
             ..Plan::new(program, nats_server)
         };
         let peal = Peal::start(plan).await?;

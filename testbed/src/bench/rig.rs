@@ -20,7 +20,7 @@ use super::{
     sample,
 };
 use crate::{
-    peal::{Peal, Plan, Region},
+    peal::{AMPLE_QUOTA, Peal, Plan, Region},
     providers::{LogMode, now_s},
 };
 
@@ -74,6 +74,7 @@ pub(super) fn plan(regions: &[&str], program: &Path, nats_server: PathBuf) -> Pl
         tls: false,
         // The raw sender has a provider token of its own, which would count as an update.
         limit_token_updates: false,
+        quota: AMPLE_QUOTA,
         ..Plan::new(program.to_owned(), nats_server)
     }
 }

@@ -15,7 +15,7 @@ use std::{
 use crate::{
     audit::Audit,
     nats,
-    peal::{Peal, Plan},
+    peal::{AMPLE_QUOTA, Peal, Plan},
     providers::Admin,
     sink::{self, Sink},
 };
@@ -67,6 +67,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         regions: args.regions,
         helpers: true,
         otlp_endpoint: Some(sink.endpoint()),
+        quota: AMPLE_QUOTA,
         ..Plan::new(std::env::current_exe()?, nats_server)
     };
     let mut peal = Peal::start(plan).await?;

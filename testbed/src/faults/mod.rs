@@ -40,7 +40,7 @@ use crate::{
     audit::Audit,
     nats::{self, SyncInterval},
     network::{self, Network},
-    peal::{Former, Links, Peal, Plan},
+    peal::{AMPLE_QUOTA, Former, Links, Peal, Plan},
     providers::LogMode,
 };
 
@@ -232,6 +232,7 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
         },
         durability: scenario.mesh.durability,
         links,
+        quota: AMPLE_QUOTA,
         ..Plan::new(std::env::current_exe()?, nats_server.to_owned())
     };
     let peal = Peal::start(plan).await?;

@@ -90,9 +90,15 @@ impl Peal {
 
     /// Waits until every region has received the API key, which is written at the hub.
     pub(super) async fn wait_configured(&self) -> anyhow::Result<()> {
+        self.wait_configured_for(&self.key).await
+    }
+
+    /// Waits until every region has received this API key.
+    pub(super) async fn wait_configured_for(&self, key: &str) -> anyhow::Result<()> {
         let deadline = Instant::now() + READY_WITHIN;
         for region in &self.regions {
-            while self.ask("GET", &region.name, "/v1/recipients/nobody", None).await?.0 == 401 {
+            let url = format!("{}/v1/recipients/nobody", region.gateway.url);
+            while self.http.get(&url).bearer_auth(key).send().await?.status() == 401 {
                 if Instant::now() >= deadline {
                     bail!("the API key did not reach {}", region.name);
                 }

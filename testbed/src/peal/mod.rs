@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 pub(crate) use self::former::is_meant;
 pub use self::{
     former::{Build, Former},
-    plan::Plan,
+    plan::{AMPLE_QUOTA, Plan},
     program::{Program, Region},
 };
 pub use crate::{
@@ -126,6 +126,16 @@ impl Peal {
         region.wait_ready(&self.http).await?;
         self.regions.push(region);
         self.wait_configured().await
+    }
+
+    /// Adds an app with an iOS app of its own, and returns an API key with every scope once every region knows it.
+    ///
+    /// # Errors
+    /// When the hub does not store it, or a region does not learn of it.
+    pub async fn add_app(&self, id: &str) -> anyhow::Result<String> {
+        let key = provision::add_app(self, id).await?;
+        self.wait_configured_for(&key).await?;
+        Ok(key)
     }
 
     /// The program that runs as gateway and as worker, to start one again.

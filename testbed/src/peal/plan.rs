@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf};
 
 use gateway::provision::NewAlerts;
-use shared::{app::Ambiguity, channel::Channel, nats::topology::Durability};
+use shared::{
+    app::{Ambiguity, Quota},
+    channel::Channel,
+    nats::topology::Durability,
+};
 
 use super::Former;
 use crate::{links::Links, nats, network, providers::LogMode};
@@ -46,6 +50,8 @@ pub struct Plan {
     pub fcm_quota: Option<NonZeroU32>,
     /// Where alerts about the app's dead letters are sent.
     pub alerts: Option<NewAlerts>,
+    /// What the app's callers may do, where it differs from the gateways' settings.
+    pub quota: Quota,
     /// More settings of the workers, as TOML. They come before the other tables of the file, so they may begin with plain
     /// keys.
     pub worker_settings: String,
@@ -64,6 +70,15 @@ pub struct Plan {
     /// What the parts reach each other through.
     pub links: Links,
 }
+
+/// A quota that a load generator with a single API key does not use up.
+pub const AMPLE_QUOTA: Quota = Quota {
+    requests_per_s: Some(1_000_000),
+    jobs_per_s: Some(10_000_000),
+    in_flight: Some(8192),
+    waiting_jobs: Some(10_000_000),
+    stored_bytes: Some(1 << 40),
+};
 
 impl Plan {
     /// Two regions with two workers each. All notifications are sampled, but no collector receives their spans.
@@ -85,6 +100,7 @@ impl Plan {
             ambiguity: BTreeMap::new(),
             fcm_quota: None,
             alerts: None,
+            quota: Quota::default(),
             worker_settings: String::new(),
             gateway_settings: String::new(),
             provider_settings: String::new(),

@@ -4,6 +4,7 @@ use anyhow::Context;
 use gateway::provision::{self, NewApp};
 use shared::{
     api_key::Scope,
+    app::Quota,
     clock::Clock,
     id_key::IdKey,
     nats::{config, roles::Role},
@@ -12,7 +13,7 @@ use shared::{
     site::Site,
 };
 
-use super::{APP, Plan, TOPIC};
+use super::{APP, Peal, Plan, TOPIC};
 use crate::{nats, providers::Simulators};
 
 /// What the hub's configuration says about a region.
@@ -60,6 +61,7 @@ pub(super) async fn provision(
         residency: plan.residency.as_deref().map(str::parse).transpose()?,
         ambiguity: plan.ambiguity.clone(),
         alerts: plan.alerts.clone(),
+        quota: plan.quota,
         credentials: vec![
             Credential::Apns(simulators.apns.credential(TOPIC)),
             Credential::Fcm(fcm::Credential {
@@ -68,6 +70,29 @@ pub(super) async fn provision(
             }),
         ],
     };
+    let keys = provision::write_app(&hub, &mesh_key, &app, &[Scope::ALL.to_vec()]).await?;
+    keys.into_iter().next().context("an API key")
+}
+
+/// Writes a further app with an iOS app of its own into the hub's configuration. Returns an API key with every scope.
+pub(super) async fn add_app(peal: &Peal, id: &str) -> anyhow::Result<String> {
+    let operator = Role::Operator(peal.nats.hub().domain().parse()?);
+    let hub = provision::hub(peal.nats.hub().connect(&operator).await?);
+    let app = NewApp {
+        id: id.parse()?,
+        default_region: peal.plan.regions.first().context("a mesh has a region")?.parse()?,
+        services: false,
+        outbox: false,
+        account: None,
+        residency: None,
+        ambiguity: peal.plan.ambiguity.clone(),
+        alerts: peal.plan.alerts.clone(),
+        quota: Quota::default(),
+        credentials: vec![Credential::Apns(
+            peal.simulators.apns.credential(&format!("com.example.{id}")),
+        )],
+    };
+    let mesh_key = MeshKey::from_base64(&peal.mesh_key)?;
     let keys = provision::write_app(&hub, &mesh_key, &app, &[Scope::ALL.to_vec()]).await?;
     keys.into_iter().next().context("an API key")
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use async_nats::{Client, HeaderMap, Message};
 use serde_json::{Value, json};
 use shared::{
+    api_key::Scope as KeyScope,
+    app::Quota,
     id::{AppId, NotificationId},
     nats::{
         audit::{self, Scope},
@@ -226,6 +228,39 @@ async fn requests_are_answered_like_those_over_http() {
     let operator = rig.nats.region("eu").connect_as_test().await.unwrap();
     let found = operator.request("$SRV.INFO.peal-send", "".into()).await.unwrap();
     assert_eq!(body(&found)["endpoints"][0]["subject"], "send.*.now");
+}
+
+#[tokio::test]
+async fn what_a_service_publishes_beyond_its_quota_waits_and_a_request_is_told_so() {
+    let rig = Rig::start().await;
+    rig.wait_for_intake(&app()).await;
+    let service = rig.service().await;
+    rig.publish(&service, HeaderMap::new(), notification("before")).await;
+    rig.wait_worked_off(&app()).await;
+    let quota = Quota {
+        jobs_per_s: Some(1),
+        ..Quota::default()
+    };
+    rig.issue_key_within(app().as_str(), KeyScope::ALL, quota).await;
+    let begun = std::time::Instant::now();
+    for event in ["one", "two", "three"] {
+        rig.publish(&service, HeaderMap::new(), notification(event)).await;
+    }
+    eventually("a request is refused", async || {
+        let request = service.request("send.shop.now", notification("now").to_string().into());
+        let Ok(answer) = request.await else { return false };
+        let headers = answer.headers.unwrap_or_default();
+        headers
+            .get("Nats-Service-Error-Code")
+            .is_some_and(|code| code.as_str() == "429")
+    })
+    .await;
+    rig.wait_worked_off(&app()).await;
+    // Each has two jobs, and one job a second is admitted: the first goes at once.
+    assert!(begun.elapsed() >= Duration::from_millis(3500), "{:?}", begun.elapsed());
+    assert_eq!(rig.letters().await, Vec::<Value>::new());
+    let mut work = rig.js.get_stream(NOTIFY).await.unwrap();
+    assert!(work.info().await.unwrap().state.messages >= 8);
 }
 
 #[tokio::test]

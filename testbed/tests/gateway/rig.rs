@@ -14,6 +14,7 @@ use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use shared::{
     api_key::Scope,
+    app::Quota,
     clock::Clock,
     id::{AppId, Region},
     id_key::IdKey,
@@ -129,6 +130,11 @@ impl Rig {
 
     /// Provisions `app` with a key of these scopes, and returns the key once the gateway knows it.
     pub(crate) async fn issue_key(&self, app: &str, scopes: &[Scope]) -> String {
+        self.issue_key_within(app, scopes, Quota::default()).await
+    }
+
+    /// Like [`Self::issue_key`], with a quota of the app.
+    pub(crate) async fn issue_key_within(&self, app: &str, scopes: &[Scope], quota: Quota) -> String {
         let app = NewApp {
             id: app.parse().unwrap(),
             default_region: region("eu"),
@@ -138,6 +144,7 @@ impl Rig {
             services: true,
             outbox: false,
             account: None,
+            quota,
             credentials: Vec::new(),
         };
         let mut keys = provision::write_app(&self.hub, &self.mesh_key, &app, &[scopes.to_vec()])
@@ -179,6 +186,11 @@ impl Rig {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.gateway.addr())
+    }
+
+    /// Where the gateway serves HTTP.
+    pub(crate) fn addr(&self) -> std::net::SocketAddr {
+        self.gateway.addr()
     }
 
     /// Removes the limit on the size of NOTIFY.

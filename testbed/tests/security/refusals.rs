@@ -11,7 +11,7 @@ use gateway::{
 use serde_json::{Value, json};
 use shared::{
     api_key::Scope,
-    app::App,
+    app::{App, Quota},
     clock::Clock,
     lifecycle::Lifecycle,
     nats::{
@@ -143,6 +143,7 @@ async fn a_caller_learns_that_the_gateway_lacks_a_permission() {
         services: true,
         outbox: false,
         account: None,
+        quota: Quota::default(),
         credentials: Vec::new(),
     };
     provision::write_region(&hub, &region("eu"), &Site::default())

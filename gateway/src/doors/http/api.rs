@@ -6,6 +6,7 @@ use axum::extract::FromRef;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
+use super::quota::Keys;
 use crate::{
     context::Context,
     intake::accept::Intake,
@@ -27,7 +28,9 @@ pub(crate) struct Api {
     pub(crate) readiness: Readiness,
     pub(crate) limits: Limits,
     /// As many permits as requests may be in progress.
-    pub(crate) permits: Semaphore,
+    pub(crate) permits: Arc<Semaphore>,
+    /// What API keys use of their quotas.
+    pub(crate) keys: Keys,
 }
 
 /// Limits on requests.
@@ -40,6 +43,10 @@ pub struct Limits {
     pub recipients: usize,
     /// Maximum number of requests in progress at a time.
     pub in_flight: usize,
+    /// Maximum number of open connections.
+    pub connections: usize,
+    /// Maximum number of open connections from one address.
+    pub connections_per_address: usize,
     /// Time after which a request is given up, in seconds.
     pub request_timeout_s: u64,
     /// Number of notifications whose status can be queried; the oldest are forgotten first.

@@ -5,15 +5,19 @@ use std::{marker::PhantomData, sync::Arc};
 use axum::extract::FromRequestParts;
 use http::{HeaderValue, header, request};
 use shared::{
-    api_key::{Presented, Scope},
+    api_key::{ApiKey, Presented, Scope},
     app::App,
     id::RecipientId,
+    nats::config::Tenants,
     recipient::RecipientKey,
 };
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     api::Api,
-    problem::{FORBIDDEN, Problem, RESIDES_ELSEWHERE, UNAUTHENTICATED},
+    connections::Connection,
+    problem::{FORBIDDEN, OVERLOADED, Problem, RESIDES_ELSEWHERE, UNAUTHENTICATED},
+    quota::Used,
 };
 
 /// The scope that a route requires.
@@ -47,20 +51,24 @@ pub(crate) struct Caller<R> {
     pub(crate) app: Arc<App>,
     scopes: Vec<Scope>,
     requires: PhantomData<R>,
+    /// The key's place, and one of the places that all keys share. A caller has them before its body is read, and only
+    /// with a valid key.
+    _places: [OwnedSemaphorePermit; 2],
 }
 
 impl<R: Requires> FromRequestParts<Arc<Api>> for Caller<R> {
     type Rejection = Problem;
 
-    async fn from_request_parts(request: &mut request::Parts, api: &Arc<Api>) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut request::Parts, api: &Arc<Api>) -> Result<Self, Problem> {
         let context = &api.context;
-        let presented = presented(&request.headers)?;
+        let presented = presented(&parts.headers)?;
         let tenants = context.config.tenants();
         let key = tenants.keys.get(&presented.key_id).ok_or_else(unknown)?;
         if !key.admits(&context.mesh_key, &presented, context.clock.now()) {
             return Err(unknown());
         }
         let app = tenants.apps.get(&key.app).ok_or_else(unknown)?;
+        let places = enter(parts, api, &tenants, key, app)?;
         if !key.scopes.contains(&R::SCOPE) {
             return Err(lacking(R::SCOPE));
         }
@@ -72,8 +80,36 @@ impl<R: Requires> FromRequestParts<Arc<Api>> for Caller<R> {
             app: Arc::clone(app),
             scopes: key.scopes.clone(),
             requires: PhantomData,
+            _places: places,
         })
     }
+}
+
+/// Takes the places of a request with this valid key, within the quota of its app.
+fn enter(
+    parts: &request::Parts,
+    api: &Api,
+    tenants: &Tenants,
+    key: &ApiKey,
+    app: &Arc<App>,
+) -> Result<[OwnedSemaphorePermit; 2], Problem> {
+    if let Some(connection) = parts.extensions.get::<Arc<Connection>>() {
+        connection.set_key();
+    }
+    let budgets = &api.intake.budgets;
+    let key_use = api
+        .keys
+        .of(&key.key_id, budgets.quota(app), |id| tenants.keys.contains_key(id));
+    if let Some(used) = parts.extensions.get::<Used>() {
+        used.set(Arc::clone(&key_use), budgets.of(app));
+    }
+    let of_key = key_use.enter().map_err(|too_many| {
+        api.context.telemetry.metrics.limited(too_many.limit, &app.id);
+        Problem::from(too_many)
+    })?;
+    let of_all = Arc::clone(&api.permits).try_acquire_owned();
+    let of_all = of_all.map_err(|_| Problem::new(OVERLOADED, "Repeat after the time in Retry-After."))?;
+    Ok([of_key, of_all])
 }
 
 impl<R> Caller<R> {

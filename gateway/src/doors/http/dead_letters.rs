@@ -1,20 +1,25 @@
 //! `/v1/dead-letters`: lists, shows, replays and deletes dead letters.
 
+use std::sync::Arc;
+
 use axum::extract::{Query, State, rejection::QueryRejection};
 use http::StatusCode;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use shared::{
+    app::App,
     channel::Channel,
     id::{AddressId, JobId, NotificationId, RecipientId, Region},
     invalid::Invalid,
+    nats::subject::Tier,
     only_objects,
     tolerant::whole,
 };
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
+    api::Api,
     auth::{Caller, ToReadStatus, ToSend},
     body::Json,
     named::Named,
@@ -233,12 +238,13 @@ pub(crate) async fn get(
     security(("api_key" = ["notifications:write"])),
 )]
 pub(crate) async fn replay(
-    State(letters): State<DeadLetters>,
+    State(api): State<Arc<Api>>,
     caller: Caller<ToSend>,
     Named(id): Named<LetterId>,
 ) -> Result<(StatusCode, axum::Json<ReplayResponse>), Problem> {
-    let letter = letters.get(&caller.app.id, &id).await?;
-    letters.replay(&caller.app.id, letter).await?;
+    let letter = api.dead_letters.get(&caller.app.id, &id).await?;
+    let tier = tier(&api, &caller.app, &letter);
+    api.dead_letters.replay(&caller.app.id, letter, tier).await?;
     let response = ReplayResponse {
         replayed: 1,
         more: None,
@@ -265,7 +271,7 @@ pub(crate) async fn replay(
     security(("api_key" = ["notifications:write"])),
 )]
 pub(crate) async fn replay_many(
-    State(letters): State<DeadLetters>,
+    State(api): State<Arc<Api>>,
     caller: Caller<ToSend>,
     Json(request): Json<ReplayRequest>,
 ) -> Result<(StatusCode, axum::Json<ReplayResponse>), Problem> {
@@ -276,10 +282,12 @@ pub(crate) async fn replay_many(
         since: request.since,
         until: request.until,
     };
+    let letters = &api.dead_letters;
     let page = letters.list(&caller.app.id, &filter, None, max).await;
     let mut replayed = 0;
     for letter in page.letters {
-        match letters.replay(&caller.app.id, letter).await {
+        let tier = tier(&api, &caller.app, &letter);
+        match letters.replay(&caller.app.id, letter, tier).await {
             Ok(()) => replayed += 1,
             Err(Unhandled::NoLane | Unhandled::Cut | Unhandled::NotFound) => {}
             Err(error) => return Err(error.into()),
@@ -312,6 +320,12 @@ pub(crate) async fn delete(
     let letter = letters.get(&caller.app.id, &id).await?;
     letters.delete(&caller.app.id, letter).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Where a replay goes: it is work of the app like that of a request, and takes its part of the app's share of the lane.
+fn tier(api: &Api, app: &App, letter: &Letter) -> Tier {
+    let lane = letter.replay_lane();
+    lane.map_or(Tier::Main, |lane| api.intake.budgets.tier(app, &lane))
 }
 
 fn limit(wanted: Option<usize>, max: usize) -> Result<usize, Invalid> {

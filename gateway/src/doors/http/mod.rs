@@ -4,6 +4,7 @@ mod addresses;
 pub(crate) mod api;
 mod auth;
 mod body;
+mod connections;
 mod dead_letters;
 mod health;
 mod named;
@@ -11,6 +12,7 @@ mod notifications;
 mod openapi;
 mod outer;
 mod preferences;
+mod quota;
 mod recipients;
 mod send;
 mod serve;
@@ -23,12 +25,12 @@ use axum::{Router, middleware};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-pub(crate) use self::serve::serve;
 use self::{
     api::Api,
     openapi::Description,
     problem::{METHOD, NOT_FOUND, Problem},
 };
+pub(crate) use self::{connections::Connections, quota::Keys, serve::serve};
 use super::problem;
 
 /// Every route, each registered together with its description.

@@ -1,4 +1,4 @@
-//! The outermost layer around every request: admission, request id, span, time limit and problem documents.
+//! The outermost layer around every request: request id, span, time limit, what is left of the quota, and problem documents.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,8 @@ use tokio::time::timeout;
 
 use super::{
     api::Api,
-    problem::{OVERLOADED, Problem, STARTING, TIMEOUT},
+    problem::{Problem, STARTING, TIMEOUT},
+    quota::Used,
     trace,
 };
 use crate::{doors, trace::Trace};
@@ -30,7 +31,9 @@ pub(super) async fn around(State(api): State<Arc<Api>>, mut request: Request, ne
     if !matches!(trace, Trace::None) {
         request.extensions_mut().insert(trace.clone());
     }
+    let used = Used::default();
     let mut response = if is_api {
+        request.extensions_mut().insert(used.clone());
         admit(&api, request, next).await
     } else {
         next.run(request).await
@@ -40,16 +43,15 @@ pub(super) async fn around(State(api): State<Arc<Api>>, mut request: Request, ne
     if let Some(problem) = problem {
         response = render(&api, problem, &response, &id, &trace);
     }
+    used.tell(response.headers_mut());
     response.headers_mut().insert(REQUEST_ID, id);
     trace::end(&trace, &response, code);
     response
 }
 
-/// Runs a request to the API if a permit is free, and gives it up if it takes too long.
+/// Runs a request to the API if the configuration is known, and gives it up if it takes too long. Authentication takes its
+/// places.
 async fn admit(api: &Api, request: Request, next: Next) -> Response {
-    let Ok(_permit) = api.permits.try_acquire() else {
-        return Problem::new(OVERLOADED, "Repeat after the time in Retry-After.").into_response();
-    };
     if !api.context.is_informed() {
         return Problem::new(STARTING, "Repeat after the time in Retry-After.").into_response();
     }

@@ -78,6 +78,15 @@ struct Queue {
     pulling: usize,
     /// When the open pull is taken to be lost, or when the next one may be sent.
     deadline: Instant,
+    /// When the app's quota may admit more.
+    full_until: Instant,
+}
+
+/// The work on one message of this app has ended; if the app's quota refused it, with the time after which it admits more.
+#[derive(Debug)]
+struct Done {
+    app: AppId,
+    quota_frees_after: Option<Duration>,
 }
 
 /// All intakes of a region, as one gateway sees them.
@@ -88,7 +97,7 @@ struct Puller {
     /// The apps with waiting messages, in the order of their turns.
     turns: VecDeque<AppId>,
     at_work: usize,
-    done: mpsc::UnboundedSender<AppId>,
+    done: mpsc::UnboundedSender<Done>,
     works: TaskTracker,
 }
 
@@ -120,9 +129,9 @@ pub(super) async fn run(door: Arc<Door>, mut apps: watch::Receiver<BTreeSet<AppI
                 Some(arrival) => touched = puller.take(arrival),
                 None => break,
             },
-            Some(app) = done.recv() => {
-                puller.worked_off(&app);
-                touched = Some(app);
+            Some(worked_off) = done.recv() => {
+                puller.worked_off(&worked_off);
+                touched = Some(worked_off.app);
             }
             Ok(()) = apps.changed() => puller.serve(&apps.borrow_and_update()),
             _ = check.tick() => {
@@ -181,9 +190,12 @@ impl Puller {
         }
     }
 
-    fn worked_off(&mut self, app: &AppId) {
+    fn worked_off(&mut self, Done { app, quota_frees_after }: &Done) {
         self.at_work -= 1;
         if let Some(queue) = self.queues.get_mut(app) {
+            if let Some(wait) = quota_frees_after {
+                queue.full_until = queue.full_until.max(Instant::now() + *wait);
+            }
             if queue.at_work == APP_AT_WORK_MAX && !queue.waiting.is_empty() {
                 self.turns.push_back(app.clone());
             }
@@ -218,9 +230,10 @@ impl Puller {
             }
             let (door, done) = (Arc::clone(&self.door), self.done.clone());
             self.works.spawn(Box::pin(async move {
-                door.work_off(&message).await;
+                let quota_frees_after = door.work_off(&message).await;
+                let app = message.app;
                 // The receiver is gone when the process ends.
-                drop(done.send(message.app));
+                drop(done.send(Done { app, quota_frees_after }));
             }));
         }
     }
@@ -234,7 +247,7 @@ impl Puller {
         };
         for (app, queue) in queues {
             let free = APP_MESSAGES_MAX - (queue.waiting.len() + queue.at_work).min(APP_MESSAGES_MAX);
-            if queue.pulling > 0 || now < queue.deadline || free < APP_MESSAGES_MAX / 4 {
+            if queue.pulling > 0 || now < queue.deadline.max(queue.full_until) || free < APP_MESSAGES_MAX / 4 {
                 continue;
             }
             match inbox.pull(app, free, PULL_BYTES_MAX).await {
@@ -258,6 +271,7 @@ impl Queue {
             at_work: 0,
             pulling: 0,
             deadline: Instant::now(),
+            full_until: Instant::now(),
         }
     }
 }
@@ -270,11 +284,13 @@ type WorkedOff = Result<Vec<Refusal>, NotYet>;
 struct NotYet(Problem);
 
 impl Door {
-    /// Makes jobs and dead letters of a message, and acknowledges it; or gives it back.
-    async fn work_off(&self, message: &Published) {
+    /// Makes jobs and dead letters of a message, and acknowledges it; or gives it back. Returns when the app's quota admits
+    /// more, if it is used up.
+    async fn work_off(&self, message: &Published) -> Option<Duration> {
         let tenants = self.context.config.tenants();
         let Some(app) = tenants.apps.get(&message.app) else {
-            return message.give_back(GIVE_BACK_FOR_MAX).await;
+            message.give_back(GIVE_BACK_FOR_MAX).await;
+            return None;
         };
         let none = HeaderMap::new();
         let headers = message.message().headers.as_ref().unwrap_or(&none);
@@ -290,7 +306,13 @@ impl Door {
                 .keep(message, headers, refusals)
                 .await
                 .map_err(|why| why.to_string()),
-            Err(NotYet(problem)) => Err(problem.detail().to_owned()),
+            Err(NotYet(problem)) => {
+                if let Some(wait) = problem.quota_frees_after() {
+                    message.give_back(wait).await;
+                    return Some(wait);
+                }
+                Err(problem.detail().to_owned())
+            }
         };
         failpoint("gateway.before-acknowledge");
         match kept {
@@ -300,6 +322,7 @@ impl Door {
                 message.give_back(delay(message.tries)).await;
             }
         }
+        None
     }
 
     async fn accept(&self, app: &Arc<App>, headers: &HeaderMap, message: &Published, trace: &Trace) -> WorkedOff {

@@ -26,7 +26,7 @@ use crate::{
     nats::{
         connect, direct, envelope,
         follow::{self, Entry, FollowError, Start},
-        subject::{self, Lane},
+        subject::{self, Lane, Tier},
         topology::{self, Domain, Mesh, Sourced},
     },
     receipt::Batch,
@@ -91,7 +91,7 @@ struct Reading<'a> {
 struct Before {
     region: Region,
     /// The sequence up to which each lane has acknowledged its work.
-    done: HashMap<(Channel, Class), u64>,
+    done: HashMap<(Channel, Class, Tier), u64>,
     sources: Vec<Sourced>,
     /// Receipts of notifications accepted before this time may have expired.
     receipts_since: Timestamp,
@@ -146,13 +146,20 @@ impl Reading<'_> {
         let work = notify.cached_info().state.clone();
         let mut recreated = vec![recreated(region, topology::NOTIFY, notify.cached_info())];
         let mut done = HashMap::new();
-        for (channel, class) in Mesh::lanes() {
-            let consumer: PullConsumer = notify.get_consumer(&topology::lane_consumer(channel, class)).await?;
+        let lanes = Mesh::lanes().flat_map(|(channel, class)| Tier::ALL.map(|tier| (channel, class, tier)));
+        for (channel, class, tier) in lanes {
+            let name = tier.consumer(topology::lane_consumer(channel, class));
+            let consumer: PullConsumer = match notify.get_consumer(&name).await {
+                Ok(consumer) => consumer,
+                // A gateway of the version before makes no overflow.
+                Err(_) if tier == Tier::Overflow => continue,
+                Err(error) => return Err(error),
+            };
             let info = consumer.cached_info();
             // An idle consumer has acknowledged all messages that the stream held when the stream was asked, just before.
             let idle = info.num_pending == 0 && info.num_ack_pending == 0;
             let floor = info.ack_floor.stream_sequence;
-            done.insert((channel, class), if idle { work.last_sequence } else { floor });
+            done.insert((channel, class, tier), if idle { work.last_sequence } else { floor });
         }
         let letters = js.get_stream(topology::DEAD).await?;
         let removed = Removed {
@@ -294,7 +301,8 @@ impl Reading<'_> {
             |audit, scope, entry| {
                 let done = Lane::parse(&entry.subject)
                     .ok()
-                    .and_then(|lane| here.done.get(&(lane.channel, lane.class)).copied());
+                    .map(|lane| (lane.channel, lane.class, Tier::of(&entry.subject)))
+                    .map(|lane| here.done.get(&lane).copied().unwrap_or_default());
                 let place = match done {
                     Some(done) if entry.sequence > done => Place::Lane,
                     _ if entry.stored_at < here.receipts_since => Place::Forgotten,

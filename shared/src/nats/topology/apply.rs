@@ -18,9 +18,8 @@ use serde_json::{Map, Value};
 
 use super::{
     CONFIG, INTAKE_CONSUMER, Mesh, RECEIPTS, RECIPIENTS, RegionSettings, VERSION, VERSION_KEY, app_of_intake,
-    consumers, feed_consumer, intake,
+    consumers, feed_consumer, intake, main_consumers,
     streams::{feed, intake_consumer},
-    workers_consumers,
 };
 use crate::{
     app::App,
@@ -338,9 +337,9 @@ pub async fn wait_for_region(js: &jetstream::Context, region: &Region) -> Result
     }
 }
 
-/// The first missing consumer of workers. If there is none, no stream is missing: a gateway creates streams first.
+/// The first missing consumer of workers of the main tier. If there is none, no stream is missing: a gateway creates streams first.
 async fn missing(js: &jetstream::Context, region: &Region) -> Result<Option<String>, ApplyError> {
-    for (stream, config) in workers_consumers(region) {
+    for (stream, config) in main_consumers(region) {
         let name = config.durable_name.unwrap_or_default();
         if !has_consumer(js, stream, &name).await? {
             return Ok(Some(name));
@@ -415,7 +414,7 @@ pub(super) fn is_newer(metadata: &HashMap<String, String>) -> bool {
     version_of(metadata) > VERSION
 }
 
-fn version_of(metadata: &HashMap<String, String>) -> u32 {
+pub(super) fn version_of(metadata: &HashMap<String, String>) -> u32 {
     // A gateway of 0.1 writes no version; one that cannot be read is a newer gateway's.
     metadata
         .get(VERSION_KEY)

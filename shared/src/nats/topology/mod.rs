@@ -17,9 +17,9 @@ pub use self::{
     },
     streams::{
         ALERTS_ACK_WAIT, DUPLICATE_WINDOW, INTAKE_MAX_MESSAGE_BYTES, LETTERS_MAX_AGE, RECEIPTS_MAX_AGE, WORK_ACK_WAIT,
-        WORK_MAX_AGE, consumers, hub_streams, workers_consumers,
+        WORK_MAX_AGE, consumers, hub_streams, main_consumers, workers_consumers,
     },
-    wake::{Sourced, Waker, sources},
+    wake::{Sourced, Waker, sources, version_at},
 };
 use crate::{
     channel::{Channel, Class},
@@ -92,7 +92,10 @@ impl<'a> Domain<'a> {
 
 /// The version of the topology that this program's gateways apply: raised with every change to a stream or consumer that
 /// exists already. A gateway leaves what a newer one made. 0.1 had none, which counts as 1.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
+
+/// The first version in which lanes have an overflow.
+pub const OVERFLOW_SINCE: u32 = 4;
 
 /// The member of the metadata of streams and consumers that has the version.
 const VERSION_KEY: &str = "peal.topology";

@@ -17,7 +17,10 @@ use crate::{
     channel::Channel,
     content::MAX_LIFE_S,
     id::{AppId, Region},
-    nats::{accounts, subject},
+    nats::{
+        accounts,
+        subject::{self, Tier},
+    },
 };
 
 /// How long streams of work remember a message id. The workers' ledgers remember jobs for days.
@@ -277,35 +280,47 @@ pub(super) fn feed(app: &AppId) -> pull::Config {
     }
 }
 
-/// The durable consumers that a region's workers share, each with its stream.
+/// The durable consumers that a region's workers share, each with its stream: those of the main tier, and those of the
+/// overflow.
 pub fn workers_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
-    let mut all: Vec<_> = Mesh::lanes()
-        .map(|(channel, class)| {
-            let filter = subject::notify_class_filter(channel, region, class);
-            (NOTIFY, consumer(&lane_consumer(channel, class), filter))
-        })
-        .collect();
-    // A lane of retries for each channel, so that an outage of one does not delay the retries of another.
-    all.extend(Channel::CARRIED.iter().flat_map(|channel| {
-        let (due, spill) = (
-            subject::due_channel_filter(*channel),
-            subject::spill_channel_filter(*channel),
-        );
+    let overflow = of_tier(region, Tier::Overflow);
+    main_consumers(region).into_iter().chain(overflow).collect()
+}
+
+/// The durable consumers of the main tier. Workers wait for these alone: a gateway of the version before makes no others.
+pub fn main_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
+    let spill = Channel::CARRIED.iter().map(|channel| {
+        let filter = subject::spill_channel_filter(*channel);
+        (SCHEDULE, consumer(&spill_consumer(*channel), filter))
+    });
+    of_tier(region, Tier::Main).into_iter().chain(spill).collect()
+}
+
+/// The consumers of one tier: fresh jobs and slices of each lane, and retries of each channel. So an outage of one channel
+/// does not delay the retries of another.
+fn of_tier(region: &Region, tier: Tier) -> Vec<(&'static str, pull::Config)> {
+    let consumer = |stream, name, filter: String| (stream, consumer(&tier.consumer(name), tier.subject(&filter)));
+    let lanes = Mesh::lanes().flat_map(|(channel, class)| {
+        let fresh = subject::notify_class_filter(channel, region, class);
+        let slices = subject::slice_class_filter(channel, class);
         [
-            (SCHEDULE, consumer(&retry_consumer(*channel), due)),
-            (SCHEDULE, consumer(&spill_consumer(*channel), spill)),
+            consumer(NOTIFY, lane_consumer(channel, class), fresh),
+            consumer(SCHEDULE, slice_consumer(channel, class), slices),
         ]
-    }));
-    all.extend(Mesh::lanes().map(|(channel, class)| {
-        let filter = subject::slice_class_filter(channel, class);
-        (SCHEDULE, consumer(&slice_consumer(channel, class), filter))
-    }));
-    all
+    });
+    let retries = Channel::CARRIED.iter().map(|channel| {
+        let filter = subject::due_channel_filter(*channel);
+        consumer(SCHEDULE, retry_consumer(*channel), filter)
+    });
+    lanes.chain(retries).collect()
 }
 
 /// The subjects of every lane of `region`. No stream accepts others, so the server refuses a misspelled class.
 pub(in crate::nats) fn work_for(region: &Region) -> impl Iterator<Item = String> {
-    Mesh::lanes().map(move |(channel, class)| subject::notify_class_filter(channel, region, class))
+    Mesh::lanes().flat_map(move |(channel, class)| {
+        let main = subject::notify_class_filter(channel, region, class);
+        Tier::ALL.map(|tier| tier.subject(&main))
+    })
 }
 
 /// The streams of the hub.

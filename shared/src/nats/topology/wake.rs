@@ -14,8 +14,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::Domain;
-use super::apply::{is_newer, with_starts_of};
+use super::{
+    Domain, NOTIFY,
+    apply::{is_newer, version_of, with_starts_of},
+};
 use crate::id::Region;
 
 /// The state of one source of a stream.
@@ -75,6 +77,23 @@ pub async fn sources(client: &Client, region: &Region, stream: &str) -> Result<V
         })
     });
     Ok(sourced.collect())
+}
+
+/// The version of the topology that a gateway of `region` applied; `None` if the server does not answer.
+pub async fn version_at(client: &Client, region: &Region) -> Option<u32> {
+    #[derive(Deserialize)]
+    struct Info {
+        config: Named,
+    }
+    #[derive(Deserialize)]
+    struct Named {
+        #[serde(default)]
+        metadata: HashMap<String, String>,
+    }
+    let asking = client.request(Domain::Region(region).info_of(NOTIFY), "".into());
+    let answer = asking.await.ok()?;
+    let info: Info = serde_json::from_slice(&answer.payload).ok()?;
+    Some(version_of(&info.config.metadata))
 }
 
 /// How long to wait for each answer of an origin.

@@ -3,10 +3,11 @@
 use std::{collections::HashSet, time::Duration};
 
 use anyhow::ensure;
+use futures::future::join_all;
 use serde_json::json;
 use shared::provider::Provider;
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, sleep, timeout},
 };
@@ -74,6 +75,18 @@ impl Injector {
             }
             sleep(Duration::from_millis(200)).await;
         }
+        let closed = sockets.iter_mut().map(async |socket| {
+            let mut answer = Vec::new();
+            timeout(Duration::from_secs(1), socket.read_to_end(&mut answer))
+                .await
+                .is_ok()
+        });
+        let closed = join_all(closed).await.into_iter().filter(|closed| *closed).count();
+        ensure!(
+            closed == count,
+            "{} of {count} connections are still open",
+            count - closed
+        );
         Ok(())
     }
 
