@@ -291,8 +291,9 @@ async fn it_reads_nothing_elsewhere() {
     );
     let short = std::time::Duration::from_millis(500);
     assert!(timeout(short, answers.next()).await.is_err(), "a question was answered");
-    let mut heard = 0;
-    while let Ok(Some(message)) = timeout(short, overheard.next()).await {
+    // The gateway also gets answers of its own region there, again and again.
+    let (mut heard, until) = (0, Instant::now() + std::time::Duration::from_secs(2));
+    while let Ok(Some(message)) = tokio::time::timeout_at(until, overheard.next()).await {
         heard += 1;
         let text = String::from_utf8_lossy(&message.payload);
         assert!(!text.contains(TOKEN) && !text.contains("bob"), "{text}");
