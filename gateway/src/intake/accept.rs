@@ -177,7 +177,9 @@ impl Intake {
         admitted: Admitted,
     ) -> Result<StoredJobs, NotAccepted> {
         let count = jobs.len();
-        let acks = self.publisher.store(jobs, trace, budget);
+        // The app's requests wait for each other, so that those of other apps do not wait for them.
+        let _publishing = budget.publish(count).await;
+        let acks = self.publisher.store(jobs, trace);
         pin_mut!(acks);
         let (mut stored, mut duplicates, mut refused, mut sequence) = (0, 0, None, 0);
         while let Some(ack) = acks.next().await {

@@ -21,7 +21,7 @@ use shared::{
     invalid::Invalid,
     nats::subject::{Lane, Tier},
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
     meter::{Left, Meter},
@@ -242,9 +242,12 @@ impl AppBudget {
         self.jobs.left()
     }
 
-    /// One permit for each job that is published and not acknowledged.
-    pub(super) fn publishing(&self) -> &Semaphore {
-        &self.stock.publishing
+    /// Waits until the app may publish `jobs` more jobs. They count until the permit is dropped. A request with more jobs
+    /// than may be unacknowledged is published alone.
+    pub(super) async fn publish(&self, jobs: usize) -> SemaphorePermit<'_> {
+        let permits = u32::try_from(jobs.min(UNACKNOWLEDGED_JOBS_MAX)).unwrap_or(u32::MAX);
+        let permit = self.stock.publishing.acquire_many(permits).await;
+        permit.expect("the semaphore is never closed")
     }
 
     /// Admits the jobs of one request, all of them or none, and says for each portion which tier of its lane it goes to.

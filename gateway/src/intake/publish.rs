@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream};
+use futures::{
+    Stream, StreamExt,
+    stream::{self, FuturesUnordered},
+};
 use opentelemetry::{
     Context as SpanContext, KeyValue,
     trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Tracer},
@@ -21,7 +24,7 @@ use shared::{
     telemetry::trace::{self, TRACEPARENT},
 };
 
-use super::budget::{AppBudget, UNACKNOWLEDGED_JOBS_MAX};
+use super::budget::UNACKNOWLEDGED_JOBS_MAX;
 use crate::{context::Context, trace::Trace};
 
 /// One job to publish.
@@ -61,37 +64,38 @@ impl Publisher {
         Self { context, batchers }
     }
 
-    /// Publishes jobs of one app, and yields the result of each as soon as it is known. The app's jobs wait for each other,
-    /// so that those of other apps do not wait for them.
-    pub(super) fn store<'a>(
-        &'a self,
-        jobs: Vec<OutgoingJob>,
-        trace: &'a Trace,
-        budget: &'a AppBudget,
-    ) -> impl Stream<Item = Result<Stored, NotStored>> + 'a {
+    /// Publishes jobs, and yields the result of each as soon as it is known.
+    pub(super) fn store(&self, jobs: Vec<OutgoingJob>, trace: &Trace) -> impl Stream<Item = Result<Stored, NotStored>> {
         let context = &self.context;
-        // Acknowledgements are received while messages are still being sent. Requests that first sent all their messages
-        // would wait for each other forever, once none of them could send more unacknowledged messages.
-        stream::iter(jobs)
-            .map(move |mut job| async move {
-                let permit = budget.publishing().acquire().await;
-                let span = start_span(context, &mut job, trace);
-                let is_here = job.lane.region == context.here;
-                let message = Message {
-                    subject: job.subject(),
-                    headers: job.headers,
-                    payload: job.payload,
-                };
-                failpoint("gateway.before-publish");
-                let stored = match &self.batchers {
-                    None => message.store(&context.js).await,
-                    Some(batchers) if is_here => batchers.here.store(message).await,
-                    Some(batchers) => batchers.elsewhere.store(message).await,
-                };
-                drop(permit);
-                finish(stored, span)
-            })
-            .buffer_unordered(UNACKNOWLEDGED_JOBS_MAX)
+        let messages = jobs.into_iter().map(move |mut job| {
+            let span = start_span(context, &mut job, trace);
+            let message = Message {
+                subject: job.subject(),
+                headers: job.headers,
+                payload: job.payload,
+            };
+            (message, job.lane.region == context.here, span)
+        });
+        match &self.batchers {
+            // Acknowledgements are received while messages are still being sent. Requests that first sent all their
+            // messages would wait for each other forever, once none of them could send more unacknowledged messages.
+            None => stream::iter(messages)
+                .map(move |(message, _, span)| async move {
+                    failpoint("gateway.before-publish");
+                    finish(message.store(&context.js).await, span)
+                })
+                .buffer_unordered(UNACKNOWLEDGED_JOBS_MAX)
+                .left_stream(),
+            // All are queued before the first acknowledgement is awaited.
+            Some(Batchers { here, elsewhere }) => messages
+                .map(|(message, is_here, span)| {
+                    failpoint("gateway.before-publish");
+                    let stored = if is_here { here } else { elsewhere }.store(message);
+                    async move { finish(stored.await, span) }
+                })
+                .collect::<FuturesUnordered<_>>()
+                .right_stream(),
+        }
     }
 }
 

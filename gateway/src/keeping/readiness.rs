@@ -42,11 +42,14 @@ impl Readiness {
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         let context = &self.context;
         let is_connected = connect::is_connected(&context.js.client());
+        // With another mesh's key nothing else can be known.
+        if !context.config.tenants().are_sealed_with(&context.mesh_key) {
+            return vec!["mesh_key"];
+        }
         let conditions = [
             ("nats", is_connected),
             ("directory", context.directory.is_loaded()),
             ("config", context.config.is_loaded()),
-            ("mesh_key", context.config.tenants().are_sealed_with(&context.mesh_key)),
             ("streams", *self.streams.borrow()),
             // Nothing is stored without a connection; then only the connection is reported.
             ("storage", !is_connected || self.stores.load(Ordering::Relaxed)),

@@ -169,8 +169,12 @@ impl Tenants {
         self.apps.is_empty() && self.keys.is_empty() && self.regions.is_empty() && self.id_key.is_none()
     }
 
-    /// Whether `mesh_key` is the key that credentials were sealed with: it opens one of them, or there is none.
+    /// Whether `mesh_key` is the mesh's: it opens the key of ids. In a mesh that 0.1 provisioned it opens a credential, or
+    /// there is none.
     pub fn are_sealed_with(&self, mesh_key: &MeshKey) -> bool {
+        if self.id_key.is_some() {
+            return self.id_key(mesh_key).is_ok();
+        }
         let mut any = false;
         let opens = |app: &Arc<App>| {
             let opens = app.is_sealed_with(mesh_key);
