@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use shared::{
     clock::Clock,
     id::Region,
-    nats::{connect, follow, topology},
+    nats::{connect, follow, subject::Tier, topology},
 };
 use tokio::time::{Instant, sleep};
 
@@ -99,7 +99,12 @@ async fn show(
     for (stream, config) in topology::workers_consumers(region) {
         let name = config.durable_name.unwrap_or_default();
         let lane = js.get_stream(stream).await?;
-        let consumer: PullConsumer = lane.get_consumer(&name).await?;
+        let found: Result<PullConsumer, _> = lane.get_consumer(&name).await;
+        // Lanes have no overflow before a mesh is wholly upgraded.
+        if found.is_err() && Tier::of(&config.filter_subject) == Tier::Overflow {
+            continue;
+        }
+        let consumer = found?;
         let info = consumer.cached_info();
         let (pending, unacknowledged) = (info.num_pending, info.num_ack_pending as u64);
         if stream == topology::SCHEDULE {

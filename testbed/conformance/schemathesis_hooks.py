@@ -11,9 +11,11 @@ def before_call(context, case, kwargs):
     if not case.meta or not case.meta.generation.mode.is_positive:
         return
     body = case.body if isinstance(case.body, dict) else {}
-    # Equal to the member event_id, and new for every body.
+    # New for every body, and equal to the member event_id.
     if case.headers and "Idempotency-Key" in case.headers:
-        case.headers["Idempotency-Key"] = body.get("event_id") or str(uuid.uuid4())
+        case.headers["Idempotency-Key"] = str(uuid.uuid4())
+        if body.get("event_id") is not None:
+            body["event_id"] = case.headers["Idempotency-Key"]
     # At most 28 days ago.
     if body.get("created_at") is not None:
         body["created_at"] = datetime.datetime.now(datetime.timezone.utc).isoformat()

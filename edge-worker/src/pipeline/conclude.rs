@@ -230,7 +230,8 @@ impl Pipeline {
     /// A retry stays in the overflow if its job came from there.
     fn tier_of_retry(&self, pulled: &Pulled, job: &Job) -> Tier {
         match Tier::of(pulled.subject()) {
-            Tier::Main => self.shares.of_retry(&job.app),
+            Tier::Main if self.config.tenants().is_upgraded() => self.shares.of_retry(&job.app),
+            Tier::Main => Tier::Main,
             Tier::Overflow => Tier::Overflow,
         }
     }

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use shared::{
     broadcast::{Broadcast, Slice},
     failpoint::failpoint,
-    nats::broadcast as slices,
+    nats::{broadcast as slices, subject::Tier},
     receipt::{Expanded, Split, State},
 };
 
@@ -80,7 +80,14 @@ impl Pipeline {
         let plan = self.plan(pulled, broadcast).await?;
         failpoint("worker.before-split");
         let (lane, payload) = (self.lane_of_broadcast(broadcast), pulled.payload());
-        let tier = |slice: &Slice| self.shares.of_slice(&broadcast.app, slice.members);
+        let has_overflow = self.config.tenants().is_upgraded();
+        let tier = |slice: &Slice| {
+            if has_overflow {
+                self.shares.of_slice(&broadcast.app, slice.members)
+            } else {
+                Tier::Main
+            }
+        };
         match slices::split(&self.js, broadcast, &lane, tier, pulled.headers(), &payload, &plan).await {
             Ok(split) => Some(split),
             Err(error) => {

@@ -30,6 +30,9 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 /// How often other regions are asked for their version.
 const ASK_VERSION_EVERY: Duration = Duration::from_secs(10);
 
+/// How soon it is looked again whether lanes have an overflow, before the configuration is known.
+const RETRY_READ_CONFIG_AFTER: Duration = Duration::from_millis(100);
+
 /// Jobs that are counted together: they stop waiting when the last of them does.
 const CHUNK_JOBS: u64 = 256;
 
@@ -132,14 +135,22 @@ pub(crate) async fn follow(context: Arc<Context>, budgets: Arc<Budgets>) {
 async fn follow_versions(context: &Context, budgets: &Budgets) {
     let client = context.js.client();
     loop {
+        let is_upgraded = context.config.tenants().is_upgraded();
+        budgets.set_overflow(context.here.clone(), is_upgraded);
         for region in context.regions().into_iter().filter(|region| *region != context.here) {
             let asking = topology::version_at(&client, &region);
             let asked = unless_refused(&client, |subject| is_about(subject, region.as_str()), asking);
             if let Ok(Some(version)) = asked.await {
-                budgets.set_overflow(region, version >= topology::OVERFLOW_SINCE);
+                budgets.set_overflow(region, is_upgraded && version >= topology::OVERFLOW_SINCE);
             }
         }
-        sleep(ASK_VERSION_EVERY).await;
+        let is_known = context.config.is_loaded();
+        sleep(if is_known {
+            ASK_VERSION_EVERY
+        } else {
+            RETRY_READ_CONFIG_AFTER
+        })
+        .await;
     }
 }
 

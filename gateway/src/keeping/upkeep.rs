@@ -85,7 +85,7 @@ impl Upkeep {
             }
         }
         let mesh = mesh(here, &config);
-        let applied = retry(|| apply(&js, &mesh), lifecycle).await?;
+        let applied = retry(|| apply(&js, &config, &mesh), lifecycle).await?;
         let complete = watch::channel(true).0;
         Ok(applied.map(|()| Self {
             js,
@@ -127,7 +127,7 @@ impl Upkeep {
             check.tick().await;
             let mesh = mesh(self.mesh.here.clone(), &self.config);
             if changed.borrow().regions != mesh.regions {
-                match apply(&self.js, &mesh).await {
+                match apply(&self.js, &self.config, &mesh).await {
                     Ok(()) => drop(changed.send_replace(mesh)),
                     Err(error) => tracing::warn!(%error, "cannot change the streams of this region; retrying"),
                 }
@@ -136,7 +136,8 @@ impl Upkeep {
             if let Err(error) = self.mend_streams(streams).await {
                 tracing::warn!(%error, "cannot check or recreate the streams of this region; retrying");
             }
-            topology::mend_consumers(&self.js, &self.mesh.here.region).await;
+            let overflow = self.config.tenants().is_upgraded();
+            topology::mend_consumers(&self.js, &self.mesh.here.region, overflow).await;
         }
     }
 
@@ -254,8 +255,8 @@ where
     }
 }
 
-async fn apply(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
-    topology::apply_region(js, mesh).await?;
+async fn apply(js: &jetstream::Context, config: &Config, mesh: &Mesh) -> Result<(), ApplyError> {
+    topology::apply_region(js, mesh, config.tenants().is_upgraded()).await?;
     tracing::info!(
         regions = mesh.regions.len(),
         "the streams of this region match the mesh"

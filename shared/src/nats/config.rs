@@ -164,6 +164,12 @@ impl Tenants {
         self.id_key.is_some()
     }
 
+    /// Whether no program of 0.1 runs in the mesh any more. Only then do lanes have an overflow, which such programs neither
+    /// make nor work off, and whose retries overlap with the filters of their consumers.
+    pub fn is_upgraded(&self) -> bool {
+        self.proofs_since.is_some()
+    }
+
     /// Whether nothing was ever provisioned.
     pub fn is_empty(&self) -> bool {
         self.apps.is_empty() && self.keys.is_empty() && self.regions.is_empty() && self.id_key.is_none()

@@ -195,7 +195,7 @@ fn gateway(mesh: &Mesh, apps: &[AppId]) -> Vec<String> {
             allowed.push(api(Domain::Here, &format!("STREAM.{verb}.{}", stream.name)));
         }
     }
-    for (stream, config) in consumers(here) {
+    for (stream, config) in consumers(here, true) {
         let name = config.durable_name.unwrap_or_default();
         let create = format!("CONSUMER.CREATE.{stream}.{name}.{}", config.filter_subject);
         allowed.push(api(Domain::Here, &create));

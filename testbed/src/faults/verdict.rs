@@ -123,7 +123,13 @@ async fn wait_quiet(peal: &Peal) -> anyhow::Result<(bool, Vec<String>)> {
     let (mut quiet, mut lanes) = (true, Vec::new());
     for region in &peal.regions {
         let js = connect::jetstream(peal.connect(&region.name).await?);
-        for (stream, config) in topology::workers_consumers(&region.name.parse()?) {
+        let name = region.name.parse()?;
+        // Lanes have no overflow beside former programs.
+        let consumers = match peal.former() {
+            Some(_) => topology::main_consumers(&name),
+            None => topology::workers_consumers(&name),
+        };
+        for (stream, config) in consumers {
             let name = config.durable_name.unwrap_or_default();
             loop {
                 let info = consumer_state(&js, &name, stream).await?;

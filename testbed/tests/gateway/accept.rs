@@ -312,7 +312,7 @@ async fn a_key_used_in_one_region_is_known_in_the_others() {
             regions: vec![region("eu"), region("us")],
         };
         let js = connect::jetstream(client);
-        topology::apply_region(&js, &mesh).await.unwrap();
+        topology::apply_region(&js, &mesh, true).await.unwrap();
         let (kept, streams) = (js.clone(), mesh.streams());
         tokio::spawn(async move {
             let mut waker = topology::Waker::default();

@@ -91,7 +91,7 @@ pub(crate) async fn prepare(server: &Server) -> Client {
         here: here(server.domain()),
         regions: vec![region("eu"), region("us")],
     };
-    topology::apply_region(&js, &topology).await.unwrap();
+    topology::apply_region(&js, &topology, true).await.unwrap();
     for id in ["shop", "bank"] {
         topology::apply_intake(&js, &topology.here, &tenant(id)).await.unwrap();
     }

@@ -231,14 +231,14 @@ pub async fn recreate(js: &jetstream::Context, missing: &[Config]) -> Result<(),
     Ok(())
 }
 
-/// Makes a region's streams and consumers match, and logs the changes.
+/// Makes a region's streams and consumers match, and logs the changes; `overflow` is whether its lanes have an overflow.
 ///
 /// # Errors
 /// When the server does not answer or refuses.
-pub async fn apply_region(js: &jetstream::Context, mesh: &Mesh) -> Result<(), ApplyError> {
+pub async fn apply_region(js: &jetstream::Context, mesh: &Mesh, overflow: bool) -> Result<(), ApplyError> {
     let applying = async {
         log(apply(js, &mesh.streams()).await?);
-        for (stream, config) in consumers(&mesh.here.region) {
+        for (stream, config) in consumers(&mesh.here.region, overflow) {
             apply_consumer(js, stream, config).await?;
         }
         Ok(())
@@ -380,8 +380,8 @@ async fn consumer_metadata(
 }
 
 /// Recreates the consumers of `region` that are missing. Only a gateway is permitted to.
-pub async fn mend_consumers(js: &jetstream::Context, region: &Region) {
-    for (stream, config) in consumers(region) {
+pub async fn mend_consumers(js: &jetstream::Context, region: &Region, overflow: bool) {
+    for (stream, config) in consumers(region, overflow) {
         let name = config.durable_name.clone().unwrap_or_default();
         if matches!(has_consumer(js, stream, &name).await, Ok(false)) {
             match js.create_consumer_on_stream(config, stream).await {

@@ -255,15 +255,19 @@ pub(super) fn intake_consumer(app: &App) -> pull::Config {
     }
 }
 
-/// The durable consumers of a region, each with its stream.
-pub fn consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
+/// The durable consumers of a region, each with its stream; `overflow` is whether its lanes have an overflow.
+pub fn consumers(region: &Region, overflow: bool) -> Vec<(&'static str, pull::Config)> {
     let alerts = pull::Config {
         // Older letters were reported, or came before anyone had asked for alerts.
         deliver_policy: DeliverPolicy::New,
         ack_wait: ALERTS_ACK_WAIT,
         ..consumer(ALERTS_CONSUMER, subject::dead_filter(region))
     };
-    let mut all = workers_consumers(region);
+    let mut all = if overflow {
+        workers_consumers(region)
+    } else {
+        main_consumers(region)
+    };
     all.push((DEAD, alerts));
     all.push((SCHEDULE, consumer(MOVED_CONSUMER, subject::MOVED_FILTER.into())));
     all
