@@ -313,7 +313,7 @@ impl Directory {
         .await
     }
 
-    /// Writes that an address has this owner, or none, since `at`; [`Self::owner`] returns it at once.
+    /// Writes that an address has this owner, or none, since `at`; it is known here at once.
     ///
     /// # Errors
     /// When the stream did not acknowledge the entry.

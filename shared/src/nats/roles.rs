@@ -1,4 +1,4 @@
-//! The permissions of each role, built from the same names as streams and subjects. [`accounts`](super::accounts) puts
+//! The permissions of each role, built from the same names as streams and subjects. [`super::accounts`] puts
 //! them into the configuration of a nats-server.
 //!
 //! The server refuses everything that a role is not permitted. Inboxes are named by region and role, so that no role can
