@@ -18,6 +18,18 @@ use testbed::{
 };
 use tokio::time::Instant;
 
+/// A mesh of one region whose worker trims finished work after a second.
+async fn start() -> Peal {
+    let plan = Plan {
+        regions: vec!["eu".into()],
+        workers: 1,
+        sample_ratio: 0.0,
+        worker_settings: "keep_s = 1".into(),
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    };
+    Peal::start(plan).await.unwrap()
+}
+
 async fn stored(peal: &Peal) -> u64 {
     let js = connect::jetstream(peal.connect("eu").await.unwrap());
     js.get_stream(topology::NOTIFY)
@@ -43,14 +55,7 @@ async fn send(peal: &Peal, recipient: &str, numbers: Range<u32>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn finished_work_is_trimmed_and_later_work_is_delivered() {
-    let plan = Plan {
-        regions: vec!["eu".into()],
-        workers: 1,
-        sample_ratio: 0.0,
-        worker_settings: "keep_s = 1".into(),
-        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
-    };
-    let peal = Peal::start(plan).await.unwrap();
+    let peal = start().await;
     peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
     send(&peal, "ann", 0..100).await;
     assert!(
@@ -114,14 +119,7 @@ async fn reaches(peal: &Peal, notification: &Value, state: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_cannot_be_worked_on_neither_stays_nor_keeps_others_from_being_trimmed() {
-    let plan = Plan {
-        regions: vec!["eu".into()],
-        workers: 1,
-        sample_ratio: 0.0,
-        worker_settings: "keep_s = 1".into(),
-        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
-    };
-    let peal = Peal::start(plan).await.unwrap();
+    let peal = start().await;
     for (name, token) in [("ann", "aaaa"), ("bob", "bbbb")] {
         peal.register(name, "eu", &[("apns", token)]).await.unwrap();
     }

@@ -8,7 +8,7 @@ use shared::{
     id::{AddressId, AppId, JobId},
     nats::{
         defer::{self, CannotDefer, Deferral, Unread},
-        subject::Lane,
+        subject::{self, Lane},
     },
     receipt::State,
 };
@@ -45,7 +45,7 @@ impl Pipeline {
         let deferral = match Deferral::new(job, until, reason) {
             Ok(deferral) if until > now => deferral,
             Ok(_) | Err(CannotDefer::Expires) => return Stop::GiveBack(active.pulled.into(), retry_after),
-            Err(CannotDefer::Retry) if pulled.subject().starts_with("notify.") => {
+            Err(CannotDefer::Retry) if subject::is_fresh(pulled.subject()) => {
                 let (work, accepted_at) = (job.id, job.accepted_at);
                 let address = job.remaining.iter().flatten().next().copied();
                 return self.reschedule(active.pulled, work, address, accepted_at).await;

@@ -83,14 +83,6 @@ enum Answer {
     Failed,
 }
 
-/// No gateway of the region answered, and perhaps only gateways of 0.1 run there, whose streams were read directly. If that
-/// is not permitted any more, the region just does not answer.
-fn unasked(error: NoAnswer) -> NoAnswer {
-    match error {
-        NoAnswer::Forbidden | NoAnswer::Silent => NoAnswer::Silent,
-    }
-}
-
 impl Regions {
     /// Reads in the region `here` over `js`, and elsewhere through the gateways there.
     pub fn new(js: jetstream::Context, here: Region, config: Config, mesh_key: &MeshKey) -> Self {
@@ -116,10 +108,12 @@ impl Regions {
             filters: filters.to_vec(),
         };
         match self.ask(region, what).await {
+            // Gateways of 0.1 answer no questions; their region's streams are read. Where that is no longer permitted, the
+            // region does not answer.
             Err(Unasked::Nobody) => {
                 let there = Domain::Region(region);
                 let read = direct::last_of(&self.js, &there, RECIPIENTS, filters);
-                read.await.map_err(unasked)
+                read.await.map_err(|_| NoAnswer::Silent)
             }
             asked => Ok(asked?),
         }
@@ -148,7 +142,7 @@ impl Regions {
             Err(Unasked::Nobody) => {
                 let there = Domain::Region(region);
                 let read = direct::from(&self.js, &there, DEAD, filter, from, count);
-                read.await.map_err(unasked)
+                read.await.map_err(|_| NoAnswer::Silent)
             }
             asked => Ok(asked?),
         }
@@ -165,7 +159,7 @@ impl Regions {
         match self.ask(region, What::DeleteLetter { sequence }).await {
             Err(Unasked::Nobody) => {
                 let deleted = delete(&connect::jetstream_of(self.js.client(), region), sequence).await;
-                deleted.map_err(unasked)
+                deleted.map_err(|_| NoAnswer::Silent)
             }
             asked => asked.map(drop).map_err(NoAnswer::from),
         }

@@ -233,6 +233,11 @@ pub fn notify_class_filter(channel: Channel, region: &Region, class: Class) -> S
 /// All fresh work of every region.
 pub const NOTIFY_FILTER: &str = "notify.>";
 
+/// Whether `subject` is one of fresh work.
+pub fn is_fresh(subject: &str) -> bool {
+    subject.starts_with("notify.")
+}
+
 /// All retries that are due.
 pub const DUE_FILTER: &str = "due.>";
 

@@ -168,23 +168,30 @@ mod tests {
         assert!(tried > 0, "nothing of {object} is reserved");
     }
 
+    /// Calls a test for each object of a request, with its path in a minimal body.
+    macro_rules! each_request {
+        ($test:ident) => {
+                let push = json!({ "title": "x", "apns": {}, "fcm": {} });
+                let notification = json!({ "to": { "recipients": ["ann"] }, "push": push });
+                for (object, path) in [
+                    ("notification", ""),
+                    ("to", "/to"),
+                    ("push", "/push"),
+                    ("apns", "/push/apns"),
+                    ("fcm", "/push/fcm"),
+                ] {
+                    $test::<SendRequest>(object, path, &notification);
+                }
+                $test::<PutRecipient>("recipient", "", &json!({}));
+                $test::<PostAddress>("address", "", &json!({ "provider": "apns", "token": "ab12" }));
+                $test::<Preferences>("preferences", "", &json!({}));
+                $test::<ReplayRequest>("replay", "", &json!({}));
+        };
+    }
+
     #[test]
     fn reserved_members_and_words_are_refused_as_not_built() {
-        let push = json!({ "title": "x", "apns": {}, "fcm": {} });
-        let notification = json!({ "to": { "recipients": ["ann"] }, "push": push });
-        for (object, path) in [
-            ("notification", ""),
-            ("to", "/to"),
-            ("push", "/push"),
-            ("apns", "/push/apns"),
-            ("fcm", "/push/fcm"),
-        ] {
-            refuses::<SendRequest>(object, path, &notification);
-        }
-        refuses::<PutRecipient>("recipient", "", &json!({}));
-        refuses::<PostAddress>("address", "", &json!({ "provider": "apns", "token": "ab12" }));
-        refuses::<Preferences>("preferences", "", &json!({}));
-        refuses::<ReplayRequest>("replay", "", &json!({}));
+        each_request!(refuses);
     }
 
     #[test]
@@ -359,21 +366,7 @@ mod tests {
                 assert_eq!(read.is_ok(), !only_in_answers, "{object}.{}", member.name);
             }
         }
-        let push = json!({ "title": "x", "apns": {}, "fcm": {} });
-        let notification = json!({ "to": { "recipients": ["ann"] }, "push": push });
-        for (object, path) in [
-            ("notification", ""),
-            ("to", "/to"),
-            ("push", "/push"),
-            ("apns", "/push/apns"),
-            ("fcm", "/push/fcm"),
-        ] {
-            take_null::<SendRequest>(object, path, &notification);
-        }
-        take_null::<PutRecipient>("recipient", "", &json!({}));
-        take_null::<PostAddress>("address", "", &json!({ "provider": "apns", "token": "ab12" }));
-        take_null::<Preferences>("preferences", "", &json!({}));
-        take_null::<ReplayRequest>("replay", "", &json!({}));
+        each_request!(take_null);
     }
 
     #[test]
