@@ -8,6 +8,9 @@ use shared::nats::topology::WORK_ACK_WAIT;
 /// An attempt ends within this time, whatever the settings say.
 pub const ATTEMPT_WITHIN: Duration = Duration::from_secs(12);
 
+/// If nothing was sent within this time, the attempt asks the app's next provider.
+pub const FAIL_OVER_WITHIN: Duration = Duration::from_millis(500);
+
 /// Before it begins, an attempt waits this long for its allowance, while a lease is being asked for.
 pub const ALLOWANCE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -28,6 +31,7 @@ pub const CACHE_CURRENT_WITHIN: Duration = Duration::from_secs(2);
 const _: () = assert!(
     FACTS_ASKED_WITHIN.as_millis()
         + CACHE_CURRENT_WITHIN.as_millis()
+        + FAIL_OVER_WITHIN.as_millis()
         + ALLOWANCE_WITHIN.as_millis()
         + ATTEMPT_WITHIN.as_millis()
         < WORK_ACK_WAIT.as_millis(),
@@ -35,11 +39,13 @@ const _: () = assert!(
 );
 
 const _: () = assert!(
-    ATTEMPT_WITHIN.as_millis() + ALLOWANCE_WITHIN.as_millis() < ANSWER_DUE_AFTER.as_millis(),
+    FAIL_OVER_WITHIN.as_millis() + ATTEMPT_WITHIN.as_millis() + ALLOWANCE_WITHIN.as_millis()
+        < ANSWER_DUE_AFTER.as_millis(),
     "an attempt must have ended before its answer is missed"
 );
 const _: () = assert!(
-    ATTEMPT_WITHIN.as_millis() + ALLOWANCE_WITHIN.as_millis() < COMPARE_RECEIPTS_AFTER.as_millis(),
+    FAIL_OVER_WITHIN.as_millis() + ATTEMPT_WITHIN.as_millis() + ALLOWANCE_WITHIN.as_millis()
+        < COMPARE_RECEIPTS_AFTER.as_millis(),
     "an ordinary attempt must not make a worker read the receipts of others"
 );
 

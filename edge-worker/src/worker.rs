@@ -316,5 +316,7 @@ enum Unusable {
 }
 
 fn configure(providers: &Providers, app: &App, mesh_key: &MeshKey) -> Result<(), Unusable> {
-    Ok(providers.configure(&app.id, app.credentials(mesh_key)?)?)
+    providers.configure(&app.id, app.credentials(mesh_key)?)?;
+    providers.route(&app.id, &app.routes);
+    Ok(())
 }

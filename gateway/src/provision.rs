@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use shared::{
     api_key::{ApiKey, Scope},
-    app::{Alerts, Ambiguity, App, Quota, alerts_seal_name},
+    app::{Alerts, Ambiguity, App, Quota, Route, alerts_seal_name},
     channel::Channel,
     clock::Clock,
     id::{AccountKey, AppId, Region},
@@ -30,6 +30,7 @@ use shared::{
     provider::{Credential, Provider},
     seal::MeshKey,
     secret::Secret,
+    senders::Senders,
     settings::{self, BadSettings},
     site::Site,
 };
@@ -55,6 +56,10 @@ pub struct NewApp {
     pub alerts: Option<NewAlerts>,
     /// What its callers may do, where it differs from the gateways' settings.
     pub quota: Quota,
+    /// By channel, its providers in the order in which they are asked.
+    pub routes: BTreeMap<Channel, Vec<Route>>,
+    /// What may stand in `from`.
+    pub senders: Senders,
     /// Its credentials, at most one for each provider.
     pub credentials: Vec<Credential>,
 }
@@ -170,6 +175,24 @@ pub async fn write_app(
 }
 
 impl NewApp {
+    /// An app with the default settings and without credentials.
+    pub const fn new(id: AppId, default_region: Region) -> Self {
+        Self {
+            id,
+            default_region,
+            services: false,
+            outbox: false,
+            account: None,
+            residency: None,
+            ambiguity: BTreeMap::new(),
+            alerts: None,
+            quota: Quota::NONE,
+            routes: BTreeMap::new(),
+            senders: Senders::none(),
+            credentials: Vec::new(),
+        }
+    }
+
     fn seal(&self, mesh_key: &MeshKey) -> App {
         let mut app = App {
             services: self.services,
@@ -182,6 +205,8 @@ impl NewApp {
                 secret: mesh_key.seal(&alerts_seal_name(&self.id), alerts.secret.reveal()),
             }),
             quota: self.quota,
+            routes: self.routes.clone(),
+            senders: self.senders.clone(),
             ..App::new(self.id.clone(), self.default_region.clone())
         };
         for credential in &self.credentials {
@@ -217,11 +242,15 @@ struct AppEntry {
     #[serde(default)]
     quota: Quota,
     #[serde(default)]
+    routes: BTreeMap<Channel, Vec<Route>>,
+    #[serde(default)]
+    senders: Senders,
+    #[serde(default)]
     keys: Vec<KeyEntry>,
-    /// The members of each credential, by the name of its provider. A member `<name>_file` is the path of a file with
-    /// the text of the member `<name>`.
+    /// The members of each credential, by the name of its provider, and the table `credentials` with more of them. A member
+    /// `<name>_file` is the path of a file with the text of the member `<name>`.
     #[serde(flatten)]
-    credentials: BTreeMap<String, Value>,
+    members: BTreeMap<String, Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -354,10 +383,25 @@ impl AppEntry {
             }),
             None => None,
         };
-        let invalid = |invalid: Invalid| ProvisionError::Invalid(self.id.clone(), invalid.within("quota"));
-        self.quota.check().map_err(invalid)?;
-        let mut credentials = Vec::with_capacity(self.credentials.len());
-        for (name, members) in &self.credentials {
+        let within = |member: &'static str| {
+            move |invalid: Invalid| ProvisionError::Invalid(self.id.clone(), invalid.within(member))
+        };
+        self.quota.check().map_err(within("quota"))?;
+        self.senders.check().map_err(within("senders"))?;
+        for (channel, routes) in &self.routes {
+            let checked = Route::check(*channel, routes).map_err(|invalid| invalid.within(channel.as_str()));
+            checked.map_err(within("routes"))?;
+        }
+        // The contract names `[app.apns]`, `[app.fcm]` and `[app.credentials.<provider>]`.
+        let mut named: Vec<(&String, &Value)> = Vec::new();
+        for (name, members) in &self.members {
+            match (name.as_str(), members) {
+                ("credentials", Value::Object(inner)) => named.extend(inner),
+                _ => named.push((name, members)),
+            }
+        }
+        let mut credentials = Vec::with_capacity(named.len());
+        for (name, members) in named {
             let invalid = |invalid: Invalid| ProvisionError::Invalid(self.id.clone(), invalid.within(name));
             let unknown = |_| invalid(Invalid::new("", "is neither a member of an app nor a provider"));
             let provider: Provider = name.parse().map_err(unknown)?;
@@ -377,6 +421,8 @@ impl AppEntry {
             ambiguity: self.ambiguity.clone(),
             alerts,
             quota: self.quota,
+            routes: self.routes.clone(),
+            senders: self.senders.clone(),
             credentials,
         })
     }

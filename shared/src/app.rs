@@ -11,6 +11,7 @@ use crate::{
     invalid::Invalid,
     provider::{Credential, Provider},
     seal::{MeshKey, SealError, Sealed},
+    senders::Senders,
 };
 
 /// A tenant, as kept in the `config` bucket.
@@ -43,6 +44,14 @@ pub struct App {
     /// What the app's callers may do, where it differs from the gateways' settings.
     #[serde(default, skip_serializing_if = "Quota::is_default")]
     pub quota: Quota,
+    /// By channel, the providers in the order in which they are asked; [`Target::carriers`] for channels that are absent.
+    ///
+    /// [`Target::carriers`]: crate::address::Target::carriers
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub routes: BTreeMap<Channel, Vec<Route>>,
+    /// What may stand in `from`.
+    #[serde(default, skip_serializing_if = "Senders::is_empty")]
+    pub senders: Senders,
     /// The credentials of the app, sealed with the mesh key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub credentials: BTreeMap<Provider, SealedCredential>,
@@ -80,6 +89,15 @@ pub struct Quota {
 }
 
 impl Quota {
+    /// The gateways' settings.
+    pub const NONE: Self = Self {
+        requests_per_s: None,
+        jobs_per_s: None,
+        in_flight: None,
+        waiting_jobs: None,
+        stored_bytes: None,
+    };
+
     /// Checks the limits that the contract sets for each member.
     ///
     /// # Errors
@@ -104,6 +122,57 @@ impl Quota {
 
     fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+/// A provider that may carry a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// The provider.
+    pub provider: Provider,
+    /// Its share of the deliveries among the routes of the channel, 0 to 100; with 0 it is asked only if the others fail.
+    #[serde(default = "Route::full_weight", skip_serializing_if = "Route::is_full_weight")]
+    pub weight: u8,
+}
+
+impl Route {
+    /// Most routes of a channel.
+    const MAX: usize = 4;
+
+    const fn full_weight() -> u8 {
+        100
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    const fn is_full_weight(weight: &u8) -> bool {
+        *weight == Self::full_weight()
+    }
+
+    /// Checks the routes of a channel.
+    ///
+    /// # Errors
+    /// The first route that breaks a rule; its path begins at the list.
+    pub fn check(channel: Channel, routes: &[Self]) -> Result<(), Invalid> {
+        if !(1..=Self::MAX).contains(&routes.len()) {
+            return Err(Invalid::new("", "must be 1 to 4 routes"));
+        }
+        for (index, route) in routes.iter().enumerate() {
+            if !route.provider.carries(channel) {
+                let rule = format_args!("must carry {channel}");
+                return Err(Invalid::new(format!("[{index}].provider"), rule));
+            }
+            if routes[..index].iter().any(|former| former.provider == route.provider) {
+                return Err(Invalid::new(format!("[{index}].provider"), "must not be given twice"));
+            }
+            if route.weight > Self::full_weight() {
+                return Err(Invalid::new(format!("[{index}].weight"), "must be 0 to 100"));
+            }
+        }
+        if routes.iter().all(|route| route.weight == 0) {
+            return Err(Invalid::new("[0].weight", "must be more than 0 for one of the routes"));
+        }
+        Ok(())
     }
 }
 
@@ -140,13 +209,9 @@ impl App {
             services: false,
             outbox: false,
             account: None,
-            quota: Quota {
-                requests_per_s: None,
-                jobs_per_s: None,
-                in_flight: None,
-                waiting_jobs: None,
-                stored_bytes: None,
-            },
+            quota: Quota::NONE,
+            routes: BTreeMap::new(),
+            senders: Senders::none(),
             credentials: BTreeMap::new(),
         }
     }
@@ -154,6 +219,11 @@ impl App {
     /// The name of the app's NATS account: the second token of the subjects that its services publish to.
     pub fn account_name(&self) -> &str {
         self.account.as_ref().map_or(self.id.as_str(), AccountKey::as_str)
+    }
+
+    /// Whether the app has a credential for a provider that carries `channel`.
+    pub fn has_provider_for(&self, channel: Channel) -> bool {
+        self.credentials.keys().any(|provider| provider.carries(channel))
     }
 
     /// What to do on `channel` when it is unknown whether a notification was sent.
@@ -203,6 +273,8 @@ impl SealedCredential {
                 let sealed = match provider {
                     Provider::Apns => "private_key",
                     Provider::Fcm => "service_account",
+                    // 0.1 knew no others.
+                    Provider::Log => "",
                 };
                 if let Some(member) = members.get_mut(sealed) {
                     let text = serde_json::from_value(member.take()).map_err(|_| damaged())?;
@@ -264,6 +336,11 @@ struct Stored {
     account: Option<AccountKey>,
     #[serde(default)]
     quota: Quota,
+    /// Routes to providers that this version does not know are ignored.
+    #[serde(default)]
+    routes: BTreeMap<Channel, Vec<StoredRoute>>,
+    #[serde(default)]
+    senders: Senders,
     /// By the name of the provider; credentials for providers that this version does not know are ignored.
     #[serde(default)]
     credentials: BTreeMap<String, SealedCredential>,
@@ -271,6 +348,23 @@ struct Stored {
     apns: Option<SealedCredential>,
     #[serde(default)]
     fcm: Option<SealedCredential>,
+}
+
+/// A route as it is stored, perhaps by a newer version.
+#[derive(Deserialize)]
+struct StoredRoute {
+    provider: String,
+    #[serde(default = "Route::full_weight")]
+    weight: u8,
+}
+
+impl StoredRoute {
+    fn known(self) -> Option<Route> {
+        Some(Route {
+            provider: self.provider.parse().ok()?,
+            weight: self.weight,
+        })
+    }
 }
 
 impl From<Stored> for App {
@@ -281,6 +375,9 @@ impl From<Stored> for App {
             .filter_map(|(provider, sealed)| Some((provider, sealed?)));
         let known = stored.credentials.into_iter();
         let known = known.filter_map(|(provider, sealed)| Some((provider.parse().ok()?, sealed)));
+        let routes = stored.routes.into_iter();
+        let routes =
+            routes.map(|(channel, routes)| (channel, routes.into_iter().filter_map(StoredRoute::known).collect()));
         Self {
             id: stored.id,
             default_region: stored.default_region,
@@ -291,6 +388,8 @@ impl From<Stored> for App {
             outbox: stored.outbox,
             account: stored.account,
             quota: stored.quota,
+            routes: routes.collect(),
+            senders: stored.senders,
             credentials: former.chain(known).collect(),
         }
     }
@@ -354,6 +453,29 @@ mod tests {
     }
 
     #[test]
+    fn a_route_that_breaks_a_rule_is_named() {
+        let check = |routes: Value| {
+            let routes: Vec<Route> = serde_json::from_value(routes).unwrap();
+            let checked = Route::check(Channel::Push, &routes);
+            checked.map_or_else(|invalid| invalid.field, |()| String::new())
+        };
+        for (field, routes) in [
+            ("", json!([{ "provider": "apns" }, { "provider": "log", "weight": 0 }])),
+            ("[1].provider", json!([{ "provider": "apns" }, { "provider": "apns" }])),
+            ("[0].weight", json!([{ "provider": "apns", "weight": 101 }])),
+            ("[0].weight", json!([{ "provider": "apns", "weight": 0 }])),
+        ] {
+            assert_eq!(check(routes.clone()), field, "{routes}");
+        }
+        assert!(Route::check(Channel::Push, &[]).is_err());
+        let apns = Route {
+            provider: Provider::Apns,
+            weight: 1,
+        };
+        assert_eq!(Route::check(Channel::Sms, &[apns]).unwrap_err().field, "[0].provider");
+    }
+
+    #[test]
     fn a_quota_outside_its_limits_names_the_member() {
         let invalid = |quota: Quota| quota.check().unwrap_err().field;
         let zero = Quota {
@@ -381,9 +503,11 @@ mod tests {
         let stored = json!({
             "id": "shop", "default_region": "eu", "newer": 1,
             "credentials": { "pigeon": key().seal("shop/pigeon", "x") },
+            "routes": { "sms": [{ "provider": "pigeon" }, { "provider": "log" }] },
         });
         let app: App = serde_json::from_value(stored).unwrap();
         assert!(app.credentials.is_empty());
+        assert_eq!(app.routes[&Channel::Sms].len(), 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::{
-    content::{Content, push::Push},
+    content::{Content, Contents, email::Email, push::Push, sms::Sms, webhook::Webhook},
     contract,
     id::{Category, EventId, RecipientId, Topic},
     invalid::Invalid,
@@ -54,8 +54,20 @@ pub struct Members {
     pub category: Option<Category>,
     /// The content, for channel `push`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Push, required = true)]
+    #[schema(value_type = Option<Push>)]
     pub push: Option<Arc<Push>>,
+    /// The content, for channel `email`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Email>)]
+    pub email: Option<Arc<Email>>,
+    /// The content, for channel `sms`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Sms>)]
+    pub sms: Option<Arc<Sms>>,
+    /// The content, for channel `webhook`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Webhook>)]
+    pub webhook: Option<Arc<Webhook>>,
 }
 
 objects!(Members);
@@ -88,7 +100,13 @@ impl Body {
             (None, None) => return Err(Invalid::new("recipient", "must be given, or topic")),
             (Some(_), Some(_)) => return Err(Invalid::new("recipient", "must not be given together with topic")),
         };
-        let content = Content::Push(members.push.ok_or_else(|| Invalid::new("push", "must be given"))?);
+        let contents = Contents {
+            push: members.push,
+            email: members.email,
+            sms: members.sms,
+            webhook: members.webhook,
+        };
+        let content = contents.only()?;
         content.check(size)?;
         Ok(Self {
             event_id: members.event_id,
@@ -105,13 +123,21 @@ impl Serialize for Body {
             To::Recipient(recipient) => (Some(recipient), None),
             To::Topic(topic) => (None, Some(topic)),
         };
-        let Content::Push(push) = self.content.clone();
+        let Contents {
+            push,
+            email,
+            sms,
+            webhook,
+        } = self.content.clone().into();
         let members = Members {
             event_id: self.event_id.clone(),
             recipient,
             topic,
             category: self.category.clone(),
-            push: Some(push),
+            push,
+            email,
+            sms,
+            webhook,
         };
         members.serialize(serializer)
     }

@@ -96,11 +96,6 @@ words!(
     }
 );
 
-impl Channel {
-    /// The channels that have a provider today. The others are names that preferences may already use.
-    pub const CARRIED: &'static [Self] = &[Self::Push];
-}
-
 words!(
     /// How urgent a notification is. Classes do not wait for each other.
     Class, "class", {

@@ -212,13 +212,26 @@ impl JobId {
 }
 
 impl AddressId {
-    /// The address of `app` that is a target of this kind, such as `apns`, with this canonical form.
-    pub(crate) fn of(app: &AppId, kind: &str, canonical: &str) -> Self {
+    /// The address of `app` that is a device token of this kind, such as `apns`, with this canonical form.
+    pub(crate) fn of_token(app: &AppId, kind: &str, canonical: &str) -> Self {
         Self(derive("address", &[app.as_str(), kind, canonical]))
+    }
+
+    /// The address of `app` that is a mailbox, a number or a URL. There are few enough numbers to try them all, so nobody can
+    /// compute the id without the mesh's key.
+    pub(crate) fn of_contact(ids: &IdKey, app: &AppId, kind: &str, canonical: &str) -> Self {
+        Self(ids.derive("address", &[app.as_str(), kind, canonical]))
     }
 }
 
 impl DeliveryId {
+    /// A number below `bound`, at least 1, that is the same for every attempt at the delivery and even over all deliveries.
+    pub fn draw(self, bound: u64) -> u64 {
+        let (_, low) = self.0.as_u64_pair();
+        // The two highest bits are the variant of the UUID.
+        (low << 2) % bound.max(1)
+    }
+
     /// The delivery of `job` to `address`.
     pub fn of(job: JobId, address: AddressId) -> Self {
         let mut both = [0; 32];

@@ -24,6 +24,7 @@ pub mod receipt;
 pub mod recipient;
 pub mod seal;
 pub mod secret;
+pub mod senders;
 pub mod settings;
 pub mod site;
 pub mod telemetry;

@@ -32,3 +32,12 @@ impl fmt::Debug for Secret {
 pub(crate) fn reveal<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(secret.reveal())
 }
+
+/// The same for a secret that may be absent.
+#[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
+pub(crate) fn reveal_some<S: Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
+    match secret {
+        Some(secret) => serializer.serialize_some(secret.reveal()),
+        None => serializer.serialize_none(),
+    }
+}

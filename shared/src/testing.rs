@@ -43,17 +43,19 @@ pub fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job 
     }
 }
 
-/// The address of a device, registered in 1970; for APNs, in the production environment.
+/// The address of a device, registered in 1970; for APNs, in the production environment. What no provider issues is a mailbox.
 ///
 /// # Panics
-/// If `token` is not a token of `provider`.
+/// If `token` is not a token of `provider`, or not a mailbox.
 pub fn address(app: &AppId, provider: Provider, token: &str) -> Address {
     let token = token.to_owned();
     let target = match provider {
         Provider::Apns => apns::Target::new(&token, Kind::Device, Environment::Production, None).map(Target::Apns),
         Provider::Fcm => fcm::Target::new(token).map(Target::Fcm),
+        Provider::Log => token.parse().map(Target::Email),
     };
-    Address::new(app, target.expect("tests use valid tokens"), Timestamp::UNIX_EPOCH)
+    let target = target.expect("tests use valid tokens");
+    Address::new(&IdKey::unkeyed(), app, target, Timestamp::UNIX_EPOCH)
 }
 
 /// A mesh key, always the same.

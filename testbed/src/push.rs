@@ -96,6 +96,7 @@ async fn push(providers: &Providers, job: &Arc<Job>, number: usize) -> Attempted
         app: &job.app,
         address: &address,
         delivery: job.delivery(address.id),
+        number: 1,
         message: &message,
         expires_at: job.expires_at(),
     };

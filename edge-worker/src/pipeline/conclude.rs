@@ -128,10 +128,11 @@ impl Pipeline {
     /// The receipt of an address for which the content renders to nothing.
     fn of_spared(&self, job: &Job, address: &Address) -> Receipt {
         let state = State::Suppressed;
-        self.telemetry.metrics.delivery(Some(address.provider()), state);
+        let provider = self.providers.preferred(&job.app, address, job.delivery(address.id));
+        self.telemetry.metrics.delivery(Some(provider), state);
         Receipt {
             address: Some(address.id),
-            provider: Some(address.provider()),
+            provider: Some(provider),
             reason: Some("nothing_for_target".into()),
             stale_s: self.freshness.stale(job.class),
             ..receipt(job, state, self.clock.now())

@@ -30,6 +30,7 @@ impl Pipeline {
                 app: &job.app,
                 address: &address,
                 delivery: job.delivery(address.id),
+                number: job.attempt,
                 message: &message,
                 expires_at,
             };

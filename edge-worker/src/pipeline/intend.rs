@@ -47,7 +47,7 @@ impl Pipeline {
         if !addresses.is_empty() && self.ambiguity(job) != Ambiguity::Resend {
             let intents = addresses.iter().map(|(address, _)| Receipt {
                 address: Some(address.id),
-                provider: Some(address.provider()),
+                provider: Some(self.providers.preferred(&job.app, address, job.delivery(address.id))),
                 ..receipt(job, State::Attempting, self.clock.now())
             });
             let published = self.publish_intent(job.app.clone(), job.origin.clone(), intents.collect());

@@ -123,7 +123,7 @@ pub fn lane_pullers(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<L
                 lane(tier, topology::SCHEDULE, slices, slice_permits(tier)),
             ]
         });
-        let retries = Channel::CARRIED.iter().map(move |channel| LanePuller {
+        let retries = Channel::ALL.iter().map(move |channel| LanePuller {
             is_retries: true,
             ..lane(
                 tier,
@@ -134,7 +134,7 @@ pub fn lane_pullers(in_flight: usize, presence: &Presence, pace: &Pace) -> Vec<L
         });
         lanes.chain(retries).collect::<Vec<_>>()
     };
-    let spill = Channel::CARRIED.iter().map(|channel| LanePuller {
+    let spill = Channel::ALL.iter().map(|channel| LanePuller {
         turn: presence.spill.clone(),
         ..lane(
             Tier::Main,

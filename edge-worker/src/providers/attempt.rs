@@ -20,6 +20,8 @@ pub struct Attempt<'a> {
     pub address: &'a Address,
     /// The delivery this attempt belongs to; the same for every attempt. It is the `apns-id`.
     pub delivery: DeliveryId,
+    /// Number of the attempt, from 1.
+    pub number: u32,
     /// The message to send.
     pub message: &'a Message,
     /// When the time to live of the message ends.

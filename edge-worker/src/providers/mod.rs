@@ -16,17 +16,23 @@ mod transport;
 
 pub mod apns;
 pub mod fcm;
+pub mod log;
 
-use std::sync::Arc;
+mod route;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures::future::join_all;
 use serde::Deserialize;
 use shared::{
     address::Address,
+    app::Route,
+    channel::Channel,
     clock::Clock,
-    id::AppId,
+    id::{AppId, DeliveryId},
     provider::{Credential, Provider},
 };
+use tokio::time::Instant;
 
 pub use self::{
     allowance::{Allowance, Claim, Source, Use},
@@ -43,8 +49,10 @@ use self::{
     carrier::Common,
     desk::{AnyDesk, Desk, DeskContext},
     places::Bulkheads,
+    route::Routes,
     transport::http2::Network,
 };
+use crate::limits::FAIL_OVER_WITHIN;
 
 /// Settings of all providers.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -54,6 +62,8 @@ pub struct Settings {
     pub apns: apns::Settings,
     /// Firebase Cloud Messaging.
     pub fcm: fcm::Settings,
+    /// The provider that sends nothing.
+    pub log: log::Settings,
     /// How the endpoints of all providers are measured and chosen.
     pub endpoints: EndpointSettings,
 }
@@ -63,12 +73,8 @@ fn desk(provider: Provider, settings: &Settings, context: &DeskContext) -> Resul
     Ok(match provider {
         Provider::Apns => Box::new(Desk::<apns::Apns>::new(&settings.apns, context)?),
         Provider::Fcm => Box::new(Desk::<fcm::Fcm>::new(&settings.fcm, context)?),
+        Provider::Log => Box::new(Desk::<log::Log>::new(&settings.log, context)?),
     })
-}
-
-/// The providers that can reach `address`, the preferred one first.
-fn carriers(address: &Address) -> [Provider; 1] {
-    [address.provider()]
 }
 
 /// A credential that cannot work: the field, and the rule that it breaks; never the value.
@@ -92,6 +98,7 @@ impl BadCredential {
 pub struct Providers {
     /// In the order of [`Provider::ALL`].
     desks: Vec<Box<dyn AnyDesk>>,
+    routes: Routes,
     context: DeskContext,
 }
 
@@ -113,6 +120,7 @@ impl Providers {
         let desks = Provider::ALL.iter().map(|provider| desk(*provider, settings, &context));
         Ok(Self {
             desks: desks.collect::<Result<_, _>>()?,
+            routes: Routes::default(),
             context,
         })
     }
@@ -157,28 +165,61 @@ impl Providers {
         Ok(())
     }
 
-    /// Removes all credentials of `app`. Attempts in flight finish.
+    /// Replaces the routes of `app`: by channel, the providers in the order in which they are asked.
+    pub fn route(&self, app: &AppId, routes: &BTreeMap<Channel, Vec<Route>>) {
+        self.routes.set(app, routes);
+    }
+
+    /// Removes all credentials and routes of `app`. Attempts in flight finish.
     pub fn forget(&self, app: &AppId) {
         for desk in &self.desks {
             desk.forget(app);
         }
+        self.route(app, &BTreeMap::new());
     }
 
     /// Whether `app` has a credential for a provider of `address`.
     pub fn can_reach(&self, app: &AppId, address: &Address) -> bool {
-        carriers(address)
-            .into_iter()
-            .any(|provider| self.desk(provider).has_account(app))
+        address
+            .target
+            .carriers()
+            .iter()
+            .any(|provider| self.desk(*provider).has_account(app))
     }
 
-    /// Makes one attempt, with the first provider of the address for which the app has a credential. Takes at most
-    /// [`crate::limits::ATTEMPT_WITHIN`] and [`crate::limits::ALLOWANCE_WITHIN`]; dropping the future abandons the
-    /// attempt.
+    /// The provider that a first attempt at this delivery asks first.
+    pub fn preferred(&self, app: &AppId, address: &Address, delivery: DeliveryId) -> Provider {
+        self.order(app, address, delivery, 1)[0]
+    }
+
+    /// Makes one attempt: asks the providers of the address for which the app has a credential, in the order of its routes,
+    /// until one was sent the message. Takes at most [`FAIL_OVER_WITHIN`], [`crate::limits::ATTEMPT_WITHIN`] and
+    /// [`crate::limits::ALLOWANCE_WITHIN`]; dropping the future abandons the attempt.
     pub async fn deliver(&self, attempt: Attempt<'_>) -> Attempted {
-        let carriers = carriers(attempt.address);
-        let has_account = |provider: &Provider| self.desk(*provider).has_account(attempt.app);
-        let chosen = carriers.into_iter().find(has_account).unwrap_or(carriers[0]);
-        self.desk(chosen).deliver(attempt).await
+        let began = Instant::now();
+        let order = self.order(attempt.app, attempt.address, attempt.delivery, attempt.number);
+        let mut attempted = self.desk(order[0]).deliver(attempt).await;
+        for next in &order[1..] {
+            // An outcome that does not count says that nothing was sent.
+            if attempted.outcome.counts() || began.elapsed() > FAIL_OVER_WITHIN {
+                break;
+            }
+            tracing::debug!(from = %attempted.provider, to = %next, reason = attempted.outcome.as_str(), "failing over");
+            attempted = self.desk(*next).deliver(attempt).await;
+        }
+        attempted
+    }
+
+    /// The providers to ask, in order; at least one.
+    fn order(&self, app: &AppId, address: &Address, delivery: DeliveryId, number: u32) -> Vec<Provider> {
+        let has_account = |provider: Provider| self.desk(provider).has_account(app);
+        let order = self.routes.order(app, &address.target, delivery, number, has_account);
+        // Its desk answers that the app has no credential.
+        if order.is_empty() {
+            vec![address.target.carriers()[0]]
+        } else {
+            order
+        }
     }
 
     /// Measures the endpoints, chooses among them and keeps spare connections. Does not end; without it connections go

@@ -8,6 +8,9 @@ use jiff::Timestamp;
 /// else one of ours in lower case, such as `timeout`. Never content, never an address.
 pub type Reason = Cow<'static, str>;
 
+/// The reason if a provider is asked to reach what it cannot: a mistake of the worker's.
+pub(super) const WRONG_TARGET: &str = "wrong_target";
+
 /// The outcome of one attempt, the same for all providers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {

@@ -43,21 +43,23 @@ impl Message {
         Self { job, renditions }
     }
 
-    /// The push that is its content.
-    pub(super) fn push(&self) -> &Push {
-        let Content::Push(push) = &self.job.content;
-        push
+    /// The push that is its content; `None` if its content is for another channel.
+    pub(super) fn push(&self) -> Option<&Push> {
+        match &self.job.content {
+            Content::Push(push) => Some(push),
+            Content::Email(_) | Content::Sms(_) | Content::Webhook(_) => None,
+        }
     }
 
-    /// The collapse key, or else the job's id. On the device a copy replaces an earlier one with the same id, so the
-    /// copy of a repeated attempt replaces the first.
-    pub(super) fn collapse_id(&self) -> Cow<'_, str> {
-        self.push().collapse_id(|| self.job.id.to_string())
+    /// The collapse key of `push`, its content, or else the job's id. On the device a copy replaces an earlier one with the
+    /// same id, so the copy of a repeated attempt replaces the first.
+    pub(super) fn collapse_id<'a>(&self, push: &'a Push) -> Cow<'a, str> {
+        push.collapse_id(|| self.job.id.to_string())
     }
 
     /// The rendition for `provider`; `render` makes it at the first call.
-    pub(super) fn rendition(&self, provider: Provider, render: impl FnOnce(&Push) -> Bytes) -> &Bytes {
-        self.renditions.of(provider, || render(self.push()))
+    pub(super) fn rendition(&self, provider: Provider, render: impl FnOnce() -> Bytes) -> &Bytes {
+        self.renditions.of(provider, render)
     }
 }
 

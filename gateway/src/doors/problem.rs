@@ -388,9 +388,10 @@ impl From<Refused> for Problem {
         match refused {
             Refused::Unread(unread) => unread.into(),
             Refused::TooLarge(limit) => Self::new(TOO_LARGE, format!("The body may have at most {limit} bytes.")),
-            Refused::NotCarried(channel) => {
-                Self::new(CHANNEL_UNAVAILABLE, format!("No provider carries {channel} yet."))
-            }
+            Refused::NotCarried(channel) => Self::new(
+                CHANNEL_UNAVAILABLE,
+                format!("The app has no credential for a provider that carries {channel}."),
+            ),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use serde::Serialize;
-use shared::{content::Content, invalid::Invalid};
+use shared::invalid::Invalid;
 
 use super::order::{Addressees, Order};
 
@@ -26,10 +26,11 @@ impl SplitBody {
             after.extend_from_slice(br#","category":"#);
             json(category, &mut after);
         }
-        let Content::Push(push) = &order.content;
-        after.extend_from_slice(br#","push":"#);
+        after.extend_from_slice(br#",""#);
+        after.extend_from_slice(order.content.channel().as_str().as_bytes());
+        after.extend_from_slice(br#"":"#);
         let start = after.len();
-        json(push, &mut after);
+        order.content.write_json(&mut after);
         order.content.check(after.len() - start)?;
         after.push(b'}');
         Ok(Self { before, after })
@@ -46,7 +47,7 @@ impl SplitBody {
 }
 
 fn json(value: &(impl Serialize + ?Sized), to: &mut Vec<u8>) {
-    serde_json::to_writer(to, value).expect("names and pushes always serialize");
+    serde_json::to_writer(to, value).expect("names always serialize");
 }
 
 #[cfg(test)]
@@ -55,7 +56,7 @@ mod tests {
         app::App,
         body::{Body, To},
         channel::Class,
-        content::push::Push,
+        content::{Content, push::Push, sms::Sms},
         id::{RecipientId, Topic},
     };
 
@@ -68,7 +69,12 @@ mod tests {
             badge: Some(1),
             ..Push::default()
         };
-        for category in [None, Some("offers".parse().unwrap())] {
+        let sms = Sms {
+            text: "Hi \"there\"".into(),
+            ..Sms::default()
+        };
+        let contents = [Content::Push(push.into()), Content::Sms(sms.into())];
+        for (category, content) in [None, Some("offers".parse().unwrap())].into_iter().zip(contents) {
             let app = App::new("shop".parse().unwrap(), "eu".parse().unwrap());
             let recipient: RecipientId = "ann\"ä/b".parse().unwrap();
             let topic: Topic = "news".parse().unwrap();
@@ -90,7 +96,7 @@ mod tests {
                     to,
                     class: Class::Normal,
                     category: category.clone(),
-                    content: Content::Push(push.clone().into()),
+                    content: content.clone(),
                     life_from: jiff::Timestamp::UNIX_EPOCH,
                 };
                 let body = Body {

@@ -3,12 +3,12 @@
 use std::{collections::HashSet, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use shared::{
     app::App,
     channel::{Channel, Class},
-    content::{Content, MAX_LIFE_S, push::Push},
+    content::{Contents, MAX_LIFE_S, email::Email, push::Push, sms::Sms, webhook::Webhook},
     id::{Category, EventId, RecipientId, Topic},
     invalid::Invalid,
     only_objects,
@@ -43,18 +43,26 @@ pub(crate) struct SendRequest {
     event_id: Option<EventId>,
     /// The addressees: recipients or a topic.
     to: AddresseesRequest,
-    /// The channel.
-    #[serde(default = "push", deserialize_with = "or_push")]
-    #[schema(default = "push")]
-    channel: Channel,
+    /// The channel of the content, for callers that name it.
+    channel: Option<Channel>,
     /// The class, which decides the lane: `urgent`, `normal` or `bulk`.
     #[serde(default, deserialize_with = "or_default")]
     #[schema(default = "normal")]
     class: Class,
     /// The category of the notification. Recipients who opted out of it do not get it.
     category: Option<Category>,
-    /// The content for push.
-    push: Push,
+    /// The content for devices.
+    #[schema(value_type = Option<Push>)]
+    push: Option<Arc<Push>>,
+    /// The content for mailboxes.
+    #[schema(value_type = Option<Email>)]
+    email: Option<Arc<Email>>,
+    /// The content for phones.
+    #[schema(value_type = Option<Sms>)]
+    sms: Option<Arc<Sms>>,
+    /// The content for HTTP receivers.
+    #[schema(value_type = Option<Webhook>)]
+    webhook: Option<Arc<Webhook>>,
     /// When it happened; its life counts from here if that is earlier than its acceptance.
     #[schema(value_type = Option<String>, format = DateTime)]
     created_at: Option<Timestamp>,
@@ -96,15 +104,6 @@ pub(crate) struct AddresseesRequest {
 
 only_objects!(AddresseesRequest);
 
-fn push() -> Channel {
-    Channel::Push
-}
-
-/// `null` is the default.
-fn or_push<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Channel, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_else(push))
-}
-
 /// Why a request, or one notification of many, is refused: it breaks a rule of the contract, whatever happens later.
 #[derive(Debug, Clone)]
 pub(crate) enum Refused {
@@ -112,7 +111,7 @@ pub(crate) enum Refused {
     Unread(Unread),
     /// It is larger than this number of bytes.
     TooLarge(usize),
-    /// No provider carries the channel.
+    /// The app has no provider that carries the channel.
     NotCarried(Channel),
 }
 
@@ -246,8 +245,20 @@ impl Orders {
 
 impl SendRequest {
     fn into_order(self, terms: &Terms<'_>, event: EventId) -> Result<Order, Refused> {
-        if !Channel::CARRIED.contains(&self.channel) {
-            return Err(Refused::NotCarried(self.channel));
+        let contents = Contents {
+            push: self.push,
+            email: self.email,
+            sms: self.sms,
+            webhook: self.webhook,
+        };
+        let content = contents.only()?;
+        let channel = content.channel();
+        if self.channel.is_some_and(|named| named != channel) {
+            return Err(Invalid::new("channel", "must be that of the content").into());
+        }
+        // A push has been accepted without a credential since 0.1: it waits for one.
+        if channel != Channel::Push && !terms.app.has_provider_for(channel) {
+            return Err(Refused::NotCarried(channel));
         }
         Ok(Order {
             app: Arc::clone(terms.app),
@@ -255,7 +266,7 @@ impl SendRequest {
             to: self.to.check(terms.recipients_max)?,
             class: self.class,
             category: self.category,
-            content: Content::Push(self.push.into()),
+            content: terms.app.senders.fill_in(content)?,
             life_from: life_from(self.created_at, terms.at)?,
         })
     }

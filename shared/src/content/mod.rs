@@ -1,27 +1,105 @@
 //! The content of a notification. In JSON, its member is named after its channel.
 
+pub mod email;
 pub mod push;
+pub mod sms;
+pub mod webhook;
 
 use std::sync::Arc;
 
-use self::push::Push;
+use self::{email::Email, push::Push, sms::Sms, webhook::Webhook};
 use crate::{address::Target, channel::Channel, invalid::Invalid};
 
 /// Longest life of a notification in seconds, on any channel: FCM's maximum of four weeks; Apple stores for 30 days.
 pub const MAX_LIFE_S: u32 = 28 * 24 * 3600;
+
+/// Refuses a life that is too long.
+fn check_life(ttl_s: u32) -> Result<(), Invalid> {
+    if ttl_s > MAX_LIFE_S {
+        let rule = format_args!("must be at most {MAX_LIFE_S} seconds (28 days)");
+        return Err(Invalid::new("ttl", rule));
+    }
+    Ok(())
+}
 
 /// The content of a notification, for one channel. Cheap to clone: the jobs of a broadcast share it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Content {
     /// A push to a device.
     Push(Arc<Push>),
+    /// An e-mail.
+    Email(Arc<Email>),
+    /// A text message.
+    Sms(Arc<Sms>),
+    /// A signed HTTP request, or a message in a chat.
+    Webhook(Arc<Webhook>),
+}
+
+/// The members that hold content, at most one of which is given.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Contents {
+    /// The member `push`.
+    pub push: Option<Arc<Push>>,
+    /// The member `email`.
+    pub email: Option<Arc<Email>>,
+    /// The member `sms`.
+    pub sms: Option<Arc<Sms>>,
+    /// The member `webhook`.
+    pub webhook: Option<Arc<Webhook>>,
+}
+
+impl Contents {
+    /// The only content.
+    ///
+    /// # Errors
+    /// When none is given, or several.
+    pub fn only(self) -> Result<Content, Invalid> {
+        let Self {
+            push,
+            email,
+            sms,
+            webhook,
+        } = self;
+        let mut given = [
+            push.map(Content::Push),
+            email.map(Content::Email),
+            sms.map(Content::Sms),
+            webhook.map(Content::Webhook),
+        ]
+        .into_iter()
+        .flatten();
+        match (given.next(), given.next()) {
+            (Some(content), None) => Ok(content),
+            (None, _) => Err(Invalid::new("push", "must be given, or email, sms or webhook")),
+            (Some(content), Some(second)) => {
+                let rule = format_args!("must not be given together with {}", content.channel());
+                Err(Invalid::new(second.channel().as_str(), rule))
+            }
+        }
+    }
+}
+
+impl From<Content> for Contents {
+    fn from(content: Content) -> Self {
+        let mut members = Self::default();
+        match content {
+            Content::Push(push) => members.push = Some(push),
+            Content::Email(email) => members.email = Some(email),
+            Content::Sms(sms) => members.sms = Some(sms),
+            Content::Webhook(webhook) => members.webhook = Some(webhook),
+        }
+        members
+    }
 }
 
 impl Content {
-    /// The channel that the content is for.
+    /// The channel that the content is for, which is also the name of its member.
     pub const fn channel(&self) -> Channel {
         match self {
             Self::Push(_) => Channel::Push,
+            Self::Email(_) => Channel::Email,
+            Self::Sms(_) => Channel::Sms,
+            Self::Webhook(_) => Channel::Webhook,
         }
     }
 
@@ -31,29 +109,46 @@ impl Content {
     /// # Errors
     /// The first member that breaks a rule; its path begins at the document that contains the content.
     pub fn check(&self, size: usize) -> Result<(), Invalid> {
+        let checked = match self {
+            Self::Push(push) => push.check(),
+            Self::Email(email) => email.check(),
+            Self::Sms(sms) => sms.check(),
+            Self::Webhook(webhook) => webhook.check(),
+        };
+        checked.map_err(|invalid| invalid.within(self.channel().as_str()))?;
         match self {
-            Self::Push(push) => {
-                push.check().map_err(|invalid| invalid.within("push"))?;
-                if size <= push::SURELY_FITS {
-                    Ok(())
-                } else {
-                    push.check_size()
-                }
-            }
+            Self::Push(push) if size > push::SURELY_FITS => push.check_size(),
+            Self::Push(_) | Self::Email(_) | Self::Sms(_) | Self::Webhook(_) => Ok(()),
         }
+    }
+
+    /// Appends the content's JSON to `json`.
+    pub fn write_json(&self, json: &mut Vec<u8>) {
+        let written = match self {
+            Self::Push(push) => serde_json::to_writer(json, push),
+            Self::Email(email) => serde_json::to_writer(json, email),
+            Self::Sms(sms) => serde_json::to_writer(json, sms),
+            Self::Webhook(webhook) => serde_json::to_writer(json, webhook),
+        };
+        written.expect("maps with string keys always serialize");
     }
 
     /// Seconds after acceptance during which it is worth delivering; 0 means now or never.
     pub fn life_s(&self) -> u32 {
         match self {
             Self::Push(push) => push.ttl_s(),
+            Self::Email(email) => email.ttl_s(),
+            Self::Sms(sms) => sms.ttl_s(),
+            Self::Webhook(webhook) => webhook.ttl_s(),
         }
     }
 
     /// Whether the content, rendered for this address, shows or runs anything.
     pub fn has_something_for(&self, target: &Target) -> bool {
-        match self {
-            Self::Push(push) => target.provider().has_something(push),
+        match (self, target) {
+            (Self::Push(push), _) => push.has_something_for(target),
+            (Self::Webhook(webhook), Target::Webhook(receiver)) => webhook.has_something_for(receiver.format),
+            (Self::Email(_) | Self::Sms(_) | Self::Webhook(_), _) => true,
         }
     }
 
@@ -61,6 +156,7 @@ impl Content {
     pub fn reaches(&self, target: &Target) -> bool {
         match self {
             Self::Push(push) => push.reaches(target),
+            Self::Email(_) | Self::Sms(_) | Self::Webhook(_) => self.channel() == target.channel(),
         }
     }
 }

@@ -5,13 +5,12 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::MAX_LIFE_S;
+use super::{MAX_LIFE_S, check_life};
 use crate::{
     address::Target,
-    channel::{Channel, words},
+    channel::words,
     invalid::Invalid,
     provider::{
-        Provider,
         apns::{self, Kind, PushType},
         fcm,
     },
@@ -125,6 +124,16 @@ impl Push {
         match target {
             Target::Apns(target) => live == (target.kind == Kind::LiveActivity),
             Target::Fcm(_) => true,
+            Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => false,
+        }
+    }
+
+    /// Whether the push, rendered for this address, shows or runs anything.
+    pub(super) fn has_something_for(&self, target: &Target) -> bool {
+        match target {
+            Target::Apns(_) => apns::has_something(self),
+            Target::Fcm(_) => fcm::has_something(self),
+            Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => false,
         }
     }
 
@@ -142,16 +151,27 @@ impl Push {
         }
     }
 
-    /// Refuses a push that a provider would refuse for its size.
+    /// Refuses a push that a provider would refuse for its size once it is rendered. A push that is not sent to the provider's
+    /// devices has no size there.
     ///
     /// # Errors
     /// `push`, with both sizes in bytes.
     pub fn check_size(&self) -> Result<(), Invalid> {
-        let of_push = |provider: &&Provider| provider.channel() == Channel::Push;
-        Provider::ALL
-            .iter()
-            .filter(of_push)
-            .try_for_each(|provider| provider.check_size(self))
+        let fits = |name: &str, most: usize, size: usize| {
+            let rule = || format!("must render to at most {most} bytes for {name}, has {size}");
+            if size > most {
+                Err(Invalid::new("push", rule()))
+            } else {
+                Ok(())
+            }
+        };
+        if apns::has_something(self) {
+            fits("APNs", self.apns_push_type().max_payload(), apns::render(self).len())?;
+        }
+        if fcm::has_something(self) {
+            fits("FCM", fcm::MAX_MESSAGE, fcm::size(self))?;
+        }
+        Ok(())
     }
 
     /// Checks the rules that the types do not enforce: lengths, reserved names, and that there is something to send.
@@ -159,12 +179,7 @@ impl Push {
     /// # Errors
     /// The first field that breaks a rule; its path begins at this struct.
     pub fn check(&self) -> Result<(), Invalid> {
-        if self.ttl_s() > MAX_LIFE_S {
-            return Err(Invalid::new(
-                "ttl",
-                format_args!("must be at most {MAX_LIFE_S} seconds (28 days)"),
-            ));
-        }
+        check_life(self.ttl_s())?;
         let collapse = self.collapse_key.as_deref();
         if collapse.is_some_and(|key| key.is_empty() || key.len() > MAX_COLLAPSE_KEY || !is_header_value(key)) {
             return Err(Invalid::new(
@@ -375,7 +390,7 @@ mod tests {
             ),
         ] {
             let read = read(&push);
-            let has = [Provider::Apns, Provider::Fcm].map(|provider| provider.has_something(&read));
+            let has = [apns::has_something(&read), fcm::has_something(&read)];
             assert_eq!(has, [apns, fcm], "{push}");
         }
     }

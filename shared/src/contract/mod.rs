@@ -435,9 +435,9 @@ mod tests {
         for (object, document, field, rule) in [
             (
                 "notification",
-                json!({ "email": {} }),
-                "email",
-                "is not built yet (channels)",
+                json!({ "digest": {} }),
+                "digest",
+                "is not built yet (policy)",
             ),
             (
                 "notification",
@@ -483,10 +483,10 @@ mod tests {
                 "notification",
                 json!({ "channel": "email", "emial": {}, "push": { "data": { "url": "x" } } }),
             ),
-            ("notification", json!([{ "email": {} }])),
+            ("notification", json!([{ "digest": {} }])),
             ("notification", json!("email")),
             ("preferences", json!({ "channels": { "sms": false } })),
-            ("nothing", json!({ "email": {} })),
+            ("nothing", json!({ "digest": {} })),
         ] {
             assert_eq!(found(object, document), None);
         }
@@ -496,8 +496,8 @@ mod tests {
     fn the_error_of_a_job_names_the_member_that_is_not_built() {
         for (json, expected) in [
             (
-                r#"{"recipient":"ann","email":{"subject":"5551234"}}"#,
-                "email: is not built yet (channels)",
+                r#"{"recipient":"ann","send_at":"5551234","push":{"title":"x"}}"#,
+                "send_at: is not built yet (policy)",
             ),
             (
                 r#"{"recipient":"ann","push":{"title":"x","thread":"5551234"}}"#,

@@ -258,7 +258,7 @@ fn is_silent(push: &Push) -> bool {
 
 /// Whether the rendered push shows or runs anything. An alert has something only by what interacts with the user or by
 /// `content-available`; pushes of Apple's other types act by their type.
-pub(super) fn has_something(push: &Push) -> bool {
+pub(crate) fn has_something(push: &Push) -> bool {
     if is_silent(push) || push.apns_push_type() != PushType::Alert {
         return true;
     }

@@ -192,7 +192,7 @@ pub fn shows(push: &Push) -> bool {
 }
 
 /// Whether the rendered push shows or runs anything on a device of FCM.
-pub(super) fn has_something(push: &Push) -> bool {
+pub(crate) fn has_something(push: &Push) -> bool {
     if push.fcm.is_none() && push.apns_push_type().is_apples_own() {
         return false;
     }
@@ -215,7 +215,7 @@ pub fn request(message: &Map<String, Value>, token: &str) -> Vec<u8> {
 
 /// The bytes that count for [`MAX_MESSAGE`]. A device gets either what is for Android or what is for browsers, so the larger
 /// of the two.
-pub(super) fn size(push: &Push) -> usize {
+pub(crate) fn size(push: &Push) -> usize {
     // As long as the job's id, which is the tag if the push has no collapse key.
     let tag = [b'-'; uuid::fmt::Hyphenated::LENGTH];
     let message = render(push, std::str::from_utf8(&tag).unwrap_or_default());

@@ -3,6 +3,7 @@
 
 pub mod apns;
 pub mod fcm;
+pub mod log;
 
 use std::time::Duration;
 
@@ -12,7 +13,6 @@ use serde_json::{Map, Value};
 use crate::{
     backoff::Backoff,
     channel::{Channel, words},
-    content::push::Push,
     invalid::Invalid,
     tolerant,
 };
@@ -24,6 +24,8 @@ words!(
         Apns = "apns",
         /// Firebase Cloud Messaging.
         Fcm = "fcm",
+        /// None: what would be sent is recorded and ends as delivered. For new apps and dry runs.
+        Log = "log",
     }
 );
 
@@ -31,50 +33,24 @@ impl Provider {
     /// How many providers there are.
     pub const COUNT: usize = Self::ALL.len();
 
-    /// The channel that this provider delivers.
-    pub const fn channel(self) -> Channel {
+    /// Whether this provider carries the channel.
+    pub const fn carries(self, channel: Channel) -> bool {
         match self {
-            Self::Apns | Self::Fcm => Channel::Push,
+            Self::Apns | Self::Fcm => matches!(channel, Channel::Push),
+            Self::Log => true,
         }
     }
 
     /// How long to wait between attempts: Apple names no time for server errors, Google requires at least ten seconds.
     pub const fn backoff(self) -> Backoff {
         let first = match self {
-            Self::Apns => Duration::from_secs(1),
+            Self::Apns | Self::Log => Duration::from_secs(1),
             Self::Fcm => Duration::from_secs(10),
         };
         Backoff {
             first,
             most: Duration::from_mins(15),
         }
-    }
-
-    /// Whether a push shows or runs anything on a device of this provider once it is rendered.
-    pub(crate) fn has_something(self, push: &Push) -> bool {
-        match self {
-            Self::Apns => apns::has_something(push),
-            Self::Fcm => fcm::has_something(push),
-        }
-    }
-
-    /// Refuses a push that the provider would refuse for its size once it is rendered. A push that is not sent to the
-    /// provider's devices has no size there.
-    pub(crate) fn check_size(self, push: &Push) -> Result<(), Invalid> {
-        if !self.has_something(push) {
-            return Ok(());
-        }
-        let (name, limit, size) = match self {
-            Self::Apns => ("APNs", push.apns_push_type().max_payload(), apns::render(push).len()),
-            Self::Fcm => ("FCM", fcm::MAX_MESSAGE, fcm::size(push)),
-        };
-        if size > limit {
-            return Err(Invalid::new(
-                "push",
-                format_args!("must render to at most {limit} bytes for {name}, has {size}"),
-            ));
-        }
-        Ok(())
     }
 }
 
@@ -85,6 +61,8 @@ pub enum Credential {
     Apns(apns::Credential),
     /// For FCM.
     Fcm(fcm::Credential),
+    /// For the provider that only records.
+    Log(log::Credential),
 }
 
 impl Credential {
@@ -96,6 +74,7 @@ impl Credential {
         let credential = match provider {
             Provider::Apns => Self::Apns(parse(members)?),
             Provider::Fcm => Self::Fcm(parse(members)?),
+            Provider::Log => Self::Log(parse(members)?),
         };
         credential.check()?;
         Ok(credential)
@@ -109,6 +88,7 @@ impl Credential {
         Ok(match provider {
             Provider::Apns => Self::Apns(tolerant::read(json)?),
             Provider::Fcm => Self::Fcm(tolerant::read(json)?),
+            Provider::Log => Self::Log(tolerant::read(json)?),
         })
     }
 
@@ -117,6 +97,7 @@ impl Credential {
         match self {
             Self::Apns(_) => Provider::Apns,
             Self::Fcm(_) => Provider::Fcm,
+            Self::Log(_) => Provider::Log,
         }
     }
 
@@ -124,6 +105,7 @@ impl Credential {
         match self {
             Self::Apns(credential) => credential.check(),
             Self::Fcm(credential) => credential.check(),
+            Self::Log(_) => Ok(()),
         }
     }
 
@@ -132,6 +114,7 @@ impl Credential {
         let json = match self {
             Self::Apns(credential) => serde_json::to_string(credential),
             Self::Fcm(credential) => serde_json::to_string(credential),
+            Self::Log(credential) => serde_json::to_string(credential),
         };
         json.expect("strings and numbers always serialize")
     }

@@ -11,6 +11,7 @@ use shared::{
     content::{Content, push::Push},
     digest::derive,
     id::{AppId, EventId, RecipientId, Region},
+    id_key::IdKey,
     nats::{publish, subject},
     provider::apns::{self, Environment, Kind},
     recipient::{Fact, Profile, RecipientKey},
@@ -123,7 +124,7 @@ pub(super) fn facts(home: &Region, recipient: &str, token: &str) -> anyhow::Resu
         updated_at: now,
     };
     let target = apns::Target::new(token, Kind::Device, Environment::Production, None)?;
-    let address = Address::new(&app, Target::Apns(target), now);
+    let address = Address::new(&IdKey::unkeyed(), &app, Target::Apns(target), now);
     let recipient = recipient.parse()?;
     let facts = vec![Fact::Profile(profile), Fact::Address(address)];
     Ok((RecipientKey { app, recipient }, facts))

@@ -126,6 +126,6 @@ impl<'a> Isolation<'a> {
     fn has_heard(&self, person: &Recipient) -> bool {
         let device = &person.devices[0];
         let simulator = self.peal.simulators.get(device.provider);
-        !simulator.log().delivered_to(&device.token).is_empty()
+        simulator.is_some_and(|simulator| !simulator.log().delivered_to(&device.token).is_empty())
     }
 }

@@ -71,6 +71,7 @@ impl Recipient {
             let token = match provider {
                 Provider::Apns => format!("{digit:x}{seed:031x}{copy:032x}"),
                 Provider::Fcm => format!("fcm:{digit:x}-{id}-{copy}"),
+                Provider::Log => format!("{digit:x}-{id}-{copy}@example.com"),
             };
             Device {
                 provider,

@@ -2,13 +2,14 @@
 
 use anyhow::Context;
 use gateway::provision::{self, NewApp};
+use serde_json::json;
 use shared::{
     api_key::Scope,
-    app::Quota,
     clock::Clock,
+    id::Region,
     id_key::IdKey,
     nats::{config, roles::Role},
-    provider::{Credential, fcm},
+    provider::{Credential, fcm, log},
     seal::MeshKey,
     site::Site,
 };
@@ -26,6 +27,16 @@ pub(super) fn site(nats: &nats::Mesh, plan: &Plan, region: &str) -> anyhow::Resu
         nats: Some(nats.region(region).url()),
         helpers: others.map(|other| other.parse()).collect::<Result<_, _>>()?,
     })
+}
+
+/// The mailbox that e-mails of the app come from.
+const SENDER: &str = "news@shop.example";
+
+/// The sender of the app's text messages.
+const SMS_SENDER: &str = "Shop";
+
+fn default_region(plan: &Plan) -> anyhow::Result<Region> {
+    Ok(plan.regions.first().context("a mesh has a region")?.parse()?)
 }
 
 /// The mesh's key of ids.
@@ -53,11 +64,7 @@ pub(super) async fn provision(
         provision::require_proofs(&hub, Clock::system().now()).await?;
     }
     let app = NewApp {
-        id: APP.parse()?,
-        default_region: plan.regions.first().context("a mesh has a region")?.parse()?,
         services: true,
-        outbox: false,
-        account: None,
         residency: plan.residency.as_deref().map(str::parse).transpose()?,
         ambiguity: plan.ambiguity.clone(),
         alerts: plan.alerts.clone(),
@@ -68,7 +75,10 @@ pub(super) async fn provision(
                 quota_per_minute: plan.fcm_quota,
                 ..simulators.fcm.credential()
             }),
+            Credential::Log(log::Credential::default()),
         ],
+        senders: serde_json::from_value(json!({ "email": [SENDER], "sms": [SMS_SENDER] }))?,
+        ..NewApp::new(APP.parse()?, default_region(plan)?)
     };
     let keys = provision::write_app(&hub, &mesh_key, &app, &[Scope::ALL.to_vec()]).await?;
     keys.into_iter().next().context("an API key")
@@ -79,18 +89,12 @@ pub(super) async fn add_app(peal: &Peal, id: &str) -> anyhow::Result<String> {
     let operator = Role::Operator(peal.nats.hub().domain().parse()?);
     let hub = provision::hub(peal.nats.hub().connect(&operator).await?);
     let app = NewApp {
-        id: id.parse()?,
-        default_region: peal.plan.regions.first().context("a mesh has a region")?.parse()?,
-        services: false,
-        outbox: false,
-        account: None,
-        residency: None,
         ambiguity: peal.plan.ambiguity.clone(),
         alerts: peal.plan.alerts.clone(),
-        quota: Quota::default(),
         credentials: vec![Credential::Apns(
             peal.simulators.apns.credential(&format!("com.example.{id}")),
         )],
+        ..NewApp::new(id.parse()?, default_region(&peal.plan)?)
     };
     let mesh_key = MeshKey::from_base64(&peal.mesh_key)?;
     let keys = provision::write_app(&hub, &mesh_key, &app, &[Scope::ALL.to_vec()]).await?;

@@ -103,7 +103,8 @@ async fn set_script(
     Json(scripts): Json<Scripts>,
 ) -> Result<StatusCode, (StatusCode, String)> {
     for (provider, script) in scripts {
-        let set = simulators.get(provider).script().set(script);
+        let simulator = simulators.of(provider);
+        let set = simulator.and_then(|simulator| simulator.script().set(script));
         set.map_err(|error| (StatusCode::UNPROCESSABLE_ENTITY, format!("{error}\n")))?;
     }
     Ok(StatusCode::NO_CONTENT)

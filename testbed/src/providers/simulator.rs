@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context;
 use serde_json::Value;
 use shared::provider::Provider;
 
@@ -28,17 +29,27 @@ pub struct Simulators {
 }
 
 impl Simulators {
-    /// The simulator of a provider.
-    pub fn get(&self, provider: Provider) -> &dyn Simulation {
+    /// The simulator of a provider; `None` if it needs none.
+    pub fn get(&self, provider: Provider) -> Option<&dyn Simulation> {
         match provider {
-            Provider::Apns => &self.apns,
-            Provider::Fcm => &self.fcm,
+            Provider::Apns => Some(&self.apns),
+            Provider::Fcm => Some(&self.fcm),
+            Provider::Log => None,
         }
+    }
+
+    /// The simulator of a provider.
+    ///
+    /// # Errors
+    /// When the provider needs none.
+    pub fn of(&self, provider: Provider) -> anyhow::Result<&dyn Simulation> {
+        self.get(provider)
+            .with_context(|| format!("{provider} has no simulator"))
     }
 
     /// All simulators, in the order of [`Provider::ALL`].
     pub fn all(&self) -> impl Iterator<Item = &dyn Simulation> {
-        Provider::ALL.iter().map(|provider| self.get(*provider))
+        Provider::ALL.iter().filter_map(|provider| self.get(*provider))
     }
 
     /// The recorded pushes that reached a device, provider by provider.

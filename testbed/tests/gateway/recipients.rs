@@ -158,6 +158,7 @@ async fn a_token_belongs_to_the_recipient_who_registered_it_last() {
             .map(|(address, _)| match &address.target {
                 Target::Fcm(target) => target.token.reveal().to_owned(),
                 Target::Apns(target) => target.token.reveal().to_owned(),
+                other => panic!("a device was registered, not {other:?}"),
             })
             .collect::<Vec<_>>()
     };

@@ -1,7 +1,7 @@
 //! A gateway in this process, in a mesh of a hub and the region `eu`. The region `us` is configured, but no server runs
 //! it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use async_nats::jetstream;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -24,6 +24,7 @@ use shared::{
         roles::Role,
         topology::{self, Durability},
     },
+    provider::{Credential, log},
     recipient::RecipientKey,
     seal::MeshKey,
     site::Site,
@@ -136,16 +137,11 @@ impl Rig {
     /// Like [`Self::issue_key`], with a quota of the app.
     pub(crate) async fn issue_key_within(&self, app: &str, scopes: &[Scope], quota: Quota) -> String {
         let app = NewApp {
-            id: app.parse().unwrap(),
-            default_region: region("eu"),
-            residency: None,
-            ambiguity: BTreeMap::new(),
-            alerts: None,
             services: true,
-            outbox: false,
-            account: None,
             quota,
-            credentials: Vec::new(),
+            senders: serde_json::from_value(json!({ "email": ["news@shop.example"], "sms": ["Shop"] })).unwrap(),
+            credentials: vec![Credential::Log(log::Credential::default())],
+            ..NewApp::new(app.parse().unwrap(), region("eu"))
         };
         let mut keys = provision::write_app(&self.hub, &self.mesh_key, &app, &[scopes.to_vec()])
             .await

@@ -177,6 +177,7 @@ impl Rig {
                 app: &self.app,
                 address: &address,
                 delivery: job.delivery(address.id),
+                number: 1,
                 message: &message,
                 expires_at: job.expires_at(),
             })

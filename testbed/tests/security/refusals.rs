@@ -11,7 +11,7 @@ use gateway::{
 use serde_json::{Value, json};
 use shared::{
     api_key::Scope,
-    app::{App, Quota},
+    app::App,
     clock::Clock,
     lifecycle::Lifecycle,
     nats::{
@@ -135,16 +135,8 @@ async fn a_caller_learns_that_the_gateway_lacks_a_permission() {
     let mesh_key = MeshKey::from_base64(settings.mesh_key.reveal()).unwrap();
     provision::prepare_hub(&hub, &mesh_key, 1).await.unwrap();
     let shop = NewApp {
-        id: app("shop"),
-        default_region: region("eu"),
-        residency: None,
-        ambiguity: std::collections::BTreeMap::new(),
-        alerts: None,
         services: true,
-        outbox: false,
-        account: None,
-        quota: Quota::default(),
-        credentials: Vec::new(),
+        ..NewApp::new(app("shop"), region("eu"))
     };
     provision::write_region(&hub, &region("eu"), &Site::default())
         .await

@@ -23,6 +23,7 @@ use crate::providers::{
     Attempt, BadCredential, BadSettings, Outcome,
     attempt::Progress,
     carrier::Common,
+    outcome::WRONG_TARGET,
     transport::{
         endpoints::Endpoints,
         http2::{Exchanged, Host, Network, Pool, exchange, read},
@@ -108,8 +109,8 @@ impl Apns {
 
     /// Sends the push; sends it once more if a remedy for the refusal exists.
     pub(super) async fn send(&self, account: &Account, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
-        let Some(device) = Device::of(attempt.address) else {
-            return Outcome::rejected("not_an_apns_address");
+        let Some(device) = Device::of(attempt) else {
+            return Outcome::rejected(WRONG_TARGET);
         };
         let pool = account.team.pool(device.environment);
         let mut token = account.team.token.current();

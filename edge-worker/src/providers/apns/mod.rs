@@ -16,6 +16,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use shared::{
     address::{Address, Target},
+    content::push::Push,
     provider::{
         self, Provider,
         apns::{Credential, Environment},
@@ -34,9 +35,10 @@ use super::{
     transport::http2::Network,
 };
 
-/// The device of an address, as APNs addresses it.
+/// What is sent, and to which device.
 #[derive(Debug, Clone, Copy)]
 struct Device<'a> {
+    push: &'a Push,
     token: &'a str,
     environment: Environment,
     /// The bundle id of the application, if it differs from the account's.
@@ -44,16 +46,17 @@ struct Device<'a> {
 }
 
 impl<'a> Device<'a> {
-    /// `None` if `address` belongs to another provider.
-    fn of(address: &'a Address) -> Option<Self> {
-        match &address.target {
-            Target::Apns(target) => Some(Self {
-                token: target.token.reveal(),
-                environment: target.environment,
-                topic: target.topic.as_deref(),
-            }),
-            Target::Fcm(_) => None,
-        }
+    /// `None` if the attempt is for another provider.
+    fn of(attempt: &Attempt<'a>) -> Option<Self> {
+        let Target::Apns(target) = &attempt.address.target else {
+            return None;
+        };
+        Some(Self {
+            push: attempt.message.push()?,
+            token: target.token.reveal(),
+            environment: target.environment,
+            topic: target.topic.as_deref(),
+        })
     }
 }
 
@@ -77,7 +80,7 @@ impl Carrier for Apns {
     fn credential(credential: provider::Credential) -> Option<Credential> {
         match credential {
             provider::Credential::Apns(credential) => Some(credential),
-            provider::Credential::Fcm(_) => None,
+            _ => None,
         }
     }
 
@@ -90,9 +93,9 @@ impl Carrier for Apns {
     }
 
     fn environment(address: &Address) -> usize {
-        match Device::of(address).map(|device| device.environment) {
-            Some(Environment::Sandbox) => 1,
-            Some(Environment::Production) | None => 0,
+        match &address.target {
+            Target::Apns(target) if target.environment == Environment::Sandbox => 1,
+            _ => 0,
         }
     }
 

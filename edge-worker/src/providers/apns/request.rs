@@ -35,10 +35,10 @@ pub(super) fn request(
     authority: &Authority,
     authorization: &HeaderValue,
 ) -> Result<Request<Bytes>, &'static str> {
-    let push = attempt.message.push();
+    let push = device.push;
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(AUTHORIZATION, authorization.clone());
-    headers.insert(&APNS_TOPIC, topic_of(account, attempt, device).ok_or("BadTopic")?);
+    headers.insert(&APNS_TOPIC, topic_of(account, device).ok_or("BadTopic")?);
     headers.insert(
         &APNS_PUSH_TYPE,
         HeaderValue::from_static(push.apns_push_type().as_str()),
@@ -54,12 +54,10 @@ pub(super) fn request(
     headers.insert(&APNS_EXPIRATION, HeaderValue::from(expiration));
     headers.insert(
         &APNS_COLLAPSE_ID,
-        collapse_id(&attempt.message.collapse_id()).ok_or("BadCollapseId")?,
+        collapse_id(&attempt.message.collapse_id(push)).ok_or("BadCollapseId")?,
     );
 
-    let body = attempt
-        .message
-        .rendition(Provider::Apns, |push| apns::render(push).into());
+    let body = attempt.message.rendition(Provider::Apns, || apns::render(push).into());
     let mut request = Request::new(body.clone());
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
@@ -68,8 +66,8 @@ pub(super) fn request(
     Ok(request)
 }
 
-fn topic_of(account: &Account, attempt: &Attempt<'_>, device: &Device<'_>) -> Option<HeaderValue> {
-    let push = attempt.message.push();
+fn topic_of(account: &Account, device: &Device<'_>) -> Option<HeaderValue> {
+    let push = device.push;
     let kind = push.apns_push_type();
     if let Some(chosen) = push.apns.as_ref().and_then(|apns| apns.topic.as_deref()) {
         return HeaderValue::from_str(chosen).ok();
@@ -173,6 +171,7 @@ mod tests {
             app: &job.app,
             address: &address,
             delivery: job.delivery(address.id),
+            number: 1,
             message: &message,
             expires_at: job.expires_at(),
         };
@@ -180,7 +179,7 @@ mod tests {
         request(
             &account.unwrap(),
             &attempt,
-            &Device::of(&address).unwrap(),
+            &Device::of(&attempt).unwrap(),
             &authority,
             &HeaderValue::from_static("bearer x"),
         )

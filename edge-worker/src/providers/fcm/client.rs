@@ -14,6 +14,7 @@ use shared::provider::fcm::Credential;
 use shared::{clock::Clock, provider::Provider};
 
 use super::{
+    Device,
     config::{Account, Settings, path},
     outcome::{Verdict, judge, message_name},
     request::body,
@@ -23,6 +24,7 @@ use crate::providers::{
     Attempt, BadCredential, BadSettings, Outcome,
     attempt::Progress,
     carrier::Common,
+    outcome::WRONG_TARGET,
     transport::{
         endpoints::Endpoints,
         http2::{Exchanged, Network, Pool, exchange, read},
@@ -94,12 +96,15 @@ impl Fcm {
 
     /// Sends the push; sends it once more with another access token if the first was refused.
     pub(super) async fn send(&self, account: &Account, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
+        let Some(device) = Device::of(attempt) else {
+            return Outcome::rejected(WRONG_TARGET);
+        };
         progress.endpoint = account.token.endpoint.clone();
         let token = match account.token.current().await {
             Ok(token) => token,
             Err(outcome) => return outcome,
         };
-        let first = self.send_with(&token, account, attempt, progress).await;
+        let first = self.send_with(&token, account, attempt, &device, progress).await;
         if !first.renew_token {
             return first.outcome;
         }
@@ -108,7 +113,9 @@ impl Fcm {
             Ok(token) => token,
             Err(outcome) => return outcome.unwrap_or(first.outcome),
         };
-        self.send_with(&token, account, attempt, progress).await.outcome
+        self.send_with(&token, account, attempt, &device, progress)
+            .await
+            .outcome
     }
 
     async fn send_with(
@@ -116,10 +123,11 @@ impl Fcm {
         token: &Granted,
         account: &Account,
         attempt: &Attempt<'_>,
+        device: &Device<'_>,
         progress: &mut Progress,
     ) -> Verdict {
         let left = Duration::try_from(attempt.expires_at.duration_since(self.clock.now())).unwrap_or_default();
-        let body = body(attempt, left);
+        let body = body(attempt, device, left);
         let make = |authority: &_| request(authority, &account.path, &token.header, &body).ok_or("malformed");
         match exchange(&self.pool, progress, make).await {
             Ok(Exchanged { answer, lease: _lease }) => self.judge(answer).await,

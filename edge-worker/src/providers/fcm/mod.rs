@@ -12,7 +12,8 @@ mod token;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use shared::{
-    address::{Address, Target},
+    address::Target,
+    content::push::Push,
     provider::{self, Provider, fcm::Credential},
 };
 
@@ -28,11 +29,24 @@ use super::{
     transport::http2::Network,
 };
 
-/// The registration token of `address`; empty if the address belongs to another provider.
-fn registration_token(address: &Address) -> &str {
-    match &address.target {
-        Target::Fcm(target) => target.token.reveal(),
-        Target::Apns(_) => "",
+/// What is sent, and to which device.
+#[derive(Debug, Clone, Copy)]
+struct Device<'a> {
+    push: &'a Push,
+    /// The registration token.
+    token: &'a str,
+}
+
+impl<'a> Device<'a> {
+    /// `None` if the attempt is for another provider.
+    fn of(attempt: &Attempt<'a>) -> Option<Self> {
+        let Target::Fcm(target) = &attempt.address.target else {
+            return None;
+        };
+        Some(Self {
+            push: attempt.message.push()?,
+            token: target.token.reveal(),
+        })
     }
 }
 
@@ -55,7 +69,7 @@ impl Carrier for Fcm {
     fn credential(credential: provider::Credential) -> Option<Credential> {
         match credential {
             provider::Credential::Fcm(credential) => Some(credential),
-            provider::Credential::Apns(_) => None,
+            _ => None,
         }
     }
 

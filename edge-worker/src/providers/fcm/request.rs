@@ -12,7 +12,7 @@ use shared::{
     provider::{Provider, fcm},
 };
 
-use super::registration_token;
+use super::Device;
 use crate::providers::Attempt;
 
 /// Seconds by which the stated time to live may exceed the remaining one.
@@ -22,17 +22,17 @@ const TTL_SLACK_S: u64 = 2;
 ///
 /// FCM counts the time to live from the arrival of the message, so a late attempt states the remaining time. A `ttl`
 /// that the app set in `push.fcm.android` is kept.
-pub(super) fn body(attempt: &Attempt<'_>, left: Duration) -> Bytes {
+pub(super) fn body(attempt: &Attempt<'_>, device: &Device<'_>, left: Duration) -> Bytes {
     let message = attempt.message;
-    let push = message.push();
-    let start = message.rendition(Provider::Fcm, |push| shared_start(push).into());
+    let Device { push, token } = *device;
+    let start = message.rendition(Provider::Fcm, || shared_start(push).into());
     let varying = Varying::of(push);
     let mut body = String::with_capacity(start.len() + 256);
     body.push_str(std::str::from_utf8(start).expect("serde_json writes UTF-8"));
     if varying.tag {
         // The shared part ends within `android.notification`, which is the last member of `android` in this case.
         let comma = if body.ends_with('{') { "" } else { "," };
-        push_member(&mut body, format_args!("{comma}\"tag\":"), &message.collapse_id());
+        push_member(&mut body, format_args!("{comma}\"tag\":"), &message.collapse_id(push));
         body.push('}');
     }
     if varying.ttl {
@@ -42,11 +42,7 @@ pub(super) fn body(attempt: &Attempt<'_>, left: Duration) -> Bytes {
         let comma = if body.ends_with('{') { "" } else { "," };
         push_member(&mut body, format_args!("{comma}\"ttl\":"), &format!("{seconds}s"));
     }
-    push_member(
-        &mut body,
-        format_args!("}},\"token\":"),
-        registration_token(attempt.address),
-    );
+    push_member(&mut body, format_args!("}},\"token\":"), token);
     body.push_str("}}");
     body.into()
 }
@@ -155,10 +151,11 @@ mod tests {
             app: &job.app,
             address: &address,
             delivery: job.delivery(address.id),
+            number: 1,
             message: &message,
             expires_at: job.expires_at(),
         };
-        serde_json::from_slice(&body(&attempt, left)).unwrap()
+        serde_json::from_slice(&body(&attempt, &Device::of(&attempt).unwrap(), left)).unwrap()
     }
 
     /// The same request, rendered as a whole instead of spliced.

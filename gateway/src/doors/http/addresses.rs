@@ -6,19 +6,16 @@ use axum::{
 };
 use http::StatusCode;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use shared::{
-    address::{Address, Target},
-    id::{AddressId, RecipientId},
-    invalid::Invalid,
-    only_objects,
+    address::{Address, AddressType, Format, Members, Receiver},
+    id::{AddressId, RecipientId, Region},
     provider::{
         Provider,
-        apns::{self, Environment, Kind},
-        fcm,
+        apns::{Environment, Kind},
     },
     recipient::{Fact, RecipientKey},
-    tolerant::or_default,
+    secret::Secret,
 };
 use utoipa::ToSchema;
 
@@ -32,44 +29,35 @@ use super::{
 };
 use crate::recipients::{homes::Homes, owners};
 
-/// An address to register.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, remote = "Self")]
-pub(crate) struct PostAddress {
-    /// The provider that issued the token.
-    provider: Provider,
-    /// The device token. For APNs: hexadecimal, an even number of digits.
-    #[schema(max_length = 4096)]
-    token: String,
-    /// The purpose of the token. For FCM: always `device`.
-    #[serde(default, deserialize_with = "or_default")]
-    #[schema(default = "device")]
-    kind: Kind,
-    /// The APNs environment of the token. For FCM: always `production`.
-    #[serde(default, deserialize_with = "or_default")]
-    #[schema(default = "production")]
-    environment: Environment,
-    /// The APNs topic (bundle id) of the token, if it is not the topic of the app's credential. Not for FCM.
-    #[schema(max_length = 255)]
-    topic: Option<String>,
-}
-
-only_objects!(PostAddress);
-
 /// An address, without its token.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct AddressResponse {
     /// The id of the address: a digest of app, provider and token, so that one token is one address.
     address_id: AddressId,
+    /// What the address is.
+    #[serde(rename = "type")]
+    kind_of_address: AddressType,
     /// The provider that issued the token.
-    provider: Provider,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider: Option<Provider>,
     /// The purpose of the token.
-    kind: Kind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<Kind>,
     /// The APNs environment of the token; `production` for FCM.
-    environment: Environment,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    environment: Option<Environment>,
     /// The APNs topic (bundle id) of the token, if it is not the topic of the app's credential.
     #[serde(skip_serializing_if = "Option::is_none")]
     topic: Option<String>,
+    /// The mailbox or number with most of it hidden.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    masked: Option<String>,
+    /// The form of the body that a receiver wants.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    format: Option<Format>,
+    /// The secret that was made for a signed receiver. It is shown this once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret: Option<String>,
     /// When the address was last registered.
     #[schema(value_type = String, format = DateTime)]
     registered_at: Timestamp,
@@ -92,7 +80,7 @@ pub(crate) struct AddressList {
     operation_id = "registerAddress",
     tag = "addresses",
     params(("recipient_id" = RecipientId, Path, description = "The id of the recipient, percent-encoded")),
-    request_body = PostAddress,
+    request_body = Members,
     responses(
         (status = 200, description = "Refreshed: the recipient had this address already", body = AddressResponse),
         (status = 201, description = "Registered, or moved from another recipient", body = AddressResponse),
@@ -104,11 +92,20 @@ pub(crate) async fn register(
     State(homes): State<Homes>,
     caller: Caller<ToWrite>,
     Named(recipient): Named<RecipientId>,
-    Json(wanted): Json<PostAddress>,
+    Json(mut wanted): Json<Members>,
 ) -> Result<Response, Problem> {
     let key = caller.key(recipient);
-    let mut address = wanted.into_address(&key, homes.context.clock.now())?;
+    let mut made = wanted.needs_secret().then(Receiver::new_secret);
+    wanted.secret = wanted.secret.or_else(|| made.clone());
+    let ids = homes.context.config.id_key();
+    let mut address = Address::new(&ids, &key.app, wanted.target()?, homes.context.clock.now());
     let home = homes.ensure_home(&key, &caller.app.default_region).await?;
+    if made.is_some()
+        && let Some(former) = former_secret(&homes, &home, &key, address.id).await?
+    {
+        address.target = address.target.with_secret(former);
+        made = None;
+    }
     let owners = homes.owners(&key.app, address.id).await?;
     address.registered_at = owners.next(address.registered_at);
     // The owner is written last: if something fails before that, a repetition starts again.
@@ -129,7 +126,11 @@ pub(crate) async fn register(
         owners::settle(&homes, &key.app, address.id).await?;
     }
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, axum::Json(AddressResponse::from(address))).into_response())
+    let response = AddressResponse {
+        secret: made.map(|secret| secret.reveal().to_owned()),
+        ..address.into()
+    };
+    Ok((status, axum::Json(response)).into_response())
 }
 
 /// List the addresses of a recipient
@@ -225,104 +226,63 @@ pub(crate) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-impl PostAddress {
-    fn into_address(self, key: &RecipientKey, registered_at: Timestamp) -> Result<Address, Invalid> {
-        if self.provider == Provider::Fcm {
-            if self.kind != Kind::Device {
-                return Err(Invalid::new("kind", "must be device for fcm"));
-            }
-            if self.environment != Environment::Production {
-                return Err(Invalid::new("environment", "must be production for fcm"));
-            }
-            if self.topic.is_some() {
-                return Err(Invalid::new("topic", "must not be given for fcm"));
-            }
-        }
-        let target = match self.provider {
-            Provider::Apns => Target::Apns(apns::Target::new(&self.token, self.kind, self.environment, self.topic)?),
-            Provider::Fcm => Target::Fcm(fcm::Target::new(self.token)?),
-        };
-        Ok(Address::new(&key.app, target, registered_at))
-    }
-}
-
 impl From<Address> for AddressResponse {
     fn from(address: Address) -> Self {
-        let provider = address.provider();
-        let (kind, environment, topic) = match address.target {
-            Target::Apns(target) => (target.kind, target.environment, target.topic),
-            Target::Fcm(_) => (Kind::Device, Environment::Production, None),
-        };
+        let kind_of_address = address.target.kind();
+        let masked = address.target.masked();
+        let members = Members::from(address.target);
         Self {
             address_id: address.id,
-            provider,
-            kind,
-            environment,
-            topic,
+            kind_of_address,
+            provider: members.provider,
+            kind: members.kind,
+            environment: members.environment,
+            topic: members.topic,
+            masked,
+            format: members.format,
+            secret: None,
             registered_at: address.registered_at,
         }
     }
 }
 
+/// The secret that a receiver was registered with before, if it is registered.
+async fn former_secret(
+    homes: &Homes,
+    home: &Region,
+    key: &RecipientKey,
+    id: AddressId,
+) -> Result<Option<Secret>, Problem> {
+    let known = homes.read(home, key).await?;
+    let former = known.addresses.into_iter().find(|(address, _)| address.id == id);
+    Ok(former.and_then(|(address, _)| Members::from(address.target).secret))
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
+    use shared::id_key::IdKey;
 
     use super::*;
 
-    fn read(body: Value) -> Result<Address, Invalid> {
-        let key = RecipientKey {
-            app: "shop".parse().unwrap(),
-            recipient: "ann".parse().unwrap(),
-        };
-        serde_json::from_value::<PostAddress>(body)
-            .unwrap()
-            .into_address(&key, Timestamp::UNIX_EPOCH)
-    }
-
     #[test]
-    fn one_token_is_one_address_in_upper_and_lower_case() {
-        let upper = read(json!({ "provider": "apns", "token": "AB12" })).unwrap();
-        let lower = read(json!({ "provider": "apns", "token": "ab12", "environment": "sandbox" })).unwrap();
-        assert_eq!(upper.id, lower.id);
-        assert_ne!(
-            upper.id,
-            read(json!({ "provider": "fcm", "token": "ab12" })).unwrap().id
-        );
-    }
-
-    #[test]
-    fn fields_of_apns_are_refused_for_fcm() {
-        for (field, body) in [
-            (
-                "kind",
-                json!({ "provider": "fcm", "token": "t", "kind": "live_activity" }),
-            ),
-            (
-                "environment",
-                json!({ "provider": "fcm", "token": "t", "environment": "sandbox" }),
-            ),
-            (
-                "topic",
-                json!({ "provider": "fcm", "token": "t", "topic": "com.example" }),
-            ),
-            (
-                "topic",
-                json!({ "provider": "apns", "token": "ab", "topic": "com example" }),
-            ),
-            ("token", json!({ "provider": "apns", "token": "xyz" })),
+    fn an_answer_contains_nothing_that_reaches_the_device() {
+        for members in [
+            json!({ "provider": "fcm", "token": "top-secret" }),
+            json!({ "type": "email", "email": "top-secret@example.com" }),
+            json!({ "type": "phone", "phone": "+41791234567" }),
+            json!({ "type": "webhook", "url": "https://example.com/top-secret", "format": "chat" }),
         ] {
-            assert_eq!(read(body).unwrap_err().field, field);
+            let members: Members = serde_json::from_value(members).unwrap();
+            let target = members.target().unwrap();
+            let address = Address::new(
+                &IdKey::unkeyed(),
+                &"shop".parse().unwrap(),
+                target,
+                Timestamp::UNIX_EPOCH,
+            );
+            let answer = serde_json::to_string(&AddressResponse::from(address)).unwrap();
+            assert!(!answer.contains("secret") && !answer.contains("1234"), "{answer}");
         }
-    }
-
-    #[test]
-    fn an_answer_contains_no_token() {
-        let address = read(json!({ "provider": "fcm", "token": "top-secret" })).unwrap();
-        assert!(
-            !serde_json::to_string(&AddressResponse::from(address))
-                .unwrap()
-                .contains("secret")
-        );
     }
 }

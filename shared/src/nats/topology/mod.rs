@@ -218,7 +218,7 @@ impl Mesh {
 
     /// The lanes of fresh work that every region has.
     pub fn lanes() -> impl Iterator<Item = (Channel, Class)> {
-        Channel::CARRIED
+        Channel::ALL
             .iter()
             .flat_map(|channel| Class::ALL.iter().map(|class| (*channel, *class)))
     }

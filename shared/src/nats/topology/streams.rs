@@ -293,7 +293,7 @@ pub fn workers_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
 
 /// The durable consumers of the main tier. Workers wait for these alone: a gateway of the version before makes no others.
 pub fn main_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
-    let spill = Channel::CARRIED.iter().map(|channel| {
+    let spill = Channel::ALL.iter().map(|channel| {
         let filter = subject::spill_channel_filter(*channel);
         (SCHEDULE, consumer(&spill_consumer(*channel), filter))
     });
@@ -312,7 +312,7 @@ fn of_tier(region: &Region, tier: Tier) -> Vec<(&'static str, pull::Config)> {
             consumer(SCHEDULE, slice_consumer(channel, class), slices),
         ]
     });
-    let retries = Channel::CARRIED.iter().map(|channel| {
+    let retries = Channel::ALL.iter().map(|channel| {
         let filter = subject::due_channel_filter(*channel);
         consumer(SCHEDULE, retry_consumer(*channel), filter)
     });

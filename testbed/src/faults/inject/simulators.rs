@@ -29,14 +29,15 @@ impl Injector {
 
     pub(super) fn set_script(&self, provider: Provider, rules: Vec<Rule>) -> anyhow::Result<()> {
         let script = Script { seed: self.seed, rules };
-        self.peal.simulators.get(provider).script().set(script)
+        self.peal.simulators.of(provider)?.script().set(script)
     }
 
     /// Lets every simulator follow only the rules that apply during the whole scenario.
     pub(super) fn follow_lasting(&self) -> anyhow::Result<()> {
-        for provider in Provider::ALL {
-            let of = self.lasting.iter().filter(|rules| rules.provider == *provider);
-            self.set_script(*provider, of.flat_map(|rules| rules.rules.clone()).collect())?;
+        for simulator in self.peal.simulators.all() {
+            let provider = simulator.provider();
+            let of = self.lasting.iter().filter(|rules| rules.provider == provider);
+            self.set_script(provider, of.flat_map(|rules| rules.rules.clone()).collect())?;
         }
         Ok(())
     }

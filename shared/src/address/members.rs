@@ -1,0 +1,281 @@
+//! The members of an address in JSON, in a request and stored.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Format, Mailbox, Phone, Receiver, Target, Token};
+use crate::{
+    channel::words,
+    id::AddressId,
+    invalid::Invalid,
+    only_objects,
+    provider::{
+        Provider,
+        apns::{self, Environment, Kind},
+        fcm,
+    },
+    secret::{Secret, reveal_some},
+};
+
+words!(
+    /// What an address is. The word is part of every address's id and may never change.
+    AddressType, "type", {
+        /// A device token of the Apple Push Notification service.
+        Apns = "apns",
+        /// A registration token of Firebase Cloud Messaging.
+        Fcm = "fcm",
+        /// A mailbox.
+        Email = "email",
+        /// A phone number.
+        Phone = "phone",
+        /// An HTTP receiver.
+        Webhook = "webhook",
+    }
+);
+
+/// Declares the members once for requests and once for what is stored, which has an id and a time besides. The stored form is
+/// flat because `serde(flatten)` would cost every look-up a copy.
+macro_rules! members {
+    // The type that the schema shows stands in brackets where it is another.
+    ($($(#[$attribute:meta])* $member:ident: $type:ty $([$shown:ty])?,)+) => {
+        /// An address to register.
+        #[derive(Debug, Default, Deserialize, ToSchema)]
+        #[serde(deny_unknown_fields, remote = "Self")]
+        #[schema(as = PostAddress)]
+        pub struct Members {
+            $($(#[$attribute])* $(#[schema(value_type = Option<$shown>)])? pub $member: Option<$type>,)+
+        }
+
+        only_objects!(Members);
+
+        #[derive(Serialize, Deserialize)]
+        pub(super) struct Stored {
+            id: AddressId,
+            $(#[serde(default, skip_serializing_if = "Option::is_none")] $(#[$attribute])* $member: Option<$type>,)+
+            registered_at: Timestamp,
+        }
+
+        impl Stored {
+            pub(super) fn split(self) -> (AddressId, Timestamp, Members) {
+                let Self { id, registered_at, $($member),+ } = self;
+                (id, registered_at, Members { $($member),+ })
+            }
+
+            pub(super) fn join(id: AddressId, registered_at: Timestamp, members: Members) -> Self {
+                let Members { $($member),+ } = members;
+                Self { id, registered_at, $($member),+ }
+            }
+        }
+
+        impl Members {
+            /// The names of the members that are given.
+            fn given(&self) -> impl Iterator<Item = &'static str> {
+                [$((stringify!($member), self.$member.is_some())),+]
+                    .into_iter()
+                    .filter_map(|(name, is_given)| is_given.then_some(name))
+            }
+        }
+    };
+}
+
+members! {
+    /// What the address is. For `apns` and `fcm` the member `provider` alone means the same.
+    #[serde(rename = "type")]
+    r#type: AddressType,
+    /// The provider that issued the token.
+    provider: Provider,
+    /// The device token. For APNs: hexadecimal, an even number of digits.
+    token: Token [String],
+    /// The purpose of the token. For FCM: always `device`.
+    kind: Kind,
+    /// The APNs environment of the token. For FCM: always `production`.
+    environment: Environment,
+    /// The APNs topic (bundle id) of the token, if it is not the topic of the app's credential.
+    topic: String,
+    /// The mailbox.
+    email: Mailbox [String],
+    /// The phone number, as in E.164.
+    phone: Phone [String],
+    /// The URL of the receiver.
+    url: String,
+    /// The form of the body that the receiver wants.
+    format: Format,
+    /// Signs what is posted: `whsec_` and 24 to 64 bytes in base64.
+    #[serde(serialize_with = "reveal_some")]
+    secret: Secret [String],
+}
+
+impl Members {
+    /// The target that they describe.
+    ///
+    /// # Errors
+    /// The first member that breaks a rule, is missing, or belongs to an address of another type.
+    pub fn target(self) -> Result<Target, Invalid> {
+        let kind = self.kind_of_address()?;
+        let own: &[&str] = match kind {
+            AddressType::Apns => &["token", "kind", "environment", "topic"],
+            AddressType::Fcm => &["token", "kind", "environment"],
+            AddressType::Email => &["email"],
+            AddressType::Phone => &["phone"],
+            AddressType::Webhook => &["url", "format", "secret"],
+        };
+        let is_foreign = |name: &&str| !own.contains(name) && !["r#type", "provider"].contains(name);
+        if let Some(foreign) = self.given().find(is_foreign) {
+            return Err(Invalid::new(foreign, format_args!("must not be given for {kind}")));
+        }
+        Ok(match kind {
+            AddressType::Apns => {
+                let (kind, environment) = (self.kind.unwrap_or_default(), self.environment.unwrap_or_default());
+                let token = given("token", self.token)?;
+                Target::Apns(apns::Target::new(token.reveal(), kind, environment, self.topic)?)
+            }
+            AddressType::Fcm => {
+                if self.kind.is_some_and(|kind| kind != Kind::Device) {
+                    return Err(Invalid::new("kind", "must be device for fcm"));
+                }
+                if self
+                    .environment
+                    .is_some_and(|environment| environment != Environment::Production)
+                {
+                    return Err(Invalid::new("environment", "must be production for fcm"));
+                }
+                let token = given("token", self.token)?;
+                Target::Fcm(fcm::Target::new(token.reveal().to_owned())?)
+            }
+            AddressType::Email => Target::Email(given("email", self.email)?),
+            AddressType::Phone => Target::Phone(given("phone", self.phone)?),
+            AddressType::Webhook => {
+                let (url, format) = (given("url", self.url)?, self.format.unwrap_or_default());
+                Target::Webhook(Receiver::new(&url, format, self.secret)?)
+            }
+        })
+    }
+
+    /// Whether they describe a receiver whose secret is still to be made.
+    pub fn needs_secret(&self) -> bool {
+        self.r#type == Some(AddressType::Webhook)
+            && self.format.unwrap_or_default() == Format::Signed
+            && self.secret.is_none()
+    }
+
+    fn kind_of_address(&self) -> Result<AddressType, Invalid> {
+        let issued = self.provider.map(|provider| match provider {
+            Provider::Apns => Ok(AddressType::Apns),
+            Provider::Fcm => Ok(AddressType::Fcm),
+            Provider::Log => Err(Invalid::new("provider", "must be apns or fcm")),
+        });
+        match (self.r#type, issued.transpose()?) {
+            (Some(kind), None) => Ok(kind),
+            (None, Some(issued)) => Ok(issued),
+            (Some(kind), Some(issued)) if kind == issued => Ok(kind),
+            (Some(_), Some(_)) => Err(Invalid::new("provider", "must be the same as type")),
+            (None, None) => Err(Invalid::new("type", "must be given")),
+        }
+    }
+}
+
+fn given<T>(name: &str, member: Option<T>) -> Result<T, Invalid> {
+    member.ok_or_else(|| Invalid::new(name, "must be given"))
+}
+
+/// Those of 0.1 have a provider, a kind and an environment, and no type: workers of 0.1 read them.
+impl From<Target> for Members {
+    fn from(target: Target) -> Self {
+        let kind = target.kind();
+        match target {
+            Target::Apns(target) => Self {
+                provider: Some(Provider::Apns),
+                token: Some(target.token),
+                kind: Some(target.kind),
+                environment: Some(target.environment),
+                topic: target.topic,
+                ..Self::default()
+            },
+            Target::Fcm(target) => Self {
+                provider: Some(Provider::Fcm),
+                token: Some(target.token),
+                kind: Some(Kind::default()),
+                environment: Some(Environment::default()),
+                ..Self::default()
+            },
+            Target::Email(mailbox) => Self {
+                r#type: Some(kind),
+                email: Some(mailbox),
+                ..Self::default()
+            },
+            Target::Phone(phone) => Self {
+                r#type: Some(kind),
+                phone: Some(phone),
+                ..Self::default()
+            },
+            Target::Webhook(receiver) => Self {
+                r#type: Some(kind),
+                url: Some(receiver.url().to_owned()),
+                format: Some(receiver.format),
+                secret: receiver.secret,
+                ..Self::default()
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read(members: Value) -> Result<Target, Invalid> {
+        serde_json::from_value::<Members>(members).unwrap().target()
+    }
+
+    #[test]
+    fn the_type_or_the_provider_says_what_an_address_is() {
+        let fcm = read(json!({ "type": "fcm", "token": "t" })).unwrap();
+        assert_eq!(read(json!({ "provider": "fcm", "token": "t" })).unwrap(), fcm);
+        assert_eq!(
+            read(json!({ "provider": "fcm", "type": "fcm", "token": "t" })).unwrap(),
+            fcm
+        );
+        assert!(matches!(
+            read(json!({ "type": "email", "email": "a@b.ch" })),
+            Ok(Target::Email(_))
+        ));
+    }
+
+    #[test]
+    fn a_member_that_is_missing_or_of_another_type_is_named() {
+        for (field, members) in [
+            ("type", json!({ "token": "t" })),
+            ("provider", json!({ "type": "apns", "provider": "fcm", "token": "t" })),
+            ("provider", json!({ "provider": "log" })),
+            ("token", json!({ "type": "fcm" })),
+            ("token", json!({ "provider": "apns", "token": "xyz" })),
+            (
+                "kind",
+                json!({ "provider": "fcm", "token": "t", "kind": "live_activity" }),
+            ),
+            (
+                "environment",
+                json!({ "provider": "fcm", "token": "t", "environment": "sandbox" }),
+            ),
+            (
+                "topic",
+                json!({ "provider": "fcm", "token": "t", "topic": "com.example" }),
+            ),
+            (
+                "topic",
+                json!({ "provider": "apns", "token": "ab", "topic": "com example" }),
+            ),
+            ("phone", json!({ "type": "phone" })),
+            (
+                "email",
+                json!({ "type": "phone", "phone": "+41791234567", "email": "a@b.ch" }),
+            ),
+            ("secret", json!({ "type": "webhook", "url": "https://example.com/" })),
+        ] {
+            assert_eq!(read(members.clone()).unwrap_err().field, field, "{members}");
+        }
+    }
+}

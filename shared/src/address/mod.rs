@@ -1,0 +1,241 @@
+//! Addresses: the ways to reach a recipient.
+
+mod mailbox;
+mod members;
+mod phone;
+mod receiver;
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+pub(crate) use self::mailbox::is_domain;
+use self::members::Stored;
+pub use self::{
+    mailbox::{Mailbox, NamedMailbox},
+    members::{AddressType, Members},
+    phone::Phone,
+    receiver::{Format, Receiver},
+};
+use crate::{
+    channel::Channel,
+    id::{AddressId, AppId},
+    id_key::IdKey,
+    invalid::Invalid,
+    provider::{Provider, apns, fcm},
+    secret::Secret,
+};
+
+/// One way to reach a recipient.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
+pub struct Address {
+    /// Derived from the app and the target, so that a token registered twice is one address.
+    pub id: AddressId,
+    /// The token and its provider.
+    pub target: Target,
+    /// When the device last registered. A provider's "gone since" removes the address only if the device has not registered
+    /// again since.
+    pub registered_at: Timestamp,
+}
+
+impl Address {
+    /// The address of `app` for `target`, registered at that time.
+    pub fn new(ids: &IdKey, app: &AppId, target: Target, registered_at: Timestamp) -> Self {
+        let (kind, canonical) = (target.kind().as_str(), target.canonical());
+        Self {
+            id: match target {
+                Target::Apns(_) | Target::Fcm(_) => AddressId::of_token(app, kind, canonical),
+                Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => {
+                    AddressId::of_contact(ids, app, kind, canonical)
+                }
+            },
+            target,
+            registered_at,
+        }
+    }
+}
+
+/// The endpoint that an address stands for. A token belongs to the provider that issued it; a mailbox, a number or a URL can
+/// be reached by several.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Target {
+    /// A device token of the Apple Push Notification service.
+    Apns(apns::Target),
+    /// A registration token of Firebase Cloud Messaging.
+    Fcm(fcm::Target),
+    /// A mailbox.
+    Email(Mailbox),
+    /// A phone number, for text messages.
+    Phone(Phone),
+    /// An HTTP receiver.
+    Webhook(Receiver),
+}
+
+impl Target {
+    /// What kind of address it is.
+    pub const fn kind(&self) -> AddressType {
+        match self {
+            Self::Apns(_) => AddressType::Apns,
+            Self::Fcm(_) => AddressType::Fcm,
+            Self::Email(_) => AddressType::Email,
+            Self::Phone(_) => AddressType::Phone,
+            Self::Webhook(_) => AddressType::Webhook,
+        }
+    }
+
+    /// The providers that can deliver to this target, in the order in which they are asked if the app has no routes.
+    pub const fn carriers(&self) -> &'static [Provider] {
+        match self {
+            Self::Apns(_) => &[Provider::Apns, Provider::Log],
+            Self::Fcm(_) => &[Provider::Fcm, Provider::Log],
+            Self::Email(_) | Self::Phone(_) | Self::Webhook(_) => &[Provider::Log],
+        }
+    }
+
+    /// The channel that reaches this target.
+    pub const fn channel(&self) -> Channel {
+        match self {
+            Self::Apns(_) | Self::Fcm(_) => Channel::Push,
+            Self::Email(_) => Channel::Email,
+            Self::Phone(_) => Channel::Sms,
+            Self::Webhook(_) => Channel::Webhook,
+        }
+    }
+
+    /// A mailbox or a number with most of it hidden, such as `a…@example.com` and `+41…67`; `None` for what is not for people.
+    pub fn masked(&self) -> Option<String> {
+        match self {
+            Self::Apns(_) | Self::Fcm(_) | Self::Webhook(_) => None,
+            Self::Email(mailbox) => {
+                let first = mailbox.reveal().chars().next().unwrap_or_default();
+                Some(format!("{first}…@{}", mailbox.domain()))
+            }
+            Self::Phone(phone) => {
+                let number = phone.reveal();
+                Some(format!("{}…{}", &number[..3], &number[number.len() - 2..]))
+            }
+        }
+    }
+
+    /// The same receiver with this secret; other targets as they are.
+    #[must_use]
+    pub fn with_secret(mut self, secret: Secret) -> Self {
+        if let Self::Webhook(receiver) = &mut self {
+            receiver.secret = Some(secret);
+        }
+        self
+    }
+
+    /// The normalised text that identifies the target, such as the token in lower case.
+    fn canonical(&self) -> &str {
+        match self {
+            Self::Apns(target) => target.token.reveal(),
+            Self::Fcm(target) => target.token.reveal(),
+            Self::Email(mailbox) => mailbox.reveal(),
+            Self::Phone(phone) => phone.reveal(),
+            Self::Webhook(receiver) => receiver.url(),
+        }
+    }
+}
+
+/// A device token. Anyone with the token and the app's key can push to the device, so it is never shown.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(transparent)]
+#[schema(value_type = String)]
+pub struct Token(String);
+
+impl Token {
+    /// Wraps a token that its provider's module has checked.
+    pub(crate) const fn checked(token: String) -> Self {
+        Self(token)
+    }
+
+    /// The token itself, for the provider's request only.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(hidden)")
+    }
+}
+
+impl TryFrom<Stored> for Address {
+    type Error = Invalid;
+
+    fn try_from(stored: Stored) -> Result<Self, Invalid> {
+        let (id, registered_at, members) = stored.split();
+        Ok(Self {
+            id,
+            target: members.target()?,
+            registered_at,
+        })
+    }
+}
+
+impl From<Address> for Stored {
+    fn from(address: Address) -> Self {
+        Self::join(address.id, address.registered_at, Members::from(address.target))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::apns::{Environment, Kind};
+
+    #[test]
+    fn a_token_never_shows_itself() {
+        let target = fcm::Target::new("top-secret".into()).unwrap();
+        assert!(!format!("{target:?}").contains("secret"));
+    }
+
+    /// Addresses that 0.1 stored; what this version writes must be readable there too.
+    #[test]
+    fn addresses_are_stored_as_they_were_in_0_1() {
+        let apns = r#"{"id":"11111111-2222-8333-8444-555555555555","provider":"apns","token":"ab12","kind":"live_activity","environment":"sandbox","topic":"com.example","registered_at":"2026-01-02T03:04:05Z"}"#;
+        let fcm = r#"{"id":"11111111-2222-8333-8444-555555555555","provider":"fcm","token":"t:1","kind":"device","environment":"production","registered_at":"2026-01-02T03:04:05Z"}"#;
+        for stored in [apns, fcm] {
+            let address: Address = serde_json::from_str(stored).unwrap();
+            assert_eq!(serde_json::to_string(&address).unwrap(), stored);
+        }
+    }
+
+    #[test]
+    fn every_kind_is_read_as_it_was_stored() {
+        let app = "shop".parse().unwrap();
+        for members in [
+            r#"{"type":"email","email":"Ann@Example.com"}"#,
+            r#"{"type":"phone","phone":"+41791234567"}"#,
+            r#"{"type":"webhook","url":"https://example.com/?a=b","format":"chat"}"#,
+        ] {
+            let members: Members = serde_json::from_str(members).unwrap();
+            let address = Address::new(
+                &IdKey::unkeyed(),
+                &app,
+                members.target().unwrap(),
+                Timestamp::UNIX_EPOCH,
+            );
+            let stored = serde_json::to_string(&address).unwrap();
+            assert_eq!(serde_json::from_str::<Address>(&stored).unwrap(), address, "{stored}");
+        }
+    }
+
+    #[test]
+    fn the_id_depends_on_the_target_and_not_on_its_spelling() {
+        let app = "shop".parse().unwrap();
+        let of = |target| Address::new(&IdKey::unkeyed(), &app, target, Timestamp::UNIX_EPOCH).id;
+        let apns =
+            |token: &str| Target::Apns(apns::Target::new(token, Kind::Device, Environment::Production, None).unwrap());
+        assert_eq!(of(apns("AB12")), of(apns("ab12")));
+        assert_ne!(
+            of(apns("ab12")),
+            of(Target::Fcm(fcm::Target::new("ab12".into()).unwrap()))
+        );
+    }
+}

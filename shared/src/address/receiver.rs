@@ -1,0 +1,127 @@
+//! Receivers of webhooks.
+
+use std::fmt;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+use crate::{channel::words, invalid::Invalid, secret::Secret};
+
+/// Longest URL in bytes.
+const MAX_URL_BYTES: usize = 2048;
+
+words!(
+    /// The form in which a receiver wants the body.
+    Format, "format", {
+        /// `{"type": …, "timestamp": …, "data": …}`, signed by the rules of Standard Webhooks.
+        Signed = "signed",
+        /// `{"text": …}`, as chats such as Slack, Mattermost and Agit take it.
+        Chat = "chat",
+    }
+);
+
+#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
+impl Default for Format {
+    fn default() -> Self {
+        Self::Signed
+    }
+}
+
+/// An HTTP receiver. Its URL may contain a secret, so it is not shown.
+#[derive(Clone, PartialEq)]
+pub struct Receiver {
+    url: String,
+    /// The form of the body.
+    pub format: Format,
+    /// Signs what is posted: `whsec_` and 24 to 64 bytes in base64 (Standard Webhooks). `None` for chats.
+    pub secret: Option<Secret>,
+}
+
+impl Receiver {
+    /// Checks a receiver. A worker decides whether the URL's addresses may be reached when it connects.
+    ///
+    /// # Errors
+    /// `url` or `secret`, with its rule.
+    pub fn new(url: &str, format: Format, secret: Option<Secret>) -> Result<Self, Invalid> {
+        let rule = "must be an absolute https URL of at most 2048 bytes without user and fragment";
+        let bad = || Invalid::new("url", rule);
+        let parsed: url::Url = url.parse().map_err(|_| bad())?;
+        let is_plain = parsed.username().is_empty() && parsed.password().is_none() && parsed.fragment().is_none();
+        if parsed.scheme() != "https" || !parsed.has_host() || !is_plain || parsed.as_str().len() > MAX_URL_BYTES {
+            return Err(bad());
+        }
+        match (format, &secret) {
+            (Format::Signed, Some(secret)) if is_signing_secret(secret) => {}
+            (Format::Signed, Some(_)) => {
+                return Err(Invalid::new("secret", "must be whsec_ and 24 to 64 bytes in base64"));
+            }
+            (Format::Signed, None) => return Err(Invalid::new("secret", "must be given for signed receivers")),
+            (Format::Chat, None) => {}
+            (Format::Chat, Some(_)) => return Err(Invalid::new("secret", "must not be given for chat receivers")),
+        }
+        Ok(Self {
+            url: parsed.into(),
+            format,
+            secret,
+        })
+    }
+
+    /// A new secret for a signed receiver: `whsec_` and 32 random bytes in base64.
+    pub fn new_secret() -> Secret {
+        let bytes: [u8; 32] = rand::random();
+        format!("whsec_{}", STANDARD.encode(bytes)).into()
+    }
+
+    /// The URL in its normalised form, for the request only.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+/// Whether `secret` is one of Standard Webhooks: `whsec_` and 24 to 64 bytes in base64.
+fn is_signing_secret(secret: &Secret) -> bool {
+    let bytes = secret.reveal().strip_prefix("whsec_").map(|text| STANDARD.decode(text));
+    matches!(bytes, Some(Ok(bytes)) if (24..=64).contains(&bytes.len()))
+}
+
+impl fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receiver")
+            .field("format", &self.format)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(bytes: usize) -> Secret {
+        format!("whsec_{}", STANDARD.encode(vec![7; bytes])).into()
+    }
+
+    #[test]
+    fn a_signed_receiver_has_a_secret_and_a_chat_none() {
+        let new = |url: &str, format, secret| Receiver::new(url, format, secret).map_err(|invalid| invalid.field);
+        let url = "https://Example.com:443/hook?a=b";
+        let receiver = new(url, Format::Signed, Some(secret(32))).unwrap();
+        assert_eq!(receiver.url(), "https://example.com/hook?a=b");
+        assert!(!format!("{receiver:?}").contains("example"));
+        new(url, Format::Chat, None).unwrap();
+        for (url, format, given, field) in [
+            (url, Format::Signed, None, "secret"),
+            (url, Format::Signed, Some(secret(23)), "secret"),
+            (url, Format::Signed, Some(secret(65)), "secret"),
+            (url, Format::Signed, Some("whsec_".to_owned().into()), "secret"),
+            (url, Format::Chat, Some(secret(32)), "secret"),
+            ("http://example.com/", Format::Chat, None, "url"),
+            ("https://ann:x@example.com/", Format::Chat, None, "url"),
+            ("https://example.com/#top", Format::Chat, None, "url"),
+            ("/hook", Format::Chat, None, "url"),
+            ("https://", Format::Chat, None, "url"),
+        ] {
+            assert_eq!(new(url, format, given).unwrap_err(), field, "{url}");
+        }
+        let long = format!("https://example.com/{}", "a".repeat(2048));
+        assert_eq!(new(&long, Format::Chat, None).unwrap_err(), "url");
+    }
+}

@@ -1,0 +1,113 @@
+//! The content of a text message, independent of the provider.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::check_life;
+use crate::{
+    channel::words,
+    invalid::Invalid,
+    tolerant::{self, objects},
+};
+
+/// Life of a text message in seconds if the caller gives none: a day.
+const LIFE_S: u32 = 24 * 3600;
+
+/// Longest text in characters: ten segments of 153 septets, rounded up; Twilio takes 1600.
+const MAX_CHARACTERS: usize = 1600;
+
+/// The content of a text message.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default, remote = "Self")]
+pub struct Sms {
+    /// The message.
+    #[schema(required = true)]
+    pub text: String,
+    /// The sender: a number as in E.164, a short code of 3 to 8 digits, or 1 to 11 letters and digits. A gateway fills in the
+    /// app's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Seconds after acceptance during which it is worth delivering; 0 means now or never. Default a day.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "tolerant::whole")]
+    pub ttl: Option<u32>,
+}
+
+objects!(Sms);
+
+words!(
+    /// How a text is encoded on its way to the phone.
+    Encoding, "encoding", {
+        /// The 7-bit alphabet if it has every character, else UCS-2.
+        Auto = "auto",
+        /// The 7-bit alphabet of 3GPP TS 23.038; a text with other characters is refused.
+        Gsm7 = "gsm7",
+        /// Two bytes a character.
+        Ucs2 = "ucs2",
+    }
+);
+
+impl Sms {
+    /// Time to live in seconds.
+    pub fn ttl_s(&self) -> u32 {
+        self.ttl.unwrap_or(LIFE_S)
+    }
+
+    /// Checks the rules that the types do not enforce.
+    ///
+    /// # Errors
+    /// The first member that breaks a rule; its path begins at this struct.
+    pub(super) fn check(&self) -> Result<(), Invalid> {
+        check_life(self.ttl_s())?;
+        if !(1..=MAX_CHARACTERS).contains(&self.text.chars().count()) {
+            return Err(Invalid::new("text", "must be 1 to 1600 characters"));
+        }
+        if self.from.as_deref().is_some_and(|from| !is_sender(from)) {
+            return Err(Invalid::new(
+                "from",
+                "must be a number as in E.164, 3 to 8 digits, or 1 to 11 letters and digits with a letter",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Whether this may be a sender of text messages. A sender of letters has at most 11 characters (3GPP TS 23.040 §9.1.2.5).
+pub(crate) fn is_sender(text: &str) -> bool {
+    let are_digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    let is_number = text.parse::<crate::address::Phone>().is_ok();
+    let is_short_code = (3..=8).contains(&text.len()) && are_digits(text);
+    let is_word = (1..=11).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b' ')
+        && text.bytes().any(|b| b.is_ascii_alphabetic())
+        && text.trim() == text;
+    is_number || is_short_code || is_word
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_breaks_a_rule_is_named() {
+        let sms = |text: &str, from: Option<&str>| Sms {
+            text: text.into(),
+            from: from.map(Into::into),
+            ttl: None,
+        };
+        for (field, sms) in [
+            ("", sms("Hi", None)),
+            ("", sms(&"ä".repeat(1600), Some("+41791234567"))),
+            ("", sms("Hi", Some("12345"))),
+            ("", sms("Hi", Some("Peal 24"))),
+            ("text", sms("", None)),
+            ("text", sms(&"a".repeat(1601), None)),
+            ("from", sms("Hi", Some("12"))),
+            ("from", sms("Hi", Some("Much too long"))),
+            ("from", sms("Hi", Some("a\nb"))),
+            ("from", sms("Hi", Some(""))),
+        ] {
+            let broken = sms.check().map_or_else(|invalid| invalid.field, |()| String::new());
+            assert_eq!(broken, field, "{sms:?}");
+        }
+    }
+}

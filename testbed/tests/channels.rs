@@ -1,0 +1,152 @@
+//! Every channel from a request to a receipt, by the provider that sends nothing. What each provider sends is shown by its own
+//! tests.
+
+#![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde_json::{Value, json};
+use testbed::{
+    nats,
+    peal::{Peal, Plan},
+};
+use tokio::time::{Instant, sleep};
+
+const DONE_WITHIN: Duration = Duration::from_secs(20);
+
+async fn start() -> Peal {
+    let plan = Plan {
+        workers: 1,
+        sample_ratio: 0.0,
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    };
+    Peal::start(plan).await.unwrap()
+}
+
+/// Sends a notification at `at` and returns its deliveries once it is done.
+async fn send(peal: &Peal, at: &str, body: &Value) -> Vec<Value> {
+    let accepted = peal.expect("POST", at, "/v1/notifications", Some(body)).await.unwrap();
+    let path = format!("/v1/notifications/{}", accepted["notification_id"].as_str().unwrap());
+    let deadline = Instant::now() + DONE_WITHIN;
+    loop {
+        let status = peal.expect("GET", at, &path, None).await.unwrap();
+        if status["state"] == "done" {
+            return status["deliveries"].as_array().unwrap().clone();
+        }
+        assert!(Instant::now() < deadline, "{status}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The address of each delivery, with its state, provider and reason.
+fn ends(deliveries: &[Value]) -> BTreeMap<&str, [&str; 3]> {
+    deliveries
+        .iter()
+        .map(|delivery| {
+            let text = |member: &str| delivery[member].as_str().unwrap_or_default();
+            (text("address_id"), [text("state"), text("provider"), text("reason")])
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_content_reaches_the_addresses_of_its_channel() {
+    let peal = start().await;
+    peal.register("ann", "eu", &[]).await.unwrap();
+    let register = async |address: Value| {
+        let path = "/v1/recipients/ann/addresses";
+        let answer = peal.expect("POST", "eu", path, Some(&address)).await.unwrap();
+        (answer["address_id"].as_str().unwrap().to_owned(), answer)
+    };
+    let (device, _) = register(json!({ "provider": "fcm", "token": "ann-1" })).await;
+    let (mailbox, answer) = register(json!({ "type": "email", "email": "Ann@Example.COM" })).await;
+    assert_eq!(
+        (&answer["masked"], answer.get("provider")),
+        (&json!("A…@example.com"), None)
+    );
+    let (phone, answer) = register(json!({ "type": "phone", "phone": "+41791234567" })).await;
+    assert_eq!(answer["masked"], "+41…67");
+    let chat = json!({ "type": "webhook", "url": "https://chat.example/hook", "format": "chat" });
+    let (chat, _) = register(chat).await;
+    let signed = json!({ "type": "webhook", "url": "https://api.example/hook" });
+    let (receiver, first) = register(signed.clone()).await;
+    assert!(first["secret"].as_str().unwrap().starts_with("whsec_"));
+    let (again, second) = register(signed).await;
+    assert_eq!(
+        (again, second.get("secret")),
+        (receiver.clone(), None),
+        "the secret is made once and shown once"
+    );
+    peal.wait_known("us", "ann").await.unwrap();
+
+    let to = json!({ "recipients": ["ann"] });
+    let delivered = ["delivered", "log", ""];
+    let email = json!({ "to": to, "email": { "subject": "Shipped", "text": "On its way" } });
+    assert_eq!(
+        ends(&send(&peal, "us", &email).await),
+        [(mailbox.as_str(), delivered)].into()
+    );
+    let sms = json!({ "to": to, "channel": "sms", "class": "urgent", "sms": { "text": "Your code is 1234" } });
+    assert_eq!(
+        ends(&send(&peal, "eu", &sms).await),
+        [(phone.as_str(), delivered)].into()
+    );
+    let spared = ["suppressed", "log", "nothing_for_target"];
+    let webhook = json!({ "to": to, "webhook": { "text": "Shipped" } });
+    assert_eq!(
+        ends(&send(&peal, "eu", &webhook).await),
+        [(chat.as_str(), delivered), (receiver.as_str(), spared)].into()
+    );
+    let webhook =
+        json!({ "to": to, "webhook": { "type": "order.shipped", "text": "Shipped", "data": { "order": 42 } } });
+    assert_eq!(
+        ends(&send(&peal, "us", &webhook).await),
+        [(chat.as_str(), delivered), (receiver.as_str(), delivered)].into()
+    );
+    let push = json!({ "to": to, "push": { "title": "Shipped" } });
+    assert_eq!(
+        ends(&send(&peal, "eu", &push).await),
+        [(device.as_str(), ["delivered", "fcm", ""])].into()
+    );
+
+    let opted_out = json!({ "channels": { "sms": false } });
+    let path = "/v1/recipients/ann/preferences";
+    peal.expect("PUT", "eu", path, Some(&opted_out)).await.unwrap();
+    let deliveries = send(&peal, "eu", &sms).await;
+    assert_eq!(
+        (&deliveries[0]["state"], &deliveries[0]["reason"]),
+        (&json!("suppressed"), &json!("opted_out"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_app_may_not_send_is_refused_by_name() {
+    let peal = start().await;
+    let refused = async |body: Value| {
+        let (status, problem) = peal.ask("POST", "eu", "/v1/notifications", Some(&body)).await.unwrap();
+        assert_eq!(status, 422, "{problem}");
+        problem["errors"][0]["field"].as_str().unwrap_or_default().to_owned()
+    };
+    let to = json!({ "recipients": ["ann"] });
+    let email = json!({ "subject": "Hi", "text": "x" });
+    for (field, body) in [
+        ("push", json!({ "to": to })),
+        ("sms", json!({ "to": to, "email": email, "sms": { "text": "x" } })),
+        ("channel", json!({ "to": to, "channel": "push", "email": email })),
+        ("sms.text", json!({ "to": to, "sms": { "text": "" } })),
+        ("sms.from", json!({ "to": to, "sms": { "text": "x", "from": "Bank" } })),
+        (
+            "email.from.email",
+            json!({ "to": to, "email": { "subject": "Hi", "text": "x", "from": { "email": "ceo@bank.example" } } }),
+        ),
+    ] {
+        assert_eq!(refused(body.clone()).await, field, "{body}");
+    }
+
+    let bank = peal.add_app("bank").await.unwrap();
+    let url = format!("{}/v1/notifications", peal.region("eu").gateway.url);
+    let body = json!({ "to": to, "email": email });
+    let answer = peal.http.post(url).bearer_auth(bank).json(&body).send().await.unwrap();
+    let problem: Value = answer.json().await.unwrap();
+    assert_eq!(problem["code"], "channel_unavailable", "{problem}");
+}
