@@ -35,7 +35,7 @@ enum Command {
     /// Check the ledger equation against the streams of every region, and list what breaks it.
     Verify(verify::VerifyArgs),
     /// Send a notification.
-    Send(send::SendArgs),
+    Send(Box<send::SendArgs>),
     /// List, show, replay or delete dead letters.
     Dead(dead::DeadArgs),
     /// Follow the receipts of a region.
@@ -84,7 +84,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
     let mut out = io::stdout();
     let done = match arguments.command {
         Command::Verify(args) => verify::run(args, &mut out).await,
-        Command::Send(args) => send::run(args, &mut out).await,
+        Command::Send(args) => send::run(*args, &mut out).await,
         Command::Dead(args) => dead::run(args, &mut out).await,
         Command::Tail(args) => tail::run(args, &mut out).await,
         Command::Top(args) => top::run(args, &clock, &mut out).await,

@@ -87,14 +87,20 @@ struct DoorArgs {
     #[arg(long, requires = "nats")]
     app: Option<AppId>,
     /// The file with the seed of the service's `NKey`.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "NATS_NKEY")]
     nkey: Option<PathBuf>,
     /// The file with the service's credentials, where servers are in operator mode.
-    #[arg(long, value_name = "FILE", conflicts_with = "nkey")]
+    #[arg(long, value_name = "FILE", env = "NATS_CREDS", conflicts_with = "nkey")]
     creds: Option<PathBuf>,
     /// The file with the certificates of the authority that signed the servers' certificates.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "NATS_CA")]
     ca: Option<PathBuf>,
+    /// The file with a certificate, for servers that ask for one.
+    #[arg(long, value_name = "FILE", env = "NATS_CERT", requires = "cert_key")]
+    cert: Option<PathBuf>,
+    /// The file with the private key of the certificate.
+    #[arg(long, value_name = "FILE", env = "NATS_KEY", requires = "cert")]
+    cert_key: Option<PathBuf>,
 }
 
 impl DoorArgs {
@@ -105,8 +111,8 @@ impl DoorArgs {
             nkey_file: self.nkey.clone(),
             creds_file: self.creds.clone(),
             ca_file: self.ca.clone(),
-            cert_file: None,
-            key_file: None,
+            cert_file: self.cert.clone(),
+            key_file: self.cert_key.clone(),
         };
         let role = Role::Service(app.clone());
         let client = connect::connect(&nats, &role, "peal").await?;

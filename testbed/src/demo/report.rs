@@ -187,21 +187,27 @@ pub(super) fn simulators(peal: &Peal, audit: &Audit) -> anyhow::Result<Vec<Strin
 
 /// Prints commands to try next.
 pub(super) fn invitation(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result<()> {
-    let gateway = &peal.regions[0].gateway.url;
     let environment = peal.write_environment()?;
     say!(
-        "\nThe mesh stays up until Ctrl-C. In another terminal:\n\n  source {}\n",
+        "\nThe mesh stays up until Ctrl-C. In another terminal, with all keys, addresses and certificates:\n\n  source {}\n",
         environment.display()
     )?;
-    say!("  cargo peal verify    also send, tail, top and dead\n")?;
+    say!("Send over HTTP, then see what became of it:\n")?;
     say!(
-        "  curl -s -H \"Authorization: Bearer $PEAL_KEY\" -H 'Content-Type: application/json' {gateway}/v1/notifications \\"
+        "  curl -s -H \"Authorization: Bearer $PEAL_KEY\" -H 'Content-Type: application/json' $PEAL_URL/v1/notifications \\"
     )?;
-    say!("    -d '{{\"to\":{{\"recipients\":[\"ann\",\"bob\"]}},\"push\":{{\"title\":\"Hello from curl\"}}}}'\n")?;
-    say!("  curl -s -H \"Authorization: Bearer $PEAL_KEY\" {gateway}/v1/notifications/NOTIFICATION_ID")?;
-    say!("  curl -s -H \"Authorization: Bearer $PEAL_KEY\" {gateway}/v1/recipients/ann/addresses")?;
-    say!("  curl -s {gateway}/v1/openapi.json")?;
-    say!("  curl -s {gateway}/metrics")?;
+    say!(
+        "    -d '{{\"event_id\":\"hello-1\",\"to\":{{\"recipients\":[\"ann\",\"bob\"]}},\"push\":{{\"title\":\"Hello\"}}}}'"
+    )?;
+    say!("  curl -s -H \"Authorization: Bearer $PEAL_KEY\" \"$PEAL_URL/v1/notifications?event_id=hello-1\"\n")?;
+    say!(
+        "Send over NATS, as a service of the app; programs in Python, Node.js, Rust and the shell are in examples/:\n"
+    )?;
+    say!("  cargo peal send --nats $NATS_URL --app $PEAL_APP --event-id hello-2 --to ann --title Hello --wait\n")?;
+    say!("Look at the mesh:\n")?;
+    say!("  cargo peal verify    also top, tail and dead")?;
+    say!("  curl -s $PEAL_URL/v1/openapi.json")?;
+    say!("  curl -s $PEAL_URL/metrics")?;
     if let Some(viewer) = viewer {
         say!("\n  traces: {}", viewer.url)?;
     }

@@ -2,9 +2,10 @@
 
 use std::{fmt::Write, net::TcpListener, path::PathBuf};
 
+use anyhow::Context;
 use shared::nats::{connect::Nats, roles::Role};
 
-use super::{CA_FILE, Peal, Program, Region};
+use super::{APP, CA_FILE, Peal, Program, Region};
 use crate::{
     links::Between,
     network::{self, Place},
@@ -124,21 +125,28 @@ impl Peal {
         ))
     }
 
-    /// Writes a file with the environment in which `peal` reaches this mesh: as an operator at the hub, and with the API key at
-    /// the gateway of the first region. It exists as long as the mesh.
+    /// Writes a file with the environment in which `peal` and the examples reach this mesh: as an operator at the hub, with the
+    /// API key at the gateway of the first region, and as a service of [`APP`] at the servers there. The service's variables
+    /// are those of the program `nats`. It exists as long as the mesh.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn write_environment(&self) -> anyhow::Result<PathBuf> {
         let hub = self.nats.hub();
         let nats = hub.nats(&Role::Operator(hub.domain().parse()?))?;
+        let first = self.regions.first().context("a mesh has a region")?;
+        let service = self.nats.region(&first.name).nats(&Role::Service(APP.parse()?))?;
         let file = |file: Option<PathBuf>| file.map(|file| file.display().to_string());
         let variables = [
-            (
-                "PEAL_URL",
-                self.regions.first().map(|region| region.gateway.url.clone()),
-            ),
+            ("PEAL_URL", Some(first.gateway.url.clone())),
             ("PEAL_KEY", Some(self.key.clone())),
+            ("PEAL_APP", Some(APP.to_owned())),
+            ("NATS_URL", Some(service.url)),
+            ("NATS_NKEY", file(service.nkey_file)),
+            ("NATS_CA", file(service.ca_file)),
+            ("NATS_CERT", file(service.cert_file)),
+            ("NATS_KEY", file(service.key_file)),
+            ("PEAL_MESH_KEY", Some(self.mesh_key.clone())),
             ("PEAL_MESH__REGION", Some(hub.domain().to_owned())),
             ("PEAL_NATS__URL", Some(nats.url)),
             ("PEAL_NATS__NKEY_FILE", file(nats.nkey_file)),

@@ -59,9 +59,14 @@ pub(crate) fn two_apps() -> nats::Settings {
 
 /// As [`two_apps`], but the server lets shop use every subject in its account: the account alone is the fence.
 fn without_permissions() -> nats::Settings {
-    let anything = |list: &str| (format!("{list}\"send.shop\"\n"), format!("{list}\">\"\n"));
+    let anything = |subject: &str| {
+        (
+            format!("              \"{subject}\"\n"),
+            "              \">\"\n".to_owned(),
+        )
+    };
     nats::Settings {
-        edits: vec![anything("              ")],
+        edits: vec![anything("send.*"), anything("send.shop")],
         ..two_apps()
     }
 }

@@ -223,13 +223,13 @@ pub fn of_hub(parties: &Parties) -> Accounts {
 
 /// The subjects that services of `app` or its leaf node may publish to, and those that they may subscribe to, in the app's
 /// own account. The account is the fence: nothing leaves it but what it imports. These permissions make the server tell a
-/// service of a wrong subject.
+/// service of a wrong subject. It may publish to the intake of any app, of which the account imports its own: so the mistake
+/// is answered at once (`no responders`), while many clients wait for their time-out after a refusal.
 pub(super) fn service(app: &AppId) -> (Vec<String>, Vec<String>) {
     let name = app.as_str();
-    let requests = [subject::send(name), subject::send_now(name)];
     let feed: Vec<String> = feed(app).map(|(_, _, local)| local).into();
     let publish = [
-        &requests[..],
+        &[subject::SEND_FILTER, subject::SEND_NOW_FILTER].map(str::to_owned)[..],
         &found_by(),
         &feed,
         &[TRACE_HOPS, "_INBOX.>", "_R_.>"].map(str::to_owned),
@@ -238,7 +238,7 @@ pub(super) fn service(app: &AppId) -> (Vec<String>, Vec<String>) {
     let subscribe = [
         &["_INBOX.>", "_R_.>", "receipt.>", "dead.>"].map(str::to_owned)[..],
         // A leaf node asks for these on behalf of its clients, and serves the API of the app's own streams, all of it.
-        &requests,
+        &[subject::send(name), subject::send_now(name)],
         &found_by(),
         &feed,
         &[
