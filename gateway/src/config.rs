@@ -75,7 +75,7 @@ impl Settings {
         settings::load(DEFAULTS, file)
     }
 
-    /// Checks the rules that the types do not express, and decodes the mesh key.
+    /// Checks the rules for a serving gateway that the types do not express, and decodes the mesh key.
     pub(crate) fn check(&self) -> Result<MeshKey, Unusable> {
         let limits = [
             ("body_bytes", self.limits.body_bytes),
@@ -98,6 +98,11 @@ impl Settings {
         if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
             return Err(Unusable::Ratio);
         }
+        self.decode_mesh_key()
+    }
+
+    /// The mesh key: all that an operator's command needs besides a connection, also at the hub.
+    pub(crate) fn decode_mesh_key(&self) -> Result<MeshKey, Unusable> {
         Ok(MeshKey::from_base64(self.mesh_key.reveal())?)
     }
 

@@ -84,7 +84,7 @@ async fn serve(settings: Settings) -> Result<End, Box<dyn Error>> {
 
 async fn issue(settings: &Settings, file: &Path) -> Result<(), Box<dyn Error>> {
     telemetry::start_logs(&settings.telemetry)?;
-    let mesh_key = settings.check()?;
+    let mesh_key = settings.decode_mesh_key()?;
     let operator = Role::Operator(settings.mesh.region.clone());
     let client = connect::connect(&settings.nats, &operator, "provision").await?;
     let issued = provision::run(client, &mesh_key, settings.mesh.durability.replicas(), file).await?;

@@ -269,7 +269,7 @@ impl Server {
         Ok(connect::connect(&self.nats_of_test()?, &operator, "testbed").await?)
     }
 
-    /// Replaces its accounts from its next start on. The test's own user is gone then.
+    /// Replaces its accounts from its next start or [`Self::reload`] on. The test's own user is gone then.
     pub fn replace_roles(&self, text: &str) -> anyhow::Result<()> {
         Ok(fs::write(self.folder().join("roles.conf"), text)?)
     }
@@ -354,6 +354,25 @@ impl Server {
     pub async fn restart(&self) -> anyhow::Result<()> {
         self.kill()?;
         self.run().await
+    }
+
+    /// Asks the process to read its configuration again (SIGHUP), and waits until it has. Changes of its environment do not
+    /// reach it.
+    pub async fn reload(&self) -> anyhow::Result<()> {
+        let reloads = || self.log().matches("Reloaded server configuration").count();
+        let before = reloads();
+        self.signal("HUP")?;
+        let deadline = Instant::now() + READY_WITHIN;
+        while reloads() == before {
+            ensure!(
+                Instant::now() < deadline,
+                "nats-server {} does not reload: {}",
+                self.name,
+                self.log_tail()
+            );
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
     }
 
     /// Suspends the process (SIGSTOP) within milliseconds: its connections stay open, but it does not answer.

@@ -13,4 +13,5 @@ mod operator;
 mod outbox;
 mod refusals;
 mod roles;
+mod setup;
 mod stolen;
