@@ -137,6 +137,85 @@ async fn an_alert_of_dead_letters_is_repeated_until_it_is_accepted() {
     }
 }
 
+/// Starts a receiver of webhooks that answers those about shop after `delay`, and others at once. Returns its URL and the apps
+/// about which it was told, in order.
+async fn slow_receiver(delay: Duration) -> (String, Arc<Mutex<Vec<String>>>) {
+    let told: Arc<Mutex<Vec<_>>> = Arc::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let apps = told.clone();
+    let take = async move |body: String| {
+        let alert: Value = serde_json::from_str(&body).unwrap();
+        let app = alert["data"]["app"].as_str().unwrap().to_owned();
+        let slow = app == "shop";
+        apps.lock().unwrap().push(app);
+        if slow {
+            tokio::time::sleep(delay).await;
+        }
+        StatusCode::NO_CONTENT
+    };
+    let app = Router::new().route("/hook", post(take));
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    (url, told)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_whose_webhook_is_slow_delays_no_alert_of_another() {
+    // As long as a receiver may take.
+    const SLOW: Duration = Duration::from_secs(14);
+    let (url, told) = slow_receiver(SLOW).await;
+    let plan = Plan {
+        regions: vec!["eu".into()],
+        worker_settings: "max_attempts = 1".into(),
+        gateway_settings: "[alerts]\nevery_s = 1".into(),
+        alerts: Some(NewAlerts {
+            url,
+            secret: "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned().into(),
+        }),
+        ..plan()
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    let bank = peal.add_app("bank").await.unwrap();
+    let refuse = Rule::always().answer(Answer::reason("InternalServerError"));
+    peal.simulators.apns.script().add(refuse).unwrap();
+    let ask = async |key: &str, method: &str, path: &str, body: Value| {
+        let url = format!("{}{path}", peal.region("eu").gateway.url);
+        let request = peal.http.request(method.parse().unwrap(), url).bearer_auth(key);
+        let answer = request.json(&body).send().await.unwrap();
+        assert!(answer.status().is_success(), "{answer:?}");
+    };
+    for key in [&peal.key, &bank] {
+        ask(key, "PUT", "/v1/recipients/ann", json!({ "home": "eu" })).await;
+        let device = json!({ "provider": "apns", "token": "aaaa" });
+        ask(key, "POST", "/v1/recipients/ann/addresses", device).await;
+    }
+    let send = async |key: &str, event: &str| {
+        let body = json!({ "event_id": event, "to": { "recipients": ["ann"] }, "push": { "title": "Hello" } });
+        ask(key, "POST", "/v1/notifications", body).await;
+    };
+    let alerts_of = |app: &str| told.lock().unwrap().iter().filter(|told| *told == app).count();
+    let wait_for = async |app: &str, alerts: usize| {
+        let begun = Instant::now();
+        while alerts_of(app) < alerts {
+            assert!(begun.elapsed() < TIMEOUT, "{app}: {told:?}\n{}", peal.complaints());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    send(&peal.key, "shop-1").await;
+    wait_for("shop", 1).await;
+    let begun = Instant::now();
+    for number in 1..=3 {
+        send(&bank, &format!("bank-{number}")).await;
+        wait_for("bank", number).await;
+    }
+    let (took, of_shop) = (begun.elapsed(), alerts_of("shop"));
+    assert!(
+        took < SLOW && of_shop == 1,
+        "{took:?}, while shop's receiver had not answered"
+    );
+    eprintln!("three alerts one after another within {took:?}");
+}
+
 /// Waits until the only delivery of a notification is in `state`, and returns the delivery.
 async fn settled(peal: &Peal, notification: &str, state: &str) -> Value {
     let begun = Instant::now();

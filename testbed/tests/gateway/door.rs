@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap, Message};
+use async_nats::{Client, HeaderMap, Message, Request};
+use futures::StreamExt;
 use serde_json::{Value, json};
 use shared::{
     api_key::Scope as KeyScope,
@@ -10,6 +11,7 @@ use shared::{
     id::{AppId, NotificationId},
     nats::{
         audit::{self, Scope},
+        follow,
         roles::Role,
         topology::{self, DEAD, INTAKE_CONSUMER, NOTIFY},
     },
@@ -371,4 +373,32 @@ async fn life_counts_from_created_at() {
     old["created_at"] = json!("2020-01-01T00:00:00Z");
     let refused = rig.ask("POST", "/v1/notifications", old).await;
     assert_eq!(refused.body["errors"][0]["field"], "created_at");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_cannot_leave_batches_open_that_take_the_places_of_others() {
+    // More than a server stages at one time for all streams (1,000), or one stream (50).
+    const BATCHES: usize = 1100;
+    let rig = Rig::with_single_durability(|_| ()).await;
+    rig.wait_for_intake(&app()).await;
+    let service = rig.service().await;
+    for number in 0..BATCHES {
+        // Without `Nats-Batch-Commit`, which would end it.
+        let mut headers = header("Nats-Batch-Id", &format!("open-{number}"));
+        headers.insert("Nats-Batch-Sequence", "1");
+        let request = Request::new()
+            .headers(headers)
+            .payload(notification("open").to_string().into());
+        let answer = service.send_request("send.shop", request).await.unwrap();
+        assert_eq!(body(&answer)["error"]["err_code"], 10174, "{answer:?}");
+    }
+    let recipients: Vec<String> = (0..100).map(|number| format!("r{number}")).collect();
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    let answer = rig.notify("batch", &recipients).await;
+    assert_eq!((answer.status, &answer.body["jobs"]), (202, &json!(100)), "{answer:?}");
+    let js = &rig.js;
+    let mut entries = follow::follow(js, NOTIFY, "notify.>", 1).await.unwrap();
+    let first = entries.next().await.unwrap().unwrap();
+    assert!(first.headers.get("Nats-Batch-Id").is_some(), "the gateway's own batch");
+    assert_eq!(rig.count(NOTIFY).await, 100);
 }

@@ -1,6 +1,11 @@
 //! What one caller, or one without a key, can take from others: connections, places, and what quotas bound.
 
-use std::time::Duration;
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -10,6 +15,10 @@ use hyper::{body::Frame, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use shared::{api_key::Scope, app::Quota, nats::topology};
+use testbed::{
+    nats,
+    peal::{Peal, Plan},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -99,6 +108,55 @@ async fn silent_connections_make_room_for_others() {
         silent.push(TcpStream::connect(rig.addr()).await.unwrap());
     }
     rig.lifecycle.finish();
+}
+
+/// A program that runs this crate's, with at most 256 open files if it is to be a gateway.
+fn with_few_files(folder: &Path) -> PathBuf {
+    let program = folder.join("with-few-files");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" != gateway ] || ulimit -n 256\nexec {} \"$@\"\n",
+        env!("CARGO_BIN_EXE_testbed")
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+    program
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_with_few_files_stays_reachable_beside_silent_connections() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = Plan {
+        regions: vec!["eu".into()],
+        workers: 1,
+        sample_ratio: 0.0,
+        ..Plan::new(with_few_files(folder.path()), nats::from_env().unwrap())
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    let gateway = &peal.region("eu").gateway;
+    let address = gateway.url.strip_prefix("http://").unwrap();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", gateway.process.id().unwrap())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert!(files.split_whitespace().any(|word| word == "256"), "{files}");
+
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    for number in 0..20 {
+        // A caller who comes now, without a connection from before.
+        let newcomer = reqwest::Client::builder()
+            .timeout(Duration::from_secs(5))
+            .build()
+            .unwrap();
+        let body =
+            json!({ "event_id": format!("e{number}"), "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
+        let request = newcomer.post(format!("{}/v1/notifications", gateway.url));
+        let answer = request.bearer_auth(&peal.key).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), 202);
+        for _ in 0..15 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+    }
 }
 
 /// Sends a request whose body never comes.
