@@ -8,11 +8,13 @@ use shared::{
     contract::schema,
     id::{AppId, Region},
     nats::{
+        accounts::FEED_DOMAIN,
         envelope::{
             ACCEPTED_AT, ADDRESS, ATTEMPT, BATCH, DETAIL, EVENT_ID, INDEX, INTAKE_SEQUENCE, ORIGIN, REASON, SUBJECT,
         },
         roles::Role,
         subject,
+        topology::{self, RECEIPTS},
     },
     receipt::Batch,
     telemetry::trace::TRACEPARENT,
@@ -35,6 +37,7 @@ pub fn document() -> String {
     let sections = [
         "asyncapi",
         "info",
+        "servers",
         "defaultContentType",
         "channels",
         "operations",
@@ -58,10 +61,54 @@ fn contract() -> Value {
                 page docs/contract.md lists every member, also those that are not built yet.",
             "license": { "name": "Apache-2.0" },
         },
+        "servers": servers(),
         "defaultContentType": "application/json",
         "channels": channels(),
         "operations": operations(),
-        "components": { "messages": messages(), "schemas": schemas() },
+        "components": { "messages": messages(), "schemas": schemas(), "securitySchemes": security_schemes() },
+    })
+}
+
+/// Where services connect. Every mesh has servers of its own.
+fn servers() -> Value {
+    json!({
+        "region": {
+            "host": "{host}:{port}",
+            "protocol": "nats",
+            "title": "The servers of the service's own region",
+            "description": "TLS is required. They are the only ones that a service needs to know. Each app with services has an \
+                account of its own, in which it finds the channels below. Inboxes have the usual prefix, _INBOX.",
+            "variables": {
+                "host": { "description": "The region's nats-server, or one of three.", "default": "nats-eu.internal" },
+                "port": { "description": "PEAL_PORT of its configuration.", "default": "4222" },
+            },
+            "security": [
+                { "$ref": "#/components/securitySchemes/nkey" },
+                { "$ref": "#/components/securitySchemes/creds" },
+            ],
+        },
+        "own": {
+            "host": "localhost:4222",
+            "protocol": "nats",
+            "title": "The app's own server",
+            "description": "A leaf node of the region, if the app runs one (deploy/nats/app.conf). The same channels; whom it \
+                lets in is up to the app.",
+        },
+    })
+}
+
+fn security_schemes() -> Value {
+    json!({
+        "nkey": {
+            "type": "asymmetricEncryption",
+            "description": "The seed of the app's NKey, with which the client signs a nonce (`peal nkey` makes it). Servers may \
+                ask for a client's certificate as well.",
+        },
+        "creds": {
+            "type": "asymmetricEncryption",
+            "description": "The app's .creds file, a user JWT with its NKey, where servers have an operator (`peal roles --jwt`). \
+                Servers may ask for a client's certificate as well.",
+        },
     })
 }
 
@@ -70,7 +117,9 @@ fn channels() -> Value {
     let app = || -> AppId { "app".parse().expect("a fixed word is an app") };
     let account = app();
     let origin: Region = "origin".parse().expect("a fixed word is a region");
-    let inbox = template(&Role::FormerService(region(), app()).inbox());
+    let inbox = Role::Service(app()).inbox();
+    let consumer = topology::feed_consumer(&app()).replace("app", "{app}");
+    let feed = format!("$JS.{FEED_DOMAIN}.API.CONSUMER.MSG.NEXT.{RECEIPTS}.{consumer}");
     json!({
         "notifications": {
             "address": template(&subject::send(account.as_str())),
@@ -97,9 +146,8 @@ fn channels() -> Value {
             "address": null,
             "title": "The publisher's reply subject",
             "description": format!(
-                "JetStream answers on the reply subject of the published message. It begins with {inbox}, which clients \
-                 call the prefix of inboxes: a service may listen to nothing else but the receipts and dead letters of \
-                 its app, as they come.",
+                "JetStream answers on the reply subject of the published message. It begins with {inbox}, the usual prefix: a \
+                 service may listen to nothing else but the receipts and dead letters of its app, as they come.",
             ),
             "messages": { "acknowledgement": reference("messages", "Acknowledgement") },
         },
@@ -118,6 +166,23 @@ fn channels() -> Value {
             "description": "First attempts at the jobs of a broadcast, in the region where they were made and nowhere \
                 else. Kept as the other receipts, and written in the same way.",
             "parameters": parameters(&["region", "app"]),
+            "messages": { "batch": reference("messages", "ReceiptBatch") },
+        },
+        "feed": {
+            "address": feed,
+            "title": "What happened, durably",
+            "description": format!(
+                "The status feed of the app: the consumer {consumer} of the stream {RECEIPTS} in the JetStream domain \
+                 `{FEED_DOMAIN}`, which any JetStream client reads as a durable pull consumer. It brings all receipts of the app \
+                 in this region, of members of topics too. A batch goes to one of the app's services, and comes again if it \
+                 is not acknowledged within 30 seconds.",
+            ),
+            "parameters": parameters(&["app"]),
+            "messages": { "pull": reference("messages", "Pull") },
+        },
+        "feedBatches": {
+            "address": null,
+            "title": "The reply subject of a pull",
             "messages": { "batch": reference("messages", "ReceiptBatch") },
         },
         "deadLetters": {
@@ -179,6 +244,12 @@ fn operations() -> Value {
             "channel": reference_channel("receipts"),
             "title": "Read what happened",
             "description": "At least once: a batch may come again with the same Nats-Msg-Id and the same content.",
+        },
+        "answerPulls": {
+            "action": "receive",
+            "channel": reference_channel("feed"),
+            "title": "Follow what happened",
+            "reply": { "channel": reference_channel("feedBatches") },
         },
         "writeMemberReceipts": {
             "action": "send",
@@ -259,6 +330,16 @@ fn messages() -> Value {
                         "type": "object",
                         "description": "It was not stored. Code 10077 or 10047: the stream is full; publish again later.",
                     },
+                },
+            },
+        },
+        "Pull": {
+            "title": "A pull, as JetStream clients send it",
+            "payload": {
+                "type": "object",
+                "properties": {
+                    "batch": { "type": "integer", "description": "How many batches are wanted." },
+                    "expires": { "type": "integer", "description": "How long to wait for them, in nanoseconds." },
                 },
             },
         },
