@@ -122,7 +122,7 @@ const FORBIDDEN_TO_GATEWAY: &[&str] = &[
     "directory.us.home.shop.ann",
     "idempotency.us.shop.key",
     "notify.push.ap.normal.shop",
-    "notify.email.eu.normal.shop",
+    "notify.fax.eu.normal.shop",
     "$JS.us.API.CONSUMER.MSG.NEXT.NOTIFY.push-normal",
     "$JS.us.API.STREAM.UPDATE.NOTIFY",
     "$JS.us.API.STREAM.PURGE.DEAD",
