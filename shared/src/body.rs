@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::{
+    address::Address,
     content::{Content, Contents, email::Email, push::Push, sms::Sms, webhook::Webhook},
     contract,
     id::{Category, EventId, RecipientId, Topic},
@@ -31,11 +32,13 @@ pub struct Body {
 pub enum To {
     /// One recipient: the message is a job.
     Recipient(RecipientId),
+    /// One address, which need not be registered: the message is a job.
+    Address(Box<Address>),
     /// The members of a topic who live in the region: the message is a broadcast.
     Topic(Topic),
 }
 
-/// The members of the JSON: exactly one of `recipient` and `topic`, and the content under the name of its channel.
+/// The members of the JSON: exactly one of `recipient`, `address` and `topic`, and the content under the name of its channel.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, remote = "Self")]
 #[schema(as = Body)]
@@ -46,6 +49,10 @@ pub struct Members {
     /// The recipient to be reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipient: Option<RecipientId>,
+    /// The address to be reached, instead of `recipient`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub address: Option<Box<Address>>,
     /// The topic to be reached, instead of `recipient`: its members who live in the subject's region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<Topic>,
@@ -94,11 +101,13 @@ impl Body {
     }
 
     fn of(members: Members, size: usize) -> Result<Self, Invalid> {
-        let to = match (members.recipient, members.topic) {
-            (Some(recipient), None) => To::Recipient(recipient),
-            (None, Some(topic)) => To::Topic(topic),
-            (None, None) => return Err(Invalid::new("recipient", "must be given, or topic")),
-            (Some(_), Some(_)) => return Err(Invalid::new("recipient", "must not be given together with topic")),
+        let to = match (members.recipient, members.address, members.topic) {
+            (Some(recipient), None, None) => To::Recipient(recipient),
+            (None, Some(address), None) => To::Address(address),
+            (None, None, Some(topic)) => To::Topic(topic),
+            (None, None, None) => return Err(Invalid::new("recipient", "must be given, or address or topic")),
+            (_, Some(_), _) => return Err(Invalid::new("address", "must be given alone")),
+            (Some(_), _, Some(_)) => return Err(Invalid::new("recipient", "must not be given together with topic")),
         };
         let contents = Contents {
             push: members.push,
@@ -119,9 +128,10 @@ impl Body {
 
 impl Serialize for Body {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let (recipient, topic) = match self.to.clone() {
-            To::Recipient(recipient) => (Some(recipient), None),
-            To::Topic(topic) => (None, Some(topic)),
+        let (recipient, address, topic) = match self.to.clone() {
+            To::Recipient(recipient) => (Some(recipient), None, None),
+            To::Address(address) => (None, Some(address), None),
+            To::Topic(topic) => (None, None, Some(topic)),
         };
         let Contents {
             push,
@@ -132,6 +142,7 @@ impl Serialize for Body {
         let members = Members {
             event_id: self.event_id.clone(),
             recipient,
+            address,
             topic,
             category: self.category.clone(),
             push,

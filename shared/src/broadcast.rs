@@ -13,7 +13,7 @@ use crate::{
     id::{AppId, Category, EventId, JobId, NotificationId, RecipientId, Region, Topic},
     id_key::IdKey,
     invalid::Invalid,
-    job::{self, Job},
+    job::{self, Addressee, Job},
     proof::{Claims, Proof},
 };
 
@@ -88,7 +88,7 @@ impl Broadcast {
             remaining: None,
             slice: self.slice.as_ref().map(|slice| slice.number),
             event: self.event.clone(),
-            recipient,
+            to: Addressee::Recipient(recipient),
             // The proof of the broadcast covers another body.
             proof: None,
             category: self.category.clone(),

@@ -185,6 +185,13 @@ impl JobId {
         Self(ids.derive("job", &parts))
     }
 
+    /// The job that brings `event` of `app` to `address` on `channel`.
+    pub fn of_address(ids: &IdKey, app: &AppId, event: &EventId, address: AddressId, channel: Channel) -> Self {
+        let address = address.to_string();
+        let parts = [app.as_str(), event.as_str(), &address, channel.as_str()];
+        Self(ids.derive("direct", &parts))
+    }
+
     /// The broadcast that brings `event` of `app` on `channel` to the members of `topic` who live in `region`.
     pub fn of_broadcast(
         ids: &IdKey,

@@ -3,6 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
+    address::Address,
     body::{Body, To},
     channel::{Channel, Class},
     content::Content,
@@ -52,8 +53,8 @@ pub struct Job {
     pub slice: Option<u32>,
     /// The caller's name for what happened.
     pub event: EventId,
-    /// The person or thing to be reached.
-    pub recipient: RecipientId,
+    /// The person, thing or address to be reached.
+    pub to: Addressee,
     /// The proof that a gateway accepted it; `None` if it came without one.
     pub proof: Option<Proof>,
     /// What kind of notification this is, for the recipient's preferences.
@@ -62,7 +63,24 @@ pub struct Job {
     pub content: Content,
 }
 
+/// Whom a job is for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Addressee {
+    /// A recipient, whose addresses are known when the job is worked on.
+    Recipient(RecipientId),
+    /// One address, which need not be registered.
+    Address(Box<Address>),
+}
+
 impl Job {
+    /// The recipient; `None` if it is for an address.
+    pub fn recipient(&self) -> Option<&RecipientId> {
+        match &self.to {
+            Addressee::Recipient(recipient) => Some(recipient),
+            Addressee::Address(_) => None,
+        }
+    }
+
     /// The channel of its content.
     pub fn channel(&self) -> Channel {
         self.content.channel()
@@ -111,7 +129,10 @@ impl Job {
     pub fn body(&self) -> Body {
         Body {
             event_id: Some(self.event.clone()),
-            to: To::Recipient(self.recipient.clone()),
+            to: match self.to.clone() {
+                Addressee::Recipient(recipient) => To::Recipient(recipient),
+                Addressee::Address(address) => To::Address(address),
+            },
             category: self.category.clone(),
             content: self.content.clone(),
         }

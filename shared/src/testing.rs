@@ -8,7 +8,7 @@ use crate::{
     content::{Content, push::Push},
     id::{AppId, EventId, JobId, NotificationId, RecipientId},
     id_key::IdKey,
-    job::Job,
+    job::{Addressee, Job},
     provider::{
         Provider,
         apns::{self, Environment, Kind},
@@ -36,7 +36,7 @@ pub fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job 
         remaining: None,
         slice: None,
         event,
-        recipient,
+        to: Addressee::Recipient(recipient),
         proof: None,
         category: None,
         content: Content::Push(push.into()),

@@ -29,6 +29,15 @@ def before_call(context, case, kwargs):
         body["email"]["from"] = {"email": "news@shop.example"}
     if isinstance(body.get("sms"), dict) and body["sms"].get("from"):
         body["sms"]["from"] = "Shop"
+    # An address that the content reaches.
+    if isinstance(body.get("to"), dict) and body["to"].get("address"):
+        of_channel = {
+            "push": {"provider": "fcm", "token": "t"},
+            "email": {"type": "email", "email": "ann@example.com"},
+            "sms": {"type": "phone", "phone": "+41791234567"},
+            "webhook": {"type": "webhook", "url": "https://example.com/", "format": "chat"},
+        }
+        body["to"]["address"] = next(address for channel, address in of_channel.items() if body.get(channel))
     # The `next` of an earlier answer.
     if case.query:
         case.query.pop("cursor", None)

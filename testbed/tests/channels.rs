@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 use testbed::{
+    audit::Audit,
     nats,
     peal::{Peal, Plan},
 };
@@ -117,6 +118,47 @@ async fn each_content_reaches_the_addresses_of_its_channel() {
         (&deliveries[0]["state"], &deliveries[0]["reason"]),
         (&json!("suppressed"), &json!("opted_out"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_in_a_request_is_reached_once_whichever_region_takes_the_request() {
+    let peal = start().await;
+    let phone = json!({ "type": "phone", "phone": "+41790000001" });
+    let code = json!({
+        "event_id": "code-1", "class": "urgent", "to": { "address": phone }, "sms": { "text": "Your code is 1234" },
+    });
+    let deliveries = send(&peal, "us", &code).await;
+    let [delivery] = &deliveries[..] else {
+        panic!("{deliveries:?}")
+    };
+    assert_eq!(
+        (&delivery["state"], &delivery["region"], delivery.get("recipient")),
+        (&json!("delivered"), &json!("eu"), None)
+    );
+    let again = peal
+        .expect("POST", "eu", "/v1/notifications", Some(&code))
+        .await
+        .unwrap();
+    assert_eq!(again["duplicates"], 1, "{again}");
+    let (status, problem) = peal
+        .ask(
+            "POST",
+            "eu",
+            "/v1/notifications",
+            Some(&json!({ "to": { "address": phone }, "push": { "title": "x" } })),
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        (status, &problem["errors"][0]["field"]),
+        (422, &json!("to.address")),
+        "{problem}"
+    );
+    let device = json!({ "to": { "address": { "provider": "fcm", "token": "guest" } }, "push": { "title": "x" } });
+    assert_eq!(send(&peal, "us", &device).await[0]["provider"], "fcm");
+    assert_eq!(peal.simulators.fcm.log().delivered_to("guest").len(), 1);
+    let audit = Audit::read_settled(&peal, DONE_WITHIN).await.unwrap();
+    assert!(audit.equation().holds(), "{:?}", audit.equation());
 }
 
 #[tokio::test(flavor = "multi_thread")]

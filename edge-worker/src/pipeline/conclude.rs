@@ -271,6 +271,8 @@ impl Pipeline {
     /// Removes an address that its provider reports gone, unless the device has registered again since.
     async fn remove_address(&self, pulled: &Pulled, job: &Job, attempt: &AddressAttempt, since: Option<Timestamp>) {
         let AddressAttempt { address, revision, .. } = attempt;
+        // Nothing is known of an address that a request named.
+        let Some(recipient) = job.recipient() else { return };
         if since.is_some_and(|since| address.registered_at > since) {
             return;
         }
@@ -280,7 +282,7 @@ impl Pipeline {
         }
         let key = RecipientKey {
             app: job.app.clone(),
-            recipient: job.recipient.clone(),
+            recipient: recipient.clone(),
         };
         // The directory first: every other recipient with the address, in any region, must lose it too. If the provider
         // reports no time, use the time when the job was stored, by the server's clock, because this worker's may be wrong.

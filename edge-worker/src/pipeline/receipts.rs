@@ -54,7 +54,7 @@ impl Pipeline {
 /// A receipt of `job`, without an address. The caller fills in what else is known.
 pub(super) fn receipt(job: &Job, state: State, at: Timestamp) -> Receipt {
     Receipt {
-        recipient: Some(job.recipient.clone()),
+        recipient: job.recipient().cloned(),
         attempt: job.attempt,
         slice: job.slice,
         ..Receipt::new(job.notification, job.id, job.channel(), state, at)

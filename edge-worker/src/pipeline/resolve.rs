@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use shared::{
     address::Address,
-    job::Job,
+    job::{Addressee, Job},
     nats::{directory, facts},
     receipt::State,
     recipient::{Preferences, Recipient, RecipientKey},
@@ -17,6 +17,7 @@ use super::{
     settlement::{RETRY_JETSTREAM_AFTER, RETRY_NEWER_AFTER, Step, Stop},
     wanted::Wanted,
 };
+use crate::ledger::History;
 
 /// How long a job waits for the facts of a recipient whose home is here by the directory. Jobs and facts from another region
 /// travel in different streams.
@@ -45,9 +46,16 @@ impl Pipeline {
             tracing::error!(job = %job.id, origin = %job.origin, "a job came from another region without a proof; it is not sent");
             return Err(self.end(active, State::Suppressed, UNPROVEN));
         }
+        let recipient = match &job.to {
+            Addressee::Recipient(recipient) => recipient.clone(),
+            Addressee::Address(address) => {
+                let address = Address::clone(address);
+                return self.direct(address, active, &history);
+            }
+        };
         let key = RecipientKey {
             app: job.app.clone(),
-            recipient: job.recipient.clone(),
+            recipient,
         };
         let mut recipient = match self.cache.recipient(&key, active.pulled.facts) {
             Ok(recipient) => recipient,
@@ -108,6 +116,23 @@ impl Pipeline {
             active,
             addresses,
             preferences,
+        })
+    }
+}
+
+impl Pipeline {
+    /// A job for an address that the request named: nobody is looked up, and there are no preferences.
+    fn direct(&self, address: Address, active: ActiveJob, history: &History) -> Step<Addressed> {
+        if !takes(&address, &active.job) {
+            return Err(self.end(active, State::Suppressed, "no_address"));
+        }
+        if history.is_done(address.id, active.job.attempt) {
+            return Err(self.drop_duplicate(active));
+        }
+        Ok(Addressed {
+            addresses: vec![(address, 0)],
+            preferences: Preferences::default(),
+            active,
         })
     }
 }

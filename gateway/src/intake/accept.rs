@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt, pin_mut};
 use shared::{
+    address::Address,
     id::{JobId, NotificationId, RecipientId, Region, Topic},
     invalid::Invalid,
     nats::{envelope, publish::NotStored, subject::Tier, topology},
@@ -60,11 +61,12 @@ impl Intake {
         let at = self.context.clock.now();
         let mut jobs = match &order.to {
             Addressees::Recipients(recipients) => self.to_recipients(&order, recipients, &body)?,
+            Addressees::Address(address) => vec![self.to_address(&order, address, &body)?],
             Addressees::Topic(topic) => self.to_topic(&order, topic, &body),
         };
         let budget = self.budgets.of(&order.app);
         let share = match order.to {
-            Addressees::Recipients(_) => 1,
+            Addressees::Recipients(_) | Addressees::Address(_) => 1,
             Addressees::Topic(_) => BROADCAST_SHARE,
         };
         let admitted = budget.admit(portions(&jobs, share)).map_err(|too_many| {
@@ -89,7 +91,7 @@ impl Intake {
                 event_id: order.event,
                 jobs: u32::try_from(stored.jobs).unwrap_or(u32::MAX),
                 topic: match order.to {
-                    Addressees::Recipients(_) => None,
+                    Addressees::Recipients(_) | Addressees::Address(_) => None,
                     Addressees::Topic(topic) => Some(topic),
                 },
                 at,
@@ -120,6 +122,18 @@ impl Intake {
             jobs.push(self.job(order, region, id, body.to(recipient.as_str())));
         }
         Ok(jobs)
+    }
+
+    /// The job for an address. It goes to the app's default region whichever region accepts it, so that a caller who repeats
+    /// the request elsewhere reaches the address once.
+    fn to_address(&self, order: &Order, address: &Address, body: &SplitBody) -> Result<OutgoingJob, NotAccepted> {
+        let region = order.app.default_region.clone();
+        if !self.context.is_region(&region) {
+            return Err(NotAccepted::NoSuchRegion(region));
+        }
+        let ids = self.context.config.id_key();
+        let id = JobId::of_address(&ids, &order.app.id, &order.event, address.id, order.content.channel());
+        Ok(self.job(order, region, id, body.to(address)))
     }
 
     /// One job for each region in which members may live.

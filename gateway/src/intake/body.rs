@@ -6,7 +6,10 @@ use shared::invalid::Invalid;
 
 use super::order::{Addressees, Order};
 
-/// The JSON before and behind the name of the recipient or the topic.
+/// Bytes that are set aside for a name in a body; most have fewer.
+const ROOM_FOR_NAME: usize = 64;
+
+/// The JSON before and behind the recipient, the address or the topic.
 pub(crate) struct SplitBody {
     before: Vec<u8>,
     after: Vec<u8>,
@@ -18,8 +21,9 @@ impl SplitBody {
         let mut before = br#"{"event_id":"#.to_vec();
         json(&order.event, &mut before);
         before.extend_from_slice(match order.to {
-            Addressees::Recipients(_) => br#","recipient":"#,
-            Addressees::Topic(_) => br#","topic":"#.as_slice(),
+            Addressees::Recipients(_) => br#","recipient":"#.as_slice(),
+            Addressees::Address(_) => br#","address":"#,
+            Addressees::Topic(_) => br#","topic":"#,
         });
         let mut after = Vec::with_capacity(512);
         if let Some(category) = &order.category {
@@ -36,11 +40,11 @@ impl SplitBody {
         Ok(Self { before, after })
     }
 
-    /// The body of the job for the recipient or the topic called `name`.
-    pub(crate) fn to(&self, name: &str) -> Bytes {
-        let mut body = Vec::with_capacity(self.before.len() + self.after.len() + name.len() + 16);
+    /// The body of the job for `to`: the name of a recipient or a topic, or an address.
+    pub(crate) fn to(&self, to: &(impl Serialize + ?Sized)) -> Bytes {
+        let mut body = Vec::with_capacity(self.before.len() + self.after.len() + ROOM_FOR_NAME);
         body.extend_from_slice(&self.before);
-        json(name, &mut body);
+        json(to, &mut body);
         body.extend_from_slice(&self.after);
         body.into()
     }

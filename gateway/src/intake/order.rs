@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use shared::{
+    address::Address,
     app::App,
     channel::Class,
     content::Content,
@@ -29,6 +30,8 @@ pub(crate) struct Order {
 pub(crate) enum Addressees {
     /// These recipients.
     Recipients(Vec<RecipientId>),
+    /// An address, which need not be registered.
+    Address(Box<Address>),
     /// The members of a topic.
     Topic(Topic),
 }
@@ -38,6 +41,7 @@ impl Order {
     pub(super) fn jobs(&self, regions: usize) -> usize {
         match &self.to {
             Addressees::Recipients(recipients) => recipients.len(),
+            Addressees::Address(_) => 1,
             Addressees::Topic(_) => regions,
         }
     }

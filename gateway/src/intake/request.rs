@@ -6,10 +6,12 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use shared::{
+    address::{Address, Members},
     app::App,
     channel::{Channel, Class},
     content::{Contents, MAX_LIFE_S, email::Email, push::Push, sms::Sms, webhook::Webhook},
     id::{Category, EventId, RecipientId, Topic},
+    id_key::IdKey,
     invalid::Invalid,
     only_objects,
     tolerant::or_default,
@@ -98,6 +100,9 @@ pub(crate) struct AddresseesRequest {
     /// The recipients, each named once.
     #[schema(min_items = 1)]
     recipients: Option<Vec<RecipientId>>,
+    /// Instead of recipients: an address, which need not be registered. Suppressions apply, preferences do not exist.
+    #[schema(value_type = Option<Members>)]
+    address: Option<Members>,
     /// Instead of recipients: all current members of this topic. Also requires the scope `notifications:broadcast`.
     topic: Option<Topic>,
 }
@@ -149,6 +154,8 @@ pub(crate) enum Orders {
 #[derive(Debug)]
 pub(crate) struct Terms<'a> {
     pub(crate) app: &'a Arc<App>,
+    /// The mesh's key of ids.
+    pub(crate) ids: &'a IdKey,
     /// When the request was stored, or came.
     pub(crate) at: Timestamp,
     /// Maximum number of recipients of one notification.
@@ -260,10 +267,17 @@ impl SendRequest {
         if channel != Channel::Push && !terms.app.has_provider_for(channel) {
             return Err(Refused::NotCarried(channel));
         }
+        let to = self.to.check(terms)?;
+        if let Addressees::Address(address) = &to
+            && !content.reaches(&address.target)
+        {
+            let rule = format_args!("must be an address that {channel} reaches with this content");
+            return Err(Invalid::new("to.address", rule).into());
+        }
         Ok(Order {
             app: Arc::clone(terms.app),
             event,
-            to: self.to.check(terms.recipients_max)?,
+            to,
             class: self.class,
             category: self.category,
             content: terms.app.senders.fill_in(content)?,
@@ -273,14 +287,19 @@ impl SendRequest {
 }
 
 impl AddresseesRequest {
-    fn check(self, recipients_max: usize) -> Result<Addressees, Invalid> {
-        match (self.recipients, self.topic) {
-            (Some(recipients), None) => {
-                check(&recipients, recipients_max)?;
+    fn check(self, terms: &Terms<'_>) -> Result<Addressees, Invalid> {
+        match (self.recipients, self.address, self.topic) {
+            (Some(recipients), None, None) => {
+                check(&recipients, terms.recipients_max)?;
                 Ok(Addressees::Recipients(recipients))
             }
-            (None, Some(topic)) => Ok(Addressees::Topic(topic)),
-            (Some(_), Some(_)) | (None, None) => Err(Invalid::new("to", "must name either recipients or a topic")),
+            (None, Some(address), None) => {
+                let target = address.target().map_err(|invalid| invalid.within("to.address"))?;
+                let address = Address::new(terms.ids, &terms.app.id, target, terms.at);
+                Ok(Addressees::Address(address.into()))
+            }
+            (None, None, Some(topic)) => Ok(Addressees::Topic(topic)),
+            _ => Err(Invalid::new("to", "must name either recipients, an address or a topic")),
         }
     }
 }
@@ -338,6 +357,7 @@ pub(crate) fn jobs(body: &[u8]) -> Result<Vec<(RecipientId, bytes::Bytes)>, Refu
     let app = Arc::new(App::new("shop".parse()?, "eu".parse()?));
     let terms = Terms {
         app: &app,
+        ids: &IdKey::unkeyed(),
         at: Timestamp::UNIX_EPOCH,
         recipients_max: 1000,
         regions: 2,
@@ -380,11 +400,32 @@ mod tests {
 
     #[test]
     fn exactly_one_of_recipients_and_topic_is_required() {
-        let to = |json: &str| serde_json::from_str::<AddresseesRequest>(json).unwrap().check(10);
+        let (app, ids) = (
+            Arc::new(App::new("shop".parse().unwrap(), "eu".parse().unwrap())),
+            IdKey::unkeyed(),
+        );
+        let terms = Terms {
+            app: &app,
+            ids: &ids,
+            at: Timestamp::UNIX_EPOCH,
+            recipients_max: 10,
+            regions: 1,
+        };
+        let to = |json: &str| serde_json::from_str::<AddresseesRequest>(json).unwrap().check(&terms);
         assert!(matches!(to(r#"{"topic":"news"}"#), Ok(Addressees::Topic(_))));
         assert!(matches!(to(r#"{"recipients":["ann"]}"#), Ok(Addressees::Recipients(_))));
-        for bad in ["{}", r#"{"topic":"news","recipients":["ann"]}"#] {
-            assert_eq!(to(bad).unwrap_err().field, "to");
+        let direct = r#"{"address":{"type":"phone","phone":"+41791234567"}}"#;
+        assert!(matches!(to(direct), Ok(Addressees::Address(_))));
+        for (field, bad) in [
+            ("to", "{}"),
+            ("to", r#"{"topic":"news","recipients":["ann"]}"#),
+            (
+                "to",
+                r#"{"topic":"news","address":{"type":"phone","phone":"+41791234567"}}"#,
+            ),
+            ("to.address.phone", r#"{"address":{"type":"phone"}}"#),
+        ] {
+            assert_eq!(to(bad).unwrap_err().field, field);
         }
     }
 
@@ -408,6 +449,7 @@ mod tests {
         let app = Arc::new(App::new("shop".parse().unwrap(), "eu".parse().unwrap()));
         let terms = Terms {
             app: &app,
+            ids: &IdKey::unkeyed(),
             at: Timestamp::UNIX_EPOCH,
             recipients_max: 1000,
             regions: 2,

@@ -89,7 +89,7 @@ impl<'a> Deferral<'a> {
     pub fn receipt(&self, at: Timestamp) -> Receipt {
         let job = self.job;
         Receipt {
-            recipient: Some(job.recipient.clone()),
+            recipient: job.recipient().cloned(),
             attempt: job.attempt,
             reason: Some(self.reason.into()),
             next_at: Some(self.until),

@@ -17,7 +17,7 @@ use crate::{
     id::{AddressId, AppId, EventId, JobId, NotificationId, Region},
     id_key::IdKey,
     invalid::Invalid,
-    job::Job,
+    job::{Addressee, Job},
     proof::Proof,
     telemetry::trace::TRACEPARENT,
 };
@@ -255,43 +255,53 @@ pub fn read(
     let origin = optional(headers, ORIGIN)?.unwrap_or_else(|| here.clone());
     let event = event_id(body.event_id, headers)?;
     let notification = NotificationId::of(&lane.app, &event);
-    Ok(match body.to {
-        To::Recipient(recipient) => Work::Job(Job {
-            id: JobId::of(ids, &lane.app, &event, &recipient, lane.channel),
-            notification,
-            origin,
-            accepted_at,
-            attempt,
-            discounted,
-            remaining: optional(headers, ADDRESS)?.map(|address| vec![address]),
-            slice: optional(headers, SLICE)?,
-            app: lane.app,
-            class: lane.class,
-            event,
-            recipient,
-            proof: proof(headers),
-            category: body.category,
-            content: body.content,
-        }),
-        To::Topic(topic) => Work::Broadcast(Broadcast {
-            id: JobId::of_broadcast(ids, &lane.app, &event, &topic, lane.channel, &lane.region),
-            notification,
-            origin,
-            accepted_at,
-            slice: if subject::is_slice(subject) {
-                Some(optional(headers, RANGE)?.ok_or_else(|| Invalid::new(RANGE, "must be given"))?)
-            } else {
-                None
-            },
-            app: lane.app,
-            class: lane.class,
-            event,
-            topic,
-            proof: proof(headers),
-            category: body.category,
-            content: body.content,
-        }),
-    })
+    let (id, to) = match body.to {
+        To::Recipient(recipient) => (
+            JobId::of(ids, &lane.app, &event, &recipient, lane.channel),
+            Addressee::Recipient(recipient),
+        ),
+        To::Address(address) => (
+            JobId::of_address(ids, &lane.app, &event, address.id, lane.channel),
+            Addressee::Address(address),
+        ),
+        To::Topic(topic) => {
+            return Ok(Work::Broadcast(Broadcast {
+                id: JobId::of_broadcast(ids, &lane.app, &event, &topic, lane.channel, &lane.region),
+                notification,
+                origin,
+                accepted_at,
+                slice: if subject::is_slice(subject) {
+                    Some(optional(headers, RANGE)?.ok_or_else(|| Invalid::new(RANGE, "must be given"))?)
+                } else {
+                    None
+                },
+                app: lane.app,
+                class: lane.class,
+                event,
+                topic,
+                proof: proof(headers),
+                category: body.category,
+                content: body.content,
+            }));
+        }
+    };
+    Ok(Work::Job(Job {
+        id,
+        notification,
+        origin,
+        accepted_at,
+        attempt,
+        discounted,
+        remaining: optional(headers, ADDRESS)?.map(|address| vec![address]),
+        slice: optional(headers, SLICE)?,
+        app: lane.app,
+        class: lane.class,
+        event,
+        to,
+        proof: proof(headers),
+        category: body.category,
+        content: body.content,
+    }))
 }
 
 /// When a message was accepted, as its header states or, without one, when JetStream stored it.

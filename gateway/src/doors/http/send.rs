@@ -75,6 +75,7 @@ pub(crate) async fn send(
 ) -> Result<Response, Problem> {
     let terms = Terms {
         app: &caller.app,
+        ids: &api.context.config.id_key(),
         at: api.context.clock.now(),
         recipients_max: api.limits.recipients,
         regions: api.context.jobs_of_topic(&caller.app),

@@ -57,6 +57,7 @@ impl Door {
     fn orders(&self, app: &Arc<App>, headers: &HeaderMap, body: &[u8], at: Timestamp) -> Result<Orders, Refused> {
         let terms = Terms {
             app,
+            ids: &self.context.config.id_key(),
             at,
             recipients_max: self.recipients_max,
             regions: self.context.jobs_of_topic(app),
