@@ -8,6 +8,7 @@ mod rig;
 
 mod accounts;
 mod entry;
+mod foreign;
 mod hub;
 mod operator;
 mod outbox;

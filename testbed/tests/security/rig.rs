@@ -23,12 +23,16 @@ pub(crate) fn settings() -> nats::Settings {
     nats::Settings::new(nats::from_env().unwrap())
 }
 
-/// A mesh that has its streams, so that an act that is not refused would take effect.
-pub(crate) async fn mesh() -> Peal {
-    let plan = Plan {
+/// A mesh of two regions with one worker each.
+pub(crate) fn plan() -> Plan {
+    Plan {
         workers: 1,
         sample_ratio: 0.0,
         ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
-    };
-    Peal::start(plan).await.unwrap()
+    }
+}
+
+/// A mesh that has its streams, so that an act that is not refused would take effect.
+pub(crate) async fn mesh() -> Peal {
+    Peal::start(plan()).await.unwrap()
 }
