@@ -1,9 +1,14 @@
 //! The life of one job, in every order of steps and faults. `job.rs` has the steps of the edge worker, and at its end
-//! the properties that must hold. A test breaks each rule of the worker on purpose and expects a property to fail.
+//! the properties that must hold. `intake.rs` has the same for what services publish: the steps of gateways until its jobs
+//! are stored and have ended, and an audit meanwhile. Tests break each rule on purpose and expect a property to fail.
 
+mod intake;
 mod job;
 mod state;
 
+use std::{fmt::Debug, hash::Hash};
+
+use intake::Intake;
 use job::{ENDS, ENDS_ONCE, EXCUSED_PUSHES, Flaw, Job, NOT_LOST, STORED_FIRST};
 use state::Faults;
 use stateright::{Checker, HasDiscoveries, Model};
@@ -39,16 +44,24 @@ const TWO_ADDRESSES: Job = Job {
 };
 
 /// Explores every state and asserts that all properties hold.
-fn assert_holds(job: Job) {
-    let checker = job.checker().threads(2).spawn_bfs().join();
+fn assert_holds<M>(model: M)
+where
+    M: Model<State: Clone + Debug + Hash + Eq + Send + Sync + 'static, Action: Clone + Debug + PartialEq + Send + Sync>,
+    M: Send + Sync + 'static,
+{
+    let checker = model.checker().threads(2).spawn_bfs().join();
     eprintln!("{} states, {} deep", checker.unique_state_count(), checker.max_depth());
     checker.assert_properties();
 }
 
 /// Asserts that one of the properties `expected` does not hold.
-fn assert_fails(job: Job, expected: &[&'static str]) {
+fn assert_fails<M>(model: M, expected: &[&'static str])
+where
+    M: Model<State: Clone + Debug + Hash + Eq + Send + Sync + 'static, Action: Clone + Debug + PartialEq + Send + Sync>,
+    M: Send + Sync + 'static,
+{
     let any = HasDiscoveries::AnyOf(expected.iter().copied().collect());
-    let checker = job.checker().threads(2).finish_when(any).spawn_bfs().join();
+    let checker = model.checker().threads(2).finish_when(any).spawn_bfs().join();
     let found = expected.iter().find_map(|name| checker.discovery(name));
     let steps = found.expect("a broken rule violates a property").into_actions();
     eprintln!("{} states, violated by {steps:#?}", checker.unique_state_count());
@@ -235,5 +248,129 @@ fn every_rule_is_needed() {
     for (flaws, faults, job, expected) in rules {
         eprintln!("{flaws:?}");
         assert_fails(Job { faults, flaws, ..job }, expected);
+    }
+}
+
+/// A notification that keeps every rule, and one that does not.
+const PUBLISHED: Intake = Intake {
+    valid: &[true, false],
+    faults: UNDISTURBED,
+    audits: true,
+    flaw: None,
+};
+
+const UNDISTURBED: intake::Faults = intake::Faults {
+    crashes: 0,
+    lost: 0,
+    redeliveries: 0,
+    copies: 0,
+    pauses: 0,
+    expiries: 0,
+};
+
+#[test]
+fn what_is_published_ends_once_and_the_books_hold_meanwhile() {
+    assert_holds(PUBLISHED);
+    for faults in [
+        intake::Faults {
+            crashes: 1,
+            ..UNDISTURBED
+        },
+        intake::Faults { lost: 1, ..UNDISTURBED },
+        intake::Faults {
+            redeliveries: 1,
+            ..UNDISTURBED
+        },
+        intake::Faults {
+            expiries: 1,
+            ..UNDISTURBED
+        },
+    ] {
+        assert_holds(Intake { faults, ..PUBLISHED });
+    }
+}
+
+#[test]
+fn faults_of_an_intake_may_combine() {
+    let faults = intake::Faults {
+        crashes: 1,
+        lost: 1,
+        redeliveries: 1,
+        copies: 0,
+        pauses: 1,
+        expiries: 1,
+    };
+    let quiet = Intake {
+        audits: false,
+        ..PUBLISHED
+    };
+    assert_holds(Intake { faults, ..quiet });
+    // An audit whose parts are read between any two steps has states of its own.
+    let one = intake::Faults {
+        lost: 0,
+        expiries: 0,
+        ..faults
+    };
+    assert_holds(Intake {
+        faults: one,
+        ..PUBLISHED
+    });
+}
+
+#[test]
+fn an_event_that_is_published_twice_is_one_notification() {
+    let copies = intake::Faults {
+        copies: 1,
+        pauses: 1,
+        ..UNDISTURBED
+    };
+    assert_holds(Intake {
+        faults: copies,
+        ..PUBLISHED
+    });
+    let faults = intake::Faults { crashes: 1, ..copies };
+    assert_holds(Intake { faults, ..PUBLISHED });
+}
+
+#[test]
+fn every_rule_of_the_door_is_needed() {
+    use intake::{BOOKS, ENDED, Faults, Flaw, KEPT, LETTER_FIRST, NOT_LATE, ONCE};
+    let crash = Faults {
+        crashes: 1,
+        ..UNDISTURBED
+    };
+    let lost = Faults { lost: 1, ..UNDISTURBED };
+    let again = Faults {
+        redeliveries: 1,
+        ..UNDISTURBED
+    };
+    let expiry = Faults {
+        expiries: 1,
+        ..UNDISTURBED
+    };
+    let rules: [(Flaw, Faults, &[&'static str]); 11] = [
+        (Flaw::AckFirst, crash, &[ENDED]),
+        (Flaw::AckFirst, UNDISTURBED, &[KEPT]),
+        (Flaw::AckRefused, lost, &[KEPT]),
+        (Flaw::ReceiptFirst, UNDISTURBED, &[LETTER_FIRST]),
+        (Flaw::NewJobs, again, &[ONCE]),
+        (Flaw::NewLetters, again, &[ONCE]),
+        (Flaw::YoungJobs, expiry, &[NOT_LATE]),
+        (Flaw::ExpiredDropped, expiry, &[ENDED]),
+        (Flaw::FloorLast, UNDISTURBED, &[BOOKS]),
+        (Flaw::ReceiptsLate, UNDISTURBED, &[BOOKS]),
+        (Flaw::LettersComplete, crash, &[BOOKS]),
+    ];
+    for (flaw, faults, expected) in rules {
+        eprintln!("{flaw:?}");
+        let flaw = Some(flaw);
+        assert_fails(
+            Intake {
+                faults,
+                flaw,
+                ..PUBLISHED
+            },
+            expected,
+        );
     }
 }

@@ -60,6 +60,9 @@ struct Audit {
     scheduled: HashSet<Id>,
     /// Messages of intakes, or notifications of them, that name no event id, and whether they still wait there.
     unread: HashMap<Id, (u32, bool)>,
+    /// The ids under which refusals would be recorded of what waits in intakes. A gateway that ends between a letter and its
+    /// receipt leaves the letter alone until the message is delivered again.
+    refusing: HashSet<Id>,
     /// Deliveries that must have a dead letter.
     dead: HashMap<Uuid, (JobId, u32)>,
     /// Deliveries whose dead letter was in a stream that was deleted.
@@ -270,6 +273,7 @@ impl Audit {
             parked: HashMap::new(),
             scheduled: HashSet::new(),
             unread: HashMap::new(),
+            refusing: HashSet::new(),
             dead: HashMap::new(),
             buried: HashSet::new(),
             letters: HashMap::new(),
@@ -362,6 +366,7 @@ impl Audit {
         if self.jobs.contains_key(item.refused.0.as_bytes()) {
             return;
         }
+        self.refusable(item.refused, item.is_waiting);
         let Some(id) = item.notification else {
             // Only a letter can come of it.
             self.unread
@@ -375,6 +380,15 @@ impl Audit {
             (false, true) => &mut notification.regions,
         };
         *promised = item.jobs.max(*promised);
+    }
+
+    /// Records whether the refusal of a message of an intake, or of a notification in it, may still be on its way.
+    fn refusable(&mut self, refused: JobId, is_waiting: bool) {
+        if is_waiting {
+            self.refusing.insert(refused.0.into_bytes());
+        } else {
+            self.refusing.remove(refused.0.as_bytes());
+        }
     }
 
     fn receipt(&mut self, receipt: &Receipt, group: u32) {

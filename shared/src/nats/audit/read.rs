@@ -204,6 +204,7 @@ impl Reading<'_> {
             if is_forgotten || audit.jobs.contains_key(whole.0.as_bytes()) {
                 return;
             }
+            audit.refusable(whole, is_waiting);
             let group = audit.group(app, region, region);
             for item in items(app, region, regions, entry, is_waiting) {
                 audit.published(&item, group);

@@ -345,7 +345,7 @@ impl Writer<'_> {
 
     fn letters(&mut self) {
         for (id, group) in &self.audit.letters {
-            if !self.audit.dead.contains_key(id) {
+            if !self.audit.dead.contains_key(id) && !self.audit.refusing.contains(id.as_bytes()) {
                 self.breaks(Break::LetterAlone, *id, *group, 1);
             }
         }

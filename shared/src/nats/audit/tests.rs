@@ -330,3 +330,20 @@ fn what_an_intake_acknowledged_must_be_jobs_or_a_letter() {
     stored(&mut audit, 1, Place::Lane);
     assert_eq!(breaks(&audit), [(Break::Vanished, 2)]);
 }
+
+#[test]
+fn a_letter_of_what_waits_in_an_intake_has_its_receipt_still_to_come() {
+    let (mut audit, group) = audit();
+    audit.letter(id(91), group);
+    audit.letter(id(92), group);
+    assert_eq!(breaks(&audit), [(Break::LetterAlone, 2)]);
+    audit.published(&published(Some(1), 91, 1, true), group);
+    // The letter of a message that is refused as a whole, whatever it holds.
+    audit.refusable(JobId(id(92)), true);
+    let report = audit.report(&Scope::default());
+    assert!(report.holds(), "{:?}", report.broken);
+    assert_eq!((report.total().accepted, report.total().in_flight), (1, 1));
+    // In a later reading the message is worked off.
+    audit.published(&published(Some(1), 91, 1, false), group);
+    assert_eq!(breaks(&audit), [(Break::Vanished, 1), (Break::LetterAlone, 1)]);
+}
