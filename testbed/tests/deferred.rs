@@ -23,7 +23,7 @@ use shared::{
         connect,
         defer::Deferral,
         envelope, publish,
-        subject::{self, Lane},
+        subject::{self, Lane, Tier},
         topology, version,
     },
     receipt::{Batch, State},
@@ -111,7 +111,9 @@ impl Rig {
         let deferral = Deferral::new(&pulled.job, Clock::system().now() + wait, "quiet_hours").unwrap();
         let headers = pulled.message.headers.as_ref().unwrap();
         let payload = pulled.message.payload.clone();
-        deferral.store(&self.js, &pulled.lane, headers, payload).await.unwrap();
+        let tier = Tier::of(&pulled.message.subject);
+        let storing = deferral.store(&self.js, &pulled.lane, tier, headers, payload);
+        storing.await.unwrap();
         deferral
     }
 

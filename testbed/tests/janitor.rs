@@ -4,9 +4,17 @@
 
 use std::{ops::Range, time::Duration};
 
+use async_nats::{header::NATS_MESSAGE_ID, jetstream};
 use serde_json::{Value, json};
 use shared::{
-    nats::{border::Border, config::Config, connect, facts, publish, subject, topology},
+    channel::{Channel, Class},
+    nats::{
+        border::Border,
+        config::Config,
+        connect, facts, publish,
+        subject::{self, Tier},
+        topology, version,
+    },
     provider::Provider,
     recipient::{Fact, FactName, RecipientKey},
     testing,
@@ -117,6 +125,21 @@ async fn reaches(peal: &Peal, notification: &Value, state: &str) -> Value {
     }
 }
 
+/// The subjects to which schedules bring work back, in order.
+async fn scheduled(js: &jetstream::Context) -> Vec<String> {
+    let stream = js.get_stream(topology::SCHEDULE).await.unwrap();
+    let state = &stream.cached_info().state;
+    let mut targets = Vec::new();
+    for sequence in state.first_sequence..=state.last_sequence {
+        if let Ok(message) = stream.get_raw_message(sequence).await {
+            let target = message.headers.get("Nats-Schedule-Target");
+            targets.extend(target.map(ToString::to_string));
+        }
+    }
+    targets.sort();
+    targets
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_cannot_be_worked_on_neither_stays_nor_keeps_others_from_being_trimmed() {
     let peal = start().await;
@@ -163,6 +186,14 @@ async fn a_job_that_cannot_be_worked_on_neither_stays_nor_keeps_others_from_bein
         notify("bob", 15).await,
         notify("eve", 3600).await,
     );
+    // Work beyond its app's share.
+    let lane = subject::notify_class_filter(Channel::Push, &eu, Class::Normal).replace('>', APP);
+    let mut headers = version::headers();
+    headers.insert(NATS_MESSAGE_ID, "beyond");
+    let body = json!({ "recipient": "bob", "push": { "title": "Hello", "ttl": 3600 } });
+    publish::store(&js, Tier::Overflow.subject(&lane), headers, body.to_string().into())
+        .await
+        .unwrap();
     send(&peal, "ann", 0..100).await;
     let delivered = peal
         .simulators
@@ -177,6 +208,21 @@ async fn a_job_that_cannot_be_worked_on_neither_stays_nor_keeps_others_from_bein
     let waiting = reaches(&peal, &waits, "deferred").await;
     assert_eq!(waiting["reason"], "recipient_unreadable", "{waiting}");
     reaches(&peal, &expires, "expired").await;
+    // Each comes back in the tier that it came from.
+    let begun = Instant::now();
+    loop {
+        let targets = scheduled(&js).await;
+        if targets
+            == [
+                format!("due.push-overflow.eu.normal.{APP}"),
+                format!("due.push.eu.normal.{APP}"),
+            ]
+        {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_mins(1), "{targets:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let begun = Instant::now();
     while stored(&peal).await > 1 {
         assert!(

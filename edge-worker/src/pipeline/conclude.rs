@@ -228,8 +228,9 @@ impl Pipeline {
         }
     }
 
-    /// A retry stays in the overflow if its job came from there.
-    fn tier_of_retry(&self, pulled: &Pulled, job: &Job) -> Tier {
+    /// The tier in which a job comes back, for another attempt or after it has waited as a whole. It stays in the overflow if it
+    /// came from there.
+    pub(super) fn tier_of_retry(&self, pulled: &Pulled, job: &Job) -> Tier {
         match Tier::of(pulled.subject()) {
             Tier::Main if self.config.tenants().is_upgraded() => self.shares.of_retry(&job.app),
             Tier::Main => Tier::Main,

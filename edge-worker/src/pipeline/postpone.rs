@@ -57,7 +57,8 @@ impl Pipeline {
             }
         };
         let lane = self.lane(job);
-        let storing = deferral.store(&self.js, &lane, pulled.headers(), pulled.payload());
+        let tier = self.tier_of_retry(pulled, job);
+        let storing = deferral.store(&self.js, &lane, tier, pulled.headers(), pulled.payload());
         if let Err(error) = storing.await {
             tracing::warn!(job = %job.id, %error, "job could not be scheduled; it is given back");
             return Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER);

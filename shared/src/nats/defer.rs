@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::{
     envelope,
     publish::{self, NotStored},
-    subject::{self, Lane},
+    subject::{self, Lane, Tier},
 };
 use crate::{
     id::{AddressId, JobId},
@@ -62,8 +62,9 @@ impl<'a> Deferral<'a> {
         }
     }
 
-    /// Stores the schedule by which JetStream publishes the job on `lane` at `until`. `headers` and `payload` are those of
-    /// the message that carried the job. Deferring again replaces the schedule.
+    /// Stores the schedule by which JetStream publishes the job on `lane` at `until`, in the tier `tier` of its retries: work
+    /// that waits until one time comes back at once. `headers` and `payload` are those of the message that carried the job.
+    /// Deferring again replaces the schedule.
     ///
     /// # Errors
     /// When the server did not confirm that it stored the schedule. The job must not be acknowledged then.
@@ -71,11 +72,12 @@ impl<'a> Deferral<'a> {
         &self,
         js: &jetstream::Context,
         lane: &Lane,
+        tier: Tier,
         headers: &HeaderMap,
         payload: Bytes,
     ) -> Result<(), NotStored> {
         let mut scheduled = envelope::deferred_headers(self.job);
-        envelope::schedule(&mut scheduled, self.until, lane.due());
+        envelope::schedule(&mut scheduled, self.until, tier.subject(&lane.due()));
         if let Some(trace) = envelope::header(headers, TRACEPARENT) {
             scheduled.insert(TRACEPARENT, trace);
         }
