@@ -1,4 +1,4 @@
-//! `peal top`: the state of the lanes, from JetStream's information about streams and consumers.
+//! `peal top`: the state of the lanes and of the intakes, from JetStream's information about streams and consumers.
 
 use std::{
     collections::HashMap,
@@ -144,6 +144,7 @@ async fn show(
         table.write(out)
     };
     write(out).map_err(NotShown::Output)?;
+    show_intakes(&js, region, now, counters, out).await?;
     // Messages for this region that still wait in the outboxes of the others.
     for source in topology::sources(&mesh.client, region, topology::NOTIFY).await? {
         let silent = source.silent.map_or_else(
@@ -163,6 +164,76 @@ async fn show(
         .map_err(NotShown::Output)?;
     }
     Ok(())
+}
+
+/// Maximum number of intakes that are shown of a region: those with the most waiting messages.
+const INTAKES_SHOWN_MAX: usize = 20;
+
+/// Shows the intakes in which messages wait for gateways.
+async fn show_intakes(
+    js: &jetstream::Context,
+    region: &Region,
+    now: Timestamp,
+    counters: &mut Counters,
+    out: &mut Vec<u8>,
+) -> Result<(), NotShown> {
+    let apps = topology::intakes(js).await?;
+    let all = apps.len();
+    let mut busy = Vec::new();
+    for app in apps {
+        let name = topology::intake(&app);
+        // A gateway may just be removing it, or may not have made its consumer yet.
+        let Ok(intake) = js.get_stream(&name).await else {
+            continue;
+        };
+        let found: Result<PullConsumer, _> = intake.get_consumer(topology::INTAKE_CONSUMER).await;
+        let Ok(consumer) = found else { continue };
+        let info = consumer.cached_info();
+        let done = rate(counters, region, &name, info.ack_floor.consumer_sequence);
+        let (pending, unacknowledged) = (info.num_pending, info.num_ack_pending as u64);
+        if pending + unacknowledged == 0 {
+            continue;
+        }
+        let next = info.ack_floor.stream_sequence + 1;
+        let oldest = oldest(&intake, &info.config.filter_subject, next).await;
+        let row = [
+            app.to_string(),
+            pending.to_string(),
+            unacknowledged.to_string(),
+            info.num_redelivered.to_string(),
+            oldest.map_or_else(|| "-".to_owned(), |at| age(at, now)),
+            done,
+        ];
+        busy.push((pending + unacknowledged, row));
+    }
+    if all == 0 {
+        return Ok(());
+    }
+    let waiting: u64 = busy.iter().map(|(waiting, _)| waiting).sum();
+    let write = |out: &mut Vec<u8>, busy: Vec<(u64, [String; 6])>| -> io::Result<()> {
+        writeln!(
+            out,
+            "intakes of {region}: {all}, {} with messages, {waiting} messages waiting",
+            busy.len()
+        )?;
+        if busy.is_empty() {
+            return Ok(());
+        }
+        let mut table = Table::new([
+            "intake",
+            " pending",
+            " ack pending",
+            " redelivered",
+            " oldest",
+            " done/s",
+        ]);
+        for (_, row) in busy.into_iter().take(INTAKES_SHOWN_MAX) {
+            table.row(row);
+        }
+        table.write(out)
+    };
+    busy.sort_by(|(one, _), (other, _)| other.cmp(one));
+    write(out, busy).map_err(NotShown::Output)
 }
 
 async fn state(js: &jetstream::Context, stream: &str) -> Result<jetstream::stream::State, async_nats::Error> {

@@ -184,6 +184,37 @@ async fn the_equation_holds_over_two_regions_and_every_command_shows_the_traffic
     eprintln!("{out}");
     let (_, out, _) = run(program(&peal, &["top", "--once"])).await;
     eprintln!("{out}");
+    assert!(
+        out.contains("intakes of us: 1, 0 with messages, 0 messages waiting"),
+        "{out}"
+    );
+}
+
+/// Services publish while no gateway runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn top_shows_what_waits_in_intakes() {
+    let mut peal = start(&["eu"], "").await;
+    let gateway = &mut peal.region_mut("eu").gateway;
+    gateway.process.terminate(Duration::from_secs(20)).await.unwrap();
+    let service = connect::jetstream(peal.connect_as_app("eu").await.unwrap());
+    for _ in 0..3 {
+        let stored = service.publish(format!("send.{APP}"), "{}".into()).await.unwrap();
+        stored.await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (code, out, err) = run(program(&peal, &["top", "--once"])).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(
+        out.contains("intakes of eu: 1, 1 with messages, 3 messages waiting"),
+        "{out}"
+    );
+    let row = out.lines().find(|line| line.starts_with("shop ")).expect(&out);
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    // The server may still have sent some to the gateway that ended.
+    let waiting: u64 = cells[1].parse::<u64>().unwrap() + cells[2].parse::<u64>().unwrap();
+    assert_eq!(waiting, 3, "{row}");
+    let oldest: u64 = cells[4].strip_suffix('s').expect(row).parse().unwrap();
+    assert!((1..60).contains(&oldest), "{row}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
