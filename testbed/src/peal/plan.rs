@@ -14,6 +14,7 @@ use crate::{links::Links, nats, network, providers::LogMode};
 
 /// What a mesh consists of, and how it is set.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Plan {
     /// This crate's program, which also runs as gateway and as worker.
     pub program: PathBuf,
@@ -44,6 +45,8 @@ pub struct Plan {
     pub limit_token_updates: bool,
     /// The region that the app's data must not leave; anywhere if absent.
     pub residency: Option<String>,
+    /// Whether the app has a server of its own with a stream `OUTBOX`, which its intakes source.
+    pub outbox: bool,
     /// What the app wants done with a push that was sent without an answer, by channel.
     pub ambiguity: BTreeMap<Channel, Ambiguity>,
     /// The quota of the app's Google project, messages a minute; the usual one if absent.
@@ -97,6 +100,7 @@ impl Plan {
             log: LogMode::default(),
             limit_token_updates: true,
             residency: None,
+            outbox: false,
             ambiguity: BTreeMap::new(),
             fcm_quota: None,
             alerts: None,

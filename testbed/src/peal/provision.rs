@@ -65,6 +65,7 @@ pub(super) async fn provision(
     }
     let app = NewApp {
         services: true,
+        outbox: plan.outbox,
         residency: plan.residency.as_deref().map(str::parse).transpose()?,
         ambiguity: plan.ambiguity.clone(),
         alerts: plan.alerts.clone(),
