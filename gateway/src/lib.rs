@@ -134,7 +134,7 @@ impl Gateway {
         lifecycle.spawn_endless("directory", owners::run(homes.clone()));
         let apps = upkeep.intakes();
         lifecycle.spawn_endless("trim", trim::run(context.js.clone(), upkeep.intakes()));
-        lifecycle.spawn_endless("upkeep", upkeep.run());
+        lifecycle.spawn_endless("upkeep", upkeep.run(context.clock.clone()));
         let alerts = Alerts::new(Arc::clone(&context), settings.alerts)?;
         lifecycle.spawn_endless("alerts", alerts.run());
         lifecycle.spawn_endless("canary", canary::run(Arc::clone(&context), readiness.clone()));

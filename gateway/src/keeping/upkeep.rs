@@ -7,14 +7,16 @@ use std::{
 };
 
 use async_nats::jetstream::{self, stream::Config as Stream};
+use jiff::Timestamp;
 use shared::{
     app::App,
+    clock::Clock,
     id::AppId,
     lifecycle::Lifecycle,
     nats::{
         config::Config,
         refusal::unless_refused,
-        topology::{self, ApplyError, Mesh, RegionSettings, Waker},
+        topology::{self, ApplyError, Mesh, RegionSettings, Retired, Waker},
     },
 };
 use tokio::{
@@ -40,6 +42,26 @@ const REMINDER_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Maximum number of intakes that one check looks at: they are looked at in turn.
 const INTAKES_PER_CHECK: usize = 20;
+
+/// How long an intake is unwanted before it is retired.
+const RETIRED_AFTER: Duration = Duration::from_secs(5);
+
+/// An intake whose app has no services, as far as this gateway has read.
+#[derive(Debug)]
+struct Unwanted {
+    since: Instant,
+    /// The log says that it is still there.
+    told: bool,
+}
+
+impl Unwanted {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            told: false,
+        }
+    }
+}
 
 /// The streams, sources and consumers of this region.
 #[derive(Debug)]
@@ -107,13 +129,13 @@ impl Upkeep {
     }
 
     /// Runs until the process ends.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(self, clock: Clock) {
         let (changed, mesh) = watch::channel(self.mesh.clone());
         // Facts too: a job must not arrive long before the consent that was given or withdrawn ahead of it.
         let first = |stream: &Stream| [topology::NOTIFY, topology::RECIPIENTS].contains(&stream.name.as_str());
         tokio::join!(
             self.mend(changed),
-            self.keep_intakes(),
+            self.keep_intakes(&clock),
             keep_awake(&self.js, &mesh, Waker::default(), first),
             keep_awake(&self.js, &mesh, Waker::after(OTHER_STREAMS_DELAY), |stream| !first(
                 stream
@@ -151,9 +173,9 @@ impl Upkeep {
 
 impl Upkeep {
     /// Makes an intake and a status feed for each app whose services publish, mends what is missing, and removes those of other apps.
-    async fn keep_intakes(&self) {
+    async fn keep_intakes(&self, clock: &Clock) {
         let (mut config, mut check) = (self.config.changes(), interval(CHECK_INTERVAL));
-        let (mut made, mut turn) = (HashMap::new(), 0);
+        let (mut made, mut unwanted, mut turn) = (HashMap::new(), HashMap::new(), 0);
         loop {
             tokio::select! {
                 _ = check.tick() => {}
@@ -189,22 +211,28 @@ impl Upkeep {
                     Err(error) => tracing::warn!(app = %app.id, %error, "cannot make the intake of an app; retrying"),
                 }
             }
-            self.publish_intakes(&made, &tenants.apps).await;
+            self.publish_intakes(&made, &tenants.apps, &mut unwanted, clock).await;
         }
     }
 
-    /// Removes the intakes of apps whose services publish no more, and tells the door which there are.
-    async fn publish_intakes(&self, made: &HashMap<AppId, String>, apps: &HashMap<AppId, Arc<App>>) {
+    /// Retires the intakes of apps whose services publish no more, and tells the door which there are to be worked off.
+    async fn publish_intakes(
+        &self,
+        made: &HashMap<AppId, String>,
+        apps: &HashMap<AppId, Arc<App>>,
+        unwanted: &mut HashMap<AppId, Unwanted>,
+        clock: &Clock,
+    ) {
         let mut all: BTreeSet<AppId> = made.keys().cloned().collect();
         match topology::intakes(&self.js).await {
             Ok(found) => {
+                unwanted.retain(|id, _| found.contains(id) && !made.contains_key(id));
                 for id in found.into_iter().filter(|id| !made.contains_key(id)) {
-                    // What services published while the app existed is worked off before the intake goes.
-                    let may_wait = apps.contains_key(&id);
-                    match topology::remove_intake(&self.js, &id, may_wait).await {
-                        Ok(true) => tracing::info!(app = %id, "removed the intake of an app without services"),
-                        Ok(false) => drop(all.insert(id)),
-                        Err(error) => tracing::warn!(app = %id, %error, "cannot remove an intake; retrying"),
+                    let has_app = apps.contains_key(&id);
+                    let known = unwanted.entry(id.clone()).or_insert_with(Unwanted::new);
+                    // Without the app's configuration nothing of it can be accepted.
+                    if self.retire(&id, has_app, known, clock.now()).await && has_app {
+                        all.insert(id);
                     }
                 }
             }
@@ -215,6 +243,35 @@ impl Upkeep {
             *known = all;
             differs
         });
+    }
+
+    /// Retires one intake, and returns whether it is still there.
+    async fn retire(&self, id: &AppId, has_app: bool, known: &mut Unwanted, now: Timestamp) -> bool {
+        // Another gateway may have read of a new app before this one.
+        if known.since.elapsed() < RETIRED_AFTER {
+            return true;
+        }
+        let retired = topology::retire_intake(&self.js, id, has_app, now).await;
+        let is_news = !std::mem::replace(&mut known.told, true);
+        match retired {
+            Ok(Retired::Removed(0)) => {
+                tracing::info!(app = %id, "removed the intake and the status feed of an app without services");
+                return false;
+            }
+            Ok(Retired::Removed(waiting)) => {
+                tracing::error!(app = %id, waiting, "removed an intake in which messages waited longer than a notification lives");
+                return false;
+            }
+            Ok(Retired::Waits(waiting)) if is_news && has_app => {
+                tracing::info!(app = %id, waiting, "closed the intake of an app without services; it goes when it is worked off");
+            }
+            Ok(Retired::Waits(waiting)) if is_news => {
+                tracing::error!(app = %id, waiting, "messages wait in the intake of an app that is gone; an operator must decide");
+            }
+            Err(error) if is_news => tracing::warn!(app = %id, %error, "cannot remove an intake; retrying"),
+            Ok(Retired::Waits(_)) | Err(_) => {}
+        }
+        true
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap, Message, Request};
+use async_nats::{Client, HeaderMap, Message, Request, jetstream::consumer::PullConsumer};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use shared::{
@@ -284,6 +284,91 @@ async fn an_app_that_is_added_gets_an_intake_and_each_app_has_its_own_ids() {
     rig.wait_worked_off(&app()).await;
     rig.wait_worked_off(&bank).await;
     assert_eq!(rig.count(NOTIFY).await, 4);
+}
+
+impl Rig {
+    /// Publishes to the intake of `app` with every permission.
+    async fn publish_for(&self, app: &AppId, event: &str) -> bool {
+        let sent = self
+            .js
+            .publish(format!("send.{app}"), notification(event).to_string().into());
+        sent.await.unwrap().await.is_ok()
+    }
+
+    async fn has_intake(&self, app: &AppId) -> bool {
+        self.js.get_stream(topology::intake(app)).await.is_ok()
+    }
+
+    async fn has_feed(&self, app: &AppId) -> bool {
+        let feed: Result<PullConsumer, _> = self
+            .js
+            .get_consumer_from_stream(topology::feed_consumer(app), topology::RECEIPTS)
+            .await;
+        feed.is_ok()
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_loses_its_services_loses_its_intake_once_it_is_worked_off_and_its_feed() {
+    let rig = Rig::start().await;
+    let bank: AppId = "bank".parse().unwrap();
+    let quota = Quota {
+        jobs_per_s: Some(2),
+        ..Quota::default()
+    };
+    rig.issue_key_within("bank", &[], quota).await;
+    rig.wait_for_intake(&bank).await;
+    eventually("the app has a feed", async || rig.has_feed(&bank).await).await;
+    // Its quota lets the last of them wait for more than the time after which an intake is retired.
+    for event in 0..8 {
+        assert!(rig.publish_for(&bank, &event.to_string()).await);
+    }
+    rig.end_services("bank", quota).await;
+    eventually("the intake is closed", async || {
+        let intake = rig.js.get_stream(topology::intake(&bank)).await.unwrap();
+        intake.cached_info().config.max_message_size == 1
+    })
+    .await;
+    assert!(!rig.publish_for(&bank, "late").await);
+    eventually("the intake is gone", async || !rig.has_intake(&bank).await).await;
+    assert!(!rig.has_feed(&bank).await);
+    assert!(rig.has_intake(&app()).await && rig.has_feed(&app()).await);
+    // Two recipients each.
+    assert_eq!(rig.count(NOTIFY).await, 16);
+}
+
+#[tokio::test]
+async fn what_waits_for_an_app_that_is_gone_is_kept_until_it_returns() {
+    let rig = Rig::start().await;
+    let bank: AppId = "bank".parse().unwrap();
+    let quota = Quota {
+        jobs_per_s: Some(1),
+        ..Quota::default()
+    };
+    rig.issue_key_within("bank", &[], quota).await;
+    rig.wait_for_intake(&bank).await;
+    for event in 0..6 {
+        assert!(rig.publish_for(&bank, &event.to_string()).await);
+    }
+    let mut headers = HeaderMap::new();
+    headers.insert("KV-Operation", "DEL");
+    let deleted = rig.hub.publish_with_headers("$KV.config.app.bank", headers, "".into());
+    deleted.await.unwrap().await.unwrap();
+    eventually("the feed is gone", async || !rig.has_feed(&bank).await).await;
+    assert!(!rig.publish_for(&bank, "late").await, "the intake is closed");
+    let jobs = rig.count(NOTIFY).await;
+    assert!(rig.has_intake(&bank).await && jobs < 12, "{jobs}");
+    let report = audit::read(&rig.js.client(), &[region("eu")], &Scope::default(), rig.ids().await)
+        .await
+        .unwrap();
+    assert!(report.holds(), "{:?}", report.broken);
+    assert_eq!(report.total().in_flight, 12, "{}", report.total());
+
+    rig.issue_key("bank", &[]).await;
+    rig.wait_worked_off(&bank).await;
+    assert_eq!(rig.count(NOTIFY).await, 12);
+    eventually("the app has a feed again", async || rig.has_feed(&bank).await).await;
+    eventually("the intake is open again", async || rig.publish_for(&bank, "new").await).await;
 }
 
 #[tokio::test]

@@ -136,13 +136,7 @@ impl Rig {
 
     /// Like [`Self::issue_key`], with a quota of the app.
     pub(crate) async fn issue_key_within(&self, app: &str, scopes: &[Scope], quota: Quota) -> String {
-        let app = NewApp {
-            services: true,
-            quota,
-            senders: serde_json::from_value(json!({ "email": ["news@shop.example"], "sms": ["Shop"] })).unwrap(),
-            credentials: vec![Credential::Log(log::Credential::default())],
-            ..NewApp::new(app.parse().unwrap(), region("eu"))
-        };
+        let app = NewApp { quota, ..new_app(app) };
         let mut keys = provision::write_app(&self.hub, &self.mesh_key, &app, &[scopes.to_vec()])
             .await
             .unwrap();
@@ -156,6 +150,18 @@ impl Rig {
         })
         .await;
         key
+    }
+
+    /// Lets services of `app` publish no more.
+    pub(crate) async fn end_services(&self, app: &str, quota: Quota) {
+        let app = NewApp {
+            services: false,
+            quota,
+            ..new_app(app)
+        };
+        provision::write_app(&self.hub, &self.mesh_key, &app, &[])
+            .await
+            .unwrap();
     }
 
     /// Calls with the key of `shop`. `Value::Null` stands for no body.
@@ -244,6 +250,16 @@ impl Answer {
         let code = self.body["code"].as_str().unwrap();
         assert_eq!(self.body["type"], format!("urn:peal:problem:{code}"), "{self:?}");
         code
+    }
+}
+
+/// An app whose services publish.
+fn new_app(id: &str) -> NewApp {
+    NewApp {
+        services: true,
+        senders: serde_json::from_value(json!({ "email": ["news@shop.example"], "sms": ["Shop"] })).unwrap(),
+        credentials: vec![Credential::Log(log::Credential::default())],
+        ..NewApp::new(id.parse().unwrap(), region("eu"))
     }
 }
 

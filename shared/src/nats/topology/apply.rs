@@ -10,7 +10,7 @@ use async_nats::jetstream::{
     self,
     consumer::{PullConsumer, pull},
     context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind},
-    stream::{Config, ConsumerErrorKind, Info, Source},
+    stream::{Config, ConsumerError, ConsumerErrorKind, Info, Source},
 };
 use futures::TryStreamExt;
 use jiff::{SignedDuration, Timestamp};
@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 use super::{
     CONFIG, INTAKE_CONSUMER, Mesh, RECEIPTS, RECIPIENTS, RegionSettings, VERSION, VERSION_KEY, app_of_intake,
     consumers, feed_consumer, intake, main_consumers,
-    streams::{feed, intake_consumer},
+    streams::{WORK_MAX_AGE, feed, intake_consumer},
 };
 use crate::{
     app::App,
@@ -279,29 +279,73 @@ pub async fn intakes(js: &jetstream::Context) -> Result<Vec<AppId>, ApplyError> 
     Ok(names.iter().filter_map(|name| app_of_intake(name)).collect())
 }
 
-/// Removes the intake of `app`. If `worked_off`, only once nothing waits in it. Returns whether it was removed.
+/// What became of an intake that is wanted no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retired {
+    /// It is gone, and so is the status feed. This many messages were in it that nobody worked off.
+    Removed(u64),
+    /// It takes nothing more, and this many messages wait in it.
+    Waits(u64),
+}
+
+/// Closes the intake of `app`, whose services publish no more, and removes it with the status feed of the app once nothing
+/// waits in it, or once all that waits has outlived every notification at `now`. Until then what was acknowledged can still be
+/// worked off. `has_app` is whether the app is still there; without it nobody reads the feed, which goes at once.
 ///
 /// # Errors
 /// When the server does not answer or refuses.
-pub async fn remove_intake(js: &jetstream::Context, app: &AppId, worked_off: bool) -> Result<bool, ApplyError> {
-    let name = intake(app);
+pub async fn retire_intake(
+    js: &jetstream::Context,
+    app: &AppId,
+    has_app: bool,
+    now: Timestamp,
+) -> Result<Retired, ApplyError> {
+    let (name, feed) = (intake(app), feed_consumer(app));
     let failed = |error: &dyn fmt::Display| ApplyError::Read(name.clone(), error.to_string());
-    if worked_off {
-        let consumer: Result<PullConsumer, _> = js.get_consumer_from_stream(INTAKE_CONSUMER, &name).await;
-        let consumer = consumer.map_err(|error| failed(&error))?;
-        let info = consumer.cached_info();
-        if info.num_pending > 0 || info.num_ack_pending > 0 {
-            return Ok(false);
+    let retiring = async {
+        let Some(found) = info(js, &name).await? else {
+            return Ok(Retired::Removed(0));
+        };
+        close(js, &found.config).await.map_err(|error| failed(&error))?;
+        // Nothing can be stored any more, so what is found now is all.
+        let stream = js.get_stream(&name).await.map_err(|error| failed(&error))?;
+        let state = stream.cached_info().state.clone();
+        let consumer: Result<PullConsumer, _> = stream.get_consumer(INTAKE_CONSUMER).await;
+        let waiting = consumer.map_or(state.messages, |consumer| {
+            let info = consumer.cached_info();
+            info.num_pending + info.num_ack_pending as u64
+        });
+        let newest = follow::timestamp(state.last_timestamp.unix_timestamp_nanos());
+        let outlived = now.duration_since(newest).unsigned_abs() > WORK_MAX_AGE && newest < now;
+        let is_over = waiting == 0 || outlived;
+        if is_over || !has_app {
+            match js.delete_consumer_from_stream(&feed, RECEIPTS).await {
+                Ok(_) => {}
+                Err(error) if is_missing(&error) => {}
+                Err(error) => return Err(ApplyError::Consumer(feed.clone(), error.to_string())),
+            }
         }
+        if !is_over {
+            return Ok(Retired::Waits(waiting));
+        }
+        js.delete_stream(&name).await.map_err(|error| failed(&error))?;
+        Ok(Retired::Removed(waiting))
+    };
+    let concerns = |subject: &str| is_about(subject, &name) || is_about(subject, &feed);
+    unless_refused(&js.client(), concerns, retiring).await?
+}
+
+/// Lets an intake take nothing more: the smallest body, `{}`, is larger than what it stores. [`apply_intake`] opens it again.
+async fn close(js: &jetstream::Context, found: &Config) -> Result<(), CreateStreamError> {
+    let closed = Config {
+        max_message_size: 1,
+        sources: None,
+        ..found.clone()
+    };
+    if found.max_message_size != closed.max_message_size || found.sources.as_ref().is_some_and(|all| !all.is_empty()) {
+        Box::pin(js.update_stream(closed)).await?;
     }
-    unless_refused(
-        &js.client(),
-        |subject| is_about(subject, &name),
-        js.delete_stream(&name),
-    )
-    .await?
-    .map_err(|error| failed(&error))?;
-    Ok(true)
+    Ok(())
 }
 
 fn log(changes: Vec<Change>) {
@@ -377,6 +421,10 @@ async fn consumer_metadata(
             _ => Err(ApplyError::Consumer(name.to_owned(), error.to_string())),
         },
     }
+}
+
+fn is_missing(error: &ConsumerError) -> bool {
+    matches!(error.kind(), ConsumerErrorKind::JetStream(error) if error.code() == 404)
 }
 
 /// Recreates the consumers of `region` that are missing. Only a gateway is permitted to.

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 pub(super) use self::streams::work_for;
 pub use self::{
     apply::{
-        ApplyError, Change, apply, apply_intake, apply_region, intakes, mend_consumers, missing_streams, recreate,
-        recreated_at, remove_intake, wait_for_region,
+        ApplyError, Change, Retired, apply, apply_intake, apply_region, intakes, mend_consumers, missing_streams,
+        recreate, recreated_at, retire_intake, wait_for_region,
     },
     streams::{
         ALERTS_ACK_WAIT, DUPLICATE_WINDOW, INTAKE_MAX_MESSAGE_BYTES, LETTERS_MAX_AGE, RECEIPTS_MAX_AGE, WORK_ACK_WAIT,
