@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use shared::{
     clock::Clock,
+    id::AppId,
     nats::{
         accounts::{
             self, Accounts,
@@ -148,16 +149,59 @@ pub(super) async fn push(args: AccountsArgs, out: &mut impl io::Write) -> Result
     if let Some(linked) = &accounts.linked {
         relink(&client, linked).await?;
     }
-    let is_old = |key: &String| claims.accounts.iter().all(|(kept, _)| kept != key);
-    let old: Vec<String> = known.into_iter().filter(is_old).collect();
-    if !old.is_empty() {
-        let request = claims::removal(&Folder(&args.jwt), &old, Clock::system().now())?;
-        ask(&client, "$SYS.REQ.CLAIMS.DELETE", request).await?;
-        for key in old {
+    for (title, key) in made(&args.jwt)? {
+        let is_kept = claims.accounts.iter().any(|(kept, _)| *kept == key);
+        if !is_kept && known.contains(&key) && close(&client, &args.jwt, &title, &key).await? {
             writeln!(out, "removed\t{key}")?;
         }
     }
     Ok(Answer::Yes)
+}
+
+/// The accounts whose keys are in the folder: titles and public keys. The servers may have accounts of other systems.
+fn made(folder: &Path) -> Result<Vec<(String, String)>, Failure> {
+    let cannot = |error: io::Error| Failure::Arguments(format!("{}: {error}", folder.display()));
+    let mut made = Vec::new();
+    for file in fs::read_dir(folder).map_err(cannot)? {
+        let name = file.map_err(cannot)?.file_name();
+        let title = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("account-")?.strip_suffix(".nk"));
+        if let Some(title) = title {
+            let key = Folder(folder).pair(Holder::Account, &format!("account-{title}"))?;
+            made.push((title.to_owned(), key.public_key()));
+        }
+    }
+    made.sort();
+    Ok(made)
+}
+
+/// Closes the account of an app that is gone, unless it is closed already. If the app returns, it has a new key.
+async fn close(client: &Client, folder: &Path, title: &str, key: &str) -> Result<bool, Failure> {
+    let subject = format!("$SYS.REQ.ACCOUNT.{key}.CLAIMS.LOOKUP");
+    let found = client.request(subject.clone(), "".into()).await;
+    let found = found.map_err(|error| Failure::Streams(format!("{subject}: {error}")))?;
+    if std::str::from_utf8(&found.payload).is_ok_and(claims::is_closed) {
+        return Ok(false);
+    }
+    let app: AppId = title
+        .parse()
+        .map_err(|_| Failure::Arguments(format!("account-{title}.nk: must be named by an app")))?;
+    let user = Role::Service(app).title();
+    let file = folder.join(format!("{user}.nk"));
+    if file.exists() {
+        revoke_key(folder, title, &user)?;
+        let creds = folder.join(format!("{user}.creds"));
+        match fs::remove_file(&creds) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Failure::Arguments(format!("{}: {error}", creds.display())));
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    let jwt = claims::closed(&Folder(folder), key, Clock::system().now())?;
+    ask(client, "$SYS.REQ.CLAIMS.UPDATE", jwt).await?;
+    Ok(true)
 }
 
 /// How long to wait for another server of a region to answer.
@@ -235,11 +279,16 @@ fn revoke(folder: &Path, accounts: &Accounts, user: &str) -> Result<(), Failure>
     let mut all = accounts.all.iter();
     let account = all.find(|account| account.users.iter().any(|one| one.title == user));
     let account = account.ok_or_else(|| Failure::Arguments(format!("--renew: there is no user {user}")))?;
+    revoke_key(folder, &account.title, user)
+}
+
+/// As [`revoke`], by the title of the account.
+fn revoke_key(folder: &Path, account: &str, user: &str) -> Result<(), Failure> {
     let file = folder.join(format!("{user}.nk"));
     let former = Folder(folder).pair(Holder::User, user)?.public_key();
     let lines = fs::read_to_string(folder.join(REVOKED)).unwrap_or_default();
     let at = Clock::system().now().as_second();
-    let lines = format!("{lines}{} {former} {at}\n", account.title);
+    let lines = format!("{lines}{account} {former} {at}\n");
     let written = fs::write(folder.join(REVOKED), lines).and_then(|()| fs::remove_file(&file));
     written.map_err(|error| Failure::Arguments(format!("{}: {error}", folder.display())))
 }

@@ -3,12 +3,13 @@
 use std::{fs, path::Path, time::Duration};
 
 use async_nats::{Client, connection::State};
+use futures::future::try_join_all;
 use shared::{
     app::App,
     nats::{
         connect::{self, Nats},
         roles::Role,
-        topology,
+        topology::{self, Durability, RegionSettings},
     },
 };
 use tempfile::TempDir;
@@ -201,18 +202,33 @@ async fn a_mesh_moves_to_an_operator_with_its_streams_and_apps_come_and_go() {
     assert_eq!(send(&shop, "shop").await.as_deref(), Ok("INTAKE_shop"));
 
     // An app goes.
+    let gone = operator.file("gone.creds");
+    fs::copy(operator.creds("app-bank"), &gone).unwrap();
     operator.set_apps(&["shop"]);
     let printed = operator.push(eu, &[]).await;
     assert!(printed.contains("removed\t"), "{printed}");
     disconnected(&bank).await;
-    assert!(connect_service(eu, &operator, "bank").await.is_err());
+    assert!(bank_is_refused(eu, &gone).await);
     assert_eq!(send(&shop, "shop").await.as_deref(), Ok("INTAKE_shop"));
+    let printed = operator.push(eu, &[]).await;
+    assert!(!printed.contains("removed\t"), "once: {printed}");
 
     // All of it survives a restart.
     eu.restart().await.unwrap();
-    assert!(connect_service(eu, &operator, "bank").await.is_err());
+    assert!(bank_is_refused(eu, &gone).await);
     let shop = connect_service(eu, &operator, "shop").await.unwrap();
     assert_eq!(send(&shop, "shop").await.as_deref(), Ok("INTAKE_shop"));
+
+    // It returns, with a new key alone.
+    operator.set_apps(&["shop", "bank"]);
+    operator.push(eu, &[]).await;
+    let bank = connect_service(eu, &operator, "bank").await.unwrap();
+    assert_eq!(send(&bank, "bank").await.as_deref(), Ok("INTAKE_bank"));
+    assert!(bank_is_refused(eu, &gone).await);
+}
+
+async fn bank_is_refused(eu: &Server, creds: &Path) -> bool {
+    eu.connect_by_creds(&Role::Service(app("bank")), creds).await.is_err()
 }
 
 /// Waits until the region reaches the streams of the hub. An answer that there is no such stream counts.
@@ -233,4 +249,105 @@ async fn disconnected(client: &Client) {
         }
     };
     timeout(TIMEOUT, ended).await.unwrap();
+}
+
+/// The servers of a region agree on accounts, also with one that was down while an app was removed and a key was renewed.
+#[tokio::test(flavor = "multi_thread")]
+async fn three_servers_agree_on_accounts() {
+    let settings = nats::Settings {
+        clusters: true,
+        ..two_apps()
+    };
+    let mesh = Mesh::start(settings, &["eu"]).await.unwrap();
+    let servers = mesh.servers("eu");
+    let operator = Operator::new();
+    operator.set_apps(&["shop", "bank"]);
+    let roles = operator.peal("roles", &[]).await;
+    for server in &servers {
+        server.stop().await.unwrap();
+        server.replace_roles(&roles).unwrap();
+    }
+    try_join_all(servers.iter().map(|server| server.restart()))
+        .await
+        .unwrap();
+
+    let role = Role::Gateway(region("eu"));
+    let gateway = servers[0]
+        .connect_by_creds(&role, &operator.creds("gateway-eu"))
+        .await
+        .unwrap();
+    let js = connect::jetstream(gateway);
+    let topology = topology::Mesh {
+        here: RegionSettings {
+            durability: Durability::Production,
+            ..here("eu")
+        },
+        regions: vec![region("eu")],
+    };
+    // The servers first elect a leader.
+    eventually("the streams are made", async || {
+        topology::apply_region(&js, &topology, true).await.is_ok()
+    })
+    .await;
+    let printed = operator.push(servers[0], &[]).await;
+    for id in ["shop", "bank"] {
+        let app = App {
+            account: Some(key_of(&printed, id).parse().unwrap()),
+            ..tenant(id)
+        };
+        topology::apply_intake(&js, &topology.here, &app).await.unwrap();
+    }
+    let intake = js.get_stream("INTAKE_shop").await.unwrap();
+    assert_eq!(intake.cached_info().config.num_replicas, 3);
+    for server in &servers {
+        for id in ["shop", "bank"] {
+            let service = connect_service(server, &operator, id).await.unwrap();
+            assert_eq!(send(&service, id).await, Ok(format!("INTAKE_{id}")));
+        }
+    }
+
+    let stolen = operator.file("stolen.creds");
+    fs::copy(operator.creds("app-shop"), &stolen).unwrap();
+    let gone = operator.file("gone.creds");
+    fs::copy(operator.creds("app-bank"), &gone).unwrap();
+    servers[2].kill().unwrap();
+    operator.push(servers[1], &["--renew", "app-shop"]).await;
+    operator.set_apps(&["shop"]);
+    operator.push(servers[1], &[]).await;
+    let refuses = async |server: &Server| {
+        let connect = async |id, creds| server.connect_by_creds(&Role::Service(app(id)), creds).await.is_err();
+        connect("shop", &stolen).await && connect("bank", &gone).await
+    };
+    let works = async |server: &Server| match connect_service(server, &operator, "shop").await {
+        Ok(service) => send(&service, "shop").await.as_deref() == Ok("INTAKE_shop"),
+        Err(_) => false,
+    };
+    for server in &servers[..2] {
+        eventually("the two servers refuse", async || refuses(server).await).await;
+        eventually("and serve", async || works(server).await).await;
+    }
+    servers[2].restart().await.unwrap();
+    eventually("the third learns of it", async || refuses(servers[2]).await).await;
+    eventually("and serves", async || works(servers[2]).await).await;
+
+    // All at once, as after a power cut.
+    for server in &servers {
+        server.kill().unwrap();
+    }
+    try_join_all(servers.iter().map(|server| server.restart()))
+        .await
+        .unwrap();
+    for server in &servers {
+        eventually("they serve again", async || works(server).await).await;
+        assert!(refuses(server).await);
+    }
+}
+
+async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(TIMEOUT, wait).await.unwrap_or_else(|_| panic!("{what}"));
 }

@@ -145,20 +145,32 @@ pub fn sign<K: Keyring>(
     Ok(all)
 }
 
-/// The request, to servers in operator mode, that removes accounts, by public keys: the body of `$SYS.REQ.CLAIMS.DELETE`.
+/// What the JWT of a closed account is called.
+const CLOSED: &str = "closed";
+
+/// The JWT of an account that nobody may use any more, by its public key. An account is closed and not deleted: a server that
+/// was down meanwhile has the former JWT, takes a newer one from the others, and would give them back what they deleted.
 ///
 /// # Errors
 /// When the operator's key cannot be read.
-pub fn removal<K: Keyring>(keys: &K, accounts: &[String], now: Timestamp) -> Result<String, K::Error> {
+pub fn closed<K: Keyring>(keys: &K, account: &str, now: Timestamp) -> Result<String, K::Error> {
     let operator = keys.pair(Holder::Operator, OPERATOR)?;
-    let body = json!({ "accounts": accounts });
-    Ok(token(
-        &operator,
-        &operator.public_key(),
-        "remove",
-        ("generic", body),
-        now,
-    ))
+    let body = json!({
+        "limits": {
+            "conn": 0, "leaf": 0, "subs": 0, "payload": 0, "data": 0, "imports": 0, "exports": 0, "wildcards": false,
+            "mem_storage": 0, "disk_storage": 0, "streams": 0, "consumer": 0,
+        },
+        "revocations": { "*": now.as_second() },
+        "default_permissions": { "pub": {}, "sub": {} },
+    });
+    Ok(token(&operator, account, CLOSED, ("account", body), now))
+}
+
+/// Whether `jwt` is that of a closed account.
+pub fn is_closed(jwt: &str) -> bool {
+    let claims = jwt.split('.').nth(1).and_then(|body| BASE64.decode(body).ok());
+    let claims = claims.and_then(|json| serde_json::from_slice::<Value>(&json).ok());
+    claims.is_some_and(|claims| claims["name"] == CLOSED && claims["nats"]["revocations"]["*"].is_i64())
 }
 
 /// The part of a nats-server's configuration that is named `roles.conf`, in operator mode.
@@ -169,7 +181,7 @@ pub fn conf(claims: &Claims, accounts: &Accounts) -> String {
          #\n\
          #   PEAL_JWT_DIR  where the server keeps the accounts that are pushed to it\n\n\
          operator: {}\n\
-         resolver {{ type: full, dir: $PEAL_JWT_DIR, allow_delete: true, interval: \"2m\" }}\n\
+         resolver {{ type: full, dir: $PEAL_JWT_DIR, allow_delete: false, interval: \"5s\" }}\n\
          resolver_preload {{\n",
         claims.operator
     );
