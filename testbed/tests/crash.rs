@@ -9,9 +9,12 @@ use std::{
 };
 
 use serde_json::json;
-use shared::nats::{
-    connect, direct,
-    topology::{self, Domain, Durability},
+use shared::{
+    nats::{
+        connect, direct,
+        topology::{self, Domain, Durability},
+    },
+    receipt::State,
 };
 use testbed::{
     audit::Audit,
@@ -243,4 +246,45 @@ async fn every_process_is_restarted_in_turn_and_nothing_is_sent_twice() {
     }
     sending.await.unwrap();
     check(&*peal.lock().await, 0).await;
+}
+
+/// A gateway ends between the letter of a refused notification and its receipt. Until the message comes again the books hold: it waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_whose_receipt_is_still_to_come_is_no_finding() {
+    let mut peal = Peal::start(Plan { workers: 1, ..plan() }).await.unwrap();
+    peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
+    let program = peal.program();
+    let gateway = &mut peal.region_mut("eu").gateway;
+    gateway.process.terminate(Duration::from_secs(20)).await.unwrap();
+    gateway
+        .restart_with(&program, &["--crash-at", "gateway.after-letter=1"], &[])
+        .unwrap();
+    let service = connect::jetstream(peal.connect_as_app("eu").await.unwrap());
+    let item = |event| json!({ "event_id": event, "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
+    let mut refused = item("refused");
+    refused["class"] = json!("now");
+    let body = json!({ "notifications": [item("fine"), refused] }).to_string();
+    service.publish("send.shop", body.into()).await.unwrap().await.unwrap();
+    let begun = Instant::now();
+    while !peal.region_mut("eu").gateway.process.has_ended().unwrap() {
+        assert!(begun.elapsed() < Duration::from_mins(1), "no letter was stored");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let report = Audit::read(&peal).await.unwrap().report;
+    assert!(report.holds(), "{:?}", report.broken);
+    assert_eq!(report.in_flight.intakes, 1, "{}", report.total());
+
+    peal.region_mut("eu").gateway.restart(&program).unwrap();
+    let audit = Audit::read_settled(&peal, Duration::from_mins(1)).await.unwrap();
+    assert!(audit.report.holds(), "{:?}", audit.report.broken);
+    let total = audit.equation();
+    assert_eq!((total.accepted, total.in_flight), (2, 0), "{total}");
+    assert_eq!(
+        total.by_state,
+        [(State::Delivered, 1), (State::Dead, 1)].into(),
+        "{total}"
+    );
+    let dead = connect::jetstream(peal.connect("eu").await.unwrap());
+    let dead = dead.get_stream(topology::DEAD).await.unwrap();
+    assert_eq!(dead.cached_info().state.messages, 1, "one letter");
 }

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use shared::{
     channel::Channel,
+    failpoint::failpoint,
     id::{EventId, NotificationId},
     nats::{
         envelope::{self, header},
@@ -77,6 +78,7 @@ impl Door {
         for refusal in refusals {
             receipts.push(self.keep_one(message, headers, refusal).await?);
         }
+        failpoint("gateway.after-letter");
         self.record(message, receipts).await
     }
 
