@@ -1,8 +1,10 @@
-//! Holds pulled work until the facts are current: until the cache contains what the region's bucket contained after the work
-//! was pulled. So what a gateway answered before it accepted a notification holds for that notification.
+//! Holds pulled work until what this worker knows is current: until the cache contains what the region's bucket contained
+//! after the work was pulled, and every withdrawal is known that was answered before. So what a gateway answered holds for
+//! each notification that it accepts later, and nothing is sent that was withdrawn before it was pulled.
 //!
-//! Only the leader of the bucket knows its end; with three copies, the others lag. One answer serves all work that was
-//! pulled before the question was sent, and one question is in flight at a time.
+//! Only the leader of a stream knows its end; with three copies, the others lag. Two requests are one question: for the end
+//! of the bucket, and for that of the withdrawals. One answer serves all work that was pulled before the question was sent,
+//! and one question is in flight at a time.
 
 use std::{
     mem,
@@ -14,11 +16,12 @@ use std::{
 };
 
 use shared::nats::{
-    connect,
-    follow::{self, StreamState},
+    cancelled, connect,
+    follow,
     topology,
 };
 use tokio::{
+    join,
     sync::Notify,
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -54,6 +57,14 @@ struct Waiting {
     /// The number of the connection over which it was pulled; see [`connect::connects`].
     connection: u64,
     since: Instant,
+}
+
+/// What must be known before work starts.
+#[derive(Debug, Clone, Copy)]
+struct Needed {
+    facts: Position,
+    /// How far the withdrawals must have been read.
+    withdrawals: u64,
 }
 
 /// Work whose facts are current: no copy that is older than [`Pulled::facts`] may be read for it.
@@ -112,10 +123,9 @@ impl Pipeline {
             // Before the question: the answer says nothing about work that is pulled after it.
             let batch = self.barrier.take();
             ask_at = Instant::now() + ASK_EVERY;
-            if let Some(bucket) = self.bucket().await {
-                let needed = Position::end_of(&bucket);
-                if self.cache.position().reaches(needed) {
-                    self.start(batch, needed);
+            if let Some(needed) = self.needed().await {
+                if self.cache.position().reaches(needed.facts) && self.cancelled.has_reached(needed.withdrawals) {
+                    self.start(batch, needed.facts);
                 } else {
                     self.lifecycle.spawn_job(self.clone().start_once_reached(batch, needed));
                 }
@@ -126,31 +136,48 @@ impl Pipeline {
         }
     }
 
-    /// The state of the region's bucket, as its leader knows it.
-    async fn bucket(&self) -> Option<StreamState> {
-        let asked = follow::stream_state(&self.js, topology::RECIPIENTS);
+    /// What must be known of all that was answered until now, as the leaders of the streams say.
+    async fn needed(&self) -> Option<Needed> {
+        let facts = follow::stream_state(&self.js, topology::RECIPIENTS);
+        let withdrawals = cancelled::end(&self.js, &self.region);
+        let asked = async { join!(facts, withdrawals) };
         match timeout(ANSWERED_WITHIN, asked).await {
-            Ok(Ok(state)) => Some(state),
-            Ok(Err(error)) => {
+            Ok((Ok(bucket), Ok(withdrawals))) => Some(Needed {
+                facts: Position::end_of(&bucket),
+                withdrawals,
+            }),
+            Ok((Err(error), _)) => {
                 tracing::warn!(%error, "the end of the bucket of recipients is not known; work waits");
                 None
             }
+            Ok((_, Err(error))) => {
+                tracing::warn!(%error, "the end of the withdrawals is not known; work waits");
+                None
+            }
             Err(_) => {
-                tracing::warn!("the leader of the bucket of recipients does not answer; work waits");
+                tracing::warn!("a leader of the bucket of recipients or of the directory does not answer; work waits");
                 None
             }
         }
     }
 
-    async fn start_once_reached(self: Arc<Self>, batch: Vec<Waiting>, needed: Position) {
+    async fn start_once_reached(self: Arc<Self>, batch: Vec<Waiting>, needed: Needed) {
         let mut filled = self.cache_filled.clone();
-        tokio::select! {
-            () = self.cache.reached(needed) => (),
-            // While the cache is filled, work reads the bucket; see `resolve`.
-            _ = filled.wait_for(|filled| !filled) => (),
-            () = sleep(CACHE_CURRENT_WITHIN) => tracing::warn!("the cache lags behind the bucket of recipients"),
+        let facts = async {
+            tokio::select! {
+                () = self.cache.reached(needed.facts) => (),
+                // While the cache is filled, work reads the bucket; see `resolve`.
+                _ = filled.wait_for(|filled| !filled) => (),
+                () = sleep(CACHE_CURRENT_WITHIN) => tracing::warn!("the cache lags behind the bucket of recipients"),
+            }
+        };
+        let withdrawals = timeout(CACHE_CURRENT_WITHIN, self.cancelled.reached(needed.withdrawals));
+        if let ((), Ok(())) = join!(facts, withdrawals) {
+            self.start(batch, needed.facts);
+        } else if !self.lifecycle.is_finishing() {
+            tracing::warn!("withdrawals that were answered are not read yet; work waits");
+            self.barrier.put(give_up_old(batch));
         }
-        self.start(batch, needed);
     }
 
     fn start(self: &Arc<Self>, batch: Vec<Waiting>, needed: Position) {

@@ -445,6 +445,12 @@ pub fn directory_cancelled(region: &Region, app: &AppId, notification: Notificat
 /// All records of withdrawn notifications, from all regions.
 pub const CANCELLED_FILTER: &str = "directory.*.cancelled.>";
 
+/// The mark that a gateway of `region` writes after each record of a withdrawal. Only the newest is kept: who has read it has
+/// read all records before it, because it matches [`CANCELLED_FILTER`] too.
+pub fn directory_cancelled_mark(region: &Region) -> String {
+    format!("directory.{region}.cancelled.mark")
+}
+
 /// The notification in `directory.<region>.cancelled.<app>.<notification>`.
 pub fn cancelled_of(subject: &str) -> Option<NotificationId> {
     subject.rsplit('.').next()?.parse().ok()

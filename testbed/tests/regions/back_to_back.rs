@@ -141,14 +141,16 @@ impl Gateway<'_> {
             .await;
     }
 
-    async fn notify(self, to: Value, title: &str) {
+    /// Sends a notification and returns its id.
+    async fn notify(self, to: Value, title: &str) -> String {
         let body = json!({
             "event_id": format!("{to}-{title}").replace(|c: char| !c.is_ascii_alphanumeric(), "-"),
             "to": to,
             "category": "offers",
             "push": { "title": title },
         });
-        self.expect("POST", "notifications", Some(body)).await;
+        let answer = self.expect("POST", "notifications", Some(body)).await;
+        answer["notification_id"].as_str().unwrap().to_owned()
     }
 
     /// What is true before the change. Returns the id of the first device's address.
@@ -206,12 +208,12 @@ impl Gateway<'_> {
     /// Sends what the change must affect.
     async fn send(self, of: Try) {
         match of.change {
-            Change::Joined | Change::Left => self.notify(json!({ "topic": of.topic() }), "hi").await,
+            Change::Joined | Change::Left => drop(self.notify(json!({ "topic": of.topic() }), "hi").await),
             Change::HandedOver => {
                 self.notify(json!({ "recipients": [of.recipient()] }), "hi").await;
                 self.notify(json!({ "recipients": [of.other()] }), "other").await;
             }
-            _ => self.notify(json!({ "recipients": [of.recipient()] }), "hi").await,
+            _ => drop(self.notify(json!({ "recipients": [of.recipient()] }), "hi").await),
         }
     }
 }
@@ -238,9 +240,7 @@ async fn count_wrong(peal: &Peal, region: &str, tries: usize) -> BTreeMap<Change
     assert_settled(peal).await;
     let mut pushes: HashMap<String, Vec<String>> = HashMap::new();
     for push in peal.simulators.apns.log().pushes() {
-        let payload: Value = serde_json::from_slice(&push.payload).unwrap();
-        let title = payload["aps"]["alert"]["title"].as_str().unwrap_or_default().to_owned();
-        pushes.entry(push.token).or_default().push(title);
+        pushes.entry(push.token).or_default().push(title(&push.payload));
     }
     let mut wrong = BTreeMap::new();
     for (of, _) in &prepared {
@@ -255,6 +255,11 @@ async fn count_wrong(peal: &Peal, region: &str, tries: usize) -> BTreeMap<Change
         }
     }
     wrong
+}
+
+fn title(payload: &[u8]) -> String {
+    let payload: Value = serde_json::from_slice(payload).unwrap();
+    payload["aps"]["alert"]["title"].as_str().unwrap_or_default().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -278,6 +283,65 @@ async fn none_is_wrong(tries: usize) {
     .await;
     let wrong = count_wrong(&peal, "eu", tries).await;
     assert_eq!(wrong, BTreeMap::new(), "of {tries} each");
+}
+
+/// Removes what all processes of the region follow the directory with; they notice after some seconds.
+async fn interrupt_followers_of_directory(peal: &Peal, region: &str) {
+    let client = peal.connect(region).await.unwrap();
+    let ask = async |request: String| {
+        let answer = client.request(format!("$JS.API.CONSUMER.{request}"), "".into()).await;
+        serde_json::from_slice::<Value>(&answer.unwrap().payload).unwrap()
+    };
+    let names = ask(format!("NAMES.{}", topology::DIRECTORY)).await;
+    let names = names["consumers"].as_array().unwrap();
+    assert!(!names.is_empty());
+    for name in names {
+        let name = name.as_str().unwrap();
+        let answer = ask(format!("DELETE.{}.{name}", topology::DIRECTORY)).await;
+        assert_eq!(answer["success"], true, "{answer}");
+    }
+}
+
+/// Notifications that are sent and withdrawn while no worker reads: all of them are pulled later than the withdrawals were
+/// answered. The workers then hear of the withdrawals much later than of the jobs.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sent_that_was_withdrawn_before_it_was_pulled() {
+    let peal = start(|plan| {
+        plan.regions = vec!["eu".into()];
+        plan.gateways = 2;
+        plan.workers = 3;
+        plan.sample_ratio = 0.0;
+    })
+    .await;
+    let tries = 300;
+    let gateways: Vec<_> = peal.region("eu").gateways().collect();
+    let gateway = |number: usize| Gateway {
+        peal: &peal,
+        url: &gateways[number % gateways.len()].url,
+    };
+    gateway(0).register("ann", &format!("{:064x}", 1)).await;
+    let workers = &peal.region("eu").workers;
+    let signal = async |name: &str| {
+        for worker in workers {
+            worker.process.signal(name).await.unwrap();
+        }
+    };
+    signal("STOP").await;
+    interrupt_followers_of_directory(&peal, "eu").await;
+    stream::iter(0..tries)
+        .for_each_concurrent(CONCURRENT, |number| async move {
+            let title = format!("withdrawn-{number}");
+            let id = gateway(number).notify(json!({ "recipients": ["ann"] }), &title).await;
+            let path = format!("notifications/{id}");
+            gateway(number + 1).expect("DELETE", &path, None).await;
+        })
+        .await;
+    signal("CONT").await;
+    gateway(0).notify(json!({ "recipients": ["ann"] }), "wanted").await;
+    assert_settled(&peal).await;
+    let pushes = peal.simulators.apns.log().pushes();
+    let titles: Vec<_> = pushes.iter().map(|push| title(&push.payload)).collect();
+    assert_eq!(titles, ["wanted"], "{} of {tries} were sent", titles.len() - 1);
 }
 
 /// Kills all workers but the last, one after the other, and lets the leaders of the streams of facts change all the time.
@@ -341,7 +405,7 @@ async fn count_sent(peal: &Peal, name: &str, tries: usize, pause: Duration) -> u
         let path = format!("recipients/{recipient}/preferences");
         gateway.expect("PUT", &path, Some(wanted)).await;
         sleep(pause).await;
-        gateway.notify(json!({ "recipients": [recipient] }), "hi").await;
+        drop(gateway.notify(json!({ "recipients": [recipient] }), "hi").await);
     }
     assert_settled(peal).await;
     let tokens: Vec<_> = (0..tries).map(token).collect();
