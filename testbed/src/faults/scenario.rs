@@ -290,6 +290,11 @@ pub(super) enum Inject {
     ConsumerDeleted,
     /// These streams are deleted one after another, each as soon as a gateway has created the former again.
     StreamsDeleted(Vec<String>),
+    /// The leaders of these streams step down, one after another.
+    LeadersChange(Vec<String>),
+    /// This many facts are changed, and after each a notification is sent that depends on it, at another gateway. They go on
+    /// while the next faults are made.
+    BackToBack(usize),
     /// Everything accepted so far is sent again, over HTTP and over NATS.
     Replay,
     /// This many connections send nothing, or requests that never end.

@@ -1,5 +1,6 @@
 //! Makes the faults of a scenario in a running mesh.
 
+mod back_to_back;
 mod callers;
 mod files;
 mod network;
@@ -13,7 +14,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use rand::{Rng, rngs::StdRng};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
 
 use self::victims::Victim;
 pub(super) use self::{files::may_trace, processes::faketime};
@@ -46,6 +50,8 @@ pub(super) struct Injector {
     pub(super) phases: Phases,
     /// How many of the messages that were sent are unreadable, and must end as dead letters.
     unreadable: usize,
+    /// What goes on while the next faults are made.
+    background: JoinSet<anyhow::Result<()>>,
 }
 
 impl Injector {
@@ -62,6 +68,7 @@ impl Injector {
             kills: 0,
             phases: Phases::default(),
             unreadable: 0,
+            background: JoinSet::new(),
         }
     }
 
@@ -110,6 +117,7 @@ impl Injector {
                 failures.extend(injected.with_context(|| format!("{:?}", fault.inject))?);
             }
         }
+        self.end_background().await?;
         self.phases.healed = now_ms();
         Ok(failures)
     }
@@ -164,6 +172,8 @@ impl Injector {
             Inject::Clock { whom, by_s } => self.set_clock(*whom, *by_s, hold, region).await?,
             Inject::ConsumerDeleted => self.delete_consumer(hold, region).await?,
             Inject::StreamsDeleted(streams) => return self.delete_streams(streams, hold, region).await,
+            Inject::LeadersChange(streams) => self.change_leaders(streams, hold, region).await?,
+            Inject::BackToBack(count) => self.begin_back_to_back(*count, region)?,
             Inject::Replay => self.replay().await?,
             Inject::IdleSockets(count) => self.idle_sockets(*count, hold).await?,
             Inject::Storm { count, answer } => self.storm(*count, answer, hold).await?,

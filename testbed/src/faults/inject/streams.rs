@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use async_nats::jetstream;
 use shared::{
     channel::{Channel, Class},
@@ -18,6 +18,9 @@ const BACK_WITHIN: Duration = Duration::from_secs(5);
 
 /// A gateway that has mended everything is ready within this time.
 const READY_AGAIN_WITHIN: Duration = Duration::from_secs(15);
+
+/// A stream of three servers has a leader within this time, also on a busy machine.
+const LED_WITHIN: Duration = Duration::from_secs(20);
 
 impl Injector {
     /// Deletes streams one after another. Returns what was not as it must be: the stream was not created again, it gives
@@ -49,6 +52,35 @@ impl Injector {
             sleep(hold).await;
         }
         Ok(failures)
+    }
+
+    /// Lets the leaders of `streams` step down, one after another.
+    pub(super) async fn change_leaders(
+        &mut self,
+        streams: &[String],
+        hold: Duration,
+        region: Option<&str>,
+    ) -> anyhow::Result<()> {
+        let region = self.choose_region(region);
+        let client = self.peal.connect(&region).await?;
+        for stream in streams {
+            let subject = format!("$JS.API.STREAM.LEADER.STEPDOWN.{stream}");
+            let begun = Instant::now();
+            // A stream without a leader elects one within seconds, and then has one that can step down.
+            loop {
+                let answer = client.request(subject.clone(), "".into()).await;
+                let answer = answer
+                    .ok()
+                    .and_then(|answer| serde_json::from_slice(&answer.payload).ok());
+                if answer.is_some_and(|answer: serde_json::Value| answer["success"] == true) {
+                    break;
+                }
+                ensure!(begun.elapsed() < LED_WITHIN, "{stream} has no leader that steps down");
+                sleep(Duration::from_millis(200)).await;
+            }
+            sleep(hold).await;
+        }
+        Ok(())
     }
 
     /// Deletes the consumer of a lane, which a worker makes again when it starts.
