@@ -7,7 +7,7 @@ use shared::{
     clock::Clock,
     id::Region,
     lifecycle::Lifecycle,
-    nats::{border::Border, cancelled::Cancelled, config::Config, connect},
+    nats::{ask::Regions, border::Border, cancelled::Cancelled, config::Config, connect},
     seal::MeshKey,
     telemetry::Telemetry,
 };
@@ -154,7 +154,11 @@ impl Station {
         let vault = self.shared.mesh_key.vault("cache");
         let store = cache::Store::open(&self.data.join("cache.redb"), vault)?;
         let metrics = self.shared.telemetry.metrics.clone();
-        let follower = cache::FactFollower::new(js.clone(), store.clone(), border.clone(), metrics);
+        let regions = self.by.is_none().then(|| {
+            let (here, config) = (self.region.clone(), self.shared.config.clone());
+            Regions::new(js.clone(), here, config, &self.shared.mesh_key)
+        });
+        let follower = cache::FactFollower::new(js.clone(), store.clone(), border.clone(), metrics, regions);
         let caught_up = follower.caught_up();
         lifecycle.spawn_endless("cache", follower.run());
         Ok((store, caught_up))

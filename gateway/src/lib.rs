@@ -97,7 +97,9 @@ impl Gateway {
         let role = Role::Gateway(settings.mesh.region.clone());
         let js = connect::jetstream(connect::connect(&settings.nats, &role, &name).await?);
         let config = Config::new(mesh_key.clone());
-        let beginning = Upkeep::begin(js.clone(), settings.mesh.clone(), config.clone(), lifecycle);
+        let border = Border::new(&mesh_key, config.clone());
+        let of_facts = (border.clone(), telemetry.metrics.clone());
+        let beginning = Upkeep::begin(js.clone(), settings.mesh.clone(), config.clone(), of_facts, lifecycle);
         // Boxed, because it is large and runs once.
         let upkeep = Box::pin(beginning).await?;
         let upkeep = upkeep.ok_or(StartError::Finishing)?;
@@ -110,7 +112,6 @@ impl Gateway {
         let receipts = Receipts::new(js.clone(), settings.limits.status_notifications);
         let stores = Regions::new(js.clone(), here.clone(), config.clone(), &mesh_key);
         lifecycle.spawn_endless("questions", stores.clone().answer_forever());
-        let border = Border::new(&mesh_key, config.clone());
         let context = Arc::new(Context {
             here,
             js,
@@ -122,7 +123,12 @@ impl Gateway {
             clock,
             telemetry,
         });
-        let readiness = Readiness::new(Arc::clone(&context), upkeep.complete(), lifecycle.clone());
+        let readiness = Readiness::new(
+            Arc::clone(&context),
+            upkeep.complete(),
+            upkeep.facts(),
+            lifecycle.clone(),
+        );
         let budgets = Arc::new(Budgets::new(settings.quota, context.here.clone()));
         let homes = Homes {
             context: Arc::clone(&context),

@@ -113,6 +113,53 @@ async fn nonsense_among_the_receipts_is_a_finding_and_ends_no_audit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn work_waits_until_a_worker_has_restored_the_facts() {
+    let mut peal = start().await;
+    send(&peal, "before").await;
+    delivered(&peal, 1).await;
+    // Nobody who holds the facts runs when they are deleted.
+    let program = peal.program();
+    peal.region_mut("eu").workers[0].process.kill().await.unwrap();
+    let js = connect::jetstream(peal.connect("eu").await.unwrap());
+    let former = js.get_stream(topology::RECIPIENTS).await.unwrap();
+    let former = former.cached_info().state.last_sequence;
+    js.delete_stream(topology::RECIPIENTS).await.unwrap();
+    let gateway = peal.region("eu").gateway.url.clone();
+    let is_restoring = |status: u16, body: &Value| status == 503 && body["missing"] == json!(["facts"]);
+    readiness(&peal, &gateway, is_restoring).await;
+    assert!(begins(&js, topology::RECIPIENTS).await > former);
+    let addresses = "/v1/recipients/ann/addresses";
+    let (status, answer) = peal.ask("GET", "eu", addresses, None).await.unwrap();
+    assert_eq!(status, 503, "an absent fact means nothing: {answer}");
+    peal.register("bob", "eu", &[("apns", "bbbb")]).await.unwrap();
+    send(&peal, "meanwhile").await;
+
+    // A worker without a copy does not take the facts for none.
+    let worker = &mut peal.region_mut("eu").workers[0];
+    let (cache, aside) = (worker.data().join("cache.redb"), worker.data().join("aside"));
+    std::fs::rename(&cache, &aside).unwrap();
+    worker.restart(&program).unwrap();
+    let url = worker.url.clone();
+    readiness(&peal, &url, |_, body| body["cache"] == json!(true)).await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(peal.simulators.apns.stats().delivered, 1);
+    let report = Audit::read(&peal).await.unwrap().report;
+    assert_eq!((report.total().accepted, report.total().in_flight), (2, 1));
+
+    let worker = &mut peal.region_mut("eu").workers[0];
+    worker.process.kill().await.unwrap();
+    std::fs::rename(&aside, &cache).unwrap();
+    worker.restart(&program).unwrap();
+    readiness(&peal, &gateway, |status, _| status == 200).await;
+    delivered(&peal, 2).await;
+    for recipient in ["ann", "bob"] {
+        let addresses = format!("/v1/recipients/{recipient}/addresses");
+        let found = peal.expect("GET", "eu", &addresses, None).await.unwrap();
+        assert_eq!(found["addresses"].as_array().map(Vec::len), Some(1), "{found}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_stream_is_told_from_a_loss() {
     let mut peal = start().await;
     send(&peal, "before").await;

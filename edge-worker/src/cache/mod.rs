@@ -2,6 +2,7 @@
 //!
 //! Invariant: the cache is only a copy. Deleting its file costs the time to refill it, never correctness.
 
+mod restore;
 mod store;
 mod sync;
 

@@ -215,6 +215,38 @@ impl Store {
         self.read(needed, |tables| each_member(&tables.members, range, each))
     }
 
+    /// Up to `limit` facts, each its key and its JSON, in the order of keys; those after the key `after`, if one is given.
+    /// Whatever position the file has reached.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn facts_after(&self, after: Option<&str>, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.read(self.position(), |tables| {
+            let rows = tables.facts.range::<&str>((from, Bound::Unbounded))?.take(limit);
+            rows.map(|row| {
+                let (key, value) = row?;
+                let json = read_fact(&self.inner.vault, key.value(), value.value())?.1.into_owned();
+                Ok((key.value().to_owned(), json))
+            })
+            .collect()
+        })
+    }
+
+    /// The JSON of the fact under `key`, whatever position the file has reached.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn fact(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read(self.position(), |tables| {
+            let Some(value) = tables.facts.get(key)? else {
+                return Ok(None);
+            };
+            let (_, json) = read_fact(&self.inner.vault, key, value.value())?;
+            Ok(Some(json.into_owned()))
+        })
+    }
+
     fn read<T>(&self, needed: Position, read: impl FnOnce(&Tables) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let tables = self.inner.tables.load();
         if !tables.position.reaches(needed) {
@@ -519,6 +551,23 @@ fn remove(path: &Path) {
     }
 }
 
+/// Revision and JSON of the fact under `key`, from its row.
+fn read_fact<'a>(vault: &Vault, key: &str, row: &'a [u8]) -> Result<(u64, Cow<'a, [u8]>), StoreError> {
+    let (sum, value) = row.split_first_chunk().ok_or(StoreError::Damaged)?;
+    if *sum != checksum(key, value) {
+        return Err(StoreError::Damaged);
+    }
+    let (revision, json) = value.split_first_chunk().ok_or(StoreError::Damaged)?;
+    let json = if is_address(key) {
+        // The mesh key was changed: nothing of the former file can be read.
+        let opened = vault.open(key.as_bytes(), json);
+        Cow::Owned(opened.map_err(|_| StoreError::Damaged)?)
+    } else {
+        Cow::Borrowed(json)
+    };
+    Ok((u64::from_be_bytes(*revision), json))
+}
+
 fn read_recipient(facts: &Facts, vault: &Vault, key: &RecipientKey) -> Result<Recipient, StoreError> {
     let mut from = subject::recipient_path(key);
     from.push('.');
@@ -527,29 +576,18 @@ fn read_recipient(facts: &Facts, vault: &Vault, key: &RecipientKey) -> Result<Re
     let mut recipient = Recipient::default();
     for fact in facts.range(from.as_str()..to.as_str())? {
         let (row, value) = fact?;
-        let (sum, value) = value.value().split_first_chunk().ok_or(StoreError::Damaged)?;
-        if *sum != checksum(row.value(), value) {
-            return Err(StoreError::Damaged);
-        }
+        let (revision, json) = read_fact(vault, row.value(), value.value())?;
         let name = row
             .value()
             .strip_prefix(from.as_str())
             .and_then(subject::parse_fact_name);
         // A kind of fact that this version does not know.
         let Some(name) = name else { continue };
-        let (revision, json) = value.split_first_chunk().ok_or(StoreError::Damaged)?;
         // The checksum is right, so a newer version wrote a fact that cannot be read. A recipient can be reached without one
         // address, but not without consent and home.
         let is_address = matches!(name, FactName::Address(_));
-        let json = if is_address {
-            // The mesh key was changed: nothing of the former file can be read.
-            let opened = vault.open(row.value().as_bytes(), json);
-            Cow::Owned(opened.map_err(|_| StoreError::Damaged)?)
-        } else {
-            Cow::Borrowed(json)
-        };
         match Fact::decode(name, &json) {
-            Ok(fact) => recipient.learn(fact, u64::from_be_bytes(*revision)),
+            Ok(fact) => recipient.learn(fact, revision),
             Err(_) if is_address => recipient.is_incomplete = true,
             Err(_) => return Err(StoreError::Newer),
         }
@@ -840,6 +878,26 @@ mod tests {
             .unwrap();
         assert_eq!(members(&from, "news", None, None, 49), [""; 0]);
         assert_eq!(members(&from, "news", None, None, 50), ["ann"]);
+    }
+
+    #[test]
+    fn all_facts_are_read_in_parts_and_as_they_were_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open_in(&folder);
+        let address = testing::address(&"shop".parse().unwrap(), Provider::Apns, &"ab".repeat(32));
+        let fact = Fact::Address(address);
+        let mut expected = vec![(subject::fact_key(&key("ann"), fact.name()), fact.encode())];
+        expected.extend(["ann", "bob"].map(preferences));
+        expected.sort();
+        let puts = expected.iter().cloned();
+        let puts = puts.map(|(key, value)| change(key, 1, Action::Put(value))).collect();
+        store.apply(puts, at(1)).unwrap();
+        let mut found = store.facts_after(None, 2).unwrap();
+        assert_eq!(found.len(), 2);
+        found.extend(store.facts_after(Some(&found[1].0), 2).unwrap());
+        assert_eq!(found, expected);
+        assert_eq!(store.fact(&expected[0].0).unwrap().as_ref(), Some(&expected[0].1));
+        assert_eq!(store.fact("shop.ann").unwrap(), None);
     }
 
     #[test]

@@ -10,15 +10,15 @@ use std::{
     mem,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
 
 use shared::nats::{
     cancelled, connect,
-    follow,
-    topology,
+    follow::{self, StreamState},
+    restore, topology,
 };
 use tokio::{
     join,
@@ -49,6 +49,8 @@ pub struct Barrier {
     /// Woken when work comes, or when no more will come.
     arrived: Notify,
     closed: AtomicBool,
+    /// When the bucket was created that is known to be restored, milliseconds since 1970.
+    restored_ms: AtomicI64,
 }
 
 #[derive(Debug)]
@@ -138,11 +140,12 @@ impl Pipeline {
 
     /// What must be known of all that was answered until now, as the leaders of the streams say.
     async fn needed(&self) -> Option<Needed> {
-        let facts = follow::stream_state(&self.js, topology::RECIPIENTS);
-        let withdrawals = cancelled::end(&self.js, &self.region);
+        // Boxed, because they are large, and a task holds them all the time.
+        let facts = Box::pin(follow::stream_state(&self.js, topology::RECIPIENTS));
+        let withdrawals = Box::pin(cancelled::end(&self.js, &self.region));
         let asked = async { join!(facts, withdrawals) };
         match timeout(ANSWERED_WITHIN, asked).await {
-            Ok((Ok(bucket), Ok(withdrawals))) => Some(Needed {
+            Ok((Ok(bucket), Ok(withdrawals))) => self.has_facts(&bucket).await.then(|| Needed {
                 facts: Position::end_of(&bucket),
                 withdrawals,
             }),
@@ -157,6 +160,35 @@ impl Pipeline {
             Err(_) => {
                 tracing::warn!("a leader of the bucket of recipients or of the directory does not answer; work waits");
                 None
+            }
+        }
+    }
+
+    /// Whether the bucket has all facts. If it was deleted, it has them once workers have restored it from their caches; until
+    /// then the absence of a fact means nothing.
+    async fn has_facts(&self, bucket: &StreamState) -> bool {
+        let created_at_ms = bucket.created_at.as_millisecond();
+        let is_known = bucket.former.is_none() || self.barrier.restored_ms.load(Ordering::Relaxed) == created_at_ms;
+        if is_known {
+            return true;
+        }
+        match timeout(
+            ANSWERED_WITHIN,
+            Box::pin(restore::is_complete(&self.js, &self.region, bucket)),
+        )
+        .await
+        {
+            Ok(Ok(true)) => {
+                self.barrier.restored_ms.store(created_at_ms, Ordering::Relaxed);
+                true
+            }
+            Ok(Ok(false)) => {
+                tracing::debug!("the bucket of recipients is being restored; work waits");
+                false
+            }
+            Ok(Err(_)) | Err(_) => {
+                tracing::warn!("it is not known whether the bucket of recipients is restored; work waits");
+                false
             }
         }
     }

@@ -20,16 +20,24 @@ pub(crate) struct Readiness {
     stores: Arc<AtomicBool>,
     /// Whether no stream of the region is missing.
     streams: watch::Receiver<bool>,
+    /// Whether the bucket of recipients is not being restored.
+    facts: watch::Receiver<bool>,
 }
 
 impl Readiness {
     /// Not ready before the first [`Readiness::set_stores`].
-    pub(crate) fn new(context: Arc<Context>, streams: watch::Receiver<bool>, lifecycle: Lifecycle) -> Self {
+    pub(crate) fn new(
+        context: Arc<Context>,
+        streams: watch::Receiver<bool>,
+        facts: watch::Receiver<bool>,
+        lifecycle: Lifecycle,
+    ) -> Self {
         Self {
             context,
             lifecycle,
             stores: Arc::default(),
             streams,
+            facts,
         }
     }
 
@@ -51,6 +59,7 @@ impl Readiness {
             ("directory", context.directory.is_loaded()),
             ("config", context.config.is_loaded()),
             ("streams", *self.streams.borrow()),
+            ("facts", *self.facts.borrow()),
             // Nothing is stored without a connection; then only the connection is reported.
             ("storage", !is_connected || self.stores.load(Ordering::Relaxed)),
             ("not finishing", !self.lifecycle.is_finishing()),

@@ -14,15 +14,19 @@ use shared::{
     id::AppId,
     lifecycle::Lifecycle,
     nats::{
+        border::Border,
         config::Config,
         refusal::unless_refused,
         topology::{self, ApplyError, Mesh, RegionSettings, Retired, Waker},
     },
+    telemetry::metric::Metrics,
 };
 use tokio::{
     sync::watch,
     time::{Instant, interval, sleep},
 };
+
+use super::facts::FactsUpkeep;
 
 /// How often streams and consumers are checked. What was deleted is back within a second.
 const MEND_INTERVAL: Duration = Duration::from_millis(500);
@@ -72,6 +76,7 @@ pub(crate) struct Upkeep {
     intakes: watch::Sender<BTreeSet<AppId>>,
     /// Whether no stream was missing when they were last checked.
     complete: watch::Sender<bool>,
+    facts: FactsUpkeep,
 }
 
 impl Upkeep {
@@ -84,6 +89,7 @@ impl Upkeep {
         js: jetstream::Context,
         here: RegionSettings,
         config: Config,
+        (border, metrics): (Border, Metrics),
         lifecycle: &Lifecycle,
     ) -> Result<Option<Self>, ApplyError> {
         let copy = [here.config_stream()];
@@ -109,7 +115,9 @@ impl Upkeep {
         let mesh = mesh(here, &config);
         let applied = retry(|| apply(&js, &config, &mesh), lifecycle).await?;
         let complete = watch::channel(true).0;
+        let facts = FactsUpkeep::new(js.clone(), mesh.here.region.clone(), border, metrics);
         Ok(applied.map(|()| Self {
+            facts,
             js,
             config,
             mesh,
@@ -126,6 +134,11 @@ impl Upkeep {
     /// Whether no stream of this region is missing.
     pub(crate) fn complete(&self) -> watch::Receiver<bool> {
         self.complete.subscribe()
+    }
+
+    /// Whether the bucket of recipients is not being restored.
+    pub(crate) fn facts(&self) -> watch::Receiver<bool> {
+        self.facts.complete()
     }
 
     /// Runs until the process ends.
@@ -167,7 +180,12 @@ impl Upkeep {
     async fn mend_streams(&self, wanted: Vec<Stream>) -> Result<(), ApplyError> {
         let missing = topology::missing_streams(&self.js, wanted).await?;
         self.complete.send_replace(missing.is_empty());
-        topology::recreate(&self.js, &missing).await
+        if missing.iter().any(|stream| stream.name == topology::RECIPIENTS) {
+            self.facts.is_missing();
+        }
+        topology::recreate(&self.js, &missing, self.facts.bucket()).await?;
+        self.facts.check().await;
+        Ok(())
     }
 }
 

@@ -102,6 +102,8 @@ async fn settle_once(homes: &Homes, app: &AppId, address: AddressId) -> Result<(
             app: app.clone(),
             recipient: recipient.clone(),
         };
+        let complete = homes.context.stores.require_facts().await;
+        complete.map_err(facts::NotRead::from)?;
         let Some((stored, revision)) = facts::address(&homes.context.js, &homes.context.border, &key, address).await?
         else {
             continue;

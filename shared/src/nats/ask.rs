@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::try_join;
 use uuid::Uuid;
 
 use super::{
@@ -18,7 +19,12 @@ use super::{
     config::Config,
     connect, current,
     direct::{self, Found, NoAnswer},
-    facts, refusal, subject,
+    facts,
+    follow::{self, StreamState},
+    publish::NotStored,
+    refusal,
+    restore::{self, Kept},
+    subject,
     topology::{self, DEAD, Domain, RECIPIENTS},
 };
 use crate::{
@@ -65,6 +71,10 @@ enum What {
     Letters { filter: String, from: u64, count: usize },
     /// Deletes the letter with this sequence.
     DeleteLetter { sequence: u64 },
+    /// Writes facts again. Only the region's own workers ask for it.
+    PutBack { facts: Vec<Kept> },
+    /// Records how far the bucket of recipients that was created at this time, in milliseconds since 1970, is restored.
+    Restored { bucket_ms: i64, is_complete: bool },
 }
 
 /// An answer. Each message that was found is one, followed by its body; the last answer is another.
@@ -102,7 +112,7 @@ impl Regions {
     /// [`NoAnswer`], within a few seconds.
     pub async fn facts(&self, region: &Region, filters: &[String]) -> Result<Vec<Found>, NoAnswer> {
         if *region == self.here {
-            return self.facts_here(filters).await;
+            return Box::pin(self.facts_here(filters)).await;
         }
         let what = What::Facts {
             filters: filters.to_vec(),
@@ -163,6 +173,26 @@ impl Regions {
             }
             asked => asked.map(drop).map_err(NoAnswer::from),
         }
+    }
+
+    /// Has a gateway of this region write `facts` again, except where something newer is stored. At most some hundred
+    /// kilobytes.
+    ///
+    /// # Errors
+    /// [`NoAnswer`], within a few seconds; then all may be written again.
+    pub async fn put_back(&self, facts: Vec<Kept>) -> Result<(), NoAnswer> {
+        let asked = self.ask(&self.here, What::PutBack { facts }).await;
+        asked.map(drop).map_err(NoAnswer::from)
+    }
+
+    /// Has a gateway of this region record how far the bucket of recipients that was created at `bucket_ms` (milliseconds
+    /// since 1970) is restored.
+    ///
+    /// # Errors
+    /// [`NoAnswer`], within a few seconds.
+    pub async fn mark_restored(&self, bucket_ms: i64, is_complete: bool) -> Result<(), NoAnswer> {
+        let what = What::Restored { bucket_ms, is_complete };
+        self.ask(&self.here, what).await.map(drop).map_err(NoAnswer::from)
     }
 
     async fn ask(&self, region: &Region, what: What) -> Result<Vec<Found>, Unasked> {
@@ -271,13 +301,46 @@ impl Regions {
                 }
                 Ok(Vec::new())
             }
+            What::PutBack { facts } => {
+                let written = restore::write(&self.js, facts).await;
+                stored("facts could not be written again", written)
+            }
+            What::Restored { bucket_ms, is_complete } => {
+                let marked = restore::mark(&self.js, &self.border, &self.here, bucket_ms, is_complete).await;
+                stored("the restoration could not be recorded", marked)
+            }
         }
     }
 
     async fn facts_here(&self, filters: &[String]) -> Result<Vec<Found>, NoAnswer> {
-        let mut found = current::last_of(&self.js, RECIPIENTS, filters).await?;
+        let (mut found, ()) = try_join!(
+            current::last_of(&self.js, RECIPIENTS, filters),
+            Box::pin(self.require_facts()),
+        )?;
         found.retain(|found| facts::admits(&self.border, found));
         Ok(found)
+    }
+
+    /// Whether this region's bucket of recipients, which is in this state, is complete; see [`restore::is_complete`].
+    ///
+    /// # Errors
+    /// When the leader of this region's directory does not answer.
+    pub async fn has_facts(&self, bucket: &StreamState) -> Result<bool, NoAnswer> {
+        restore::is_complete(&self.js, &self.here, bucket).await
+    }
+
+    /// Fails while this region's bucket of recipients is being restored, when the absence of a fact means nothing.
+    ///
+    /// # Errors
+    /// [`NoAnswer::Silent`].
+    pub async fn require_facts(&self) -> Result<(), NoAnswer> {
+        let bucket = follow::stream_state(&self.js, RECIPIENTS).await;
+        let bucket = bucket.map_err(|_| NoAnswer::Silent)?;
+        if self.has_facts(&bucket).await? {
+            Ok(())
+        } else {
+            Err(NoAnswer::Silent)
+        }
     }
 
     /// Whether facts and letters of `app` may be known outside this region.
@@ -303,6 +366,13 @@ impl From<Unasked> for NoAnswer {
     fn from(_: Unasked) -> Self {
         Self::Silent
     }
+}
+
+fn stored(what: &str, stored: Result<(), NotStored>) -> Result<Vec<Found>, NoAnswer> {
+    stored.map(|()| Vec::new()).map_err(|error| {
+        tracing::warn!(%error, "{what}");
+        NoAnswer::Silent
+    })
 }
 
 fn name_of_answers(nonce: Uuid) -> Vec<u8> {

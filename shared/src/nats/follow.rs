@@ -11,13 +11,19 @@ use async_nats::{
     },
 };
 use bytes::Bytes;
-use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream};
+use futures::{
+    FutureExt, Stream, StreamExt,
+    future::{BoxFuture, Fuse},
+    stream,
+};
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
 use super::{
     connect, envelope,
     refusal::{Forbidden, is_about, unless_refused},
+    restore::Former,
+    topology,
 };
 
 /// How often a consumer checks whether its connection was replaced.
@@ -105,6 +111,8 @@ pub struct StreamState {
     pub created_at: Timestamp,
     /// Number of messages in it.
     pub messages: u64,
+    /// For a bucket of recipients that was deleted and created again: the former one.
+    pub former: Option<Former>,
 }
 
 impl StreamState {
@@ -159,6 +167,11 @@ pub async fn stream_state(js: &jetstream::Context, stream: &str) -> Result<Strea
         last: info.state.last_sequence,
         created_at: timestamp(info.created.unix_timestamp_nanos()),
         messages: info.state.messages,
+        former: info
+            .config
+            .metadata
+            .get(topology::FORMER_KEY)
+            .map(|text| Former::parse(text)),
     })
 }
 
@@ -291,7 +304,7 @@ async fn open(
         connected: connect::connects(&js.client()),
         client: js.client(),
         connection_check: tokio::time::interval(CONNECTION_CHECKED_EVERY),
-        gone: gone(js.clone(), stream.to_owned(), before.created_at).boxed(),
+        gone: gone(js.clone(), stream.to_owned(), before.created_at).boxed().fuse(),
     };
     Ok((following, waiting))
 }
@@ -303,8 +316,9 @@ struct Following {
     client: Client,
     connected: u64,
     connection_check: tokio::time::Interval,
-    /// Resolves when the stream is not the one that was opened.
-    gone: BoxFuture<'static, FollowError>,
+    /// Resolves when the stream is not the one that was opened. Fused, because readers that take several entries at once ask on
+    /// after an error.
+    gone: Fuse<BoxFuture<'static, FollowError>>,
 }
 
 /// Resolves when the stream that was created at `created_at` no longer exists. The client itself would go on in the next
@@ -423,6 +437,7 @@ mod tests {
             last,
             created_at: Timestamp::UNIX_EPOCH,
             messages,
+            former: None,
         };
         assert!(state(0, 0).is_reached(0, 7) && state(5, 0).is_reached(0, 7));
         assert!(state(5, 1).is_reached(5, 0));

@@ -23,6 +23,7 @@ pub mod nkey;
 pub mod publish;
 pub mod quota;
 pub mod refusal;
+pub mod restore;
 pub mod roles;
 pub mod subject;
 pub mod time;

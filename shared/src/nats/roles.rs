@@ -133,6 +133,8 @@ impl Role {
             }
             Self::Worker(here) => {
                 let mut allowed = [worker(&mesh(here)), quotas()].concat();
+                // It has its gateways write again what the bucket of recipients has lost.
+                allowed.push(subject::ask(here));
                 if parties.beside_former {
                     allowed.extend(former_worker(&mesh(here)));
                 }

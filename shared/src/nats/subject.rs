@@ -451,6 +451,11 @@ pub fn directory_cancelled_mark(region: &Region) -> String {
     format!("directory.{region}.cancelled.mark")
 }
 
+/// The mark of a gateway of `region` that says how far its bucket of recipients is restored.
+pub fn directory_restored(region: &Region) -> String {
+    format!("directory.{region}.facts.restored")
+}
+
 /// The notification in `directory.<region>.cancelled.<app>.<notification>`.
 pub fn cancelled_of(subject: &str) -> Option<NotificationId> {
     subject.rsplit('.').next()?.parse().ok()
@@ -532,6 +537,11 @@ pub const ADDRESSES_FILTER: &str = "$KV.recipients.*.*.address.*";
 /// One fact, in its bucket.
 pub fn fact(key: &RecipientKey, name: FactName) -> String {
     format!("$KV.recipients.{}", fact_key(key, name))
+}
+
+/// The fact under this key, in its bucket.
+pub fn fact_of_key(key: &str) -> String {
+    format!("$KV.recipients.{key}")
 }
 
 /// All facts of one recipient except its topics, in their bucket.

@@ -46,6 +46,7 @@ pub struct Metrics {
     quota_used: Counter<u64>,
     dead_letters: Counter<u64>,
     stuck: Gauge<u64>,
+    restoring: Gauge<u64>,
     spans: Counter<u64>,
 }
 
@@ -127,10 +128,7 @@ impl Metrics {
                 .with_description("Jobs settled by one commit.")
                 .with_boundaries(vec![1.0, 4.0, 16.0, 64.0, 256.0, 1024.0])
                 .build(),
-            facts: meter
-                .u64_gauge("peal.cache.sequence")
-                .with_description("Last fact applied to the cache.")
-                .build(),
+            facts: gauge("peal.cache.sequence", "Last fact applied to the cache."),
             dead_letters: count("peal.dead_letters", "Dead letters kept, by channel and reason."),
             breakers: meter
                 .u64_gauge("peal.breaker.open")
@@ -172,6 +170,10 @@ impl Metrics {
                     "How long an unfinished message has kept finished work from being trimmed; 0 while it is trimmed.",
                 )
                 .build(),
+            restoring: gauge(
+                "peal.facts.restoring",
+                "1 while the bucket of recipients is being restored and work waits; otherwise 0.",
+            ),
             spans: count(
                 "peal.telemetry.spans",
                 "Spans handed to the exporter, by what became of them.",
@@ -312,6 +314,11 @@ impl Metrics {
     pub fn standstill(&self, region: &Region, time: Duration) {
         self.stuck
             .record(time.as_secs(), &[KeyValue::new("region", region.to_string())]);
+    }
+
+    /// Whether the bucket of recipients is being restored.
+    pub fn restoring(&self, restoring: bool) {
+        self.restoring.record(restoring.into(), &[]);
     }
 
     /// The exporter sent or lost spans.

@@ -241,6 +241,57 @@ async fn it_cancels_and_removes_nothing_elsewhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn facts_that_it_replaced_are_in_the_bucket_again() {
+    let mut peal = mesh().await;
+    let gateway = stolen(&peal, &Role::Gateway(region("eu"))).await;
+    let (_, known) = peal
+        .ask("GET", "us", "/v1/recipients/bob/addresses", None)
+        .await
+        .unwrap();
+    let address = known["addresses"][0]["address_id"].as_str().unwrap().parse().unwrap();
+    let path = |name| subject::fact_outbound(&region("us"), &bob(), name);
+    let mut removal = HeaderMap::new();
+    removal.insert("KV-Operation", "DEL");
+    let js = connect::jetstream(peal.connect("us").await.unwrap());
+    let bucket = js.get_stream(topology::RECIPIENTS).await.unwrap();
+    let before = bucket.cached_info().state.last_sequence;
+    // One that is replaced by nonsense, and one that is removed.
+    for (name, headers, value) in [
+        (
+            FactName::Profile,
+            HeaderMap::new(),
+            r#"{"home":"eu","updated_at":"2030-01-01T00:00:00Z"}"#,
+        ),
+        (FactName::Address(AddressId(address)), removal, ""),
+    ] {
+        publish::store(&gateway, path(name), headers, value.into())
+            .await
+            .unwrap();
+    }
+    // The bucket holds the genuine facts again, so that a cache can be filled from it, and a gateway that is asked knows them.
+    let deadline = Instant::now() + TIMEOUT;
+    for name in [FactName::Profile, FactName::Address(AddressId(address))] {
+        let subject = subject::fact(&bob(), name.clone());
+        loop {
+            let found = bucket.get_last_raw_message_by_subject(&subject).await.unwrap();
+            if found.sequence > before && !envelope::is_foreign(&found.headers) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{name:?}\n{}", peal.complaints());
+            sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+    let program = peal.program();
+    let worker = &mut peal.region_mut("us").workers[0];
+    worker.process.kill().await.unwrap();
+    std::fs::remove_file(worker.data().join("cache.redb")).unwrap();
+    worker.restart(&program).unwrap();
+    reach_bob(&peal, "us", "after").await;
+    let known = peal.expect("GET", "us", "/v1/recipients/bob/addresses", None).await;
+    assert_eq!(known.unwrap()["addresses"].as_array().map(Vec::len), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn it_reads_nothing_elsewhere() {
     let peal = mesh().await;
     let eu = peal.nats.region("eu");

@@ -17,8 +17,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value};
 
 use super::{
-    CONFIG, INTAKE_CONSUMER, Mesh, RECEIPTS, RECIPIENTS, RegionSettings, VERSION, VERSION_KEY, app_of_intake,
-    consumers, feed_consumer, intake, main_consumers,
+    CONFIG, FORMER_KEY, INTAKE_CONSUMER, Mesh, RECEIPTS, RECIPIENTS, RegionSettings, VERSION, VERSION_KEY,
+    app_of_intake, consumers, feed_consumer, intake, main_consumers,
     streams::{WORK_MAX_AGE, feed, intake_consumer},
 };
 use crate::{
@@ -26,8 +26,9 @@ use crate::{
     clock::Clock,
     id::{AppId, Region},
     nats::{
-        follow,
+        follow::{self, StreamState},
         refusal::{Forbidden, is_about, unless_refused},
+        restore::Former,
     },
 };
 
@@ -91,7 +92,7 @@ pub async fn apply(js: &jetstream::Context, wanted: &[Config]) -> Result<Vec<Cha
     for (config, info) in wanted.iter().zip(found) {
         let name = config.name.clone();
         let Some(info) = info else {
-            if Box::pin(create(js, config, begins)).await? {
+            if Box::pin(create(js, config, begins, None)).await? {
                 changes.push(Change::Created(name));
             }
             continue;
@@ -139,7 +140,8 @@ fn above_any_former() -> Option<u64> {
     u64::try_from(Clock::system().now().as_microsecond()).ok()
 }
 
-/// `wanted` with the times at which the sources of `found` begin, where they begin at a time: see [`create`].
+/// `wanted` with what [`create`] gave to `found`, which replaces a deleted stream: the times at which its sources begin, and
+/// the mark of what it replaces.
 pub(super) fn with_starts_of(wanted: &Config, found: &Config) -> Config {
     let mut wanted = wanted.clone();
     let origin = |source: &Source| {
@@ -155,6 +157,9 @@ pub(super) fn with_starts_of(wanted: &Config, found: &Config) -> Config {
         if let Some(start_time) = known.and_then(|known| known.start_time) {
             (source.start_sequence, source.start_time) = (None, Some(start_time));
         }
+    }
+    if let Some(former) = found.metadata.get(FORMER_KEY) {
+        wanted.metadata.insert(FORMER_KEY.to_owned(), former.clone());
     }
     wanted
 }
@@ -179,8 +184,14 @@ fn is_established(info: &Info) -> bool {
 /// Creates a stream; `false` if another process was faster.
 ///
 /// The facts that other regions have sent are not fetched once more into a bucket of recipients that was deleted: many were
-/// replaced since, and consent that was withdrawn here would come back.
-async fn create(js: &jetstream::Context, config: &Config, begins: Begins) -> Result<bool, ApplyError> {
+/// replaced since, and consent that was withdrawn here would come back. Workers restore it; for them it says which one it
+/// replaces, of which `former` is the last known state.
+async fn create(
+    js: &jetstream::Context,
+    config: &Config,
+    begins: Begins,
+    former: Option<StreamState>,
+) -> Result<bool, ApplyError> {
     let mut config = config.clone();
     if begins == Begins::AboveAnyFormer {
         config.first_sequence = above_any_former();
@@ -190,6 +201,7 @@ async fn create(js: &jetstream::Context, config: &Config, begins: Begins) -> Res
         for source in config.sources.iter_mut().flatten() {
             (source.start_sequence, source.start_time) = (None, now);
         }
+        config.metadata.insert(FORMER_KEY.to_owned(), Former::of(former));
     }
     let name = config.name.clone();
     match js.create_stream(config).await {
@@ -215,17 +227,30 @@ pub async fn missing_streams(js: &jetstream::Context, wanted: Vec<Config>) -> Re
         .collect())
 }
 
-/// Creates streams that were deleted. Each begins above any sequence that the former had.
+/// Creates streams that were deleted. Each begins above any sequence that the former had. `bucket` is the last known state of
+/// the bucket of recipients.
 ///
 /// # Errors
 /// When the server does not answer or refuses.
-pub async fn recreate(js: &jetstream::Context, missing: &[Config]) -> Result<(), ApplyError> {
+pub async fn recreate(
+    js: &jetstream::Context,
+    missing: &[Config],
+    bucket: Option<StreamState>,
+) -> Result<(), ApplyError> {
     for config in missing {
-        if Box::pin(create(js, config, Begins::AboveAnyFormer)).await? {
-            tracing::error!(
-                stream = config.name,
-                "a stream was deleted and is created again; what it held is lost"
-            );
+        if Box::pin(create(js, config, Begins::AboveAnyFormer, bucket)).await? {
+            let stream = &config.name;
+            if config.name == RECIPIENTS {
+                tracing::error!(
+                    stream,
+                    "a stream was deleted and is created again; workers restore what it held"
+                );
+            } else {
+                tracing::error!(
+                    stream,
+                    "a stream was deleted and is created again; what it held is lost"
+                );
+            }
         }
     }
     Ok(())
@@ -253,6 +278,12 @@ pub async fn apply_region(js: &jetstream::Context, mesh: &Mesh, overflow: bool) 
 pub async fn apply_intake(js: &jetstream::Context, here: &RegionSettings, app: &App) -> Result<(), ApplyError> {
     let stream = here.intake_stream(app);
     let applying = async {
+        // Whether there was one before is not known. A letter names what it is about by its sequence there.
+        if info(js, &stream.name).await?.is_none()
+            && Box::pin(create(js, &stream, Begins::AboveAnyFormer, None)).await?
+        {
+            tracing::info!(stream = stream.name, "created an intake");
+        }
         log(apply(js, std::slice::from_ref(&stream)).await?);
         apply_consumer(js, &stream.name, intake_consumer(app)).await?;
         let name = feed_consumer(&app.id);

@@ -100,6 +100,9 @@ pub const OVERFLOW_SINCE: u32 = 4;
 /// The member of the metadata of streams and consumers that has the version.
 const VERSION_KEY: &str = "peal.topology";
 
+/// The member of the metadata of a bucket of recipients that says which deleted one it replaces.
+pub(super) const FORMER_KEY: &str = "peal.former";
+
 /// The durable consumer on [`SCHEDULE`] for retries of `channel` that are due. That of push has the name that it had when
 /// it was the only one, so that workers of 0.1 find it.
 pub fn retry_consumer(channel: Channel) -> String {
