@@ -9,6 +9,7 @@ use shared::{
     id::Region,
     id_key::IdKey,
     nats::{
+        audit::Keys,
         config::{self, Tenants},
         connect,
         roles::Role,
@@ -80,16 +81,16 @@ impl MeshConnection {
         &self.home
     }
 
-    /// The mesh's key of ids, by which the messages of a stream are recognised as jobs.
-    pub(super) async fn id_key(&self) -> Result<IdKey, Failure> {
+    /// What an audit needs of the mesh key.
+    pub(super) async fn keys(&self) -> Result<Keys, Failure> {
         let tenants = tenants(&self.client).await?;
-        if !tenants.has_id_key() {
-            return Ok(IdKey::unkeyed());
+        if !tenants.has_id_key() && tenants.proofs_since.is_none() {
+            return Ok(IdKey::unkeyed().into());
         }
         let refused =
             |error| Failure::Arguments(format!("mesh_key: {error}; the settings or PEAL_MESH_KEY must give it"));
         let mesh_key = MeshKey::from_base64(self.mesh_key.reveal()).map_err(refused)?;
-        tenants.id_key(&mesh_key).map_err(refused)
+        tenants.audit_keys(&mesh_key).map_err(refused)
     }
 }
 

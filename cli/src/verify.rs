@@ -34,7 +34,7 @@ pub(super) async fn run(args: VerifyArgs, out: &mut impl Write) -> Result<Answer
         app: args.app,
         since: args.since,
     };
-    let report = audit::read(&mesh.client, &mesh.regions, &scope, mesh.id_key().await?)
+    let report = audit::read(&mesh.client, &mesh.regions, &scope, mesh.keys().await?)
         .await
         .map_err(|error| Failure::Streams(error.to_string()))?;
     if args.json {

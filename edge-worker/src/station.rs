@@ -85,7 +85,7 @@ impl Station {
             ledger,
             committer,
             caught_up: ledger_caught_up,
-        } = self.start_ledger(&js, settings, lifecycle)?;
+        } = self.start_ledger(&js, &border, settings, lifecycle)?;
         let trims = self.start_janitor(&js, &ledger, settings, lifecycle);
         let cancelled = Cancelled::default();
         lifecycle.spawn_endless("cancelled", cancelled.clone().follow(js.clone(), border.clone()));
@@ -168,6 +168,7 @@ impl Station {
     fn start_ledger(
         &self,
         js: &jetstream::Context,
+        border: &Border,
         settings: &Settings,
         lifecycle: &Lifecycle,
     ) -> Result<StartedLedger, StartError> {
@@ -177,12 +178,19 @@ impl Station {
         let (out, durable) = mpsc::channel(64);
         let (committer, writer) = Committer::new(&ledger, self.region.clone(), self.shared.clock.clone(), out)?;
         lifecycle.spawn("ledger", writer);
-        let follower = ledger::ReceiptFollower::new(js.clone(), ledger.clone(), committer.clone(), self.region.clone());
+        let follower = ledger::ReceiptFollower::new(
+            js.clone(),
+            ledger.clone(),
+            committer.clone(),
+            self.region.clone(),
+            border.clone(),
+        );
         let caught_up = follower.caught_up();
         lifecycle.spawn_endless("receipts", follower.run());
         let announcer = Announcer {
             js: js.clone(),
             ledger: ledger.clone(),
+            border: border.clone(),
             telemetry: self.shared.telemetry.clone(),
             clock: self.shared.clock.clone(),
         };
@@ -242,7 +250,7 @@ impl Lanes {
                 () = lifecycle.finishing() => return,
             }
         }
-        while let Err(error) = ledger::publish_unsent(&self.js, &self.ledger).await {
+        while let Err(error) = ledger::publish_unsent(&self.js, &self.ledger, &self.pipeline.border).await {
             tracing::error!(%error, "unpublished receipts of a previous run cannot be read; retrying");
             tokio::select! {
                 () = tokio::time::sleep(RETRY_LEDGER_READ_AFTER) => (),

@@ -109,7 +109,7 @@ impl Gateway {
         keeper.synchronize().await;
         lifecycle.spawn_endless("time", keeper.run());
         let (recorder, writer) = recorder::pair(js.clone(), here.clone(), name);
-        let receipts = Receipts::new(js.clone(), settings.limits.status_notifications);
+        let receipts = Receipts::new(js.clone(), border.clone(), settings.limits.status_notifications);
         let stores = Regions::new(js.clone(), here.clone(), config.clone(), &mesh_key);
         lifecycle.spawn_endless("questions", stores.clone().answer_forever());
         let context = Arc::new(Context {

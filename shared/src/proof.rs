@@ -196,6 +196,51 @@ mod tests {
         }
     }
 
+    /// `cargo test --release -p peal-shared --lib proof -- --ignored --nocapture` prints what proofs and signatures cost on this machine.
+    #[test]
+    #[ignore = "measures, and is slow without --release"]
+    fn cost() {
+        const ROUNDS: u32 = 200_000;
+        let prover = prover(7);
+        let (app, event): (AppId, EventId) = ("shop".parse().unwrap(), "order-4711-shipped".parse().unwrap());
+        let origin: Region = "eu".parse().unwrap();
+        let measure = |what: &str, bytes: usize, act: &dyn Fn()| {
+            (0..ROUNDS / 10).for_each(|_| act());
+            let begun = std::time::Instant::now();
+            (0..ROUNDS).for_each(|_| act());
+            eprintln!(
+                "{what}, {bytes} bytes: {} ns",
+                begun.elapsed().as_nanos() / u128::from(ROUNDS)
+            );
+        };
+        for bytes in [300, 4096, 32_768] {
+            let payload = vec![b'x'; bytes];
+            let claims = Claims {
+                app: &app,
+                channel: Channel::Push,
+                class: Class::Normal,
+                event: &event,
+                origin: &origin,
+                payload: &payload,
+            };
+            let at = Timestamp::from_millisecond(10).unwrap();
+            let proof = prover.work(&claims, at);
+            let signature = prover.message("receipt.eu.us.shop", &payload);
+            measure("proof of a job made", bytes, &|| {
+                drop(prover.work(&claims, at).to_string())
+            });
+            measure("proof of a job checked", bytes, &|| {
+                assert!(prover.proves(&proof, &claims, at))
+            });
+            measure("message signed", bytes, &|| {
+                drop(prover.message("receipt.eu.us.shop", &payload))
+            });
+            measure("signature checked", bytes, &|| {
+                assert!(prover.signed_message(&signature, "receipt.eu.us.shop", &payload));
+            });
+        }
+    }
+
     #[test]
     fn a_signature_holds_for_its_message_alone() {
         let signature = prover(7).message("directory.eu.home.shop.ann", b"{}");

@@ -50,7 +50,7 @@ impl Audit {
         let names = peal.regions.iter().map(|region| region.name.parse());
         let regions: Vec<Region> = names.collect::<Result<_, _>>()?;
         let client = peal.connect_as_operator().await?;
-        let report = audit::read(&client, &regions, &Scope::default(), peal.ids.clone()).await?;
+        let report = audit::read(&client, &regions, &Scope::default(), peal.audit_keys().await?).await?;
         Ok(Self { report })
     }
 

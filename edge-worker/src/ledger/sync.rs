@@ -11,9 +11,10 @@ use futures::StreamExt;
 use shared::{
     id::Region,
     nats::{
+        border::Border,
         envelope,
         follow::{self, Entry, FollowError},
-        publish, subject, topology, version,
+        publish, subject, topology,
     },
     receipt::Batch,
 };
@@ -49,6 +50,7 @@ pub struct ReceiptFollower<T> {
     ledger: Ledger,
     committer: Committer<T>,
     region: Region,
+    border: Border,
     caught_up: watch::Sender<bool>,
 }
 
@@ -65,9 +67,16 @@ enum Interrupted {
 }
 
 impl<T: Send + 'static> ReceiptFollower<T> {
-    /// Prepares to copy the receipts of `region`.
-    pub fn new(js: jetstream::Context, ledger: Ledger, committer: Committer<T>, region: Region) -> Self {
+    /// Prepares to copy the receipts of `region`. `border` signs those that must be published again.
+    pub fn new(
+        js: jetstream::Context,
+        ledger: Ledger,
+        committer: Committer<T>,
+        region: Region,
+        border: Border,
+    ) -> Self {
         Self {
+            border,
             js,
             ledger,
             committer,
@@ -134,9 +143,9 @@ impl<T: Send + 'static> ReceiptFollower<T> {
     /// Publishes what is not known to be in the stream, because the stream was created again: a message that the former
     /// one acknowledged just before it was deleted was not followed. The others are dropped as duplicates.
     fn publish_again(&self) {
-        let (js, ledger) = (self.js.clone(), self.ledger.clone());
+        let (js, ledger, border) = (self.js.clone(), self.ledger.clone(), self.border.clone());
         tokio::spawn(async move {
-            if let Err(error) = publish_unsent(&js, &ledger).await {
+            if let Err(error) = publish_unsent(&js, &ledger, &border).await {
                 tracing::error!(%error, "receipts that may be lost with their stream cannot be read");
             }
         });
@@ -177,7 +186,7 @@ impl<T: Send + 'static> ReceiptFollower<T> {
 ///
 /// # Errors
 /// When the file cannot be read or written.
-pub async fn publish_unsent(js: &jetstream::Context, ledger: &Ledger) -> Result<(), StoreError> {
+pub async fn publish_unsent(js: &jetstream::Context, ledger: &Ledger, border: &Border) -> Result<(), StoreError> {
     let unsent = ledger.store.outgoing()?;
     if unsent.is_empty() {
         return Ok(());
@@ -189,7 +198,7 @@ pub async fn publish_unsent(js: &jetstream::Context, ledger: &Ledger) -> Result<
     for outgoing in unsent {
         let number = outgoing.number;
         match still_news(ledger, outgoing)? {
-            Some(outgoing) => outgoing.publish(js, ledger, Instant::now()).await,
+            Some(outgoing) => outgoing.publish(js, ledger, border, Instant::now()).await,
             None => ledger.remove_outgoing(number)?,
         }
     }
@@ -223,8 +232,9 @@ pub(super) fn still_news(ledger: &Ledger, mut outgoing: Outgoing) -> Result<Opti
 impl Outgoing {
     /// Publishes this message under its id, and retries until the stream has it. `since` is when this worker received the
     /// oldest of its jobs. If that is long ago, because the process was suspended or a server was unreachable, the message
-    /// is first compared with the receipts that other workers have published meanwhile.
-    pub async fn publish(mut self, js: &jetstream::Context, ledger: &Ledger, mut since: Instant) {
+    /// is first compared with the receipts that other workers have published meanwhile. `border` signs it for the region that
+    /// accepted the notifications.
+    pub async fn publish(mut self, js: &jetstream::Context, ledger: &Ledger, border: &Border, mut since: Instant) {
         loop {
             if since.elapsed() > COMPARE_RECEIPTS_AFTER {
                 let now = Instant::now();
@@ -239,7 +249,7 @@ impl Outgoing {
                 }
             }
             let id = format!("{}:{}", self.writer, self.number);
-            let mut headers = version::headers();
+            let mut headers = border.headers(&self.subject, &self.payload);
             headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
             headers.insert(envelope::BATCH, id.as_str());
             let stored = publish::store(js, self.subject.clone(), headers, self.payload.clone());

@@ -8,6 +8,7 @@ use shared::{
     clock::Clock,
     failpoint::failpoint,
     id::{AppId, Region},
+    nats::border::Border,
     receipt::Receipt,
     telemetry::Telemetry,
 };
@@ -86,6 +87,8 @@ pub struct Announcer {
     pub js: jetstream::Context,
     /// It gives the writer's name, and compares receipts that were delayed with those of other workers.
     pub ledger: Ledger,
+    /// Signs the receipts, which other regions copy.
+    pub border: Border,
     /// Spans and metrics.
     pub telemetry: Telemetry,
     /// The time in spans.
@@ -107,7 +110,7 @@ impl Announcer {
     async fn announce(self: Arc<Self>, group: Committed<Ticket>) {
         let started = self.now();
         let outgoing = group.outgoing.into_iter();
-        join_all(outgoing.map(|outgoing| outgoing.publish(&self.js, &self.ledger, group.since))).await;
+        join_all(outgoing.map(|outgoing| outgoing.publish(&self.js, &self.ledger, &self.border, group.since))).await;
         failpoint("worker.after-receipt");
         let published = self.now();
         let mut jobs = 0;

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use shared::{
     id::{AppId, NotificationId, Region},
-    nats::{follow, subject, topology},
+    nats::{border::Border, follow, subject, topology},
     receipt::{Accepted, Batch, Receipt, State},
 };
 
@@ -37,6 +37,7 @@ const INDEXED_BATCHES_MAX: usize = 4096;
 #[derive(Debug, Clone)]
 pub(crate) struct Receipts {
     js: jetstream::Context,
+    border: Border,
     index: Arc<RwLock<Index>>,
     /// Whether the stream has been read up to where it ended at start.
     loaded: Arc<AtomicBool>,
@@ -62,10 +63,12 @@ pub(crate) type Late = BTreeMap<(Region, State), u64>;
 pub(crate) struct Unanswered;
 
 impl Receipts {
-    /// The index remembers the `notifications_max` newest notifications.
-    pub(crate) fn new(js: jetstream::Context, notifications_max: usize) -> Self {
+    /// The index remembers the `notifications_max` newest notifications, and of receipts from other regions those that `border`
+    /// admits.
+    pub(crate) fn new(js: jetstream::Context, border: Border, notifications_max: usize) -> Self {
         Self {
             js,
+            border,
             index: Arc::new(RwLock::new(Index::new(notifications_max))),
             loaded: Arc::default(),
         }
@@ -73,6 +76,7 @@ impl Receipts {
 
     /// Follows the stream until the process ends.
     pub(crate) async fn follow(self) {
+        self.border.ready().await;
         let filter = subject::RECEIPTS_FILTER;
         let caught_up = || self.loaded.store(true, Ordering::Relaxed);
         follow::follow_forever(
@@ -86,6 +90,9 @@ impl Receipts {
     }
 
     fn learn(&self, entry: &follow::Entry) {
+        if !self.border.admits_entry(entry) {
+            return;
+        }
         match serde_json::from_slice::<BatchIds>(&entry.payload) {
             Ok(ids) => {
                 let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);

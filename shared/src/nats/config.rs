@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{
+    audit::Keys,
     follow::{self, Entry},
     leader,
     publish::{self, NotStored},
@@ -157,6 +158,17 @@ impl Tenants {
             Some(sealed) => IdKey::open(mesh_key, sealed),
             None => Ok(IdKey::unkeyed()),
         }
+    }
+
+    /// What an audit needs of `mesh_key`.
+    ///
+    /// # Errors
+    /// When this is not the mesh's key.
+    pub fn audit_keys(&self, mesh_key: &MeshKey) -> Result<Keys, SealError> {
+        Ok(Keys {
+            ids: self.id_key(mesh_key)?,
+            proofs: self.proofs_since.map(|since| (mesh_key.prover(), since)),
+        })
     }
 
     /// Whether the mesh has a key of ids; one that version 0.1 provisioned has none.

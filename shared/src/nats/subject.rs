@@ -330,6 +330,13 @@ pub fn receipt(region: &Region, origin: &Region, app: &AppId) -> String {
     format!("receipt.{region}.{origin}.{app}")
 }
 
+/// Whether `receipt.<region>.<origin>.…` is about notifications that another region accepted.
+pub fn is_receipt_for_another(subject: &str) -> bool {
+    let mut tokens = subject.split('.').skip(1);
+    let (region, origin) = (tokens.next(), tokens.next());
+    region != origin
+}
+
 /// Receipts of first attempts at jobs of broadcasts. The receipts of slices already count them for the region that
 /// accepted the broadcast, so these are not copied there, and only readers that need them filter for them: a broadcast
 /// may have a million.
@@ -691,6 +698,14 @@ mod tests {
             let subject = directory_owner(&"eu".parse().unwrap(), &app, address);
             prop_assert_eq!(DirectoryKey::parse(&subject), Some(DirectoryKey::Owner(app, address)));
         }
+    }
+
+    #[test]
+    fn receipts_for_another_region_are_told_from_the_own() {
+        let (eu, us, shop) = ("eu".parse().unwrap(), "us".parse().unwrap(), "shop".parse().unwrap());
+        assert!(is_receipt_for_another(&receipt(&eu, &us, &shop)));
+        assert!(!is_receipt_for_another(&receipt(&eu, &eu, &shop)));
+        assert!(!is_receipt_for_another(&receipt_of_members(&eu, &shop)));
     }
 
     #[test]

@@ -11,7 +11,12 @@ mod settings;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use shared::{id_key::IdKey, nats::roles::Role, proof::Prover, seal::MeshKey};
+use shared::{
+    id_key::IdKey,
+    nats::{audit::Keys, config, connect, roles::Role},
+    proof::Prover,
+    seal::MeshKey,
+};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
@@ -184,6 +189,16 @@ impl Peal {
     /// When the mesh key cannot be read.
     pub fn prover(&self) -> anyhow::Result<Prover> {
         Ok(MeshKey::from_base64(&self.mesh_key)?.prover())
+    }
+
+    /// What an audit needs of the mesh key.
+    ///
+    /// # Errors
+    /// When the hub's configuration cannot be read.
+    pub async fn audit_keys(&self) -> anyhow::Result<Keys> {
+        let hub = connect::jetstream(self.connect_as_operator().await?);
+        let mesh_key = MeshKey::from_base64(&self.mesh_key)?;
+        Ok(config::read(&hub).await?.audit_keys(&mesh_key)?)
     }
 
     /// A connection to a region's NATS as a service of [`APP`], in the app's own account.

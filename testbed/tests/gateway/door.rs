@@ -177,9 +177,14 @@ async fn each_refused_item_becomes_a_letter_and_the_books_hold() {
     // Only a person's correction helps: a replay would be refused again.
     let path = format!("/v1/dead-letters/{}/replay", letters[0]["id"].as_str().unwrap());
     assert_eq!(rig.ask("POST", &path, Value::Null).await.code(), "letter_unreadable");
-    let report = audit::read(&rig.js.client(), &[region("eu")], &Scope::default(), rig.ids().await)
-        .await
-        .unwrap();
+    let report = audit::read(
+        &rig.js.client(),
+        &[region("eu")],
+        &Scope::default(),
+        rig.ids().await.into(),
+    )
+    .await
+    .unwrap();
     assert!(report.holds(), "{:?}", report.broken);
     let total = report.total();
     assert_eq!((total.accepted, total.in_flight), (7, 4), "{total}");

@@ -4,10 +4,12 @@ use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use shared::{
+    channel::Channel,
     clock::Clock,
-    id::{AddressId, NotificationId},
-    nats::{connect, envelope, follow, publish, roles::Role, subject, topology},
+    id::{AddressId, JobId, NotificationId},
+    nats::{audit::Break, connect, envelope, follow, publish, roles::Role, subject, topology},
     provider::Provider,
+    receipt::{Batch, Receipt, State},
     recipient::{Fact, FactName, Profile, RecipientKey},
     testing,
 };
@@ -238,6 +240,67 @@ async fn it_cancels_and_removes_nothing_elsewhere() {
     for event in ["withdrawn", "answered"] {
         reach_bob(&peal, "us", event).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_receipts_for_another_region_are_not_believed() {
+    let peal = mesh().await;
+    peal.register("eve", "eu", &[("apns", &"e".repeat(64))]).await.unwrap();
+    peal.wait_known("us", "eve").await.unwrap();
+    // eu does not deliver, and the stolen key says that it did.
+    for worker in &peal.region("eu").workers {
+        worker.process.signal("STOP").await.unwrap();
+    }
+    let body = json!({ "event_id": "claimed", "to": { "recipients": ["eve"] }, "push": { "title": "genuine" } });
+    peal.expect("POST", "us", "/v1/notifications", Some(&body))
+        .await
+        .unwrap();
+    let app = APP.parse().unwrap();
+    let job = JobId::of(
+        &peal.ids,
+        &app,
+        &"claimed".parse().unwrap(),
+        &"eve".parse().unwrap(),
+        Channel::Push,
+    );
+    let notification = NotificationId(id_of("claimed").parse().unwrap());
+    let now = Clock::system().now();
+    let forged = Batch {
+        app: app.clone(),
+        origin: region("us"),
+        region: region("eu"),
+        writer: "thief".to_owned(),
+        accepted: Vec::new(),
+        receipts: vec![Receipt::new(notification, job, Channel::Push, State::Delivered, now)],
+        handled: Vec::new(),
+    };
+    let worker = stolen(&peal, &Role::Worker(region("eu"))).await;
+    let subject = subject::receipt(&region("eu"), &region("us"), &app);
+    let payload = serde_json::to_vec(&forged).unwrap();
+    publish::store(&worker, subject, HeaderMap::new(), payload.into())
+        .await
+        .unwrap();
+    // us has copied it once it complains of it.
+    let deadline = Instant::now() + TIMEOUT;
+    while !peal.complaints().contains("without a signature") {
+        assert!(Instant::now() < deadline, "{}", peal.complaints());
+        sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let (_, status) = peal
+        .ask("GET", "us", &format!("/v1/notifications/{}", id_of("claimed")), None)
+        .await
+        .unwrap();
+    assert_eq!(status["deliveries"].as_array().map(Vec::len), Some(0), "{status}");
+    let report = Audit::read(&peal).await.unwrap().report;
+    let found: Vec<_> = report.broken.iter().map(|broken| (broken.how, broken.count)).collect();
+    assert_eq!(found, [(Break::Unproven, 1)]);
+    assert_eq!(report.total().in_flight, 1, "it is not delivered");
+
+    for worker in &peal.region("eu").workers {
+        worker.process.signal("CONT").await.unwrap();
+    }
+    let end = ended(&peal, "us", &id_of("claimed")).await;
+    assert_eq!(end, [("eu".to_owned(), "delivered".to_owned(), String::new())]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

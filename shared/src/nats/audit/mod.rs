@@ -23,6 +23,7 @@ use crate::{
     id::{AddressId, AppId, DeliveryId, JobId, NotificationId, Region},
     id_key::IdKey,
     nats::topology::{DEAD, NOTIFY, OUTBOX, SCHEDULE},
+    proof::Prover,
     receipt::{Accepted, Expanded, REFUSED, Receipt, State},
 };
 
@@ -36,6 +37,22 @@ pub struct Scope {
     pub app: Option<AppId>,
     /// Only notifications accepted, or first worked on, at this time or later.
     pub since: Option<Timestamp>,
+}
+
+/// What an audit needs of the mesh key.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    /// The mesh's key of ids, by which messages are recognised as jobs.
+    pub ids: IdKey,
+    /// What checks the signatures of receipts, and the time from which on they must have one; `None` if none is required, or
+    /// the mesh key is not known.
+    pub proofs: Option<(Prover, Timestamp)>,
+}
+
+impl From<IdKey> for Keys {
+    fn from(ids: IdKey) -> Self {
+        Self { ids, proofs: None }
+    }
 }
 
 /// A UUID as bytes: alignment to 16 bytes would make the maps half as large again.
@@ -72,6 +89,8 @@ struct Audit {
     repeated: u64,
     contradicted: Faults,
     unreadable: Faults,
+    /// Messages in the streams of receipts about what another region accepted, without its signature.
+    unproven: Faults,
     /// Jobs that may have been in a stream of work that was deleted.
     deleted: HashSet<Id>,
     /// Notifications whose record of acceptance and work may both have been in streams that were deleted.
@@ -280,6 +299,7 @@ impl Audit {
             repeated: 0,
             contradicted: Faults::default(),
             unreadable: Faults::default(),
+            unproven: Faults::default(),
             deleted: HashSet::new(),
             forgotten: HashSet::new(),
             recreated: Vec::new(),

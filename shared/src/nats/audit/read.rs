@@ -16,12 +16,11 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Audit, Item, Part, Place, Recreated, Removed, Report, Scope};
+use super::{Audit, Item, Keys, Part, Place, Recreated, Removed, Report, Scope};
 use crate::{
     broadcast::{Broadcast, Work},
     channel::{Channel, Class},
     id::{AppId, EventId, NotificationId, Region},
-    id_key::IdKey,
     job::Job,
     nats::{
         connect, direct, envelope,
@@ -29,6 +28,7 @@ use crate::{
         subject::{self, Lane, Tier},
         topology::{self, Domain, Mesh, Sourced},
     },
+    proof::Prover,
     receipt::Batch,
 };
 
@@ -54,12 +54,14 @@ pub struct Unreadable {
 }
 
 /// Reads the streams of `regions` of a mesh over a connection to any of them. Jobs for a region that is left out are
-/// known from their receipts alone. `ids` is the mesh's key of ids, by which messages are recognised as jobs.
+/// known from their receipts alone.
 ///
 /// # Errors
 /// When a region does not answer, or a stream is missing.
-pub async fn read(client: &Client, regions: &[Region], scope: &Scope, ids: IdKey) -> Result<Report, Unreadable> {
+pub async fn read(client: &Client, regions: &[Region], scope: &Scope, keys: Keys) -> Result<Report, Unreadable> {
+    let Keys { ids, proofs } = keys;
     let mut reading = Reading {
+        proofs,
         client,
         scope,
         regions,
@@ -83,6 +85,8 @@ struct Reading<'a> {
     scope: &'a Scope,
     regions: &'a [Region],
     audit: Audit,
+    /// What checks receipts, and since when.
+    proofs: Option<(Prover, Timestamp)>,
     /// The next sequence to read, by region, stream and filter.
     next: HashMap<(Region, String, String), u64>,
 }
@@ -229,11 +233,24 @@ impl Reading<'_> {
     }
 
     async fn receipts_of(&mut self, region: &Region, filter: String) -> Result<(), Unreadable> {
+        let proofs = self.proofs.clone();
+        let is_proven = |entry: &Entry| {
+            let Some((prover, since)) = &proofs else { return true };
+            let signature = || envelope::header(&entry.headers, envelope::SIGNATURE).unwrap_or_default();
+            // The region itself could write anything about what it accepted.
+            entry.stored_at < *since
+                || !subject::is_receipt_for_another(&entry.subject)
+                || prover.signed_message(signature(), &entry.subject, &entry.payload)
+        };
         self.each(region, topology::RECEIPTS, filter, |audit, scope, entry| {
             if !scope.has(subject::app_of(&entry.subject)) {
                 return;
             }
             match Batch::read(&entry.payload) {
+                Ok(_) if !is_proven(entry) => {
+                    let group = audit.group_of_nobody(entry, region);
+                    audit.unproven.add(Uuid::from_u64_pair(0, entry.sequence), group, 1);
+                }
                 Ok(batch) => audit.batch(&batch, scope),
                 // A service's acknowledgement that was sent to this subject, for example. It must not end the audit.
                 Err(_) => audit.unreadable(entry, region),
@@ -432,9 +449,14 @@ impl Scope {
 impl Audit {
     /// Counts a message in the stream of receipts that is none.
     fn unreadable(&mut self, entry: &Entry, region: &Region) {
-        let app = subject::app_of(&entry.subject).and_then(|app| app.parse().ok());
-        let group = self.group(&app.unwrap_or_else(AppId::unknown), region, region);
+        let group = self.group_of_nobody(entry, region);
         self.unreadable.add(Uuid::from_u64_pair(0, entry.sequence), group, 1);
+    }
+
+    /// The group of a message whose content does not count.
+    fn group_of_nobody(&mut self, entry: &Entry, region: &Region) -> u32 {
+        let app = subject::app_of(&entry.subject).and_then(|app| app.parse().ok());
+        self.group(&app.unwrap_or_else(AppId::unknown), region, region)
     }
 
     fn batch(&mut self, batch: &Batch, scope: &Scope) {

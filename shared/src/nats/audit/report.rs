@@ -29,6 +29,8 @@ words!(
         StreamDeleted = "stream_deleted",
         /// A message in the stream of receipts is none.
         Unreadable = "unreadable",
+        /// Receipts about what another region accepted are not signed.
+        Unproven = "unproven",
         /// A delivery has two final receipts.
         Contradicted = "contradicted",
         /// Receipts mention jobs that were never accepted.
@@ -51,6 +53,9 @@ impl Break {
             Self::Abandoned => "waits for another attempt, but no schedule will bring it (job)",
             Self::StreamDeleted => "was in a stream that was deleted (notification, job or slice)",
             Self::Unreadable => "in RECEIPTS and no receipts (the message's sequence, in hexadecimal)",
+            Self::Unproven => {
+                "receipts for another region without a signature, not counted (the message's sequence, in hexadecimal)"
+            }
             Self::Contradicted => "two final receipts for one delivery (job)",
             Self::NeverAccepted => "receipts of jobs that were never accepted (notification)",
             Self::LetterAlone => "dead letter without a receipt (delivery)",
@@ -67,9 +72,12 @@ impl Break {
             | Self::SliceLost
             | Self::Abandoned
             | Self::StreamDeleted => true,
-            Self::Unreadable | Self::Contradicted | Self::NeverAccepted | Self::LetterAlone | Self::LetterMissing => {
-                false
-            }
+            Self::Unreadable
+            | Self::Unproven
+            | Self::Contradicted
+            | Self::NeverAccepted
+            | Self::LetterAlone
+            | Self::LetterMissing => false,
         }
     }
 }
@@ -234,6 +242,7 @@ impl Audit {
         writer.letters();
         writer.recorded(Break::Contradicted, &self.contradicted);
         writer.recorded(Break::Unreadable, &self.unreadable);
+        writer.recorded(Break::Unproven, &self.unproven);
         if scope.since.is_none() {
             writer.never_accepted();
         }
