@@ -90,7 +90,7 @@ async fn each_accepted_job_is_stored_for_the_home_region_of_its_recipient() {
     let far = jobs(&rig, topology::OUTBOX).await;
     let names = |jobs: &[(String, _, Job)]| {
         jobs.iter()
-            .map(|(_, _, job)| job.recipient.to_string())
+            .map(|(_, _, job)| job.recipient().unwrap().to_string())
             .collect::<HashSet<_>>()
     };
     assert_eq!(names(&near), HashSet::from(["near".to_owned(), "ünknown/§".to_owned()]));
@@ -596,7 +596,7 @@ async fn without_a_collector_the_callers_trace_is_passed_on_unchanged() {
         let jobs = jobs(&rig, topology::NOTIFY).await;
         let (_, headers, _) = jobs
             .iter()
-            .find(|(_, _, job)| job.recipient.as_str() == recipient)
+            .find(|(_, _, job)| job.recipient().is_some_and(|found| found.as_str() == recipient))
             .unwrap();
         let stored = headers.get("traceparent").map(ToString::to_string);
         assert_eq!(stored, is_trace.then(|| sent.to_owned()), "{recipient}");

@@ -363,9 +363,14 @@ async fn what_waits_for_an_app_that_is_gone_is_kept_until_it_returns() {
     assert!(!rig.publish_for(&bank, "late").await, "the intake is closed");
     let jobs = rig.count(NOTIFY).await;
     assert!(rig.has_intake(&bank).await && jobs < 12, "{jobs}");
-    let report = audit::read(&rig.js.client(), &[region("eu")], &Scope::default(), rig.ids().await)
-        .await
-        .unwrap();
+    let report = audit::read(
+        &rig.js.client(),
+        &[region("eu")],
+        &Scope::default(),
+        rig.ids().await.into(),
+    )
+    .await
+    .unwrap();
     assert!(report.holds(), "{:?}", report.broken);
     assert_eq!(report.total().in_flight, 12, "{}", report.total());
 
