@@ -396,13 +396,14 @@ fn invalid_bodies() -> Vec<(Value, u16, &'static str, &'static str)> {
             "validation_failed",
             "channel",
         ),
-        (with("channel", json!("email")), 422, "channel_unavailable", ""),
+        (with("channel", json!("email")), 422, "validation_failed", "channel"),
         (
-            with("email", json!({ "subject": "5551234" })),
+            with("email", json!({ "subject": "5551234", "text": "x" })),
             422,
-            "not_built",
+            "validation_failed",
             "email",
         ),
+        (with("digest", json!({ "key": "5551234" })), 422, "not_built", "digest"),
         (
             json!({ "notifications": "5551234" }),
             422,
