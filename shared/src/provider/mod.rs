@@ -4,6 +4,7 @@
 pub mod apns;
 pub mod fcm;
 pub mod log;
+pub mod web_push;
 
 use std::time::Duration;
 
