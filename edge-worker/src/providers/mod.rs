@@ -18,6 +18,7 @@ mod transport;
 pub mod apns;
 pub mod fcm;
 pub mod log;
+pub mod web_push;
 
 mod route;
 
