@@ -65,6 +65,8 @@ pub struct Settings {
     pub apns: apns::Settings,
     /// Firebase Cloud Messaging.
     pub fcm: fcm::Settings,
+    /// Push services of browsers.
+    pub web_push: web_push::Settings,
     /// The provider that sends nothing.
     pub log: log::Settings,
     /// How the endpoints of all providers are measured and chosen.
@@ -78,6 +80,7 @@ fn desk(provider: Provider, settings: &Settings, context: &DeskContext) -> Resul
     Ok(match provider {
         Provider::Apns => Box::new(Desk::<apns::Apns>::new(&settings.apns, context)?),
         Provider::Fcm => Box::new(Desk::<fcm::Fcm>::new(&settings.fcm, context)?),
+        Provider::WebPush => Box::new(Desk::<web_push::WebPush>::new(&settings.web_push, context)?),
         Provider::Log => Box::new(Desk::<log::Log>::new(&settings.log, context)?),
     })
 }

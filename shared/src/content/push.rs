@@ -133,7 +133,7 @@ impl Push {
         let live = self.apns_push_type() == PushType::Liveactivity;
         match target {
             Target::Apns(target) => live == (target.kind == Kind::LiveActivity),
-            Target::Fcm(_) => true,
+            Target::Fcm(_) | Target::WebPush(_) => true,
             Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => false,
         }
     }
@@ -143,6 +143,7 @@ impl Push {
         match target {
             Target::Apns(_) => apns::has_something(self),
             Target::Fcm(_) => fcm::has_something(self),
+            Target::WebPush(_) => web_push::has_something(self),
             Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => false,
         }
     }
@@ -180,6 +181,10 @@ impl Push {
         }
         if fcm::has_something(self) {
             fits("FCM", fcm::MAX_MESSAGE, fcm::size(self))?;
+        }
+        // Browsers take less than the others, so only a push that is meant for them is held to it.
+        if self.web_push.is_some() && web_push::has_something(self) {
+            fits("web push", web_push::MAX_PAYLOAD, web_push::size(self))?;
         }
         Ok(())
     }

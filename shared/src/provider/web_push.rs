@@ -351,7 +351,7 @@ fn shows(push: &Push) -> bool {
 }
 
 /// Whether the rendered push shows anything or gives the service worker something to do.
-pub(super) fn has_something(push: &Push) -> bool {
+pub(crate) fn has_something(push: &Push) -> bool {
     if push.web_push.is_none() && push.apns_push_type().is_apples_own() {
         return false;
     }
@@ -360,7 +360,7 @@ pub(super) fn has_something(push: &Push) -> bool {
 }
 
 /// The bytes that count for [`MAX_PAYLOAD`].
-pub(super) fn size(push: &Push) -> usize {
+pub(crate) fn size(push: &Push) -> usize {
     // As long as the job's id, which is the tag if the push has no collapse key.
     let tag = [b'-'; uuid::fmt::Hyphenated::LENGTH];
     render(push, std::str::from_utf8(&tag).unwrap_or_default()).len()

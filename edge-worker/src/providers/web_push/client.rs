@@ -5,10 +5,11 @@ use std::time::Duration;
 use reqwest::{Client, Url};
 use shared::{
     clock::Clock,
-    provider::web_push::{self, Credential, MAX_PAYLOAD, Target},
+    provider::web_push::{self, Credential, MAX_PAYLOAD},
 };
 
 use super::{
+    Browser,
     config::{Account, Settings},
     encrypt::encrypt,
     outcome::{Party, judge},
@@ -61,13 +62,10 @@ impl WebPush {
     }
 
     /// Encrypts the push and posts it.
-    pub(super) async fn send(
-        &self,
-        account: &Account,
-        target: &Target,
-        attempt: &Attempt<'_>,
-        progress: &mut Progress,
-    ) -> Outcome {
+    pub(super) async fn send(&self, account: &Account, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
+        let Some(Browser { push, target }) = Browser::of(attempt) else {
+            return Outcome::rejected("not_a_web_push_address");
+        };
         let Ok(endpoint) = Url::parse(target.endpoint.reveal()) else {
             return Outcome::rejected("malformed");
         };
@@ -76,8 +74,7 @@ impl WebPush {
         if is_forbidden || self.receivers.check(&endpoint).is_err() {
             return Outcome::rejected("forbidden_address");
         }
-        let (message, push) = (attempt.message, attempt.message.push());
-        let payload = web_push::render(push, &message.collapse_id());
+        let payload = web_push::render(push, &attempt.message.collapse_id(push));
         if payload.len() > MAX_PAYLOAD {
             return Outcome::rejected("too_large");
         }
