@@ -177,7 +177,8 @@ def with_http_ece():
         (413, {}, b"", "rejected too_large"),
         (429, {"retry-after": "7"}, b"", "retry_later too_many_requests"),
         (503, {}, b"<html>", "retry_later server_error"),
-        (401, {}, b"", "credential_trouble unauthorized"),
+        (401, {}, b"", "retry_later unauthorized"),
+        (403, {}, b'{"reason":"BadJwtToken"}', "credential_trouble BadJwtToken"),
         (401, {}, b'{"errno":109,"message":"VAPID public key mismatch"}', "rejected vapid_key_mismatch"),
     ]:
         PushService.answer = (status, headers, text)

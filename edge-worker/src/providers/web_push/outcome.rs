@@ -78,6 +78,8 @@ fn refused_token(status: u16, body: &[u8], retry_after: Option<Duration>, party:
         _ => "forbidden".into(),
     };
     match party {
+        // It does not say what it refuses. Microsoft answers so for single subscriptions that are old.
+        Party::Known if body.is_empty() => Outcome::retry_later(reason, retry_after),
         Party::Known => Outcome::credential(reason, retry_after),
         Party::Stranger => Outcome::rejected(reason),
     }
@@ -89,8 +91,12 @@ fn is_of_another_key(body: &[u8]) -> bool {
         return json.reason.as_deref() == Some("VapidPkHashMismatch")
             || json.message.as_deref() == Some("VAPID public key mismatch");
     }
-    let google = b"does not correspond to the sender ID used to subscribe";
-    body.windows(google.len()).any(|words| words == google)
+    let google = [
+        "does not correspond to the sender ID used to subscribe",
+        "do not correspond to the credentials used to create the subscription",
+    ];
+    let text = String::from_utf8_lossy(body);
+    google.iter().any(|words| text.contains(words))
 }
 
 fn provider_id(headers: &HeaderMap) -> Option<String> {
@@ -146,7 +152,7 @@ mod tests {
                 r#"{"errno":109,"message":"VAPID public key mismatch"}"#,
                 Outcome::rejected("vapid_key_mismatch"),
             ),
-            (401, "", Outcome::credential("unauthorized", None)),
+            (401, "", Outcome::retry_later("unauthorized", None)),
             (
                 403,
                 r#"{"reason":"BadJwtToken"}"#,
@@ -168,7 +174,18 @@ mod tests {
                  Please ensure you are using the correct sender ID and server Key from the Firebase console.\n",
                 Outcome::rejected("vapid_key_mismatch"),
             ),
-            (403, "", Outcome::credential("forbidden", None)),
+            (
+                403,
+                "the VAPID credentials in the authorization header do not correspond to the credentials used to create the \
+                 subscriptions.\n",
+                Outcome::rejected("vapid_key_mismatch"),
+            ),
+            (
+                403,
+                "permission denied: invalid JWT provided\n",
+                Outcome::credential("forbidden", None),
+            ),
+            (403, "", Outcome::retry_later("forbidden", None)),
             (404, "", gone("not_found")),
             (405, "", Outcome::rejected("unexpected_status")),
             (406, "", Outcome::retry_later("too_many_requests", None)),
@@ -188,7 +205,7 @@ mod tests {
     #[test]
     fn a_stranger_cannot_blame_the_credential() {
         for status in 100..=999 {
-            let outcome = of(status, "", Party::Stranger);
+            let outcome = of(status, "no", Party::Stranger);
             assert!(
                 !matches!(
                     outcome,
@@ -196,11 +213,12 @@ mod tests {
                 ),
                 "{status}: {outcome:?}"
             );
-            let known = of(status, "", Party::Known);
+            let known = of(status, "no", Party::Known);
             if !matches!(status, 401 | 403) {
                 assert_eq!(outcome, known, "{status}");
             }
         }
+        assert_eq!(of(403, "no", Party::Known), Outcome::credential("forbidden", None));
         assert_eq!(of(403, "", Party::Stranger), Outcome::rejected("forbidden"));
     }
 
