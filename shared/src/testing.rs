@@ -12,7 +12,7 @@ use crate::{
     provider::{
         Provider,
         apns::{self, Environment, Kind},
-        fcm,
+        fcm, web_push,
     },
     seal::MeshKey,
 };
@@ -43,7 +43,15 @@ pub fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job 
     }
 }
 
-/// The address of a device, registered in 1970; for APNs, in the production environment. What no provider issues is a mailbox.
+/// The public key of the subscription in RFC 8291, appendix A.
+pub const WEB_PUSH_P256DH: &str =
+    "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
+
+/// The secret of the same subscription.
+pub const WEB_PUSH_AUTH: &str = "BTBZMqHH6r4Tts7J_aSIgg";
+
+/// The address of a device, registered in 1970; for APNs, in the production environment. For web push the token is the endpoint,
+/// and the keys are those of RFC 8291, appendix A. What no provider issues is a mailbox.
 ///
 /// # Panics
 /// If `token` is not a token of `provider`, or not a mailbox.
@@ -52,6 +60,12 @@ pub fn address(app: &AppId, provider: Provider, token: &str) -> Address {
     let target = match provider {
         Provider::Apns => apns::Target::new(&token, Kind::Device, Environment::Production, None).map(Target::Apns),
         Provider::Fcm => fcm::Target::new(token).map(Target::Fcm),
+        Provider::WebPush => {
+            let [p256dh, auth] = [WEB_PUSH_P256DH, WEB_PUSH_AUTH];
+            let keys = p256dh.parse().and_then(|p256dh| Ok((p256dh, auth.parse()?)));
+            keys.and_then(|(p256dh, auth)| web_push::Target::new(&token, p256dh, auth))
+                .map(Target::WebPush)
+        }
         Provider::Log => token.parse().map(Target::Email),
     };
     let target = target.expect("tests use valid tokens");

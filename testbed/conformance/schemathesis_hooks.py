@@ -24,6 +24,14 @@ def before_call(context, case, kwargs):
         body["home"] = "eu"
     if body.get("timezone") is not None:
         body["timezone"] = "Europe/Zurich"
+    if isinstance(body.get("push"), dict) and body["push"].get("url") is not None:
+        body["push"]["url"] = "https://shop.example/orders/42"
+    # URLs that the parser of browsers takes, and a point of the curve: the one of RFC 8291, appendix A.
+    for name in ("url", "endpoint"):
+        if body.get(name) is not None:
+            body[name] = f"https://push.example.net/{uuid.uuid4()}"
+    if body.get("p256dh") is not None:
+        body["p256dh"] = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4"
     # Only the app's own senders.
     if isinstance(body.get("email"), dict) and body["email"].get("from"):
         body["email"]["from"] = {"email": "news@shop.example"}

@@ -16,3 +16,4 @@ pub mod providers;
 pub mod push;
 pub mod simulate;
 pub mod sink;
+pub mod web_push;

@@ -12,11 +12,13 @@ use shared::provider::Provider;
 
 use crate::providers::apns::ApnsArgs;
 use crate::providers::fcm::FcmArgs;
+use crate::providers::web_push::WebPushArgs;
 use crate::providers::{
-    Admin, Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, Scripts, Simulation, Simulators, now_s,
+    Admin, Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, Scripts, Simulation, Simulators, WebPush,
+    WebPushConfig, now_s,
 };
 
-/// Simulates APNs and FCM until Ctrl-C.
+/// Simulates APNs, FCM and a push service of browsers until Ctrl-C.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SimulateArgs {
     /// The directory that gets the certificate, the keys and ready-made tokens; created if it does not exist.
@@ -28,10 +30,13 @@ pub struct SimulateArgs {
     /// The options for FCM.
     #[command(flatten)]
     pub fcm: FcmArgs,
+    /// The options for web push.
+    #[command(flatten)]
+    pub web_push: WebPushArgs,
     /// Where the admin port listens.
     #[arg(long, default_value = "127.0.0.1:8025")]
     pub admin: SocketAddr,
-    /// A JSON file with scripted answers, `{"apns": {"rules": [...]}, "fcm": {"rules": [...]}}`.
+    /// A JSON file with scripted answers, `{"apns": {"rules": [...]}, "fcm": {…}, "web_push": {…}}`.
     #[arg(long)]
     pub script: Option<PathBuf>,
     /// Keeps only counters, no pushes: for load tests.
@@ -65,6 +70,13 @@ pub async fn run(args: SimulateArgs) -> anyhow::Result<()> {
             log,
             script: script_of(Provider::Fcm),
             ..args.fcm.config()?
+        })
+        .await?,
+        web_push: WebPush::start(WebPushConfig {
+            authority: Some(authority.clone()),
+            log,
+            script: script_of(Provider::WebPush),
+            ..args.web_push.config()
         })
         .await?,
     });

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use testbed::{
     nats,
     peal::{Peal, Plan},
+    providers::{Answer, Rule},
 };
 use tokio::time::{Instant, sleep};
 
@@ -231,6 +232,103 @@ async fn every_device_gets_what_its_provider_can_show_or_nothing() {
             );
             assert_eq!(attempts.len(), 1, "{name}: {delivery}");
         }
+    }
+}
+
+/// A browser subscribes, its address is registered over HTTP, and it decrypts what it gets. The last push finds that it has
+/// unsubscribed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_decrypts_what_a_request_asked_for() {
+    let plan = Plan {
+        workers: 1,
+        sample_ratio: 0.0,
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    let service = &peal.simulators.web_push;
+    let subscription = service.subscribe().unwrap();
+    let browser = subscription.endpoint.rsplit('/').next().unwrap();
+    peal.register("eve", "eu", &[]).await.unwrap();
+    let addresses = "/v1/recipients/eve/addresses";
+    let of = |endpoint: &str, p256dh: &str, auth: &str| json!({ "type": "web_push", "endpoint": endpoint, "p256dh": p256dh, "auth": auth });
+    let (endpoint, p256dh, auth) = (&subscription.endpoint, &subscription.p256dh, &subscription.auth);
+    for (field, address) in [
+        ("endpoint", of("https://10.0.0.1/push/a", p256dh, auth)),
+        ("endpoint", of(&endpoint.replace("https", "http"), p256dh, auth)),
+        ("p256dh", of(endpoint, auth, auth)),
+        ("auth", of(endpoint, p256dh, "AAAA")),
+    ] {
+        let (status, problem) = peal.ask("POST", "eu", addresses, Some(&address)).await.unwrap();
+        assert_eq!(
+            (status, &problem["errors"][0]["field"]),
+            (422, &json!(field)),
+            "{problem}"
+        );
+    }
+    let address = of(endpoint, p256dh, auth);
+    let answer = peal.expect("POST", "eu", addresses, Some(&address)).await.unwrap();
+    assert_eq!(answer["type"], "web_push");
+    for secret in [browser, p256dh, auth] {
+        assert!(!answer.to_string().contains(secret), "{answer}");
+    }
+
+    let to = json!({ "recipients": ["eve"] });
+    let order = json!({ "order": "42" });
+    for (push, payload) in [
+        (
+            json!({
+                "title": "On its way", "body": "It arrives today.", "url": "https://shop.example/orders/42", "badge": 1,
+                "data": order, "collapse_key": "order-42",
+            }),
+            json!({
+                "web_push": 8030,
+                "notification": {
+                    "title": "On its way", "body": "It arrives today.", "navigate": "https://shop.example/orders/42",
+                    "tag": "order-42", "data": order,
+                },
+                "app_badge": 1,
+            }),
+        ),
+        (json!({ "silent": true, "data": order }), json!({ "data": order })),
+        (json!({ "badge": 1 }), Value::Null),
+    ] {
+        service.log().clear();
+        let status = done(&peal, &json!({ "to": to, "push": push })).await;
+        let delivery = &status["deliveries"][0];
+        let got = service.log().delivered_to(browser);
+        let got = got.first().map(|push| serde_json::from_slice(&push.payload).unwrap());
+        assert_eq!(got.unwrap_or(Value::Null), payload, "{delivery}");
+        let state = if payload.is_null() { "suppressed" } else { "delivered" };
+        assert_eq!(
+            (&delivery["state"], &delivery["provider"]),
+            (&json!(state), &json!("web_push")),
+            "{delivery}"
+        );
+    }
+    let long = json!({ "to": to, "push": { "title": "x".repeat(4000) } });
+    let status = done(&peal, &long).await;
+    let attempt = &status["deliveries"][0]["attempts"][0];
+    assert_eq!(attempt["reason"], "too_large", "{status}");
+    let meant = json!({ "to": to, "push": { "title": "x".repeat(4000), "web_push": { "urgency": "low" } } });
+    let (status, problem) = peal.ask("POST", "eu", "/v1/notifications", Some(&meant)).await.unwrap();
+    assert_eq!(
+        (status, &problem["errors"][0]["field"]),
+        (422, &json!("push")),
+        "{problem}"
+    );
+
+    let gone = Rule::token(browser).answer(Answer::reason("Unregistered"));
+    service.script().add(gone).unwrap();
+    let status = done(&peal, &json!({ "to": to, "push": { "title": "Anybody there?" } })).await;
+    let delivery = &status["deliveries"][0];
+    assert_eq!(
+        (&delivery["state"], &delivery["attempts"][0]["reason"]),
+        (&json!("rejected"), &json!("gone"))
+    );
+    let deadline = Instant::now() + TIMEOUT;
+    while peal.expect("GET", "eu", addresses, None).await.unwrap()["addresses"] != json!([]) {
+        assert!(Instant::now() < deadline, "the address stays");
+        sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -11,7 +11,7 @@ use shared::{
 use super::{
     Attempt, BadCredential, BadSettings, Outcome,
     attempt::Progress,
-    transport::{endpoints, http2::Network},
+    transport::{endpoints, guard::Guard, http2::Network},
 };
 
 /// What every provider is given at construction.
@@ -19,6 +19,8 @@ use super::{
 pub(super) struct Common {
     /// How endpoints are measured and chosen.
     pub(super) endpoints: endpoints::Settings,
+    /// For requests whose URL comes from a tenant or a user.
+    pub(super) receivers: Guard,
     /// The clock for tokens, `Retry-After` dates and time stamps.
     pub(super) clock: Clock,
 }
@@ -44,6 +46,9 @@ pub(super) trait Carrier: Debug + Sized + Send + Sync + 'static {
     /// a provider with a single one.
     const ENVIRONMENTS: &'static [Option<&'static str>] = &[None];
 
+    /// Whether each app has breakers and places of its own, because its account is none of a provider's.
+    const IS_OF_APP: bool = false;
+
     /// Its part of the settings.
     type Settings;
 
@@ -65,7 +70,8 @@ pub(super) trait Carrier: Debug + Sized + Send + Sync + 'static {
     /// Checks `credential` and prepares its use.
     fn account(&self, credential: Self::Credential) -> Result<Self::Account, BadCredential>;
 
-    /// Names the credential in metrics and logs; no secret. Accounts of the same name share breakers and places.
+    /// Names the credential in metrics and logs; no secret. Accounts of the same name share breakers and places, unless
+    /// [`Self::IS_OF_APP`].
     fn name(account: &Self::Account) -> String;
 
     /// The rate limit that the provider sets for the account; `None` if it sets none.
@@ -76,6 +82,12 @@ pub(super) trait Carrier: Debug + Sized + Send + Sync + 'static {
     /// The environment of `address`, as an index into [`Self::ENVIRONMENTS`].
     fn environment(_address: &Address) -> usize {
         0
+    }
+
+    /// What `address` goes to, if a credential's messages go to many places that fail by themselves. Each that fails has
+    /// breakers of its own instead of the credential's.
+    fn destination(_address: &Address) -> Option<u64> {
+        None
     }
 
     /// The networks, in the order of [`Self::ENVIRONMENTS`]; empty if the endpoints are not measured.

@@ -9,6 +9,7 @@ mod attempt;
 mod breaker;
 mod carrier;
 mod desk;
+mod destinations;
 mod outcome;
 mod places;
 mod renditions;
@@ -17,6 +18,7 @@ mod transport;
 pub mod apns;
 pub mod fcm;
 pub mod log;
+pub mod web_push;
 
 mod route;
 
@@ -43,6 +45,7 @@ pub use self::{
     transport::{
         BadSettings,
         endpoints::{EndpointState, Settings as EndpointSettings, Why},
+        guard::Settings as ReceiverSettings,
     },
 };
 use self::{
@@ -50,7 +53,7 @@ use self::{
     desk::{AnyDesk, Desk, DeskContext},
     places::Bulkheads,
     route::Routes,
-    transport::http2::Network,
+    transport::{guard::Guard, http2::Network},
 };
 use crate::limits::FAIL_OVER_WITHIN;
 
@@ -62,10 +65,14 @@ pub struct Settings {
     pub apns: apns::Settings,
     /// Firebase Cloud Messaging.
     pub fcm: fcm::Settings,
+    /// Push services of browsers.
+    pub web_push: web_push::Settings,
     /// The provider that sends nothing.
     pub log: log::Settings,
     /// How the endpoints of all providers are measured and chosen.
     pub endpoints: EndpointSettings,
+    /// Where requests may go whose URL comes from a tenant or a user.
+    pub receivers: ReceiverSettings,
 }
 
 /// Makes the desk of a provider. The match is total, so a provider without an arm does not compile.
@@ -73,6 +80,7 @@ fn desk(provider: Provider, settings: &Settings, context: &DeskContext) -> Resul
     Ok(match provider {
         Provider::Apns => Box::new(Desk::<apns::Apns>::new(&settings.apns, context)?),
         Provider::Fcm => Box::new(Desk::<fcm::Fcm>::new(&settings.fcm, context)?),
+        Provider::WebPush => Box::new(Desk::<web_push::WebPush>::new(&settings.web_push, context)?),
         Provider::Log => Box::new(Desk::<log::Log>::new(&settings.log, context)?),
     })
 }
@@ -112,6 +120,7 @@ impl Providers {
         let context = DeskContext {
             common: Common {
                 endpoints: settings.endpoints,
+                receivers: Guard::new(settings.receivers.clone()),
                 clock,
             },
             allowances: Arc::default(),

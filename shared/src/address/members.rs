@@ -14,6 +14,7 @@ use crate::{
         Provider,
         apns::{self, Environment, Kind},
         fcm,
+        web_push::{self, AuthSecret, PublicKey},
     },
     secret::{Secret, reveal_some},
 };
@@ -25,6 +26,8 @@ words!(
         Apns = "apns",
         /// A registration token of Firebase Cloud Messaging.
         Fcm = "fcm",
+        /// A subscription of a browser.
+        WebPush = "web_push",
         /// A mailbox.
         Email = "email",
         /// A phone number.
@@ -93,6 +96,12 @@ members! {
     environment: Environment,
     /// The APNs topic (bundle id) of the token, if it is not the topic of the app's credential.
     topic: String,
+    /// The URL of the subscription: `endpoint` of the browser's `PushSubscription`.
+    endpoint: Token [String],
+    /// The public key of the subscription, base64url.
+    p256dh: PublicKey [String],
+    /// The secret of the subscription, base64url.
+    auth: AuthSecret [String],
     /// The mailbox.
     email: Mailbox [String],
     /// The phone number, as in E.164.
@@ -116,6 +125,7 @@ impl Members {
         let own: &[&str] = match kind {
             AddressType::Apns => &["token", "kind", "environment", "topic"],
             AddressType::Fcm => &["token", "kind", "environment"],
+            AddressType::WebPush => &["endpoint", "p256dh", "auth"],
             AddressType::Email => &["email"],
             AddressType::Phone => &["phone"],
             AddressType::Webhook => &["url", "format", "secret"],
@@ -143,6 +153,11 @@ impl Members {
                 let token = given("token", self.token)?;
                 Target::Fcm(fcm::Target::new(token.reveal().to_owned())?)
             }
+            AddressType::WebPush => {
+                let (endpoint, p256dh) = (given("endpoint", self.endpoint)?, given("p256dh", self.p256dh)?);
+                let auth = given("auth", self.auth)?;
+                Target::WebPush(web_push::Target::new(endpoint.reveal(), p256dh, auth)?)
+            }
             AddressType::Email => Target::Email(given("email", self.email)?),
             AddressType::Phone => Target::Phone(given("phone", self.phone)?),
             AddressType::Webhook => {
@@ -163,7 +178,7 @@ impl Members {
         let issued = self.provider.map(|provider| match provider {
             Provider::Apns => Ok(AddressType::Apns),
             Provider::Fcm => Ok(AddressType::Fcm),
-            Provider::Log => Err(Invalid::new("provider", "must be apns or fcm")),
+            Provider::WebPush | Provider::Log => Err(Invalid::new("provider", "must be apns or fcm")),
         });
         match (self.r#type, issued.transpose()?) {
             (Some(kind), None) => Ok(kind),
@@ -199,6 +214,13 @@ impl From<Target> for Members {
                 environment: Some(Environment::default()),
                 ..Self::default()
             },
+            Target::WebPush(target) => Self {
+                r#type: Some(kind),
+                endpoint: Some(target.endpoint),
+                p256dh: Some(target.p256dh),
+                auth: Some(target.auth),
+                ..Self::default()
+            },
             Target::Email(mailbox) => Self {
                 r#type: Some(kind),
                 email: Some(mailbox),
@@ -225,6 +247,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::testing;
 
     fn read(members: Value) -> Result<Target, Invalid> {
         serde_json::from_value::<Members>(members).unwrap().target()
@@ -267,6 +290,18 @@ mod tests {
             (
                 "topic",
                 json!({ "provider": "apns", "token": "ab", "topic": "com example" }),
+            ),
+            ("endpoint", json!({ "type": "web_push" })),
+            (
+                "auth",
+                json!({ "type": "web_push", "endpoint": "https://push.example.net/a", "p256dh": testing::WEB_PUSH_P256DH }),
+            ),
+            (
+                "endpoint",
+                json!({
+                    "type": "web_push", "endpoint": "https://10.0.0.1/a",
+                    "p256dh": testing::WEB_PUSH_P256DH, "auth": testing::WEB_PUSH_AUTH,
+                }),
             ),
             ("phone", json!({ "type": "phone" })),
             (

@@ -24,7 +24,7 @@ use crate::{
     id::{AddressId, AppId},
     id_key::IdKey,
     invalid::Invalid,
-    provider::{Provider, apns, fcm},
+    provider::{Provider, apns, fcm, web_push},
     secret::Secret,
 };
 
@@ -47,7 +47,7 @@ impl Address {
         let (kind, canonical) = (target.kind().as_str(), target.canonical());
         Self {
             id: match target {
-                Target::Apns(_) | Target::Fcm(_) => AddressId::of_token(app, kind, canonical),
+                Target::Apns(_) | Target::Fcm(_) | Target::WebPush(_) => AddressId::of_token(app, kind, canonical),
                 Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => {
                     AddressId::of_contact(ids, app, kind, canonical)
                 }
@@ -66,6 +66,8 @@ pub enum Target {
     Apns(apns::Target),
     /// A registration token of Firebase Cloud Messaging.
     Fcm(fcm::Target),
+    /// A subscription of a browser.
+    WebPush(web_push::Target),
     /// A mailbox.
     Email(Mailbox),
     /// A phone number, for text messages.
@@ -80,6 +82,7 @@ impl Target {
         match self {
             Self::Apns(_) => AddressType::Apns,
             Self::Fcm(_) => AddressType::Fcm,
+            Self::WebPush(_) => AddressType::WebPush,
             Self::Email(_) => AddressType::Email,
             Self::Phone(_) => AddressType::Phone,
             Self::Webhook(_) => AddressType::Webhook,
@@ -91,6 +94,7 @@ impl Target {
         match self {
             Self::Apns(_) => &[Provider::Apns, Provider::Log],
             Self::Fcm(_) => &[Provider::Fcm, Provider::Log],
+            Self::WebPush(_) => &[Provider::WebPush, Provider::Log],
             Self::Email(_) | Self::Phone(_) | Self::Webhook(_) => &[Provider::Log],
         }
     }
@@ -98,7 +102,7 @@ impl Target {
     /// The channel that reaches this target.
     pub const fn channel(&self) -> Channel {
         match self {
-            Self::Apns(_) | Self::Fcm(_) => Channel::Push,
+            Self::Apns(_) | Self::Fcm(_) | Self::WebPush(_) => Channel::Push,
             Self::Email(_) => Channel::Email,
             Self::Phone(_) => Channel::Sms,
             Self::Webhook(_) => Channel::Webhook,
@@ -108,7 +112,7 @@ impl Target {
     /// A mailbox or a number with most of it hidden, such as `a…@example.com` and `+41…67`; `None` for what is not for people.
     pub fn masked(&self) -> Option<String> {
         match self {
-            Self::Apns(_) | Self::Fcm(_) | Self::Webhook(_) => None,
+            Self::Apns(_) | Self::Fcm(_) | Self::WebPush(_) | Self::Webhook(_) => None,
             Self::Email(mailbox) => {
                 let first = mailbox.reveal().chars().next().unwrap_or_default();
                 Some(format!("{first}…@{}", mailbox.domain()))
@@ -134,6 +138,7 @@ impl Target {
         match self {
             Self::Apns(target) => target.token.reveal(),
             Self::Fcm(target) => target.token.reveal(),
+            Self::WebPush(target) => target.endpoint.reveal(),
             Self::Email(mailbox) => mailbox.reveal(),
             Self::Phone(phone) => phone.reveal(),
             Self::Webhook(receiver) => receiver.url(),
@@ -212,6 +217,7 @@ mod tests {
         for members in [
             r#"{"type":"email","email":"Ann@Example.com"}"#,
             r#"{"type":"phone","phone":"+41791234567"}"#,
+            r#"{"type":"web_push","endpoint":"https://push.example.net/push/a","p256dh":"BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4","auth":"BTBZMqHH6r4Tts7J_aSIgg"}"#,
             r#"{"type":"webhook","url":"https://example.com/?a=b","format":"chat"}"#,
         ] {
             let members: Members = serde_json::from_str(members).unwrap();

@@ -12,7 +12,7 @@ use crate::{
     invalid::Invalid,
     provider::{
         apns::{self, Kind, PushType},
-        fcm,
+        fcm, web_push,
     },
     tolerant::{self, objects},
 };
@@ -20,6 +20,9 @@ use crate::{
 /// A push whose JSON has at most this many bytes is within every provider's limit when rendered: rendering repeats only
 /// the collapse key, and adds less than the difference. Callers that already have the JSON may skip [`Push::check_size`].
 pub const SURELY_FITS: usize = 3500;
+
+/// Longest URI that a tap opens, in bytes.
+const MAX_URL: usize = 2048;
 
 /// Longest collapse key in bytes (Apple: `apns-collapse-id` is at most 64 bytes).
 pub const MAX_COLLAPSE_KEY: usize = 64;
@@ -50,6 +53,10 @@ pub struct Push {
     /// An https URL of a picture to show.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// What a tap opens: an absolute URI. A browser goes to an https URL; applications find it as `url` beside the data, unless
+    /// the data has a `url`. At most 2048 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
     /// A newer push with the same key replaces an older one on the device. At most 64 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub collapse_key: Option<String>,
@@ -72,6 +79,9 @@ pub struct Push {
     /// Overrides for FCM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fcm: Option<fcm::Override>,
+    /// Overrides for web push.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub web_push: Option<web_push::Override>,
 }
 
 objects!(Push);
@@ -123,7 +133,7 @@ impl Push {
         let live = self.apns_push_type() == PushType::Liveactivity;
         match target {
             Target::Apns(target) => live == (target.kind == Kind::LiveActivity),
-            Target::Fcm(_) => true,
+            Target::Fcm(_) | Target::WebPush(_) => true,
             Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => false,
         }
     }
@@ -133,6 +143,7 @@ impl Push {
         match target {
             Target::Apns(_) => apns::has_something(self),
             Target::Fcm(_) => fcm::has_something(self),
+            Target::WebPush(_) => web_push::has_something(self),
             Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => false,
         }
     }
@@ -171,6 +182,10 @@ impl Push {
         if fcm::has_something(self) {
             fits("FCM", fcm::MAX_MESSAGE, fcm::size(self))?;
         }
+        // Browsers take less than the others, so only a push that is meant for them is held to it.
+        if self.web_push.is_some() && web_push::has_something(self) {
+            fits("web push", web_push::MAX_PAYLOAD, web_push::size(self))?;
+        }
         Ok(())
     }
 
@@ -189,6 +204,15 @@ impl Push {
         }
         if self.image.as_ref().is_some_and(|url| !url.starts_with("https://")) {
             return Err(Invalid::new("image", "must be an https URL"));
+        }
+        let is_uri = |text: &String| {
+            text.len() <= MAX_URL && text.bytes().all(|b| b.is_ascii_graphic()) && url::Url::parse(text).is_ok()
+        };
+        if self.url.as_ref().is_some_and(|url| !is_uri(url)) {
+            return Err(Invalid::new(
+                "url",
+                "must be an absolute URI of at most 2048 ASCII characters",
+            ));
         }
         for key in self.data.keys() {
             if is_reserved(key) {
@@ -230,7 +254,8 @@ impl Push {
             || self
                 .fcm
                 .as_ref()
-                .is_some_and(|fcm| !fcm.android.is_empty() || !fcm.webpush.is_empty());
+                .is_some_and(|fcm| !fcm.android.is_empty() || !fcm.webpush.is_empty())
+            || self.web_push.as_ref().is_some_and(|over| !over.payload.is_empty());
         if self.silent && shows {
             return Err(Invalid::new("silent", "must not be set together with title or body"));
         }
@@ -304,6 +329,7 @@ mod tests {
             badge: Some(u32::MAX),
             sound: Some("s".repeat(50)),
             image: Some("https://example.com/".into()),
+            url: Some("https://example.com/orders".into()),
             collapse_key: Some("\"".repeat(64)),
             data: [("k".to_owned(), "\u{1}".repeat(100))].into(),
             ..Push::default()

@@ -441,8 +441,8 @@ mod tests {
             ),
             (
                 "notification",
-                json!({ "push": { "title": "", "url": null } }),
-                "push.url",
+                json!({ "push": { "title": "", "subtitle": null } }),
+                "push.subtitle",
                 "is not built yet (channels)",
             ),
             (

@@ -235,6 +235,10 @@ pub fn render(push: &Push) -> Vec<u8> {
             .image
             .as_deref()
             .filter(|_| !silent && !push.data.contains_key("image")),
+        url: push
+            .url
+            .as_deref()
+            .filter(|_| !silent && !push.data.contains_key("url")),
         data: &push.data,
     };
     match &push.apns {
@@ -278,6 +282,8 @@ struct Payload<'a> {
     aps: Aps<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     image: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<&'a str>,
     #[serde(flatten)]
     data: &'a BTreeMap<String, String>,
 }

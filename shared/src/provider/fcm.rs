@@ -137,10 +137,18 @@ fn snake_case(name: &str) -> String {
 /// The `message` of FCM HTTP v1 without its target; [`request`] adds that.
 pub fn render(push: &Push, tag: &str) -> Map<String, Value> {
     let mut message = Map::new();
-    if !push.data.is_empty() {
-        message.insert("data".into(), json!(push.data));
-    }
     let shows = shows(push);
+    let mut data: Map<String, Value> = push
+        .data
+        .iter()
+        .map(|(key, value)| (key.clone(), json!(value)))
+        .collect();
+    if let (true, Some(url)) = (shows, &push.url) {
+        data.entry("url").or_insert_with(|| json!(url));
+    }
+    if !data.is_empty() {
+        message.insert("data".into(), Value::Object(data));
+    }
     if shows {
         let mut notification = Map::new();
         put(&mut notification, "title", push.title.as_deref());

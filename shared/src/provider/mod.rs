@@ -4,6 +4,7 @@
 pub mod apns;
 pub mod fcm;
 pub mod log;
+pub mod web_push;
 
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ words!(
         Apns = "apns",
         /// Firebase Cloud Messaging.
         Fcm = "fcm",
+        /// The push services of browsers.
+        WebPush = "web_push",
         /// None: what would be sent is recorded and ends as delivered. For new apps and dry runs.
         Log = "log",
     }
@@ -36,7 +39,7 @@ impl Provider {
     /// Whether this provider carries the channel.
     pub const fn carries(self, channel: Channel) -> bool {
         match self {
-            Self::Apns | Self::Fcm => matches!(channel, Channel::Push),
+            Self::Apns | Self::Fcm | Self::WebPush => matches!(channel, Channel::Push),
             Self::Log => true,
         }
     }
@@ -45,7 +48,7 @@ impl Provider {
     pub const fn backoff(self) -> Backoff {
         let first = match self {
             Self::Apns | Self::Log => Duration::from_secs(1),
-            Self::Fcm => Duration::from_secs(10),
+            Self::Fcm | Self::WebPush => Duration::from_secs(10),
         };
         Backoff {
             first,
@@ -61,6 +64,8 @@ pub enum Credential {
     Apns(apns::Credential),
     /// For FCM.
     Fcm(fcm::Credential),
+    /// For the push services of browsers.
+    WebPush(web_push::Credential),
     /// For the provider that only records.
     Log(log::Credential),
 }
@@ -74,6 +79,7 @@ impl Credential {
         let credential = match provider {
             Provider::Apns => Self::Apns(parse(members)?),
             Provider::Fcm => Self::Fcm(parse(members)?),
+            Provider::WebPush => Self::WebPush(parse(members)?),
             Provider::Log => Self::Log(parse(members)?),
         };
         credential.check()?;
@@ -88,6 +94,7 @@ impl Credential {
         Ok(match provider {
             Provider::Apns => Self::Apns(tolerant::read(json)?),
             Provider::Fcm => Self::Fcm(tolerant::read(json)?),
+            Provider::WebPush => Self::WebPush(tolerant::read(json)?),
             Provider::Log => Self::Log(tolerant::read(json)?),
         })
     }
@@ -97,6 +104,7 @@ impl Credential {
         match self {
             Self::Apns(_) => Provider::Apns,
             Self::Fcm(_) => Provider::Fcm,
+            Self::WebPush(_) => Provider::WebPush,
             Self::Log(_) => Provider::Log,
         }
     }
@@ -105,6 +113,7 @@ impl Credential {
         match self {
             Self::Apns(credential) => credential.check(),
             Self::Fcm(credential) => credential.check(),
+            Self::WebPush(credential) => credential.check(),
             Self::Log(_) => Ok(()),
         }
     }
@@ -114,6 +123,7 @@ impl Credential {
         let json = match self {
             Self::Apns(credential) => serde_json::to_string(credential),
             Self::Fcm(credential) => serde_json::to_string(credential),
+            Self::WebPush(credential) => serde_json::to_string(credential),
             Self::Log(credential) => serde_json::to_string(credential),
         };
         json.expect("strings and numbers always serialize")

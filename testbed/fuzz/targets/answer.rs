@@ -4,8 +4,13 @@ use edge_worker::providers::Outcome;
 use http::{HeaderMap, HeaderValue, header::RETRY_AFTER};
 use jiff::Timestamp;
 
-/// Judges `data` and checks what must hold for whatever a provider answers.
-pub fn check(data: &[u8], judged: fn(u16, &HeaderMap, Timestamp, &[u8]) -> Outcome) {
+/// Judges `data` and checks what must hold for whatever a provider answers. Besides 200 only statuses that it `accepts` with are
+/// acceptances.
+pub fn check(
+    data: &[u8],
+    judged: fn(u16, &HeaderMap, Timestamp, &[u8]) -> Outcome,
+    accepts: fn(u16) -> bool,
+) {
     let Some(([high, low], rest)) = data.split_first_chunk() else {
         return;
     };
@@ -21,7 +26,10 @@ pub fn check(data: &[u8], judged: fn(u16, &HeaderMap, Timestamp, &[u8]) -> Outco
         body.get(1..).unwrap_or_default(),
     );
     let reason = match outcome {
-        Outcome::Accepted { .. } => panic!("only 200 is an acceptance"),
+        Outcome::Accepted { .. } => {
+            assert!(accepts(status), "{status} is no acceptance");
+            return;
+        }
         Outcome::RetryLater { reason, .. }
         | Outcome::AddressGone { reason, .. }
         | Outcome::Rejected { reason }

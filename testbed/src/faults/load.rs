@@ -49,7 +49,10 @@ pub(super) struct Recipient {
 #[derive(Debug, Clone)]
 pub(super) struct Device {
     pub(super) provider: Provider,
+    /// What the simulator's log knows it by.
     pub(super) token: String,
+    /// What is registered: the token, or the endpoint of a browser's subscription.
+    registered: String,
     pub(super) address: AddressId,
 }
 
@@ -57,6 +60,18 @@ impl Recipient {
     /// Recipient `number` of a load. Tokens begin with the last hexadecimal digit of the number (at FCM behind `fcm:`),
     /// so that a script can pick sixteenths.
     pub(super) fn new(
+        name: &str,
+        number: usize,
+        home: &str,
+        devices: &[Provider],
+        copies: usize,
+    ) -> anyhow::Result<Self> {
+        Self::subscribed_at("https://push.example.net/", name, number, home, devices, copies)
+    }
+
+    /// Like [`Self::new`], with browsers that are subscribed at this push service, whose endpoints begin so.
+    pub(super) fn subscribed_at(
+        service: &str,
         name: &str,
         number: usize,
         home: &str,
@@ -71,12 +86,18 @@ impl Recipient {
             let token = match provider {
                 Provider::Apns => format!("{digit:x}{seed:031x}{copy:032x}"),
                 Provider::Fcm => format!("fcm:{digit:x}-{id}-{copy}"),
+                Provider::WebPush => format!("{digit:x}-{id}-{copy}"),
                 Provider::Log => format!("{digit:x}-{id}-{copy}@example.com"),
+            };
+            let registered = match provider {
+                Provider::WebPush => format!("{service}{token}"),
+                _ => token.clone(),
             };
             Device {
                 provider,
-                address: testing::address(&app, provider, &token).id,
+                address: testing::address(&app, provider, &registered).id,
                 token,
+                registered,
             }
         };
         Ok(Self {
@@ -93,7 +114,7 @@ impl Recipient {
         let devices: Vec<(&str, &str)> = self
             .devices
             .iter()
-            .map(|device| (device.provider.as_str(), &*device.token))
+            .map(|device| (device.provider.as_str(), &*device.registered))
             .collect();
         peal.register(&self.id, &self.home, &devices).await
     }

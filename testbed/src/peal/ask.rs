@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use serde_json::{Value, json};
+use shared::testing;
 use tokio::time::{Instant, sleep};
 
 use super::{Peal, READY_WITHIN};
@@ -31,7 +32,8 @@ impl Peal {
         Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
     }
 
-    /// Registers a recipient whose home is `home`, with devices as pairs of provider and token, at the gateway there.
+    /// Registers a recipient whose home is `home`, with devices as pairs of provider and token, at the gateway there. For
+    /// web push the token is the endpoint, and the browser that of RFC 8291.
     ///
     /// # Errors
     /// When the gateway refuses.
@@ -53,7 +55,12 @@ impl Peal {
         let path = format!("/v1/recipients/{recipient}");
         self.expect("PUT", at, &path, Some(&json!({ "home": home }))).await?;
         for (provider, token) in devices {
-            let body = json!({ "provider": provider, "token": token });
+            let body = match *provider {
+                "web_push" => json!({
+                    "type": provider, "endpoint": token, "p256dh": testing::WEB_PUSH_P256DH, "auth": testing::WEB_PUSH_AUTH,
+                }),
+                _ => json!({ "provider": provider, "token": token }),
+            };
             self.expect("POST", at, &format!("{path}/addresses"), Some(&body))
                 .await?;
         }

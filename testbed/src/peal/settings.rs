@@ -93,6 +93,12 @@ impl Peal {
                 self.plan.provider_settings,
             )?;
         }
+        // The endpoints of subscriptions are on this machine.
+        let port = self.simulators.web_push.addr().port();
+        write!(
+            tables,
+            "[providers.receivers]\nports = [{port}]\nprivate = [\"127.0.0.0/8\", \"::1/128\"]\n"
+        )?;
         Ok(tables)
     }
 

@@ -1,7 +1,7 @@
 //! Simulators of the push providers, faithful enough for development, tests and measurements.
 //!
 //! [`Apns`] speaks HTTP/2 over TLS as `api.push.apple.com` does, [`Fcm`] HTTP/2 and HTTP/1.1 over TLS as
-//! `fcm.googleapis.com` and `oauth2.googleapis.com` do. Both validate what the requests, answer with the provider's
+//! `fcm.googleapis.com` and `oauth2.googleapis.com` do, and so does [`WebPush`] as a push service of browsers. All validate what the requests, answer with the provider's
 //! own errors, misbehave as a [`Script`] defines, and keep a [`Log`] of the requests that reached them. Their common
 //! part is a [`Simulator`]; [`Simulators`] has one for each provider. A further provider is a folder here with a
 //! [`Simulation`], and an arm in [`Simulators::get`].
@@ -37,6 +37,7 @@ mod reply;
 pub mod script;
 mod simulator;
 pub mod tls;
+pub mod web_push;
 mod wire;
 
 pub use admin::{Admin, Scripts};
@@ -49,6 +50,7 @@ pub use log::{Log, LogMode, RecordedPush, Stats};
 pub use script::{Answer, RetryAfter, Rule, Script};
 pub use simulator::{Simulation, Simulator, Simulators};
 pub use tls::Authority;
+pub use web_push::{WebPush, WebPushConfig};
 
 /// The host and port by which clients reach a simulator that listens on `addr`. The host is one that the certificate names.
 pub fn reachable(addr: SocketAddr) -> String {

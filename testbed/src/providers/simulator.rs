@@ -17,6 +17,7 @@ use super::log::{Log, LogMode, RecordedPush, Stats};
 use super::reply::Site;
 use super::script::{Script, ScriptHandle};
 use super::tls::Authority;
+use super::web_push::WebPush;
 use super::wire::StreamLimits;
 
 /// One running simulator for each provider.
@@ -26,6 +27,8 @@ pub struct Simulators {
     pub apns: Apns,
     /// Google's.
     pub fcm: Fcm,
+    /// A push service of browsers.
+    pub web_push: WebPush,
 }
 
 impl Simulators {
@@ -34,6 +37,7 @@ impl Simulators {
         match provider {
             Provider::Apns => Some(&self.apns),
             Provider::Fcm => Some(&self.fcm),
+            Provider::WebPush => Some(&self.web_push),
             Provider::Log => None,
         }
     }

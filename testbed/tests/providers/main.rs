@@ -9,3 +9,4 @@ mod connections;
 mod credentials;
 mod endpoints;
 mod fcm;
+mod web_push;

@@ -16,12 +16,13 @@ use futures::future::join_all;
 use jiff::Timestamp;
 pub(crate) use shared::testing::{address, job};
 use shared::{
+    address::Address,
     clock::Clock,
     content::push::Push,
     id::AppId,
-    provider::{Credential, Provider, apns, fcm},
+    provider::{Credential, Provider, apns, fcm, web_push},
 };
-use testbed::providers::{Apns, ApnsConfig, ApnsKey, Authority, Fcm, FcmConfig};
+use testbed::providers::{Apns, ApnsConfig, ApnsKey, Authority, Fcm, FcmConfig, WebPush, WebPushConfig};
 
 pub(crate) const TOPIC: &str = "com.example.shop";
 
@@ -36,6 +37,12 @@ pub(crate) struct Rig {
 pub(crate) struct Choices {
     pub(crate) apns: Vec<String>,
     pub(crate) fcm: Vec<String>,
+    /// Hosts of push services.
+    pub(crate) services: Vec<String>,
+    /// Whether other hosts get web pushes.
+    pub(crate) others: bool,
+    /// Whether receivers on this machine may be reached.
+    pub(crate) private: bool,
     pub(crate) connections: usize,
     pub(crate) timeout: Duration,
     pub(crate) endpoints: EndpointSettings,
@@ -47,6 +54,9 @@ impl Default for Choices {
         Self {
             apns: Vec::new(),
             fcm: Vec::new(),
+            services: vec!["localhost".into()],
+            others: true,
+            private: true,
             connections: 4,
             timeout: Duration::from_secs(10),
             endpoints: EndpointSettings::default(),
@@ -68,9 +78,19 @@ impl Rig {
         settings.apns.connections = choices.connections;
         settings.apns.timeout_ms = timeout_ms;
         settings.fcm.endpoints = choices.fcm;
-        settings.fcm.ca_file = Some(ca_file);
+        settings.fcm.ca_file = Some(ca_file.clone());
         settings.fcm.connections = choices.connections;
         settings.fcm.timeout_ms = timeout_ms;
+        settings.web_push.services = choices.services;
+        settings.web_push.others = choices.others;
+        settings.web_push.ca_file = Some(ca_file);
+        settings.web_push.timeout_ms = timeout_ms;
+        settings.receivers.ports = (1024..=u16::MAX).collect();
+        if choices.private {
+            settings.receivers.private = ["127.0.0.0/8", "::1/128"]
+                .map(|network| network.parse().unwrap())
+                .to_vec();
+        }
         settings.endpoints = choices.endpoints;
         let providers = Providers::new(&settings, choices.clock).unwrap();
         Self {
@@ -136,6 +156,27 @@ impl Rig {
         (rig, fcm)
     }
 
+    pub(crate) async fn with_web_push(config: WebPushConfig, choices: Choices) -> (Self, WebPush) {
+        let authority = Authority::generate().unwrap();
+        let service = WebPush::start(WebPushConfig {
+            authority: Some(authority.clone()),
+            ..config
+        })
+        .await
+        .unwrap();
+        let rig = Self::new(authority, choices);
+        rig.configure_web_push(service.key().pem.clone()).unwrap();
+        (rig, service)
+    }
+
+    pub(crate) fn configure_web_push(&self, private_key: String) -> Result<(), BadCredential> {
+        let credential = Credential::WebPush(web_push::Credential {
+            subject: "mailto:operators@example.com".into(),
+            private_key: private_key.into(),
+        });
+        self.providers.configure(&self.app, vec![credential])
+    }
+
     pub(crate) fn configure_apns(&self, key: &ApnsKey) {
         self.providers
             .configure(&self.app, vec![Credential::Apns(apns_credential(key))])
@@ -168,14 +209,24 @@ impl Rig {
         push: Push,
         accepted_at: Timestamp,
     ) -> Attempted {
+        self.push_to(&address(&self.app, provider, token), event, push, accepted_at)
+            .await
+    }
+
+    pub(crate) async fn push_to(
+        &self,
+        address: &Address,
+        event: &str,
+        push: Push,
+        accepted_at: Timestamp,
+    ) -> Attempted {
         let job = job(&self.app, event, push, accepted_at);
-        let address = address(&self.app, provider, token);
         let job = Arc::new(job);
         let message = Message::new(job.clone(), Renditions::default());
         self.providers
             .deliver(Attempt {
                 app: &self.app,
-                address: &address,
+                address,
                 delivery: job.delivery(address.id),
                 number: 1,
                 message: &message,

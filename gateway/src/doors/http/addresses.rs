@@ -265,6 +265,10 @@ mod tests {
 
     use super::*;
 
+    /// The subscription of RFC 8291, appendix A.
+    const P256DH: &str = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
+    const AUTH: &str = "BTBZMqHH6r4Tts7J_aSIgg";
+
     #[test]
     fn an_answer_contains_nothing_that_reaches_the_device() {
         for members in [
@@ -272,6 +276,10 @@ mod tests {
             json!({ "type": "email", "email": "top-secret@example.com" }),
             json!({ "type": "phone", "phone": "+41791234567" }),
             json!({ "type": "webhook", "url": "https://example.com/top-secret", "format": "chat" }),
+            json!({
+                "type": "web_push", "endpoint": "https://push.example/top-secret",
+                "p256dh": P256DH, "auth": AUTH,
+            }),
         ] {
             let members: Members = serde_json::from_value(members).unwrap();
             let target = members.target().unwrap();
@@ -282,7 +290,9 @@ mod tests {
                 Timestamp::UNIX_EPOCH,
             );
             let answer = serde_json::to_string(&AddressResponse::from(address)).unwrap();
-            assert!(!answer.contains("secret") && !answer.contains("1234"), "{answer}");
+            for part in ["secret", "1234", P256DH, AUTH] {
+                assert!(!answer.contains(part), "{answer}");
+            }
         }
     }
 }

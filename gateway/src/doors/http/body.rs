@@ -343,7 +343,7 @@ mod tests {
         };
         assert_eq!(
             address(r#""provider":1"#),
-            "provider: must be one of `apns`, `fcm`, `log`"
+            "provider: must be one of `apns`, `fcm`, `web_push`, `log`"
         );
         assert_eq!(
             address(r#""provider":"apns","kind":false"#),
