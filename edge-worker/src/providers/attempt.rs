@@ -1,7 +1,8 @@
 //! One attempt, its progress, and its result.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use shared::{
     address::Address,
@@ -26,6 +27,25 @@ pub struct Attempt<'a> {
     pub message: &'a Message,
     /// When the time to live of the message ends.
     pub expires_at: Timestamp,
+    /// Asked before the message is handed over to a provider whose final answer may take minutes.
+    pub handover: &'a dyn Handover,
+}
+
+/// What the caller of an attempt does before a provider is given a message whose final answer may take minutes.
+pub trait Handover: fmt::Debug + Send + Sync {
+    /// Records durably that the message is about to be handed over, so that no other worker sends it meanwhile. `false` if
+    /// that cannot be recorded; then the message must not be handed over.
+    fn record(&self) -> BoxFuture<'_, bool>;
+}
+
+/// For a caller that has recorded it before the attempt, or needs no record.
+#[derive(Debug, Clone, Copy)]
+pub struct Recorded;
+
+impl Handover for Recorded {
+    fn record(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async { true })
+    }
 }
 
 /// The result of an [`Attempt`].
@@ -58,6 +78,8 @@ pub(super) struct Progress {
     pub(super) status: Option<u16>,
     /// Whether bytes of the request may have reached the provider.
     pub(super) sent: bool,
+    /// What the attempt waits for before it is sent; the reason if it waits for too long.
+    pub(super) awaits: &'static str,
 }
 
 impl Progress {
@@ -67,6 +89,7 @@ impl Progress {
             endpoint: no_endpoint.clone(),
             status: None,
             sent: false,
+            awaits: "no_stream_free",
         }
     }
 
@@ -77,7 +100,7 @@ impl Progress {
             // Refused, but the reason in the body did not arrive.
             (true, Some(_)) => Outcome::retry_later("answer_incomplete", None),
             (true, None) => Outcome::ambiguous("timeout"),
-            (false, _) => Outcome::endpoint("no_stream_free", None),
+            (false, _) => Outcome::endpoint(self.awaits, None),
         }
     }
 }
@@ -93,6 +116,7 @@ mod tests {
                 endpoint: "".into(),
                 status,
                 sent,
+                awaits: "no_stream_free",
             };
             progress.cut_off()
         };

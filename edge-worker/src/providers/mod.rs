@@ -20,7 +20,7 @@ pub mod log;
 
 mod route;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use serde::Deserialize;
@@ -36,7 +36,7 @@ use tokio::time::Instant;
 
 pub use self::{
     allowance::{Allowance, Claim, Source, Use},
-    attempt::{Attempt, Attempted},
+    attempt::{Attempt, Attempted, Handover, Recorded},
     breaker::{BreakerState, Watched},
     outcome::{Outcome, Reason},
     renditions::{Message, Renditions},
@@ -194,7 +194,7 @@ impl Providers {
 
     /// Makes one attempt: asks the providers of the address for which the app has a credential, in the order of its routes,
     /// until one was sent the message. Takes at most [`FAIL_OVER_WITHIN`], [`crate::limits::ATTEMPT_WITHIN`] and
-    /// [`crate::limits::ALLOWANCE_WITHIN`]; dropping the future abandons the attempt.
+    /// [`crate::limits::ALLOWANCE_WITHIN`], and what [`Self::final_answer`] states; dropping the future abandons the attempt.
     pub async fn deliver(&self, attempt: Attempt<'_>) -> Attempted {
         let began = Instant::now();
         let order = self.order(attempt.app, attempt.address, attempt.delivery, attempt.number);
@@ -220,6 +220,15 @@ impl Providers {
         } else {
             order
         }
+    }
+
+    /// How long the final answer to an attempt on `channel` may take, if a provider of the channel may need longer than
+    /// [`crate::limits::ATTEMPT_WITHIN`].
+    pub fn final_answer(&self, channel: Channel) -> Option<Duration> {
+        let carriers = Provider::ALL.iter().filter(|provider| provider.carries(channel));
+        carriers
+            .filter_map(|provider| self.desk(*provider).final_answer())
+            .max()
     }
 
     /// Measures the endpoints, chooses among them and keeps spare connections. Does not end; without it connections go

@@ -132,7 +132,7 @@ mod tests {
 
     use super::*;
     use crate::providers::{
-        EndpointSettings, Message, Renditions,
+        EndpointSettings, Message, Recorded, Renditions,
         apns::{Apns, Settings},
         carrier::Common,
     };
@@ -174,6 +174,7 @@ mod tests {
             number: 1,
             message: &message,
             expires_at: job.expires_at(),
+            handover: &Recorded,
         };
         let authority = Authority::from_static("api.push.apple.com");
         request(
