@@ -12,11 +12,13 @@ use shared::provider::Provider;
 
 use crate::providers::apns::ApnsArgs;
 use crate::providers::fcm::FcmArgs;
+use crate::providers::smtp::SmtpArgs;
 use crate::providers::{
-    Admin, Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, Scripts, Simulation, Simulators, now_s,
+    Admin, Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, Scripts, Simulation, Simulators, Smtp, SmtpConfig,
+    now_s,
 };
 
-/// Simulates APNs and FCM until Ctrl-C.
+/// Simulates APNs, FCM and a mail server until Ctrl-C.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SimulateArgs {
     /// The directory that gets the certificate, the keys and ready-made tokens; created if it does not exist.
@@ -28,6 +30,9 @@ pub struct SimulateArgs {
     /// The options for FCM.
     #[command(flatten)]
     pub fcm: FcmArgs,
+    /// The options for SMTP.
+    #[command(flatten)]
+    pub smtp: SmtpArgs,
     /// Where the admin port listens.
     #[arg(long, default_value = "127.0.0.1:8025")]
     pub admin: SocketAddr,
@@ -65,6 +70,13 @@ pub async fn run(args: SimulateArgs) -> anyhow::Result<()> {
             log,
             script: script_of(Provider::Fcm),
             ..args.fcm.config()?
+        })
+        .await?,
+        smtp: Smtp::start(SmtpConfig {
+            authority: Some(authority.clone()),
+            log,
+            script: script_of(Provider::Smtp),
+            ..args.smtp.config()
         })
         .await?,
     });

@@ -17,6 +17,7 @@ mod transport;
 pub mod apns;
 pub mod fcm;
 pub mod log;
+pub mod smtp;
 
 mod route;
 
@@ -62,6 +63,8 @@ pub struct Settings {
     pub apns: apns::Settings,
     /// Firebase Cloud Messaging.
     pub fcm: fcm::Settings,
+    /// Mail servers.
+    pub smtp: smtp::Settings,
     /// The provider that sends nothing.
     pub log: log::Settings,
     /// How the endpoints of all providers are measured and chosen.
@@ -73,6 +76,7 @@ fn desk(provider: Provider, settings: &Settings, context: &DeskContext) -> Resul
     Ok(match provider {
         Provider::Apns => Box::new(Desk::<apns::Apns>::new(&settings.apns, context)?),
         Provider::Fcm => Box::new(Desk::<fcm::Fcm>::new(&settings.fcm, context)?),
+        Provider::Smtp => Box::new(Desk::<smtp::Smtp>::new(&settings.smtp, context)?),
         Provider::Log => Box::new(Desk::<log::Log>::new(&settings.log, context)?),
     })
 }

@@ -91,7 +91,8 @@ impl Target {
         match self {
             Self::Apns(_) => &[Provider::Apns, Provider::Log],
             Self::Fcm(_) => &[Provider::Fcm, Provider::Log],
-            Self::Email(_) | Self::Phone(_) | Self::Webhook(_) => &[Provider::Log],
+            Self::Email(_) => &[Provider::Smtp, Provider::Log],
+            Self::Phone(_) | Self::Webhook(_) => &[Provider::Log],
         }
     }
 

@@ -4,6 +4,7 @@
 pub mod apns;
 pub mod fcm;
 pub mod log;
+pub mod smtp;
 
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ words!(
         Apns = "apns",
         /// Firebase Cloud Messaging.
         Fcm = "fcm",
+        /// A mail server that takes the app's mail (SMTP submission).
+        Smtp = "smtp",
         /// None: what would be sent is recorded and ends as delivered. For new apps and dry runs.
         Log = "log",
     }
@@ -37,20 +40,20 @@ impl Provider {
     pub const fn carries(self, channel: Channel) -> bool {
         match self {
             Self::Apns | Self::Fcm => matches!(channel, Channel::Push),
+            Self::Smtp => matches!(channel, Channel::Email),
             Self::Log => true,
         }
     }
 
-    /// How long to wait between attempts: Apple names no time for server errors, Google requires at least ten seconds.
+    /// How long to wait between attempts: Apple names no time for server errors, Google requires at least ten seconds. A mail
+    /// server that greylists accepts after some five minutes, one that is down for maintenance after hours (RFC 5321 §4.5.4.1).
     pub const fn backoff(self) -> Backoff {
-        let first = match self {
-            Self::Apns | Self::Log => Duration::from_secs(1),
-            Self::Fcm => Duration::from_secs(10),
+        let (first, most) = match self {
+            Self::Apns | Self::Log => (Duration::from_secs(1), Duration::from_mins(15)),
+            Self::Fcm => (Duration::from_secs(10), Duration::from_mins(15)),
+            Self::Smtp => (Duration::from_mins(1), Duration::from_hours(2)),
         };
-        Backoff {
-            first,
-            most: Duration::from_mins(15),
-        }
+        Backoff { first, most }
     }
 }
 
@@ -61,6 +64,8 @@ pub enum Credential {
     Apns(apns::Credential),
     /// For FCM.
     Fcm(fcm::Credential),
+    /// For SMTP.
+    Smtp(smtp::Credential),
     /// For the provider that only records.
     Log(log::Credential),
 }
@@ -74,6 +79,7 @@ impl Credential {
         let credential = match provider {
             Provider::Apns => Self::Apns(parse(members)?),
             Provider::Fcm => Self::Fcm(parse(members)?),
+            Provider::Smtp => Self::Smtp(parse(members)?),
             Provider::Log => Self::Log(parse(members)?),
         };
         credential.check()?;
@@ -88,6 +94,7 @@ impl Credential {
         Ok(match provider {
             Provider::Apns => Self::Apns(tolerant::read(json)?),
             Provider::Fcm => Self::Fcm(tolerant::read(json)?),
+            Provider::Smtp => Self::Smtp(tolerant::read(json)?),
             Provider::Log => Self::Log(tolerant::read(json)?),
         })
     }
@@ -97,6 +104,7 @@ impl Credential {
         match self {
             Self::Apns(_) => Provider::Apns,
             Self::Fcm(_) => Provider::Fcm,
+            Self::Smtp(_) => Provider::Smtp,
             Self::Log(_) => Provider::Log,
         }
     }
@@ -105,6 +113,7 @@ impl Credential {
         match self {
             Self::Apns(credential) => credential.check(),
             Self::Fcm(credential) => credential.check(),
+            Self::Smtp(credential) => credential.check(),
             Self::Log(_) => Ok(()),
         }
     }
@@ -114,6 +123,7 @@ impl Credential {
         let json = match self {
             Self::Apns(credential) => serde_json::to_string(credential),
             Self::Fcm(credential) => serde_json::to_string(credential),
+            Self::Smtp(credential) => serde_json::to_string(credential),
             Self::Log(credential) => serde_json::to_string(credential),
         };
         json.expect("strings and numbers always serialize")

@@ -224,6 +224,7 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
         log: LogMode::Full(usize::MAX),
         worker_settings: format!("in_flight = {}\n{}", scenario.mesh.in_flight, scenario.mesh.worker),
         provider_settings: scenario.mesh.provider.clone(),
+        smtp_settings: scenario.mesh.smtp.clone(),
         gateway_settings: scenario.mesh.gateway.clone(),
         max_bytes: scenario.mesh.max_bytes,
         sync_interval: match scenario.mesh.durability {
@@ -240,7 +241,7 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
         .map(|number| {
             // Otherwise every notification would be sent to its recipient's home region.
             let home = &load.homes[number / load.from.len() % load.homes.len()];
-            Recipient::new("r", number, home, &load.devices, load.copies)
+            Recipient::new("r", number, home, &load.devices, load.copies)?.keyed(&peal.ids)
         })
         .collect::<anyhow::Result<_>>()?;
     load::register(&peal, &recipients).await?;

@@ -53,7 +53,10 @@ impl Peal {
         let path = format!("/v1/recipients/{recipient}");
         self.expect("PUT", at, &path, Some(&json!({ "home": home }))).await?;
         for (provider, token) in devices {
-            let body = json!({ "provider": provider, "token": token });
+            let body = match *provider {
+                "smtp" => json!({ "type": "email", "email": token }),
+                provider => json!({ "provider": provider, "token": token }),
+            };
             self.expect("POST", at, &format!("{path}/addresses"), Some(&body))
                 .await?;
         }

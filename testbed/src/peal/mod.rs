@@ -33,7 +33,7 @@ pub use crate::{
 use crate::{
     links::Between,
     nats, network,
-    providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, Simulators, apns::JwtMode},
+    providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, Simulators, Smtp, SmtpConfig, apns::JwtMode},
 };
 
 /// How long a process may take until it is ready, also on a slow machine.
@@ -257,12 +257,19 @@ fn start_simulators(plan: &Plan, authority: &Authority) -> anyhow::Result<Simula
         log: plan.log,
         ..FcmConfig::default()
     };
+    let smtp = SmtpConfig {
+        listen,
+        authority: Some(authority.clone()),
+        log: plan.log,
+        ..SmtpConfig::default()
+    };
     let runtime = Handle::current();
     place.run(|| {
         runtime.block_on(async {
             Ok(Simulators {
                 apns: Apns::start(apns).await?,
                 fcm: Fcm::start(fcm).await?,
+                smtp: Smtp::start(smtp).await?,
             })
         })
     })?

@@ -76,6 +76,7 @@ pub(super) async fn provision(
                 quota_per_minute: plan.fcm_quota,
                 ..simulators.fcm.credential()
             }),
+            Credential::Smtp(simulators.smtp.credential()),
             Credential::Log(log::Credential::default()),
         ],
         senders: serde_json::from_value(json!({ "email": [SENDER], "sms": [SMS_SENDER] }))?,

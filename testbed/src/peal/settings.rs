@@ -3,7 +3,10 @@
 use std::{fmt::Write, net::TcpListener, path::PathBuf};
 
 use anyhow::Context;
-use shared::nats::{connect::Nats, roles::Role};
+use shared::{
+    nats::{connect::Nats, roles::Role},
+    provider::Provider,
+};
 
 use super::{APP, CA_FILE, Peal, Program, Region};
 use crate::{
@@ -80,6 +83,10 @@ impl Peal {
         let ca = self.folder.path().join(CA_FILE);
         let mut tables = String::new();
         for simulator in self.simulators.all() {
+            if self.plan.former.is_some() && simulator.provider() == Provider::Smtp {
+                // A former version may not know the provider, and refuses settings that it does not know.
+                continue;
+            }
             let address = self
                 .plan
                 .links
@@ -92,6 +99,9 @@ impl Peal {
                 ca.display(),
                 self.plan.provider_settings,
             )?;
+            if simulator.provider() == Provider::Smtp {
+                writeln!(tables, "{}", self.plan.smtp_settings)?;
+            }
         }
         Ok(tables)
     }

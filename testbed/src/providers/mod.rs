@@ -1,8 +1,8 @@
 //! Simulators of the push providers, faithful enough for development, tests and measurements.
 //!
 //! [`Apns`] speaks HTTP/2 over TLS as `api.push.apple.com` does, [`Fcm`] HTTP/2 and HTTP/1.1 over TLS as
-//! `fcm.googleapis.com` and `oauth2.googleapis.com` do. Both validate what the requests, answer with the provider's
-//! own errors, misbehave as a [`Script`] defines, and keep a [`Log`] of the requests that reached them. Their common
+//! `fcm.googleapis.com` and `oauth2.googleapis.com` do, [`Smtp`] is a mail server that takes submissions. All validate the
+//! requests, answer with the provider's own errors, misbehave as a [`Script`] defines, and keep a [`Log`] of the requests that reached them. Their common
 //! part is a [`Simulator`]; [`Simulators`] has one for each provider. A further provider is a folder here with a
 //! [`Simulation`], and an arm in [`Simulators::get`].
 //!
@@ -36,6 +36,7 @@ pub mod log;
 mod reply;
 pub mod script;
 mod simulator;
+pub mod smtp;
 pub mod tls;
 mod wire;
 
@@ -48,6 +49,7 @@ pub use fcm::{Fcm, FcmConfig, ServiceAccount};
 pub use log::{Log, LogMode, RecordedPush, Stats};
 pub use script::{Answer, RetryAfter, Rule, Script};
 pub use simulator::{Simulation, Simulator, Simulators};
+pub use smtp::{Encryption, Manners, Smtp, SmtpConfig};
 pub use tls::Authority;
 
 /// The host and port by which clients reach a simulator that listens on `addr`. The host is one that the certificate names.
