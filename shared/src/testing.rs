@@ -52,7 +52,7 @@ pub fn address(app: &AppId, provider: Provider, token: &str) -> Address {
     let target = match provider {
         Provider::Apns => apns::Target::new(&token, Kind::Device, Environment::Production, None).map(Target::Apns),
         Provider::Fcm => fcm::Target::new(token).map(Target::Fcm),
-        Provider::Smtp | Provider::Log => token.parse().map(Target::Email),
+        Provider::Smtp | Provider::SendGrid | Provider::Mailchimp | Provider::Log => token.parse().map(Target::Email),
     };
     let target = target.expect("tests use valid tokens");
     Address::new(&IdKey::unkeyed(), app, target, Timestamp::UNIX_EPOCH)

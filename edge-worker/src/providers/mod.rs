@@ -9,6 +9,7 @@ mod attempt;
 mod breaker;
 mod carrier;
 mod desk;
+mod html;
 mod outcome;
 mod places;
 mod renditions;
@@ -17,6 +18,8 @@ mod transport;
 pub mod apns;
 pub mod fcm;
 pub mod log;
+pub mod mailchimp;
+pub mod sendgrid;
 pub mod smtp;
 
 mod route;
@@ -65,6 +68,10 @@ pub struct Settings {
     pub fcm: fcm::Settings,
     /// Mail servers.
     pub smtp: smtp::Settings,
+    /// `SendGrid`.
+    pub sendgrid: sendgrid::Settings,
+    /// Mailchimp Transactional.
+    pub mailchimp: mailchimp::Settings,
     /// The provider that sends nothing.
     pub log: log::Settings,
     /// How the endpoints of all providers are measured and chosen.
@@ -77,6 +84,8 @@ fn desk(provider: Provider, settings: &Settings, context: &DeskContext) -> Resul
         Provider::Apns => Box::new(Desk::<apns::Apns>::new(&settings.apns, context)?),
         Provider::Fcm => Box::new(Desk::<fcm::Fcm>::new(&settings.fcm, context)?),
         Provider::Smtp => Box::new(Desk::<smtp::Smtp>::new(&settings.smtp, context)?),
+        Provider::SendGrid => Box::new(Desk::<sendgrid::SendGrid>::new(&settings.sendgrid, context)?),
+        Provider::Mailchimp => Box::new(Desk::<mailchimp::Mailchimp>::new(&settings.mailchimp, context)?),
         Provider::Log => Box::new(Desk::<log::Log>::new(&settings.log, context)?),
     })
 }

@@ -91,7 +91,7 @@ impl Target {
         match self {
             Self::Apns(_) => &[Provider::Apns, Provider::Log],
             Self::Fcm(_) => &[Provider::Fcm, Provider::Log],
-            Self::Email(_) => &[Provider::Smtp, Provider::Log],
+            Self::Email(_) => &[Provider::Smtp, Provider::SendGrid, Provider::Mailchimp, Provider::Log],
             Self::Phone(_) | Self::Webhook(_) => &[Provider::Log],
         }
     }

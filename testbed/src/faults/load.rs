@@ -73,7 +73,9 @@ impl Recipient {
             let token = match provider {
                 Provider::Apns => format!("{digit:x}{seed:031x}{copy:032x}"),
                 Provider::Fcm => format!("fcm:{digit:x}-{id}-{copy}"),
-                Provider::Smtp | Provider::Log => format!("{digit:x}-{id}-{copy}@example.com"),
+                Provider::Smtp | Provider::SendGrid | Provider::Mailchimp | Provider::Log => {
+                    format!("{digit:x}-{id}-{copy}@example.com")
+                }
             };
             Device {
                 provider,
@@ -98,7 +100,10 @@ impl Recipient {
     pub(super) fn keyed(mut self, ids: &IdKey) -> anyhow::Result<Self> {
         let app: AppId = APP.parse()?;
         for device in &mut self.devices {
-            if device.provider == Provider::Smtp {
+            if matches!(
+                device.provider,
+                Provider::Smtp | Provider::SendGrid | Provider::Mailchimp
+            ) {
                 let target = Target::Email(device.token.parse()?);
                 device.address = Address::new(ids, &app, target, Timestamp::UNIX_EPOCH).id;
             }

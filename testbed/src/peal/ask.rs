@@ -54,7 +54,7 @@ impl Peal {
         self.expect("PUT", at, &path, Some(&json!({ "home": home }))).await?;
         for (provider, token) in devices {
             let body = match *provider {
-                "smtp" => json!({ "type": "email", "email": token }),
+                "smtp" | "sendgrid" | "mailchimp" => json!({ "type": "email", "email": token }),
                 provider => json!({ "provider": provider, "token": token }),
             };
             self.expect("POST", at, &format!("{path}/addresses"), Some(&body))

@@ -83,7 +83,8 @@ impl Peal {
         let ca = self.folder.path().join(CA_FILE);
         let mut tables = String::new();
         for simulator in self.simulators.all() {
-            if self.plan.former.is_some() && simulator.provider() == Provider::Smtp {
+            let is_old = matches!(simulator.provider(), Provider::Apns | Provider::Fcm);
+            if self.plan.former.is_some() && !is_old {
                 // A former version may not know the provider, and refuses settings that it does not know.
                 continue;
             }

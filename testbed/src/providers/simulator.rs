@@ -14,8 +14,10 @@ use super::devices::Devices;
 use super::fcm::Fcm;
 use super::listener::{Https, Listener, Protocol};
 use super::log::{Log, LogMode, RecordedPush, Stats};
+use super::mailchimp::Mailchimp;
 use super::reply::Site;
 use super::script::{Script, ScriptHandle};
+use super::sendgrid::SendGrid;
 use super::smtp::Smtp;
 use super::tls::Authority;
 use super::wire::StreamLimits;
@@ -29,6 +31,10 @@ pub struct Simulators {
     pub fcm: Fcm,
     /// A mail server.
     pub smtp: Smtp,
+    /// `SendGrid`'s.
+    pub sendgrid: SendGrid,
+    /// Mailchimp's.
+    pub mailchimp: Mailchimp,
 }
 
 impl Simulators {
@@ -38,6 +44,8 @@ impl Simulators {
             Provider::Apns => Some(&self.apns),
             Provider::Fcm => Some(&self.fcm),
             Provider::Smtp => Some(&self.smtp),
+            Provider::SendGrid => Some(&self.sendgrid),
+            Provider::Mailchimp => Some(&self.mailchimp),
             Provider::Log => None,
         }
     }

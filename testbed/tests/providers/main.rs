@@ -10,3 +10,4 @@ mod connections;
 mod credentials;
 mod endpoints;
 mod fcm;
+mod mail_services;

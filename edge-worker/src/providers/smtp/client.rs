@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::digest::{SHA256, digest};
 use mail_send::Credentials;
 use shared::{
     address::{Mailbox, NamedMailbox},
@@ -30,7 +29,10 @@ use super::{
     pool::{Limits, Pool},
 };
 use crate::providers::{
-    Attempt, BadCredential, BadSettings, Outcome, attempt::Progress, carrier::Common, outcome::WRONG_TARGET,
+    Attempt, BadCredential, BadSettings, Outcome,
+    attempt::Progress,
+    carrier::Common,
+    outcome::{WRONG_TARGET, fingerprint},
     transport::tls,
 };
 
@@ -330,11 +332,7 @@ impl Key {
         let Self { host, port, user, .. } = self;
         match user {
             Some(user) => {
-                let hash = digest(&SHA256, user.as_bytes());
-                let [a, b, c, d, ..] = hash.as_ref() else {
-                    return format!("{host}:{port}");
-                };
-                format!("{host}:{port}/{a:02x}{b:02x}{c:02x}{d:02x}")
+                format!("{host}:{port}/{}", fingerprint(user))
             }
             None => format!("{host}:{port}"),
         }

@@ -121,8 +121,15 @@ pub fn judged(bytes: &[u8]) -> Vec<Outcome> {
             provider_id: queue_id(&response.message),
         }];
     }
-    use Phase::{Connect, Content, Data, Login, Recipient, Sender};
-    let phases = [Connect, Login, Sender, Recipient, Data, Content].into_iter();
+    let phases = [
+        Phase::Connect,
+        Phase::Login,
+        Phase::Sender,
+        Phase::Recipient,
+        Phase::Data,
+        Phase::Content,
+    ];
+    let phases = phases.into_iter();
     phases.map(|phase| judge(phase, reply)).collect()
 }
 
