@@ -11,6 +11,14 @@ pub const ATTEMPT_WITHIN: Duration = Duration::from_secs(12);
 /// If nothing was sent within this time, the attempt asks the app's next provider.
 pub const FAIL_OVER_WITHIN: Duration = Duration::from_millis(500);
 
+/// Once a message was handed over to a provider that states so, its final answer may take this long. An SMTP server that
+/// has the whole mail may need minutes, and giving up sooner makes it deliver twice (RFC 5321 §4.5.3.2.6 asks for ten).
+pub const FINAL_ANSWER_WITHIN: Duration = Duration::from_mins(5);
+
+/// While a final answer is awaited, and while a slice is in progress, the server is told so this often. It gives a message
+/// to another worker after three times as long.
+pub const REPORT_PROGRESS_EVERY: Duration = Duration::from_secs(10);
+
 /// Before it begins, an attempt waits this long for its allowance, while a lease is being asked for.
 pub const ALLOWANCE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -47,6 +55,11 @@ const _: () = assert!(
     FAIL_OVER_WITHIN.as_millis() + ATTEMPT_WITHIN.as_millis() + ALLOWANCE_WITHIN.as_millis()
         < COMPARE_RECEIPTS_AFTER.as_millis(),
     "an ordinary attempt must not make a worker read the receipts of others"
+);
+
+const _: () = assert!(
+    3 * REPORT_PROGRESS_EVERY.as_millis() <= WORK_ACK_WAIT.as_millis(),
+    "two reports may be lost before the server gives the work to another worker"
 );
 
 const _: () = assert!(

@@ -428,11 +428,23 @@ impl AppEntry {
     }
 }
 
-/// Replaces each member `<name>_file` with a member `<name>`, which has the text of the file.
+/// Replaces each member `<name>_file` with a member `<name>`, which has the text of the file without the line feed at its end.
+/// Tables in lists are read too.
 fn read_files(folder: &Path, members: Map<String, Value>) -> Result<Map<String, Value>, ProvisionError> {
-    let read = |(name, value): (String, Value)| match (name.strip_suffix("_file"), &value) {
-        (Some(member), Value::String(path)) => Ok((member.to_owned(), text(folder, Path::new(path))?.into())),
-        _ => Ok((name, value)),
+    let in_list = |item: Value| match item {
+        Value::Object(members) => read_files(folder, members).map(Value::Object),
+        other => Ok(other),
+    };
+    let read = |(name, value): (String, Value)| match (name.strip_suffix("_file"), value) {
+        (Some(member), Value::String(path)) => {
+            let text = text(folder, Path::new(&path))?;
+            Ok((member.to_owned(), text.trim_end_matches(['\r', '\n']).into()))
+        }
+        (_, Value::Array(items)) => {
+            let items: Result<Vec<_>, _> = items.into_iter().map(in_list).collect();
+            Ok((name, items?.into()))
+        }
+        (_, value) => Ok((name, value)),
     };
     members.into_iter().map(read).collect()
 }
@@ -475,6 +487,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("peal-provision-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("key.p8"), "PEM").unwrap();
+        fs::write(dir.join("smtp.password"), "hunter2\n").unwrap();
         fs::write(
             dir.join("apps.toml"),
             r#"
@@ -487,6 +500,11 @@ mod tests {
             key_id = "KEY"
             topic = "com.example.shop"
             private_key_file = "key.p8"
+            [app.credentials.smtp]
+            host = "mail.example.com"
+            user = "shop"
+            password_file = "smtp.password"
+            dkim = [{ domain = "example.com", selector = "a", private_key_file = "key.p8" }]
             [app.ambiguity]
             push = "hold"
 
@@ -512,6 +530,15 @@ mod tests {
             panic!("no credential: {app:?}")
         };
         assert_eq!(apns.private_key.reveal(), "PEM");
+        let Some(Credential::Smtp(smtp)) = app.credentials.get(1) else {
+            panic!("no second credential: {app:?}")
+        };
+        assert_eq!(
+            smtp.password.as_ref().unwrap().reveal(),
+            "hunter2",
+            "without the line feed of the file"
+        );
+        assert_eq!(smtp.dkim[0].private_key.reveal(), "PEM");
         assert_eq!(app.ambiguity[&Channel::Push], Ambiguity::Hold);
         assert!(!format!("{app:?}").contains("PEM"));
         let mut refused = || file.app.remove(0).load(&dir).unwrap_err().to_string();

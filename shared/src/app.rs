@@ -274,7 +274,7 @@ impl SealedCredential {
                     Provider::Apns => "private_key",
                     Provider::Fcm => "service_account",
                     // 0.1 knew no others.
-                    Provider::WebPush | Provider::Log => "",
+                    _ => "",
                 };
                 if let Some(member) = members.get_mut(sealed) {
                     let text = serde_json::from_value(member.take()).map_err(|_| damaged())?;

@@ -66,7 +66,7 @@ pub fn address(app: &AppId, provider: Provider, token: &str) -> Address {
             keys.and_then(|(p256dh, auth)| web_push::Target::new(&token, p256dh, auth))
                 .map(Target::WebPush)
         }
-        Provider::Log => token.parse().map(Target::Email),
+        Provider::Smtp | Provider::SendGrid | Provider::Mailchimp | Provider::Log => token.parse().map(Target::Email),
     };
     let target = target.expect("tests use valid tokens");
     Address::new(&IdKey::unkeyed(), app, target, Timestamp::UNIX_EPOCH)

@@ -8,6 +8,7 @@ pub mod child;
 pub mod demo;
 pub mod faults;
 pub mod links;
+pub mod mail;
 pub mod nats;
 pub mod network;
 pub mod peal;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use testbed::{bench, child, demo, faults, push, simulate, web_push};
+use testbed::{bench, child, demo, faults, mail, push, simulate, web_push};
 use tokio::runtime::Runtime;
 
 #[global_allocator]
@@ -24,7 +24,7 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Makes faults in a mesh, and checks that nothing is lost.
     Faults(faults::FaultsArgs),
-    /// Simulates APNs, FCM and a push service of browsers for any client.
+    /// Simulates the providers for any client.
     Simulate(simulate::SimulateArgs),
     /// Sends pushes to any server with Peal's own APNs client.
     #[command(hide = true)]
@@ -32,6 +32,9 @@ enum Command {
     /// Sends a push to a browser's subscription with Peal's own client.
     #[command(hide = true)]
     WebPush(web_push::WebPushArgs),
+    /// Sends mails to any server with Peal's own SMTP client.
+    #[command(hide = true)]
+    Mail(mail::MailArgs),
     /// Runs a gateway.
     #[command(hide = true)]
     Gateway(child::ChildArgs),
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Faults(args) => faults::run(args),
         Command::Push(args) => on_runtime(push::run(args)),
         Command::WebPush(args) => on_runtime(web_push::run(args)),
+        Command::Mail(args) => on_runtime(mail::run(args)),
         Command::Simulate(args) => on_runtime(async { simulate::run(args).await.map(|()| ExitCode::SUCCESS) }),
     };
     done.unwrap_or_else(|error| {

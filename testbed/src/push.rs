@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-use edge_worker::providers::{self, Attempt, Attempted, Message, Outcome, Providers, Renditions, apns};
+use edge_worker::providers::{self, Attempt, Attempted, Message, Outcome, Providers, Recorded, Renditions, apns};
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use serde_json::json;
@@ -99,10 +99,12 @@ async fn push(providers: &Providers, job: &Arc<Job>, number: usize) -> Attempted
         number: 1,
         message: &message,
         expires_at: job.expires_at(),
+        handover: &Recorded,
     };
     providers.deliver(attempt).await
 }
 
+/// The outcome and its reason, as words.
 pub(crate) fn name(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Accepted { .. } => "accepted".into(),

@@ -12,13 +12,16 @@ use shared::provider::Provider;
 
 use crate::providers::apns::ApnsArgs;
 use crate::providers::fcm::FcmArgs;
+use crate::providers::mailchimp::MailchimpArgs;
+use crate::providers::sendgrid::SendGridArgs;
+use crate::providers::smtp::SmtpArgs;
 use crate::providers::web_push::WebPushArgs;
 use crate::providers::{
-    Admin, Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, Scripts, Simulation, Simulators, WebPush,
-    WebPushConfig, now_s,
+    Admin, Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, Mailchimp, MailchimpConfig, Scripts, SendGrid,
+    SendGridConfig, Simulation, Simulators, Smtp, SmtpConfig, WebPush, WebPushConfig, now_s,
 };
 
-/// Simulates APNs, FCM and a push service of browsers until Ctrl-C.
+/// Simulates the providers until Ctrl-C.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SimulateArgs {
     /// The directory that gets the certificate, the keys and ready-made tokens; created if it does not exist.
@@ -33,6 +36,15 @@ pub struct SimulateArgs {
     /// The options for web push.
     #[command(flatten)]
     pub web_push: WebPushArgs,
+    /// The options for SMTP.
+    #[command(flatten)]
+    pub smtp: SmtpArgs,
+    /// The options for `SendGrid`.
+    #[command(flatten)]
+    pub sendgrid: SendGridArgs,
+    /// The options for Mailchimp.
+    #[command(flatten)]
+    pub mailchimp: MailchimpArgs,
     /// Where the admin port listens.
     #[arg(long, default_value = "127.0.0.1:8025")]
     pub admin: SocketAddr,
@@ -77,6 +89,27 @@ pub async fn run(args: SimulateArgs) -> anyhow::Result<()> {
             log,
             script: script_of(Provider::WebPush),
             ..args.web_push.config()
+        })
+        .await?,
+        smtp: Smtp::start(SmtpConfig {
+            authority: Some(authority.clone()),
+            log,
+            script: script_of(Provider::Smtp),
+            ..args.smtp.config()
+        })
+        .await?,
+        sendgrid: SendGrid::start(SendGridConfig {
+            authority: Some(authority.clone()),
+            log,
+            script: script_of(Provider::SendGrid),
+            ..args.sendgrid.config()
+        })
+        .await?,
+        mailchimp: Mailchimp::start(MailchimpConfig {
+            authority: Some(authority.clone()),
+            log,
+            script: script_of(Provider::Mailchimp),
+            ..args.mailchimp.config()
         })
         .await?,
     });

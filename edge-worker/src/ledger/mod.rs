@@ -22,6 +22,7 @@ pub use self::{
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use jiff::Timestamp;
 use shared::{
     id::{AddressId, JobId},
     receipt::State,
@@ -53,13 +54,16 @@ impl Ledger {
     /// When the file cannot be read. The job must then wait, because it may have been sent already.
     pub fn look_up(&self, job: JobId) -> Result<History, StoreError> {
         let mut next = self.index.read().unwrap_or_else(PoisonError::into_inner).newest(job);
-        let mut records = Vec::new();
+        let mut history = History::default();
         while let Some(entry) = next {
-            let (found, earlier) = self.store.records_of(entry, job)?;
-            records.extend(found);
-            next = earlier;
+            let found = self.store.records_of(entry, job)?;
+            if found.records.iter().any(|record| record.state == State::Attempting) {
+                history.intended_at = history.intended_at.max(Some(found.at));
+            }
+            history.records.extend(found.records);
+            next = found.earlier;
         }
-        Ok(History(records))
+        Ok(history)
     }
 
     fn index(&self) -> std::sync::RwLockWriteGuard<'_, Index> {
@@ -74,7 +78,11 @@ impl Ledger {
 
 /// The records of one job.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct History(Vec<Record>);
+pub struct History {
+    records: Vec<Record>,
+    /// When this worker committed or learned of the newest intent to send, in milliseconds since 1970.
+    intended_at: Option<i64>,
+}
 
 impl History {
     /// Whether some pass over the job is complete: all outcomes of one pass are committed together.
@@ -86,7 +94,7 @@ impl History {
     pub fn in_doubt(&self, attempt: u32) -> Vec<AddressId> {
         let intended = |record: &&Record| record.state == State::Attempting && record.attempt == attempt;
         let mut doubtful: Vec<AddressId> = self
-            .0
+            .records
             .iter()
             .filter(intended)
             .filter_map(|record| record.address)
@@ -96,16 +104,24 @@ impl History {
         doubtful
     }
 
+    /// When this worker committed or learned of the newest intent to send, by its own clock.
+    pub fn intended_at(&self) -> Option<Timestamp> {
+        Timestamp::from_millisecond(self.intended_at?).ok()
+    }
+
     /// Whether a newer worker recorded a state that this version does not know. Then only a newer worker may continue the
     /// job. Such a record no longer counts once the same attempt has a record with a known state.
     pub fn has_unrecognized(&self) -> bool {
         let unrecognized = |record: &&Record| record.state == State::Unrecognized;
         let understood = |record: &Record| {
-            self.0.iter().any(|other| {
+            self.records.iter().any(|other| {
                 other.state != State::Unrecognized && (other.address, other.attempt) == (record.address, record.attempt)
             })
         };
-        self.0.iter().filter(unrecognized).any(|record| !understood(record))
+        self.records
+            .iter()
+            .filter(unrecognized)
+            .any(|record| !understood(record))
     }
 
     /// The states after the first attempts, one per address.
@@ -115,7 +131,7 @@ impl History {
     }
 
     fn outcomes(&self) -> impl Iterator<Item = &Record> {
-        self.0.iter().filter(|record| record.state.is_outcome())
+        self.records.iter().filter(|record| record.state.is_outcome())
     }
 
     /// Whether the job ended as a whole, without an address, for example because its recipient is unknown.
@@ -135,7 +151,7 @@ impl History {
     /// number `attempt`. More than one if two workers had the job at the same time.
     pub fn endings(&self, address: Option<AddressId>, attempt: u32) -> usize {
         let ends = |record: &&Record| record.address == address && record.rules_out(attempt);
-        self.0.iter().filter(ends).count()
+        self.records.iter().filter(ends).count()
     }
 
     /// Whether attempt number `attempt` at `address` was made already, or is no longer wanted.

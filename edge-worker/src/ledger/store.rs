@@ -131,6 +131,16 @@ pub struct Store {
     former: Arc<str>,
 }
 
+/// What one entry has about a job.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) records: Vec<Record>,
+    /// When the entry was committed, in milliseconds since 1970.
+    pub(super) at: i64,
+    /// The previous entry that mentions the job.
+    pub(super) earlier: Option<u64>,
+}
+
 /// The contents of one group commit.
 #[derive(Debug, Default)]
 pub struct Commit {
@@ -310,25 +320,25 @@ impl Store {
         self.with(|database| write(database, number, now, commit))
     }
 
-    /// The records of `job` in entry `number`, and the previous entry that mentions it.
-    pub(super) fn records_of(&self, number: u64, job: JobId) -> Result<(Vec<Record>, Option<u64>), StoreError> {
+    /// The records of `job` in entry `number`. An entry that was pruned has none.
+    pub(super) fn records_of(&self, number: u64, job: JobId) -> Result<Found, StoreError> {
         let entry = self.entries(|entries| Ok(entries.get_owned(number)?))?;
+        let mut found = Found::default();
         let Some(entry) = entry else {
-            return Ok((Vec::new(), None));
+            return Ok(found);
         };
-        let mut earlier = None;
-        let mut found = Vec::new();
+        found.at = committed_at(entry.value())?;
         for packed in records(entry.value())? {
             let (record, previous) = unpack(packed)?;
             // Jobs with the same key in the index share a chain of entries.
             if index::key(record.job) == index::key(job) {
-                earlier = previous.filter(|previous| *previous < number).or(earlier);
+                found.earlier = previous.filter(|previous| *previous < number).or(found.earlier);
             }
             if record.job == job {
-                found.push(record);
+                found.records.push(record);
             }
         }
-        Ok((found, earlier))
+        Ok(found)
     }
 
     /// Calls `each` with the job and the entry of every record, oldest first.
@@ -441,6 +451,11 @@ fn pack(now: i64, records: &[(Record, Option<u64>)]) -> Vec<u8> {
         packed.push(code(record.state));
     }
     packed
+}
+
+fn committed_at(entry: &[u8]) -> Result<i64, StoreError> {
+    let at = entry.first_chunk().ok_or(StoreError::Damaged)?;
+    Ok(i64::from_be_bytes(*at))
 }
 
 fn records(entry: &[u8]) -> Result<std::slice::ChunksExact<'_, u8>, StoreError> {
@@ -614,7 +629,7 @@ mod tests {
         std::thread::scope(|threads| {
             let writing = threads.spawn(|| (1..2000).for_each(commit));
             while !writing.is_finished() {
-                assert_eq!(store.records_of(u64::MAX, read).unwrap().0.len(), 1);
+                assert_eq!(store.records_of(u64::MAX, read).unwrap().records.len(), 1);
             }
         });
     }
@@ -638,6 +653,12 @@ mod tests {
         }
         assert_eq!(store.prune(30).unwrap().len(), 2);
         assert_eq!(store.last_number().unwrap(), 3);
-        assert!(store.records_of(1, JobId(Uuid::from_u128(1))).unwrap().0.is_empty());
+        assert!(
+            store
+                .records_of(1, JobId(Uuid::from_u128(1)))
+                .unwrap()
+                .records
+                .is_empty()
+        );
     }
 }

@@ -207,7 +207,11 @@ async fn run(steps: Vec<Step>) {
         }
         for job in JOBS {
             let history = running.ledger.look_up(job).unwrap();
-            assert_eq!(sorted(&history.0), sorted(expected.of(job)), "{job:?} after step {now}");
+            assert_eq!(
+                sorted(&history.records),
+                sorted(expected.of(job)),
+                "{job:?} after step {now}"
+            );
         }
     }
     let outgoing = running.ledger.store.outgoing().unwrap();

@@ -1,10 +1,22 @@
 //! Asks the providers to deliver the message to all addresses of the recipient at the same time.
 
+use std::pin::pin;
+
 use futures::future::join_all;
 use shared::{address::Address, failpoint::failpoint};
+use tokio::time::{Instant, interval_at};
 
-use super::{attempt::AddressAttempt, context::Pipeline, in_flight::ActiveJob, intend::Intended};
-use crate::providers::{Attempt, Message};
+use super::{
+    attempt::AddressAttempt,
+    context::Pipeline,
+    in_flight::ActiveJob,
+    intend::{Intended, Intent},
+};
+use crate::{
+    limits::REPORT_PROGRESS_EVERY,
+    providers::{Attempt, Message},
+    pulled::Pulled,
+};
 
 /// A job after one attempt at each of its addresses.
 #[derive(Debug)]
@@ -26,6 +38,11 @@ impl Pipeline {
         let message = Message::new(job.clone(), pulled.renditions());
         let expires_at = job.expires_at();
         let one = async |(address, revision): (Address, u64)| {
+            let intent = Intent {
+                pipeline: self,
+                job,
+                address: &address,
+            };
             let attempt = Attempt {
                 app: &job.app,
                 address: &address,
@@ -33,6 +50,7 @@ impl Pipeline {
                 number: job.attempt,
                 message: &message,
                 expires_at,
+                handover: &intent,
             };
             failpoint("worker.before-send");
             let attempted = self.providers.deliver(attempt).await;
@@ -46,14 +64,36 @@ impl Pipeline {
                 attempted,
             }
         };
-        let attempts = match <[_; 1]>::try_from(addresses) {
-            Ok([only]) => vec![one(only).await],
-            Err(several) => Box::pin(join_all(several.into_iter().map(one))).await,
+        let all = async {
+            match <[_; 1]>::try_from(addresses) {
+                Ok([only]) => vec![one(only).await],
+                Err(several) => Box::pin(join_all(several.into_iter().map(one))).await,
+            }
+        };
+        let attempts = if self.providers.final_answer(job.channel()).is_some() {
+            Box::pin(keeping(pulled, all)).await
+        } else {
+            all.await
         };
         Tried {
             active,
             attempts,
             spared,
+        }
+    }
+}
+
+/// Waits for `work`, however long it takes, and tells the server meanwhile that `pulled` is in progress.
+async fn keeping<T>(pulled: &Pulled, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    let mut progress = interval_at(Instant::now() + REPORT_PROGRESS_EVERY, REPORT_PROGRESS_EVERY);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            _ = progress.tick() => if let Err(error) = pulled.report_progress().await {
+                tracing::warn!(%error, "progress of an attempt could not be reported");
+            },
         }
     }
 }

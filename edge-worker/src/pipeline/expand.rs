@@ -34,16 +34,13 @@ use super::{
 };
 use crate::{
     cache, ledger,
+    limits::REPORT_PROGRESS_EVERY,
     providers::Renditions,
     pulled::{MemberEnd, Pulled, SliceEnvelope},
 };
 
 /// The number of members that are read from the cache at once.
 const MEMBERS_PER_READ: usize = 256;
-
-/// How often a worker reports to the server that a slice is still in progress. The server redelivers a message after three
-/// times as long.
-const REPORT_PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 impl Pipeline {
     /// Works on all members of a slice, many at the same time.

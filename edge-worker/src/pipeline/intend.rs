@@ -1,8 +1,11 @@
 //! Records the intent to send before sending, for apps that must not send twice. If the worker is interrupted before it
 //! records the outcome, a person decides ([`super::interrupted`]).
 //!
-//! For all other apps nothing is recorded here: an interrupted job is sent again under the same id.
+//! For all other apps nothing is recorded here: an interrupted job is sent again under the same id. A provider whose final
+//! answer may take minutes is the exception: [`Intent`] is recorded when it is about to take over the message, so that no
+//! other worker sends the message meanwhile.
 
+use futures::future::BoxFuture;
 use shared::{
     address::Address,
     app::Ambiguity,
@@ -17,6 +20,7 @@ use super::{
     receipts::receipt,
     settlement::{RETRY_JETSTREAM_AFTER, Step, Stop},
 };
+use crate::providers::Handover;
 
 /// A job that may be sent now: if its app must not send twice, the intent is published.
 #[derive(Debug)]
@@ -26,6 +30,30 @@ pub(super) struct Intended {
     pub(super) addresses: Vec<(Address, u64)>,
     /// Those for which the content renders to nothing. Nothing is sent to them.
     pub(super) spared: Vec<Address>,
+}
+
+/// The intent to send one job to one address, which is recorded when a provider asks for it.
+#[derive(Debug)]
+pub(super) struct Intent<'a> {
+    pub(super) pipeline: &'a Pipeline,
+    pub(super) job: &'a Job,
+    pub(super) address: &'a Address,
+}
+
+impl Handover for Intent<'_> {
+    fn record(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async {
+            let Self { pipeline, job, address } = self;
+            // Otherwise it was recorded before the attempt, for all addresses together.
+            if pipeline.ambiguity(job) != Ambiguity::Resend {
+                return true;
+            }
+            let intent = pipeline.intent(job, address);
+            pipeline
+                .publish_intent(job.app.clone(), job.origin.clone(), vec![intent])
+                .await
+        })
+    }
 }
 
 impl Pipeline {
@@ -45,11 +73,7 @@ impl Pipeline {
         } = agreed;
         let job = &active.job;
         if !addresses.is_empty() && self.ambiguity(job) != Ambiguity::Resend {
-            let intents = addresses.iter().map(|(address, _)| Receipt {
-                address: Some(address.id),
-                provider: Some(self.providers.preferred(&job.app, address, job.delivery(address.id))),
-                ..receipt(job, State::Attempting, self.clock.now())
-            });
+            let intents = addresses.iter().map(|(address, _)| self.intent(job, address));
             let published = self.publish_intent(job.app.clone(), job.origin.clone(), intents.collect());
             if !Box::pin(published).await {
                 return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
@@ -60,5 +84,14 @@ impl Pipeline {
             addresses,
             spared,
         })
+    }
+
+    /// The receipt of an attempt that is about to be made.
+    fn intent(&self, job: &Job, address: &Address) -> Receipt {
+        Receipt {
+            address: Some(address.id),
+            provider: Some(self.providers.preferred(&job.app, address, job.delivery(address.id))),
+            ..receipt(job, State::Attempting, self.clock.now())
+        }
     }
 }

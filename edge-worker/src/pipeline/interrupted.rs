@@ -1,7 +1,16 @@
-//! Ends jobs whose worker was interrupted between recording the intent to send ([`super::intend`]) and recording the
-//! outcome: it is unknown whether they were sent, so a person decides.
+//! Jobs whose worker was interrupted between recording the intent to send ([`super::intend`]) and recording the outcome: it
+//! is unknown whether they were sent.
+//!
+//! First the answer must be overdue: the worker that has the intent may only be waiting for it. Then the app's policy
+//! decides: the job is sent again, or it ends as `unknown` for a person to decide.
 
-use shared::receipt::{Receipt, State};
+use std::time::Duration;
+
+use shared::{
+    app::Ambiguity,
+    job::Job,
+    receipt::{Receipt, State},
+};
 
 use super::{
     context::Pipeline,
@@ -11,7 +20,11 @@ use super::{
     receipts::receipt,
     settlement::{RETRY_JETSTREAM_AFTER, RETRY_NEWER_AFTER, Step, Stop},
 };
-use crate::{ledger::History, limits::ANSWER_DUE_AFTER};
+use crate::{
+    ledger::History,
+    limits::{ANSWER_DUE_AFTER, REPORT_PROGRESS_EVERY},
+    pulled::Pulled,
+};
 
 /// A job of which no attempt was interrupted.
 #[derive(Debug)]
@@ -21,7 +34,8 @@ pub(super) struct Clear {
 }
 
 impl Pipeline {
-    /// Ends a job as `unknown` if its worker was interrupted after recording the intent to send.
+    /// Ends a job as `unknown` if its worker was interrupted after recording the intent to send, and the app holds such
+    /// deliveries.
     pub(super) async fn end_interrupted(&self, fresh: Fresh) -> Step<Clear> {
         let Fresh { active, history } = fresh;
         if history.has_unrecognized() {
@@ -33,8 +47,11 @@ impl Pipeline {
             return Ok(Clear { active, history });
         }
         let ActiveJob { pulled, job, .. } = &active;
-        if pulled.tries < 2 {
-            return Err(Stop::GiveBack(active.pulled.into(), ANSWER_DUE_AFTER));
+        if let Some(wait) = self.until_answer_is_overdue(pulled, job, &history) {
+            return Err(Stop::GiveBack(active.pulled.into(), wait));
+        }
+        if self.ambiguity(job) == Ambiguity::Resend {
+            return Ok(Clear { active, history });
         }
         for address in &in_doubt {
             let letter = DeadLetter::of(job, *address, "interrupted".into(), self);
@@ -49,5 +66,18 @@ impl Pipeline {
         };
         let addresses = in_doubt.into_iter().map(Some).collect();
         Err(self.end_at(active, addresses, &receipt))
+    }
+
+    /// How long to give a job back to the server, because another worker may still be waiting for its answer.
+    fn until_answer_is_overdue(&self, pulled: &Pulled, job: &Job, history: &History) -> Option<Duration> {
+        let Some(final_answer) = self.providers.final_answer(job.channel()) else {
+            // The server has given it to a second worker, so the first had the time that any attempt takes.
+            return (pulled.tries < 2).then_some(ANSWER_DUE_AFTER);
+        };
+        // Only time tells: a server that was killed gives out the job again at once.
+        let intended_at = history.intended_at()?;
+        let age = self.clock.since(intended_at);
+        let left = (final_answer + ANSWER_DUE_AFTER).saturating_sub(age);
+        (!left.is_zero()).then(|| left.min(REPORT_PROGRESS_EVERY))
     }
 }

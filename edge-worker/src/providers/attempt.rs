@@ -1,7 +1,8 @@
 //! One attempt, its progress, and its result.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use shared::{
     address::Address,
@@ -26,6 +27,25 @@ pub struct Attempt<'a> {
     pub message: &'a Message,
     /// When the time to live of the message ends.
     pub expires_at: Timestamp,
+    /// Asked before the message is handed over to a provider whose final answer may take minutes.
+    pub handover: &'a dyn Handover,
+}
+
+/// What the caller of an attempt does before a provider is given a message whose final answer may take minutes.
+pub trait Handover: fmt::Debug + Send + Sync {
+    /// Records durably that the message is about to be handed over, so that no other worker sends it meanwhile. `false` if
+    /// that cannot be recorded; then the message must not be handed over.
+    fn record(&self) -> BoxFuture<'_, bool>;
+}
+
+/// For a caller that has recorded it before the attempt, or needs no record.
+#[derive(Debug, Clone, Copy)]
+pub struct Recorded;
+
+impl Handover for Recorded {
+    fn record(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async { true })
+    }
 }
 
 /// The result of an [`Attempt`].
@@ -60,6 +80,8 @@ pub(super) struct Progress {
     pub(super) sent: bool,
     /// Whether the provider may refuse in the body of an answer whose status says that it accepts.
     pub(super) decides_in_body: bool,
+    /// What the attempt waits for before it is sent; the reason if it waits for too long.
+    pub(super) awaits: &'static str,
 }
 
 impl Progress {
@@ -70,6 +92,7 @@ impl Progress {
             status: None,
             sent: false,
             decides_in_body: false,
+            awaits: "no_stream_free",
         }
     }
 
@@ -81,7 +104,7 @@ impl Progress {
             // Refused, but the reason in the body did not arrive.
             (true, Some(_)) => Outcome::retry_later("answer_incomplete", None),
             (true, None) => Outcome::ambiguous("timeout"),
-            (false, _) => Outcome::endpoint("no_stream_free", None),
+            (false, _) => Outcome::endpoint(self.awaits, None),
         }
     }
 }

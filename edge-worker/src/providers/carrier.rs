@@ -64,6 +64,13 @@ pub(super) trait Carrier: Debug + Sized + Send + Sync + 'static {
     /// How long an attempt may take. At most [`crate::limits::ATTEMPT_WITHIN`]; the desk refuses more.
     fn timeout(settings: &Self::Settings) -> Duration;
 
+    /// How long the final answer may take once the message was handed over, if that can be longer than
+    /// [`Self::timeout`]. At most [`crate::limits::FINAL_ANSWER_WITHIN`]; the desk refuses more. The time begins when
+    /// [`Attempt::handover`] has recorded the handover.
+    fn final_answer(_settings: &Self::Settings) -> Option<Duration> {
+        None
+    }
+
     /// The credential of this provider; `None` if it belongs to another.
     fn credential(credential: provider::Credential) -> Option<Self::Credential>;
 

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use shared::{id::AppId, provider::Credential};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    Allowance, Attempt, Attempted, BadCredential, BadSettings, BreakerState, Claim, Outcome,
+    Allowance, Attempt, Attempted, BadCredential, BadSettings, BreakerState, Claim, Handover, Outcome,
     allowance::Allowances,
     attempt::Progress,
     breaker::Circuit,
@@ -24,7 +24,7 @@ use super::{
     places::{Bulkheads, Places, SLOW_AFTER},
     transport::http2::Network,
 };
-use crate::limits::ATTEMPT_WITHIN;
+use crate::limits::{ATTEMPT_WITHIN, FINAL_ANSWER_WITHIN};
 
 /// The desk of any provider, so that [`super::Providers`] can list all of them.
 pub(super) trait AnyDesk: std::fmt::Debug + Send + Sync {
@@ -37,7 +37,10 @@ pub(super) trait AnyDesk: std::fmt::Debug + Send + Sync {
     /// Whether `app` has a credential for this provider.
     fn has_account(&self, app: &AppId) -> bool;
 
-    /// Makes one attempt, within [`ATTEMPT_WITHIN`] plus the wait for its allowance.
+    /// How long its final answers may take; `None` if they come within the time limit of an attempt.
+    fn final_answer(&self) -> Option<Duration>;
+
+    /// Makes one attempt, within [`ATTEMPT_WITHIN`] plus the wait for its allowance, and for the final answer.
     fn deliver<'a>(&'a self, attempt: Attempt<'a>) -> BoxFuture<'a, Attempted>;
 
     /// Its networks, in the order of [`Carrier::ENVIRONMENTS`]; empty if its endpoints are not measured.
@@ -66,6 +69,7 @@ pub(super) struct DeskContext {
 pub(super) struct Desk<C: Carrier> {
     carrier: C,
     timeout: Duration,
+    final_answer: Option<Duration>,
     context: DeskContext,
     networks: Vec<Arc<Network>>,
     accounts: ArcSwap<HashMap<AppId, Arc<Opened<C>>>>,
@@ -101,9 +105,14 @@ impl<C: Carrier> Desk<C> {
         if timeout > ATTEMPT_WITHIN {
             return Err(BadSettings::Timeout(C::PROVIDER));
         }
+        let final_answer = C::final_answer(settings);
+        if final_answer.is_some_and(|within| within > FINAL_ANSWER_WITHIN) {
+            return Err(BadSettings::FinalAnswer(C::PROVIDER));
+        }
         let carrier = C::new(settings, &context.common)?;
         Ok(Self {
             timeout,
+            final_answer,
             networks: carrier.networks(),
             carrier,
             context: context.clone(),
@@ -153,13 +162,23 @@ impl<C: Carrier> Desk<C> {
     async fn ask(&self, opened: &Opened<C>, attempt: &Attempt<'_>, started_at: Timestamp) -> Attempted {
         let began = Instant::now();
         let mut progress = Progress::none(&self.no_endpoint);
+        let handover = Timed::new(attempt.handover);
         let outcome = {
-            let mut answer = pin!(self.carrier.attempt(&opened.account, attempt, &mut progress));
+            let attempt = Attempt {
+                handover: &handover,
+                ..*attempt
+            };
+            let mut answer = pin!(self.carrier.attempt(&opened.account, &attempt, &mut progress));
             if let Ok(outcome) = timeout(SLOW_AFTER.min(self.timeout), answer.as_mut()).await {
                 Some(outcome)
             } else {
                 let _slow = opened.guard.places.slow();
-                timeout_at(began + self.timeout, answer).await.ok()
+                let within = timeout_at(began + self.timeout, answer.as_mut()).await;
+                match (within, handover.recorded_at(), self.final_answer) {
+                    (Ok(outcome), ..) => Some(outcome),
+                    (Err(_), Some(at), Some(wait)) => timeout_at(at + wait, answer).await.ok(),
+                    (Err(_), ..) => None,
+                }
             }
         };
         let outcome = outcome.unwrap_or_else(|| progress.cut_off());
@@ -234,6 +253,38 @@ impl<C: Carrier> Desk<C> {
     }
 }
 
+/// Remembers when a handover was recorded: from then on the time limit is that of the final answer.
+#[derive(Debug)]
+struct Timed<'a> {
+    caller: &'a dyn Handover,
+    recorded_at: OnceLock<Instant>,
+}
+
+impl<'a> Timed<'a> {
+    fn new(caller: &'a dyn Handover) -> Self {
+        Self {
+            caller,
+            recorded_at: OnceLock::new(),
+        }
+    }
+
+    fn recorded_at(&self) -> Option<Instant> {
+        self.recorded_at.get().copied()
+    }
+}
+
+impl Handover for Timed<'_> {
+    fn record(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async {
+            let recorded = self.caller.record().await;
+            if recorded {
+                self.recorded_at.get_or_init(Instant::now);
+            }
+            recorded
+        })
+    }
+}
+
 type Accounts<C> = HashMap<AppId, Arc<Opened<C>>>;
 
 impl<C: Carrier> AnyDesk for Desk<C> {
@@ -252,6 +303,10 @@ impl<C: Carrier> AnyDesk for Desk<C> {
 
     fn has_account(&self, app: &AppId) -> bool {
         self.accounts.load().contains_key(app)
+    }
+
+    fn final_answer(&self) -> Option<Duration> {
+        self.final_answer
     }
 
     fn deliver<'a>(&'a self, attempt: Attempt<'a>) -> BoxFuture<'a, Attempted> {

@@ -10,6 +10,7 @@ mod breaker;
 mod carrier;
 mod desk;
 mod destinations;
+mod html;
 mod outcome;
 mod places;
 mod renditions;
@@ -19,10 +20,13 @@ pub mod apns;
 pub mod fcm;
 pub mod log;
 pub mod web_push;
+pub mod mailchimp;
+pub mod sendgrid;
+pub mod smtp;
 
 mod route;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use serde::Deserialize;
@@ -38,7 +42,7 @@ use tokio::time::Instant;
 
 pub use self::{
     allowance::{Allowance, Claim, Source, Use},
-    attempt::{Attempt, Attempted},
+    attempt::{Attempt, Attempted, Handover, Recorded},
     breaker::{BreakerState, Watched},
     outcome::{Outcome, Reason},
     renditions::{Message, Renditions},
@@ -67,6 +71,12 @@ pub struct Settings {
     pub fcm: fcm::Settings,
     /// Push services of browsers.
     pub web_push: web_push::Settings,
+    /// Mail servers.
+    pub smtp: smtp::Settings,
+    /// `SendGrid`.
+    pub sendgrid: sendgrid::Settings,
+    /// Mailchimp Transactional.
+    pub mailchimp: mailchimp::Settings,
     /// The provider that sends nothing.
     pub log: log::Settings,
     /// How the endpoints of all providers are measured and chosen.
@@ -81,6 +91,9 @@ fn desk(provider: Provider, settings: &Settings, context: &DeskContext) -> Resul
         Provider::Apns => Box::new(Desk::<apns::Apns>::new(&settings.apns, context)?),
         Provider::Fcm => Box::new(Desk::<fcm::Fcm>::new(&settings.fcm, context)?),
         Provider::WebPush => Box::new(Desk::<web_push::WebPush>::new(&settings.web_push, context)?),
+        Provider::Smtp => Box::new(Desk::<smtp::Smtp>::new(&settings.smtp, context)?),
+        Provider::SendGrid => Box::new(Desk::<sendgrid::SendGrid>::new(&settings.sendgrid, context)?),
+        Provider::Mailchimp => Box::new(Desk::<mailchimp::Mailchimp>::new(&settings.mailchimp, context)?),
         Provider::Log => Box::new(Desk::<log::Log>::new(&settings.log, context)?),
     })
 }
@@ -203,7 +216,7 @@ impl Providers {
 
     /// Makes one attempt: asks the providers of the address for which the app has a credential, in the order of its routes,
     /// until one was sent the message. Takes at most [`FAIL_OVER_WITHIN`], [`crate::limits::ATTEMPT_WITHIN`] and
-    /// [`crate::limits::ALLOWANCE_WITHIN`]; dropping the future abandons the attempt.
+    /// [`crate::limits::ALLOWANCE_WITHIN`], and what [`Self::final_answer`] states; dropping the future abandons the attempt.
     pub async fn deliver(&self, attempt: Attempt<'_>) -> Attempted {
         let began = Instant::now();
         let order = self.order(attempt.app, attempt.address, attempt.delivery, attempt.number);
@@ -229,6 +242,15 @@ impl Providers {
         } else {
             order
         }
+    }
+
+    /// How long the final answer to an attempt on `channel` may take, if a provider of the channel may need longer than
+    /// [`crate::limits::ATTEMPT_WITHIN`].
+    pub fn final_answer(&self, channel: Channel) -> Option<Duration> {
+        let carriers = Provider::ALL.iter().filter(|provider| provider.carries(channel));
+        carriers
+            .filter_map(|provider| self.desk(*provider).final_answer())
+            .max()
     }
 
     /// Measures the endpoints, chooses among them and keeps spare connections. Does not end; without it connections go

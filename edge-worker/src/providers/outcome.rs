@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use jiff::Timestamp;
 
 /// A stable word for logs, metrics and receipts: the provider's own reason if it is known, such as `BadDeviceToken`,
@@ -117,6 +118,16 @@ impl Outcome {
             not_before,
         }
     }
+}
+
+/// Names a secret in metrics and logs without telling it, for keys that are random and long.
+pub(super) fn fingerprint(key: &str) -> String {
+    let hash = digest(&SHA256, key.as_bytes());
+    let start = hash
+        .as_ref()
+        .first_chunk()
+        .map_or(0, |start| u32::from_be_bytes(*start));
+    format!("{start:08x}")
 }
 
 /// A reason that was not documented when this was written: the provider's own word if it is short and plain, else

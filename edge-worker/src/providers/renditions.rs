@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use shared::{
-    content::{Content, push::Push},
+    content::{Content, email::Email, push::Push},
     job::Job,
     provider::Provider,
 };
@@ -48,6 +48,14 @@ impl Message {
         match &self.job.content {
             Content::Push(push) => Some(push),
             Content::Email(_) | Content::Sms(_) | Content::Webhook(_) => None,
+        }
+    }
+
+    /// The e-mail that is its content; `None` if its content is for another channel.
+    pub(super) fn email(&self) -> Option<&Email> {
+        match &self.job.content {
+            Content::Email(email) => Some(email),
+            Content::Push(_) | Content::Sms(_) | Content::Webhook(_) => None,
         }
     }
 

@@ -178,7 +178,7 @@ impl Members {
         let issued = self.provider.map(|provider| match provider {
             Provider::Apns => Ok(AddressType::Apns),
             Provider::Fcm => Ok(AddressType::Fcm),
-            Provider::WebPush | Provider::Log => Err(Invalid::new("provider", "must be apns or fcm")),
+            _ => Err(Invalid::new("provider", "must be apns or fcm")),
         });
         match (self.r#type, issued.transpose()?) {
             (Some(kind), None) => Ok(kind),

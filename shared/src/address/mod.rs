@@ -95,7 +95,8 @@ impl Target {
             Self::Apns(_) => &[Provider::Apns, Provider::Log],
             Self::Fcm(_) => &[Provider::Fcm, Provider::Log],
             Self::WebPush(_) => &[Provider::WebPush, Provider::Log],
-            Self::Email(_) | Self::Phone(_) | Self::Webhook(_) => &[Provider::Log],
+            Self::Email(_) => &[Provider::Smtp, Provider::SendGrid, Provider::Mailchimp, Provider::Log],
+            Self::Phone(_) | Self::Webhook(_) => &[Provider::Log],
         }
     }
 

@@ -5,6 +5,9 @@ pub mod apns;
 pub mod fcm;
 pub mod log;
 pub mod web_push;
+pub mod mailchimp;
+pub mod sendgrid;
+pub mod smtp;
 
 use std::time::Duration;
 
@@ -27,6 +30,12 @@ words!(
         Fcm = "fcm",
         /// The push services of browsers.
         WebPush = "web_push",
+        /// A mail server that takes the app's mail (SMTP submission).
+        Smtp = "smtp",
+        /// The mail service of Twilio.
+        SendGrid = "sendgrid",
+        /// Mailchimp Transactional, formerly Mandrill.
+        Mailchimp = "mailchimp",
         /// None: what would be sent is recorded and ends as delivered. For new apps and dry runs.
         Log = "log",
     }
@@ -40,21 +49,28 @@ impl Provider {
     pub const fn carries(self, channel: Channel) -> bool {
         match self {
             Self::Apns | Self::Fcm | Self::WebPush => matches!(channel, Channel::Push),
+            Self::Smtp | Self::SendGrid | Self::Mailchimp => matches!(channel, Channel::Email),
             Self::Log => true,
         }
     }
 
-    /// How long to wait between attempts: Apple names no time for server errors, Google requires at least ten seconds.
+    /// How long to wait between attempts: Apple names no time for server errors, Google requires at least ten seconds. A mail
+    /// server that greylists accepts after some five minutes, one that is down for maintenance after hours (RFC 5321 §4.5.4.1).
     pub const fn backoff(self) -> Backoff {
-        let first = match self {
-            Self::Apns | Self::Log => Duration::from_secs(1),
-            Self::Fcm | Self::WebPush => Duration::from_secs(10),
+        let (first, most) = match self {
+            Self::Apns | Self::Log => (Duration::from_secs(1), Duration::from_mins(15)),
+            Self::Fcm | Self::WebPush | Self::SendGrid | Self::Mailchimp => {
+                (Duration::from_secs(10), Duration::from_mins(15))
+            }
+            Self::Smtp => (Duration::from_mins(1), Duration::from_hours(2)),
         };
-        Backoff {
-            first,
-            most: Duration::from_mins(15),
-        }
+        Backoff { first, most }
     }
+}
+
+/// Whether `text` can be a key in a header or a document of JSON.
+fn is_api_key(text: &str) -> bool {
+    (1..=256).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// An app's credential for one provider, in the clear. It is stored sealed as a whole, as the JSON of its members.
@@ -66,6 +82,12 @@ pub enum Credential {
     Fcm(fcm::Credential),
     /// For the push services of browsers.
     WebPush(web_push::Credential),
+    /// For SMTP.
+    Smtp(smtp::Credential),
+    /// For `SendGrid`.
+    SendGrid(sendgrid::Credential),
+    /// For Mailchimp Transactional.
+    Mailchimp(mailchimp::Credential),
     /// For the provider that only records.
     Log(log::Credential),
 }
@@ -80,6 +102,9 @@ impl Credential {
             Provider::Apns => Self::Apns(parse(members)?),
             Provider::Fcm => Self::Fcm(parse(members)?),
             Provider::WebPush => Self::WebPush(parse(members)?),
+            Provider::Smtp => Self::Smtp(parse(members)?),
+            Provider::SendGrid => Self::SendGrid(parse(members)?),
+            Provider::Mailchimp => Self::Mailchimp(parse(members)?),
             Provider::Log => Self::Log(parse(members)?),
         };
         credential.check()?;
@@ -95,6 +120,9 @@ impl Credential {
             Provider::Apns => Self::Apns(tolerant::read(json)?),
             Provider::Fcm => Self::Fcm(tolerant::read(json)?),
             Provider::WebPush => Self::WebPush(tolerant::read(json)?),
+            Provider::Smtp => Self::Smtp(tolerant::read(json)?),
+            Provider::SendGrid => Self::SendGrid(tolerant::read(json)?),
+            Provider::Mailchimp => Self::Mailchimp(tolerant::read(json)?),
             Provider::Log => Self::Log(tolerant::read(json)?),
         })
     }
@@ -105,6 +133,9 @@ impl Credential {
             Self::Apns(_) => Provider::Apns,
             Self::Fcm(_) => Provider::Fcm,
             Self::WebPush(_) => Provider::WebPush,
+            Self::Smtp(_) => Provider::Smtp,
+            Self::SendGrid(_) => Provider::SendGrid,
+            Self::Mailchimp(_) => Provider::Mailchimp,
             Self::Log(_) => Provider::Log,
         }
     }
@@ -114,6 +145,9 @@ impl Credential {
             Self::Apns(credential) => credential.check(),
             Self::Fcm(credential) => credential.check(),
             Self::WebPush(credential) => credential.check(),
+            Self::Smtp(credential) => credential.check(),
+            Self::SendGrid(credential) => credential.check(),
+            Self::Mailchimp(credential) => credential.check(),
             Self::Log(_) => Ok(()),
         }
     }
@@ -124,6 +158,9 @@ impl Credential {
             Self::Apns(credential) => serde_json::to_string(credential),
             Self::Fcm(credential) => serde_json::to_string(credential),
             Self::WebPush(credential) => serde_json::to_string(credential),
+            Self::Smtp(credential) => serde_json::to_string(credential),
+            Self::SendGrid(credential) => serde_json::to_string(credential),
+            Self::Mailchimp(credential) => serde_json::to_string(credential),
             Self::Log(credential) => serde_json::to_string(credential),
         };
         json.expect("strings and numbers always serialize")

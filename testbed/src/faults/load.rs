@@ -11,10 +11,12 @@ use std::{
 
 use async_nats::{HeaderMap, jetstream};
 use futures::{StreamExt, TryStreamExt, future::join_all, stream};
+use jiff::Timestamp;
 use serde_json::json;
 use shared::{
+    address::{Address, Target},
     channel::{Channel, Class},
-    id::{AddressId, AppId, JobId},
+    id::{AddressId, AppId, DeliveryId, JobId},
     id_key::IdKey,
     nats::{
         connect, publish,
@@ -110,6 +112,24 @@ impl Recipient {
         })
     }
 
+    /// The recipient in a mesh with this key of ids, from which those of mailboxes are made.
+    ///
+    /// # Errors
+    /// When a token is no mailbox.
+    pub(super) fn keyed(mut self, ids: &IdKey) -> anyhow::Result<Self> {
+        let app: AppId = APP.parse()?;
+        for device in &mut self.devices {
+            if matches!(
+                device.provider,
+                Provider::Smtp | Provider::SendGrid | Provider::Mailchimp
+            ) {
+                let target = Target::Email(device.token.parse()?);
+                device.address = Address::new(ids, &app, target, Timestamp::UNIX_EPOCH).id;
+            }
+        }
+        Ok(self)
+    }
+
     pub(super) async fn register(&self, peal: &Peal) -> anyhow::Result<()> {
         let devices: Vec<(&str, &str)> = self
             .devices
@@ -150,8 +170,12 @@ pub(super) async fn notify(peal: &Peal, at: &str, recipient: &str, event: &str) 
 /// # Errors
 /// When `recipient` or `event` is not a valid id.
 pub(super) fn job(ids: &IdKey, recipient: &str, event: &str) -> anyhow::Result<JobId> {
+    job_on(Channel::Push, ids, recipient, event)
+}
+
+fn job_on(channel: Channel, ids: &IdKey, recipient: &str, event: &str) -> anyhow::Result<JobId> {
     let (app, event, recipient) = (APP.parse()?, event.parse()?, recipient.parse()?);
-    Ok(JobId::of(ids, &app, &event, &recipient, Channel::Push))
+    Ok(JobId::of(ids, &app, &event, &recipient, channel))
 }
 
 /// Whether storms are sent to this recipient.
@@ -183,6 +207,7 @@ pub(super) struct Callers {
     key: String,
     /// The mesh's key of ids.
     pub(super) ids: IdKey,
+    channel: Channel,
     ttl_s: Option<u32>,
     /// Whether each notification is sent to several regions at once, with an `Idempotency-Key`.
     everywhere: bool,
@@ -231,6 +256,7 @@ impl Callers {
             http: peal.http.clone(),
             key: peal.key.clone(),
             ids: peal.ids.clone(),
+            channel: load.channel,
             ttl_s: load.ttl_s,
             everywhere: load.everywhere,
             patience: Duration::from_secs_f64(load.patience_s),
@@ -357,20 +383,26 @@ impl Callers {
         None
     }
 
-    fn push(&self) -> serde_json::Value {
-        match self.ttl_s {
-            Some(ttl) => json!({ "title": "Hello", "ttl": ttl }),
-            None => json!({ "title": "Hello" }),
+    fn content(&self) -> serde_json::Value {
+        let mut content = match self.channel {
+            Channel::Push => json!({ "title": "Hello" }),
+            Channel::Email => json!({ "subject": "Hello", "text": "Hello" }),
+            Channel::Sms | Channel::Webhook => json!({ "text": "Hello" }),
+        };
+        if let Some(ttl) = self.ttl_s {
+            content["ttl"] = ttl.into();
         }
+        content
     }
 
     fn request(&self, sent: &Sent) -> serde_json::Value {
-        json!({
+        let mut request = json!({
             "event_id": sent.event,
             "to": { "recipients": [self.recipients[sent.recipient].id] },
             "class": sent.class,
-            "push": self.push(),
-        })
+        });
+        request[self.channel.as_str()] = self.content();
+        request
     }
 
     /// Whether it was accepted; `None` if it may be repeated.
@@ -414,7 +446,7 @@ impl Callers {
         let mut headers = HeaderMap::new();
         // The id that the gateway would give it, so that a stream recognizes it from either protocol.
         headers.insert("Nats-Msg-Id", self.job(sent).ok()?.to_string());
-        let body = json!({ "event_id": sent.event, "recipient": recipient.id, "push": self.push() });
+        let body = json!({ "event_id": sent.event, "recipient": recipient.id, "push": self.content() });
         let js = self.doors[from].former.as_ref()?;
         let stored = publish::store(js, lane.notify(), headers, body.to_string().into()).await;
         stored.is_ok().then_some(true)
@@ -461,6 +493,23 @@ impl Callers {
 
     /// The id of the job that a notification becomes.
     pub(super) fn job(&self, sent: &Sent) -> anyhow::Result<JobId> {
-        job(&self.ids, &self.recipients[sent.recipient].id, &sent.event)
+        job_on(
+            self.channel,
+            &self.ids,
+            &self.recipients[sent.recipient].id,
+            &sent.event,
+        )
+    }
+
+    /// The job of each delivery in the load, for providers whose messages name deliveries.
+    pub(super) fn jobs_by_delivery(&self) -> anyhow::Result<HashMap<String, String>> {
+        let mut jobs = HashMap::new();
+        for sent in self.sent() {
+            let job = self.job(&sent)?;
+            for device in &self.recipients[sent.recipient].devices {
+                jobs.insert(DeliveryId::of(job, device.address).to_string(), job.to_string());
+            }
+        }
+        Ok(jobs)
     }
 }

@@ -224,6 +224,7 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
         log: LogMode::Full(usize::MAX),
         worker_settings: format!("in_flight = {}\n{}", scenario.mesh.in_flight, scenario.mesh.worker),
         provider_settings: scenario.mesh.provider.clone(),
+        smtp_settings: scenario.mesh.smtp.clone(),
         gateway_settings: scenario.mesh.gateway.clone(),
         max_bytes: scenario.mesh.max_bytes,
         sync_interval: match scenario.mesh.durability {

@@ -4,7 +4,12 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
-use shared::{channel::Class, nats::topology::Durability, provider::Provider, receipt::State};
+use shared::{
+    channel::{Channel, Class},
+    nats::topology::Durability,
+    provider::Provider,
+    receipt::State,
+};
 
 use super::damage::{DamageKind, DataFile};
 use crate::{
@@ -104,6 +109,8 @@ pub(super) struct MeshPlan {
     pub(super) worker: String,
     /// More settings of every provider, as TOML.
     pub(super) provider: String,
+    /// More settings of SMTP, as TOML keys.
+    pub(super) smtp: String,
     /// More settings of the gateways, as TOML tables.
     pub(super) gateway: String,
     /// The most bytes that each stream of work may hold; -1 is no limit.
@@ -123,6 +130,7 @@ impl Default for MeshPlan {
             in_flight: 64,
             worker: String::new(),
             provider: String::new(),
+            smtp: String::new(),
             gateway: String::new(),
             max_bytes: -1,
             durability: Durability::default(),
@@ -139,6 +147,8 @@ pub(super) struct Load {
     /// Notifications a second.
     pub(super) rate: f64,
     pub(super) recipients: usize,
+    /// The channel of the notifications.
+    pub(super) channel: Channel,
     /// The providers of each recipient's devices.
     pub(super) devices: Vec<Provider>,
     /// How many devices a recipient has at each of those providers.
@@ -165,6 +175,7 @@ impl Default for Load {
             notifications: 1500,
             rate: 300.0,
             recipients: 48,
+            channel: Channel::Push,
             devices: vec![Provider::Apns],
             copies: 1,
             classes: vec![Class::Normal],

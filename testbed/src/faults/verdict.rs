@@ -181,7 +181,7 @@ async fn count(
     expect: &Expect,
 ) -> anyhow::Result<Count> {
     let deliveries = Audit::deliveries(peal).await?;
-    let arrivals = Arrivals::read(peal);
+    let arrivals = Arrivals::read(peal, &callers.jobs_by_delivery()?);
     let mut count = Count {
         verdict: Verdict::default(),
         pending: 0,
@@ -249,14 +249,17 @@ struct Arrivals {
 }
 
 impl Arrivals {
-    fn read(peal: &Peal) -> Self {
+    /// `jobs` names the jobs of messages that name their delivery instead.
+    fn read(peal: &Peal, jobs: &HashMap<String, String>) -> Self {
         let mut arrivals = Self {
             by_job_and_token: HashMap::new(),
             renamed: 0,
         };
         let mut ids = HashMap::new();
         for (simulator, push) in peal.simulators.delivered() {
-            let key = (simulator.job_of(&push).unwrap_or_default(), push.token);
+            let job = simulator.job_of(&push);
+            let job = job.or_else(|| jobs.get(simulator.delivery_of(&push)?).cloned());
+            let key = (job.unwrap_or_default(), push.token);
             *arrivals.by_job_and_token.entry(key.clone()).or_default() += 1;
             if simulator.keeps_ids() {
                 let first = ids.entry(key).or_insert_with(|| push.id.clone());

@@ -59,7 +59,8 @@ impl Peal {
                 "web_push" => json!({
                     "type": provider, "endpoint": token, "p256dh": testing::WEB_PUSH_P256DH, "auth": testing::WEB_PUSH_AUTH,
                 }),
-                _ => json!({ "provider": provider, "token": token }),
+                "smtp" => json!({ "type": "email", "email": token }),
+                provider => json!({ "provider": provider, "token": token }),
             };
             self.expect("POST", at, &format!("{path}/addresses"), Some(&body))
                 .await?;

@@ -33,7 +33,9 @@ pub use crate::{
 use crate::{
     links::Between,
     nats, network,
-    providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, Simulators, WebPush, WebPushConfig, apns::JwtMode},
+    providers::{
+        Apns, ApnsConfig, Authority, Fcm, FcmConfig, Mailchimp, MailchimpConfig, SendGrid, SendGridConfig, Simulators, Smtp, SmtpConfig, WebPush, WebPushConfig, apns::JwtMode,
+    },
 };
 
 /// How long a process may take until it is ready, also on a slow machine.
@@ -263,6 +265,24 @@ fn start_simulators(plan: &Plan, authority: &Authority) -> anyhow::Result<Simula
         log: plan.log,
         ..WebPushConfig::default()
     };
+    let smtp = SmtpConfig {
+        listen,
+        authority: Some(authority.clone()),
+        log: plan.log,
+        ..SmtpConfig::default()
+    };
+    let sendgrid = SendGridConfig {
+        listen,
+        authority: Some(authority.clone()),
+        log: plan.log,
+        ..SendGridConfig::default()
+    };
+    let mailchimp = MailchimpConfig {
+        listen,
+        authority: Some(authority.clone()),
+        log: plan.log,
+        ..MailchimpConfig::default()
+    };
     let runtime = Handle::current();
     place.run(|| {
         runtime.block_on(async {
@@ -270,6 +290,9 @@ fn start_simulators(plan: &Plan, authority: &Authority) -> anyhow::Result<Simula
                 apns: Apns::start(apns).await?,
                 fcm: Fcm::start(fcm).await?,
                 web_push: WebPush::start(web_push).await?,
+                smtp: Smtp::start(smtp).await?,
+                sendgrid: SendGrid::start(sendgrid).await?,
+                mailchimp: Mailchimp::start(mailchimp).await?,
             })
         })
     })?

@@ -62,6 +62,8 @@ pub struct Plan {
     pub gateway_settings: String,
     /// More settings of every provider, as TOML keys.
     pub provider_settings: String,
+    /// More settings of SMTP, as TOML keys.
+    pub smtp_settings: String,
     /// The most bytes that each stream of work may hold; -1 is no limit.
     pub max_bytes: i64,
     /// When the nats-servers flush to the disk.
@@ -108,6 +110,7 @@ impl Plan {
             worker_settings: String::new(),
             gateway_settings: String::new(),
             provider_settings: String::new(),
+            smtp_settings: String::new(),
             max_bytes: -1,
             sync_interval: nats::SyncInterval::default(),
             durability: Durability::default(),

@@ -77,6 +77,9 @@ pub(super) async fn provision(
                 ..simulators.fcm.credential()
             }),
             Credential::WebPush(simulators.web_push.credential()),
+            Credential::Smtp(simulators.smtp.credential()),
+            Credential::SendGrid(simulators.sendgrid.credential()),
+            Credential::Mailchimp(simulators.mailchimp.credential()),
             Credential::Log(log::Credential::default()),
         ],
         senders: serde_json::from_value(json!({ "email": [SENDER], "sms": [SMS_SENDER] }))?,

@@ -3,7 +3,10 @@
 use std::{fmt::Write, net::TcpListener, path::PathBuf};
 
 use anyhow::Context;
-use shared::nats::{connect::Nats, roles::Role};
+use shared::{
+    nats::{connect::Nats, roles::Role},
+    provider::Provider,
+};
 
 use super::{APP, CA_FILE, Peal, Program, Region};
 use crate::{
@@ -80,6 +83,11 @@ impl Peal {
         let ca = self.folder.path().join(CA_FILE);
         let mut tables = String::new();
         for simulator in self.simulators.all() {
+            let is_old = matches!(simulator.provider(), Provider::Apns | Provider::Fcm);
+            if self.plan.former.is_some() && !is_old {
+                // A former version may not know the provider, and refuses settings that it does not know.
+                continue;
+            }
             let address = self
                 .plan
                 .links
@@ -92,6 +100,9 @@ impl Peal {
                 ca.display(),
                 self.plan.provider_settings,
             )?;
+            if simulator.provider() == Provider::Smtp {
+                writeln!(tables, "{}", self.plan.smtp_settings)?;
+            }
         }
         // The endpoints of subscriptions are on this machine.
         let port = self.simulators.web_push.addr().port();

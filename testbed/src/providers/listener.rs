@@ -1,4 +1,5 @@
-//! Accepts TLS connections for a simulator, and serves each with the protocol that it negotiated.
+//! Accepts connections for a simulator. Those of an HTTP provider begin with TLS and are served with the protocol that was
+//! negotiated.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,6 +22,35 @@ use super::{http1, http2};
 /// A connection whose TLS handshake takes longer than this is dropped.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
+/// What is spoken on the connections of a listener.
+pub(crate) trait Protocol: Send + Sync + 'static {
+    /// Serves one connection until it ends or is ordered to. Connections count from 1.
+    fn serve(
+        self: Arc<Self>,
+        stream: TcpStream,
+        connection: u64,
+        orders: watch::Receiver<ConnectionOrder>,
+    ) -> impl Future<Output = ()> + Send;
+}
+
+/// HTTP over TLS.
+pub(crate) struct Https<S> {
+    acceptor: TlsAcceptor,
+    limits: StreamLimits,
+    site: Arc<S>,
+}
+
+impl<S: Site> Https<S> {
+    /// Serves `site` with a certificate of `authority`.
+    pub(crate) fn new(authority: &Authority, limits: StreamLimits, site: Arc<S>) -> anyhow::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            acceptor: TlsAcceptor::from(authority.server_config(S::ALPN)?),
+            limits,
+            site,
+        }))
+    }
+}
+
 /// A running server. Dropping it stops it.
 #[derive(Debug)]
 pub(crate) struct Listener {
@@ -33,12 +63,7 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// Binds and begins to serve on the current runtime.
-    pub(crate) async fn start<S: Site>(
-        listen: SocketAddr,
-        authority: &Authority,
-        limits: StreamLimits,
-        site: Arc<S>,
-    ) -> anyhow::Result<Self> {
+    pub(crate) async fn start<P: Protocol>(listen: SocketAddr, protocol: Arc<P>) -> anyhow::Result<Self> {
         let socket = TcpListener::bind(listen)
             .await
             .with_context(|| format!("listening on {listen}"))?;
@@ -50,9 +75,7 @@ impl Listener {
             tasks: TaskTracker::new(),
         };
         let accept = AcceptLoop {
-            acceptor: TlsAcceptor::from(authority.server_config(S::ALPN)?),
-            limits,
-            site,
+            protocol,
             orders: listener.orders.clone(),
             stopping: listener.stopping.clone(),
             tasks: listener.tasks.clone(),
@@ -97,16 +120,14 @@ impl Drop for Listener {
     }
 }
 
-struct AcceptLoop<S> {
-    acceptor: TlsAcceptor,
-    limits: StreamLimits,
-    site: Arc<S>,
+struct AcceptLoop<P> {
+    protocol: Arc<P>,
     orders: watch::Sender<ConnectionOrder>,
     stopping: CancellationToken,
     tasks: TaskTracker,
 }
 
-impl<S: Site> AcceptLoop<S> {
+impl<P: Protocol> AcceptLoop<P> {
     async fn run(self, socket: TcpListener) {
         let mut connection = 0;
         loop {
@@ -116,38 +137,32 @@ impl<S: Site> AcceptLoop<S> {
                 continue;
             };
             connection += 1;
-            let acceptor = self.acceptor.clone();
-            let (site, limits) = (Arc::clone(&self.site), self.limits);
+            if stream.set_nodelay(true).is_err() {
+                continue;
+            }
             let orders = self.orders.subscribe();
-            let serving = serve(acceptor, stream, site, connection, limits, orders);
+            let serving = Arc::clone(&self.protocol).serve(stream, connection, orders);
             self.tasks
                 .spawn(self.stopping.clone().run_until_cancelled_owned(serving));
         }
     }
 }
 
-async fn serve<S: Site>(
-    acceptor: TlsAcceptor,
-    stream: TcpStream,
-    site: Arc<S>,
-    connection: u64,
-    limits: StreamLimits,
-    orders: watch::Receiver<ConnectionOrder>,
-) {
-    if stream.set_nodelay(true).is_err() {
-        return;
+impl<S: Site> Protocol for Https<S> {
+    async fn serve(self: Arc<Self>, stream: TcpStream, connection: u64, orders: watch::Receiver<ConnectionOrder>) {
+        let Self { acceptor, limits, site } = &*self;
+        let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await else {
+            return;
+        };
+        let open = OpenConnection::new(&**site);
+        let negotiated = tls.get_ref().1.alpn_protocol();
+        if negotiated.or(S::ALPN.last().copied()) == Some(b"h2") {
+            Box::pin(http2::serve(tls, Arc::clone(site), connection, *limits, orders)).await;
+        } else {
+            Box::pin(http1::serve(tls, Arc::clone(site), connection, orders)).await;
+        }
+        drop(open);
     }
-    let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await else {
-        return;
-    };
-    let open = OpenConnection::new(&*site);
-    let negotiated = tls.get_ref().1.alpn_protocol();
-    if negotiated.or(S::ALPN.last().copied()) == Some(b"h2") {
-        Box::pin(http2::serve(tls, Arc::clone(&site), connection, limits, orders)).await;
-    } else {
-        Box::pin(http1::serve(tls, Arc::clone(&site), connection, orders)).await;
-    }
-    drop(open);
 }
 
 /// Counts a connection as open for as long as it lives, also when its task is dropped.

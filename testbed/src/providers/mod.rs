@@ -1,8 +1,9 @@
 //! Simulators of the push providers, faithful enough for development, tests and measurements.
 //!
 //! [`Apns`] speaks HTTP/2 over TLS as `api.push.apple.com` does, [`Fcm`] HTTP/2 and HTTP/1.1 over TLS as
-//! `fcm.googleapis.com` and `oauth2.googleapis.com` do, and so does [`WebPush`] as a push service of browsers. All validate what the requests, answer with the provider's
-//! own errors, misbehave as a [`Script`] defines, and keep a [`Log`] of the requests that reached them. Their common
+//! `fcm.googleapis.com` and `oauth2.googleapis.com` do, and so does [`WebPush`] as a push service of browsers; [`Smtp`] is a mail
+//! server that takes submissions, [`SendGrid`] and [`Mailchimp`] are the APIs of mail services. All validate the requests, answer with the provider's own errors, misbehave as a [`Script`]
+//! defines, and keep a [`Log`] of the requests that reached them. Their common
 //! part is a [`Simulator`]; [`Simulators`] has one for each provider. A further provider is a folder here with a
 //! [`Simulation`], and an arm in [`Simulators::get`].
 //!
@@ -33,9 +34,12 @@ mod http1;
 mod http2;
 mod listener;
 pub mod log;
+pub mod mailchimp;
 mod reply;
 pub mod script;
+pub mod sendgrid;
 mod simulator;
+pub mod smtp;
 pub mod tls;
 pub mod web_push;
 mod wire;
@@ -47,8 +51,11 @@ pub use clock::now_s;
 pub use devices::Devices;
 pub use fcm::{Fcm, FcmConfig, ServiceAccount};
 pub use log::{Log, LogMode, RecordedPush, Stats};
+pub use mailchimp::{Mailchimp, MailchimpConfig};
 pub use script::{Answer, RetryAfter, Rule, Script};
+pub use sendgrid::{SendGrid, SendGridConfig};
 pub use simulator::{Simulation, Simulator, Simulators};
+pub use smtp::{Encryption, Manners, Smtp, SmtpConfig};
 pub use tls::Authority;
 pub use web_push::{WebPush, WebPushConfig};
 

@@ -12,10 +12,13 @@ use shared::provider::Provider;
 use super::apns::Apns;
 use super::devices::Devices;
 use super::fcm::Fcm;
-use super::listener::Listener;
+use super::listener::{Https, Listener, Protocol};
 use super::log::{Log, LogMode, RecordedPush, Stats};
+use super::mailchimp::Mailchimp;
 use super::reply::Site;
 use super::script::{Script, ScriptHandle};
+use super::sendgrid::SendGrid;
+use super::smtp::Smtp;
 use super::tls::Authority;
 use super::web_push::WebPush;
 use super::wire::StreamLimits;
@@ -29,6 +32,12 @@ pub struct Simulators {
     pub fcm: Fcm,
     /// A push service of browsers.
     pub web_push: WebPush,
+    /// A mail server.
+    pub smtp: Smtp,
+    /// `SendGrid`'s.
+    pub sendgrid: SendGrid,
+    /// Mailchimp's.
+    pub mailchimp: Mailchimp,
 }
 
 impl Simulators {
@@ -38,6 +47,9 @@ impl Simulators {
             Provider::Apns => Some(&self.apns),
             Provider::Fcm => Some(&self.fcm),
             Provider::WebPush => Some(&self.web_push),
+            Provider::Smtp => Some(&self.smtp),
+            Provider::SendGrid => Some(&self.sendgrid),
+            Provider::Mailchimp => Some(&self.mailchimp),
             Provider::Log => None,
         }
     }
@@ -86,6 +98,11 @@ pub trait Simulation: Deref<Target = Simulator> + Send + Sync {
 
     /// The id of the job that a push belongs to. It also makes a repeated push replace the first one on the device.
     fn job_of(&self, push: &RecordedPush) -> Option<String>;
+
+    /// The id of the delivery that a push belongs to, if it names that instead of its job.
+    fn delivery_of<'a>(&self, _push: &'a RecordedPush) -> Option<&'a str> {
+        None
+    }
 
     /// Whether a push that is sent again keeps its id.
     fn keeps_ids(&self) -> bool;
@@ -143,16 +160,32 @@ impl Simulator {
         site: &Arc<S>,
     ) -> anyhow::Result<Self> {
         Ok(Self {
-            listener: Listener::start(listen, &authority, limits, Arc::clone(site)).await?,
+            listener: Listener::start(listen, Https::new(&authority, limits, Arc::clone(site))?).await?,
             authority,
             limits,
             records: Arc::clone(site.records()),
         })
     }
 
+    /// Starts to listen, on the current runtime, and speaks another protocol than HTTP.
+    pub(crate) async fn start_with<P: Protocol>(
+        listen: SocketAddr,
+        authority: Authority,
+        records: Arc<Records>,
+        protocol: Arc<P>,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            listener: Listener::start(listen, protocol).await?,
+            authority,
+            limits: StreamLimits { first: 1, full: 1 },
+            records,
+        })
+    }
+
     /// Listens again at the same address, after [`Self::stop`].
     pub(crate) async fn start_again<S: Site>(&mut self, site: &Arc<S>) -> anyhow::Result<()> {
-        self.listener = Listener::start(self.addr(), &self.authority, self.limits, Arc::clone(site)).await?;
+        let protocol = Https::new(&self.authority, self.limits, Arc::clone(site))?;
+        self.listener = Listener::start(self.addr(), protocol).await?;
         Ok(())
     }
 

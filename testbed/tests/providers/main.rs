@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod rig;
+mod smtp;
 
 mod apns;
 mod connections;
@@ -10,3 +11,4 @@ mod credentials;
 mod endpoints;
 mod fcm;
 mod web_push;
+mod mail_services;

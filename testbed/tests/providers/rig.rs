@@ -10,7 +10,7 @@ use std::{
 };
 
 use edge_worker::providers::{
-    Attempt, Attempted, BadCredential, EndpointSettings, Message, Outcome, Providers, Renditions, Settings,
+    Attempt, Attempted, BadCredential, EndpointSettings, Message, Outcome, Providers, Recorded, Renditions, Settings,
 };
 use futures::future::join_all;
 use jiff::Timestamp;
@@ -231,6 +231,7 @@ impl Rig {
                 number: 1,
                 message: &message,
                 expires_at: job.expires_at(),
+                handover: &Recorded,
             })
             .await
     }

@@ -132,7 +132,7 @@ mod tests {
 
     use super::*;
     use crate::providers::{
-        EndpointSettings, Message, ReceiverSettings, Renditions,
+        EndpointSettings, Message, ReceiverSettings, Recorded, Renditions,
         apns::{Apns, Settings},
         carrier::Common,
         transport::guard::Guard,
@@ -176,6 +176,7 @@ mod tests {
             number: 1,
             message: &message,
             expires_at: job.expires_at(),
+            handover: &Recorded,
         };
         let authority = Authority::from_static("api.push.apple.com");
         request(

@@ -135,7 +135,7 @@ mod tests {
     use shared::{job::Job, testing};
 
     use super::*;
-    use crate::providers::{Message, Renditions};
+    use crate::providers::{Message, Recorded, Renditions};
 
     const TOKEN: &str = r#"odd"\token"#;
 
@@ -154,6 +154,7 @@ mod tests {
             number: 1,
             message: &message,
             expires_at: job.expires_at(),
+            handover: &Recorded,
         };
         serde_json::from_slice(&body(&attempt, &Device::of(&attempt).unwrap(), left)).unwrap()
     }

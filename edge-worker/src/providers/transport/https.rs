@@ -53,9 +53,10 @@ pub(in crate::providers) async fn exchange_unnamed(
             return Err(outcome);
         }
     };
+    let body = read_body(&mut answer, limit).await;
     progress.status = Some(answer.status().as_u16());
     Ok(Answer {
-        body: read_body(&mut answer, limit).await,
+        body,
         status: answer.status(),
         headers: std::mem::take(answer.headers_mut()),
     })

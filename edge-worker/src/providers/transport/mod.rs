@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use shared::provider::Provider;
 use tokio_rustls::rustls;
 
-use crate::limits::ATTEMPT_WITHIN;
+use crate::limits::{ATTEMPT_WITHIN, FINAL_ANSWER_WITHIN};
 
 /// Settings that prevent requests to a provider.
 #[derive(Debug, thiserror::Error)]
@@ -33,4 +33,7 @@ pub enum BadSettings {
     /// The time limit of an attempt is too long: JetStream would give its job to another worker meanwhile.
     #[error("{0}.timeout_ms: must be at most {most}", most = ATTEMPT_WITHIN.as_millis())]
     Timeout(Provider),
+    /// The time limit of a final answer is too long.
+    #[error("{0}.final_answer_ms: must be at most {most}", most = FINAL_ANSWER_WITHIN.as_millis())]
+    FinalAnswer(Provider),
 }

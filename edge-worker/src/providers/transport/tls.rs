@@ -21,10 +21,17 @@ pub(in crate::providers) fn read_ca(ca_file: &Path) -> Result<Vec<CertificateDer
 
 /// TLS 1.2 and 1.3 with HTTP/2 only. It trusts the certificates in `ca_file`, or else the operating system's.
 pub(in crate::providers) fn http2_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, BadSettings> {
+    let mut config = config(ca_file)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// TLS 1.2 and 1.3. It trusts the certificates in `ca_file`, or else the operating system's.
+pub(in crate::providers) fn config(ca_file: Option<&Path>) -> Result<ClientConfig, BadSettings> {
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(BadSettings::Platform)?;
-    let mut config = match ca_file {
+    Ok(match ca_file {
         Some(file) => {
             let mut roots = RootCertStore::empty();
             for certificate in read_ca(file)? {
@@ -38,7 +45,5 @@ pub(in crate::providers) fn http2_config(ca_file: Option<&Path>) -> Result<Arc<C
             .with_platform_verifier()
             .map_err(BadSettings::Platform)?
             .with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Arc::new(config))
+    })
 }
