@@ -58,6 +58,8 @@ pub(super) struct Progress {
     pub(super) status: Option<u16>,
     /// Whether bytes of the request may have reached the provider.
     pub(super) sent: bool,
+    /// Whether the provider may refuse in the body of an answer whose status says that it accepts.
+    pub(super) decides_in_body: bool,
 }
 
 impl Progress {
@@ -67,13 +69,15 @@ impl Progress {
             endpoint: no_endpoint.clone(),
             status: None,
             sent: false,
+            decides_in_body: false,
         }
     }
 
     /// The outcome of an attempt that is cut off at this point.
     pub(super) fn cut_off(&self) -> Outcome {
         match (self.sent, self.status) {
-            (true, Some(200)) => Outcome::Accepted { provider_id: None },
+            (true, Some(200..=299)) if self.decides_in_body => Outcome::ambiguous("answer_incomplete"),
+            (true, Some(200..=299)) => Outcome::Accepted { provider_id: None },
             // Refused, but the reason in the body did not arrive.
             (true, Some(_)) => Outcome::retry_later("answer_incomplete", None),
             (true, None) => Outcome::ambiguous("timeout"),
@@ -88,17 +92,22 @@ mod tests {
 
     #[test]
     fn an_attempt_cut_off_is_in_doubt_only_after_bytes_were_sent() {
-        let cut_off = |sent, status| {
-            let progress = Progress {
-                endpoint: "".into(),
-                status,
-                sent,
-            };
-            progress.cut_off()
+        let progress = |sent, status| Progress {
+            status,
+            sent,
+            ..Progress::none(&"".into())
         };
+        let cut_off = |sent, status| progress(sent, status).cut_off();
         assert_eq!(cut_off(false, None), Outcome::endpoint("no_stream_free", None));
         assert_eq!(cut_off(true, None), Outcome::ambiguous("timeout"));
-        assert_eq!(cut_off(true, Some(200)), Outcome::Accepted { provider_id: None });
+        for accepted in [200, 201, 202, 204] {
+            assert_eq!(cut_off(true, Some(accepted)), Outcome::Accepted { provider_id: None });
+        }
+        let in_body = Progress {
+            decides_in_body: true,
+            ..progress(true, Some(200))
+        };
+        assert_eq!(in_body.cut_off(), Outcome::ambiguous("answer_incomplete"));
         assert_eq!(
             cut_off(true, Some(503)),
             Outcome::retry_later("answer_incomplete", None)

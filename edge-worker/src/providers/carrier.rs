@@ -11,7 +11,7 @@ use shared::{
 use super::{
     Attempt, BadCredential, BadSettings, Outcome,
     attempt::Progress,
-    transport::{endpoints, http2::Network},
+    transport::{endpoints, guard::Guard, http2::Network},
 };
 
 /// What every provider is given at construction.
@@ -19,6 +19,8 @@ use super::{
 pub(super) struct Common {
     /// How endpoints are measured and chosen.
     pub(super) endpoints: endpoints::Settings,
+    /// For requests whose URL comes from a tenant or a user.
+    pub(super) receivers: Guard,
     /// The clock for tokens, `Retry-After` dates and time stamps.
     pub(super) clock: Clock,
 }

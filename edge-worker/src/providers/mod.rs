@@ -43,6 +43,7 @@ pub use self::{
     transport::{
         BadSettings,
         endpoints::{EndpointState, Settings as EndpointSettings, Why},
+        guard::Settings as ReceiverSettings,
     },
 };
 use self::{
@@ -50,7 +51,7 @@ use self::{
     desk::{AnyDesk, Desk, DeskContext},
     places::Bulkheads,
     route::Routes,
-    transport::http2::Network,
+    transport::{guard::Guard, http2::Network},
 };
 use crate::limits::FAIL_OVER_WITHIN;
 
@@ -66,6 +67,8 @@ pub struct Settings {
     pub log: log::Settings,
     /// How the endpoints of all providers are measured and chosen.
     pub endpoints: EndpointSettings,
+    /// Where requests may go whose URL comes from a tenant or a user.
+    pub receivers: ReceiverSettings,
 }
 
 /// Makes the desk of a provider. The match is total, so a provider without an arm does not compile.
@@ -112,6 +115,7 @@ impl Providers {
         let context = DeskContext {
             common: Common {
                 endpoints: settings.endpoints,
+                receivers: Guard::new(settings.receivers.clone()),
                 clock,
             },
             allowances: Arc::default(),

@@ -53,7 +53,7 @@ pub(in crate::providers) struct Apns {
 
 impl Apns {
     pub(super) fn connect(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
-        let Common { endpoints, clock } = common;
+        let Common { endpoints, clock, .. } = common;
         let tls = tls::http2_config(settings.ca_file.as_deref())?;
         let network = |environment, names: &[String]| {
             let hosts = hosts(names)?;

@@ -54,7 +54,7 @@ pub(in crate::providers) struct Fcm {
 
 impl Fcm {
     pub(super) fn connect(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
-        let Common { endpoints, clock } = common;
+        let Common { endpoints, clock, .. } = common;
         let hosts = settings.endpoints.iter().map(|base| https::host(base).map(Arc::new));
         let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
         let half = Duration::from_millis(settings.timeout_ms) / 2;

@@ -1,24 +1,116 @@
-//! Requests over HTTPS that are not pushes, such as for access tokens.
+//! Requests over HTTPS by `reqwest`: to providers whose connections are not measured and chosen, and for access tokens.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{error::Error, path::Path, sync::Arc, time::Duration};
 
-use reqwest::{Certificate, Client, Url};
+use http::{HeaderMap, StatusCode};
+use reqwest::{Certificate, Client, ClientBuilder, Request, Url};
 
-use super::{BadSettings, http2::Host, tls};
+use super::{BadSettings, guard, http2::Host, tls};
+use crate::providers::{Outcome, attempt::Progress};
+
+/// An idle connection is closed after this time. Many servers close theirs after a minute, some without saying so.
+const IDLE_WITHIN: Duration = Duration::from_secs(30);
+
+/// The answer to a request.
+#[derive(Debug)]
+pub(in crate::providers) struct Answer {
+    pub(in crate::providers) status: StatusCode,
+    pub(in crate::providers) headers: HeaderMap,
+    /// `None` if it ended early or was longer than the limit.
+    pub(in crate::providers) body: Option<Vec<u8>>,
+}
+
+/// Sends `request` and reads at most `limit` bytes of the answer's body. `client` must limit the time to connect to less
+/// than that of an attempt: until a connection is made, an attempt that is cut off counts as sent.
+///
+/// The client repeats the request only if it was provably not processed.
+///
+/// # Errors
+/// The outcome of the attempt if no answer came.
+pub(in crate::providers) async fn exchange(
+    client: &Client,
+    request: Request,
+    progress: &mut Progress,
+    limit: usize,
+) -> Result<Answer, Outcome> {
+    progress.endpoint = host_and_port(request.url());
+    exchange_unnamed(client, request, progress, limit).await
+}
+
+/// Like [`exchange`], for a request whose host must not be shown: `progress` names no endpoint.
+pub(in crate::providers) async fn exchange_unnamed(
+    client: &Client,
+    request: Request,
+    progress: &mut Progress,
+    limit: usize,
+) -> Result<Answer, Outcome> {
+    (progress.status, progress.sent) = (None, true);
+    let mut answer = match client.execute(request).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            let outcome = no_answer(&error);
+            progress.sent = matches!(outcome, Outcome::Ambiguous { .. });
+            return Err(outcome);
+        }
+    };
+    progress.status = Some(answer.status().as_u16());
+    Ok(Answer {
+        body: read_body(&mut answer, limit).await,
+        status: answer.status(),
+        headers: std::mem::take(answer.headers_mut()),
+    })
+}
+
+/// The outcome of a request without an answer. The error itself is never shown: it names the URL.
+fn no_answer(error: &reqwest::Error) -> Outcome {
+    if causes(error).any(|cause| cause.is::<guard::Forbidden>()) {
+        Outcome::rejected("forbidden_address")
+    } else if error.is_dns() {
+        Outcome::endpoint("dns", None)
+    } else if error.is_connect() && error.is_timeout() {
+        Outcome::endpoint("connect_timeout", None)
+    } else if error.is_connect() {
+        let is_tls = |cause: &(dyn Error + 'static)| {
+            let io = cause.downcast_ref::<std::io::Error>();
+            let inner = io.and_then(|io| io.get_ref());
+            inner.is_some_and(|inner| inner.is::<tokio_rustls::rustls::Error>())
+        };
+        let reason = if causes(error).any(is_tls) { "tls" } else { "connect" };
+        Outcome::endpoint(reason, None)
+    } else if error.is_builder() {
+        Outcome::rejected("malformed")
+    } else {
+        Outcome::ambiguous("connection_lost")
+    }
+}
+
+/// `error` and everything that caused it.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (**error).source())
+}
 
 /// A client without proxies and redirects. It trusts the certificates in `ca_file`, or else the operating system's.
 pub(in crate::providers) fn client(ca_file: Option<&Path>, connect_within: Duration) -> Result<Client, BadSettings> {
-    let mut client = Client::builder()
+    builder(ca_file, connect_within)?
         .https_only(true)
+        .build()
+        .map_err(BadSettings::Client)
+}
+
+/// The settings that all clients have in common: no proxies and no redirects. See [`client`] for `ca_file`.
+pub(super) fn builder(ca_file: Option<&Path>, connect_within: Duration) -> Result<ClientBuilder, BadSettings> {
+    let mut client = Client::builder()
         .no_proxy()
+        .referer(false)
         .redirect(reqwest::redirect::Policy::none())
+        .pool_idle_timeout(IDLE_WITHIN)
         .connect_timeout(connect_within);
     if let Some(file) = ca_file {
         let roots = tls::read_ca(file)?;
         let roots = roots.iter().map(|root| Certificate::from_der(root));
         client = client.tls_certs_only(roots.collect::<Result<Vec<_>, _>>().map_err(BadSettings::Client)?);
     }
-    client.build().map_err(BadSettings::Client)
+    Ok(client)
 }
 
 /// `host:port` of `url`.

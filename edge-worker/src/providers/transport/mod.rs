@@ -2,6 +2,7 @@
 //! Nothing here depends on a provider.
 
 pub(super) mod endpoints;
+pub(super) mod guard;
 pub(super) mod http2;
 pub(super) mod https;
 pub(super) mod retry_after;
