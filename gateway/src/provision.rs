@@ -32,6 +32,7 @@ use shared::{
     secret::Secret,
     senders::Senders,
     settings::{self, BadSettings},
+    signature::SigningKey,
     site::Site,
 };
 
@@ -377,10 +378,16 @@ fn has_key(known: &Tenants, app: &AppId, scopes: &[Scope]) -> bool {
 impl AppEntry {
     fn load(&self, folder: &Path) -> Result<NewApp, ProvisionError> {
         let alerts = match &self.alerts {
-            Some(alerts) => Some(NewAlerts {
-                url: alerts.url.clone(),
-                secret: text(folder, &alerts.secret_file)?.trim().to_owned().into(),
-            }),
+            Some(alerts) => {
+                let secret: Secret = text(folder, &alerts.secret_file)?.trim().to_owned().into();
+                SigningKey::new(&secret).map_err(|Invalid { rule, .. }| {
+                    ProvisionError::Invalid(self.id.clone(), Invalid::new("alerts.secret_file", rule))
+                })?;
+                Some(NewAlerts {
+                    url: alerts.url.clone(),
+                    secret,
+                })
+            }
             None => None,
         };
         let within = |member: &'static str| {

@@ -26,6 +26,7 @@ pub mod seal;
 pub mod secret;
 pub mod senders;
 pub mod settings;
+pub mod signature;
 pub mod site;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
