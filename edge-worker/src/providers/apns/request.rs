@@ -132,9 +132,10 @@ mod tests {
 
     use super::*;
     use crate::providers::{
-        EndpointSettings, Message, Renditions,
+        EndpointSettings, Message, ReceiverSettings, Renditions,
         apns::{Apns, Settings},
         carrier::Common,
+        transport::guard::Guard,
     };
 
     const KEY: &str = include_str!("../testdata/p256.pem");
@@ -151,6 +152,7 @@ mod tests {
         };
         let common = Common {
             endpoints: EndpointSettings::default(),
+            receivers: Guard::new(ReceiverSettings::default()),
             clock: Clock::system(),
         };
         let apns = Apns::connect(&settings, &common).unwrap();
