@@ -132,6 +132,10 @@ impl Breaker {
         self.until.load(Ordering::Relaxed) != 0
     }
 
+    fn is_clear(&self) -> bool {
+        !self.is_open() && self.failures.load(Ordering::Relaxed) == 0
+    }
+
     fn now(&self) -> u64 {
         millis(self.start.elapsed())
     }
@@ -149,6 +153,8 @@ pub(super) struct Circuit {
     name: String,
     credential: Breaker,
     endpoint: Breaker,
+    /// Whether it is one of very many, of which nothing is logged: anybody can name destinations that fail.
+    is_of_destination: bool,
 }
 
 /// Whether a breaker is open, for metrics.
@@ -171,7 +177,28 @@ impl Circuit {
             name,
             credential: Breaker::new(Watched::Credential),
             endpoint: Breaker::new(Watched::Endpoint),
+            is_of_destination: false,
         }
+    }
+
+    /// The breakers of one destination of the credential `name`.
+    pub(super) fn of_destination(provider: Provider, name: String) -> Self {
+        Self {
+            is_of_destination: true,
+            ..Self::new(provider, name)
+        }
+    }
+
+    /// Whether nothing has failed since it last worked.
+    pub(super) fn is_clear(&self) -> bool {
+        [&self.credential, &self.endpoint]
+            .iter()
+            .all(|breaker| breaker.is_clear())
+    }
+
+    /// Whether one of its breakers is open.
+    pub(super) fn is_open(&self) -> bool {
+        self.credential.is_open() || self.endpoint.is_open()
     }
 
     /// Admits an attempt.
@@ -225,13 +252,15 @@ impl Circuit {
     }
 
     fn worked(&self, breaker: &Breaker) {
-        if breaker.worked() {
+        if breaker.worked() && !self.is_of_destination {
             tracing::info!(provider = %self.provider, name = self.name, watched = breaker.watched.as_str(), "breaker closed");
         }
     }
 
     fn failed(&self, breaker: &Breaker) {
-        if let Some(wait) = breaker.failed() {
+        if let Some(wait) = breaker.failed()
+            && !self.is_of_destination
+        {
             let seconds = wait.as_secs();
             tracing::warn!(provider = %self.provider, name = self.name, watched = breaker.watched.as_str(), seconds, "breaker open");
         }

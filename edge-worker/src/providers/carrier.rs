@@ -46,6 +46,9 @@ pub(super) trait Carrier: Debug + Sized + Send + Sync + 'static {
     /// a provider with a single one.
     const ENVIRONMENTS: &'static [Option<&'static str>] = &[None];
 
+    /// Whether each app has breakers and places of its own, because its account is none of a provider's.
+    const IS_OF_APP: bool = false;
+
     /// Its part of the settings.
     type Settings;
 
@@ -67,7 +70,8 @@ pub(super) trait Carrier: Debug + Sized + Send + Sync + 'static {
     /// Checks `credential` and prepares its use.
     fn account(&self, credential: Self::Credential) -> Result<Self::Account, BadCredential>;
 
-    /// Names the credential in metrics and logs; no secret. Accounts of the same name share breakers and places.
+    /// Names the credential in metrics and logs; no secret. Accounts of the same name share breakers and places, unless
+    /// [`Self::IS_OF_APP`].
     fn name(account: &Self::Account) -> String;
 
     /// The rate limit that the provider sets for the account; `None` if it sets none.
@@ -78,6 +82,12 @@ pub(super) trait Carrier: Debug + Sized + Send + Sync + 'static {
     /// The environment of `address`, as an index into [`Self::ENVIRONMENTS`].
     fn environment(_address: &Address) -> usize {
         0
+    }
+
+    /// What `address` goes to, if a credential's messages go to many places that fail by themselves. Each that fails has
+    /// breakers of its own instead of the credential's.
+    fn destination(_address: &Address) -> Option<u64> {
+        None
     }
 
     /// The networks, in the order of [`Self::ENVIRONMENTS`]; empty if the endpoints are not measured.

@@ -20,6 +20,7 @@ use super::{
     attempt::Progress,
     breaker::Circuit,
     carrier::{Carrier, Common},
+    destinations::Destinations,
     places::{Bulkheads, Places, SLOW_AFTER},
     transport::http2::Network,
 };
@@ -79,6 +80,7 @@ pub(super) struct Desk<C: Carrier> {
 struct Guard {
     /// In the order of [`Carrier::ENVIRONMENTS`].
     circuits: Arc<[Circuit]>,
+    destinations: Arc<Destinations>,
     places: Arc<Places>,
 }
 
@@ -124,6 +126,15 @@ impl<C: Carrier> Desk<C> {
             && let Err(outcome) = allowance.take().await
         {
             return self.untried(outcome, started_at);
+        }
+        let destinations = &opened.guard.destinations;
+        if let Some(destination) = C::destination(attempt.address) {
+            if let Err(outcome) = destinations.admit(destination) {
+                return self.untried(outcome, started_at);
+            }
+            let attempted = self.ask(&opened, &attempt, started_at).await;
+            destinations.learn(destination, &attempted);
+            return attempted;
         }
         let environment = C::environment(attempt.address);
         let circuit = &opened.guard.circuits[environment];
@@ -174,7 +185,11 @@ impl<C: Carrier> Desk<C> {
     }
 
     fn open(&self, app: &AppId, account: C::Account) {
-        let credential = C::name(&account);
+        let credential = if C::IS_OF_APP {
+            app.to_string()
+        } else {
+            C::name(&account)
+        };
         let mut guards = self.guards();
         let guard = guards
             .entry(credential.clone())
@@ -200,6 +215,7 @@ impl<C: Carrier> Desk<C> {
         };
         Guard {
             circuits: C::ENVIRONMENTS.iter().copied().map(circuit).collect(),
+            destinations: Arc::new(Destinations::new(C::PROVIDER, credential.to_owned())),
             places: Arc::new(Places::new(self.context.bulkheads.clone())),
         }
     }

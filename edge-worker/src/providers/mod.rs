@@ -9,6 +9,7 @@ mod attempt;
 mod breaker;
 mod carrier;
 mod desk;
+mod destinations;
 mod outcome;
 mod places;
 mod renditions;

@@ -119,15 +119,22 @@ pub(in crate::providers) fn host_and_port(url: &Url) -> Arc<str> {
     format!("{}:{port}", url.host_str().unwrap_or_default()).into()
 }
 
-/// The host of `base`, an https URL without a path.
-pub(in crate::providers) fn host(base: &str) -> Result<Host, BadSettings> {
+/// The URL of `base`, https and without a path.
+pub(in crate::providers) fn base(base: &str) -> Result<Url, BadSettings> {
     let bad = || BadSettings::Endpoint(base.to_owned(), "an https URL without path");
     let url: Url = base.parse().map_err(|_| bad())?;
     if url.scheme() == "https" && url.has_host() && url.path() == "/" {
-        Host::parse(&host_and_port(&url)).ok_or_else(bad)
+        Ok(url)
     } else {
         Err(bad())
     }
+}
+
+/// The host of `base`, an https URL without a path.
+pub(in crate::providers) fn host(base: &str) -> Result<Host, BadSettings> {
+    let url = self::base(base)?;
+    let bad = || BadSettings::Endpoint(base.to_owned(), "an https URL without path");
+    Host::parse(&host_and_port(&url)).ok_or_else(bad)
 }
 
 /// The body of `answer`; `None` if it ends early or has more than `limit` bytes.
