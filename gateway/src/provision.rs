@@ -3,7 +3,7 @@
 //! An operator runs this command at the hub. It is not a part of the serving gateway, so it uses none of its rooms.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -17,6 +17,7 @@ use shared::{
     app::{Alerts, Ambiguity, App, Quota, Route, alerts_seal_name},
     channel::Channel,
     clock::Clock,
+    country::Country,
     id::{AccountKey, AppId, Region},
     id_key::IdKey,
     invalid::Invalid,
@@ -61,6 +62,8 @@ pub struct NewApp {
     pub routes: BTreeMap<Channel, Vec<Route>>,
     /// What may stand in `from`.
     pub senders: Senders,
+    /// The countries to whose numbers text messages may be sent.
+    pub sms_countries: BTreeSet<Country>,
     /// Its credentials, at most one for each provider.
     pub credentials: Vec<Credential>,
 }
@@ -190,6 +193,7 @@ impl NewApp {
             quota: Quota::NONE,
             routes: BTreeMap::new(),
             senders: Senders::none(),
+            sms_countries: BTreeSet::new(),
             credentials: Vec::new(),
         }
     }
@@ -208,6 +212,7 @@ impl NewApp {
             quota: self.quota,
             routes: self.routes.clone(),
             senders: self.senders.clone(),
+            sms_countries: self.sms_countries.clone(),
             ..App::new(self.id.clone(), self.default_region.clone())
         };
         for credential in &self.credentials {
@@ -246,6 +251,8 @@ struct AppEntry {
     routes: BTreeMap<Channel, Vec<Route>>,
     #[serde(default)]
     senders: Senders,
+    #[serde(default)]
+    sms_countries: BTreeSet<Country>,
     #[serde(default)]
     keys: Vec<KeyEntry>,
     /// The members of each credential, by the name of its provider, and the table `credentials` with more of them. A member
@@ -430,6 +437,7 @@ impl AppEntry {
             quota: self.quota,
             routes: self.routes.clone(),
             senders: self.senders.clone(),
+            sms_countries: self.sms_countries.clone(),
             credentials,
         })
     }

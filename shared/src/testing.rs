@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::{
-    address::{Address, Target},
+    address::{Address, Format, Receiver, Target},
     channel::{Channel, Class},
     content::{Content, push::Push},
     id::{AppId, EventId, JobId, NotificationId, RecipientId},
@@ -43,16 +43,19 @@ pub fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job 
     }
 }
 
-/// The address of a device, registered in 1970; for APNs, in the production environment. What no provider issues is a mailbox.
+/// The address of a device, registered in 1970; for APNs, in the production environment. For webhooks, a chat at
+/// the URL; for the provider that sends nothing, a mailbox.
 ///
 /// # Panics
-/// If `token` is not a token of `provider`, or not a mailbox.
+/// If `token` is of another form.
 pub fn address(app: &AppId, provider: Provider, token: &str) -> Address {
     let token = token.to_owned();
     let target = match provider {
         Provider::Apns => apns::Target::new(&token, Kind::Device, Environment::Production, None).map(Target::Apns),
         Provider::Fcm => fcm::Target::new(token).map(Target::Fcm),
         Provider::Log => token.parse().map(Target::Email),
+        Provider::Twilio | Provider::Vonage => token.parse().map(Target::Phone),
+        Provider::Webhook => Receiver::new(&token, Format::Chat, None).map(Target::Webhook),
     };
     let target = target.expect("tests use valid tokens");
     Address::new(&IdKey::unkeyed(), app, target, Timestamp::UNIX_EPOCH)

@@ -11,6 +11,7 @@ pub mod links;
 pub mod nats;
 pub mod network;
 pub mod peal;
+pub mod post;
 pub mod process;
 pub mod providers;
 pub mod push;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use testbed::{bench, child, demo, faults, push, simulate};
+use testbed::{bench, child, demo, faults, post, push, simulate};
 use tokio::runtime::Runtime;
 
 #[global_allocator]
@@ -24,11 +24,14 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Makes faults in a mesh, and checks that nothing is lost.
     Faults(faults::FaultsArgs),
-    /// Simulates APNs and FCM for any client.
+    /// Simulates the providers for any client.
     Simulate(simulate::SimulateArgs),
     /// Sends pushes to any server with Peal's own APNs client.
     #[command(hide = true)]
     Push(push::PushArgs),
+    /// Posts webhooks to any receiver with Peal's own client.
+    #[command(hide = true)]
+    Post(post::PostArgs),
     /// Runs a gateway.
     #[command(hide = true)]
     Gateway(child::ChildArgs),
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => on_runtime(bench::run(args)),
         Command::Faults(args) => faults::run(args),
         Command::Push(args) => on_runtime(push::run(args)),
+        Command::Post(args) => on_runtime(post::run(args)),
         Command::Simulate(args) => on_runtime(async { simulate::run(args).await.map(|()| ExitCode::SUCCESS) }),
     };
     done.unwrap_or_else(|error| {

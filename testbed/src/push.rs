@@ -103,7 +103,7 @@ async fn push(providers: &Providers, job: &Arc<Job>, number: usize) -> Attempted
     providers.deliver(attempt).await
 }
 
-fn name(outcome: &Outcome) -> String {
+pub(crate) fn name(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Accepted { .. } => "accepted".into(),
         Outcome::RetryLater { reason, .. } => format!("retry_later {reason}"),

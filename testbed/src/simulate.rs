@@ -12,11 +12,15 @@ use shared::provider::Provider;
 
 use crate::providers::apns::ApnsArgs;
 use crate::providers::fcm::FcmArgs;
+use crate::providers::twilio::TwilioArgs;
+use crate::providers::vonage::VonageArgs;
+use crate::providers::webhook::WebhookArgs;
 use crate::providers::{
-    Admin, Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, Scripts, Simulation, Simulators, now_s,
+    Admin, Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, Receivers, ReceiversConfig, Scripts, Simulation,
+    Simulators, Twilio, TwilioConfig, Vonage, VonageConfig, now_s,
 };
 
-/// Simulates APNs and FCM until Ctrl-C.
+/// Simulates the providers until Ctrl-C.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SimulateArgs {
     /// The directory that gets the certificate, the keys and ready-made tokens; created if it does not exist.
@@ -28,6 +32,15 @@ pub struct SimulateArgs {
     /// The options for FCM.
     #[command(flatten)]
     pub fcm: FcmArgs,
+    /// The options for Twilio.
+    #[command(flatten)]
+    pub twilio: TwilioArgs,
+    /// The options for Vonage.
+    #[command(flatten)]
+    pub vonage: VonageArgs,
+    /// The options for receivers of webhooks.
+    #[command(flatten)]
+    pub webhook: WebhookArgs,
     /// Where the admin port listens.
     #[arg(long, default_value = "127.0.0.1:8025")]
     pub admin: SocketAddr,
@@ -65,6 +78,27 @@ pub async fn run(args: SimulateArgs) -> anyhow::Result<()> {
             log,
             script: script_of(Provider::Fcm),
             ..args.fcm.config()?
+        })
+        .await?,
+        twilio: Twilio::start(TwilioConfig {
+            authority: Some(authority.clone()),
+            log,
+            script: script_of(Provider::Twilio),
+            ..args.twilio.config()
+        })
+        .await?,
+        vonage: Vonage::start(VonageConfig {
+            authority: Some(authority.clone()),
+            log,
+            script: script_of(Provider::Vonage),
+            ..args.vonage.config()
+        })
+        .await?,
+        webhook: Receivers::start(ReceiversConfig {
+            authority: Some(authority.clone()),
+            log,
+            script: script_of(Provider::Webhook),
+            ..args.webhook.config()
         })
         .await?,
     });

@@ -3,7 +3,7 @@
 use futures::future::join_all;
 use shared::{address::Address, failpoint::failpoint};
 
-use super::{attempt::AddressAttempt, context::Pipeline, in_flight::ActiveJob, intend::Intended};
+use super::{attempt::AddressAttempt, consent::Spared, context::Pipeline, in_flight::ActiveJob, intend::Intended};
 use crate::providers::{Attempt, Message};
 
 /// A job after one attempt at each of its addresses.
@@ -11,8 +11,8 @@ use crate::providers::{Attempt, Message};
 pub(super) struct Tried {
     pub(super) active: ActiveJob,
     pub(super) attempts: Vec<AddressAttempt>,
-    /// The addresses for which the content renders to nothing.
-    pub(super) spared: Vec<Address>,
+    /// The addresses that nothing is sent to.
+    pub(super) spared: Vec<Spared>,
 }
 
 impl Pipeline {

@@ -18,6 +18,9 @@ mod transport;
 pub mod apns;
 pub mod fcm;
 pub mod log;
+pub mod twilio;
+pub mod vonage;
+pub mod webhook;
 
 mod route;
 
@@ -66,6 +69,12 @@ pub struct Settings {
     pub fcm: fcm::Settings,
     /// The provider that sends nothing.
     pub log: log::Settings,
+    /// Twilio.
+    pub twilio: twilio::Settings,
+    /// Vonage.
+    pub vonage: vonage::Settings,
+    /// Webhooks.
+    pub webhook: webhook::Settings,
     /// How the endpoints of all providers are measured and chosen.
     pub endpoints: EndpointSettings,
     /// Where requests may go whose URL comes from a tenant or a user.
@@ -78,6 +87,9 @@ fn desk(provider: Provider, settings: &Settings, context: &DeskContext) -> Resul
         Provider::Apns => Box::new(Desk::<apns::Apns>::new(&settings.apns, context)?),
         Provider::Fcm => Box::new(Desk::<fcm::Fcm>::new(&settings.fcm, context)?),
         Provider::Log => Box::new(Desk::<log::Log>::new(&settings.log, context)?),
+        Provider::Twilio => Box::new(Desk::<twilio::Twilio>::new(&settings.twilio, context)?),
+        Provider::Vonage => Box::new(Desk::<vonage::Vonage>::new(&settings.vonage, context)?),
+        Provider::Webhook => Box::new(Desk::<webhook::Webhook>::new(&settings.webhook, context)?),
     })
 }
 

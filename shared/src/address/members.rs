@@ -163,7 +163,9 @@ impl Members {
         let issued = self.provider.map(|provider| match provider {
             Provider::Apns => Ok(AddressType::Apns),
             Provider::Fcm => Ok(AddressType::Fcm),
-            Provider::Log => Err(Invalid::new("provider", "must be apns or fcm")),
+            Provider::Log | Provider::Twilio | Provider::Vonage | Provider::Webhook => {
+                Err(Invalid::new("provider", "must be apns or fcm"))
+            }
         });
         match (self.r#type, issued.transpose()?) {
             (Some(kind), None) => Ok(kind),

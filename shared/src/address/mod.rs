@@ -91,7 +91,9 @@ impl Target {
         match self {
             Self::Apns(_) => &[Provider::Apns, Provider::Log],
             Self::Fcm(_) => &[Provider::Fcm, Provider::Log],
-            Self::Email(_) | Self::Phone(_) | Self::Webhook(_) => &[Provider::Log],
+            Self::Email(_) => &[Provider::Log],
+            Self::Phone(_) => &[Provider::Twilio, Provider::Vonage, Provider::Log],
+            Self::Webhook(_) => &[Provider::Webhook, Provider::Log],
         }
     }
 

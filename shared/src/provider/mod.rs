@@ -4,9 +4,14 @@
 pub mod apns;
 pub mod fcm;
 pub mod log;
+mod payload;
+pub mod twilio;
+pub mod vonage;
+pub mod webhook;
 
 use std::time::Duration;
 
+pub use self::payload::ProviderPayload;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
@@ -26,6 +31,12 @@ words!(
         Fcm = "fcm",
         /// None: what would be sent is recorded and ends as delivered. For new apps and dry runs.
         Log = "log",
+        /// Twilio.
+        Twilio = "twilio",
+        /// Vonage, formerly Nexmo.
+        Vonage = "vonage",
+        /// None: a worker posts to the receiver itself.
+        Webhook = "webhook",
     }
 );
 
@@ -38,17 +49,28 @@ impl Provider {
         match self {
             Self::Apns | Self::Fcm => matches!(channel, Channel::Push),
             Self::Log => true,
+            Self::Twilio | Self::Vonage => matches!(channel, Channel::Sms),
+            Self::Webhook => matches!(channel, Channel::Webhook),
         }
     }
 
-    /// How long to wait between attempts: Apple names no time for server errors, Google requires at least ten seconds.
+    /// How long to wait between attempts. Apple, Twilio and Vonage name no time for server errors, Google requires at least
+    /// ten seconds. Receivers of webhooks may be away for days: Standard Webhooks recommends waits from seconds to hours.
     pub const fn backoff(self) -> Backoff {
         let first = match self {
-            Self::Apns | Self::Log => Duration::from_secs(1),
+            Self::Apns | Self::Log | Self::Twilio | Self::Vonage => Duration::from_secs(1),
             Self::Fcm => Duration::from_secs(10),
+            Self::Webhook => {
+                return Backoff {
+                    first: Duration::from_secs(5),
+                    factor: 5,
+                    most: Duration::from_hours(10),
+                };
+            }
         };
         Backoff {
             first,
+            factor: 2,
             most: Duration::from_mins(15),
         }
     }
@@ -63,6 +85,12 @@ pub enum Credential {
     Fcm(fcm::Credential),
     /// For the provider that only records.
     Log(log::Credential),
+    /// For Twilio.
+    Twilio(twilio::Credential),
+    /// For Vonage.
+    Vonage(vonage::Credential),
+    /// For webhooks.
+    Webhook(webhook::Credential),
 }
 
 impl Credential {
@@ -75,6 +103,9 @@ impl Credential {
             Provider::Apns => Self::Apns(parse(members)?),
             Provider::Fcm => Self::Fcm(parse(members)?),
             Provider::Log => Self::Log(parse(members)?),
+            Provider::Twilio => Self::Twilio(parse(members)?),
+            Provider::Vonage => Self::Vonage(parse(members)?),
+            Provider::Webhook => Self::Webhook(parse(members)?),
         };
         credential.check()?;
         Ok(credential)
@@ -89,6 +120,9 @@ impl Credential {
             Provider::Apns => Self::Apns(tolerant::read(json)?),
             Provider::Fcm => Self::Fcm(tolerant::read(json)?),
             Provider::Log => Self::Log(tolerant::read(json)?),
+            Provider::Twilio => Self::Twilio(tolerant::read(json)?),
+            Provider::Vonage => Self::Vonage(tolerant::read(json)?),
+            Provider::Webhook => Self::Webhook(tolerant::read(json)?),
         })
     }
 
@@ -98,6 +132,9 @@ impl Credential {
             Self::Apns(_) => Provider::Apns,
             Self::Fcm(_) => Provider::Fcm,
             Self::Log(_) => Provider::Log,
+            Self::Twilio(_) => Provider::Twilio,
+            Self::Vonage(_) => Provider::Vonage,
+            Self::Webhook(_) => Provider::Webhook,
         }
     }
 
@@ -105,7 +142,9 @@ impl Credential {
         match self {
             Self::Apns(credential) => credential.check(),
             Self::Fcm(credential) => credential.check(),
-            Self::Log(_) => Ok(()),
+            Self::Log(_) | Self::Webhook(_) => Ok(()),
+            Self::Twilio(credential) => credential.check(),
+            Self::Vonage(credential) => credential.check(),
         }
     }
 
@@ -115,6 +154,9 @@ impl Credential {
             Self::Apns(credential) => serde_json::to_string(credential),
             Self::Fcm(credential) => serde_json::to_string(credential),
             Self::Log(credential) => serde_json::to_string(credential),
+            Self::Twilio(credential) => serde_json::to_string(credential),
+            Self::Vonage(credential) => serde_json::to_string(credential),
+            Self::Webhook(credential) => serde_json::to_string(credential),
         };
         json.expect("strings and numbers always serialize")
     }

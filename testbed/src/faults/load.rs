@@ -11,8 +11,10 @@ use std::{
 
 use async_nats::{HeaderMap, jetstream};
 use futures::{StreamExt, TryStreamExt, future::join_all, stream};
+use jiff::Timestamp;
 use serde_json::json;
 use shared::{
+    address::{Address, Members},
     channel::{Channel, Class},
     id::{AddressId, AppId, JobId},
     id_key::IdKey,
@@ -71,11 +73,18 @@ impl Recipient {
             let token = match provider {
                 Provider::Apns => format!("{digit:x}{seed:031x}{copy:032x}"),
                 Provider::Fcm => format!("fcm:{digit:x}-{id}-{copy}"),
+                Provider::Twilio | Provider::Vonage => format!("+4179{number:05}{copy:02}"),
+                Provider::Webhook => format!("/{digit:x}-{id}-{copy}"),
                 Provider::Log => format!("{digit:x}-{id}-{copy}@example.com"),
+            };
+            let address = match provider {
+                // Its URL is known when the simulators run: see [`Self::at`].
+                Provider::Webhook => format!("https://localhost{token}"),
+                _ => token.clone(),
             };
             Device {
                 provider,
-                address: testing::address(&app, provider, &token).id,
+                address: testing::address(&app, provider, &address).id,
                 token,
             }
         };
@@ -89,13 +98,49 @@ impl Recipient {
         })
     }
 
+    /// The same with the ids that its addresses have in this mesh, if they are keyed.
+    pub(super) fn at(mut self, peal: &Peal) -> anyhow::Result<Self> {
+        let app: AppId = APP.parse()?;
+        for device in &mut self.devices {
+            let members = match device.provider {
+                Provider::Apns | Provider::Fcm => continue,
+                Provider::Log => json!({ "type": "email", "email": device.token }),
+                _ => device.contact(peal),
+            };
+            let members: Members = serde_json::from_value(members)?;
+            device.address = Address::new(&peal.ids, &app, members.target()?, Timestamp::UNIX_EPOCH).id;
+        }
+        Ok(self)
+    }
+
     pub(super) async fn register(&self, peal: &Peal) -> anyhow::Result<()> {
-        let devices: Vec<(&str, &str)> = self
+        let (tokens, contacts): (Vec<_>, Vec<_>) = self
             .devices
+            .iter()
+            .partition(|device| matches!(device.provider, Provider::Apns | Provider::Fcm));
+        let devices: Vec<(&str, &str)> = tokens
             .iter()
             .map(|device| (device.provider.as_str(), &*device.token))
             .collect();
-        peal.register(&self.id, &self.home, &devices).await
+        peal.register(&self.id, &self.home, &devices).await?;
+        let path = format!("/v1/recipients/{}/addresses", self.id);
+        for device in contacts {
+            let body = device.contact(peal);
+            peal.expect("POST", &self.home, &path, Some(&body)).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Device {
+    /// What registers a number, or a receiver of webhooks. A receiver is a chat, which has no secret.
+    fn contact(&self, peal: &Peal) -> serde_json::Value {
+        match self.provider {
+            Provider::Webhook => {
+                json!({ "type": "webhook", "url": peal.simulators.webhook.url(&self.token), "format": "chat" })
+            }
+            _ => json!({ "type": "phone", "phone": self.token }),
+        }
     }
 }
 
@@ -129,8 +174,12 @@ pub(super) async fn notify(peal: &Peal, at: &str, recipient: &str, event: &str) 
 /// # Errors
 /// When `recipient` or `event` is not a valid id.
 pub(super) fn job(ids: &IdKey, recipient: &str, event: &str) -> anyhow::Result<JobId> {
+    job_on(ids, recipient, event, Channel::Push)
+}
+
+fn job_on(ids: &IdKey, recipient: &str, event: &str, channel: Channel) -> anyhow::Result<JobId> {
     let (app, event, recipient) = (APP.parse()?, event.parse()?, recipient.parse()?);
-    Ok(JobId::of(ids, &app, &event, &recipient, Channel::Push))
+    Ok(JobId::of(ids, &app, &event, &recipient, channel))
 }
 
 /// Whether storms are sent to this recipient.
@@ -163,6 +212,7 @@ pub(super) struct Callers {
     /// The mesh's key of ids.
     pub(super) ids: IdKey,
     ttl_s: Option<u32>,
+    channel: Channel,
     /// Whether each notification is sent to several regions at once, with an `Idempotency-Key`.
     everywhere: bool,
     patience: Duration,
@@ -211,6 +261,7 @@ impl Callers {
             key: peal.key.clone(),
             ids: peal.ids.clone(),
             ttl_s: load.ttl_s,
+            channel: load.channel(),
             everywhere: load.everywhere,
             patience: Duration::from_secs_f64(load.patience_s),
             recipients,
@@ -344,12 +395,23 @@ impl Callers {
     }
 
     fn request(&self, sent: &Sent) -> serde_json::Value {
-        json!({
+        // Text messages and chats carry no id, so the job stands in the text.
+        let text = || {
+            self.job(sent)
+                .map(|job| json!({ "text": job.to_string() }))
+                .unwrap_or_default()
+        };
+        let content = match self.channel {
+            Channel::Push | Channel::Email => self.push(),
+            Channel::Sms | Channel::Webhook => text(),
+        };
+        let mut request = json!({
             "event_id": sent.event,
             "to": { "recipients": [self.recipients[sent.recipient].id] },
             "class": sent.class,
-            "push": self.push(),
-        })
+        });
+        request[self.channel.as_str()] = content;
+        request
     }
 
     /// Whether it was accepted; `None` if it may be repeated.
@@ -440,6 +502,11 @@ impl Callers {
 
     /// The id of the job that a notification becomes.
     pub(super) fn job(&self, sent: &Sent) -> anyhow::Result<JobId> {
-        job(&self.ids, &self.recipients[sent.recipient].id, &sent.event)
+        job_on(
+            &self.ids,
+            &self.recipients[sent.recipient].id,
+            &sent.event,
+            self.channel,
+        )
     }
 }

@@ -240,7 +240,7 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
         .map(|number| {
             // Otherwise every notification would be sent to its recipient's home region.
             let home = &load.homes[number / load.from.len() % load.homes.len()];
-            Recipient::new("r", number, home, &load.devices, load.copies)
+            Recipient::new("r", number, home, &load.devices, load.copies)?.at(&peal)
         })
         .collect::<anyhow::Result<_>>()?;
     load::register(&peal, &recipients).await?;

@@ -4,7 +4,12 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
-use shared::{channel::Class, nats::topology::Durability, provider::Provider, receipt::State};
+use shared::{
+    channel::{Channel, Class},
+    nats::topology::Durability,
+    provider::Provider,
+    receipt::State,
+};
 
 use super::damage::{DamageKind, DataFile};
 use crate::{
@@ -179,6 +184,15 @@ impl Default for Load {
 }
 
 impl Load {
+    /// The channel that reaches its devices.
+    pub(super) fn channel(&self) -> Channel {
+        match self.devices.first() {
+            Some(Provider::Twilio | Provider::Vonage) => Channel::Sms,
+            Some(Provider::Webhook) => Channel::Webhook,
+            _ => Channel::Push,
+        }
+    }
+
     /// A time limit for the load: three times as long as it takes at its rate.
     pub(super) fn length(&self) -> Duration {
         #[expect(clippy::cast_precision_loss, reason = "no load has 2^52 notifications")]

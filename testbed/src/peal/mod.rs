@@ -33,7 +33,10 @@ pub use crate::{
 use crate::{
     links::Between,
     nats, network,
-    providers::{Apns, ApnsConfig, Authority, Fcm, FcmConfig, Simulators, apns::JwtMode},
+    providers::{
+        Apns, ApnsConfig, Authority, Fcm, FcmConfig, Receivers, ReceiversConfig, Simulators, Twilio, TwilioConfig,
+        Vonage, VonageConfig, apns::JwtMode,
+    },
 };
 
 /// How long a process may take until it is ready, also on a slow machine.
@@ -257,12 +260,33 @@ fn start_simulators(plan: &Plan, authority: &Authority) -> anyhow::Result<Simula
         log: plan.log,
         ..FcmConfig::default()
     };
+    let twilio = TwilioConfig {
+        listen,
+        authority: Some(authority.clone()),
+        log: plan.log,
+        ..TwilioConfig::default()
+    };
+    let vonage = VonageConfig {
+        listen,
+        authority: Some(authority.clone()),
+        log: plan.log,
+        ..VonageConfig::default()
+    };
+    let webhook = ReceiversConfig {
+        listen,
+        authority: Some(authority.clone()),
+        log: plan.log,
+        ..ReceiversConfig::default()
+    };
     let runtime = Handle::current();
     place.run(|| {
         runtime.block_on(async {
             Ok(Simulators {
                 apns: Apns::start(apns).await?,
                 fcm: Fcm::start(fcm).await?,
+                twilio: Twilio::start(twilio).await?,
+                vonage: Vonage::start(vonage).await?,
+                webhook: Receivers::start(webhook).await?,
             })
         })
     })?

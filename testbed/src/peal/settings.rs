@@ -3,7 +3,10 @@
 use std::{fmt::Write, net::TcpListener, path::PathBuf};
 
 use anyhow::Context;
-use shared::nats::{connect::Nats, roles::Role};
+use shared::{
+    nats::{connect::Nats, roles::Role},
+    provider::Provider,
+};
 
 use super::{APP, CA_FILE, Peal, Program, Region};
 use crate::{
@@ -63,9 +66,9 @@ impl Peal {
     fn start_worker(&mut self, region: &str, number: usize) -> anyhow::Result<Program> {
         let port = free_port()?;
         let place = self.plan.links.place(&network::edge(region));
-        let providers = self.providers(region)?;
-        let common = self.common(region, &Role::Worker(region.parse()?), 10)?;
         let name = format!("worker-{region}-{number}");
+        let providers = self.providers(region, &name)?;
+        let common = self.common(region, &Role::Worker(region.parse()?), 10)?;
         let config = format!(
             "name = \"{name}\"\nadmin_listen = \"{}:{port}\"\ndata = \"{}\"\n{}\n{common}\n{providers}",
             place.address(),
@@ -75,11 +78,21 @@ impl Peal {
         self.start_program("edge-worker", &name, &config, port, place)
     }
 
-    /// A worker's settings of all providers.
-    fn providers(&mut self, region: &str) -> anyhow::Result<String> {
+    /// The settings of all providers for the worker of this name.
+    fn providers(&mut self, region: &str, worker: &str) -> anyhow::Result<String> {
         let ca = self.folder.path().join(CA_FILE);
         let mut tables = String::new();
+        let is_former = self
+            .plan
+            .former
+            .as_ref()
+            .is_some_and(|former| former.begins_with(worker));
+        let mut ports = Vec::new();
         for simulator in self.simulators.all() {
+            // The former version refuses settings of providers that it does not know.
+            if is_former && !matches!(simulator.provider(), Provider::Apns | Provider::Fcm) {
+                continue;
+            }
             let address = self
                 .plan
                 .links
@@ -91,6 +104,13 @@ impl Peal {
                 simulator.worker_settings(&reachable(address)),
                 ca.display(),
                 self.plan.provider_settings,
+            )?;
+            ports.extend([address.port(), simulator.addr().port()]);
+        }
+        if !is_former {
+            writeln!(
+                tables,
+                "[providers.receivers]\nports = {ports:?}\nprivate = [\"0.0.0.0/0\", \"::/0\"]"
             )?;
         }
         Ok(tables)

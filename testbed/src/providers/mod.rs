@@ -1,7 +1,8 @@
-//! Simulators of the push providers, faithful enough for development, tests and measurements.
+//! Simulators of the providers, faithful enough for development, tests and measurements.
 //!
 //! [`Apns`] speaks HTTP/2 over TLS as `api.push.apple.com` does, [`Fcm`] HTTP/2 and HTTP/1.1 over TLS as
-//! `fcm.googleapis.com` and `oauth2.googleapis.com` do. Both validate what the requests, answer with the provider's
+//! `fcm.googleapis.com` and `oauth2.googleapis.com` do, [`Twilio`] and [`Vonage`] take text messages, and [`Receivers`]
+//! webhooks. All validate the requests, answer with the provider's
 //! own errors, misbehave as a [`Script`] defines, and keep a [`Log`] of the requests that reached them. Their common
 //! part is a [`Simulator`]; [`Simulators`] has one for each provider. A further provider is a folder here with a
 //! [`Simulation`], and an arm in [`Simulators::get`].
@@ -29,6 +30,7 @@ pub mod apns;
 mod clock;
 mod devices;
 pub mod fcm;
+mod form;
 mod http1;
 mod http2;
 mod listener;
@@ -37,6 +39,9 @@ mod reply;
 pub mod script;
 mod simulator;
 pub mod tls;
+pub mod twilio;
+pub mod vonage;
+pub mod webhook;
 mod wire;
 
 pub use admin::{Admin, Scripts};
@@ -49,6 +54,9 @@ pub use log::{Log, LogMode, RecordedPush, Stats};
 pub use script::{Answer, RetryAfter, Rule, Script};
 pub use simulator::{Simulation, Simulator, Simulators};
 pub use tls::Authority;
+pub use twilio::{Twilio, TwilioConfig};
+pub use vonage::{Vonage, VonageConfig};
+pub use webhook::{Receivers, ReceiversConfig};
 
 /// The host and port by which clients reach a simulator that listens on `addr`. The host is one that the certificate names.
 pub fn reachable(addr: SocketAddr) -> String {

@@ -17,6 +17,9 @@ use super::log::{Log, LogMode, RecordedPush, Stats};
 use super::reply::Site;
 use super::script::{Script, ScriptHandle};
 use super::tls::Authority;
+use super::twilio::Twilio;
+use super::vonage::Vonage;
+use super::webhook::Receivers;
 use super::wire::StreamLimits;
 
 /// One running simulator for each provider.
@@ -26,6 +29,12 @@ pub struct Simulators {
     pub apns: Apns,
     /// Google's.
     pub fcm: Fcm,
+    /// Twilio's.
+    pub twilio: Twilio,
+    /// Vonage's.
+    pub vonage: Vonage,
+    /// Receivers of webhooks.
+    pub webhook: Receivers,
 }
 
 impl Simulators {
@@ -35,6 +44,9 @@ impl Simulators {
             Provider::Apns => Some(&self.apns),
             Provider::Fcm => Some(&self.fcm),
             Provider::Log => None,
+            Provider::Twilio => Some(&self.twilio),
+            Provider::Vonage => Some(&self.vonage),
+            Provider::Webhook => Some(&self.webhook),
         }
     }
 

@@ -9,3 +9,5 @@ mod connections;
 mod credentials;
 mod endpoints;
 mod fcm;
+mod sms;
+mod webhook;

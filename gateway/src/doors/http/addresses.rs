@@ -8,7 +8,7 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde::Serialize;
 use shared::{
-    address::{Address, AddressType, Format, Members, Receiver},
+    address::{Address, AddressType, Format, Members},
     id::{AddressId, RecipientId, Region},
     provider::{
         Provider,
@@ -16,6 +16,7 @@ use shared::{
     },
     recipient::{Fact, RecipientKey},
     secret::Secret,
+    signature,
 };
 use utoipa::ToSchema;
 
@@ -95,7 +96,7 @@ pub(crate) async fn register(
     Json(mut wanted): Json<Members>,
 ) -> Result<Response, Problem> {
     let key = caller.key(recipient);
-    let mut made = wanted.needs_secret().then(Receiver::new_secret);
+    let mut made = wanted.needs_secret().then(signature::new_secret);
     wanted.secret = wanted.secret.or_else(|| made.clone());
     let ids = homes.context.config.id_key();
     let mut address = Address::new(&ids, &key.app, wanted.target()?, homes.context.clock.now());
