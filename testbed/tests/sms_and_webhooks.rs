@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use shared::{app::Route, channel::Channel, provider::Provider};
+use shared::{app::Route, channel::Channel, provider::Provider, signature};
 use testbed::{
     nats,
     peal::{Peal, Plan},
@@ -168,6 +168,14 @@ async fn webhooks_are_signed_repeated_under_one_id_and_end_with_410() {
     receivers.expect("/hook", secret).unwrap();
     let event = json!({ "webhook": { "type": "order.paid", "data": { "order": 7 } } });
     assert_end(&send(&peal, "us", event.clone()).await, "delivered", "webhook", "");
+
+    // For a day both secrets sign.
+    let replaced = signature::new_secret();
+    let again = json!({ "type": "webhook", "url": receivers.url("/hook"), "secret": replaced.reveal() });
+    register(&peal, again).await;
+    assert_end(&send(&peal, "us", event.clone()).await, "delivered", "webhook", "");
+    receivers.expect("/hook", replaced.reveal()).unwrap();
+    assert_end(&send(&peal, "eu", event.clone()).await, "delivered", "webhook", "");
 
     // Taken but not answered, then refused: it comes again under the same id.
     receivers.log().clear();

@@ -44,7 +44,7 @@ pub(super) fn signed(
     receiver: &Receiver,
     now: Timestamp,
 ) -> Result<Request, &'static str> {
-    let keys: Vec<_> = receiver.secret.iter().filter_map(SigningKey::of_stored).collect();
+    let keys: Vec<_> = receiver.secrets(now).filter_map(SigningKey::of_stored).collect();
     if keys.is_empty() {
         return Err("no_secret");
     }
