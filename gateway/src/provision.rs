@@ -3,7 +3,7 @@
 //! An operator runs this command at the hub. It is not a part of the serving gateway, so it uses none of its rooms.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -17,6 +17,7 @@ use shared::{
     app::{Alerts, Ambiguity, App, Quota, Route, alerts_seal_name},
     channel::Channel,
     clock::Clock,
+    country::Country,
     id::{AccountKey, AppId, Region},
     id_key::IdKey,
     invalid::Invalid,
@@ -32,6 +33,7 @@ use shared::{
     secret::Secret,
     senders::Senders,
     settings::{self, BadSettings},
+    signature::SigningKey,
     site::Site,
 };
 
@@ -60,6 +62,8 @@ pub struct NewApp {
     pub routes: BTreeMap<Channel, Vec<Route>>,
     /// What may stand in `from`.
     pub senders: Senders,
+    /// The countries to whose numbers text messages may be sent.
+    pub sms_countries: BTreeSet<Country>,
     /// Its credentials, at most one for each provider.
     pub credentials: Vec<Credential>,
 }
@@ -189,6 +193,7 @@ impl NewApp {
             quota: Quota::NONE,
             routes: BTreeMap::new(),
             senders: Senders::none(),
+            sms_countries: BTreeSet::new(),
             credentials: Vec::new(),
         }
     }
@@ -207,6 +212,7 @@ impl NewApp {
             quota: self.quota,
             routes: self.routes.clone(),
             senders: self.senders.clone(),
+            sms_countries: self.sms_countries.clone(),
             ..App::new(self.id.clone(), self.default_region.clone())
         };
         for credential in &self.credentials {
@@ -245,6 +251,8 @@ struct AppEntry {
     routes: BTreeMap<Channel, Vec<Route>>,
     #[serde(default)]
     senders: Senders,
+    #[serde(default)]
+    sms_countries: BTreeSet<Country>,
     #[serde(default)]
     keys: Vec<KeyEntry>,
     /// The members of each credential, by the name of its provider, and the table `credentials` with more of them. A member
@@ -377,10 +385,16 @@ fn has_key(known: &Tenants, app: &AppId, scopes: &[Scope]) -> bool {
 impl AppEntry {
     fn load(&self, folder: &Path) -> Result<NewApp, ProvisionError> {
         let alerts = match &self.alerts {
-            Some(alerts) => Some(NewAlerts {
-                url: alerts.url.clone(),
-                secret: text(folder, &alerts.secret_file)?.trim().to_owned().into(),
-            }),
+            Some(alerts) => {
+                let secret: Secret = text(folder, &alerts.secret_file)?.trim().to_owned().into();
+                SigningKey::new(&secret).map_err(|Invalid { rule, .. }| {
+                    ProvisionError::Invalid(self.id.clone(), Invalid::new("alerts.secret_file", rule))
+                })?;
+                Some(NewAlerts {
+                    url: alerts.url.clone(),
+                    secret,
+                })
+            }
             None => None,
         };
         let within = |member: &'static str| {
@@ -423,6 +437,7 @@ impl AppEntry {
             quota: self.quota,
             routes: self.routes.clone(),
             senders: self.senders.clone(),
+            sms_countries: self.sms_countries.clone(),
             credentials,
         })
     }

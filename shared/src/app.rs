@@ -1,12 +1,14 @@
 //! Tenants and their provider credentials.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
+    address::Target,
     channel::{Channel, words},
+    country::Country,
     id::{AccountKey, AppId, Region},
     invalid::Invalid,
     provider::{Credential, Provider},
@@ -52,6 +54,9 @@ pub struct App {
     /// What may stand in `from`.
     #[serde(default, skip_serializing_if = "Senders::is_empty")]
     pub senders: Senders,
+    /// The countries to whose numbers text messages may be sent.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub sms_countries: BTreeSet<Country>,
     /// The credentials of the app, sealed with the mesh key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub credentials: BTreeMap<Provider, SealedCredential>,
@@ -212,7 +217,19 @@ impl App {
             quota: Quota::NONE,
             routes: BTreeMap::new(),
             senders: Senders::none(),
+            sms_countries: BTreeSet::new(),
             credentials: BTreeMap::new(),
+        }
+    }
+
+    /// Whether the app opens the country of `target`, if it is a phone number. Fraud goes to countries where calls and messages
+    /// are dear, so each is closed until the app opens it. A number whose country is not known is closed.
+    pub fn opens(&self, target: &Target) -> bool {
+        match target {
+            Target::Phone(phone) => {
+                Country::of_number(phone.reveal()).is_some_and(|country| self.sms_countries.contains(&country))
+            }
+            _ => true,
         }
     }
 
@@ -341,6 +358,8 @@ struct Stored {
     routes: BTreeMap<Channel, Vec<StoredRoute>>,
     #[serde(default)]
     senders: Senders,
+    #[serde(default)]
+    sms_countries: BTreeSet<Country>,
     /// By the name of the provider; credentials for providers that this version does not know are ignored.
     #[serde(default)]
     credentials: BTreeMap<String, SealedCredential>,
@@ -390,6 +409,7 @@ impl From<Stored> for App {
             quota: stored.quota,
             routes: routes.collect(),
             senders: stored.senders,
+            sms_countries: stored.sms_countries,
             credentials: former.chain(known).collect(),
         }
     }
@@ -473,6 +493,27 @@ mod tests {
             weight: 1,
         };
         assert_eq!(Route::check(Channel::Sms, &[apns]).unwrap_err().field, "[0].provider");
+    }
+
+    #[test]
+    fn a_country_is_closed_until_the_app_opens_it() {
+        let mut app = App::new("shop".parse().unwrap(), "eu".parse().unwrap());
+        let opens = |app: &App, number: &str| app.opens(&Target::Phone(number.parse().unwrap()));
+        assert!(!opens(&app, "+41791234567"));
+        app.sms_countries = ["CH", "US"].map(|country| country.parse().unwrap()).into();
+        for (number, open) in [
+            ("+41791234567", true),
+            ("+12025550123", true),
+            ("+18765550123", false),
+            ("+4915112345678", false),
+            ("+881612345678", false),
+        ] {
+            assert_eq!(opens(&app, number), open, "{number}");
+        }
+        let mailbox = Target::Email("a@example.com".parse().unwrap());
+        assert!(app.opens(&mailbox));
+        let stored = serde_json::to_string(&app).unwrap();
+        assert_eq!(serde_json::from_str::<App>(&stored).unwrap(), app);
     }
 
     #[test]

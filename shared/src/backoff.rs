@@ -12,6 +12,8 @@ pub const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 pub struct Backoff {
     /// Before the second attempt.
     pub first: Duration,
+    /// By what each wait is longer than the one before.
+    pub factor: u32,
     /// Never longer than this.
     pub most: Duration,
 }
@@ -19,14 +21,12 @@ pub struct Backoff {
 impl Backoff {
     /// How long to wait after attempt number `attempt` (from 1) failed.
     ///
-    /// Doubles each time up to the cap, with a quarter of jitter on top so that a herd spreads out. Never shorter than
+    /// Grows by the factor each time up to the cap, with a quarter of jitter on top so that a herd spreads out. Never shorter than
     /// what the provider asked for, which itself counts at most [`MAX_RETRY_AFTER`].
     pub fn after(self, attempt: u32, asked: Option<Duration>, random: &mut impl Rng) -> Duration {
-        let doubled = self
-            .first
-            .saturating_mul(1 << attempt.saturating_sub(1).min(20))
-            .min(self.most);
-        let least = doubled.max(asked.unwrap_or_default().min(MAX_RETRY_AFTER));
+        let factor = self.factor.saturating_pow(attempt.saturating_sub(1).min(20));
+        let least = self.first.saturating_mul(factor).min(self.most);
+        let least = least.max(asked.unwrap_or_default().min(MAX_RETRY_AFTER));
         least + least.mul_f64(random.random_range(0.0..0.25))
     }
 }
@@ -50,11 +50,11 @@ mod tests {
         }
 
         #[test]
-        fn it_doubles_up_to_the_cap_and_adds_at_most_a_quarter(attempt: u32, seed: u64) {
-            for provider in [Provider::Apns, Provider::Fcm] {
+        fn it_grows_up_to_the_cap_and_adds_at_most_a_quarter(attempt: u32, seed: u64) {
+            for provider in Provider::ALL {
                 let schedule = provider.backoff();
-                let doublings = attempt.saturating_sub(1).min(40).cast_signed();
-                let plain = schedule.first.as_secs_f64() * 2f64.powi(doublings);
+                let steps = attempt.saturating_sub(1).min(40).cast_signed();
+                let plain = schedule.first.as_secs_f64() * f64::from(schedule.factor).powi(steps);
                 let least = plain.min(schedule.most.as_secs_f64());
                 let wait = schedule.after(attempt, None, &mut StdRng::seed_from_u64(seed)).as_secs_f64();
                 prop_assert!((least..=least * 1.25).contains(&wait), "{wait} after attempt {attempt}");

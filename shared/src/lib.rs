@@ -10,6 +10,7 @@ pub mod channel;
 pub mod clock;
 pub mod content;
 pub mod contract;
+pub mod country;
 pub mod digest;
 pub mod failpoint;
 pub mod id;
@@ -26,6 +27,7 @@ pub mod seal;
 pub mod secret;
 pub mod senders;
 pub mod settings;
+pub mod signature;
 pub mod site;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]

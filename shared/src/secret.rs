@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serializer};
+use serde::{Deserialize, Deserializer, Serializer};
 
 /// A string that `Debug` hides. It is serialized only where a field asks for it.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -26,6 +26,12 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(hidden)")
     }
+}
+
+/// Reads a secret without the line feed at the end of its file, for `#[serde(deserialize_with)]`.
+pub(crate) fn one_line<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Ok(Secret(text.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
 /// Serializes a secret in the clear, for `#[serde(serialize_with)]` on the fields of what is sealed as a whole.

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::{
-    address::{Address, Target},
+    address::{Address, Format, Receiver, Target},
     channel::{Channel, Class},
     content::{Content, push::Push},
     id::{AppId, EventId, JobId, NotificationId, RecipientId},
@@ -51,10 +51,11 @@ pub const WEB_PUSH_P256DH: &str =
 pub const WEB_PUSH_AUTH: &str = "BTBZMqHH6r4Tts7J_aSIgg";
 
 /// The address of a device, registered in 1970; for APNs, in the production environment. For web push the token is the endpoint,
-/// and the keys are those of RFC 8291, appendix A. What no provider issues is a mailbox.
+/// and the keys are those of RFC 8291, appendix A. For webhooks it is a chat at the URL, for e-mail and the provider that sends
+/// nothing a mailbox.
 ///
 /// # Panics
-/// If `token` is not a token of `provider`, or not a mailbox.
+/// If `token` is of another form.
 pub fn address(app: &AppId, provider: Provider, token: &str) -> Address {
     let token = token.to_owned();
     let target = match provider {
@@ -67,6 +68,8 @@ pub fn address(app: &AppId, provider: Provider, token: &str) -> Address {
                 .map(Target::WebPush)
         }
         Provider::Smtp | Provider::SendGrid | Provider::Mailchimp | Provider::Log => token.parse().map(Target::Email),
+        Provider::Twilio | Provider::Vonage => token.parse().map(Target::Phone),
+        Provider::Webhook => Receiver::new(&token, Format::Chat, None).map(Target::Webhook),
     };
     let target = target.expect("tests use valid tokens");
     Address::new(&IdKey::unkeyed(), app, target, Timestamp::UNIX_EPOCH)

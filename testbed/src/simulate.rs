@@ -15,10 +15,14 @@ use crate::providers::fcm::FcmArgs;
 use crate::providers::mailchimp::MailchimpArgs;
 use crate::providers::sendgrid::SendGridArgs;
 use crate::providers::smtp::SmtpArgs;
+use crate::providers::twilio::TwilioArgs;
+use crate::providers::vonage::VonageArgs;
 use crate::providers::web_push::WebPushArgs;
+use crate::providers::webhook::WebhookArgs;
 use crate::providers::{
-    Admin, Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, Mailchimp, MailchimpConfig, Scripts, SendGrid,
-    SendGridConfig, Simulation, Simulators, Smtp, SmtpConfig, WebPush, WebPushConfig, now_s,
+    Admin, Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, Mailchimp, MailchimpConfig, Receivers,
+    ReceiversConfig, Scripts, SendGrid, SendGridConfig, Simulation, Simulators, Smtp, SmtpConfig, Twilio, TwilioConfig,
+    Vonage, VonageConfig, WebPush, WebPushConfig, now_s,
 };
 
 /// Simulates the providers until Ctrl-C.
@@ -45,6 +49,15 @@ pub struct SimulateArgs {
     /// The options for Mailchimp.
     #[command(flatten)]
     pub mailchimp: MailchimpArgs,
+    /// The options for Twilio.
+    #[command(flatten)]
+    pub twilio: TwilioArgs,
+    /// The options for Vonage.
+    #[command(flatten)]
+    pub vonage: VonageArgs,
+    /// The options for receivers of webhooks.
+    #[command(flatten)]
+    pub webhook: WebhookArgs,
     /// Where the admin port listens.
     #[arg(long, default_value = "127.0.0.1:8025")]
     pub admin: SocketAddr,
@@ -110,6 +123,27 @@ pub async fn run(args: SimulateArgs) -> anyhow::Result<()> {
             log,
             script: script_of(Provider::Mailchimp),
             ..args.mailchimp.config()
+        })
+        .await?,
+        twilio: Twilio::start(TwilioConfig {
+            authority: Some(authority.clone()),
+            log,
+            script: script_of(Provider::Twilio),
+            ..args.twilio.config()
+        })
+        .await?,
+        vonage: Vonage::start(VonageConfig {
+            authority: Some(authority.clone()),
+            log,
+            script: script_of(Provider::Vonage),
+            ..args.vonage.config()
+        })
+        .await?,
+        webhook: Receivers::start(ReceiversConfig {
+            authority: Some(authority.clone()),
+            log,
+            script: script_of(Provider::Webhook),
+            ..args.webhook.config()
         })
         .await?,
     });

@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
+use shared::{app::Route, channel::Channel, provider::Provider};
 use testbed::{
     audit::Audit,
     nats,
@@ -16,9 +17,16 @@ use tokio::time::{Instant, sleep};
 const DONE_WITHIN: Duration = Duration::from_secs(20);
 
 async fn start() -> Peal {
+    let only_log = vec![Route {
+        provider: Provider::Log,
+        weight: 100,
+    }];
     let plan = Plan {
         workers: 1,
         sample_ratio: 0.0,
+        routes: [Channel::Email, Channel::Sms, Channel::Webhook]
+            .map(|channel| (channel, only_log.clone()))
+            .into(),
         ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
     };
     Peal::start(plan).await.unwrap()

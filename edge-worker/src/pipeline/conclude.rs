@@ -10,7 +10,6 @@ use async_nats::header::NATS_MESSAGE_ID;
 use jiff::{SignedDuration, Timestamp};
 use opentelemetry::Context;
 use shared::{
-    address::Address,
     app::Ambiguity,
     failpoint::failpoint,
     job::Job,
@@ -26,6 +25,7 @@ use shared::{
 
 use super::{
     attempt::AddressAttempt,
+    consent::Spared,
     context::Pipeline,
     deliver::Tried,
     in_flight::ActiveJob,
@@ -98,9 +98,9 @@ impl Pipeline {
         }
         let mut receipts: Vec<Receipt> = {
             let trace = span.as_ref().and_then(context::trace_id);
-            let each = |address| Receipt {
+            let each = |spared| Receipt {
                 trace: trace.clone(),
-                ..self.of_spared(job, address)
+                ..self.of_spared(job, spared)
             };
             spared.iter().map(each).collect()
         };
@@ -125,17 +125,17 @@ impl Pipeline {
         Ok(Settlement::of(active, receipts, span))
     }
 
-    /// The receipt of an address for which the content renders to nothing.
-    fn of_spared(&self, job: &Job, address: &Address) -> Receipt {
-        let state = State::Suppressed;
+    /// The receipt of an address that nothing is sent to.
+    fn of_spared(&self, job: &Job, spared: &Spared) -> Receipt {
+        let Spared { address, state, reason } = spared;
         let provider = self.providers.preferred(&job.app, address, job.delivery(address.id));
-        self.telemetry.metrics.delivery(Some(provider), state);
+        self.telemetry.metrics.delivery(Some(provider), *state);
         Receipt {
             address: Some(address.id),
             provider: Some(provider),
-            reason: Some("nothing_for_target".into()),
+            reason: Some((*reason).into()),
             stale_s: self.freshness.stale(job.class),
-            ..receipt(job, state, self.clock.now())
+            ..receipt(job, *state, self.clock.now())
         }
     }
 

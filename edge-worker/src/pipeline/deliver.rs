@@ -8,6 +8,7 @@ use tokio::time::{Instant, interval_at};
 
 use super::{
     attempt::AddressAttempt,
+    consent::Spared,
     context::Pipeline,
     in_flight::ActiveJob,
     intend::{Intended, Intent},
@@ -23,8 +24,8 @@ use crate::{
 pub(super) struct Tried {
     pub(super) active: ActiveJob,
     pub(super) attempts: Vec<AddressAttempt>,
-    /// The addresses for which the content renders to nothing.
-    pub(super) spared: Vec<Address>,
+    /// The addresses that nothing is sent to.
+    pub(super) spared: Vec<Spared>,
 }
 
 impl Pipeline {

@@ -14,7 +14,7 @@ use shared::{
 };
 
 use super::{
-    consent::Agreed,
+    consent::{Agreed, Spared},
     context::Pipeline,
     in_flight::ActiveJob,
     receipts::receipt,
@@ -28,8 +28,8 @@ pub(super) struct Intended {
     pub(super) active: ActiveJob,
     /// Each with its revision in the bucket of recipients.
     pub(super) addresses: Vec<(Address, u64)>,
-    /// Those for which the content renders to nothing. Nothing is sent to them.
-    pub(super) spared: Vec<Address>,
+    /// Those that nothing is sent to.
+    pub(super) spared: Vec<Spared>,
 }
 
 /// The intent to send one job to one address, which is recorded when a provider asks for it.

@@ -23,6 +23,9 @@ pub mod web_push;
 pub mod mailchimp;
 pub mod sendgrid;
 pub mod smtp;
+pub mod twilio;
+pub mod vonage;
+pub mod webhook;
 
 mod route;
 
@@ -79,6 +82,12 @@ pub struct Settings {
     pub mailchimp: mailchimp::Settings,
     /// The provider that sends nothing.
     pub log: log::Settings,
+    /// Twilio.
+    pub twilio: twilio::Settings,
+    /// Vonage.
+    pub vonage: vonage::Settings,
+    /// Webhooks.
+    pub webhook: webhook::Settings,
     /// How the endpoints of all providers are measured and chosen.
     pub endpoints: EndpointSettings,
     /// Where requests may go whose URL comes from a tenant or a user.
@@ -95,6 +104,9 @@ fn desk(provider: Provider, settings: &Settings, context: &DeskContext) -> Resul
         Provider::SendGrid => Box::new(Desk::<sendgrid::SendGrid>::new(&settings.sendgrid, context)?),
         Provider::Mailchimp => Box::new(Desk::<mailchimp::Mailchimp>::new(&settings.mailchimp, context)?),
         Provider::Log => Box::new(Desk::<log::Log>::new(&settings.log, context)?),
+        Provider::Twilio => Box::new(Desk::<twilio::Twilio>::new(&settings.twilio, context)?),
+        Provider::Vonage => Box::new(Desk::<vonage::Vonage>::new(&settings.vonage, context)?),
+        Provider::Webhook => Box::new(Desk::<webhook::Webhook>::new(&settings.webhook, context)?),
     })
 }
 

@@ -7,8 +7,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use shared::{
-    content::{Content, email::Email, push::Push},
+    content::{Content, email::Email, push::Push, sms::Sms, webhook::Webhook},
     job::Job,
     provider::Provider,
 };
@@ -55,8 +56,29 @@ impl Message {
     pub(super) fn email(&self) -> Option<&Email> {
         match &self.job.content {
             Content::Email(email) => Some(email),
-            Content::Push(_) | Content::Sms(_) | Content::Webhook(_) => None,
+            _ => None,
         }
+    }
+
+    /// The text message that is its content; `None` if its content is for another channel.
+    pub(super) fn sms(&self) -> Option<&Sms> {
+        match &self.job.content {
+            Content::Sms(sms) => Some(sms),
+            _ => None,
+        }
+    }
+
+    /// The webhook that is its content; `None` if its content is for another channel.
+    pub(super) fn webhook(&self) -> Option<&Webhook> {
+        match &self.job.content {
+            Content::Webhook(webhook) => Some(webhook),
+            _ => None,
+        }
+    }
+
+    /// When its notification was accepted.
+    pub(super) fn accepted_at(&self) -> Timestamp {
+        self.job.accepted_at
     }
 
     /// The collapse key of `push`, its content, or else the job's id. On the device a copy replaces an earlier one with the

@@ -14,8 +14,6 @@ use std::{
 };
 
 use async_nats::jetstream::{AckKind, Message, consumer::PullConsumer};
-use aws_lc_rs::hmac;
-use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::StreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
@@ -28,8 +26,8 @@ use shared::{
         subject::{self, DeadSubject},
         topology,
     },
+    signature::{self, SigningKey},
 };
-
 use tokio::{
     sync::Semaphore,
     time::{Instant, sleep},
@@ -253,7 +251,7 @@ impl Alerts {
             .mesh_key
             .open(&alerts_seal_name(&app.id), &alerts.secret)
             .map_err(|error| error.to_string())?;
-        let key = key(&secret).ok_or("the secret is not whsec_ followed by base64")?;
+        let key = SigningKey::of_stored(&secret.into()).ok_or("the secret is not whsec_ followed by base64")?;
         let now = self.context.clock.now();
         let alert = Alert {
             kind: "dead_letters.created",
@@ -277,7 +275,10 @@ impl Alerts {
             .header("content-type", "application/json")
             .header("webhook-id", &id)
             .header("webhook-timestamp", seconds)
-            .header("webhook-signature", signature(&key, &id, seconds, &body))
+            .header(
+                "webhook-signature",
+                signature::sign([&key], &id, seconds, body.as_bytes()),
+            )
             .body(body);
         match request.send().await.map(|answer| answer.status().as_u16()) {
             Ok(200..300) => Ok(()),
@@ -350,34 +351,5 @@ impl PulledLetter {
             message,
         };
         Ok((app, letter))
-    }
-}
-
-/// The key in a secret of the form `whsec_<base64>` (Standard Webhooks).
-fn key(secret: &str) -> Option<hmac::Key> {
-    let bytes = STANDARD.decode(secret.strip_prefix("whsec_")?).ok()?;
-    Some(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
-}
-
-fn signature(key: &hmac::Key, id: &str, seconds: i64, body: &str) -> String {
-    let signed = hmac::sign(key, format!("{id}.{seconds}.{body}").as_bytes());
-    format!("v1,{}", STANDARD.encode(signed))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_example_of_the_specification_gets_the_specified_signature() {
-        let key = key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
-        let signed = signature(
-            &key,
-            "msg_p5jXN8AQM9LWM0D4loKWxJek",
-            1_614_265_330,
-            r#"{"test": 2432232314}"#,
-        );
-        assert_eq!(signed, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
-        assert!(super::key("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").is_none());
     }
 }

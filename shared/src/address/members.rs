@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Format, Mailbox, Phone, Receiver, Target, Token};
+use super::{Format, Mailbox, Phone, Receiver, Target, Token, receiver::FormerSecret};
 use crate::{
     channel::words,
     id::AddressId,
@@ -37,7 +37,8 @@ words!(
     }
 );
 
-/// Declares the members once for requests and once for what is stored, which has an id and a time besides. The stored form is
+/// Declares the members once for requests and once for what is stored, which has an id, a time and a former
+/// secret besides. The stored form is
 /// flat because `serde(flatten)` would cost every look-up a copy.
 macro_rules! members {
     // The type that the schema shows stands in brackets where it is another.
@@ -56,18 +57,25 @@ macro_rules! members {
         pub(super) struct Stored {
             id: AddressId,
             $(#[serde(default, skip_serializing_if = "Option::is_none")] $(#[$attribute])* $member: Option<$type>,)+
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            former_secret: Option<FormerSecret>,
             registered_at: Timestamp,
         }
 
         impl Stored {
-            pub(super) fn split(self) -> (AddressId, Timestamp, Members) {
-                let Self { id, registered_at, $($member),+ } = self;
-                (id, registered_at, Members { $($member),+ })
+            pub(super) fn split(self) -> (AddressId, Timestamp, Option<FormerSecret>, Members) {
+                let Self { id, registered_at, former_secret, $($member),+ } = self;
+                (id, registered_at, former_secret, Members { $($member),+ })
             }
 
-            pub(super) fn join(id: AddressId, registered_at: Timestamp, members: Members) -> Self {
+            pub(super) fn join(
+                id: AddressId,
+                registered_at: Timestamp,
+                former_secret: Option<FormerSecret>,
+                members: Members,
+            ) -> Self {
                 let Members { $($member),+ } = members;
-                Self { id, registered_at, $($member),+ }
+                Self { id, registered_at, former_secret, $($member),+ }
             }
         }
 

@@ -25,7 +25,6 @@ use crate::{
     id_key::IdKey,
     invalid::Invalid,
     provider::{Provider, apns, fcm, web_push},
-    secret::Secret,
 };
 
 /// One way to reach a recipient.
@@ -96,7 +95,8 @@ impl Target {
             Self::Fcm(_) => &[Provider::Fcm, Provider::Log],
             Self::WebPush(_) => &[Provider::WebPush, Provider::Log],
             Self::Email(_) => &[Provider::Smtp, Provider::SendGrid, Provider::Mailchimp, Provider::Log],
-            Self::Phone(_) | Self::Webhook(_) => &[Provider::Log],
+            Self::Phone(_) => &[Provider::Twilio, Provider::Vonage, Provider::Log],
+            Self::Webhook(_) => &[Provider::Webhook, Provider::Log],
         }
     }
 
@@ -123,15 +123,6 @@ impl Target {
                 Some(format!("{}…{}", &number[..3], &number[number.len() - 2..]))
             }
         }
-    }
-
-    /// The same receiver with this secret; other targets as they are.
-    #[must_use]
-    pub fn with_secret(mut self, secret: Secret) -> Self {
-        if let Self::Webhook(receiver) = &mut self {
-            receiver.secret = Some(secret);
-        }
-        self
     }
 
     /// The normalised text that identifies the target, such as the token in lower case.
@@ -175,18 +166,26 @@ impl TryFrom<Stored> for Address {
     type Error = Invalid;
 
     fn try_from(stored: Stored) -> Result<Self, Invalid> {
-        let (id, registered_at, members) = stored.split();
+        let (id, registered_at, former, members) = stored.split();
+        let mut target = members.target()?;
+        if let Target::Webhook(receiver) = &mut target {
+            receiver.former = former;
+        }
         Ok(Self {
             id,
-            target: members.target()?,
+            target,
             registered_at,
         })
     }
 }
 
 impl From<Address> for Stored {
-    fn from(address: Address) -> Self {
-        Self::join(address.id, address.registered_at, Members::from(address.target))
+    fn from(mut address: Address) -> Self {
+        let former = match &mut address.target {
+            Target::Webhook(receiver) => receiver.former.take(),
+            _ => None,
+        };
+        Self::join(address.id, address.registered_at, former, Members::from(address.target))
     }
 }
 

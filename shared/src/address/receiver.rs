@@ -1,10 +1,11 @@
 //! Receivers of webhooks.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
-use crate::{channel::words, invalid::Invalid, secret::Secret};
+use crate::{channel::words, invalid::Invalid, secret::Secret, signature::SigningKey};
 
 /// Longest URL in bytes.
 const MAX_URL_BYTES: usize = 2048;
@@ -34,6 +35,20 @@ pub struct Receiver {
     pub format: Format,
     /// Signs what is posted: `whsec_` and 24 to 64 bytes in base64 (Standard Webhooks). `None` for chats.
     pub secret: Option<Secret>,
+    /// The secret before the last one, while it still signs.
+    pub(super) former: Option<FormerSecret>,
+}
+
+/// How long a secret still signs after another has replaced it, so that the receiver has time to learn the new one.
+const FORMER_SECRET_SIGNS: Duration = Duration::from_hours(24);
+
+/// A secret that another has replaced.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct FormerSecret {
+    #[serde(serialize_with = "crate::secret::reveal")]
+    secret: Secret,
+    /// Until when it signs.
+    until: Timestamp,
 }
 
 impl Receiver {
@@ -50,10 +65,7 @@ impl Receiver {
             return Err(bad());
         }
         match (format, &secret) {
-            (Format::Signed, Some(secret)) if is_signing_secret(secret) => {}
-            (Format::Signed, Some(_)) => {
-                return Err(Invalid::new("secret", "must be whsec_ and 24 to 64 bytes in base64"));
-            }
+            (Format::Signed, Some(secret)) => drop(SigningKey::new(secret)?),
             (Format::Signed, None) => return Err(Invalid::new("secret", "must be given for signed receivers")),
             (Format::Chat, None) => {}
             (Format::Chat, Some(_)) => return Err(Invalid::new("secret", "must not be given for chat receivers")),
@@ -62,25 +74,35 @@ impl Receiver {
             url: parsed.into(),
             format,
             secret,
+            former: None,
         })
     }
 
-    /// A new secret for a signed receiver: `whsec_` and 32 random bytes in base64.
-    pub fn new_secret() -> Secret {
-        let bytes: [u8; 32] = rand::random();
-        format!("whsec_{}", STANDARD.encode(bytes)).into()
+    /// This receiver, registered at `now` in place of `known`, which has the same URL. If its secret is another, that of
+    /// `known` still signs for a day.
+    #[must_use]
+    pub fn in_place_of(mut self, known: Self, now: Timestamp) -> Self {
+        self.former = match (&self.secret, known.secret) {
+            (None, _) => None,
+            (Some(new), Some(secret)) if *new != secret => now
+                .checked_add(FORMER_SECRET_SIGNS)
+                .ok()
+                .map(|until| FormerSecret { secret, until }),
+            (Some(_), _) => known.former,
+        };
+        self
+    }
+
+    /// The secrets that sign at `now`, the newest first.
+    pub fn secrets(&self, now: Timestamp) -> impl Iterator<Item = &Secret> {
+        let former = self.former.as_ref().filter(|former| former.until > now);
+        self.secret.iter().chain(former.map(|former| &former.secret))
     }
 
     /// The URL in its normalised form, for the request only.
     pub fn url(&self) -> &str {
         &self.url
     }
-}
-
-/// Whether `secret` is one of Standard Webhooks: `whsec_` and 24 to 64 bytes in base64.
-fn is_signing_secret(secret: &Secret) -> bool {
-    let bytes = secret.reveal().strip_prefix("whsec_").map(|text| STANDARD.decode(text));
-    matches!(bytes, Some(Ok(bytes)) if (24..=64).contains(&bytes.len()))
 }
 
 impl fmt::Debug for Receiver {
@@ -93,6 +115,8 @@ impl fmt::Debug for Receiver {
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+
     use super::*;
 
     fn secret(bytes: usize) -> Secret {
@@ -123,5 +147,29 @@ mod tests {
         }
         let long = format!("https://example.com/{}", "a".repeat(2048));
         assert_eq!(new(&long, Format::Chat, None).unwrap_err(), "url");
+    }
+
+    #[test]
+    fn a_secret_that_was_replaced_signs_for_another_day() {
+        let of = |given: &Secret| Receiver::new("https://example.com/", Format::Signed, Some(given.clone())).unwrap();
+        let live = |receiver: &Receiver, hour: i64| {
+            let at = Timestamp::from_second(hour * 3600).unwrap();
+            receiver.secrets(at).cloned().collect::<Vec<_>>()
+        };
+        let at = |hour: i64| Timestamp::from_second(hour * 3600).unwrap();
+        let [one, two, three] = [24, 32, 40].map(secret);
+        let second = of(&two).in_place_of(of(&one), at(0));
+        assert_eq!(live(&second, 23), [two.clone(), one.clone()]);
+        assert_eq!(live(&second, 24), std::slice::from_ref(&two));
+        let again = of(&two).in_place_of(second.clone(), at(12));
+        assert_eq!(
+            live(&again, 13),
+            [two.clone(), one],
+            "registering again changes nothing"
+        );
+        let third = of(&three).in_place_of(again, at(13));
+        assert_eq!(live(&third, 14), [three, two], "two at most");
+        let chat = Receiver::new("https://example.com/", Format::Chat, None).unwrap();
+        assert_eq!(live(&chat.in_place_of(third, at(14)), 15), []);
     }
 }

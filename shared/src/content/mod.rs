@@ -2,6 +2,7 @@
 
 pub mod email;
 pub mod push;
+pub mod segments;
 pub mod sms;
 pub mod webhook;
 

@@ -3,10 +3,11 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::check_life;
+use super::{check_life, segments::Alphabet};
 use crate::{
     channel::words,
     invalid::Invalid,
+    provider::{ProviderPayload, twilio, vonage},
     tolerant::{self, objects},
 };
 
@@ -15,6 +16,12 @@ const LIFE_S: u32 = 24 * 3600;
 
 /// Longest text in characters: ten segments of 153 septets, rounded up; Twilio takes 1600.
 const MAX_CHARACTERS: usize = 1600;
+
+/// Most segments of a message if the caller names no number.
+const SEGMENTS: u32 = 4;
+
+/// Most segments that a caller may name.
+const MAX_SEGMENTS: u32 = 10;
 
 /// The content of a text message.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -30,6 +37,19 @@ pub struct Sms {
     /// Seconds after acceptance during which it is worth delivering; 0 means now or never. Default a day.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "tolerant::whole")]
     pub ttl: Option<u32>,
+    /// The alphabet. Twilio chooses itself.
+    #[serde(skip_serializing_if = "is_auto", deserialize_with = "tolerant::or_default")]
+    pub encoding: Encoding,
+    /// Most segments; a message that needs more is refused. Default 4.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "tolerant::whole")]
+    #[schema(minimum = 1, maximum = 10)]
+    pub max_segments: Option<u32>,
+    /// Overrides for Twilio: fields of its form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub twilio: Option<ProviderPayload>,
+    /// Overrides for Vonage: fields of its form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vonage: Option<ProviderPayload>,
 }
 
 objects!(Sms);
@@ -46,10 +66,31 @@ words!(
     }
 );
 
+#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
+impl Default for Encoding {
+    fn default() -> Self {
+        Self::Auto
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_auto(encoding: &Encoding) -> bool {
+    *encoding == Encoding::Auto
+}
+
 impl Sms {
     /// Time to live in seconds.
     pub fn ttl_s(&self) -> u32 {
         self.ttl.unwrap_or(LIFE_S)
+    }
+
+    /// The alphabet in which it is sent.
+    pub fn alphabet(&self) -> Alphabet {
+        match self.encoding {
+            Encoding::Auto => Alphabet::of(&self.text),
+            Encoding::Gsm7 => Alphabet::Gsm7,
+            Encoding::Ucs2 => Alphabet::Ucs2,
+        }
     }
 
     /// Checks the rules that the types do not enforce.
@@ -66,6 +107,27 @@ impl Sms {
                 "from",
                 "must be a number as in E.164, 3 to 8 digits, or 1 to 11 letters and digits with a letter",
             ));
+        }
+        if self.encoding == Encoding::Gsm7 && Alphabet::of(&self.text) != Alphabet::Gsm7 {
+            return Err(Invalid::new("text", "must have only characters of the encoding gsm7"));
+        }
+        let most = self.max_segments.unwrap_or(SEGMENTS);
+        if !(1..=MAX_SEGMENTS).contains(&most) {
+            return Err(Invalid::new("max_segments", "must be 1 to 10"));
+        }
+        let needed = self.alphabet().segments(&self.text).count;
+        if needed > most {
+            let rule = format!("must need at most {most} segments (max_segments), needs {needed}");
+            return Err(Invalid::new("text", rule));
+        }
+        let payloads = [
+            ("twilio", &self.twilio, twilio::OWN),
+            ("vonage", &self.vonage, vonage::OWN),
+        ];
+        for (name, payload, own) in payloads {
+            if let Some(payload) = payload {
+                payload.check_form(own).map_err(|invalid| invalid.within(name))?;
+            }
         }
         Ok(())
     }
@@ -92,11 +154,12 @@ mod tests {
         let sms = |text: &str, from: Option<&str>| Sms {
             text: text.into(),
             from: from.map(Into::into),
-            ttl: None,
+            max_segments: Some(10),
+            ..Sms::default()
         };
         for (field, sms) in [
             ("", sms("Hi", None)),
-            ("", sms(&"ä".repeat(1600), Some("+41791234567"))),
+            ("", sms(&"ä".repeat(1530), Some("+41791234567"))),
             ("", sms("Hi", Some("12345"))),
             ("", sms("Hi", Some("Peal 24"))),
             ("text", sms("", None)),

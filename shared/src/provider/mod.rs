@@ -4,16 +4,21 @@
 pub mod apns;
 pub mod fcm;
 pub mod log;
-pub mod web_push;
 pub mod mailchimp;
+mod payload;
 pub mod sendgrid;
 pub mod smtp;
+pub mod twilio;
+pub mod vonage;
+pub mod web_push;
+pub mod webhook;
 
 use std::time::Duration;
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
+pub use self::payload::ProviderPayload;
 use crate::{
     backoff::Backoff,
     channel::{Channel, words},
@@ -36,6 +41,12 @@ words!(
         SendGrid = "sendgrid",
         /// Mailchimp Transactional, formerly Mandrill.
         Mailchimp = "mailchimp",
+        /// Twilio.
+        Twilio = "twilio",
+        /// Vonage, formerly Nexmo.
+        Vonage = "vonage",
+        /// None: a worker posts to the receiver itself.
+        Webhook = "webhook",
         /// None: what would be sent is recorded and ends as delivered. For new apps and dry runs.
         Log = "log",
     }
@@ -51,20 +62,26 @@ impl Provider {
             Self::Apns | Self::Fcm | Self::WebPush => matches!(channel, Channel::Push),
             Self::Smtp | Self::SendGrid | Self::Mailchimp => matches!(channel, Channel::Email),
             Self::Log => true,
+            Self::Twilio | Self::Vonage => matches!(channel, Channel::Sms),
+            Self::Webhook => matches!(channel, Channel::Webhook),
         }
     }
 
-    /// How long to wait between attempts: Apple names no time for server errors, Google requires at least ten seconds. A mail
-    /// server that greylists accepts after some five minutes, one that is down for maintenance after hours (RFC 5321 §4.5.4.1).
+    /// How long to wait between attempts. Most name no time for server errors; Google requires at least ten seconds. A mail server
+    /// that greylists accepts after some five minutes, one that is down for maintenance after hours (RFC 5321 §4.5.4.1).
+    /// Receivers of webhooks may be away for days: Standard Webhooks recommends waits from seconds to hours.
     pub const fn backoff(self) -> Backoff {
-        let (first, most) = match self {
-            Self::Apns | Self::Log => (Duration::from_secs(1), Duration::from_mins(15)),
-            Self::Fcm | Self::WebPush | Self::SendGrid | Self::Mailchimp => {
-                (Duration::from_secs(10), Duration::from_mins(15))
+        let (first, factor, most) = match self {
+            Self::Apns | Self::Twilio | Self::Vonage | Self::Log => {
+                (Duration::from_secs(1), 2, Duration::from_mins(15))
             }
-            Self::Smtp => (Duration::from_mins(1), Duration::from_hours(2)),
+            Self::Fcm | Self::WebPush | Self::SendGrid | Self::Mailchimp => {
+                (Duration::from_secs(10), 2, Duration::from_mins(15))
+            }
+            Self::Smtp => (Duration::from_mins(1), 2, Duration::from_hours(2)),
+            Self::Webhook => (Duration::from_secs(5), 5, Duration::from_hours(10)),
         };
-        Backoff { first, most }
+        Backoff { first, factor, most }
     }
 }
 
@@ -90,6 +107,12 @@ pub enum Credential {
     Mailchimp(mailchimp::Credential),
     /// For the provider that only records.
     Log(log::Credential),
+    /// For Twilio.
+    Twilio(twilio::Credential),
+    /// For Vonage.
+    Vonage(vonage::Credential),
+    /// For webhooks.
+    Webhook(webhook::Credential),
 }
 
 impl Credential {
@@ -106,6 +129,9 @@ impl Credential {
             Provider::SendGrid => Self::SendGrid(parse(members)?),
             Provider::Mailchimp => Self::Mailchimp(parse(members)?),
             Provider::Log => Self::Log(parse(members)?),
+            Provider::Twilio => Self::Twilio(parse(members)?),
+            Provider::Vonage => Self::Vonage(parse(members)?),
+            Provider::Webhook => Self::Webhook(parse(members)?),
         };
         credential.check()?;
         Ok(credential)
@@ -124,6 +150,9 @@ impl Credential {
             Provider::SendGrid => Self::SendGrid(tolerant::read(json)?),
             Provider::Mailchimp => Self::Mailchimp(tolerant::read(json)?),
             Provider::Log => Self::Log(tolerant::read(json)?),
+            Provider::Twilio => Self::Twilio(tolerant::read(json)?),
+            Provider::Vonage => Self::Vonage(tolerant::read(json)?),
+            Provider::Webhook => Self::Webhook(tolerant::read(json)?),
         })
     }
 
@@ -137,6 +166,9 @@ impl Credential {
             Self::SendGrid(_) => Provider::SendGrid,
             Self::Mailchimp(_) => Provider::Mailchimp,
             Self::Log(_) => Provider::Log,
+            Self::Twilio(_) => Provider::Twilio,
+            Self::Vonage(_) => Provider::Vonage,
+            Self::Webhook(_) => Provider::Webhook,
         }
     }
 
@@ -149,6 +181,9 @@ impl Credential {
             Self::SendGrid(credential) => credential.check(),
             Self::Mailchimp(credential) => credential.check(),
             Self::Log(_) => Ok(()),
+            Self::Log(_) | Self::Webhook(_) => Ok(()),
+            Self::Twilio(credential) => credential.check(),
+            Self::Vonage(credential) => credential.check(),
         }
     }
 
@@ -162,6 +197,9 @@ impl Credential {
             Self::SendGrid(credential) => serde_json::to_string(credential),
             Self::Mailchimp(credential) => serde_json::to_string(credential),
             Self::Log(credential) => serde_json::to_string(credential),
+            Self::Twilio(credential) => serde_json::to_string(credential),
+            Self::Vonage(credential) => serde_json::to_string(credential),
+            Self::Webhook(credential) => serde_json::to_string(credential),
         };
         json.expect("strings and numbers always serialize")
     }

@@ -14,7 +14,7 @@ use futures::{StreamExt, TryStreamExt, future::join_all, stream};
 use jiff::Timestamp;
 use serde_json::json;
 use shared::{
-    address::{Address, Target},
+    address::{Address, Members},
     channel::{Channel, Class},
     id::{AddressId, AppId, DeliveryId, JobId},
     id_key::IdKey,
@@ -53,8 +53,6 @@ pub(super) struct Device {
     pub(super) provider: Provider,
     /// What the simulator's log knows it by.
     pub(super) token: String,
-    /// What is registered: the token, or the endpoint of a browser's subscription.
-    registered: String,
     pub(super) address: AddressId,
 }
 
@@ -62,18 +60,6 @@ impl Recipient {
     /// Recipient `number` of a load. Tokens begin with the last hexadecimal digit of the number (at FCM behind `fcm:`),
     /// so that a script can pick sixteenths.
     pub(super) fn new(
-        name: &str,
-        number: usize,
-        home: &str,
-        devices: &[Provider],
-        copies: usize,
-    ) -> anyhow::Result<Self> {
-        Self::subscribed_at("https://push.example.net/", name, number, home, devices, copies)
-    }
-
-    /// Like [`Self::new`], with browsers that are subscribed at this push service, whose endpoints begin so.
-    pub(super) fn subscribed_at(
-        service: &str,
         name: &str,
         number: usize,
         home: &str,
@@ -89,17 +75,22 @@ impl Recipient {
                 Provider::Apns => format!("{digit:x}{seed:031x}{copy:032x}"),
                 Provider::Fcm => format!("fcm:{digit:x}-{id}-{copy}"),
                 Provider::WebPush => format!("{digit:x}-{id}-{copy}"),
-                Provider::Log => format!("{digit:x}-{id}-{copy}@example.com"),
+                Provider::Twilio | Provider::Vonage => format!("+4179{number:05}{copy:02}"),
+                Provider::Webhook => format!("/{digit:x}-{id}-{copy}"),
+                Provider::Smtp | Provider::SendGrid | Provider::Mailchimp | Provider::Log => {
+                    format!("{digit:x}-{id}-{copy}@example.com")
+                }
             };
-            let registered = match provider {
-                Provider::WebPush => format!("{service}{token}"),
+            let address = match provider {
+                // Its URL is known when the simulators run: see [`Self::at`].
+                Provider::Webhook => format!("https://localhost{token}"),
+                Provider::WebPush => format!("https://localhost/{token}"),
                 _ => token.clone(),
             };
             Device {
                 provider,
-                address: testing::address(&app, provider, &registered).id,
+                address: testing::address(&app, provider, &address).id,
                 token,
-                registered,
             }
         };
         Ok(Self {
@@ -112,31 +103,57 @@ impl Recipient {
         })
     }
 
-    /// The recipient in a mesh with this key of ids, from which those of mailboxes are made.
-    ///
-    /// # Errors
-    /// When a token is no mailbox.
-    pub(super) fn keyed(mut self, ids: &IdKey) -> anyhow::Result<Self> {
+    /// The same with the ids that its addresses have in this mesh, if they are keyed.
+    pub(super) fn at(mut self, peal: &Peal) -> anyhow::Result<Self> {
         let app: AppId = APP.parse()?;
         for device in &mut self.devices {
-            if matches!(
-                device.provider,
-                Provider::Smtp | Provider::SendGrid | Provider::Mailchimp
-            ) {
-                let target = Target::Email(device.token.parse()?);
-                device.address = Address::new(ids, &app, target, Timestamp::UNIX_EPOCH).id;
+            if matches!(device.provider, Provider::Apns | Provider::Fcm) {
+                continue;
             }
+            let members: Members = serde_json::from_value(device.contact(peal))?;
+            device.address = Address::new(&peal.ids, &app, members.target()?, Timestamp::UNIX_EPOCH).id;
         }
         Ok(self)
     }
 
     pub(super) async fn register(&self, peal: &Peal) -> anyhow::Result<()> {
-        let devices: Vec<(&str, &str)> = self
+        let (tokens, contacts): (Vec<_>, Vec<_>) = self
             .devices
             .iter()
-            .map(|device| (device.provider.as_str(), &*device.registered))
+            .partition(|device| matches!(device.provider, Provider::Apns | Provider::Fcm));
+        let devices: Vec<(&str, &str)> = tokens
+            .iter()
+            .map(|device| (device.provider.as_str(), &*device.token))
             .collect();
-        peal.register(&self.id, &self.home, &devices).await
+        peal.register(&self.id, &self.home, &devices).await?;
+        let path = format!("/v1/recipients/{}/addresses", self.id);
+        for device in contacts {
+            let body = device.contact(peal);
+            peal.expect("POST", &self.home, &path, Some(&body)).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Device {
+    /// What registers an address of any kind. A receiver is a chat, which has no secret.
+    fn contact(&self, peal: &Peal) -> serde_json::Value {
+        match self.provider {
+            Provider::Apns | Provider::Fcm => json!({ "provider": self.provider, "token": self.token }),
+            Provider::WebPush => json!({
+                "type": "web_push",
+                "endpoint": peal.simulators.web_push.endpoint(&self.token),
+                "p256dh": testing::WEB_PUSH_P256DH,
+                "auth": testing::WEB_PUSH_AUTH,
+            }),
+            Provider::Smtp | Provider::SendGrid | Provider::Mailchimp | Provider::Log => {
+                json!({ "type": "email", "email": self.token })
+            }
+            Provider::Twilio | Provider::Vonage => json!({ "type": "phone", "phone": self.token }),
+            Provider::Webhook => {
+                json!({ "type": "webhook", "url": peal.simulators.webhook.url(&self.token), "format": "chat" })
+            }
+        }
     }
 }
 
@@ -170,10 +187,10 @@ pub(super) async fn notify(peal: &Peal, at: &str, recipient: &str, event: &str) 
 /// # Errors
 /// When `recipient` or `event` is not a valid id.
 pub(super) fn job(ids: &IdKey, recipient: &str, event: &str) -> anyhow::Result<JobId> {
-    job_on(Channel::Push, ids, recipient, event)
+    job_on(ids, recipient, event, Channel::Push)
 }
 
-fn job_on(channel: Channel, ids: &IdKey, recipient: &str, event: &str) -> anyhow::Result<JobId> {
+fn job_on(ids: &IdKey, recipient: &str, event: &str, channel: Channel) -> anyhow::Result<JobId> {
     let (app, event, recipient) = (APP.parse()?, event.parse()?, recipient.parse()?);
     Ok(JobId::of(ids, &app, &event, &recipient, channel))
 }
@@ -256,7 +273,7 @@ impl Callers {
             http: peal.http.clone(),
             key: peal.key.clone(),
             ids: peal.ids.clone(),
-            channel: load.channel,
+            channel: load.channel(),
             ttl_s: load.ttl_s,
             everywhere: load.everywhere,
             patience: Duration::from_secs_f64(load.patience_s),
@@ -383,11 +400,14 @@ impl Callers {
         None
     }
 
-    fn content(&self) -> serde_json::Value {
+    fn content(&self, sent: &Sent) -> serde_json::Value {
         let mut content = match self.channel {
             Channel::Push => json!({ "title": "Hello" }),
             Channel::Email => json!({ "subject": "Hello", "text": "Hello" }),
-            Channel::Sms | Channel::Webhook => json!({ "text": "Hello" }),
+            // Text messages and chats carry no id, so the job stands in the text.
+            Channel::Sms | Channel::Webhook => {
+                json!({ "text": self.job(sent).map(|job| job.to_string()).unwrap_or_default() })
+            }
         };
         if let Some(ttl) = self.ttl_s {
             content["ttl"] = ttl.into();
@@ -401,7 +421,7 @@ impl Callers {
             "to": { "recipients": [self.recipients[sent.recipient].id] },
             "class": sent.class,
         });
-        request[self.channel.as_str()] = self.content();
+        request[self.channel.as_str()] = self.content(sent);
         request
     }
 
@@ -494,10 +514,10 @@ impl Callers {
     /// The id of the job that a notification becomes.
     pub(super) fn job(&self, sent: &Sent) -> anyhow::Result<JobId> {
         job_on(
-            self.channel,
             &self.ids,
             &self.recipients[sent.recipient].id,
             &sent.event,
+            self.channel,
         )
     }
 

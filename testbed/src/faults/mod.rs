@@ -237,12 +237,11 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
         ..Plan::new(std::env::current_exe()?, nats_server.to_owned())
     };
     let peal = Peal::start(plan).await?;
-    let service = peal.simulators.web_push.endpoint("");
     let recipients: Vec<Recipient> = (0..load.recipients)
         .map(|number| {
             // Otherwise every notification would be sent to its recipient's home region.
             let home = &load.homes[number / load.from.len() % load.homes.len()];
-            Recipient::subscribed_at(&service, "r", number, home, &load.devices, load.copies)
+            Recipient::new("r", number, home, &load.devices, load.copies)?.at(&peal)
         })
         .collect::<anyhow::Result<_>>()?;
     load::register(&peal, &recipients).await?;

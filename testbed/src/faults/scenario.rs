@@ -147,8 +147,6 @@ pub(super) struct Load {
     /// Notifications a second.
     pub(super) rate: f64,
     pub(super) recipients: usize,
-    /// The channel of the notifications.
-    pub(super) channel: Channel,
     /// The providers of each recipient's devices.
     pub(super) devices: Vec<Provider>,
     /// How many devices a recipient has at each of those providers.
@@ -175,7 +173,6 @@ impl Default for Load {
             notifications: 1500,
             rate: 300.0,
             recipients: 48,
-            channel: Channel::Push,
             devices: vec![Provider::Apns],
             copies: 1,
             classes: vec![Class::Normal],
@@ -190,6 +187,16 @@ impl Default for Load {
 }
 
 impl Load {
+    /// The channel that reaches its devices.
+    pub(super) fn channel(&self) -> Channel {
+        match self.devices.first() {
+            Some(Provider::Smtp | Provider::SendGrid | Provider::Mailchimp) => Channel::Email,
+            Some(Provider::Twilio | Provider::Vonage) => Channel::Sms,
+            Some(Provider::Webhook) => Channel::Webhook,
+            _ => Channel::Push,
+        }
+    }
+
     /// A time limit for the load: three times as long as it takes at its rate.
     pub(super) fn length(&self) -> Duration {
         #[expect(clippy::cast_precision_loss, reason = "no load has 2^52 notifications")]

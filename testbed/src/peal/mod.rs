@@ -34,7 +34,7 @@ use crate::{
     links::Between,
     nats, network,
     providers::{
-        Apns, ApnsConfig, Authority, Fcm, FcmConfig, Mailchimp, MailchimpConfig, SendGrid, SendGridConfig, Simulators, Smtp, SmtpConfig, WebPush, WebPushConfig, apns::JwtMode,
+        Apns, ApnsConfig, Authority, Fcm, FcmConfig, Mailchimp, MailchimpConfig, Receivers, ReceiversConfig, SendGrid, SendGridConfig, Simulators, Smtp, SmtpConfig, Twilio, TwilioConfig, Vonage, VonageConfig, WebPush, WebPushConfig, apns::JwtMode,
     },
 };
 
@@ -283,6 +283,24 @@ fn start_simulators(plan: &Plan, authority: &Authority) -> anyhow::Result<Simula
         log: plan.log,
         ..MailchimpConfig::default()
     };
+    let twilio = TwilioConfig {
+        listen,
+        authority: Some(authority.clone()),
+        log: plan.log,
+        ..TwilioConfig::default()
+    };
+    let vonage = VonageConfig {
+        listen,
+        authority: Some(authority.clone()),
+        log: plan.log,
+        ..VonageConfig::default()
+    };
+    let webhook = ReceiversConfig {
+        listen,
+        authority: Some(authority.clone()),
+        log: plan.log,
+        ..ReceiversConfig::default()
+    };
     let runtime = Handle::current();
     place.run(|| {
         runtime.block_on(async {
@@ -293,6 +311,9 @@ fn start_simulators(plan: &Plan, authority: &Authority) -> anyhow::Result<Simula
                 smtp: Smtp::start(smtp).await?,
                 sendgrid: SendGrid::start(sendgrid).await?,
                 mailchimp: Mailchimp::start(mailchimp).await?,
+                twilio: Twilio::start(twilio).await?,
+                vonage: Vonage::start(vonage).await?,
+                webhook: Receivers::start(webhook).await?,
             })
         })
     })?

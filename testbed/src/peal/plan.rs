@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf};
 
 use gateway::provision::NewAlerts;
 use shared::{
-    app::{Ambiguity, Quota},
+    app::{Ambiguity, Quota, Route},
     channel::Channel,
     nats::topology::Durability,
 };
@@ -49,6 +49,8 @@ pub struct Plan {
     pub outbox: bool,
     /// What the app wants done with a push that was sent without an answer, by channel.
     pub ambiguity: BTreeMap<Channel, Ambiguity>,
+    /// By channel, the providers of the app in the order in which they are asked.
+    pub routes: BTreeMap<Channel, Vec<Route>>,
     /// The quota of the app's Google project, messages a minute; the usual one if absent.
     pub fcm_quota: Option<NonZeroU32>,
     /// Where alerts about the app's dead letters are sent.
@@ -104,6 +106,7 @@ impl Plan {
             residency: None,
             outbox: false,
             ambiguity: BTreeMap::new(),
+            routes: BTreeMap::new(),
             fcm_quota: None,
             alerts: None,
             quota: Quota::default(),

@@ -9,7 +9,7 @@ use shared::{
     id::Region,
     id_key::IdKey,
     nats::{config, roles::Role},
-    provider::{Credential, fcm, log},
+    provider::{Credential, fcm, log, webhook},
     seal::MeshKey,
     site::Site,
 };
@@ -34,6 +34,9 @@ const SENDER: &str = "news@shop.example";
 
 /// The sender of the app's text messages.
 const SMS_SENDER: &str = "Shop";
+
+/// The only country that the app sends text messages to.
+const SMS_COUNTRY: &str = "CH";
 
 fn default_region(plan: &Plan) -> anyhow::Result<Region> {
     Ok(plan.regions.first().context("a mesh has a region")?.parse()?)
@@ -81,7 +84,12 @@ pub(super) async fn provision(
             Credential::SendGrid(simulators.sendgrid.credential()),
             Credential::Mailchimp(simulators.mailchimp.credential()),
             Credential::Log(log::Credential::default()),
+            Credential::Twilio(simulators.twilio.credential()),
+            Credential::Vonage(simulators.vonage.credential()),
+            Credential::Webhook(webhook::Credential::default()),
         ],
+        routes: plan.routes.clone(),
+        sms_countries: [SMS_COUNTRY.parse()?].into(),
         senders: serde_json::from_value(json!({ "email": [SENDER], "sms": [SMS_SENDER] }))?,
         ..NewApp::new(APP.parse()?, default_region(plan)?)
     };

@@ -66,9 +66,9 @@ impl Peal {
     fn start_worker(&mut self, region: &str, number: usize) -> anyhow::Result<Program> {
         let port = free_port()?;
         let place = self.plan.links.place(&network::edge(region));
-        let providers = self.providers(region)?;
-        let common = self.common(region, &Role::Worker(region.parse()?), 10)?;
         let name = format!("worker-{region}-{number}");
+        let providers = self.providers(region, &name)?;
+        let common = self.common(region, &Role::Worker(region.parse()?), 10)?;
         let config = format!(
             "name = \"{name}\"\nadmin_listen = \"{}:{port}\"\ndata = \"{}\"\n{}\n{common}\n{providers}",
             place.address(),
@@ -78,14 +78,19 @@ impl Peal {
         self.start_program("edge-worker", &name, &config, port, place)
     }
 
-    /// A worker's settings of all providers.
-    fn providers(&mut self, region: &str) -> anyhow::Result<String> {
+    /// The settings of all providers for the worker of this name.
+    fn providers(&mut self, region: &str, worker: &str) -> anyhow::Result<String> {
         let ca = self.folder.path().join(CA_FILE);
         let mut tables = String::new();
+        let is_former = self
+            .plan
+            .former
+            .as_ref()
+            .is_some_and(|former| former.begins_with(worker));
+        let mut ports = Vec::new();
         for simulator in self.simulators.all() {
-            let is_old = matches!(simulator.provider(), Provider::Apns | Provider::Fcm);
-            if self.plan.former.is_some() && !is_old {
-                // A former version may not know the provider, and refuses settings that it does not know.
+            // The former version refuses settings of providers that it does not know.
+            if is_former && !matches!(simulator.provider(), Provider::Apns | Provider::Fcm) {
                 continue;
             }
             let address = self
@@ -103,13 +108,14 @@ impl Peal {
             if simulator.provider() == Provider::Smtp {
                 writeln!(tables, "{}", self.plan.smtp_settings)?;
             }
+            ports.extend([address.port(), simulator.addr().port()]);
         }
-        // The endpoints of subscriptions are on this machine.
-        let port = self.simulators.web_push.addr().port();
-        write!(
-            tables,
-            "[providers.receivers]\nports = [{port}]\nprivate = [\"127.0.0.0/8\", \"::1/128\"]\n"
-        )?;
+        if !is_former {
+            writeln!(
+                tables,
+                "[providers.receivers]\nports = {ports:?}\nprivate = [\"0.0.0.0/0\", \"::/0\"]"
+            )?;
+        }
         Ok(tables)
     }
 

@@ -1,8 +1,9 @@
-//! Simulators of the push providers, faithful enough for development, tests and measurements.
+//! Simulators of the providers, faithful enough for development, tests and measurements.
 //!
 //! [`Apns`] speaks HTTP/2 over TLS as `api.push.apple.com` does, [`Fcm`] HTTP/2 and HTTP/1.1 over TLS as
-//! `fcm.googleapis.com` and `oauth2.googleapis.com` do, and so does [`WebPush`] as a push service of browsers; [`Smtp`] is a mail
-//! server that takes submissions, [`SendGrid`] and [`Mailchimp`] are the APIs of mail services. All validate the requests, answer with the provider's own errors, misbehave as a [`Script`]
+//! `fcm.googleapis.com` and `oauth2.googleapis.com` do, and so does [`WebPush`] as a push service of browsers. [`Smtp`] is a mail
+//! server that takes submissions, [`SendGrid`] and [`Mailchimp`] are the APIs of mail services, [`Twilio`] and [`Vonage`] take text
+//! messages, and [`Receivers`] webhooks. All validate the requests, answer with the provider's own errors, misbehave as a [`Script`]
 //! defines, and keep a [`Log`] of the requests that reached them. Their common
 //! part is a [`Simulator`]; [`Simulators`] has one for each provider. A further provider is a folder here with a
 //! [`Simulation`], and an arm in [`Simulators::get`].
@@ -30,6 +31,7 @@ pub mod apns;
 mod clock;
 mod devices;
 pub mod fcm;
+mod form;
 mod http1;
 mod http2;
 mod listener;
@@ -41,6 +43,9 @@ pub mod sendgrid;
 mod simulator;
 pub mod smtp;
 pub mod tls;
+pub mod twilio;
+pub mod vonage;
+pub mod webhook;
 pub mod web_push;
 mod wire;
 
@@ -57,6 +62,9 @@ pub use sendgrid::{SendGrid, SendGridConfig};
 pub use simulator::{Simulation, Simulator, Simulators};
 pub use smtp::{Encryption, Manners, Smtp, SmtpConfig};
 pub use tls::Authority;
+pub use twilio::{Twilio, TwilioConfig};
+pub use vonage::{Vonage, VonageConfig};
+pub use webhook::{Receivers, ReceiversConfig};
 pub use web_push::{WebPush, WebPushConfig};
 
 /// The host and port by which clients reach a simulator that listens on `addr`. The host is one that the certificate names.

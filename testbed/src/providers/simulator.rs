@@ -21,6 +21,9 @@ use super::sendgrid::SendGrid;
 use super::smtp::Smtp;
 use super::tls::Authority;
 use super::web_push::WebPush;
+use super::twilio::Twilio;
+use super::vonage::Vonage;
+use super::webhook::Receivers;
 use super::wire::StreamLimits;
 
 /// One running simulator for each provider.
@@ -38,6 +41,12 @@ pub struct Simulators {
     pub sendgrid: SendGrid,
     /// Mailchimp's.
     pub mailchimp: Mailchimp,
+    /// Twilio's.
+    pub twilio: Twilio,
+    /// Vonage's.
+    pub vonage: Vonage,
+    /// Receivers of webhooks.
+    pub webhook: Receivers,
 }
 
 impl Simulators {
@@ -51,6 +60,9 @@ impl Simulators {
             Provider::SendGrid => Some(&self.sendgrid),
             Provider::Mailchimp => Some(&self.mailchimp),
             Provider::Log => None,
+            Provider::Twilio => Some(&self.twilio),
+            Provider::Vonage => Some(&self.vonage),
+            Provider::Webhook => Some(&self.webhook),
         }
     }
 

@@ -12,3 +12,5 @@ mod endpoints;
 mod fcm;
 mod web_push;
 mod mail_services;
+mod sms;
+mod webhook;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use edge_worker::providers::{
-    Attempt, Attempted, BadCredential, EndpointSettings, Message, Outcome, Providers, Recorded, Renditions, Settings,
+    Attempt, Attempted, BadCredential, EndpointSettings, Message, Outcome, Providers, ReceiverSettings, Recorded, Renditions, Settings,
 };
 use futures::future::join_all;
 use jiff::Timestamp;
@@ -18,8 +18,9 @@ pub(crate) use shared::testing::{address, job};
 use shared::{
     address::Address,
     clock::Clock,
-    content::push::Push,
+    content::{Content, push::Push},
     id::AppId,
+    job::Job,
     provider::{Credential, Provider, apns, fcm, web_push},
 };
 use testbed::providers::{Apns, ApnsConfig, ApnsKey, Authority, Fcm, FcmConfig, WebPush, WebPushConfig};
@@ -43,6 +44,9 @@ pub(crate) struct Choices {
     pub(crate) others: bool,
     /// Whether receivers on this machine may be reached.
     pub(crate) private: bool,
+    pub(crate) twilio: Option<String>,
+    pub(crate) vonage: Option<String>,
+    pub(crate) receivers: ReceiverSettings,
     pub(crate) connections: usize,
     pub(crate) timeout: Duration,
     pub(crate) endpoints: EndpointSettings,
@@ -57,6 +61,9 @@ impl Default for Choices {
             services: vec!["localhost".into()],
             others: true,
             private: true,
+            twilio: None,
+            vonage: None,
+            receivers: ReceiverSettings::default(),
             connections: 4,
             timeout: Duration::from_secs(10),
             endpoints: EndpointSettings::default(),
@@ -79,6 +86,15 @@ impl Rig {
         settings.apns.timeout_ms = timeout_ms;
         settings.fcm.endpoints = choices.fcm;
         settings.fcm.ca_file = Some(ca_file.clone());
+        settings.twilio.endpoint = choices.twilio.unwrap_or(settings.twilio.endpoint);
+        settings.twilio.ca_file = Some(ca_file.clone());
+        settings.twilio.timeout_ms = timeout_ms;
+        settings.vonage.endpoint = choices.vonage.unwrap_or(settings.vonage.endpoint);
+        settings.vonage.ca_file = Some(ca_file.clone());
+        settings.vonage.timeout_ms = timeout_ms;
+        settings.webhook.ca_file = Some(ca_file);
+        settings.webhook.timeout_ms = timeout_ms;
+        settings.receivers = choices.receivers;
         settings.fcm.connections = choices.connections;
         settings.fcm.timeout_ms = timeout_ms;
         settings.web_push.services = choices.services;
@@ -232,6 +248,29 @@ impl Rig {
                 message: &message,
                 expires_at: job.expires_at(),
                 handover: &Recorded,
+            })
+            .await
+    }
+
+    /// Makes one attempt to send `content` to `address`.
+    pub(crate) async fn send(&self, content: Content, address: &Address) -> Attempted {
+        let push = Push {
+            title: Some("ding".into()),
+            ..Push::default()
+        };
+        let job = Arc::new(Job {
+            content,
+            ..job(&self.app, "event", push, now())
+        });
+        let message = Message::new(job.clone(), Renditions::default());
+        self.providers
+            .deliver(Attempt {
+                app: &self.app,
+                address,
+                delivery: job.delivery(address.id),
+                number: 1,
+                message: &message,
+                expires_at: job.expires_at(),
             })
             .await
     }

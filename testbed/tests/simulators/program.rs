@@ -21,7 +21,22 @@ async fn the_program_writes_the_files_that_a_client_needs() {
     std::fs::write(&script, rules.to_string()).unwrap();
     let any = "127.0.0.1:0";
     let args = [
-        "simulate", "--dir", path, "--apns", any, "--fcm", any, "--admin", any, "--script",
+        "simulate",
+        "--dir",
+        path,
+        "--apns",
+        any,
+        "--fcm",
+        any,
+        "--twilio",
+        any,
+        "--vonage",
+        any,
+        "--webhook",
+        any,
+        "--admin",
+        any,
+        "--script",
     ];
     let args = args.into_iter().chain(script.to_str());
     let program = <Program as clap::Parser>::try_parse_from(args).unwrap();

@@ -53,10 +53,9 @@ pub(in crate::providers) async fn exchange_unnamed(
             return Err(outcome);
         }
     };
-    let body = read_body(&mut answer, limit).await;
     progress.status = Some(answer.status().as_u16());
     Ok(Answer {
-        body,
+        body: read_body(&mut answer, limit).await,
         status: answer.status(),
         headers: std::mem::take(answer.headers_mut()),
     })

@@ -8,14 +8,14 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde::Serialize;
 use shared::{
-    address::{Address, AddressType, Format, Members, Receiver},
+    address::{Address, AddressType, Format, Members, Receiver, Target},
     id::{AddressId, RecipientId, Region},
     provider::{
         Provider,
         apns::{Environment, Kind},
     },
     recipient::{Fact, RecipientKey},
-    secret::Secret,
+    signature,
 };
 use utoipa::ToSchema;
 
@@ -95,16 +95,19 @@ pub(crate) async fn register(
     Json(mut wanted): Json<Members>,
 ) -> Result<Response, Problem> {
     let key = caller.key(recipient);
-    let mut made = wanted.needs_secret().then(Receiver::new_secret);
+    let mut made = wanted.needs_secret().then(signature::new_secret);
     wanted.secret = wanted.secret.or_else(|| made.clone());
     let ids = homes.context.config.id_key();
-    let mut address = Address::new(&ids, &key.app, wanted.target()?, homes.context.clock.now());
+    let now = homes.context.clock.now();
+    let mut address = Address::new(&ids, &key.app, wanted.target()?, now);
     let home = homes.ensure_home(&key, &caller.app.default_region).await?;
-    if made.is_some()
-        && let Some(former) = former_secret(&homes, &home, &key, address.id).await?
+    if let Target::Webhook(receiver) = &mut address.target
+        && let Some(known) = known_receiver(&homes, &home, &key, address.id).await?
     {
-        address.target = address.target.with_secret(former);
-        made = None;
+        if known.secret.is_some() && made.take().is_some() {
+            receiver.secret.clone_from(&known.secret);
+        }
+        *receiver = receiver.clone().in_place_of(known, now);
     }
     let owners = homes.owners(&key.app, address.id).await?;
     address.registered_at = owners.next(address.registered_at);
@@ -246,16 +249,19 @@ impl From<Address> for AddressResponse {
     }
 }
 
-/// The secret that a receiver was registered with before, if it is registered.
-async fn former_secret(
+/// The receiver as it is registered, if it is.
+async fn known_receiver(
     homes: &Homes,
     home: &Region,
     key: &RecipientKey,
     id: AddressId,
-) -> Result<Option<Secret>, Problem> {
+) -> Result<Option<Receiver>, Problem> {
     let known = homes.read(home, key).await?;
-    let former = known.addresses.into_iter().find(|(address, _)| address.id == id);
-    Ok(former.and_then(|(address, _)| Members::from(address.target).secret))
+    let found = known.addresses.into_iter().find(|(address, _)| address.id == id);
+    Ok(found.and_then(|(address, _)| match address.target {
+        Target::Webhook(receiver) => Some(receiver),
+        _ => None,
+    }))
 }
 
 #[cfg(test)]

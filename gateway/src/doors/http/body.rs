@@ -98,7 +98,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use serde_json::{Value, json};
-    use shared::{address::Members, contract, recipient::Preferences};
+    use shared::{address::Members, contract, provider::Provider, recipient::Preferences};
 
     use super::*;
     use crate::{
@@ -341,9 +341,10 @@ mod tests {
                 .unwrap()
                 .1
         };
+        let words = Provider::ALL.iter().map(|provider| format!("`{provider}`"));
         assert_eq!(
             address(r#""provider":1"#),
-            "provider: must be one of `apns`, `fcm`, `web_push`, `log`"
+            format!("provider: must be one of {}", words.collect::<Vec<_>>().join(", "))
         );
         assert_eq!(
             address(r#""provider":"apns","kind":false"#),

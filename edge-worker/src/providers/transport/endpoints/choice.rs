@@ -18,6 +18,7 @@ use crate::providers::transport::http2::Host;
 /// When a failed address is tried again.
 pub(super) const RETRY_FAILED_AFTER: Backoff = Backoff {
     first: Duration::from_secs(1),
+    factor: 2,
     most: Duration::from_mins(1),
 };
 

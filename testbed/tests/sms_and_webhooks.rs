@@ -1,0 +1,206 @@
+//! Text messages and webhooks, from a request over HTTP to the provider and back to the status.
+
+#![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use shared::{app::Route, channel::Channel, provider::Provider, signature};
+use testbed::{
+    nats,
+    peal::{Peal, Plan},
+    providers::{Answer, RecordedPush, Rule},
+};
+use tokio::time::{Instant, sleep};
+
+/// The number of `ann`.
+const ANN: &str = "+41791234567";
+
+const DONE_WITHIN: Duration = Duration::from_secs(45);
+
+/// A mesh whose app sends text messages by Twilio, and by Vonage if that fails.
+async fn start() -> Peal {
+    let routes = [(Provider::Twilio, 100), (Provider::Vonage, 0)];
+    let routes = routes.map(|(provider, weight)| Route { provider, weight }).to_vec();
+    let plan = Plan {
+        workers: 1,
+        sample_ratio: 0.0,
+        routes: [(Channel::Sms, routes)].into(),
+        provider_settings: "timeout_ms = 2000".into(),
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    };
+    Peal::start(plan).await.unwrap()
+}
+
+/// Registers `ann` with this address, and returns the answer.
+async fn register(peal: &Peal, address: Value) -> Value {
+    let path = "/v1/recipients/ann/addresses";
+    let answer = peal.expect("POST", "eu", path, Some(&address)).await.unwrap();
+    peal.wait_known("us", "ann").await.unwrap();
+    answer
+}
+
+/// Sends a notification to `ann` and returns its only delivery once it is done.
+async fn send(peal: &Peal, at: &str, content: Value) -> Value {
+    let mut body = json!({ "to": { "recipients": ["ann"] } });
+    body.as_object_mut()
+        .unwrap()
+        .extend(content.as_object().unwrap().clone());
+    let accepted = peal.expect("POST", at, "/v1/notifications", Some(&body)).await.unwrap();
+    let path = format!("/v1/notifications/{}", accepted["notification_id"].as_str().unwrap());
+    let deadline = Instant::now() + DONE_WITHIN;
+    loop {
+        let status = peal.expect("GET", at, &path, None).await.unwrap();
+        if status["state"] == "done" {
+            let deliveries = status["deliveries"].as_array().unwrap();
+            assert_eq!(deliveries.len(), 1, "{status}");
+            return deliveries[0].clone();
+        }
+        assert!(Instant::now() < deadline, "{status}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn text(text: &str) -> Value {
+    json!({ "sms": { "text": text } })
+}
+
+/// Compares the end of a delivery.
+fn assert_end(delivery: &Value, state: &str, provider: &str, reason: &str) {
+    let member = |name: &str| delivery[name].as_str().unwrap_or_default();
+    assert_eq!(
+        [member("state"), member("provider"), member("reason")],
+        [state, provider, reason],
+        "{delivery}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn text_messages_take_the_apps_route_and_double_nothing() {
+    let peal = start().await;
+    peal.register("ann", "eu", &[]).await.unwrap();
+    register(&peal, json!({ "type": "phone", "phone": ANN })).await;
+    let (twilio, vonage) = (&peal.simulators.twilio, &peal.simulators.vonage);
+
+    let delivery = send(&peal, "us", text("Your code is 1234")).await;
+    assert_end(&delivery, "delivered", "twilio", "");
+    let sent = twilio.log().delivered_to(ANN);
+    assert_eq!((sent.len(), sent[0].topic.as_deref()), (1, Some("Shop")));
+    // The intent stands before the answer.
+    let attempts = delivery["attempts"].as_array().unwrap();
+    let states: Vec<_> = attempts
+        .iter()
+        .map(|attempt| attempt["state"].as_str().unwrap())
+        .collect();
+    assert_eq!(states, ["attempting", "delivered"]);
+    assert_eq!(attempts[1]["provider_id"], sent[0].id.as_str());
+
+    // Taken, but not answered.
+    let taken = Answer::close().delivered(true);
+    twilio.script().add(Rule::token(ANN).times(1).answer(taken)).unwrap();
+    assert_end(
+        &send(&peal, "eu", text("Twice?")).await,
+        "unknown",
+        "twilio",
+        "connection_lost",
+    );
+    assert_eq!((twilio.log().delivered_count(), vonage.log().delivered_count()), (2, 0));
+
+    // Busy, then taken by the next provider.
+    let busy = Answer::reason("20429");
+    twilio.script().clear();
+    twilio.script().add(Rule::token(ANN).times(1).answer(busy)).unwrap();
+    assert_end(&send(&peal, "eu", text("Later")).await, "delivered", "vonage", "");
+
+    // Nobody listens at Twilio.
+    twilio.stop().await;
+    // A message sent before the close arrives at the worker would be in doubt.
+    sleep(Duration::from_millis(200)).await;
+    assert_end(&send(&peal, "eu", text("At once")).await, "delivered", "vonage", "");
+    let gone = Answer::reason("33");
+    vonage.script().add(Rule::token(ANN).answer(gone)).unwrap();
+    assert_end(
+        &send(&peal, "eu", text("Gone")).await,
+        "rejected",
+        "vonage",
+        "number_deactivated",
+    );
+    let delivery = send(&peal, "eu", text("Nobody")).await;
+    assert_end(&delivery, "suppressed", "", "no_address");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn text_messages_to_closed_countries_and_long_ones_are_refused() {
+    let peal = start().await;
+    peal.register("ann", "eu", &[]).await.unwrap();
+    register(&peal, json!({ "type": "phone", "phone": "+18765550123" })).await;
+    let delivery = send(&peal, "us", text("Your code is 1234")).await;
+    assert_end(&delivery, "rejected", "twilio", "country_closed");
+    let asked = [&*peal.simulators.twilio, &*peal.simulators.vonage].map(|simulator| simulator.log().request_count());
+    assert_eq!(asked, [0, 0]);
+    for (field, sms) in [
+        ("sms.text", json!({ "text": "a".repeat(613) })),
+        ("sms.text", json!({ "text": "ж".repeat(71), "max_segments": 1 })),
+        ("sms.text", json!({ "text": "ç", "encoding": "gsm7" })),
+        ("sms.max_segments", json!({ "text": "a", "max_segments": 11 })),
+        (
+            "sms.twilio.payload.To",
+            json!({ "text": "a", "twilio": { "payload": { "To": "+41790000000" } } }),
+        ),
+    ] {
+        let body = json!({ "to": { "recipients": ["ann"] }, "sms": sms });
+        let (status, problem) = peal.ask("POST", "eu", "/v1/notifications", Some(&body)).await.unwrap();
+        assert_eq!(
+            (status, &problem["errors"][0]["field"]),
+            (422, &json!(field)),
+            "{problem}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_are_signed_repeated_under_one_id_and_end_with_410() {
+    let peal = start().await;
+    peal.register("ann", "eu", &[]).await.unwrap();
+    let receivers = &peal.simulators.webhook;
+    let answer = register(&peal, json!({ "type": "webhook", "url": receivers.url("/hook") })).await;
+    let secret = answer["secret"].as_str().unwrap();
+    receivers.expect("/hook", secret).unwrap();
+    let event = json!({ "webhook": { "type": "order.paid", "data": { "order": 7 } } });
+    assert_end(&send(&peal, "us", event.clone()).await, "delivered", "webhook", "");
+
+    // For a day both secrets sign.
+    let replaced = signature::new_secret();
+    let again = json!({ "type": "webhook", "url": receivers.url("/hook"), "secret": replaced.reveal() });
+    register(&peal, again).await;
+    assert_end(&send(&peal, "us", event.clone()).await, "delivered", "webhook", "");
+    receivers.expect("/hook", replaced.reveal()).unwrap();
+    assert_end(&send(&peal, "eu", event.clone()).await, "delivered", "webhook", "");
+
+    // Taken but not answered, then refused: it comes again under the same id.
+    receivers.log().clear();
+    let taken = Answer::close().delivered(true);
+    receivers
+        .script()
+        .add(Rule::token("/hook").times(1).answer(taken))
+        .unwrap();
+    let busy = Answer::default().status(503);
+    receivers
+        .script()
+        .add(Rule::token("/hook").times(1).answer(busy))
+        .unwrap();
+    assert_end(&send(&peal, "eu", event.clone()).await, "delivered", "webhook", "");
+    let requests: Vec<RecordedPush> = receivers.log().requests_for("/hook");
+    assert_eq!(requests.len(), 3);
+    assert!(requests.iter().all(|request| request.id == requests[0].id));
+
+    let gone = Answer::default().status(410);
+    receivers.script().add(Rule::token("/hook").answer(gone)).unwrap();
+    assert_end(
+        &send(&peal, "eu", event.clone()).await,
+        "rejected",
+        "webhook",
+        "http_410",
+    );
+    assert_end(&send(&peal, "eu", event).await, "suppressed", "", "no_address");
+}
