@@ -111,7 +111,7 @@ mod tests {
             problem::{INVALID, NOT_BUILT},
         },
         intake::request::SendRequest,
-        recipients::register::PutRecipient,
+        recipients::{import::ImportLine, register::PutRecipient},
     };
 
     #[derive(Debug, serde::Deserialize, ToSchema)]
@@ -205,6 +205,7 @@ mod tests {
                 $test::<Members>("address", "", &json!({ "provider": "apns", "token": "ab12" }));
                 $test::<Preferences>("preferences", "", &json!({}));
                 $test::<ReplayRequest>("replay", "", &json!({}));
+                $test::<ImportLine>("import_line", "", &json!({ "recipient_id": "ann" }));
         };
     }
 
@@ -239,6 +240,7 @@ mod tests {
         accepts::<PutRecipient>("recipient");
         accepts::<Members>("address");
         accepts::<Preferences>("preferences");
+        accepts::<ImportLine>("import_line");
     }
 
     /// Sends every kind of value for every member of `object`, at `path` of `minimal`.
@@ -416,6 +418,7 @@ mod tests {
         rules::<Members>("address", "", &json!({ "provider": "apns", "token": "ab12" }), &mut all);
         rules::<Preferences>("preferences", "", &json!({}), &mut all);
         rules::<ReplayRequest>("replay", "", &json!({}), &mut all);
+        rules::<ImportLine>("import_line", "", &json!({ "recipient_id": "ann" }), &mut all);
         let of_code = [
             "5551234", "struct", "enum", "variant", "tuple", "map", "sequence", "unit", "u8", "u32", "i32", "usize",
             "type",
