@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use clap::Args;
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder, header::CONTENT_TYPE};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -85,12 +85,7 @@ impl Api {
         query: &[(&str, String)],
         body: Option<&Value>,
     ) -> Result<Value, Failure> {
-        let url = format!("{}{path}", self.args.url.trim_end_matches('/'));
-        let mut url = reqwest::Url::parse(&url).map_err(|error| Failure::Arguments(format!("--url: {error}")))?;
-        if !query.is_empty() {
-            url.query_pairs_mut().extend_pairs(query);
-        }
-        let mut request = self.http.request(method, url).bearer_auth(&self.args.key);
+        let mut request = self.begin(method, path, query)?;
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -98,6 +93,45 @@ impl Api {
         let status = answer.status().as_u16();
         let body = answer.bytes().await.map_err(http)?;
         read(status, &body)
+    }
+
+    /// Sends lines of NDJSON, and returns the answer as it comes.
+    pub(super) async fn import(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        body: Vec<u8>,
+        within: Duration,
+    ) -> Result<Pieces, Failure> {
+        let request = self.begin(Method::POST, path, query)?.timeout(within);
+        let request = request.header(CONTENT_TYPE, "application/x-ndjson").body(body);
+        let answer = request.send().await.map_err(http)?;
+        let status = answer.status().as_u16();
+        if status == 200 {
+            return Ok(Pieces(answer));
+        }
+        let body = answer.bytes().await.map_err(http)?;
+        read(status, &body)?;
+        Err(Failure::Http(format!("the gateway answers with the status {status}")))
+    }
+
+    fn begin(&self, method: Method, path: &str, query: &[(&str, String)]) -> Result<RequestBuilder, Failure> {
+        let url = format!("{}{path}", self.args.url.trim_end_matches('/'));
+        let mut url = reqwest::Url::parse(&url).map_err(|error| Failure::Arguments(format!("--url: {error}")))?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        Ok(self.http.request(method, url).bearer_auth(&self.args.key))
+    }
+}
+
+/// The body of an answer, piece by piece.
+pub(super) struct Pieces(reqwest::Response);
+
+impl Pieces {
+    /// The next piece; `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<impl AsRef<[u8]> + use<>>, Failure> {
+        self.0.chunk().await.map_err(http)
     }
 }
 

@@ -1,10 +1,11 @@
 //! The commands of `peal`. Results go to standard output, errors to standard error.
 //!
-//! Exit codes: 0, done, or the answer is yes; 1, the answer is no (the equation does not hold, or something was not
-//! delivered); 2, the command failed.
+//! Exit codes: 0, done, or the answer is yes; 1, the answer is no (the equation does not hold, something was not delivered,
+//! or a line was refused); 2, the command failed.
 
 mod api;
 mod dead;
+mod import;
 mod keys;
 mod mesh;
 mod operator;
@@ -36,6 +37,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Send a notification.
     Send(Box<send::SendArgs>),
+    /// Register many recipients from a file.
+    Import(import::ImportArgs),
     /// List, show, replay or delete dead letters.
     Dead(dead::DeadArgs),
     /// Follow the receipts of a region.
@@ -74,6 +77,8 @@ enum Failure {
     Door(String),
     #[error("{0}")]
     Refused(Box<api::Refusal>),
+    #[error("{1}\n  stopped at line {0}; continue with --from-line {0}")]
+    Stopped(u64, Box<Failure>),
     #[error("cannot write: {0}")]
     Output(#[from] io::Error),
 }
@@ -85,6 +90,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
     let done = match arguments.command {
         Command::Verify(args) => verify::run(args, &mut out).await,
         Command::Send(args) => send::run(*args, &mut out).await,
+        Command::Import(args) => import::run(args, &mut out).await,
         Command::Dead(args) => dead::run(args, &mut out).await,
         Command::Tail(args) => tail::run(args, &mut out).await,
         Command::Top(args) => top::run(args, &clock, &mut out).await,

@@ -39,7 +39,7 @@ use crate::{
     config::{Settings, Unusable},
     context::Context,
     doors::{
-        http::{self, Connections, Keys, api::Api},
+        http::{self, Connections, Imports, Keys, api::Api},
         nats::Door,
     },
     intake::{accept::Intake, budget::Budgets, moved, publish::Publisher, waiting},
@@ -177,6 +177,7 @@ impl Gateway {
             limits: settings.limits,
             permits: Arc::new(Semaphore::new(settings.limits.in_flight)),
             keys: Keys::default(),
+            imports: Imports::new(lifecycle.clone()),
             context: Arc::clone(&context),
         };
         let connections = Connections::new(settings.limits.connections, settings.limits.connections_per_address);

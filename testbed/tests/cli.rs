@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    future::pending,
     process::{Output, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
@@ -28,7 +29,8 @@ use testbed::{
     providers::{Answer, Rule},
 };
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader, copy, copy_bidirectional},
+    net::{TcpListener, TcpStream},
     process::Command,
     time::timeout,
 };
@@ -460,5 +462,96 @@ async fn dead_letters_are_listed_shown_replayed_and_deleted() {
         replays
             .into_iter()
             .all(|(_, _, body)| *body == json!({ "reason": "attempts" }))
+    );
+}
+
+/// The address of a way to `url` whose first connection breaks after so many bytes from the gateway.
+async fn breaking_way(url: &str, bytes: u64) -> String {
+    let gateway = url.strip_prefix("http://").unwrap().to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut limit = Some(bytes);
+        loop {
+            let (mut caller, _) = listener.accept().await.unwrap();
+            let mut gateway = TcpStream::connect(&gateway).await.unwrap();
+            let limit = limit.take();
+            tokio::spawn(async move {
+                let Some(bytes) = limit else {
+                    return copy_bidirectional(&mut caller, &mut gateway).await.map(|_| ());
+                };
+                let (mut from_caller, mut to_caller) = caller.split();
+                let (from_gateway, mut to_gateway) = gateway.split();
+                let mut answer = from_gateway.take(bytes);
+                tokio::select! {
+                    done = copy(&mut answer, &mut to_caller) => done.map(|_| ()),
+                    // The request may be sent before the answer has come.
+                    done = async { copy(&mut from_caller, &mut to_gateway).await?; pending().await } => done,
+                }
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_continues_after_a_break_and_names_the_lines_that_are_refused() {
+    const LINES: usize = 3000;
+    let peal = start(&["eu"], "").await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("users.ndjson");
+    let line = |number: usize| {
+        let token = if number == 700 {
+            json!("")
+        } else {
+            json!(format!("token-{number}"))
+        };
+        let address = json!({ "provider": "fcm", "token": token });
+        format!(
+            "{}\n",
+            json!({ "recipient_id": format!("r{number}"), "addresses": [address] })
+        )
+    };
+    std::fs::write(&file, (1..=LINES).map(line).collect::<String>()).unwrap();
+    let name = file.to_str().unwrap();
+
+    let way = breaking_way(&peal.region("eu").gateway.url, 20_000).await;
+    let mut import = program(&peal, &["import", name]);
+    import.env("PEAL_URL", &way);
+    let (code, out, err) = run(import).await;
+    assert_eq!((code, err.as_str()), (1, ""), "{out}");
+    let found: Vec<_> = out.lines().collect();
+    assert_eq!(found.len(), 2, "{out}");
+    let rule = "line 700: addresses[0].token: must be ";
+    assert!(
+        found[0].starts_with(rule) && found[0].ends_with(" (validation_failed)"),
+        "{out}"
+    );
+    // What was stored and not answered before the break is known after it.
+    let counts: Vec<usize> = found[1].split(' ').filter_map(|word| word.parse().ok()).collect();
+    let [lines, new, known, refused] = counts[..] else {
+        panic!("{out}");
+    };
+    assert_eq!((lines, new + known, refused), (LINES, LINES - 1, 1), "{out}");
+    assert!(known < LINES / 2, "the answered lines are not sent again: {out}");
+
+    // From behind the bad line everything is known.
+    let (code, out, err) = run(program(&peal, &["import", name, "--from-line", "701"])).await;
+    assert_eq!(
+        (code, out.as_str()),
+        (0, "2300 lines: 0 new recipients, 2300 known, 0 refused\n"),
+        "{err}"
+    );
+
+    let mut import = program(&peal, &["import", name]);
+    import.env(
+        "PEAL_KEY",
+        "peal_0000000000000000_0000000000000000000000000000000000000000000",
+    );
+    let (code, _, err) = run(import).await;
+    assert_eq!(code, 2);
+    assert!(
+        err.contains("unauthenticated") && err.contains("continue with --from-line 1"),
+        "{err}"
     );
 }

@@ -16,7 +16,7 @@ use super::seconds_up;
 use crate::{
     intake::{accept::NotAccepted, budget::TooMany, request::Refused},
     json::Unread,
-    recipients::homes::NotChanged,
+    recipients::{homes::NotChanged, register::NotRegistered},
 };
 
 /// What a problem document is sent as (RFC 9457 §6.1).
@@ -118,7 +118,7 @@ pub(crate) const TOO_LARGE: Kind = kind(
 pub(crate) const MEDIA_TYPE: Kind = kind(
     "unsupported_media_type",
     StatusCode::UNSUPPORTED_MEDIA_TYPE,
-    "The body must be application/json",
+    "The body is of another media type",
     None,
 );
 pub(crate) const RESIDES_ELSEWHERE: Kind = kind(
@@ -453,6 +453,16 @@ impl From<NotChanged> for Problem {
         match error {
             NotChanged::Read(error) => error.into(),
             NotChanged::Write(error) => error.into(),
+        }
+    }
+}
+
+impl From<NotRegistered> for Problem {
+    fn from(error: NotRegistered) -> Self {
+        match error {
+            NotRegistered::Invalid(invalid) => invalid.into(),
+            NotRegistered::NotChanged(error) => error.into(),
+            NotRegistered::Moving => Self::new(TIMEOUT, "The move is not complete. Repeat the request to continue it."),
         }
     }
 }

@@ -1,6 +1,10 @@
 //! Reads and writes the facts of recipients at their homes, and moves recipients between homes.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
@@ -263,26 +267,44 @@ impl Homes {
             .await
     }
 
-    /// Checks that a registered recipient may have one more address, `address`, at its home.
+    /// Checks that a registered recipient may have `wanted` besides the addresses at its home.
     pub(crate) async fn check_addresses(
         &self,
         home: &Region,
         key: &RecipientKey,
-        address: AddressId,
+        wanted: &[AddressId],
     ) -> Result<(), Invalid> {
-        match counted(self.read(home, key)).await {
-            Some(known) if !known.addresses.iter().any(|(known, _)| known.id == address) => {
-                at_most(MAX_ADDRESSES, known.addresses.len() + 1, "addresses")
-            }
-            _ => Ok(()),
+        let wanted: HashSet<_> = wanted.iter().collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let Some(known) = counted(self.read(home, key)).await else {
+            return Ok(());
+        };
+        let refreshed = known.addresses.iter().filter(|(known, _)| wanted.contains(&known.id));
+        match wanted.len() - refreshed.count() {
+            0 => Ok(()),
+            new => at_most(MAX_ADDRESSES, known.addresses.len() + new, "addresses"),
         }
     }
 
-    /// Checks that a registered recipient may be a member of one more topic, `topic`, at its home.
-    pub(crate) async fn check_topics(&self, home: &Region, key: &RecipientKey, topic: &Topic) -> Result<(), Invalid> {
-        match counted(self.topics(home, key)).await {
-            Some(topics) if !topics.contains_key(topic) => at_most(MAX_TOPICS, topics.len() + 1, "topics"),
-            _ => Ok(()),
+    /// Checks that a registered recipient may be a member of `wanted` besides its topics at its home.
+    pub(crate) async fn check_topics(
+        &self,
+        home: &Region,
+        key: &RecipientKey,
+        wanted: &[Topic],
+    ) -> Result<(), Invalid> {
+        let wanted: HashSet<_> = wanted.iter().collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let Some(known) = counted(self.topics(home, key)).await else {
+            return Ok(());
+        };
+        match wanted.iter().filter(|topic| !known.contains_key(**topic)).count() {
+            0 => Ok(()),
+            new => at_most(MAX_TOPICS, known.len() + new, "topics"),
         }
     }
 

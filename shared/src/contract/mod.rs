@@ -459,8 +459,8 @@ mod tests {
             ),
             (
                 "import_line",
-                json!({ "topics": [] }),
-                "topics",
+                json!({ "topics": [], "addresses": [{}, { "generation": 1 }] }),
+                "addresses[1].generation",
                 "is not built yet (channels)",
             ),
             (

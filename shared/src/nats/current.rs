@@ -52,6 +52,9 @@ pub async fn last(js: &jetstream::Context, stream: &str, subject: &str) -> Resul
 pub async fn last_of(js: &jetstream::Context, stream: &str, filters: &[String]) -> Result<Vec<Found>, NoAnswer> {
     let newest = try_join_all(filters.iter().map(|filter| last(js, stream, filter))).await?;
     let needed = newest.iter().flatten().map(|found| found.sequence).max();
+    if needed.is_none() {
+        return Ok(Vec::new());
+    }
     let asked_until = Instant::now() + ANSWERED_WITHIN;
     loop {
         let found = direct::last_of(js, &Domain::Here, stream, filters).await?;

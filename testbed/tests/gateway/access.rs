@@ -67,6 +67,13 @@ impl Operation {
             "addresses" => json!({ "provider": "fcm", "token": "t1" }),
             "replay" => json!({ "reason": "none of them" }),
             "preferences" => json!({ "channels": { "push": true } }),
+            "imports" => json!({
+                "recipient_id": "ann",
+                "recipient": { "locale": "en" },
+                "addresses": [{ "provider": "fcm", "token": "t1" }],
+                "preferences": { "channels": { "push": true } },
+                "topics": ["news"],
+            }),
             _ => json!({ "locale": "en" }),
         };
         self.takes_body.then_some(body)

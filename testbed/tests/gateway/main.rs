@@ -8,6 +8,7 @@ mod access;
 mod door;
 mod durable;
 mod faults;
+mod imports;
 mod limits;
 mod recipients;
 mod schemas;

@@ -176,6 +176,9 @@ impl Rig {
             request = request.bearer_auth(key);
         }
         if let Some(body) = body {
+            if path.starts_with("/v1/imports") {
+                request = request.header("content-type", "application/x-ndjson");
+            }
             request = request.json(&body);
         }
         send(request).await

@@ -8,14 +8,12 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde::Serialize;
 use shared::{
-    address::{Address, AddressType, Format, Members, Receiver, Target},
-    id::{AddressId, RecipientId, Region},
+    address::{Address, AddressType, Format, Members},
+    id::{AddressId, RecipientId},
     provider::{
         Provider,
         apns::{Environment, Kind},
     },
-    recipient::{Fact, RecipientKey},
-    signature,
 };
 use utoipa::ToSchema;
 
@@ -27,7 +25,10 @@ use super::{
     problem::{NOT_FOUND, Problem},
     recipients,
 };
-use crate::recipients::{homes::Homes, owners};
+use crate::recipients::{
+    homes::Homes,
+    register::{NewAddress, Registered, Room},
+};
 
 /// An address, without its token.
 #[derive(Debug, Serialize, ToSchema)]
@@ -92,45 +93,19 @@ pub(crate) async fn register(
     State(homes): State<Homes>,
     caller: Caller<ToWrite>,
     Named(recipient): Named<RecipientId>,
-    Json(mut wanted): Json<Members>,
+    Json(wanted): Json<Members>,
 ) -> Result<Response, Problem> {
     let key = caller.key(recipient);
-    let mut made = wanted.needs_secret().then(signature::new_secret);
-    wanted.secret = wanted.secret.or_else(|| made.clone());
-    let ids = homes.context.config.id_key();
-    let now = homes.context.clock.now();
-    let mut address = Address::new(&ids, &key.app, wanted.target()?, now);
+    let new = NewAddress::check(&homes, &caller.app, wanted)?;
     let home = homes.ensure_home(&key, &caller.app.default_region).await?;
-    if let Target::Webhook(receiver) = &mut address.target
-        && let Some(known) = known_receiver(&homes, &home, &key, address.id).await?
-    {
-        if known.secret.is_some() && made.take().is_some() {
-            receiver.secret.clone_from(&known.secret);
-        }
-        *receiver = receiver.clone().in_place_of(known, now);
-    }
-    let owners = homes.owners(&key.app, address.id).await?;
-    address.registered_at = owners.next(address.registered_at);
-    // The owner is written last: if something fails before that, a repetition starts again.
-    let is_new = owners.owner() != Some(&key.recipient);
-    if is_new {
-        homes.check_addresses(&home, &key, address.id).await?;
-    }
-    homes.write(&home, &key, Fact::Address(address.clone())).await?;
-    if is_new {
-        let owner = Some(key.recipient.clone());
-        homes
-            .put_owner(&key.app, address.id, owner, address.registered_at)
-            .await?;
-    }
-    // The gateways of other regions do this when they read the entry; here it is done before the answer. A repetition does it
-    // again, because the first request may have failed in between.
-    if !owners.former().is_empty() || (is_new && owners.owner().is_some()) {
-        owners::settle(&homes, &key.app, address.id).await?;
-    }
+    let Registered {
+        address,
+        secret,
+        is_new,
+    } = new.store(&homes, &home, &key, Room::ToBeChecked).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let response = AddressResponse {
-        secret: made.map(|secret| secret.reveal().to_owned()),
+        secret: secret.map(|secret| secret.reveal().to_owned()),
         ..address.into()
     };
     Ok((status, axum::Json(response)).into_response())
@@ -247,21 +222,6 @@ impl From<Address> for AddressResponse {
             registered_at: address.registered_at,
         }
     }
-}
-
-/// The receiver as it is registered, if it is.
-async fn known_receiver(
-    homes: &Homes,
-    home: &Region,
-    key: &RecipientKey,
-    id: AddressId,
-) -> Result<Option<Receiver>, Problem> {
-    let known = homes.read(home, key).await?;
-    let found = known.addresses.into_iter().find(|(address, _)| address.id == id);
-    Ok(found.and_then(|(address, _)| match address.target {
-        Target::Webhook(receiver) => Some(receiver),
-        _ => None,
-    }))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use axum::extract::FromRef;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use super::quota::Keys;
+use super::{imports::Imports, quota::Keys};
 use crate::{
     context::Context,
     intake::accept::Intake,
@@ -31,6 +31,7 @@ pub(crate) struct Api {
     pub(crate) permits: Arc<Semaphore>,
     /// What API keys use of their quotas.
     pub(crate) keys: Keys,
+    pub(crate) imports: Imports,
 }
 
 /// Limits on requests.

@@ -121,6 +121,11 @@ impl<R> Caller<R> {
         }
     }
 
+    /// Gives back the places, for a request that has one of its own, and leaves the app.
+    pub(crate) fn leave(self) -> Arc<App> {
+        self.app
+    }
+
     /// Checks for a scope that only some requests to the route require.
     pub(crate) fn require(&self, scope: Scope) -> Result<(), Problem> {
         if self.scopes.contains(&scope) {

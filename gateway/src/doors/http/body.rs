@@ -19,7 +19,7 @@ use super::{
 use crate::json;
 
 /// A slow body occupies one of the places for requests, so a caller has only this long to send it.
-const BODY_ARRIVES_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const BODY_ARRIVES_WITHIN: Duration = Duration::from_secs(5);
 
 /// The body of a request, parsed as `T`.
 #[derive(Debug)]
@@ -46,16 +46,7 @@ impl FromRequest<Arc<Api>> for Verbatim {
 }
 
 async fn read(request: Request, limits: &Limits) -> Result<Bytes, Problem> {
-    if !is_json(request.headers()) {
-        return Err(Problem::new(
-            MEDIA_TYPE,
-            "Send the header Content-Type: application/json.",
-        ));
-    }
-    if !is_identity(request.headers()) {
-        let problem = Problem::new(MEDIA_TYPE, "Send the body without a Content-Encoding.");
-        return Err(problem.header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
-    }
+    check_type(request.headers(), "application/json")?;
     let limit = limits.body_bytes;
     timeout(BODY_ARRIVES_WITHIN, to_bytes(request.into_body(), limit))
         .await
@@ -68,7 +59,20 @@ async fn read(request: Request, limits: &Limits) -> Result<Bytes, Problem> {
         })
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+/// Checks that the body is sent as `wanted`, a media type in lower case, and without a coding.
+pub(super) fn check_type(headers: &HeaderMap, wanted: &'static str) -> Result<(), Problem> {
+    if !is_type(headers, wanted) {
+        let detail = format!("Send the header Content-Type: {wanted}.");
+        return Err(Problem::new(MEDIA_TYPE, detail));
+    }
+    if !is_identity(headers) {
+        let problem = Problem::new(MEDIA_TYPE, "Send the body without a Content-Encoding.");
+        return Err(problem.header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
+    }
+    Ok(())
+}
+
+fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
     let Some(Ok(kind)) = headers.get(header::CONTENT_TYPE).map(HeaderValue::to_str) else {
         return false;
     };
@@ -76,7 +80,7 @@ fn is_json(headers: &HeaderMap) -> bool {
         .next()
         .unwrap_or_default()
         .trim()
-        .eq_ignore_ascii_case("application/json")
+        .eq_ignore_ascii_case(wanted)
 }
 
 /// Whether the body is sent as it is (RFC 9110 §8.4).
@@ -105,9 +109,9 @@ mod tests {
         doors::http::{
             dead_letters::ReplayRequest,
             problem::{INVALID, NOT_BUILT},
-            recipients::PutRecipient,
         },
         intake::request::SendRequest,
+        recipients::{import::ImportLine, register::PutRecipient},
     };
 
     #[derive(Debug, serde::Deserialize, ToSchema)]
@@ -201,6 +205,7 @@ mod tests {
                 $test::<Members>("address", "", &json!({ "provider": "apns", "token": "ab12" }));
                 $test::<Preferences>("preferences", "", &json!({}));
                 $test::<ReplayRequest>("replay", "", &json!({}));
+                $test::<ImportLine>("import_line", "", &json!({ "recipient_id": "ann" }));
         };
     }
 
@@ -235,6 +240,7 @@ mod tests {
         accepts::<PutRecipient>("recipient");
         accepts::<Members>("address");
         accepts::<Preferences>("preferences");
+        accepts::<ImportLine>("import_line");
     }
 
     /// Sends every kind of value for every member of `object`, at `path` of `minimal`.
@@ -413,6 +419,7 @@ mod tests {
         rules::<Members>("address", "", &json!({ "provider": "apns", "token": "ab12" }), &mut all);
         rules::<Preferences>("preferences", "", &json!({}), &mut all);
         rules::<ReplayRequest>("replay", "", &json!({}), &mut all);
+        rules::<ImportLine>("import_line", "", &json!({ "recipient_id": "ann" }), &mut all);
         let of_code = [
             "5551234", "struct", "enum", "variant", "tuple", "map", "sequence", "unit", "u8", "u32", "i32", "usize",
             "type",

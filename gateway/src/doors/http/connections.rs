@@ -280,6 +280,12 @@ impl Connection {
         InProgress(Arc::clone(self))
     }
 
+    /// The request that is being answered continues after its answer has begun.
+    pub(super) fn continues(self: &Arc<Self>) -> InProgress {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        InProgress(Arc::clone(self))
+    }
+
     /// When this connection has been idle for too long, or has not sent a head in time, as of now.
     pub(super) fn deadline(&self) -> Instant {
         if self.requests.load(Ordering::Relaxed) > 0 {

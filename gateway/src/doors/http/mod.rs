@@ -7,6 +7,7 @@ mod body;
 mod connections;
 mod dead_letters;
 mod health;
+mod imports;
 mod named;
 mod notifications;
 mod openapi;
@@ -30,7 +31,7 @@ use self::{
     openapi::Description,
     problem::{METHOD, NOT_FOUND, Problem},
 };
-pub(crate) use self::{connections::Connections, quota::Keys, serve::serve};
+pub(crate) use self::{connections::Connections, imports::Imports, quota::Keys, serve::serve};
 use super::problem;
 
 /// Every route, each registered together with its description.
@@ -46,6 +47,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(addresses::register, addresses::list, addresses::remove_all))
         .routes(routes!(addresses::remove))
         .routes(routes!(preferences::put, preferences::get))
+        .routes(routes!(imports::import))
         .routes(routes!(topics::list))
         .routes(routes!(topics::put, topics::delete))
         .routes(routes!(openapi::document))
@@ -111,7 +113,7 @@ mod tests {
             operations += 1;
             ids.insert(id.as_str().unwrap());
         });
-        assert_eq!((ids.len(), operations), (25, 25), "operation ids must be distinct");
+        assert_eq!((ids.len(), operations), (26, 26), "operation ids must be distinct");
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use axum::extract::State;
 use shared::{
     id::RecipientId,
-    invalid::Invalid,
     recipient::{Fact, Preferences},
 };
 
@@ -15,10 +14,7 @@ use super::{
     problem::Problem,
     recipients,
 };
-use crate::recipients::homes::Homes;
-
-/// Categories in the preferences of one recipient, at most; more than a person can choose from.
-const CATEGORIES_MAX: usize = 256;
+use crate::recipients::{homes::Homes, register};
 
 /// Replace the preferences of a recipient
 ///
@@ -43,9 +39,7 @@ pub(crate) async fn put(
     Named(recipient): Named<RecipientId>,
     Json(wanted): Json<Preferences>,
 ) -> Result<axum::Json<Preferences>, Problem> {
-    if wanted.categories.len() > CATEGORIES_MAX {
-        return Err(Invalid::new("categories", format_args!("must be at most {CATEGORIES_MAX}")).into());
-    }
+    register::check_preferences(&wanted)?;
     let key = caller.key(recipient);
     let home = homes.ensure_home(&key, &caller.app.default_region).await?;
     homes.write(&home, &key, Fact::Preferences(wanted.clone())).await?;

@@ -7,12 +7,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
-use jiff::{Timestamp, tz};
-use serde::{Deserialize, Serialize};
+use jiff::Timestamp;
+use serde::Serialize;
 use shared::{
     id::{RecipientId, Region},
-    invalid::Invalid,
-    only_objects,
     recipient::Profile,
 };
 use utoipa::ToSchema;
@@ -23,26 +21,9 @@ use super::{
     body::Json,
     named::Named,
     openapi,
-    problem::{NOT_FOUND, Problem, TIMEOUT},
+    problem::{NOT_FOUND, Problem},
 };
-use crate::recipients::homes::Homes;
-
-/// The new profile of a recipient. A member that is left out is removed; only the home stays as it is.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, remote = "Self")]
-pub(crate) struct PutRecipient {
-    /// The home: the region whose workers deliver to the recipient. Default: the home that the recipient has, or the
-    /// app's default region. Another home moves the recipient.
-    home: Option<Region>,
-    /// BCP 47 language tag, such as `de-CH`.
-    #[schema(max_length = 35)]
-    locale: Option<String>,
-    /// IANA time zone, such as `Europe/Zurich`.
-    #[schema(max_length = 64)]
-    timezone: Option<String>,
-}
-
-only_objects!(PutRecipient);
+use crate::recipients::{homes::Homes, register::PutRecipient};
 
 /// The profile of a recipient.
 #[derive(Debug, Serialize, ToSchema)]
@@ -90,15 +71,7 @@ pub(crate) async fn put(
     Named(recipient): Named<RecipientId>,
     Json(wanted): Json<PutRecipient>,
 ) -> Result<Response, Problem> {
-    check(&wanted)?;
-    if wanted.home.as_ref().is_some_and(|home| !api.context.is_region(home)) {
-        return Err(Invalid::new("home", "must be a region of this mesh").into());
-    }
-    if let (Some(home), Some(residency)) = (&wanted.home, &caller.app.residency)
-        && home != residency
-    {
-        return Err(Invalid::new("home", format!("must be {residency}, where this app's data stays")).into());
-    }
+    wanted.check(&api.homes, &caller.app)?;
     let key = caller.key(recipient);
     let known = api.homes.home(&key).await?;
     let status = if known.is_some() {
@@ -106,22 +79,8 @@ pub(crate) async fn put(
     } else {
         StatusCode::CREATED
     };
-    let home = (wanted.home.or(known.clone())).unwrap_or_else(|| caller.app.default_region.clone());
-    let profile = Profile {
-        home,
-        locale: wanted.locale,
-        timezone: wanted.timezone,
-        updated_at: api.context.clock.now(),
-    };
-    match known.filter(|known| *known != profile.home) {
-        Some(from) => {
-            let moving = api.homes.relocate(&from, &key, profile.clone());
-            let moved = tokio::time::timeout(api.limits.request_timeout(), moving).await;
-            moved
-                .map_err(|_| Problem::new(TIMEOUT, "The move is not complete. Repeat the request to continue it."))??;
-        }
-        None => api.homes.settle(&key, profile.clone()).await?,
-    }
+    let storing = wanted.store(&api.homes, &caller.app, &key, known, api.limits.request_timeout());
+    let profile = storing.await?;
     Ok((status, axum::Json(RecipientResponse::of(key.recipient, profile, None))).into_response())
 }
 
@@ -194,26 +153,6 @@ pub(crate) fn unknown() -> Problem {
     Problem::new(NOT_FOUND, "The app has no such recipient.")
 }
 
-fn check(wanted: &PutRecipient) -> Result<(), Invalid> {
-    let is_word = |text: &str, max: usize, punctuation: &[u8]| {
-        (1..=max).contains(&text.len())
-            && text
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || punctuation.contains(&byte))
-    };
-    if wanted.locale.as_ref().is_some_and(|locale| !is_word(locale, 35, b"-")) {
-        return Err(Invalid::new("locale", "must be a BCP 47 language tag"));
-    }
-    let is_zone = |name: &String| {
-        let database = tz::db();
-        is_word(name, 64, b"/_+-") && (database.is_definitively_empty() || database.get(name).is_ok())
-    };
-    if wanted.timezone.as_ref().is_some_and(|zone| !is_zone(zone)) {
-        return Err(Invalid::new("timezone", "must be an IANA time zone"));
-    }
-    Ok(())
-}
-
 impl RecipientResponse {
     fn of(recipient_id: RecipientId, profile: Profile, addresses: Option<usize>) -> Self {
         Self {
@@ -224,26 +163,5 @@ impl RecipientResponse {
             updated_at: profile.updated_at,
             addresses,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn locale_and_time_zone_are_checked() {
-        let field = |locale: Option<&str>, timezone: Option<&str>| {
-            let wanted = PutRecipient {
-                home: None,
-                locale: locale.map(Into::into),
-                timezone: timezone.map(Into::into),
-            };
-            check(&wanted).err().map(|invalid| invalid.field)
-        };
-        assert_eq!(field(Some("de-CH"), Some("Europe/Zurich")), None);
-        assert_eq!(field(Some("de CH"), None), Some("locale".into()));
-        assert_eq!(field(None, Some("Europe; drop")), Some("timezone".into()));
-        assert_eq!(field(None, Some("")), Some("timezone".into()));
     }
 }

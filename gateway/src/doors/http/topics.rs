@@ -1,12 +1,14 @@
 //! `/v1/recipients/{recipient_id}/topics`: the topics that a recipient is a member of.
 
+use std::slice;
+
 use axum::extract::State;
 use http::StatusCode;
 use jiff::Timestamp;
 use serde::Serialize;
 use shared::{
     id::{RecipientId, Topic},
-    recipient::{Fact, FactName, Membership},
+    recipient::{FactName, Membership},
 };
 use utoipa::ToSchema;
 
@@ -17,7 +19,7 @@ use super::{
     problem::Problem,
     recipients,
 };
-use crate::recipients::homes::Homes;
+use crate::recipients::{homes::Homes, register};
 
 /// A topic that a recipient is a member of.
 #[derive(Debug, Serialize, ToSchema)]
@@ -62,12 +64,8 @@ pub(crate) async fn put(
 ) -> Result<axum::Json<TopicResponse>, Problem> {
     let key = caller.key(recipient);
     let home = homes.ensure_home(&key, &caller.app.default_region).await?;
-    homes.check_topics(&home, &key, &topic).await?;
-    let membership = Membership {
-        since: homes.context.clock.now(),
-        moved: None,
-    };
-    homes.write(&home, &key, Fact::Topic(topic.clone(), membership)).await?;
+    homes.check_topics(&home, &key, slice::from_ref(&topic)).await?;
+    let membership = register::join(&homes, &home, &key, topic.clone()).await?;
     Ok(axum::Json(TopicResponse::of((topic, membership))))
 }
 
