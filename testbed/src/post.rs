@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
-use edge_worker::providers::{self, Attempt, Message, Providers, ReceiverSettings, Renditions};
+use edge_worker::providers::{self, Attempt, Message, Providers, ReceiverSettings, Recorded, Renditions};
 use serde_json::json;
 use shared::{
     address::{Address, Members},
@@ -78,6 +78,7 @@ pub async fn run(args: PostArgs) -> anyhow::Result<ExitCode> {
             number: 1,
             message: &message,
             expires_at: job.expires_at(),
+            handover: &Recorded,
         };
         let attempted = providers.deliver(attempt).await;
         *outcomes.entry(name(&attempted.outcome)).or_default() += 1;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context;
-use edge_worker::providers::{self, Attempt, Message, Providers, ReceiverSettings, Renditions, web_push};
+use edge_worker::providers::{self, Attempt, Message, Providers, ReceiverSettings, Recorded, Renditions, web_push};
 use jiff::Timestamp;
 use serde::Deserialize;
 use shared::{
@@ -101,6 +101,7 @@ pub async fn run(args: WebPushArgs) -> anyhow::Result<ExitCode> {
         number: 1,
         message: &message,
         expires_at: job.expires_at(),
+        handover: &Recorded,
     };
     let attempted = providers.deliver(attempt).await;
     writeln!(std::io::stdout(), "{}", name(&attempted.outcome))?;

@@ -19,12 +19,12 @@ mod transport;
 pub mod apns;
 pub mod fcm;
 pub mod log;
-pub mod web_push;
 pub mod mailchimp;
 pub mod sendgrid;
 pub mod smtp;
 pub mod twilio;
 pub mod vonage;
+pub mod web_push;
 pub mod webhook;
 
 mod route;

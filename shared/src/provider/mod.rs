@@ -128,10 +128,10 @@ impl Credential {
             Provider::Smtp => Self::Smtp(parse(members)?),
             Provider::SendGrid => Self::SendGrid(parse(members)?),
             Provider::Mailchimp => Self::Mailchimp(parse(members)?),
-            Provider::Log => Self::Log(parse(members)?),
             Provider::Twilio => Self::Twilio(parse(members)?),
             Provider::Vonage => Self::Vonage(parse(members)?),
             Provider::Webhook => Self::Webhook(parse(members)?),
+            Provider::Log => Self::Log(parse(members)?),
         };
         credential.check()?;
         Ok(credential)
@@ -149,10 +149,10 @@ impl Credential {
             Provider::Smtp => Self::Smtp(tolerant::read(json)?),
             Provider::SendGrid => Self::SendGrid(tolerant::read(json)?),
             Provider::Mailchimp => Self::Mailchimp(tolerant::read(json)?),
-            Provider::Log => Self::Log(tolerant::read(json)?),
             Provider::Twilio => Self::Twilio(tolerant::read(json)?),
             Provider::Vonage => Self::Vonage(tolerant::read(json)?),
             Provider::Webhook => Self::Webhook(tolerant::read(json)?),
+            Provider::Log => Self::Log(tolerant::read(json)?),
         })
     }
 
@@ -165,10 +165,10 @@ impl Credential {
             Self::Smtp(_) => Provider::Smtp,
             Self::SendGrid(_) => Provider::SendGrid,
             Self::Mailchimp(_) => Provider::Mailchimp,
-            Self::Log(_) => Provider::Log,
             Self::Twilio(_) => Provider::Twilio,
             Self::Vonage(_) => Provider::Vonage,
             Self::Webhook(_) => Provider::Webhook,
+            Self::Log(_) => Provider::Log,
         }
     }
 
@@ -180,10 +180,9 @@ impl Credential {
             Self::Smtp(credential) => credential.check(),
             Self::SendGrid(credential) => credential.check(),
             Self::Mailchimp(credential) => credential.check(),
-            Self::Log(_) => Ok(()),
-            Self::Log(_) | Self::Webhook(_) => Ok(()),
             Self::Twilio(credential) => credential.check(),
             Self::Vonage(credential) => credential.check(),
+            Self::Log(_) | Self::Webhook(_) => Ok(()),
         }
     }
 
@@ -196,10 +195,10 @@ impl Credential {
             Self::Smtp(credential) => serde_json::to_string(credential),
             Self::SendGrid(credential) => serde_json::to_string(credential),
             Self::Mailchimp(credential) => serde_json::to_string(credential),
-            Self::Log(credential) => serde_json::to_string(credential),
             Self::Twilio(credential) => serde_json::to_string(credential),
             Self::Vonage(credential) => serde_json::to_string(credential),
             Self::Webhook(credential) => serde_json::to_string(credential),
+            Self::Log(credential) => serde_json::to_string(credential),
         };
         json.expect("strings and numbers always serialize")
     }

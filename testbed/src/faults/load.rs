@@ -466,7 +466,7 @@ impl Callers {
         let mut headers = HeaderMap::new();
         // The id that the gateway would give it, so that a stream recognizes it from either protocol.
         headers.insert("Nats-Msg-Id", self.job(sent).ok()?.to_string());
-        let body = json!({ "event_id": sent.event, "recipient": recipient.id, "push": self.content() });
+        let body = json!({ "event_id": sent.event, "recipient": recipient.id, "push": self.content(sent) });
         let js = self.doors[from].former.as_ref()?;
         let stored = publish::store(js, lane.notify(), headers, body.to_string().into()).await;
         stored.is_ok().then_some(true)

@@ -34,7 +34,9 @@ use crate::{
     links::Between,
     nats, network,
     providers::{
-        Apns, ApnsConfig, Authority, Fcm, FcmConfig, Mailchimp, MailchimpConfig, Receivers, ReceiversConfig, SendGrid, SendGridConfig, Simulators, Smtp, SmtpConfig, Twilio, TwilioConfig, Vonage, VonageConfig, WebPush, WebPushConfig, apns::JwtMode,
+        Apns, ApnsConfig, Authority, Fcm, FcmConfig, Mailchimp, MailchimpConfig, Receivers, ReceiversConfig, SendGrid,
+        SendGridConfig, Simulators, Smtp, SmtpConfig, Twilio, TwilioConfig, Vonage, VonageConfig, WebPush,
+        WebPushConfig, apns::JwtMode,
     },
 };
 

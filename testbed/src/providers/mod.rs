@@ -45,8 +45,8 @@ pub mod smtp;
 pub mod tls;
 pub mod twilio;
 pub mod vonage;
-pub mod webhook;
 pub mod web_push;
+pub mod webhook;
 mod wire;
 
 pub use admin::{Admin, Scripts};
@@ -64,8 +64,8 @@ pub use smtp::{Encryption, Manners, Smtp, SmtpConfig};
 pub use tls::Authority;
 pub use twilio::{Twilio, TwilioConfig};
 pub use vonage::{Vonage, VonageConfig};
-pub use webhook::{Receivers, ReceiversConfig};
 pub use web_push::{WebPush, WebPushConfig};
+pub use webhook::{Receivers, ReceiversConfig};
 
 /// The host and port by which clients reach a simulator that listens on `addr`. The host is one that the certificate names.
 pub fn reachable(addr: SocketAddr) -> String {

@@ -20,9 +20,9 @@ use super::script::{Script, ScriptHandle};
 use super::sendgrid::SendGrid;
 use super::smtp::Smtp;
 use super::tls::Authority;
-use super::web_push::WebPush;
 use super::twilio::Twilio;
 use super::vonage::Vonage;
+use super::web_push::WebPush;
 use super::webhook::Receivers;
 use super::wire::StreamLimits;
 

@@ -10,7 +10,7 @@ mod connections;
 mod credentials;
 mod endpoints;
 mod fcm;
-mod web_push;
 mod mail_services;
 mod sms;
+mod web_push;
 mod webhook;

@@ -10,7 +10,8 @@ use std::{
 };
 
 use edge_worker::providers::{
-    Attempt, Attempted, BadCredential, EndpointSettings, Message, Outcome, Providers, ReceiverSettings, Recorded, Renditions, Settings,
+    Attempt, Attempted, BadCredential, EndpointSettings, Message, Outcome, Providers, ReceiverSettings, Recorded,
+    Renditions, Settings,
 };
 use futures::future::join_all;
 use jiff::Timestamp;
@@ -92,7 +93,7 @@ impl Rig {
         settings.vonage.endpoint = choices.vonage.unwrap_or(settings.vonage.endpoint);
         settings.vonage.ca_file = Some(ca_file.clone());
         settings.vonage.timeout_ms = timeout_ms;
-        settings.webhook.ca_file = Some(ca_file);
+        settings.webhook.ca_file = Some(ca_file.clone());
         settings.webhook.timeout_ms = timeout_ms;
         settings.receivers = choices.receivers;
         settings.fcm.connections = choices.connections;
@@ -271,6 +272,7 @@ impl Rig {
                 number: 1,
                 message: &message,
                 expires_at: job.expires_at(),
+                handover: &Recorded,
             })
             .await
     }
