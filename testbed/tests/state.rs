@@ -117,6 +117,8 @@ async fn work_waits_until_a_worker_has_restored_the_facts() {
     let mut peal = start().await;
     send(&peal, "before").await;
     delivered(&peal, 1).await;
+    // A worker that is killed before it has published the receipt gets the job again.
+    Audit::read_settled(&peal, WITHIN).await.unwrap();
     // Nobody who holds the facts runs when they are deleted.
     let program = peal.program();
     peal.region_mut("eu").workers[0].process.kill().await.unwrap();

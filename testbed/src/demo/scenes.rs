@@ -25,6 +25,9 @@ const CAROL_PHONE: &str = "ca101000000000000000000000000000000000000000000000000
 const DAVE_OLD_PHONE: &str = "deaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddead";
 const ERIN_PHONE: &str = "e1100000000000000000000000000000000000000000000000000000000000b5";
 
+/// A number that nobody registered.
+const GUEST_PHONE: &str = "+41790000099";
+
 /// One notification that was sent.
 #[derive(Debug)]
 pub(super) struct Scene {
@@ -72,6 +75,14 @@ pub(super) async fn register(peal: &Peal) -> anyhow::Result<()> {
         .await?;
     let bob = [("apns", BOB_PHONE), ("apns", BOB_TABLET), ("fcm", "fcm:bob-watch")];
     peal.register("bob", "us", &bob).await?;
+    for address in [
+        json!({ "type": "email", "email": "ann@example.com" }),
+        json!({ "type": "phone", "phone": "+41790000001" }),
+        json!({ "type": "webhook", "url": peal.simulators.webhook.url("/ann"), "format": "chat" }),
+    ] {
+        peal.expect("POST", "eu", "/v1/recipients/ann/addresses", Some(&address))
+            .await?;
+    }
     peal.register("carol", "eu", &[("apns", CAROL_PHONE)]).await?;
     let opt_out = json!({ "channels": { "push": false } });
     peal.expect("PUT", "eu", "/v1/recipients/carol/preferences", Some(&opt_out))
@@ -90,7 +101,7 @@ pub(super) async fn register(peal: &Peal) -> anyhow::Result<()> {
             .times(1)
             .answer(Answer::reason("ServiceUnavailable")),
     )?;
-    say!("Registered: ann (eu, 2 devices), bob (us, 3), carol (eu, opted out), dave (us, one dead token), erin (us)")?;
+    say!("Registered: ann (eu, 2 devices, mailbox, phone, chat), bob (us, 3), carol (eu, opted out), dave (us, one dead token), erin (us)")?;
     for (guest, region) in guests(peal) {
         let token = format!("fcm:{guest}");
         peal.register(&guest, &region, &[("fcm", &token)]).await?;
@@ -171,15 +182,46 @@ pub(super) async fn play(peal: &Peal) -> anyhow::Result<Vec<Scene>> {
         vec![want("zoe", "eu", None, "suppressed", Some("unknown_recipient"))],
     )
     .await?;
+    let channels = on_every_channel(peal).await?;
     let by_nats = publish_notification(peal).await?;
     let nonsense = publish_nonsense(peal).await?;
-    let mut played = vec![first, again, opted_out, dead_token, retried, nobody, by_nats, nonsense];
+    let mut played = vec![first, again, opted_out, dead_token, retried, nobody];
+    played.extend(channels);
+    played.extend([by_nats, nonsense]);
     for (guest, region) in guests(peal) {
         let body = json!({ "to": { "recipients": [guest] }, "push": { "title": "Welcome" } });
         let expected = vec![want(&guest, &region, Some("fcm"), "delivered", None)];
         played.push(post(peal, "A guest in a further region", "eu", &body, expected).await?);
     }
     Ok(played)
+}
+
+/// An e-mail, a text message, a message in a chat, and a code for a number that is not registered.
+async fn on_every_channel(peal: &Peal) -> anyhow::Result<[Scene; 4]> {
+    let ann = json!({ "recipients": ["ann"] });
+    let of_ann = |provider| vec![want("ann", "eu", Some(provider), "delivered", None)];
+    let email = json!({
+        "to": ann,
+        "email": {
+            "subject": "Your order is on its way",
+            "text": "Order 42 left our house today.",
+            "html": "<p>Order <b>42</b> left our house today.</p>",
+        },
+    });
+    let sms = json!({ "to": ann, "sms": { "text": "Order 42 arrives in 10 minutes" } });
+    let chat = json!({ "to": ann, "webhook": { "text": "Order 42 was delivered" } });
+    let code = json!({
+        "to": { "address": { "type": "phone", "phone": GUEST_PHONE } },
+        "class": "urgent",
+        "sms": { "text": "Your code is 1234" },
+    });
+    let of_guest = vec![want("", "eu", Some("twilio"), "delivered", None)];
+    Ok([
+        post(peal, "An e-mail", "us", &email, of_ann("smtp")).await?,
+        post(peal, "A text message", "eu", &sms, of_ann("twilio")).await?,
+        post(peal, "A message in a chat", "eu", &chat, of_ann("webhook")).await?,
+        post(peal, "A code for a number that nobody registered", "us", &code, of_guest).await?,
+    ])
 }
 
 async fn post(

@@ -45,12 +45,14 @@ async fn a_refusal_is_an_error_and_not_a_timeout() {
         stored.map(|stored| stored.stream)
     };
     assert_eq!(store("notify.push.eu.normal.shop").await, Err(NotStored::Forbidden));
+    // The door of another app is not there.
+    assert_eq!(store("send.bank").await, Err(NotStored::NoStream));
     // One refusal ends all waits for the same subject, and no others.
     let many = (0..2000).map(|number| {
         let shop = number % 2 == 0;
-        let subject = format!("send.{}", if shop { "shop" } else { "bank" });
+        let subject = if shop { "send.shop" } else { "notify.push.eu.normal.shop" };
         let store = &store;
-        async move { (shop, store(&subject).await) }
+        async move { (shop, store(subject).await) }
     });
     for (shop, stored) in futures::future::join_all(many).await {
         let expected = if shop {
