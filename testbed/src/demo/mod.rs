@@ -111,7 +111,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         say!("{}", peal.complaints())?;
     }
     if !args.once {
-        report::invitation(&peal, viewer.as_ref())?;
+        report::invitation(&peal, &admin, viewer.as_ref())?;
         tokio::signal::ctrl_c().await?;
     }
     Ok(if failures.is_empty() {

@@ -166,27 +166,27 @@ pub(super) async fn wait_done(peal: &Peal, scene: &Scene, notification: &str) ->
     }
 }
 
-/// Prints how many pushes arrived at the simulators, and compares that with the receipts.
+/// Prints how many messages arrived at the simulators, and compares that with the receipts.
 pub(super) fn simulators(peal: &Peal, audit: &Audit) -> anyhow::Result<Vec<String>> {
     let stats: Vec<Stats> = peal.simulators.all().map(|simulator| simulator.stats()).collect();
     let arrived: u64 = stats.iter().map(|stats| stats.delivered).sum();
     let repeated: u64 = stats.iter().map(|stats| stats.duplicates).sum();
-    say!("The simulators: {arrived} pushes reached devices, {repeated} of them twice")?;
+    say!("The simulators: {arrived} messages reached their addresses, {repeated} of them twice")?;
     let delivered = audit.equation().by_state.get(&State::Delivered).copied().unwrap_or(0) as u64;
     let mut failures = Vec::new();
     if arrived != delivered {
         failures.push(format!(
-            "by the receipts {delivered} pushes were delivered, but {arrived} arrived at the simulators"
+            "by the receipts {delivered} messages were delivered, but {arrived} arrived at the simulators"
         ));
     }
     if repeated > 0 {
-        failures.push("a push was delivered twice".to_owned());
+        failures.push("a message was delivered twice".to_owned());
     }
     Ok(failures)
 }
 
 /// Prints commands to try next.
-pub(super) fn invitation(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result<()> {
+pub(super) fn invitation(peal: &Peal, admin: &Admin, viewer: Option<&Viewer>) -> anyhow::Result<()> {
     let environment = peal.write_environment()?;
     say!(
         "\nThe mesh stays up until Ctrl-C. In another terminal, with all keys, addresses and certificates:\n\n  source {}\n",
@@ -208,6 +208,10 @@ pub(super) fn invitation(peal: &Peal, viewer: Option<&Viewer>) -> anyhow::Result
     say!("  cargo peal verify    also top, tail and dead")?;
     say!("  curl -s $PEAL_URL/v1/openapi.json")?;
     say!("  curl -s $PEAL_URL/metrics")?;
+    say!(
+        "  curl -s http://{}/log    what reached the simulators: the e-mail, the text messages, the pushes",
+        admin.addr()
+    )?;
     if let Some(viewer) = viewer {
         say!("\n  traces: {}", viewer.url)?;
     }
