@@ -25,7 +25,7 @@ enum Command {
     /// Makes faults in a mesh, and checks that nothing is lost.
     Faults(faults::FaultsArgs),
     /// Simulates the providers for any client.
-    Simulate(simulate::SimulateArgs),
+    Simulate(Box<simulate::SimulateArgs>),
     /// Sends pushes to any server with Peal's own APNs client.
     #[command(hide = true)]
     Push(push::PushArgs),
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         Command::WebPush(args) => on_runtime(web_push::run(args)),
         Command::Mail(args) => on_runtime(mail::run(args)),
         Command::Post(args) => on_runtime(post::run(args)),
-        Command::Simulate(args) => on_runtime(async { simulate::run(args).await.map(|()| ExitCode::SUCCESS) }),
+        Command::Simulate(args) => on_runtime(async { simulate::run(*args).await.map(|()| ExitCode::SUCCESS) }),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -101,7 +101,9 @@ pub(super) async fn register(peal: &Peal) -> anyhow::Result<()> {
             .times(1)
             .answer(Answer::reason("ServiceUnavailable")),
     )?;
-    say!("Registered: ann (eu, 2 devices, mailbox, phone, chat), bob (us, 3), carol (eu, opted out), dave (us, one dead token), erin (us)")?;
+    say!(
+        "Registered: ann (eu, 2 devices, mailbox, phone, chat), bob (us, 3), carol (eu, opted out), dave (us, one dead token), erin (us)"
+    )?;
     for (guest, region) in guests(peal) {
         let token = format!("fcm:{guest}");
         peal.register(&guest, &region, &[("fcm", &token)]).await?;
@@ -220,7 +222,14 @@ async fn on_every_channel(peal: &Peal) -> anyhow::Result<[Scene; 4]> {
         post(peal, "An e-mail", "us", &email, of_ann("smtp")).await?,
         post(peal, "A text message", "eu", &sms, of_ann("twilio")).await?,
         post(peal, "A message in a chat", "eu", &chat, of_ann("webhook")).await?,
-        post(peal, "A code for a number that nobody registered", "us", &code, of_guest).await?,
+        post(
+            peal,
+            "A code for a number that nobody registered",
+            "us",
+            &code,
+            of_guest,
+        )
+        .await?,
     ])
 }
 

@@ -50,7 +50,11 @@ async fn a_refusal_is_an_error_and_not_a_timeout() {
     // One refusal ends all waits for the same subject, and no others.
     let many = (0..2000).map(|number| {
         let shop = number % 2 == 0;
-        let subject = if shop { "send.shop" } else { "notify.push.eu.normal.shop" };
+        let subject = if shop {
+            "send.shop"
+        } else {
+            "notify.push.eu.normal.shop"
+        };
         let store = &store;
         async move { (shop, store(subject).await) }
     });

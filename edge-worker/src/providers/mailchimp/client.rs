@@ -62,6 +62,7 @@ impl Mailchimp {
         let Ok(request) = request.build() else {
             return Outcome::rejected("malformed");
         };
+        progress.decides_in_body = true;
         match https::exchange(&self.client, request, progress, MAX_ANSWER_BYTES).await {
             Ok(answer) => judge(
                 answer.status.as_u16(),

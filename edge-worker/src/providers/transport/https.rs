@@ -63,7 +63,7 @@ pub(in crate::providers) async fn exchange_unnamed(
 
 /// The outcome of a request without an answer. The error itself is never shown: it names the URL.
 fn no_answer(error: &reqwest::Error) -> Outcome {
-    if causes(error).any(|cause| cause.is::<guard::Forbidden>()) {
+    if causes(error).any(<dyn Error>::is::<guard::Forbidden>) {
         Outcome::rejected("forbidden_address")
     } else if error.is_dns() {
         Outcome::endpoint("dns", None)
@@ -73,7 +73,7 @@ fn no_answer(error: &reqwest::Error) -> Outcome {
         let is_tls = |cause: &(dyn Error + 'static)| {
             let io = cause.downcast_ref::<std::io::Error>();
             let inner = io.and_then(|io| io.get_ref());
-            inner.is_some_and(|inner| inner.is::<tokio_rustls::rustls::Error>())
+            inner.is_some_and(<dyn Error + Send + Sync>::is::<tokio_rustls::rustls::Error>)
         };
         let reason = if causes(error).any(is_tls) { "tls" } else { "connect" };
         Outcome::endpoint(reason, None)
