@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use shared::provider::Provider;
 use testbed::{
     nats,
     peal::{Peal, Plan},
@@ -124,7 +125,8 @@ fn assert_told(peal: &Peal, out: &str) {
 
 /// How many notifications ann's devices got, each once.
 fn assert_delivered(peal: &Peal, notifications: u64) {
-    for simulator in peal.simulators.all() {
+    for provider in [Provider::Apns, Provider::Fcm] {
+        let simulator = peal.simulators.of(provider).unwrap();
         let stats = simulator.stats();
         assert_eq!(
             (stats.delivered, stats.duplicates),

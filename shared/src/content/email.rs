@@ -218,7 +218,7 @@ impl Attachment {
         Ok(bytes.len())
     }
 
-    /// The bytes; `None` if the content is not base64, which [`Email::check`] refuses.
+    /// The bytes; `None` if the content is not base64, which is refused on acceptance.
     pub fn bytes(&self) -> Option<Vec<u8>> {
         STANDARD.decode(&self.content).ok()
     }
