@@ -67,7 +67,7 @@ pub(super) fn parts(peal: &Peal, admin: &Admin, viewer: Option<&Viewer>) -> anyh
     }
     for simulator in peal.simulators.all() {
         let (name, port) = (simulator.name(), simulator.addr().port());
-        say!("  {name:<12} https://localhost:{port} (simulator)")?;
+        say!("  {name:<12} localhost:{port} (simulator)")?;
     }
     say!(
         "  admin        http://{}  GET /log /stats /script, PUT /script",
