@@ -43,15 +43,25 @@ pub(crate) struct Choices {
     pub(crate) services: Vec<String>,
     /// Whether other hosts get web pushes.
     pub(crate) others: bool,
-    /// Whether receivers on this machine may be reached.
-    pub(crate) private: bool,
     pub(crate) twilio: Option<String>,
     pub(crate) vonage: Option<String>,
+    /// Where requests may go whose URL comes from a tenant or a user.
     pub(crate) receivers: ReceiverSettings,
     pub(crate) connections: usize,
     pub(crate) timeout: Duration,
     pub(crate) endpoints: EndpointSettings,
     pub(crate) clock: Clock,
+}
+
+/// Receivers on this machine may be reached.
+pub(crate) fn on_this_machine() -> ReceiverSettings {
+    ReceiverSettings {
+        ports: (1024..=u16::MAX).collect(),
+        private: ["127.0.0.0/8", "::1/128"]
+            .map(|network| network.parse().unwrap())
+            .to_vec(),
+        ..ReceiverSettings::default()
+    }
 }
 
 impl Default for Choices {
@@ -61,10 +71,9 @@ impl Default for Choices {
             fcm: Vec::new(),
             services: vec!["localhost".into()],
             others: true,
-            private: true,
             twilio: None,
             vonage: None,
-            receivers: ReceiverSettings::default(),
+            receivers: on_this_machine(),
             connections: 4,
             timeout: Duration::from_secs(10),
             endpoints: EndpointSettings::default(),
@@ -102,12 +111,6 @@ impl Rig {
         settings.web_push.others = choices.others;
         settings.web_push.ca_file = Some(ca_file);
         settings.web_push.timeout_ms = timeout_ms;
-        settings.receivers.ports = (1024..=u16::MAX).collect();
-        if choices.private {
-            settings.receivers.private = ["127.0.0.0/8", "::1/128"]
-                .map(|network| network.parse().unwrap())
-                .to_vec();
-        }
         settings.endpoints = choices.endpoints;
         let providers = Providers::new(&settings, choices.clock).unwrap();
         Self {

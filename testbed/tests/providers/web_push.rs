@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use edge_worker::providers::{Attempted, Outcome};
+use edge_worker::providers::{Attempted, Outcome, ReceiverSettings};
 use serde_json::{Value, json};
 use shared::{
     address::{Address, Target},
@@ -17,7 +17,7 @@ use testbed::providers::{
 
 use crate::rig::{
     Choices, Rig, ambiguous, assert_all_accepted, credential_trouble, endpoint_trouble, is_accepted, localhost, now,
-    rejected, retry_later, settable_clock,
+    on_this_machine, rejected, retry_later, settable_clock,
 };
 
 async fn start(choices: Choices) -> (Rig, WebPush) {
@@ -278,12 +278,18 @@ async fn nothing_is_sent_to_addresses_that_are_not_allowed() {
             ..Choices::default()
         },
         Choices {
-            private: false,
+            receivers: ReceiverSettings {
+                private: Vec::new(),
+                ..on_this_machine()
+            },
             ..Choices::default()
         },
         Choices {
             services: Vec::new(),
-            private: false,
+            receivers: ReceiverSettings {
+                private: Vec::new(),
+                ..on_this_machine()
+            },
             ..Choices::default()
         },
     ] {
