@@ -11,7 +11,7 @@ import os
 import ssl
 
 import nats
-from nats.errors import TimeoutError
+from nats.errors import NoRespondersError, TimeoutError
 from nats.js.errors import NoStreamResponseError
 
 from check import check, done
@@ -158,8 +158,11 @@ async def makes_mistakes():
         return lambda client: client.jetstream(**domain).consumer_info("RECEIPTS", consumer, timeout=1)
 
     info = "$JS.API.CONSUMER.INFO.RECEIPTS"
-    await is_told("another app", publish("send.bank"), 'publish to "send.bank"')
-    await is_told("another app, now", ask("send.bank.now"), 'publish to "send.bank.now"')
+    # The account imports the door of its own app only.
+    client = await connect("another app")
+    check("another app", await error_of(publish("send.bank")(client)), NoStreamResponseError)
+    check("another app, now", await error_of(ask("send.bank.now")(client)), NoRespondersError)
+    await client.close()
     await is_told("a class in the subject", publish(f"send.{APP}.urgent"), f'publish to "send.{APP}.urgent"')
     await is_told("a region in the subject", ask(f"send.eu.{APP}.now"), f'publish to "send.eu.{APP}.now"')
     former = f"notify.push.eu.urgent.{APP}"

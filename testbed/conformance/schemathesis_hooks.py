@@ -37,6 +37,9 @@ def before_call(context, case, kwargs):
         body["email"]["from"] = {"email": "news@shop.example"}
     if isinstance(body.get("sms"), dict) and body["sms"].get("from"):
         body["sms"]["from"] = "Shop"
+    # One segment in any encoding.
+    if isinstance(body.get("sms"), dict):
+        body["sms"]["text"] = "Hello"
     # An address that the content reaches.
     if isinstance(body.get("to"), dict) and body["to"].get("address"):
         of_channel = {

@@ -38,6 +38,15 @@ pub(crate) struct SendResponse {
     trace_id: Option<String>,
 }
 
+/// The answer to one notification, or to many.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only describes the answer")]
+pub(crate) enum SendAnswer<'a> {
+    One(SendResponse),
+    Many(ManyResponse<'a>),
+}
+
 /// What became of each of many notifications.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ManyResponse<'a> {

@@ -26,7 +26,7 @@ use super::{
     problem::{Document, KEY_IN_USE, KEY_REUSED, Problem, TIMEOUT},
 };
 use crate::{
-    doors::send::{self, Failed, ManyResponse, Results, SendResponse},
+    doors::send::{self, Failed, ManyResponse, Results, SendAnswer, SendResponse},
     intake::{
         order::Order,
         request::{Orders, Request, SendBody, Terms},
@@ -54,7 +54,7 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
     ),
     request_body = inline(SendBody),
     responses(
-        (status = 202, description = "Stored; of many, all", body = SendResponse, headers(
+        (status = 202, description = "Stored; of many, all", body = inline(SendAnswer), headers(
             ("Location" = String, description = "The path of the notification's status"),
             ("Idempotent-Replayed" = String, description = "`true` if this repeats the answer to an earlier request \
                 with the same header Idempotency-Key"),
