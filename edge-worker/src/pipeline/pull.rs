@@ -39,7 +39,7 @@ pub(super) const PULL_AFTER_RECONNECT: Duration = Duration::from_secs(2);
 const RETRY_PULL_AFTER: Duration = Duration::from_millis(200);
 
 /// How often a worker looks for the consumer of an overflow that does not exist yet.
-const OVERFLOW_CHECKED_EVERY: Duration = Duration::from_secs(1);
+const CONSUMER_CHECKED_EVERY: Duration = Duration::from_secs(1);
 
 /// During shutdown, a pull ends after this time without a message.
 const END_PULL_AFTER_SILENCE: Duration = Duration::from_millis(200);
@@ -163,20 +163,18 @@ impl LanePuller {
         futures::future::join_all(pulls).await;
     }
 
-    /// Waits until the consumer of an overflow exists: a gateway of the version before makes none.
-    async fn wait_for_overflow(&self, pipeline: &Pipeline) {
-        while self.tier == Tier::Overflow
-            && let Err(error) = self.bind(&pipeline.js).await
-        {
+    /// Waits until the consumer exists: a gateway of the version before makes none for an overflow, and for pushes alone.
+    async fn wait_for_consumer(&self, pipeline: &Pipeline) {
+        while let Err(error) = self.bind(&pipeline.js).await {
             tracing::debug!(consumer = self.consumer, %error, "waiting for the region's gateway");
-            tokio::time::sleep(OVERFLOW_CHECKED_EVERY).await;
+            tokio::time::sleep(CONSUMER_CHECKED_EVERY).await;
         }
     }
 
     async fn pull_repeatedly(&self, pipeline: &Arc<Pipeline>, returns: &ReturnQueue) {
         let lifecycle = &pipeline.lifecycle;
         tokio::select! {
-            () = self.wait_for_overflow(pipeline) => (),
+            () = self.wait_for_consumer(pipeline) => (),
             () = lifecycle.finishing() => return,
         }
         let mut consumer = None;

@@ -124,9 +124,9 @@ async fn wait_quiet(peal: &Peal) -> anyhow::Result<(bool, Vec<String>)> {
     for region in &peal.regions {
         let js = connect::jetstream(peal.connect(&region.name).await?);
         let name = region.name.parse()?;
-        // Lanes have no overflow beside former programs.
+        // Former programs know neither overflows nor channels besides push.
         let consumers = match peal.former() {
-            Some(_) => topology::main_consumers(&name),
+            Some(_) => topology::former_consumers(&name),
             None => topology::workers_consumers(&name),
         };
         for (stream, config) in consumers {

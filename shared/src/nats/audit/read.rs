@@ -155,8 +155,8 @@ impl Reading<'_> {
             let name = tier.consumer(topology::lane_consumer(channel, class));
             let consumer: PullConsumer = match notify.get_consumer(&name).await {
                 Ok(consumer) => consumer,
-                // A gateway of the version before makes no overflow.
-                Err(_) if tier == Tier::Overflow => continue,
+                // A gateway of the version before makes no overflow, and lanes of pushes alone.
+                Err(_) if tier == Tier::Overflow || channel != Channel::Push => continue,
                 Err(error) => return Err(error),
             };
             let info = consumer.cached_info();

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 
 use super::{
     CONFIG, FORMER_KEY, INTAKE_CONSUMER, Mesh, RECEIPTS, RECIPIENTS, RegionSettings, VERSION, VERSION_KEY,
-    app_of_intake, consumers, feed_consumer, intake, main_consumers,
+    app_of_intake, consumers, feed_consumer, former_consumers, intake,
     streams::{WORK_MAX_AGE, feed, intake_consumer},
 };
 use crate::{
@@ -412,9 +412,10 @@ pub async fn wait_for_region(js: &jetstream::Context, region: &Region) -> Result
     }
 }
 
-/// The first missing consumer of workers of the main tier. If there is none, no stream is missing: a gateway creates streams first.
+/// The first missing consumer of workers among those that a gateway of the version before makes, too. If there is none, no stream
+/// is missing: a gateway creates streams first.
 async fn missing(js: &jetstream::Context, region: &Region) -> Result<Option<String>, ApplyError> {
-    for (stream, config) in main_consumers(region) {
+    for (stream, config) in former_consumers(region) {
         let name = config.durable_name.unwrap_or_default();
         if !has_consumer(js, stream, &name).await? {
             return Ok(Some(name));

@@ -17,7 +17,7 @@ pub use self::{
     },
     streams::{
         ALERTS_ACK_WAIT, DUPLICATE_WINDOW, INTAKE_MAX_MESSAGE_BYTES, LETTERS_MAX_AGE, RECEIPTS_MAX_AGE, WORK_ACK_WAIT,
-        WORK_MAX_AGE, consumers, hub_streams, main_consumers, workers_consumers,
+        WORK_MAX_AGE, consumers, former_consumers, hub_streams, workers_consumers,
     },
     wake::{Sourced, Waker, sources, version_at},
 };

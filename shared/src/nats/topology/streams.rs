@@ -291,8 +291,21 @@ pub fn workers_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
     main_consumers(region).into_iter().chain(overflow).collect()
 }
 
-/// The durable consumers of the main tier. Workers wait for these alone: a gateway of the version before makes no others.
-pub fn main_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
+/// Those of the main tier that a gateway of the version before makes, too: it knew pushes alone. Workers wait for these when they
+/// start, and for each of the others before they pull from it.
+pub fn former_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
+    let is_of_pushes = |(_, config): &(&'static str, pull::Config)| {
+        let name = config.durable_name.as_deref().unwrap_or_default();
+        !Channel::ALL
+            .iter()
+            .filter(|channel| **channel != Channel::Push)
+            .any(|channel| name.split('-').any(|part| part == channel.as_str()))
+    };
+    main_consumers(region).into_iter().filter(is_of_pushes).collect()
+}
+
+/// The durable consumers of the main tier.
+fn main_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
     let spill = Channel::ALL.iter().map(|channel| {
         let filter = subject::spill_channel_filter(*channel);
         (SCHEDULE, consumer(&spill_consumer(*channel), filter))
