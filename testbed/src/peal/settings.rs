@@ -67,7 +67,7 @@ impl Peal {
         let port = free_port()?;
         let place = self.plan.links.place(&network::edge(region));
         let name = format!("worker-{region}-{number}");
-        let providers = self.providers(region, &name)?;
+        let providers = self.providers(region)?;
         let common = self.common(region, &Role::Worker(region.parse()?), 10)?;
         let config = format!(
             "name = \"{name}\"\nadmin_listen = \"{}:{port}\"\ndata = \"{}\"\n{}\n{common}\n{providers}",
@@ -78,15 +78,12 @@ impl Peal {
         self.start_program("edge-worker", &name, &config, port, place)
     }
 
-    /// The settings of all providers for the worker of this name.
-    fn providers(&mut self, region: &str, worker: &str) -> anyhow::Result<String> {
+    /// A worker's settings of all providers.
+    fn providers(&mut self, region: &str) -> anyhow::Result<String> {
         let ca = self.folder.path().join(CA_FILE);
         let mut tables = String::new();
-        let is_former = self
-            .plan
-            .former
-            .as_ref()
-            .is_some_and(|former| former.begins_with(worker));
+        // Each process may run as the former version at some time.
+        let is_former = self.plan.former.is_some();
         let mut ports = Vec::new();
         for simulator in self.simulators.all() {
             // The former version refuses settings of providers that it does not know.

@@ -255,7 +255,8 @@ pub(super) fn intake_consumer(app: &App) -> pull::Config {
     }
 }
 
-/// The durable consumers of a region, each with its stream; `overflow` is whether its lanes have an overflow.
+/// The durable consumers of a region, each with its stream; `overflow` is whether its lanes have an overflow, and whether there are
+/// lanes for more than pushes.
 pub fn consumers(region: &Region, overflow: bool) -> Vec<(&'static str, pull::Config)> {
     let alerts = pull::Config {
         // Older letters were reported, or came before anyone had asked for alerts.
@@ -266,7 +267,8 @@ pub fn consumers(region: &Region, overflow: bool) -> Vec<(&'static str, pull::Co
     let mut all = if overflow {
         workers_consumers(region)
     } else {
-        main_consumers(region)
+        // A gateway of the version before has one consumer for the retries of all channels, and could not start beside others.
+        former_consumers(region)
     };
     all.push((DEAD, alerts));
     all.push((SCHEDULE, consumer(MOVED_CONSUMER, subject::MOVED_FILTER.into())));
