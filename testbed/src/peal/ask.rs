@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::bail;
 use serde_json::{Value, json};
-use shared::testing;
 use tokio::time::{Instant, sleep};
 
 use super::{Peal, READY_WITHIN};
@@ -56,9 +55,6 @@ impl Peal {
         self.expect("PUT", at, &path, Some(&json!({ "home": home }))).await?;
         for (provider, token) in devices {
             let body = match *provider {
-                "web_push" => json!({
-                    "type": provider, "endpoint": token, "p256dh": testing::WEB_PUSH_P256DH, "auth": testing::WEB_PUSH_AUTH,
-                }),
                 "smtp" => json!({ "type": "email", "email": token }),
                 provider => json!({ "provider": provider, "token": token }),
             };

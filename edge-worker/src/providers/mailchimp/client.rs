@@ -1,7 +1,5 @@
 //! Sends mails to Mailchimp Transactional.
 
-use std::time::Duration;
-
 use http::header::CONTENT_TYPE;
 use reqwest::{Client, Url};
 use shared::{address::Target, clock::Clock};
@@ -19,9 +17,6 @@ use crate::providers::{
     transport::{https, retry_after::retry_after},
 };
 
-/// How long a connection may take, if the time limit of an attempt does not leave less.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-
 /// Mailchimp's answers have some hundred bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
@@ -35,11 +30,10 @@ pub(in crate::providers) struct Mailchimp {
 
 impl Mailchimp {
     pub(super) fn connect(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
-        let half = Duration::from_millis(settings.timeout_ms) / 2;
         let mut url = https::base(&settings.endpoint)?;
         url.set_path("/api/1.0/messages/send");
         Ok(Self {
-            client: https::client(settings.ca_file.as_deref(), CONNECT_WITHIN.min(half))?,
+            client: https::client(settings.ca_file.as_deref(), https::connect_within(settings.timeout_ms))?,
             url,
             clock: common.clock.clone(),
         })

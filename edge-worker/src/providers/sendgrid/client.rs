@@ -1,7 +1,5 @@
 //! Sends mails to `SendGrid`.
 
-use std::time::Duration;
-
 use http::{
     HeaderValue,
     header::{AUTHORIZATION, CONTENT_TYPE},
@@ -22,9 +20,6 @@ use crate::providers::{
     transport::{https, retry_after::retry_after},
 };
 
-/// How long a connection may take, if the time limit of an attempt does not leave less.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-
 /// `SendGrid`'s refusals have some hundred bytes for each fault.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
@@ -39,14 +34,13 @@ pub(in crate::providers) struct SendGrid {
 
 impl SendGrid {
     pub(super) fn connect(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
-        let half = Duration::from_millis(settings.timeout_ms) / 2;
         let url = |base: &str| {
             let mut url = https::base(base)?;
             url.set_path("/v3/mail/send");
             Ok(url)
         };
         Ok(Self {
-            client: https::client(settings.ca_file.as_deref(), CONNECT_WITHIN.min(half))?,
+            client: https::client(settings.ca_file.as_deref(), https::connect_within(settings.timeout_ms))?,
             url: url(&settings.endpoint)?,
             eu_url: url(&settings.eu_endpoint)?,
             clock: common.clock.clone(),

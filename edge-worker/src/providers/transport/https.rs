@@ -89,6 +89,15 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
     std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (**error).source())
 }
 
+/// How long a connection may take, if the time limit of an attempt does not leave less.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long a connection may take in an attempt that is limited to `timeout_ms` milliseconds: at most half of it, so that a
+/// connection that cannot be made is not taken for a request without an answer.
+pub(in crate::providers) fn connect_within(timeout_ms: u64) -> Duration {
+    CONNECT_WITHIN.min(Duration::from_millis(timeout_ms) / 2)
+}
+
 /// A client without proxies and redirects. It trusts the certificates in `ca_file`, or else the operating system's.
 pub(in crate::providers) fn client(ca_file: Option<&Path>, connect_within: Duration) -> Result<Client, BadSettings> {
     builder(ca_file, connect_within)?

@@ -20,9 +20,6 @@ use crate::providers::{
     transport::{https, retry_after::retry_after},
 };
 
-/// How long a connection may take, if the time limit of an attempt does not leave less.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-
 /// Twilio's answers have about a thousand bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
@@ -36,9 +33,8 @@ pub(in crate::providers) struct Twilio {
 
 impl Twilio {
     pub(super) fn connect(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
-        let half = Duration::from_millis(settings.timeout_ms) / 2;
         Ok(Self {
-            client: https::client(settings.ca_file.as_deref(), CONNECT_WITHIN.min(half))?,
+            client: https::client(settings.ca_file.as_deref(), https::connect_within(settings.timeout_ms))?,
             base: https::base(&settings.endpoint)?,
             clock: common.clock.clone(),
         })

@@ -14,9 +14,6 @@ use crate::providers::{
     transport::{https, retry_after::retry_after},
 };
 
-/// How long a connection may take, if the time limit of an attempt does not leave less.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-
 /// Vonage's answers have some 300 bytes for each segment.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
@@ -30,11 +27,10 @@ pub(in crate::providers) struct Vonage {
 
 impl Vonage {
     pub(super) fn connect(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
-        let half = Duration::from_millis(settings.timeout_ms) / 2;
         let mut url = https::base(&settings.endpoint)?;
         url.set_path("/sms/json");
         Ok(Self {
-            client: https::client(settings.ca_file.as_deref(), CONNECT_WITHIN.min(half))?,
+            client: https::client(settings.ca_file.as_deref(), https::connect_within(settings.timeout_ms))?,
             url,
             clock: common.clock.clone(),
         })

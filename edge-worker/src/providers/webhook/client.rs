@@ -1,7 +1,5 @@
 //! Posts webhooks.
 
-use std::time::Duration;
-
 use reqwest::{Client, Url};
 use shared::{
     address::{Format, Target},
@@ -17,9 +15,6 @@ use crate::providers::{
     transport::{guard::Guard, https, retry_after::retry_after},
 };
 
-/// How long a connection may take, if the time limit of an attempt does not leave less.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-
 /// Nothing in the body of an answer matters. It is read so that the connection can be used again.
 const MAX_ANSWER_BYTES: usize = 16 * 1024;
 
@@ -33,10 +28,9 @@ pub(in crate::providers) struct Webhook {
 
 impl Webhook {
     pub(super) fn connect(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
-        let half = Duration::from_millis(settings.timeout_ms) / 2;
         let guard = common.receivers.clone();
         Ok(Self {
-            client: guard.client(settings.ca_file.as_deref(), CONNECT_WITHIN.min(half))?,
+            client: guard.client(settings.ca_file.as_deref(), https::connect_within(settings.timeout_ms))?,
             guard,
             clock: common.clock.clone(),
         })

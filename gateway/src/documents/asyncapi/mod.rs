@@ -8,7 +8,7 @@ use shared::{
     contract::schema,
     id::{AppId, Region},
     nats::{
-        accounts::FEED_DOMAIN,
+        accounts::{self, FEED_DOMAIN},
         envelope::{
             ACCEPTED_AT, ADDRESS, ATTEMPT, BATCH, DETAIL, EVENT_ID, INDEX, INTAKE_SEQUENCE, ORIGIN, REASON, SUBJECT,
         },
@@ -119,7 +119,7 @@ fn channels() -> Value {
     let origin: Region = "origin".parse().expect("a fixed word is a region");
     let inbox = Role::Service(app()).inbox();
     let consumer = topology::feed_consumer(&app()).replace("app", "{app}");
-    let feed = format!("$JS.{FEED_DOMAIN}.API.CONSUMER.MSG.NEXT.{RECEIPTS}.{consumer}");
+    let feed = accounts::feed_next(&app()).replace("app", "{app}");
     json!({
         "notifications": {
             "address": template(&subject::send(account.as_str())),

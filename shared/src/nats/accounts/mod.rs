@@ -432,6 +432,12 @@ fn seen_by(region: &Region, app: &AppId) -> [String; 3] {
     [jobs, members, subject::dead_of(region, app)]
 }
 
+/// The subject on which an app asks for the next receipts of its feed, as the app calls it.
+pub fn feed_next(app: &AppId) -> String {
+    let [_, (_, _, next), _] = feed(app);
+    next
+}
+
 /// What a pull from the app's durable consumer on [`RECEIPTS`] consists of: the kind, the subject as Peal calls it, and
 /// the subject as the app calls it. Creating a consumer is not among them, because its creator names the subject to which
 /// it delivers.

@@ -289,37 +289,34 @@ pub(super) fn feed(app: &AppId) -> pull::Config {
 /// The durable consumers that a region's workers share, each with its stream: those of the main tier, and those of the
 /// overflow.
 pub fn workers_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
-    let overflow = of_tier(region, Tier::Overflow);
-    main_consumers(region).into_iter().chain(overflow).collect()
+    let overflow = of_tier(region, Tier::Overflow, Channel::ALL);
+    main_consumers(region, Channel::ALL)
+        .into_iter()
+        .chain(overflow)
+        .collect()
 }
 
 /// Those of the main tier that a gateway of the version before makes, too: it knew pushes alone. Workers wait for these when they
 /// start, and for each of the others before they pull from it.
 pub fn former_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
-    let is_of_pushes = |(_, config): &(&'static str, pull::Config)| {
-        let name = config.durable_name.as_deref().unwrap_or_default();
-        !Channel::ALL
-            .iter()
-            .filter(|channel| **channel != Channel::Push)
-            .any(|channel| name.split('-').any(|part| part == channel.as_str()))
-    };
-    main_consumers(region).into_iter().filter(is_of_pushes).collect()
+    main_consumers(region, &[Channel::Push])
 }
 
-/// The durable consumers of the main tier.
-fn main_consumers(region: &Region) -> Vec<(&'static str, pull::Config)> {
-    let spill = Channel::ALL.iter().map(|channel| {
+/// The durable consumers of the main tier for these channels.
+fn main_consumers(region: &Region, channels: &[Channel]) -> Vec<(&'static str, pull::Config)> {
+    let spill = channels.iter().map(|channel| {
         let filter = subject::spill_channel_filter(*channel);
         (SCHEDULE, consumer(&spill_consumer(*channel), filter))
     });
-    of_tier(region, Tier::Main).into_iter().chain(spill).collect()
+    of_tier(region, Tier::Main, channels).into_iter().chain(spill).collect()
 }
 
-/// The consumers of one tier: fresh jobs and slices of each lane, and retries of each channel. So an outage of one channel
-/// does not delay the retries of another.
-fn of_tier(region: &Region, tier: Tier) -> Vec<(&'static str, pull::Config)> {
+/// The consumers of one tier for these channels: fresh jobs and slices of each lane, and retries of each channel. So an outage
+/// of one channel does not delay the retries of another.
+fn of_tier(region: &Region, tier: Tier, channels: &[Channel]) -> Vec<(&'static str, pull::Config)> {
     let consumer = |stream, name, filter: String| (stream, consumer(&tier.consumer(name), tier.subject(&filter)));
-    let lanes = Mesh::lanes().flat_map(|(channel, class)| {
+    let lanes = Mesh::lanes().filter(|(channel, _)| channels.contains(channel));
+    let lanes = lanes.flat_map(|(channel, class)| {
         let fresh = subject::notify_class_filter(channel, region, class);
         let slices = subject::slice_class_filter(channel, class);
         [
@@ -327,7 +324,7 @@ fn of_tier(region: &Region, tier: Tier) -> Vec<(&'static str, pull::Config)> {
             consumer(SCHEDULE, slice_consumer(channel, class), slices),
         ]
     });
-    let retries = Channel::ALL.iter().map(|channel| {
+    let retries = channels.iter().map(|channel| {
         let filter = subject::due_channel_filter(*channel);
         consumer(SCHEDULE, retry_consumer(*channel), filter)
     });

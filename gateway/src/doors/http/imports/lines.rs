@@ -24,7 +24,7 @@ pub(super) const LINE_MAX_BYTES: usize = 65_536;
 /// How long a caller may send nothing while the gateway waits for more.
 const SILENT_AT_MOST: Duration = Duration::from_secs(30);
 
-/// What a caller must send on the average while the gateway waits for more, in bytes a second. A body that is slower keeps one of
+/// What a caller must send on average while the gateway waits for more, in bytes a second. A body that is slower keeps one of
 /// few places for longer than [`SILENT_AT_MOST`] only in proportion to what it brings.
 const RATE_MIN: u32 = 16 * 1024;
 
