@@ -12,6 +12,7 @@ pub mod mail;
 pub mod nats;
 pub mod network;
 pub mod peal;
+pub mod port;
 pub mod post;
 pub mod process;
 pub mod providers;

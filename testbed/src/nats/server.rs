@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use super::{Key, Keys};
-use crate::{app::APP, network::Place};
+use crate::{app::APP, network::Place, port};
 
 const HUB_CONF: &str = include_str!("../../../deploy/nats/hub.conf");
 const REGION_CONF: &str = include_str!("../../../deploy/nats/region.conf");
@@ -45,10 +45,6 @@ const TEST_USER: &str = "      { nkey: $PEAL_NKEY_TEST }\n";
 
 /// How long a server may take to start or to end. One with a million keys starts in 1 s; 30 s allow for a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(30);
-
-/// Servers listen on ports of this range. It is below the range of outgoing connections: a port of that range could be
-/// taken while its server is down, even by the client that tries to reach the server.
-const PORT_RANGE: std::ops::Range<u16> = 10_000..30_000;
 
 /// How a server runs.
 #[derive(Debug, Clone)]
@@ -192,7 +188,7 @@ impl Server {
         role: Role,
     ) -> anyhow::Result<Vec<Self>> {
         let settings = settings.into();
-        let mut ports = vec![free_port()?, free_port()?, free_port()?];
+        let mut ports = vec![port::reserve()?, port::reserve()?, port::reserve()?];
         let mut servers = Vec::new();
         for _ in 0..3 {
             let (keys, role) = (keys.clone(), role.clone());
@@ -621,20 +617,10 @@ impl Drop for Server {
 impl Ports {
     fn free() -> anyhow::Result<Self> {
         Ok(Self {
-            client: free_port()?,
-            leaf: free_port()?,
+            client: port::reserve()?,
+            leaf: port::reserve()?,
         })
     }
-}
-
-fn free_port() -> anyhow::Result<u16> {
-    for _ in 0..100 {
-        let port = rand::rng().random_range(PORT_RANGE);
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    bail!("no free port between {} and {}", PORT_RANGE.start, PORT_RANGE.end)
 }
 
 /// Quotes a value, so that nats-server does not read it as a number: 2m would be two million.

@@ -1,6 +1,6 @@
 //! The settings files of gateways and workers, and their first start.
 
-use std::{fmt::Write, net::TcpListener, path::PathBuf};
+use std::{fmt::Write, path::PathBuf};
 
 use anyhow::Context;
 use shared::{
@@ -12,6 +12,7 @@ use super::{APP, CA_FILE, Peal, Program, Region};
 use crate::{
     links::Between,
     network::{self, Place},
+    port,
     providers::reachable,
 };
 
@@ -35,7 +36,7 @@ impl Peal {
 
     fn start_gateway(&mut self, region: &str, number: usize) -> anyhow::Result<Program> {
         let place = self.plan.links.place(&network::edge(region));
-        let port = free_port()?;
+        let port = port::reserve()?;
         let config = format!(
             "listen = \"{}:{port}\"\n{}\n{}",
             place.address(),
@@ -64,7 +65,7 @@ impl Peal {
     }
 
     fn start_worker(&mut self, region: &str, number: usize) -> anyhow::Result<Program> {
-        let port = free_port()?;
+        let port = port::reserve()?;
         let place = self.plan.links.place(&network::edge(region));
         let name = format!("worker-{region}-{number}");
         let providers = self.providers(region)?;
@@ -204,8 +205,4 @@ pub(super) fn files(nats: &Nats) -> String {
         .into_iter()
         .filter_map(|(name, file)| Some(format!("{name} = \"{}\"\n", file.as_ref()?.display())))
         .collect()
-}
-
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

@@ -313,11 +313,7 @@ pub(crate) fn https_localhost(port: u16) -> String {
 
 /// A port on which nothing listens.
 pub(crate) fn unused_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    testbed::port::reserve().unwrap()
 }
 
 pub(crate) fn apns_credential(key: &ApnsKey) -> apns::Credential {
