@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use shared::id::JobId;
+use shared::{id::JobId, provider::Provider};
 
 use super::{
     load::{Callers, Sent, is_in_storm},
@@ -30,6 +30,8 @@ pub(super) struct Phases {
     pub(super) healed: Millis,
     /// Faults of single regions, in order.
     pub(super) disturbances: Vec<Disturbance>,
+    /// Providers whose simulators followed other rules, and when.
+    pub(super) troubles: Vec<(Vec<Provider>, Range<Millis>)>,
 }
 
 /// A period in which something was wrong with a region.
@@ -79,6 +81,7 @@ pub(super) async fn figure(
         Figure::FreshLatency => fresh_latency(peal, &arrivals(peal, callers)?, phases),
         Figure::Autonomy => autonomy(peal, callers, phases).await?,
         Figure::Spill => spill(peal, phases).await?,
+        Figure::LanesApart => lanes_apart(peal, phases),
     })
 }
 
@@ -316,6 +319,32 @@ async fn spill(peal: &Peal, phases: &Phases) -> anyhow::Result<Findings> {
         findings.at_worst("home", float(home), f64::min);
     }
     Ok(findings)
+}
+
+/// What each provider without trouble got a second while others had it, as a share of what it got before.
+fn lanes_apart(peal: &Peal, phases: &Phases) -> Findings {
+    let mut arrived: BTreeMap<Provider, Vec<Millis>> = BTreeMap::new();
+    for (simulator, push) in peal.simulators.delivered() {
+        arrived.entry(simulator.provider()).or_default().push(push.at_ms);
+    }
+    let began = arrived.values().flatten().min().copied().unwrap_or_default();
+    let mut findings = Findings::default();
+    for (troubled, during) in &phases.troubles {
+        for (provider, at) in arrived.iter().filter(|(provider, _)| !troubled.contains(provider)) {
+            let rate_within = |period: Range<Millis>| {
+                let count = at.iter().filter(|at| period.contains(at)).count();
+                per_second(count, seconds(period.end - period.start))
+            };
+            let (before, meanwhile) = (rate_within(began..phases.first_fault), rate_within(during.clone()));
+            let kept = meanwhile / before;
+            findings.lines.push(format!(
+                "{provider}: {before:.1} a second before, {meanwhile:.1} during the trouble: {:.1} % (at least 95 % is expected)",
+                100.0 * kept
+            ));
+            findings.at_worst("kept", kept, f64::min);
+        }
+    }
+    findings
 }
 
 /// How long things took, in seconds.

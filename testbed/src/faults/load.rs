@@ -103,6 +103,13 @@ impl Recipient {
         })
     }
 
+    /// Its devices that a notification on this channel is for.
+    pub(super) fn on(&self, channel: Channel) -> impl Iterator<Item = &Device> {
+        self.devices
+            .iter()
+            .filter(move |device| device.provider.carries(channel))
+    }
+
     /// The same with the ids that its addresses have in this mesh, if they are keyed.
     pub(super) fn at(mut self, peal: &Peal) -> anyhow::Result<Self> {
         let app: AppId = APP.parse()?;
@@ -205,6 +212,7 @@ pub(super) fn is_in_storm(recipient: usize) -> bool {
 pub(super) struct Sent {
     pub(super) event: String,
     pub(super) recipient: usize,
+    pub(super) channel: Channel,
     pub(super) class: Class,
     /// The region that it was sent to.
     pub(super) from: String,
@@ -224,7 +232,7 @@ pub(super) struct Callers {
     key: String,
     /// The mesh's key of ids.
     pub(super) ids: IdKey,
-    channel: Channel,
+    channels: Vec<Channel>,
     ttl_s: Option<u32>,
     /// Whether each notification is sent to several regions at once, with an `Idempotency-Key`.
     everywhere: bool,
@@ -273,7 +281,7 @@ impl Callers {
             http: peal.http.clone(),
             key: peal.key.clone(),
             ids: peal.ids.clone(),
-            channel: load.channel(),
+            channels: load.channels(),
             ttl_s: load.ttl_s,
             everywhere: load.everywhere,
             patience: Duration::from_secs_f64(load.patience_s),
@@ -313,6 +321,7 @@ impl Callers {
             let sent = from.iter().map(|from| Sent {
                 event: format!("e{run:x}-{number}"),
                 recipient: number % self.recipients.len(),
+                channel: self.channels[number % self.channels.len()],
                 class: load.classes[number / 2 % load.classes.len()],
                 from: from.clone(),
                 at_ms: now_ms(),
@@ -401,7 +410,7 @@ impl Callers {
     }
 
     fn content(&self, sent: &Sent) -> serde_json::Value {
-        let mut content = match self.channel {
+        let mut content = match sent.channel {
             Channel::Push => json!({ "title": "Hello" }),
             Channel::Email => json!({ "subject": "Hello", "text": "Hello" }),
             // Text messages and chats carry no id, so the job stands in the text.
@@ -421,7 +430,7 @@ impl Callers {
             "to": { "recipients": [self.recipients[sent.recipient].id] },
             "class": sent.class,
         });
-        request[self.channel.as_str()] = self.content(sent);
+        request[sent.channel.as_str()] = self.content(sent);
         request
     }
 
@@ -479,6 +488,7 @@ impl Callers {
             let sent = Sent {
                 event: format!("{name}-{number}"),
                 recipient: chosen[number % chosen.len()],
+                channel: self.channels[0],
                 class: Class::Normal,
                 from: from.to_owned(),
                 at_ms: now_ms(),
@@ -517,7 +527,7 @@ impl Callers {
             &self.ids,
             &self.recipients[sent.recipient].id,
             &sent.event,
-            self.channel,
+            sent.channel,
         )
     }
 
@@ -526,7 +536,7 @@ impl Callers {
         let mut jobs = HashMap::new();
         for sent in self.sent() {
             let job = self.job(&sent)?;
-            for device in &self.recipients[sent.recipient].devices {
+            for device in self.recipients[sent.recipient].on(sent.channel) {
                 jobs.insert(DeliveryId::of(job, device.address).to_string(), job.to_string());
             }
         }

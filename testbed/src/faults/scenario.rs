@@ -76,6 +76,8 @@ pub(super) enum Figure {
     Autonomy,
     /// How soon the workers of other regions help, and whether they stop by themselves.
     Spill,
+    /// What the providers without trouble get a second while the others have it, as a share of before.
+    LanesApart,
 }
 
 /// What the parts reach each other through.
@@ -147,7 +149,7 @@ pub(super) struct Load {
     /// Notifications a second.
     pub(super) rate: f64,
     pub(super) recipients: usize,
-    /// The providers of each recipient's devices.
+    /// The providers of each recipient's devices, of one or more channels.
     pub(super) devices: Vec<Provider>,
     /// How many devices a recipient has at each of those providers.
     pub(super) copies: usize,
@@ -187,14 +189,10 @@ impl Default for Load {
 }
 
 impl Load {
-    /// The channel that reaches its devices.
-    pub(super) fn channel(&self) -> Channel {
-        match self.devices.first() {
-            Some(Provider::Smtp | Provider::SendGrid | Provider::Mailchimp) => Channel::Email,
-            Some(Provider::Twilio | Provider::Vonage) => Channel::Sms,
-            Some(Provider::Webhook) => Channel::Webhook,
-            _ => Channel::Push,
-        }
+    /// The channels that reach its devices. Each notification is for one of them, in turn.
+    pub(super) fn channels(&self) -> Vec<Channel> {
+        let reaches = |channel: &Channel| self.devices.iter().any(|device| device.carries(*channel));
+        Channel::ALL.iter().copied().filter(reaches).collect()
     }
 
     /// A time limit for the load: three times as long as it takes at its rate.
@@ -286,8 +284,8 @@ pub(super) enum Inject {
     NoWorkers,
     /// All links are cut one by one, then restored one by one, in random orders.
     Swizzle,
-    /// A simulator follows these rules.
-    Script(Rules),
+    /// Simulators follow these rules.
+    Script(Vec<Rules>),
     /// A simulator disturbs its clients.
     Simulator(SimulatorFault),
     /// A worker is ended, one of its files is damaged, and it is started again.

@@ -11,6 +11,7 @@ use async_nats::jetstream::{
     consumer::{self, PullConsumer},
 };
 use shared::{
+    channel::Channel,
     id::JobId,
     nats::{audit::Break, connect, leader, topology},
     receipt::State,
@@ -190,8 +191,8 @@ async fn count(
     let mut known: HashSet<String> = callers.also_expected();
     let mut counted: HashSet<JobId> = HashSet::new();
     let besides = callers.expected_deliveries().into_iter();
-    let mut expected: Vec<(JobId, String, Recipient)> = besides
-        .map(|(job, recipient)| (job, recipient.id.clone(), recipient))
+    let mut expected: Vec<(JobId, String, Recipient, Channel)> = besides
+        .map(|(job, recipient)| (job, recipient.id.clone(), recipient, Channel::Push))
         .collect();
     for sent in callers.sent() {
         let job = callers.job(&sent)?;
@@ -199,12 +200,13 @@ async fn count(
         verdict.notifications += 1;
         verdict.refused += usize::from(sent.accepted.is_none());
         if sent.accepted.is_some() && counted.insert(job) {
-            expected.push((job, sent.event, callers.recipients[sent.recipient].clone()));
+            let recipient = callers.recipients[sent.recipient].clone();
+            expected.push((job, sent.event, recipient, sent.channel));
         }
     }
-    for (job, what, recipient) in expected {
+    for (job, what, recipient, channel) in expected {
         let whole = final_state(&deliveries, &(job, None));
-        for device in &recipient.devices {
+        for device in recipient.on(channel) {
             let state = whole.or_else(|| final_state(&deliveries, &(job, Some(device.address))));
             let arrived = arrivals.count(job, &device.token);
             if state.is_none() && arrived > 0 && expect.receipts_lost {

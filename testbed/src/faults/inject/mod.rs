@@ -161,7 +161,7 @@ impl Injector {
             Inject::Isolate { backlog } => return self.isolate(*backlog, hold, region).await,
             Inject::NoWorkers => self.kill_workers(hold, region).await?,
             Inject::Swizzle => self.swizzle(hold).await?,
-            Inject::Script(rules) => self.follow_for(rules, hold).await?,
+            Inject::Script(scripts) => self.follow_for(scripts, hold).await?,
             Inject::Simulator(action) => self.simulator(*action, hold).await?,
             Inject::Damage { file, how } => self.damage(*file, *how, region).await?,
             Inject::SetBack => self.set_back(hold, region).await?,

@@ -9,22 +9,23 @@ use tokio::time::{Instant, sleep};
 use super::Injector;
 use crate::{
     faults::scenario::{Rules, SimulatorFault},
-    providers::{ApnsKey, Rule, Script},
+    providers::{ApnsKey, Rule, Script, now_ms},
 };
 
 /// How often a fault that disturbs all connections is repeated.
 const DISTURB_EVERY: Duration = Duration::from_millis(200);
 
 impl Injector {
-    /// Lets a simulator follow other rules for `hold`.
-    pub(super) async fn follow_for(&mut self, rules: &Rules, hold: Duration) -> anyhow::Result<()> {
-        self.follow(rules)?;
+    /// Lets simulators follow other rules for `hold`.
+    pub(super) async fn follow_for(&mut self, scripts: &[Rules], hold: Duration) -> anyhow::Result<()> {
+        for rules in scripts {
+            self.set_script(rules.provider, rules.rules.clone())?;
+        }
+        let since = now_ms();
         sleep(hold).await;
+        let troubled = scripts.iter().map(|rules| rules.provider).collect();
+        self.phases.troubles.push((troubled, since..now_ms()));
         self.follow_lasting()
-    }
-
-    fn follow(&self, rules: &Rules) -> anyhow::Result<()> {
-        self.set_script(rules.provider, rules.rules.clone())
     }
 
     pub(super) fn set_script(&self, provider: Provider, rules: Vec<Rule>) -> anyhow::Result<()> {
