@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use shared::{
-    api_key::{ApiKey, Scope},
+    api_key::{ApiKey, NewKey, Scope},
     app::{Alerts, Ambiguity, App, Quota, Route, alerts_seal_name},
     channel::Channel,
     clock::Clock,
@@ -155,8 +155,8 @@ pub async fn require_proofs(hub: &jetstream::Context, since: Timestamp) -> Resul
     config::put_proofs(hub, since).await.map_err(not_written)
 }
 
-/// Seals the credentials of `app`, writes it to the hub's configuration, and issues one API key for each list of
-/// scopes. Keys that were issued before stay valid.
+/// Seals the credentials of `app`, writes it to the hub's configuration, and issues `keys`. Keys that were issued before
+/// stay valid.
 ///
 /// # Errors
 /// When the hub did not confirm that it stored the app and the keys.
@@ -164,13 +164,13 @@ pub async fn write_app(
     hub: &jetstream::Context,
     mesh_key: &MeshKey,
     app: &NewApp,
-    keys: &[Vec<Scope>],
+    keys: &[NewKey],
 ) -> Result<Vec<String>, ProvisionError> {
     let not_written = |error| ProvisionError::Write(format!("app {}", app.id), error);
     config::put_app(hub, &app.seal(mesh_key)).await.map_err(not_written)?;
     let mut issued = Vec::with_capacity(keys.len());
-    for scopes in keys {
-        let (key, text) = ApiKey::issue(mesh_key, app.id.clone(), scopes.clone());
+    for new in keys {
+        let (key, text) = ApiKey::issue(mesh_key, app.id.clone(), new.clone(), Clock::system().now());
         let not_written = |error| ProvisionError::Write(format!("an API key of {}", app.id), error);
         config::put_key(hub, &key).await.map_err(not_written)?;
         issued.push(text);
@@ -254,7 +254,7 @@ struct AppEntry {
     #[serde(default)]
     sms_countries: BTreeSet<Country>,
     #[serde(default)]
-    keys: Vec<KeyEntry>,
+    keys: Vec<NewKey>,
     /// The members of each credential, by the name of its provider, and the table `credentials` with more of them. A member
     /// `<name>_file` is the path of a file with the text of the member `<name>`.
     #[serde(flatten)]
@@ -266,12 +266,6 @@ struct AppEntry {
 struct AlertsEntry {
     url: String,
     secret_file: PathBuf,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KeyEntry {
-    scopes: Vec<Scope>,
 }
 
 /// An API key that was issued.
@@ -302,8 +296,7 @@ pub fn parties(file: &Path) -> Result<(BTreeMap<Region, Site>, ServiceApps), Bad
 }
 
 /// Writes every region and every app in `file` to the hub's configuration. Paths in it are relative to its folder. A
-/// key is issued for each of an app's lists of scopes, unless the app has such a key already: repeating changes
-/// nothing.
+/// key is issued for each entry in an app's `keys`, unless the app has such a key already: repeating changes nothing.
 ///
 /// # Errors
 /// When a file cannot be used, or the hub does not answer or refuses.
@@ -322,6 +315,11 @@ pub async fn run(
     prepare_hub(&hub, mesh_key, replicas).await?;
     let known = config::read(&hub).await?;
     check_residency(&read, &known)?;
+    let missing = read
+        .app
+        .iter()
+        .map(|entry| entry.missing_keys(&known, Clock::system().now()));
+    let missing = missing.collect::<Result<Vec<_>, _>>()?;
     for (region, site) in &read.region {
         write_region(&hub, region, site).await?;
     }
@@ -329,17 +327,11 @@ pub async fn run(
         require_proofs(&hub, Clock::system().now()).await?;
     }
     let mut issued = Vec::new();
-    for (entry, app) in read.app.iter().zip(&apps) {
-        let missing: Vec<Vec<Scope>> = entry
-            .keys
-            .iter()
-            .map(|key| key.scopes.clone())
-            .filter(|scopes| !has_key(&known, &entry.id, scopes))
-            .collect();
+    for ((entry, app), missing) in read.app.iter().zip(&apps).zip(missing) {
         let texts = write_app(&hub, mesh_key, app, &missing).await?;
-        issued.extend(missing.into_iter().zip(texts).map(|(scopes, text)| Issued {
-            app: app.id.clone(),
-            scopes,
+        issued.extend(missing.into_iter().zip(texts).map(|(key, text)| Issued {
+            app: entry.id.clone(),
+            scopes: key.scopes,
             text,
         }));
     }
@@ -377,12 +369,20 @@ fn check_residency(read: &File, known: &Tenants) -> Result<(), ProvisionError> {
     Ok(())
 }
 
-fn has_key(known: &Tenants, app: &AppId, scopes: &[Scope]) -> bool {
-    let same = |key: &ApiKey| key.scopes.len() == scopes.len() && key.scopes.iter().all(|scope| scopes.contains(scope));
-    known.keys.values().any(|key| key.app == *app && same(key))
-}
-
 impl AppEntry {
+    /// The keys that are to be issued: those that the app does not have.
+    fn missing_keys(&self, known: &Tenants, now: Timestamp) -> Result<Vec<NewKey>, ProvisionError> {
+        let has = |new: &NewKey| known.keys.values().any(|key| key.app == self.id && key.is_like(new));
+        let missing = self.keys.iter().enumerate().filter(|(_, new)| !has(new));
+        let checked = missing.map(|(index, new)| {
+            let invalid = |invalid: Invalid| invalid.within(&format!("keys[{index}]"));
+            let invalid = |broken| ProvisionError::Invalid(self.id.clone(), invalid(broken));
+            new.check(now).map_err(invalid)?;
+            Ok(new.clone())
+        });
+        checked.collect()
+    }
+
     fn load(&self, folder: &Path) -> Result<NewApp, ProvisionError> {
         let alerts = match &self.alerts {
             Some(alerts) => {

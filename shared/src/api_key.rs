@@ -9,7 +9,15 @@ use jiff::Timestamp;
 use rand::{TryRngCore, rngs::OsRng};
 use serde::{Deserialize, Serialize};
 
-use crate::{channel::words, id::AppId, seal::MeshKey};
+use crate::{
+    channel::words,
+    id::AppId,
+    invalid::Invalid,
+    seal::{MeshKey, Sealed},
+};
+
+/// Bytes of a secret.
+const SECRET_BYTES: usize = 32;
 
 words!(
     /// One permission of a key.
@@ -27,37 +35,133 @@ words!(
     }
 );
 
+/// What an operator or an app decides about a key before it is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewKey {
+    /// Its permissions.
+    pub scopes: Vec<Scope>,
+    /// For people; 1 to 64 characters.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// From this time on it is refused.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
+    /// Reaches the test recipients of its app only.
+    #[serde(default)]
+    pub test: bool,
+    /// May sign requests and client tokens.
+    #[serde(default)]
+    pub signing: bool,
+}
+
+impl NewKey {
+    /// Most characters of a name.
+    const NAME_CHARS_MAX: usize = 64;
+
+    /// A key without a name, which does not expire and does not sign.
+    pub fn with(scopes: &[Scope]) -> Self {
+        Self {
+            scopes: scopes.to_vec(),
+            ..Self::default()
+        }
+    }
+
+    /// Checks the rules for a key that is made at `now`.
+    ///
+    /// # Errors
+    /// The first member that breaks a rule.
+    pub fn check(&self, now: Timestamp) -> Result<(), Invalid> {
+        let is_short = |name: &String| (1..=Self::NAME_CHARS_MAX).contains(&name.chars().count());
+        if !self.name.as_ref().is_none_or(is_short) {
+            return Err(Invalid::new("name", "must be 1 to 64 characters"));
+        }
+        if self.expires_at.is_some_and(|end| end <= now) {
+            return Err(Invalid::new("expires_at", "must be in the future"));
+        }
+        Ok(())
+    }
+}
+
 /// A key as kept in the `config` bucket: everything but the secret.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "Stored")]
 pub struct ApiKey {
     /// Names the key; 16 hexadecimal digits.
     pub key_id: String,
     /// The only app that it acts for.
     pub app: AppId,
-    /// HMAC-SHA256 of the secret, base64url.
+    /// HMAC-SHA256 of the secret, base64url. That of a test key also covers that it is one: a gateway of 0.1, which knows no
+    /// test keys, does not admit it.
     pub hmac: String,
     /// Its permissions; anything else is refused.
     pub scopes: Vec<Scope>,
     /// From this time on it is refused.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// For people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// When it was made; absent for keys that 0.1 made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<Timestamp>,
+    /// Reaches the test recipients of its app only.
+    #[serde(skip_serializing_if = "is_false")]
+    pub test: bool,
+    /// The secret of a key that may sign requests and client tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signing_secret: Option<Sealed>,
+}
+
+/// A key as it is stored, perhaps by a newer version: scopes and members that this version does not know are ignored.
+#[derive(Deserialize)]
+struct Stored {
+    key_id: String,
+    app: AppId,
+    hmac: String,
+    scopes: Vec<String>,
+    #[serde(default)]
+    expires_at: Option<Timestamp>,
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    created_at: Option<Timestamp>,
+    #[serde(default)]
+    test: bool,
+    #[serde(default)]
+    signing_secret: Option<Sealed>,
+}
+
+impl From<Stored> for ApiKey {
+    fn from(stored: Stored) -> Self {
+        Self {
+            key_id: stored.key_id,
+            app: stored.app,
+            hmac: stored.hmac,
+            scopes: stored.scopes.iter().filter_map(|scope| scope.parse().ok()).collect(),
+            expires_at: stored.expires_at,
+            name: stored.name,
+            created_at: stored.created_at,
+            test: stored.test,
+            signing_secret: stored.signing_secret,
+        }
+    }
 }
 
 /// A key as a client presents it.
 pub struct Presented {
     /// Names the key.
     pub key_id: String,
-    secret: [u8; 32],
+    secret: [u8; SECRET_BYTES],
 }
 
 impl ApiKey {
-    /// Makes a key. The returned text holds the secret: show it once, store it nowhere.
+    /// Makes a key at `now`. The returned text holds the secret: show it once, store it nowhere.
     ///
     /// # Panics
     /// If the operating system provides no randomness.
-    pub fn issue(mesh: &MeshKey, app: AppId, scopes: Vec<Scope>) -> (Self, String) {
-        let (mut id, mut secret) = ([0; 8], [0; 32]);
+    pub fn issue(mesh: &MeshKey, app: AppId, new: NewKey, now: Timestamp) -> (Self, String) {
+        let (mut id, mut secret) = ([0; 8], [0; SECRET_BYTES]);
         OsRng
             .try_fill_bytes(&mut id)
             .expect("the operating system gives randomness");
@@ -65,18 +169,20 @@ impl ApiKey {
             .try_fill_bytes(&mut secret)
             .expect("the operating system gives randomness");
         let key_id = format!("{:016x}", u64::from_be_bytes(id));
-        let text = format!("peal_{key_id}_{}", URL_SAFE_NO_PAD.encode(secret));
-        let hmac = URL_SAFE_NO_PAD.encode(hmac::sign(mesh.hmac(), &secret));
-        (
-            Self {
-                key_id,
-                app,
-                hmac,
-                scopes,
-                expires_at: None,
-            },
-            text,
-        )
+        let secret_text = URL_SAFE_NO_PAD.encode(secret);
+        let text = format!("peal_{key_id}_{secret_text}");
+        let key = Self {
+            hmac: URL_SAFE_NO_PAD.encode(hmac::sign(mesh.hmac(), &covered(&secret, new.test))),
+            signing_secret: new.signing.then(|| mesh.seal(&seal_name(&app, &key_id), &secret_text)),
+            key_id,
+            app,
+            scopes: new.scopes,
+            expires_at: new.expires_at,
+            name: new.name,
+            created_at: Some(now),
+            test: new.test,
+        };
+        (key, text)
     }
 
     /// Whether `presented` is this key, compared in constant time, and the key has not expired at `now`.
@@ -84,8 +190,49 @@ impl ApiKey {
         let Ok(expected) = URL_SAFE_NO_PAD.decode(&self.hmac) else {
             return false;
         };
-        hmac::verify(mesh.hmac(), &presented.secret, &expected).is_ok() && self.expires_at.is_none_or(|end| now < end)
+        let covered = covered(&presented.secret, self.test);
+        hmac::verify(mesh.hmac(), &covered, &expected).is_ok() && self.is_live(now)
     }
+
+    /// Whether the key has not expired at `now`.
+    pub fn is_live(&self, now: Timestamp) -> bool {
+        self.expires_at.is_none_or(|end| now < end)
+    }
+
+    /// Whether the key may sign requests and client tokens.
+    pub fn signing(&self) -> bool {
+        self.signing_secret.is_some()
+    }
+
+    /// Whether this key is what `new` asks for.
+    pub fn is_like(&self, new: &NewKey) -> bool {
+        let same_scopes =
+            self.scopes.len() == new.scopes.len() && self.scopes.iter().all(|scope| new.scopes.contains(scope));
+        same_scopes
+            && self.name == new.name
+            && self.expires_at == new.expires_at
+            && self.test == new.test
+            && self.signing() == new.signing
+    }
+}
+
+/// What the HMAC of a key covers.
+fn covered(secret: &[u8; SECRET_BYTES], test: bool) -> Vec<u8> {
+    let mut covered = secret.to_vec();
+    if test {
+        covered.extend_from_slice(b"test");
+    }
+    covered
+}
+
+/// The name under which the secret of a key that signs is sealed.
+fn seal_name(app: &AppId, key_id: &str) -> String {
+    format!("{app}/key/{key_id}")
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// The text is not an API key.
@@ -122,23 +269,78 @@ impl fmt::Debug for Presented {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-    use base64::engine::general_purpose::STANDARD;
+    use crate::testing::mesh_key;
+
+    fn app() -> AppId {
+        "shop".parse().unwrap()
+    }
 
     #[test]
     fn a_key_admits_itself_and_nothing_else() {
-        let mesh = MeshKey::from_base64(&STANDARD.encode([1; 32])).unwrap();
-        let app: AppId = "shop".parse().unwrap();
-        let (key, text) = ApiKey::issue(&mesh, app.clone(), vec![Scope::Send]);
-        let (_, other) = ApiKey::issue(&mesh, app, vec![Scope::Send]);
+        let mesh = mesh_key();
         let now = Timestamp::UNIX_EPOCH;
+        let issue = |new| ApiKey::issue(&mesh, app(), new, now);
+        let (key, text) = issue(NewKey::with(&[Scope::Send]));
+        let (_, other) = issue(NewKey::with(&[Scope::Send]));
         assert!(key.admits(&mesh, &text.parse().unwrap(), now));
         assert!(!key.admits(&mesh, &other.parse().unwrap(), now));
         let ended = ApiKey {
             expires_at: Some(now),
-            ..key
+            ..key.clone()
         };
         assert!(!ended.admits(&mesh, &text.parse().unwrap(), now));
         assert!(!format!("{:?}", text.parse::<Presented>().unwrap()).contains(&text[22..]));
+
+        let test = NewKey {
+            test: true,
+            ..NewKey::with(&[Scope::Send])
+        };
+        let (key, text) = issue(test);
+        assert!(key.admits(&mesh, &text.parse().unwrap(), now));
+        let as_0_1_reads_it = ApiKey { test: false, ..key };
+        assert!(!as_0_1_reads_it.admits(&mesh, &text.parse().unwrap(), now));
+    }
+
+    #[test]
+    fn a_key_that_another_version_stored_is_read() {
+        let former =
+            json!({ "key_id": "0123456789abcdef", "app": "shop", "hmac": "x", "scopes": ["notifications:write"] });
+        let key: ApiKey = serde_json::from_value(former.clone()).unwrap();
+        assert!(!key.test && !key.signing() && key.created_at.is_none());
+        assert_eq!(serde_json::to_value(&key).unwrap(), former, "0.1 reads it again");
+        let newer = json!({
+            "key_id": "0123456789abcdef", "app": "shop", "hmac": "x", "newer": {},
+            "scopes": ["notifications:write", "newer:scope"],
+        });
+        assert_eq!(serde_json::from_value::<ApiKey>(newer).unwrap(), key);
+        let all = NewKey {
+            scopes: Scope::ALL.to_vec(),
+            name: Some("app server".into()),
+            expires_at: Some(Timestamp::MAX),
+            test: true,
+            signing: true,
+        };
+        let (key, text) = ApiKey::issue(&mesh_key(), app(), all.clone(), Timestamp::UNIX_EPOCH);
+        let stored = serde_json::to_string(&key).unwrap();
+        assert!(!stored.contains(&text[22..]));
+        assert_eq!(serde_json::from_str::<ApiKey>(&stored).unwrap(), key);
+        assert!(key.is_like(&all) && !key.is_like(&NewKey { test: false, ..all }));
+    }
+
+    #[test]
+    fn a_new_key_that_breaks_a_rule_is_refused_by_name() {
+        let now = Timestamp::UNIX_EPOCH;
+        let invalid = |new: NewKey| new.check(now).unwrap_err().field;
+        let send = || NewKey::with(&[Scope::Send]);
+        for name in ["", &"é".repeat(65)] {
+            let name = Some(name.to_owned());
+            assert_eq!(invalid(NewKey { name, ..send() }), "name");
+        }
+        let expires_at = Some(now);
+        assert_eq!(invalid(NewKey { expires_at, ..send() }), "expires_at");
+        send().check(now).unwrap();
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use serde_json::json;
-use shared::{api_key::Scope, nats::roles::Role};
+use shared::nats::roles::Role;
 use tokio::process::Command;
 
 use super::{APP, Plan, TOPIC, settings};
@@ -19,6 +19,15 @@ const COMMIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../.ci/former");
 
 /// The environment variable with the folder of other programs to use as the former ones.
 const FOLDER: &str = "PEAL_FORMER_DIR";
+
+/// Every scope of the former version.
+const FORMER_SCOPES: [&str; 5] = [
+    "notifications:write",
+    "notifications:broadcast",
+    "notifications:read",
+    "recipients:write",
+    "recipients:read",
+];
 
 /// The version of a gateway or a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
@@ -82,7 +91,6 @@ impl Former {
         let (apns, fcm) = (simulators.apns.credential(TOPIC), simulators.fcm.credential());
         fs::write(folder.join("apns.p8"), apns.private_key.reveal())?;
         fs::write(folder.join("fcm.json"), fcm.service_account.reveal())?;
-        let scopes: Vec<&str> = Scope::ALL.iter().map(|scope| scope.as_str()).collect();
         let regions: serde_json::Map<_, _> = plan.regions.iter().map(|name| (name.clone(), json!({}))).collect();
         let mesh = json!({
             "region": regions,
@@ -96,7 +104,7 @@ impl Former {
                     "private_key_file": "apns.p8",
                 },
                 "fcm": { "project_id": fcm.project_id, "service_account_file": "fcm.json" },
-                "keys": [{ "scopes": scopes }],
+                "keys": [{ "scopes": FORMER_SCOPES }],
             }],
         });
         let file = folder.join("mesh.toml");

@@ -4,7 +4,7 @@ use anyhow::Context;
 use gateway::provision::{self, NewApp};
 use serde_json::json;
 use shared::{
-    api_key::Scope,
+    api_key::{NewKey, Scope},
     clock::Clock,
     id::Region,
     id_key::IdKey,
@@ -93,7 +93,7 @@ pub(super) async fn provision(
         senders: serde_json::from_value(json!({ "email": [SENDER], "sms": [SMS_SENDER] }))?,
         ..NewApp::new(APP.parse()?, default_region(plan)?)
     };
-    let keys = provision::write_app(&hub, &mesh_key, &app, &[Scope::ALL.to_vec()]).await?;
+    let keys = provision::write_app(&hub, &mesh_key, &app, &[NewKey::with(Scope::ALL)]).await?;
     keys.into_iter().next().context("an API key")
 }
 
@@ -110,6 +110,6 @@ pub(super) async fn add_app(peal: &Peal, id: &str) -> anyhow::Result<String> {
         ..NewApp::new(id.parse()?, default_region(&peal.plan)?)
     };
     let mesh_key = MeshKey::from_base64(&peal.mesh_key)?;
-    let keys = provision::write_app(&hub, &mesh_key, &app, &[Scope::ALL.to_vec()]).await?;
+    let keys = provision::write_app(&hub, &mesh_key, &app, &[NewKey::with(Scope::ALL)]).await?;
     keys.into_iter().next().context("an API key")
 }

@@ -8,7 +8,7 @@ use gateway::{Gateway, config::Settings, provision};
 use serde_json::{Value, json};
 use shared::provider::Credential;
 use shared::{
-    api_key::{ApiKey, Scope},
+    api_key::{ApiKey, NewKey, Scope},
     clock::Clock,
     id_key::IdKey,
     lifecycle::Lifecycle,
@@ -126,16 +126,13 @@ async fn every_operation_needs_its_scope_and_no_other() {
     let mut forged = rig.key.clone();
     let flipped = if forged.ends_with('A') { "E" } else { "A" };
     forged.replace_range(forged.len() - 1.., flipped);
-    let (ended, ended_text) = ApiKey::issue(&rig.mesh_key, app(), Scope::ALL.to_vec());
-    config::put_key(
-        &rig.hub,
-        &ApiKey {
-            expires_at: Some(jiff::Timestamp::UNIX_EPOCH),
-            ..ended
-        },
-    )
-    .await
-    .unwrap();
+    let past = jiff::Timestamp::UNIX_EPOCH;
+    let ended = NewKey {
+        expires_at: Some(past),
+        ..NewKey::with(Scope::ALL)
+    };
+    let (ended, ended_text) = ApiKey::issue(&rig.mesh_key, app(), ended, past);
+    config::put_key(&rig.hub, &ended).await.unwrap();
     for &scope in Scope::ALL {
         let only = rig.issue_key("shop", &[scope]).await;
         let others: Vec<Scope> = Scope::ALL.iter().copied().filter(|other| *other != scope).collect();
@@ -241,7 +238,10 @@ async fn an_app_provisioned_from_a_file_can_send() {
         [[app]]
         id = "news"
         default_region = "eu"
-        keys = [{ scopes = ["notifications:write"] }, { scopes = ["recipients:read", "recipients:write"] }]
+        keys = [
+            { scopes = ["notifications:write"], name = "order service", expires_at = "2999-01-01T00:00:00Z" },
+            { scopes = ["recipients:read", "recipients:write"], signing = true },
+        ]
         [app.apns]
         team_id = "TEAM"
         key_id = "KEY"
@@ -262,7 +262,15 @@ async fn an_app_provisioned_from_a_file_can_send() {
             == 202
     })
     .await;
+    std::fs::write(&file, apps.replace("2999", "2998")).unwrap();
+    let successor = run().await.unwrap();
+    assert_eq!(successor.len(), 1, "a key with another end is issued beside the former");
+    std::fs::write(&file, apps.replace("2999", "1999")).unwrap();
+    let refused = run().await.unwrap_err().to_string();
+    assert_eq!(refused, "app news: keys[0].expires_at: must be in the future");
     let known = config::read(&rig.hub).await.unwrap();
+    let of_news = known.keys.values().filter(|key| key.app.as_str() == "news");
+    assert_eq!(of_news.filter(|key| key.signing()).count(), 1);
     let credentials = known.apps[&"news".parse().unwrap()].credentials(&rig.mesh_key);
     let [Credential::Apns(credential)] = &*credentials.unwrap() else {
         panic!("not the credential that the file names")

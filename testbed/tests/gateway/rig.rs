@@ -13,7 +13,7 @@ use gateway::{
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use shared::{
-    api_key::Scope,
+    api_key::{NewKey, Scope},
     app::Quota,
     clock::Clock,
     id::{AppId, Region},
@@ -137,7 +137,7 @@ impl Rig {
     /// Like [`Self::issue_key`], with a quota of the app.
     pub(crate) async fn issue_key_within(&self, app: &str, scopes: &[Scope], quota: Quota) -> String {
         let app = NewApp { quota, ..new_app(app) };
-        let mut keys = provision::write_app(&self.hub, &self.mesh_key, &app, &[scopes.to_vec()])
+        let mut keys = provision::write_app(&self.hub, &self.mesh_key, &app, &[NewKey::with(scopes)])
             .await
             .unwrap();
         let key = keys.remove(0);

@@ -10,7 +10,7 @@ use gateway::{
 };
 use serde_json::{Value, json};
 use shared::{
-    api_key::Scope,
+    api_key::{NewKey, Scope},
     app::App,
     clock::Clock,
     lifecycle::Lifecycle,
@@ -147,7 +147,7 @@ async fn a_caller_learns_that_the_gateway_lacks_a_permission() {
     provision::write_region(&hub, &region("eu"), &Site::default())
         .await
         .unwrap();
-    let keys = provision::write_app(&hub, &mesh_key, &shop, &[Scope::ALL.to_vec()])
+    let keys = provision::write_app(&hub, &mesh_key, &shop, &[NewKey::with(Scope::ALL)])
         .await
         .unwrap();
     let gateway = Gateway::start(settings, telemetry, Clock::system(), &lifecycle)
