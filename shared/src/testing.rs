@@ -59,7 +59,9 @@ pub const WEB_PUSH_AUTH: &str = "BTBZMqHH6r4Tts7J_aSIgg";
 pub fn address(app: &AppId, provider: Provider, token: &str) -> Address {
     let token = token.to_owned();
     let target = match provider {
-        Provider::Apns => apns::Target::new(&token, Kind::Device, Environment::Production, None).map(Target::Apns),
+        Provider::Apns => {
+            apns::Target::new(&token, Kind::Device, Environment::Production, None, None).map(Target::Apns)
+        }
         Provider::Fcm => fcm::Target::new(token).map(Target::Fcm),
         Provider::WebPush => {
             let [p256dh, auth] = [WEB_PUSH_P256DH, WEB_PUSH_AUTH];

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testbed::{
     nats,
-    peal::{Peal, Plan},
+    peal::{Peal, Plan, TOPIC},
     providers::{Answer, Rule},
 };
 use tokio::time::{Instant, sleep};
@@ -18,6 +18,21 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const IPHONE: &str = "aaaa";
 const ANDROID: &str = "android-of-ann";
 
+/// The other tokens of the recipient's iPhone: kind, activity, token, and what Apple adds to the bundle id.
+const USES: [(&str, Option<&str>, &str, &str); 11] = [
+    ("live_activity", None, "a0", ".push-type.liveactivity"),
+    ("live_activity", Some("ride-1"), "a1", ".push-type.liveactivity"),
+    ("live_activity", Some("ride-2"), "a2", ".push-type.liveactivity"),
+    ("live_activity_start", None, "a3", ".push-type.liveactivity"),
+    ("voip", None, "a4", ".voip"),
+    ("complication", None, "a5", ".complication"),
+    ("fileprovider", None, "a6", ".pushkit.fileprovider"),
+    ("pushtotalk", None, "a7", ".voip-ptt"),
+    ("location", None, "a8", ".location-query"),
+    ("widgets", None, "a9", ".push-type.widgets"),
+    ("controls", None, "af", ".push-type.controls"),
+];
+
 /// A push, and what both devices get: the whole payload of APNs, and FCM's message without its target, time to live, priority
 /// and tag. `Null` stands for nothing.
 struct Case {
@@ -25,10 +40,25 @@ struct Case {
     push: Value,
     apns: Value,
     fcm: Value,
+    /// The only token of the iPhone that the push is for.
+    token: &'static str,
 }
 
 fn case(name: &'static str, push: Value, apns: Value, fcm: Value) -> Case {
-    Case { name, push, apns, fcm }
+    let token = IPHONE;
+    Case {
+        name,
+        push,
+        apns,
+        fcm,
+        token,
+    }
+}
+
+impl Case {
+    fn to(self, token: &'static str) -> Self {
+        Self { token, ..self }
+    }
 }
 
 #[expect(clippy::too_many_lines, reason = "a list")]
@@ -70,6 +100,47 @@ fn cases() -> Vec<Case> {
             json!({ "title": "Call", "data": data, "apns": { "push_type": "voip" } }),
             json!({ "aps": { "alert": { "title": "Call" } }, "order": "42" }),
             Value::Null,
+        )
+        .to("a4"),
+        of_use("a complication", "complication", "a5"),
+        of_use("a file provider", "fileprovider", "a6"),
+        of_use("a talk", "pushtotalk", "a7"),
+        of_use("a location", "location", "a8"),
+        of_use("a widget", "widgets", "a9"),
+        of_use("a control", "controls", "af"),
+        live("an update of every activity without a name", "update", None, "a0"),
+        live("an update of one activity", "update", Some("ride-1"), "a1"),
+        live("the end of another activity", "end", Some("ride-2"), "a2"),
+        live("the start of an activity", "start", None, "a3"),
+        case(
+            "a second line and a group",
+            json!({ "title": "Lunch", "subtitle": "Today", "thread": "menu", "badge": 1 }),
+            json!({ "aps": { "alert": { "title": "Lunch", "subtitle": "Today" }, "badge": 1, "thread-id": "menu" } }),
+            json!({
+                "notification": { "title": "Lunch" },
+                "android": { "notification": { "notification_count": 1 } },
+                "apns": { "headers": { "apns-priority": "10" }, "payload": {
+                    "aps": { "alert": { "title": "Lunch", "subtitle": "Today" }, "badge": 1, "thread-id": "menu" },
+                } },
+            }),
+        ),
+        case(
+            "an override for Apple's devices behind Google",
+            json!({ "title": "Hello", "fcm": {
+                "apns": { "headers": { "apns-priority": "5" }, "fcmOptions": { "image": "https://example.com/a.png" } },
+                "fcm_options": { "analyticsLabel": "spring" },
+            } }),
+            json!({ "aps": { "alert": { "title": "Hello" } } }),
+            json!({
+                "notification": { "title": "Hello" },
+                "android": { "notification": {} },
+                "apns": {
+                    "headers": { "apns-priority": "5" },
+                    "payload": { "aps": { "alert": { "title": "Hello" } } },
+                    "fcm_options": { "image": "https://example.com/a.png" },
+                },
+                "fcm_options": { "analytics_label": "spring" },
+            }),
         ),
         case(
             "D3: overrides for Apple alone",
@@ -144,7 +215,8 @@ fn cases() -> Vec<Case> {
             "D11: a call of more than 4096 bytes",
             json!({ "data": { "sdp": "x".repeat(4400) }, "apns": { "push_type": "voip" } }),
             [true, false],
-        ),
+        )
+        .to("a4"),
         large(
             "D11: more than 4096 bytes for Android and browsers together",
             json!({
@@ -164,6 +236,20 @@ fn cases() -> Vec<Case> {
     ]
 }
 
+/// A push of a type that only Apple has.
+fn of_use(name: &'static str, push_type: &str, token: &'static str) -> Case {
+    let push = json!({ "apns": { "push_type": push_type, "payload": { "aps": {} } } });
+    case(name, push, json!({ "aps": {} }), Value::Null).to(token)
+}
+
+fn live(name: &'static str, event: &str, activity: Option<&str>, token: &'static str) -> Case {
+    let payload = json!({ "aps": { "event": event, "timestamp": 1, "content-state": { "minutes": 3 } } });
+    let push = json!({
+        "apns": { "push_type": "liveactivity", "payload": payload, "activity_id": activity },
+    });
+    case(name, push, payload, Value::Null).to(token)
+}
+
 /// A case whose content is too long to be repeated: only who gets something is compared.
 fn large(name: &'static str, push: Value, gets: [bool; 2]) -> Case {
     let something = |gets: bool| if gets { json!("something") } else { Value::Null };
@@ -181,21 +267,46 @@ async fn every_device_gets_what_its_provider_can_show_or_nothing() {
     let peal = Peal::start(plan).await.unwrap();
     let devices = [("apns", IPHONE), ("fcm", ANDROID)];
     peal.register("ann", "eu", &devices).await.unwrap();
+    // The simulator answers a push of another use with `DeviceTokenNotForTopic`.
+    peal.simulators.apns.devices().register(IPHONE, TOPIC);
+    for (kind, activity, token, suffix) in USES {
+        peal.simulators
+            .apns
+            .devices()
+            .register(token, &format!("{TOPIC}{suffix}"));
+        let address = json!({ "type": "apns", "token": token, "kind": kind, "activity_id": activity });
+        let answer = peal
+            .expect("POST", "eu", "/v1/recipients/ann/addresses", Some(&address))
+            .await
+            .unwrap();
+        assert_eq!(
+            (&answer["kind"], &answer["activity_id"]),
+            (&json!(kind), &json!(activity))
+        );
+    }
     // The worker may know a device some milliseconds later.
     let hello = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hello" } });
     while done(&peal, &hello).await["deliveries"].as_array().unwrap().len() < devices.len() {}
-    for Case { name, push, apns, fcm } in cases() {
+    for Case {
+        name,
+        push,
+        apns,
+        fcm,
+        token,
+    } in cases()
+    {
         peal.simulators.apns.log().clear();
         peal.simulators.fcm.log().clear();
         let body = json!({ "to": { "recipients": ["ann"] }, "push": push });
         let status = done(&peal, &body).await;
         let delivered = |token: &str| {
-            let simulator = if token == IPHONE {
-                peal.simulators.apns.log()
-            } else {
+            let simulator = if token == ANDROID {
                 peal.simulators.fcm.log()
+            } else {
+                peal.simulators.apns.log()
             };
-            let pushes = simulator.requests_for(token);
+            let pushes = simulator.pushes();
+            assert!(pushes.iter().all(|push| push.token == token), "{name}: {pushes:?}");
             assert!(
                 pushes.len() <= 1 && pushes.iter().all(|push| push.delivered),
                 "{name}: {pushes:?}"
@@ -206,7 +317,7 @@ async fn every_device_gets_what_its_provider_can_show_or_nothing() {
             payload.unwrap_or(Value::Null)
         };
         for (provider, expected, found) in [
-            ("apns", &apns, delivered(IPHONE)),
+            ("apns", &apns, delivered(token)),
             ("fcm", &fcm, message(delivered(ANDROID))),
         ] {
             if expected == "something" {
@@ -215,6 +326,7 @@ async fn every_device_gets_what_its_provider_can_show_or_nothing() {
                 assert_eq!(&found, expected, "{name}: {provider}");
             }
             let deliveries = status["deliveries"].as_array().unwrap();
+            assert_eq!(deliveries.len(), devices.len(), "{name}: {status}");
             let delivery = deliveries
                 .iter()
                 .find(|delivery| delivery["provider"] == provider)
@@ -345,6 +457,9 @@ fn message(mut request: Value) -> Value {
     }
     if let Some(notification) = android.get_mut("notification") {
         notification.as_object_mut().unwrap().remove("tag").unwrap();
+    }
+    if let Some(headers) = message.get_mut("apns").and_then(|apns| apns.get_mut("headers")) {
+        headers.as_object_mut().unwrap().remove("apns-collapse-id").unwrap();
     }
     message.take()
 }

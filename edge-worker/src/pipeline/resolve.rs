@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use shared::{
     address::Address,
+    id::AddressId,
     job::{Addressee, Job},
     nats::{directory, facts},
     receipt::State,
@@ -139,8 +140,7 @@ impl Pipeline {
 
 /// Whether this job is for this address: a retry names its address, and content reaches only targets of its kind.
 fn takes(address: &Address, job: &Job) -> bool {
-    match &job.remaining {
-        Some(remaining) => remaining.contains(&address.id),
-        None => job.content.reaches(&address.target),
-    }
+    let is_meant = |remaining: &[AddressId]| remaining.contains(&address.id);
+    // A token may have been registered for another use while the retry waited.
+    job.remaining.as_deref().is_none_or(is_meant) && job.content.reaches(&address.target)
 }

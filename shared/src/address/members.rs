@@ -98,12 +98,15 @@ members! {
     provider: Provider,
     /// The device token. For APNs: hexadecimal, an even number of digits.
     token: Token [String],
-    /// The purpose of the token. For FCM: always `device`.
+    /// The use of the token. For FCM: always `device`.
     kind: Kind,
     /// The APNs environment of the token. For FCM: always `production`.
     environment: Environment,
     /// The APNs topic (bundle id) of the token, if it is not the topic of the app's credential.
     topic: String,
+    /// The app's name of the Live Activity that the token updates, for the kind `live_activity`. 1 to 128 printable ASCII
+    /// characters.
+    activity_id: String,
     /// The URL of the subscription: `endpoint` of the browser's `PushSubscription`.
     endpoint: Token [String],
     /// The public key of the subscription, base64url.
@@ -131,7 +134,7 @@ impl Members {
     pub fn target(self) -> Result<Target, Invalid> {
         let kind = self.kind_of_address()?;
         let own: &[&str] = match kind {
-            AddressType::Apns => &["token", "kind", "environment", "topic"],
+            AddressType::Apns => &["token", "kind", "environment", "topic", "activity_id"],
             AddressType::Fcm => &["token", "kind", "environment"],
             AddressType::WebPush => &["endpoint", "p256dh", "auth"],
             AddressType::Email => &["email"],
@@ -146,7 +149,8 @@ impl Members {
             AddressType::Apns => {
                 let (kind, environment) = (self.kind.unwrap_or_default(), self.environment.unwrap_or_default());
                 let token = given("token", self.token)?;
-                Target::Apns(apns::Target::new(token.reveal(), kind, environment, self.topic)?)
+                let target = apns::Target::new(token.reveal(), kind, environment, self.topic, self.activity_id)?;
+                Target::Apns(target)
             }
             AddressType::Fcm => {
                 if self.kind.is_some_and(|kind| kind != Kind::Device) {
@@ -213,6 +217,7 @@ impl From<Target> for Members {
                 kind: Some(target.kind),
                 environment: Some(target.environment),
                 topic: target.topic,
+                activity_id: target.activity_id,
                 ..Self::default()
             },
             Target::Fcm(target) => Self {
@@ -298,6 +303,18 @@ mod tests {
             (
                 "topic",
                 json!({ "provider": "apns", "token": "ab", "topic": "com example" }),
+            ),
+            (
+                "activity_id",
+                json!({ "provider": "apns", "token": "ab", "activity_id": "ride-1" }),
+            ),
+            (
+                "activity_id",
+                json!({ "provider": "apns", "token": "ab", "kind": "live_activity", "activity_id": "" }),
+            ),
+            (
+                "activity_id",
+                json!({ "provider": "fcm", "token": "t", "activity_id": "ride-1" }),
             ),
             ("endpoint", json!({ "type": "web_push" })),
             (

@@ -215,6 +215,7 @@ mod tests {
     fn every_kind_is_read_as_it_was_stored() {
         let app = "shop".parse().unwrap();
         for members in [
+            r#"{"provider":"apns","token":"ab","kind":"live_activity","activity_id":"ride-1"}"#,
             r#"{"type":"email","email":"Ann@Example.com"}"#,
             r#"{"type":"phone","phone":"+41791234567"}"#,
             r#"{"type":"web_push","endpoint":"https://push.example.net/push/a","p256dh":"BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4","auth":"BTBZMqHH6r4Tts7J_aSIgg"}"#,
@@ -236,8 +237,9 @@ mod tests {
     fn the_id_depends_on_the_target_and_not_on_its_spelling() {
         let app = "shop".parse().unwrap();
         let of = |target| Address::new(&IdKey::unkeyed(), &app, target, Timestamp::UNIX_EPOCH).id;
-        let apns =
-            |token: &str| Target::Apns(apns::Target::new(token, Kind::Device, Environment::Production, None).unwrap());
+        let apns = |token: &str| {
+            Target::Apns(apns::Target::new(token, Kind::Device, Environment::Production, None, None).unwrap())
+        };
         assert_eq!(of(apns("AB12")), of(apns("ab12")));
         assert_ne!(
             of(apns("ab12")),

@@ -11,7 +11,7 @@ use crate::{
     channel::words,
     invalid::Invalid,
     provider::{
-        apns::{self, Kind, PushType},
+        apns::{self, PushType},
         fcm, web_push,
     },
     tolerant::{self, objects},
@@ -27,6 +27,9 @@ const MAX_URL: usize = 2048;
 /// Longest collapse key in bytes (Apple: `apns-collapse-id` is at most 64 bytes).
 pub const MAX_COLLAPSE_KEY: usize = 64;
 
+/// Longest name of a group of alerts, in bytes.
+const MAX_THREAD: usize = 64;
+
 /// The content of a push.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default, remote = "Self")]
@@ -34,6 +37,9 @@ pub struct Push {
     /// First line of the alert.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
+    /// Second line of the alert, on Apple's devices, also on those behind FCM. It shows beside `title` or `body` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subtitle: Option<String>,
     /// Text of the alert.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
@@ -60,6 +66,9 @@ pub struct Push {
     /// A newer push with the same key replaces an older one on the device. At most 64 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub collapse_key: Option<String>,
+    /// Groups alerts on Apple's devices, also on those behind FCM: `thread-id`. 1 to 64 printable ASCII characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread: Option<String>,
     /// `high` wakes the device at once (APNs 10, FCM HIGH); `normal` saves its battery (5, NORMAL).
     #[serde(deserialize_with = "tolerant::or_default")]
     pub priority: Priority,
@@ -128,11 +137,10 @@ impl Push {
         self.ttl.unwrap_or(MAX_LIFE_S)
     }
 
-    /// Whether the push is for this kind of address: Live Activities have tokens of their own at Apple.
+    /// Whether the push is for this kind of address: Apple issues a token for each use.
     pub fn reaches(&self, target: &Target) -> bool {
-        let live = self.apns_push_type() == PushType::Liveactivity;
         match target {
-            Target::Apns(target) => live == (target.kind == Kind::LiveActivity),
+            Target::Apns(target) => apns::reaches(self, target),
             Target::Fcm(_) | Target::WebPush(_) => true,
             Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => false,
         }
@@ -202,6 +210,10 @@ impl Push {
                 "must be 1 to 64 printable ASCII characters",
             ));
         }
+        let thread = self.thread.as_deref();
+        if thread.is_some_and(|thread| thread.is_empty() || thread.len() > MAX_THREAD || !is_header_value(thread)) {
+            return Err(Invalid::new("thread", "must be 1 to 64 printable ASCII characters"));
+        }
         if self.image.as_ref().is_some_and(|url| !url.starts_with("https://")) {
             return Err(Invalid::new("image", "must be an https URL"));
         }
@@ -244,7 +256,7 @@ impl Push {
         if apns.payload.get("aps").is_some_and(|aps| !aps.is_object()) {
             return Err(Invalid::new("payload.aps", "must be an object"));
         }
-        Ok(())
+        apns.check_activity()
     }
 
     fn check_visible(&self) -> Result<(), Invalid> {
@@ -254,10 +266,11 @@ impl Push {
             || self
                 .fcm
                 .as_ref()
-                .is_some_and(|fcm| !fcm.android.is_empty() || !fcm.webpush.is_empty())
+                .is_some_and(|fcm| !fcm.android.is_empty() || !fcm.webpush.is_empty() || !fcm.apns.is_empty())
             || self.web_push.as_ref().is_some_and(|over| !over.payload.is_empty());
-        if self.silent && shows {
-            return Err(Invalid::new("silent", "must not be set together with title or body"));
+        if self.silent && (shows || self.subtitle.is_some()) {
+            let rule = "must not be set together with title, subtitle or body";
+            return Err(Invalid::new("silent", rule));
         }
         if !self.silent && !shows && self.badge.is_none() && !overridden {
             return Err(Invalid::new(
@@ -282,6 +295,7 @@ fn is_reserved(key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::apns::Kind;
     use serde_json::{Value, json};
 
     fn as_value(bytes: &[u8]) -> Value {
@@ -328,6 +342,8 @@ mod tests {
             title: Some("\"".repeat(100)),
             badge: Some(u32::MAX),
             sound: Some("s".repeat(50)),
+            subtitle: Some("\"".repeat(50)),
+            thread: Some("\"".repeat(64)),
             image: Some("https://example.com/".into()),
             url: Some("https://example.com/orders".into()),
             collapse_key: Some("\"".repeat(64)),
@@ -414,11 +430,123 @@ mod tests {
                 false,
                 false,
             ),
+            (
+                json!({ "fcm": { "apns": { "payload": { "aps": { "alert": "x" } } } } }),
+                false,
+                true,
+            ),
+            (
+                json!({ "fcm": { "apns": { "headers": { "apns-priority": "5" } } } }),
+                false,
+                false,
+            ),
         ] {
             let read = read(&push);
             let has = [apns::has_something(&read), fcm::has_something(&read)];
             assert_eq!(has, [apns, fcm], "{push}");
         }
+    }
+
+    #[test]
+    fn a_push_reaches_only_tokens_of_its_use() {
+        let target = |kind, activity: Option<&str>| {
+            let environment = apns::Environment::Production;
+            Target::Apns(apns::Target::new("ab", kind, environment, None, activity.map(str::to_owned)).unwrap())
+        };
+        let mut targets: Vec<_> = Kind::ALL.iter().map(|kind| target(*kind, None)).collect();
+        targets.push(target(Kind::LiveActivity, Some("ride-1")));
+        let live = |event: &str| json!({ "push_type": "liveactivity", "payload": { "aps": { "event": event } } });
+        let named = |activity: &str| json!({ "push_type": "liveactivity", "activity_id": activity });
+        for (over, kind, activity) in [
+            (json!({}), Kind::Device, None),
+            (json!({ "push_type": "alert" }), Kind::Device, None),
+            (json!({ "push_type": "background" }), Kind::Device, None),
+            (json!({ "push_type": "mdm" }), Kind::Device, None),
+            (json!({ "push_type": "voip" }), Kind::Voip, None),
+            (json!({ "push_type": "complication" }), Kind::Complication, None),
+            (json!({ "push_type": "fileprovider" }), Kind::Fileprovider, None),
+            (json!({ "push_type": "pushtotalk" }), Kind::Pushtotalk, None),
+            (json!({ "push_type": "location" }), Kind::Location, None),
+            (json!({ "push_type": "widgets" }), Kind::Widgets, None),
+            (json!({ "push_type": "controls" }), Kind::Controls, None),
+            (live("start"), Kind::LiveActivityStart, None),
+            (live("update"), Kind::LiveActivity, None),
+            (live("end"), Kind::LiveActivity, None),
+            (named("ride-1"), Kind::LiveActivity, Some("ride-1")),
+        ] {
+            let push = read(&json!({ "title": "x", "apns": over }));
+            let reached: Vec<_> = targets.iter().filter(|target| push.reaches(target)).collect();
+            assert_eq!(reached, [&target(kind, activity)], "{over}");
+        }
+        let other = read(&json!({ "apns": named("ride-2") }));
+        assert!(!targets.iter().any(|target| other.reaches(target)));
+    }
+
+    #[test]
+    fn only_a_push_to_an_activity_that_exists_names_one() {
+        let start = json!({
+            "push_type": "liveactivity", "activity_id": "ride-1", "payload": { "aps": { "event": "start" } },
+        });
+        for over in [
+            json!({ "activity_id": "ride-1" }),
+            json!({ "activity_id": "ride-1", "push_type": "voip" }),
+            json!({ "activity_id": "", "push_type": "liveactivity" }),
+            json!({ "activity_id": "x".repeat(129), "push_type": "liveactivity" }),
+            json!({ "activity_id": "a\nb", "push_type": "liveactivity" }),
+            start,
+        ] {
+            let push: Push = serde_json::from_value(json!({ "title": "x", "apns": over })).unwrap();
+            assert_eq!(push.check().unwrap_err().field, "apns.activity_id", "{over}");
+        }
+    }
+
+    #[test]
+    fn a_subtitle_and_a_thread_go_to_apples_devices_wherever_they_are() {
+        let push = read(&json!({
+            "title": "Lunch", "subtitle": "Today", "body": "Soup", "thread": "menu", "badge": 2, "priority": "normal",
+        }));
+        let aps = json!({
+            "alert": { "title": "Lunch", "subtitle": "Today", "body": "Soup" }, "badge": 2, "thread-id": "menu",
+        });
+        assert_eq!(as_value(&apns::render(&push)), json!({ "aps": aps }));
+        let message = Value::Object(fcm::render(&push, "t"));
+        let headers = json!({ "apns-priority": "5", "apns-collapse-id": "t" });
+        assert_eq!(
+            message["apns"],
+            json!({ "headers": headers, "payload": { "aps": aps } })
+        );
+        assert_eq!(message["notification"], json!({ "title": "Lunch", "body": "Soup" }));
+        assert!(
+            !String::from_utf8(web_push::render(&push, "t"))
+                .unwrap()
+                .contains("Today")
+        );
+    }
+
+    #[test]
+    fn what_is_for_apple_behind_google_is_laid_over_what_apns_would_get() {
+        let push = read(&json!({ "title": "x", "fcm": {
+            "apns": {
+                "headers": { "apns-priority": "5" },
+                "payload": { "aps": { "category": "y" }, "own_Member": 1 },
+                "fcmOptions": { "analyticsLabel": "z" },
+            },
+            "fcm_options": { "analyticsLabel": "z" },
+        } }));
+        let message = Value::Object(fcm::render(&push, "t"));
+        assert_eq!(
+            message["apns"],
+            json!({
+                "headers": { "apns-priority": "5", "apns-collapse-id": "t" },
+                "payload": { "aps": { "alert": { "title": "x" }, "category": "y" }, "own_Member": 1 },
+                "fcm_options": { "analytics_label": "z" },
+            })
+        );
+        assert_eq!(message["fcm_options"], json!({ "analytics_label": "z" }));
+        let silent = read(&json!({ "silent": true, "fcm": { "apns": { "payload": { "aps": { "sound": "y" } } } } }));
+        let message = Value::Object(fcm::render(&silent, "t"));
+        assert_eq!(message["apns"]["payload"], json!({ "aps": { "content-available": 1 } }));
+        assert_eq!(message["apns"]["headers"]["apns-priority"], "5");
     }
 
     #[test]
@@ -462,6 +590,12 @@ mod tests {
             // What JSON adds does not count at Google.
             (data("\"".repeat(4095)), true),
             (data(text(4096)), false),
+            (json!({ "title": "x", "subtitle": text(3900) }), true),
+            (json!({ "title": "x", "subtitle": text(4060) }), false),
+            (
+                json!({ "fcm": { "apns": { "payload": { "own": text(4100) } } } }),
+                false,
+            ),
             // The data of a platform replaces the message's.
             (
                 json!({ "data": { "a": text(3000) }, "fcm": {

@@ -47,13 +47,29 @@ impl Credential {
 }
 
 words!(
-    /// What a token addresses.
+    /// The use of a token. Apple issues a token for each use, and refuses a push of another use.
     #[schema(as = AddressKind)]
     Kind, "kind", {
-        /// An application on a device.
+        /// An application on a device: alerts and background pushes.
         Device = "device",
-        /// One Live Activity, or the permission to start one.
+        /// Updates and the end of one Live Activity.
         LiveActivity = "live_activity",
+        /// The start of a Live Activity.
+        LiveActivityStart = "live_activity_start",
+        /// Calls, by `PushKit`.
+        Voip = "voip",
+        /// Complications of watchOS, by `PushKit`.
+        Complication = "complication",
+        /// A file provider extension, by `PushKit`.
+        Fileprovider = "fileprovider",
+        /// A channel of push-to-talk.
+        Pushtotalk = "pushtotalk",
+        /// A location push service extension.
+        Location = "location",
+        /// Widgets.
+        Widgets = "widgets",
+        /// Controls.
+        Controls = "controls",
     }
 );
 
@@ -81,25 +97,33 @@ impl Default for Environment {
     }
 }
 
-/// A device token and what it addresses.
+/// A device token and its use.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Target {
     /// The token, in lower case.
     pub token: Token,
-    /// What the token addresses.
+    /// The use of the token.
     pub kind: Kind,
     /// The environment in which the token is valid.
     pub environment: Environment,
     /// The bundle id of the application, if it is not the app's default topic.
     pub topic: Option<String>,
+    /// The app's name of the Live Activity that the token updates.
+    pub activity_id: Option<String>,
 }
 
 impl Target {
     /// Checks and normalises what a device registered. Apple: do not assume a length of the token.
     ///
     /// # Errors
-    /// `token` or `topic`, with its rule.
-    pub fn new(token: &str, kind: Kind, environment: Environment, topic: Option<String>) -> Result<Self, Invalid> {
+    /// `token`, `topic` or `activity_id`, with its rule.
+    pub fn new(
+        token: &str,
+        kind: Kind,
+        environment: Environment,
+        topic: Option<String>,
+        activity_id: Option<String>,
+    ) -> Result<Self, Invalid> {
         let is_token = (1..=MAX_TOKEN).contains(&token.len())
             && token.len().is_multiple_of(2)
             && token.bytes().all(|b| b.is_ascii_hexdigit());
@@ -112,11 +136,21 @@ impl Target {
         if topic.as_deref().is_some_and(|topic| !is_topic(topic)) {
             return Err(Invalid::new("topic", TOPIC_RULE));
         }
+        if let Some(activity) = &activity_id {
+            if kind != Kind::LiveActivity {
+                return Err(Invalid::new(
+                    "activity_id",
+                    "must not be given unless kind is live_activity",
+                ));
+            }
+            check_activity(activity)?;
+        }
         Ok(Self {
             token: Token::checked(token.to_ascii_lowercase()),
             kind,
             environment,
             topic,
+            activity_id,
         })
     }
 }
@@ -130,13 +164,23 @@ fn is_topic(text: &str) -> bool {
     (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
+/// Longest name of a Live Activity, in bytes.
+const MAX_ACTIVITY_ID: usize = 128;
+
+fn check_activity(id: &str) -> Result<(), Invalid> {
+    let is_name = (1..=MAX_ACTIVITY_ID).contains(&id.len()) && id.bytes().all(|b| (0x20..0x7f).contains(&b));
+    let rule = "must be 1 to 128 printable ASCII characters";
+    is_name.then_some(()).ok_or_else(|| Invalid::new("activity_id", rule))
+}
+
 /// Overrides for APNs.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default, remote = "Self")]
 #[schema(as = ApnsOverride)]
 pub struct Override {
-    /// `apns-push-type`; default `alert`, or `background` for a silent push. `liveactivity` reaches the addresses
-    /// registered for Live Activities, every other type reaches devices.
+    /// `apns-push-type`; default `alert`, or `background` for a silent push. The push reaches the addresses that are
+    /// registered for this use: `alert`, `background` and `mdm` those of kind `device`, `liveactivity` with the event `start`
+    /// those of `live_activity_start`, every other type those of its own name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub push_type: Option<PushType>,
     /// `apns-topic`; default the topic of the address, with the suffix of the push type.
@@ -150,9 +194,51 @@ pub struct Override {
     #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "tolerant::or_default")]
     #[schema(value_type = Object)]
     pub payload: Map<String, Value>,
+    /// The Live Activity that is updated or ended: the one whose address has this `activity_id`. Without it, those whose
+    /// address has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activity_id: Option<String>,
 }
 
 objects!(Override);
+
+impl Override {
+    /// Whether it starts a Live Activity (Apple: Starting and updating Live Activities with `ActivityKit` push notifications).
+    fn starts_activity(&self) -> bool {
+        let event = self.payload.get("aps").and_then(|aps| aps.get("event"));
+        event.is_some_and(|event| event == "start")
+    }
+
+    /// Checks `activity_id`, which names an activity that exists.
+    pub(crate) fn check_activity(&self) -> Result<(), Invalid> {
+        let Some(activity) = &self.activity_id else {
+            return Ok(());
+        };
+        if self.push_type != Some(PushType::Liveactivity) || self.starts_activity() {
+            let rule = "must not be given unless push_type is liveactivity and the event is not start";
+            return Err(Invalid::new("activity_id", rule));
+        }
+        check_activity(activity)
+    }
+}
+
+/// Whether `push` is for this use of a token, and for its Live Activity.
+pub(crate) fn reaches(push: &Push, target: &Target) -> bool {
+    let over = push.apns.as_ref();
+    let kind = match push.apns_push_type() {
+        PushType::Alert | PushType::Background | PushType::Mdm => Kind::Device,
+        PushType::Voip => Kind::Voip,
+        PushType::Complication => Kind::Complication,
+        PushType::Fileprovider => Kind::Fileprovider,
+        PushType::Liveactivity if over.is_some_and(Override::starts_activity) => Kind::LiveActivityStart,
+        PushType::Liveactivity => Kind::LiveActivity,
+        PushType::Pushtotalk => Kind::Pushtotalk,
+        PushType::Location => Kind::Location,
+        PushType::Controls => Kind::Controls,
+        PushType::Widgets => Kind::Widgets,
+    };
+    kind == target.kind && over.and_then(|over| over.activity_id.as_ref()) == target.activity_id.as_ref()
+}
 
 words!(
     /// `apns-push-type`, as Apple lists them.
@@ -220,17 +306,7 @@ const INTERACTING: [&str; 3] = ["alert", "badge", "sound"];
 pub fn render(push: &Push) -> Vec<u8> {
     let silent = is_silent(push);
     let payload = Payload {
-        aps: Aps {
-            alert: (!silent && (push.title.is_some() || push.body.is_some())).then_some(Alert {
-                title: push.title.as_deref(),
-                body: push.body.as_deref(),
-            }),
-            badge: push.badge.filter(|_| !silent),
-            content_available: silent.then_some(1),
-            // A notification service extension fetches the picture; Apple runs it only for mutable content.
-            mutable_content: (!silent && push.image.is_some()).then_some(1),
-            sound: push.sound.as_deref().filter(|_| !silent),
-        },
+        aps: Aps::of(push, silent),
         image: push
             .image
             .as_deref()
@@ -248,12 +324,17 @@ pub fn render(push: &Push) -> Vec<u8> {
             };
             lay_over(&mut members, &over.payload);
             if let (true, Some(Value::Object(aps))) = (silent, members.get_mut("aps")) {
-                aps.retain(|name, _| !INTERACTING.contains(&name.as_str()));
+                keep_silent(aps);
             }
             serialize(&members)
         }
         _ => serialize(&payload),
     }
+}
+
+/// Removes from `aps` what interacts with the user.
+pub(super) fn keep_silent(aps: &mut Map<String, Value>) {
+    aps.retain(|name, _| !INTERACTING.contains(&name.as_str()));
 }
 
 fn is_silent(push: &Push) -> bool {
@@ -288,9 +369,10 @@ struct Payload<'a> {
     data: &'a BTreeMap<String, String>,
 }
 
+/// The member `aps`, which Apple's devices behind FCM get too.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Aps<'a> {
+pub(super) struct Aps<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     alert: Option<Alert<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -301,12 +383,35 @@ struct Aps<'a> {
     mutable_content: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sound: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thread_id: Option<&'a str>,
+}
+
+impl<'a> Aps<'a> {
+    /// What `push` asks for. A `silent` push has nothing that interacts with the user.
+    pub(super) fn of(push: &'a Push, silent: bool) -> Self {
+        Self {
+            alert: (!silent && (push.title.is_some() || push.body.is_some())).then_some(Alert {
+                title: push.title.as_deref(),
+                subtitle: push.subtitle.as_deref(),
+                body: push.body.as_deref(),
+            }),
+            badge: push.badge.filter(|_| !silent),
+            content_available: silent.then_some(1),
+            // A notification service extension fetches the picture; Apple runs it only for mutable content.
+            mutable_content: (!silent && push.image.is_some()).then_some(1),
+            sound: push.sound.as_deref().filter(|_| !silent),
+            thread_id: push.thread.as_deref().filter(|_| !silent),
+        }
+    }
 }
 
 #[derive(Serialize)]
 struct Alert<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     title: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subtitle: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<&'a str>,
 }

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::{is_empty, lay_over, serialize};
+use super::{
+    apns::{self, Aps},
+    is_empty, lay_over, serialize,
+};
 use crate::{
     address::Token,
     content::push::{Priority, Push},
@@ -94,6 +97,15 @@ pub struct Override {
     #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "tolerant::or_default")]
     #[schema(value_type = Object)]
     pub webpush: Map<String, Value>,
+    /// Laid over `message.apns` (`ApnsConfig` of FCM HTTP v1), for Apple's devices behind FCM. Its payload is laid over the one
+    /// that APNs would get.
+    #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "tolerant::or_default")]
+    #[schema(value_type = Object)]
+    pub apns: Map<String, Value>,
+    /// Laid over `message.fcm_options` (`FcmOptions` of FCM HTTP v1).
+    #[serde(skip_serializing_if = "Map::is_empty", deserialize_with = "tolerant::or_default")]
+    #[schema(value_type = Object)]
+    pub fcm_options: Map<String, Value>,
 }
 
 objects!(Override);
@@ -107,6 +119,11 @@ impl Override {
     /// [`Self::webpush`], likewise. `notification` is not Google's but the browsers'.
     fn webpush(&self) -> Map<String, Value> {
         in_snake_case(&self.webpush, &["data", "headers", "notification"])
+    }
+
+    /// [`Self::apns`], likewise. `headers` and `payload` are Apple's.
+    fn apns(&self) -> Map<String, Value> {
+        in_snake_case(&self.apns, &["headers", "payload"])
     }
 }
 
@@ -177,8 +194,16 @@ pub fn render(push: &Push, tag: &str) -> Map<String, Value> {
         android.insert("notification".into(), Value::Object(on_screen));
     }
     message.insert("android".into(), Value::Object(android));
+    if push.subtitle.is_some() || push.thread.is_some() || push.fcm.as_ref().is_some_and(|over| !over.apns.is_empty()) {
+        message.insert("apns".into(), for_apple(push, tag));
+    }
     if let Some(over) = &push.fcm {
-        for (name, mut members) in [("android", over.android()), ("webpush", over.webpush())] {
+        for (name, mut members) in [
+            ("android", over.android()),
+            ("webpush", over.webpush()),
+            ("apns", over.apns()),
+            ("fcm_options", in_snake_case(&over.fcm_options, &[])),
+        ] {
             if push.silent {
                 members.remove("notification");
             }
@@ -190,7 +215,28 @@ pub fn render(push: &Push, tag: &str) -> Map<String, Value> {
             }
         }
     }
+    if let (true, Some(aps)) = (push.silent, message.get_mut("apns").and_then(aps_of)) {
+        apns::keep_silent(aps);
+    }
     message
+}
+
+/// What Apple's devices behind FCM get beside `data`: Google makes an alert of `notification` alone, which has no second line and
+/// no group.
+fn for_apple(push: &Push, tag: &str) -> Value {
+    let priority = if push.silent || push.priority == Priority::Normal {
+        "5"
+    } else {
+        "10"
+    };
+    json!({
+        "headers": { "apns-priority": priority, "apns-collapse-id": push.collapse_key.as_deref().unwrap_or(tag) },
+        "payload": { "aps": Aps::of(push, push.silent) },
+    })
+}
+
+fn aps_of(apns: &mut Value) -> Option<&mut Map<String, Value>> {
+    apns.get_mut("payload")?.get_mut("aps")?.as_object_mut()
 }
 
 /// Whether an Android device shows a notification: there is text, or the override has a notification.
@@ -208,6 +254,7 @@ pub(crate) fn has_something(push: &Push) -> bool {
         let members = [&over.android, &over.webpush].into_iter();
         members
             .flat_map(|members| [members.get("data"), members.get("notification")])
+            .chain([over.apns.get("payload")])
             .flatten()
             .any(|member| !is_empty(member))
     };
@@ -221,8 +268,8 @@ pub fn request(message: &Map<String, Value>, token: &str) -> Vec<u8> {
     serialize(&json!({ "message": message }))
 }
 
-/// The bytes that count for [`MAX_MESSAGE`]. A device gets either what is for Android or what is for browsers, so the larger
-/// of the two.
+/// The bytes that count for [`MAX_MESSAGE`]. A device gets what is for Android, for browsers or for Apple, so the largest of
+/// the three.
 pub(crate) fn size(push: &Push) -> usize {
     // As long as the job's id, which is the tag if the push has no collapse key.
     let tag = [b'-'; uuid::fmt::Hyphenated::LENGTH];
@@ -235,7 +282,11 @@ pub(crate) fn size(push: &Push) -> usize {
         lay_over(&mut notification, &object(own("notification")));
         data + notification.iter().map(entry_bytes).sum::<usize>()
     };
-    of_platform("android").max(of_platform("webpush"))
+    let apple = || {
+        let payload = message.get("apns").and_then(|members| members.get("payload"));
+        message.get("data").map_or(0, text_bytes) + payload.map_or(0, |payload| payload.to_string().len())
+    };
+    of_platform("android").max(of_platform("webpush")).max(apple())
 }
 
 fn object(value: Option<&Value>) -> Map<String, Value> {

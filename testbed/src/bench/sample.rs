@@ -123,7 +123,7 @@ pub(super) fn facts(home: &Region, recipient: &str, token: &str) -> anyhow::Resu
         timezone: None,
         updated_at: now,
     };
-    let target = apns::Target::new(token, Kind::Device, Environment::Production, None)?;
+    let target = apns::Target::new(token, Kind::Device, Environment::Production, None, None)?;
     let address = Address::new(&IdKey::unkeyed(), &app, Target::Apns(target), now);
     let recipient = recipient.parse()?;
     let facts = vec![Fact::Profile(profile), Fact::Address(address)];

@@ -23,8 +23,8 @@ pub(crate) enum Registration {
 }
 
 impl Devices {
-    /// Registers a device for an owner: the app's bundle id at APNs, the project at FCM. From then on, tokens that are not
-    /// registered are unknown.
+    /// Registers a device for an owner: the topic at APNs, which is the app's bundle id with the suffix of the token's use; the
+    /// project at FCM. From then on, tokens that are not registered are unknown.
     pub fn register(&self, token: &str, owner: &str) {
         self.owners
             .write()

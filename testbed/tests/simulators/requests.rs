@@ -175,6 +175,18 @@ async fn known_devices_and_bundles_can_be_limited() {
         reason(Draft::message_to("aa").set("apns-topic", "com.example.other")).await,
         "DeviceTokenNotForTopic"
     );
+    apns.devices().register("dd", &format!("{TOPIC}.voip"));
+    let call = |token| {
+        let draft = Draft::message_to(token).set("apns-push-type", "voip");
+        draft.set("apns-topic", &format!("{TOPIC}.voip"))
+    };
+    assert_eq!(client.push(call("dd")).await.unwrap().status, 200);
+    assert_eq!(
+        reason(call("aa")).await,
+        "DeviceTokenNotForTopic",
+        "a token of another use"
+    );
+    assert_eq!(reason(Draft::message_to("dd")).await, "DeviceTokenNotForTopic");
     apns.devices().register("cc", "com.example.unknown");
     assert_eq!(
         reason(Draft::message_to("cc").set("apns-topic", "com.example.unknown")).await,

@@ -171,6 +171,7 @@ mod tests {
             fcm: Some(fcm::Override {
                 android: android.as_object().unwrap().clone(),
                 webpush: json!({ "headers": { "Urgency": "high" } }).as_object().unwrap().clone(),
+                ..fcm::Override::default()
             }),
             ..Push::default()
         }

@@ -41,7 +41,7 @@ pub(crate) struct AddressResponse {
     /// The provider that issued the token.
     #[serde(skip_serializing_if = "Option::is_none")]
     provider: Option<Provider>,
-    /// The purpose of the token.
+    /// The use of the token.
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<Kind>,
     /// The APNs environment of the token; `production` for FCM.
@@ -50,6 +50,9 @@ pub(crate) struct AddressResponse {
     /// The APNs topic (bundle id) of the token, if it is not the topic of the app's credential.
     #[serde(skip_serializing_if = "Option::is_none")]
     topic: Option<String>,
+    /// The app's name of the Live Activity that the token updates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    activity_id: Option<String>,
     /// The mailbox or number with most of it hidden.
     #[serde(skip_serializing_if = "Option::is_none")]
     masked: Option<String>,
@@ -216,6 +219,7 @@ impl From<Address> for AddressResponse {
             kind: members.kind,
             environment: members.environment,
             topic: members.topic,
+            activity_id: members.activity_id,
             masked,
             format: members.format,
             secret: None,

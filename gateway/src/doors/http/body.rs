@@ -354,7 +354,8 @@ mod tests {
         );
         assert_eq!(
             address(r#""provider":"apns","kind":false"#),
-            "kind: must be one of `device`, `live_activity`"
+            "kind: must be one of `device`, `live_activity`, `live_activity_start`, `voip`, `complication`, `fileprovider`, \
+             `pushtotalk`, `location`, `widgets`, `controls`"
         );
         let preferences = |body: &str| broken::<Preferences>(body).unwrap().1;
         assert_eq!(

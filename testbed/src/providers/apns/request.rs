@@ -25,6 +25,8 @@ const TOPIC_BYTES_MAX: usize = 255;
 #[derive(Debug)]
 pub(crate) struct Checked<'a> {
     pub(crate) token: &'a str,
+    /// The topic as it was given.
+    pub(crate) topic: &'a str,
     /// The app's bundle id: the topic without the suffix of the push type.
     pub(crate) bundle: &'a str,
     push_type: Option<&'a str>,
@@ -108,6 +110,7 @@ pub(crate) fn check_head(head: &Parts, id: Result<(), Reason>) -> Result<Checked
     }
     Ok(Checked {
         token,
+        topic,
         bundle,
         push_type,
     })

@@ -115,7 +115,7 @@ impl ApnsSite {
 
     /// Checks the rules that need more than the head: registration, provider token and payload.
     fn check(&self, checked: &Checked<'_>, sender: Result<Arc<Verified>, Reason>, body: &[u8]) -> Result<(), Reason> {
-        match self.records.devices.look_up(checked.token, checked.bundle) {
+        match self.records.devices.look_up(checked.token, checked.topic) {
             Registration::Registered => {}
             Registration::OtherOwner => return Err(Reason::DeviceTokenNotForTopic),
             Registration::Unknown => return Err(Reason::BadDeviceToken),
