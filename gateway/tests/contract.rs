@@ -11,12 +11,13 @@ use shared::{
 use utoipa::{PartialSchema, ToSchema};
 
 /// Schemas of lists and of what operators read: the page describes these in words.
-const IN_WORDS: [&str; 6] = [
+const IN_WORDS: [&str; 7] = [
     "AddressList",
     "Listed",
     "ReadyResponse",
     "Replayed",
     "StatusList",
+    "SuppressionList",
     "TopicsResponse",
 ];
 
@@ -113,6 +114,7 @@ fn enums_of_schemas_are_the_words_of_the_page() {
         ("Environment", "environment"),
         ("ApnsPushType", "apns_push_type"),
         ("Progress", "progress"),
+        ("SuppressionReason", "suppression_reason"),
     ] {
         let shown = api["components"]["schemas"][schema]["enum"].as_array().unwrap();
         let built = page()

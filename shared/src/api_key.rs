@@ -32,6 +32,8 @@ words!(
         RecipientsWrite = "recipients:write",
         /// Read recipients, addresses and preferences.
         RecipientsRead = "recipients:read",
+        /// Write the suppression list.
+        SuppressionsWrite = "suppressions:write",
     }
 );
 

@@ -29,6 +29,7 @@ pub mod senders;
 pub mod settings;
 pub mod signature;
 pub mod site;
+pub mod suppression;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

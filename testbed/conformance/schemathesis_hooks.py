@@ -19,6 +19,9 @@ def before_call(context, case, kwargs):
     # At most 28 days ago.
     if body.get("created_at") is not None:
         body["created_at"] = datetime.datetime.now(datetime.timezone.utc).isoformat()
+    # In the future.
+    if body.get("expires_at") is not None:
+        body["expires_at"] = (datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)).isoformat()
     # One of the mesh's regions, and one of IANA's names.
     if body.get("home") is not None:
         body["home"] = "eu"

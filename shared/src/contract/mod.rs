@@ -164,6 +164,7 @@ impl Page {
             let is_answered = section.schemas.len() == 2 && !is_asked;
             let built = section.members().filter(|member| member.reserved.is_none());
             let sent = built.filter(move |member| !is_asked || !member.limits.starts_with("answer "));
+            let sent = sent.filter(move |member| !is_answered || !member.limits.ends_with("request only"));
             // What a request must keep to says nothing of the answer.
             sent.map(move |member| {
                 let (limits, default) = if is_answered {

@@ -144,11 +144,11 @@ pub async fn home(
 }
 
 /// The entries that were written in this region, or are signed.
-fn believed<'a>(border: &Border, found: &'a [direct::Found]) -> impl Iterator<Item = &'a direct::Found> {
+pub(super) fn believed<'a>(border: &Border, found: &'a [direct::Found]) -> impl Iterator<Item = &'a direct::Found> {
     found.iter().filter(|found| border.admits_found(found))
 }
 
-fn entry<T: DeserializeOwned>(found: &direct::Found) -> Option<T> {
+pub(super) fn entry<T: DeserializeOwned>(found: &direct::Found) -> Option<T> {
     let entry = serde_json::from_slice(&found.payload);
     entry
         .inspect_err(|error| tracing::error!(%error, "directory entry cannot be read"))
@@ -156,7 +156,7 @@ fn entry<T: DeserializeOwned>(found: &direct::Found) -> Option<T> {
 }
 
 /// `at`, or a time just after `known` if that is not later: a change follows what its writer knew, whatever its clock says.
-fn after(known: Option<Timestamp>, at: Timestamp) -> Timestamp {
+pub(super) fn after(known: Option<Timestamp>, at: Timestamp) -> Timestamp {
     let next = known.and_then(|known| known.checked_add(Duration::from_micros(1)).ok());
     next.map_or(at, |next| next.max(at))
 }
@@ -175,23 +175,33 @@ pub async fn put_ownership(
     entry: Ownership,
 ) -> Result<Ownership, publish::NotStored> {
     let subject = subject::directory_owner(here, app, address);
+    change(js, border, &subject, |known: Option<Ownership>| match known {
+        Some(known) => known.merge(entry.clone()),
+        None => entry.clone(),
+    })
+    .await
+}
+
+/// Replaces the entry under `subject`, one of this region's, by what `change` makes of it, and returns that. `change` is called
+/// again if another writer was faster.
+///
+/// # Errors
+/// When the stream did not acknowledge the entry; [`publish::NotStored::Refused`] if other writers kept changing it.
+pub(super) async fn change<T: Serialize + DeserializeOwned>(
+    js: &jetstream::Context,
+    border: &Border,
+    subject: &str,
+    change: impl Fn(Option<T>) -> T,
+) -> Result<T, publish::NotStored> {
     for _ in 0..MAX_WRITE_ATTEMPTS {
-        let known = current::last(js, topology::DIRECTORY, &subject)
-            .await
-            .map_err(|error| match error {
-                direct::NoAnswer::Silent => publish::NotStored::NoAnswer,
-                direct::NoAnswer::Forbidden => publish::NotStored::Forbidden,
-            })?;
+        let known = current::last(js, topology::DIRECTORY, subject).await?;
         let sequence = known.as_ref().map_or(0, |known| known.sequence);
-        let merged = match known.as_ref().and_then(self::entry::<Ownership>) {
-            Some(known) => known.merge(entry.clone()),
-            None => entry.clone(),
-        };
-        let value = serde_json::to_vec(&merged).expect("directory entries always serialize");
-        let mut headers = border.headers(&subject, &value);
+        let changed = change(known.as_ref().and_then(entry));
+        let value = serde_json::to_vec(&changed).expect("directory entries always serialize");
+        let mut headers = border.headers(subject, &value);
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, sequence.to_string());
-        match publish::store(js, subject.clone(), headers, value.into()).await {
-            Ok(_) => return Ok(merged),
+        match publish::store(js, subject.to_owned(), headers, value.into()).await {
+            Ok(_) => return Ok(changed),
             Err(publish::NotStored::Refused) => {}
             Err(error) => return Err(error),
         }

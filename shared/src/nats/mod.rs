@@ -26,6 +26,7 @@ pub mod refusal;
 pub mod restore;
 pub mod roles;
 pub mod subject;
+pub mod suppressions;
 pub mod time;
 pub mod topology;
 pub mod version;

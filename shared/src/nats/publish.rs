@@ -11,7 +11,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 
-use super::refusal;
+use super::{direct::NoAnswer, refusal};
 
 /// A stream's acknowledgement of a stored message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +88,16 @@ pub async fn store(
     payload: Bytes,
 ) -> Result<Stored, NotStored> {
     send(js, subject, headers, payload).await?.await
+}
+
+/// What is written depends on what is read first.
+impl From<NoAnswer> for NotStored {
+    fn from(error: NoAnswer) -> Self {
+        match error {
+            NoAnswer::Silent => Self::NoAnswer,
+            NoAnswer::Forbidden => Self::Forbidden,
+        }
+    }
 }
 
 impl From<PublishError> for NotStored {

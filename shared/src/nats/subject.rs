@@ -9,6 +9,7 @@ use crate::{
     id::{AddressId, AppId, JobId, NotificationId, RecipientId, Region},
     invalid::Invalid,
     recipient::{FactName, RecipientKey},
+    suppression::SuppressionId,
 };
 
 /// First tokens of all of Peal's own subjects, which a leaf link must not carry: a message published in one region
@@ -456,6 +457,37 @@ pub const CANCELLED_FILTER: &str = "directory.*.cancelled.>";
 /// read all records before it, because it matches [`CANCELLED_FILTER`] too.
 pub fn directory_cancelled_mark(region: &Region) -> String {
     format!("directory.{region}.cancelled.mark")
+}
+
+/// The entry of `region` in the suppression list of `app`.
+pub fn directory_suppressed(region: &Region, app: &AppId, id: SuppressionId) -> String {
+    format!("directory.{region}.suppressed.{app}.{id}")
+}
+
+/// The entries of all regions under one id in the suppression list of `app`.
+pub fn directory_suppressed_anywhere(app: &AppId, id: SuppressionId) -> String {
+    format!("directory.*.suppressed.{app}.{id}")
+}
+
+/// All entries of all regions in the suppression list of `app`.
+pub fn directory_suppressed_of(app: &AppId) -> String {
+    format!("directory.*.suppressed.{app}.*")
+}
+
+/// All entries in suppression lists, from all regions.
+pub const SUPPRESSED_FILTER: &str = "directory.*.suppressed.>";
+
+/// The mark that a gateway of `region` writes after each change of a suppression list, as for withdrawals; see
+/// [`directory_cancelled_mark`].
+pub fn directory_suppressed_mark(region: &Region) -> String {
+    format!("directory.{region}.suppressed.mark")
+}
+
+/// App and id in `directory.<region>.suppressed.<app>.<id>`; `None` for a mark.
+pub fn suppressed_of(subject: &str) -> Option<(AppId, SuppressionId)> {
+    let mut tokens = subject.splitn(3, '.').nth(2)?.strip_prefix("suppressed.")?.split('.');
+    let (app, id) = (tokens.next()?.parse().ok()?, tokens.next()?.parse().ok()?);
+    tokens.next().is_none().then_some((app, id))
 }
 
 /// The mark of a gateway of `region` that says how far its bucket of recipients is restored.

@@ -28,7 +28,13 @@ struct Operation {
 }
 
 /// Every operation that the API describes.
-fn operations(notification: &str, address: &str) -> Vec<Operation> {
+fn operations(
+    Samples {
+        notification,
+        address,
+        suppression,
+    }: &Samples,
+) -> Vec<Operation> {
     let api: Value = serde_json::from_str(&gateway::documents::openapi()).unwrap();
     let mut operations = Vec::new();
     for (path, item) in api["paths"].as_object().unwrap() {
@@ -46,6 +52,7 @@ fn operations(notification: &str, address: &str) -> Vec<Operation> {
                     .replace("{recipient_id}", "ann")
                     .replace("{topic}", "news")
                     .replace("{address_id}", address)
+                    .replace("{id}", suppression)
                     + if method == "get" && path == "/v1/notifications" {
                         "?event_id=e1"
                     } else {
@@ -67,6 +74,7 @@ impl Operation {
             "addresses" => json!({ "provider": "fcm", "token": "t1" }),
             "replay" => json!({ "reason": "none of them" }),
             "preferences" => json!({ "channels": { "push": true } }),
+            "suppressions" => json!({ "channel": "email", "address": "ann@example.com" }),
             "imports" => json!({
                 "recipient_id": "ann",
                 "recipient": { "locale": "en" },
@@ -80,9 +88,15 @@ impl Operation {
     }
 }
 
-/// Stores for `shop` a notification and an address of ann, who opts out, and two dead letters. Returns the ids of the
-/// first two.
-async fn store_samples(rig: &Rig) -> (String, String) {
+/// The ids of what [`store_samples`] stores.
+struct Samples {
+    notification: String,
+    address: String,
+    suppression: String,
+}
+
+/// Stores for `shop` a notification and an address of ann, who opts out, a mailbox that is suppressed, and two dead letters.
+async fn store_samples(rig: &Rig) -> Samples {
     let sent = rig.notify("e1", &["ann"]).await;
     let address = rig
         .ask(
@@ -91,6 +105,8 @@ async fn store_samples(rig: &Rig) -> (String, String) {
             json!({ "provider": "fcm", "token": "t1" }),
         )
         .await;
+    let wanted = json!({ "channel": "email", "address": "ann@example.com", "reason": "unsubscribe" });
+    let suppressed = rig.ask("POST", "/v1/suppressions", wanted).await;
     let refusal = json!({ "channels": { "push": false }, "categories": {} });
     assert_eq!(
         rig.ask("PUT", "/v1/recipients/ann/preferences", refusal).await.status,
@@ -108,14 +124,18 @@ async fn store_samples(rig: &Rig) -> (String, String) {
             .unwrap();
     }
     let text = |value: &Value| value.as_str().unwrap().to_owned();
-    (text(&sent.body["notification_id"]), text(&address.body["address_id"]))
+    Samples {
+        notification: text(&sent.body["notification_id"]),
+        address: text(&address.body["address_id"]),
+        suppression: text(&suppressed.body["id"]),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_operation_needs_its_scope_and_no_other() {
     let rig = Rig::start().await;
-    let (notification, address) = store_samples(&rig).await;
-    let operations = operations(&notification, &address);
+    let samples = store_samples(&rig).await;
+    let operations = operations(&samples);
     let open: Vec<&str> = operations
         .iter()
         .filter(|op| op.scope.is_none())
@@ -172,9 +192,9 @@ async fn every_operation_needs_its_scope_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_app_never_sees_or_changes_data_of_another() {
     let rig = Rig::start().await;
-    let (notification, address) = store_samples(&rig).await;
+    let samples = store_samples(&rig).await;
     let rival = rig.issue_key("rival", Scope::ALL).await;
-    let operations = operations(&notification, &address);
+    let operations = operations(&samples);
     let reads = || operations.iter().filter(|op| op.scope.is_some() && op.method == "GET");
     let view = async |key: &str| {
         let mut view = Vec::new();
@@ -190,9 +210,13 @@ async fn one_app_never_sees_or_changes_data_of_another() {
         view
     };
     eventually("the notification has a status", async || {
-        rig.ask("GET", &format!("/v1/notifications/{notification}"), Value::Null)
-            .await
-            .status
+        rig.ask(
+            "GET",
+            &format!("/v1/notifications/{}", samples.notification),
+            Value::Null,
+        )
+        .await
+        .status
             == 200
     })
     .await;
@@ -200,7 +224,7 @@ async fn one_app_never_sees_or_changes_data_of_another() {
     assert!(before.iter().all(|(_, status, _)| *status == 200), "{before:?}");
     for (path, status, shown) in view(&rival).await {
         let nothing = status == 404
-            || ["dead_letters", "notifications"]
+            || ["dead_letters", "notifications", "suppressions"]
                 .iter()
                 .any(|list| shown[list] == json!([]));
         assert!(nothing, "{path} is visible to another app");

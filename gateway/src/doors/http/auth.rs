@@ -41,7 +41,8 @@ requires!(
     ToSend = Send,
     ToReadStatus = Status,
     ToWrite = RecipientsWrite,
-    ToRead = RecipientsRead
+    ToRead = RecipientsRead,
+    ToSuppress = SuppressionsWrite
 );
 
 /// The app that makes the request, known only from its API key. A handler that takes `Caller<ToSend>` can only be
@@ -49,6 +50,7 @@ requires!(
 #[derive(Debug)]
 pub(crate) struct Caller<R> {
     pub(crate) app: Arc<App>,
+    key_id: String,
     scopes: Vec<Scope>,
     requires: PhantomData<R>,
     /// The key's place, and one of the places that all keys share. A caller has them before its body is read, and only
@@ -78,6 +80,7 @@ impl<R: Requires> FromRequestParts<Arc<Api>> for Caller<R> {
         }
         Ok(Self {
             app: Arc::clone(app),
+            key_id: key.key_id.clone(),
             scopes: key.scopes.clone(),
             requires: PhantomData,
             _places: places,
@@ -119,6 +122,11 @@ impl<R> Caller<R> {
             app: self.app.id.clone(),
             recipient,
         }
+    }
+
+    /// The public part of the caller's key.
+    pub(crate) fn key_id(&self) -> &str {
+        &self.key_id
     }
 
     /// Gives back the places, for a request that has one of its own, and leaves the app.

@@ -109,6 +109,7 @@ mod tests {
         doors::http::{
             dead_letters::ReplayRequest,
             problem::{INVALID, NOT_BUILT},
+            suppressions::PostSuppression,
         },
         intake::request::SendRequest,
         recipients::{import::ImportLine, register::PutRecipient},
@@ -206,6 +207,7 @@ mod tests {
                 $test::<Preferences>("preferences", "", &json!({}));
                 $test::<ReplayRequest>("replay", "", &json!({}));
                 $test::<ImportLine>("import_line", "", &json!({ "recipient_id": "ann" }));
+                $test::<PostSuppression>("suppression", "", &json!({ "channel": "email", "address": "ann@example.com" }));
         };
     }
 
@@ -241,6 +243,7 @@ mod tests {
         accepts::<Members>("address");
         accepts::<Preferences>("preferences");
         accepts::<ImportLine>("import_line");
+        accepts::<PostSuppression>("suppression");
     }
 
     /// Sends every kind of value for every member of `object`, at `path` of `minimal`.
@@ -421,6 +424,8 @@ mod tests {
         rules::<Preferences>("preferences", "", &json!({}), &mut all);
         rules::<ReplayRequest>("replay", "", &json!({}), &mut all);
         rules::<ImportLine>("import_line", "", &json!({ "recipient_id": "ann" }), &mut all);
+        let suppression = json!({ "channel": "email", "address": "ann@example.com" });
+        rules::<PostSuppression>("suppression", "", &suppression, &mut all);
         let of_code = [
             "5551234", "struct", "enum", "variant", "tuple", "map", "sequence", "unit", "u8", "u32", "i32", "usize",
             "type",

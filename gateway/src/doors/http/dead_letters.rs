@@ -22,6 +22,7 @@ use super::{
     api::Api,
     auth::{Caller, ToReadStatus, ToSend},
     body::Json,
+    limit,
     named::Named,
     openapi,
     problem::{Document, LETTER_UNREADABLE, NOT_FOUND, Problem, REGION_UNREACHABLE},
@@ -326,14 +327,6 @@ pub(crate) async fn delete(
 fn tier(api: &Api, app: &App, letter: &Letter) -> Tier {
     let lane = letter.replay_lane();
     lane.map_or(Tier::Main, |lane| api.intake.budgets.tier(app, &lane))
-}
-
-fn limit(wanted: Option<usize>, max: usize) -> Result<usize, Invalid> {
-    match wanted {
-        None => Ok(max),
-        Some(wanted) if (1..=max).contains(&wanted) => Ok(wanted),
-        Some(_) => Err(Invalid::new("limit", format_args!("must be 1 to {max}"))),
-    }
 }
 
 impl From<Letter> for DeadLetter {

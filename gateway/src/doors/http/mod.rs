@@ -17,12 +17,14 @@ mod quota;
 mod recipients;
 mod send;
 mod serve;
+mod suppressions;
 mod topics;
 mod trace;
 
 use std::sync::Arc;
 
 use axum::{Router, middleware};
+use shared::invalid::Invalid;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -50,10 +52,21 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(imports::import))
         .routes(routes!(topics::list))
         .routes(routes!(topics::put, topics::delete))
+        .routes(routes!(suppressions::list, suppressions::add))
+        .routes(routes!(suppressions::lift))
         .routes(routes!(openapi::document))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics))
+}
+
+/// How many things an answer lists: as many as `wanted`, else `max`.
+fn limit(wanted: Option<usize>, max: usize) -> Result<usize, Invalid> {
+    match wanted {
+        None => Ok(max),
+        Some(wanted) if (1..=max).contains(&wanted) => Ok(wanted),
+        Some(_) => Err(Invalid::new("limit", format_args!("must be 1 to {max}"))),
+    }
 }
 
 /// The description of the API (`OpenAPI` 3.1, JSON).
@@ -113,7 +126,7 @@ mod tests {
             operations += 1;
             ids.insert(id.as_str().unwrap());
         });
-        assert_eq!((ids.len(), operations), (26, 26), "operation ids must be distinct");
+        assert_eq!((ids.len(), operations), (29, 29), "operation ids must be distinct");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use shared::{
     id::{AddressId, EventId, NotificationId, RecipientId, Topic},
     invalid::Invalid,
+    suppression::SuppressionId,
 };
 
 use super::problem::{NOT_FOUND, Problem};
@@ -53,6 +54,17 @@ impl<S: Send + Sync> FromRequestParts<S> for Named<NotificationId> {
         text.parse()
             .map(Self)
             .map_err(|_| Problem::new(NOT_FOUND, "Notification ids are UUIDs."))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Named<SuppressionId> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let text: String = segments(request, state).await?;
+        text.parse()
+            .map(Self)
+            .map_err(|_| Problem::new(NOT_FOUND, "Ids of suppressions are 32 hexadecimal digits."))
     }
 }
 

@@ -31,6 +31,7 @@ use super::problem::{self, Document};
         (name = "recipients", description = "Who can be reached"),
         (name = "addresses", description = "The devices of a recipient"),
         (name = "preferences", description = "What a recipient agreed to"),
+        (name = "suppressions", description = "Mailboxes and numbers that are not sent to"),
         (name = "topics", description = "Groups of recipients to broadcast to"),
         (name = "operations", description = "For those who run the mesh"),
     ),
