@@ -176,6 +176,7 @@ impl Gateway {
             readiness: readiness.clone(),
             limits: settings.limits,
             permits: Arc::new(Semaphore::new(settings.limits.in_flight)),
+            unproven: Semaphore::new(settings.limits.in_flight.div_ceil(4)),
             keys: Keys::default(),
             imports: Imports::new(lifecycle.clone()),
             context: Arc::clone(&context),

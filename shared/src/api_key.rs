@@ -14,6 +14,7 @@ use crate::{
     id::AppId,
     invalid::Invalid,
     seal::{MeshKey, Sealed},
+    secret::Secret,
 };
 
 /// Bytes of a secret.
@@ -34,6 +35,8 @@ words!(
         RecipientsRead = "recipients:read",
         /// Write the suppression list.
         SuppressionsWrite = "suppressions:write",
+        /// Sign client tokens.
+        IssueTokens = "client_tokens:issue",
     }
 );
 
@@ -80,6 +83,10 @@ impl NewKey {
         }
         if self.expires_at.is_some_and(|end| end <= now) {
             return Err(Invalid::new("expires_at", "must be in the future"));
+        }
+        if !self.signing && self.scopes.contains(&Scope::IssueTokens) {
+            let rule = format_args!("must be true for a key with the scope {}", Scope::IssueTokens);
+            return Err(Invalid::new("signing", rule));
         }
         Ok(())
     }
@@ -206,6 +213,23 @@ impl ApiKey {
         self.signing_secret.is_some()
     }
 
+    /// The text of the secret, after the second `_` of the key, of a key that may sign. `None` also if the secret cannot be
+    /// opened.
+    pub fn signing_secret(&self, mesh: &MeshKey) -> Option<Secret> {
+        let opened = mesh.open(&seal_name(&self.app, &self.key_id), self.signing_secret.as_ref()?);
+        let secret =
+            opened.inspect_err(|error| tracing::error!(key_id = self.key_id, %error, "the secret of an API key"));
+        secret.ok().map(Secret::from)
+    }
+
+    /// Whether `signature` is the HMAC-SHA256 of `message` with the text of the secret; compared in constant time.
+    pub fn has_signed(&self, mesh: &MeshKey, message: &[u8], signature: &[u8]) -> bool {
+        self.signing_secret(mesh).is_some_and(|secret| {
+            let key = hmac::Key::new(hmac::HMAC_SHA256, secret.reveal().as_bytes());
+            hmac::verify(&key, message, signature).is_ok()
+        })
+    }
+
     /// Whether this key is what `new` asks for.
     pub fn is_like(&self, new: &NewKey) -> bool {
         let same_scopes =
@@ -307,6 +331,35 @@ mod tests {
     }
 
     #[test]
+    fn a_key_signs_for_itself_alone() {
+        let issue = |signing| {
+            let new = NewKey {
+                signing,
+                ..NewKey::with(&[Scope::Send])
+            };
+            ApiKey::issue(&mesh_key(), app(), new, Timestamp::UNIX_EPOCH)
+        };
+        let sign = |text: &str| {
+            let secret = text.splitn(3, '_').nth(2).unwrap();
+            hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()), b"message")
+        };
+        let ((key, text), (_, other), (plain, plain_text)) = (issue(true), issue(true), issue(false));
+        let has_signed = |key: &ApiKey, message, text: &str| key.has_signed(&mesh_key(), message, sign(text).as_ref());
+        assert!(has_signed(&key, b"message", &text));
+        assert!(!has_signed(&key, b"massage", &text));
+        assert!(!has_signed(&key, b"message", &other));
+        assert!(!has_signed(&plain, b"message", &plain_text), "it may not sign");
+        let of_another_app = ApiKey {
+            app: "bank".parse().unwrap(),
+            ..key
+        };
+        assert!(
+            !has_signed(&of_another_app, b"message", &text),
+            "its secret is sealed for its app"
+        );
+    }
+
+    #[test]
     fn a_key_that_another_version_stored_is_read() {
         let former =
             json!({ "key_id": "0123456789abcdef", "app": "shop", "hmac": "x", "scopes": ["notifications:write"] });
@@ -343,6 +396,7 @@ mod tests {
         }
         let expires_at = Some(now);
         assert_eq!(invalid(NewKey { expires_at, ..send() }), "expires_at");
+        assert_eq!(invalid(NewKey::with(&[Scope::IssueTokens])), "signing");
         send().check(now).unwrap();
     }
 }

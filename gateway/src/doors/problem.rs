@@ -71,6 +71,12 @@ pub(crate) const UNAUTHENTICATED: Kind = kind(
     "A valid API key is needed",
     None,
 );
+pub(crate) const REPLAYED: Kind = kind(
+    "request_replayed",
+    StatusCode::UNAUTHORIZED,
+    "A signed request came twice",
+    None,
+);
 pub(crate) const FORBIDDEN: Kind = kind("forbidden", StatusCode::FORBIDDEN, "The API key may not do this", None);
 pub(crate) const NOT_FOUND: Kind = kind("not_found", StatusCode::NOT_FOUND, "There is no such thing", None);
 pub(crate) const METHOD: Kind = kind(
@@ -190,12 +196,13 @@ pub(crate) const STATUS_UNAVAILABLE: Kind = kind(
 
 /// Every kind, for the documentation.
 #[cfg(test)]
-pub(crate) const KINDS: [Kind; 26] = [
+pub(crate) const KINDS: [Kind; 27] = [
     MALFORMED,
     INVALID,
     NOT_BUILT,
     CHANNEL_UNAVAILABLE,
     UNAUTHENTICATED,
+    REPLAYED,
     FORBIDDEN,
     NOT_FOUND,
     METHOD,

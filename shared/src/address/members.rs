@@ -186,7 +186,11 @@ impl Members {
             && self.secret.is_none()
     }
 
-    fn kind_of_address(&self) -> Result<AddressType, Invalid> {
+    /// The type of address that they describe.
+    ///
+    /// # Errors
+    /// When neither `type` nor `provider` says it, or they differ.
+    pub fn kind_of_address(&self) -> Result<AddressType, Invalid> {
         let issued = self.provider.map(|provider| match provider {
             Provider::Apns => Ok(AddressType::Apns),
             Provider::Fcm => Ok(AddressType::Fcm),

@@ -20,6 +20,7 @@ pub mod idempotency;
 pub mod intake;
 pub mod leader;
 pub mod nkey;
+pub mod nonce;
 pub mod publish;
 pub mod quota;
 pub mod refusal;

@@ -12,5 +12,6 @@ mod imports;
 mod limits;
 mod recipients;
 mod schemas;
+mod signing;
 mod status;
 mod traces;

@@ -136,8 +136,12 @@ impl Rig {
 
     /// Like [`Self::issue_key`], with a quota of the app.
     pub(crate) async fn issue_key_within(&self, app: &str, scopes: &[Scope], quota: Quota) -> String {
-        let app = NewApp { quota, ..new_app(app) };
-        let mut keys = provision::write_app(&self.hub, &self.mesh_key, &app, &[NewKey::with(scopes)])
+        self.issue(NewApp { quota, ..new_app(app) }, NewKey::with(scopes)).await
+    }
+
+    /// Provisions `app` with this key, and returns the key once the gateway knows it.
+    pub(crate) async fn issue(&self, app: NewApp, new: NewKey) -> String {
+        let mut keys = provision::write_app(&self.hub, &self.mesh_key, &app, &[new])
             .await
             .unwrap();
         let key = keys.remove(0);
@@ -257,7 +261,7 @@ impl Answer {
 }
 
 /// An app whose services publish.
-fn new_app(id: &str) -> NewApp {
+pub(crate) fn new_app(id: &str) -> NewApp {
     NewApp {
         services: true,
         senders: serde_json::from_value(json!({ "email": ["news@shop.example"], "sms": ["Shop"] })).unwrap(),

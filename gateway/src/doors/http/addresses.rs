@@ -18,7 +18,7 @@ use shared::{
 use utoipa::ToSchema;
 
 use super::{
-    auth::{Caller, ToRead, ToWrite},
+    auth::{Caller, ToReadAddresses, ToWriteAddresses},
     body::Json,
     named::Named,
     openapi,
@@ -90,15 +90,16 @@ pub(crate) struct AddressList {
         (status = 201, description = "Registered, or moved from another recipient", body = AddressResponse),
         openapi::WriteRefusal,
     ),
-    security(("api_key" = ["recipients:write"])),
+    security(("api_key" = ["recipients:write"]), ("client_token" = ["addresses"])),
 )]
 pub(crate) async fn register(
     State(homes): State<Homes>,
-    caller: Caller<ToWrite>,
+    caller: Caller<ToWriteAddresses>,
     Named(recipient): Named<RecipientId>,
     Json(wanted): Json<Members>,
 ) -> Result<Response, Problem> {
     let key = caller.key(recipient);
+    caller.check_address(wanted.kind_of_address()?)?;
     let new = NewAddress::check(&homes, &caller.app, wanted)?;
     let home = homes.ensure_home(&key, &caller.app.default_region).await?;
     let Registered {
@@ -125,11 +126,11 @@ pub(crate) async fn register(
         (status = 200, description = "The addresses, without tokens", body = AddressList),
         openapi::ReadRefusal,
     ),
-    security(("api_key" = ["recipients:read"])),
+    security(("api_key" = ["recipients:read"]), ("client_token" = ["addresses"])),
 )]
 pub(crate) async fn list(
     State(homes): State<Homes>,
-    caller: Caller<ToRead>,
+    caller: Caller<ToReadAddresses>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<AddressList>, Problem> {
     let key = caller.key(recipient);
@@ -159,11 +160,11 @@ pub(crate) async fn list(
         (status = 204, description = "The recipient has no address"),
         openapi::WriteRefusal,
     ),
-    security(("api_key" = ["recipients:write"])),
+    security(("api_key" = ["recipients:write"]), ("client_token" = ["addresses"])),
 )]
 pub(crate) async fn remove_all(
     State(homes): State<Homes>,
-    caller: Caller<ToWrite>,
+    caller: Caller<ToWriteAddresses>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<StatusCode, Problem> {
     let key = caller.key(recipient);
@@ -190,11 +191,11 @@ pub(crate) async fn remove_all(
         (status = 204, description = "Removed"),
         openapi::WriteRefusal,
     ),
-    security(("api_key" = ["recipients:write"])),
+    security(("api_key" = ["recipients:write"]), ("client_token" = ["addresses"])),
 )]
 pub(crate) async fn remove(
     State(homes): State<Homes>,
-    caller: Caller<ToWrite>,
+    caller: Caller<ToWriteAddresses>,
     Named((recipient, address)): Named<(RecipientId, AddressId)>,
 ) -> Result<StatusCode, Problem> {
     let key = caller.key(recipient);

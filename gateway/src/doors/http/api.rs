@@ -29,6 +29,8 @@ pub(crate) struct Api {
     pub(crate) limits: Limits,
     /// As many permits as requests may be in progress.
     pub(crate) permits: Arc<Semaphore>,
+    /// As many permits as signed requests may have their body read before their signature is checked.
+    pub(crate) unproven: Semaphore,
     /// What API keys use of their quotas.
     pub(crate) keys: Keys,
     pub(crate) imports: Imports,

@@ -3,7 +3,7 @@
 use std::{error::Error, sync::Arc, time::Duration};
 
 use axum::{
-    body::{Bytes, to_bytes},
+    body::{Body, Bytes, to_bytes},
     extract::{FromRequest, Request},
 };
 use http::{HeaderMap, HeaderValue, header};
@@ -47,8 +47,12 @@ impl FromRequest<Arc<Api>> for Verbatim {
 
 async fn read(request: Request, limits: &Limits) -> Result<Bytes, Problem> {
     check_type(request.headers(), "application/json")?;
-    let limit = limits.body_bytes;
-    timeout(BODY_ARRIVES_WITHIN, to_bytes(request.into_body(), limit))
+    collect(request.into_body(), limits.body_bytes).await
+}
+
+/// Reads a body of at most `limit` bytes to its end.
+pub(super) async fn collect(body: Body, limit: usize) -> Result<Bytes, Problem> {
+    timeout(BODY_ARRIVES_WITHIN, to_bytes(body, limit))
         .await
         .map_err(|_| Problem::new(BODY_TIMEOUT, "The body must arrive within 5 seconds."))?
         .map_err(|error| match error.source() {

@@ -21,23 +21,39 @@ mod suppressions;
 mod topics;
 mod trace;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{Router, middleware};
+use http::{HeaderName, Method};
 use shared::invalid::Invalid;
+use tower_http::cors::{Any, CorsLayer};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
     api::Api,
+    auth::signed,
     openapi::Description,
     problem::{METHOD, NOT_FOUND, Problem},
 };
 pub(crate) use self::{connections::Connections, imports::Imports, quota::Keys, serve::serve};
 use super::problem;
 
-/// Every route, each registered together with its description.
-fn routes() -> OpenApiRouter<Arc<Api>> {
+/// How long a browser may remember which requests a page may send. Browsers take at most two hours.
+const CORS_MAX_AGE: Duration = Duration::from_hours(2);
+
+/// The routes that client tokens may take.
+fn client_routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::new()
+        .routes(routes!(addresses::register, addresses::list, addresses::remove_all))
+        .routes(routes!(addresses::remove))
+        .routes(routes!(preferences::put, preferences::get))
+        .routes(routes!(topics::list))
+        .routes(routes!(topics::put, topics::delete))
+}
+
+/// All other routes, each registered together with its description.
+fn service_routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(send::send, notifications::find))
         .routes(routes!(notifications::get, notifications::cancel))
@@ -46,12 +62,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(dead_letters::get, dead_letters::delete))
         .routes(routes!(dead_letters::replay))
         .routes(routes!(recipients::put, recipients::get, recipients::delete))
-        .routes(routes!(addresses::register, addresses::list, addresses::remove_all))
-        .routes(routes!(addresses::remove))
-        .routes(routes!(preferences::put, preferences::get))
         .routes(routes!(imports::import))
-        .routes(routes!(topics::list))
-        .routes(routes!(topics::put, topics::delete))
         .routes(routes!(suppressions::list, suppressions::add))
         .routes(routes!(suppressions::lift))
         .routes(routes!(openapi::document))
@@ -71,19 +82,43 @@ fn limit(wanted: Option<usize>, max: usize) -> Result<usize, Invalid> {
 
 /// The description of the API (`OpenAPI` 3.1, JSON).
 pub(crate) fn describe() -> String {
-    let mut api = serde_json::to_value(routes().into_openapi()).expect("the description always serializes");
+    let routes = service_routes().merge(client_routes());
+    let mut api = serde_json::to_value(routes.into_openapi()).expect("the description always serializes");
     openapi::complete(&mut api);
     format!("{api:#}")
 }
 
 /// The whole API.
 pub(crate) fn router(api: Arc<Api>) -> Router {
-    let (router, _) = routes().split_for_parts();
-    router
+    let method = async || Problem::new(METHOD, "The header Allow lists the methods of this path.");
+    let (services, _) = service_routes().split_for_parts();
+    let (clients, _) = client_routes().split_for_parts();
+    services
+        .method_not_allowed_fallback(method)
+        .merge(clients.method_not_allowed_fallback(method).layer(cors()))
         .fallback(async || Problem::new(NOT_FOUND, "There is no such path; /v1/openapi.json lists all paths."))
-        .method_not_allowed_fallback(async || Problem::new(METHOD, "The header Allow lists the methods of this path."))
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), signed::check))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), outer::around))
         .with_state(api)
+}
+
+/// Pages of every origin may call with a client token: a browser sends none by itself, so that a foreign page has nothing to call
+/// with.
+fn cors() -> CorsLayer {
+    let taken = [
+        "authorization",
+        "content-type",
+        "x-request-id",
+        "traceparent",
+        "tracestate",
+    ];
+    let shown = ["retry-after", "x-request-id", "ratelimit", "ratelimit-policy"];
+    CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        .allow_headers(taken.map(HeaderName::from_static))
+        .expose_headers(shown.map(HeaderName::from_static))
+        .max_age(CORS_MAX_AGE)
 }
 
 #[cfg(test)]

@@ -13,7 +13,10 @@ use utoipa::{
     },
 };
 
-use super::problem::{self, Document};
+use super::{
+    auth::client,
+    problem::{self, Document},
+};
 
 /// What the routes do not say themselves.
 #[derive(OpenApi)]
@@ -25,6 +28,7 @@ use super::problem::{self, Document};
             request with one of them is refused with the code `not_built`.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
+    components(schemas(client::Described)),
     modifiers(&ApiKey),
     tags(
         (name = "notifications", description = "Send, and ask what became of it"),
@@ -46,11 +50,23 @@ impl Modify for ApiKey {
             .scheme(HttpAuthScheme::Bearer)
             .bearer_format("peal_<key id>_<secret>")
             .description(Some(
-                "An API key. It speaks for one app, within the scopes that each operation names.",
+                "An API key. It speaks for one app, within the scopes that each operation names. Instead of sending it, a \
+                 request may be signed with its secret: `Authorization: Peal-HMAC-SHA256 key=…, time=…, nonce=…, \
+                 signature=…`.",
             ))
             .build();
         let components = api.components.get_or_insert_default();
         components.add_security_scheme("api_key", SecurityScheme::Http(scheme));
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("JWT")
+            .description(Some(
+                "A client token: a JWT (HS256) that a service signs with the secret of an API key, for one recipient and at \
+                 most a day. An operation takes one of the recipient that its path names, if `scope` has the word that the \
+                 operation names.",
+            ))
+            .build();
+        components.add_security_scheme("client_token", SecurityScheme::Http(scheme));
     }
 }
 

@@ -7,7 +7,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, header};
 use tokio::time::timeout;
 
 use super::{
@@ -64,15 +64,25 @@ async fn admit(api: &Api, request: Request, next: Next) -> Response {
         })
 }
 
-/// The problem as a document, with the header `Allow` of the empty response.
+/// Headers of the empty response that a problem keeps: the methods of the path, and what a browser's page may read.
+const KEPT: [HeaderName; 4] = [
+    header::ALLOW,
+    header::VARY,
+    header::ACCESS_CONTROL_ALLOW_ORIGIN,
+    header::ACCESS_CONTROL_EXPOSE_HEADERS,
+];
+
+/// The problem as a document.
 fn render(api: &Api, problem: Problem, empty: &Response, id: &HeaderValue, trace: &Trace) -> Response {
     let code = problem.kind().code;
     api.context.telemetry.metrics.refused(code);
     let id = id.to_str().unwrap_or_default();
     tracing::debug!(request_id = id, code, "request refused");
     let mut response = problem.render(id, trace.id().as_deref());
-    if let Some(allow) = empty.headers().get(http::header::ALLOW) {
-        response.headers_mut().insert(http::header::ALLOW, allow.clone());
+    for name in KEPT {
+        if let Some(value) = empty.headers().get(&name) {
+            response.headers_mut().insert(name, value.clone());
+        }
     }
     response
 }

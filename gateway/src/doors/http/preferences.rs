@@ -7,7 +7,7 @@ use shared::{
 };
 
 use super::{
-    auth::{Caller, ToRead, ToWrite},
+    auth::{Caller, ToReadPreferences, ToWritePreferences},
     body::Json,
     named::Named,
     openapi,
@@ -31,11 +31,11 @@ use crate::recipients::{homes::Homes, register};
         (status = 200, description = "The preferences after the change", body = Preferences),
         openapi::WriteRefusal,
     ),
-    security(("api_key" = ["recipients:write"])),
+    security(("api_key" = ["recipients:write"]), ("client_token" = ["preferences"])),
 )]
 pub(crate) async fn put(
     State(homes): State<Homes>,
-    caller: Caller<ToWrite>,
+    caller: Caller<ToWritePreferences>,
     Named(recipient): Named<RecipientId>,
     Json(wanted): Json<Preferences>,
 ) -> Result<axum::Json<Preferences>, Problem> {
@@ -57,11 +57,11 @@ pub(crate) async fn put(
         (status = 200, description = "The preferences", body = Preferences),
         openapi::ReadRefusal,
     ),
-    security(("api_key" = ["recipients:read"])),
+    security(("api_key" = ["recipients:read"]), ("client_token" = ["preferences"])),
 )]
 pub(crate) async fn get(
     State(homes): State<Homes>,
-    caller: Caller<ToRead>,
+    caller: Caller<ToReadPreferences>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<Preferences>, Problem> {
     let key = caller.key(recipient);

@@ -13,7 +13,7 @@ use shared::{
 use utoipa::ToSchema;
 
 use super::{
-    auth::{Caller, ToRead, ToWrite},
+    auth::{Caller, ToReadTopics, ToWriteTopics},
     named::Named,
     openapi,
     problem::Problem,
@@ -55,11 +55,11 @@ pub(crate) struct TopicsResponse {
         (status = 200, description = "The recipient is a member", body = TopicResponse),
         openapi::WriteRefusal,
     ),
-    security(("api_key" = ["recipients:write"])),
+    security(("api_key" = ["recipients:write"]), ("client_token" = ["topics"])),
 )]
 pub(crate) async fn put(
     State(homes): State<Homes>,
-    caller: Caller<ToWrite>,
+    caller: Caller<ToWriteTopics>,
     Named((recipient, topic)): Named<(RecipientId, Topic)>,
 ) -> Result<axum::Json<TopicResponse>, Problem> {
     let key = caller.key(recipient);
@@ -86,11 +86,11 @@ pub(crate) async fn put(
         (status = 204, description = "The recipient is not a member"),
         openapi::WriteRefusal,
     ),
-    security(("api_key" = ["recipients:write"])),
+    security(("api_key" = ["recipients:write"]), ("client_token" = ["topics"])),
 )]
 pub(crate) async fn delete(
     State(homes): State<Homes>,
-    caller: Caller<ToWrite>,
+    caller: Caller<ToWriteTopics>,
     Named((recipient, topic)): Named<(RecipientId, Topic)>,
 ) -> Result<StatusCode, Problem> {
     let key = caller.key(recipient);
@@ -110,11 +110,11 @@ pub(crate) async fn delete(
         (status = 200, description = "The topics", body = TopicsResponse),
         openapi::ReadRefusal,
     ),
-    security(("api_key" = ["recipients:read"])),
+    security(("api_key" = ["recipients:read"]), ("client_token" = ["topics"])),
 )]
 pub(crate) async fn list(
     State(homes): State<Homes>,
-    caller: Caller<ToRead>,
+    caller: Caller<ToReadTopics>,
     Named(recipient): Named<RecipientId>,
 ) -> Result<axum::Json<TopicsResponse>, Problem> {
     let key = caller.key(recipient);

@@ -201,6 +201,8 @@ impl Mesh {
         };
         let idempotency = Config {
             max_age: IDEMPOTENCY_MAX_AGE,
+            // Nonces of signed requests are kept for minutes.
+            allow_message_ttl: true,
             max_messages_per_subject: 1,
             sources: self
                 .sources(|other| source(IDEMPOTENCY, other.as_str(), Some(subject::idempotency_filter(other)))),

@@ -1,57 +1,78 @@
-//! Authentication: an API key identifies one app and has scopes.
+//! Authentication: an API key identifies one app and has scopes. It is sent, or signs the request, or has signed a client token.
+
+pub(super) mod client;
+pub(super) mod signed;
 
 use std::{marker::PhantomData, sync::Arc};
 
 use axum::extract::FromRequestParts;
 use http::{HeaderValue, header, request};
 use shared::{
+    address::AddressType,
     api_key::{ApiKey, Presented, Scope},
     app::App,
     id::RecipientId,
-    nats::config::Tenants,
+    nats::{config::Tenants, nonce},
     recipient::RecipientKey,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
+use self::{
+    client::{ClientScope, ClientToken},
+    signed::Signed,
+};
 use super::{
     api::Api,
     connections::Connection,
-    problem::{FORBIDDEN, OVERLOADED, Problem, RESIDES_ELSEWHERE, UNAUTHENTICATED},
+    problem::{FORBIDDEN, OVERLOADED, Problem, REPLAYED, RESIDES_ELSEWHERE, UNAUTHENTICATED},
     quota::Used,
 };
 
-/// The scope that a route requires.
+/// What a route requires.
 pub(crate) trait Requires: Send + Sync + 'static {
+    /// Of an API key.
     const SCOPE: Scope;
+    /// Of a client token; `None` if no such token may do it.
+    const CLIENT_SCOPE: Option<ClientScope>;
 }
 
 macro_rules! requires {
-    ($($name:ident = $scope:ident),+ $(,)?) => {
+    ($($name:ident = $scope:ident, $client_scope:expr;)+) => {
         $(
             #[derive(Debug)]
             pub(crate) struct $name;
             impl Requires for $name {
                 const SCOPE: Scope = Scope::$scope;
+                const CLIENT_SCOPE: Option<ClientScope> = $client_scope;
             }
         )+
     };
 }
 
 requires!(
-    ToSend = Send,
-    ToReadStatus = Status,
-    ToWrite = RecipientsWrite,
-    ToRead = RecipientsRead,
-    ToSuppress = SuppressionsWrite
+    ToSend = Send, None;
+    ToReadStatus = Status, None;
+    ToWrite = RecipientsWrite, None;
+    ToRead = RecipientsRead, None;
+    ToWriteAddresses = RecipientsWrite, Some(ClientScope::Addresses);
+    ToReadAddresses = RecipientsRead, Some(ClientScope::Addresses);
+    ToWritePreferences = RecipientsWrite, Some(ClientScope::Preferences);
+    ToReadPreferences = RecipientsRead, Some(ClientScope::Preferences);
+    ToWriteTopics = RecipientsWrite, Some(ClientScope::Topics);
+    ToReadTopics = RecipientsRead, Some(ClientScope::Topics);
+    ToSuppress = SuppressionsWrite, None;
 );
 
 /// The app that makes the request, known only from its API key. A handler that takes `Caller<ToSend>` can only be
-/// reached with a key of that scope.
+/// reached with a key of that scope, and one that takes `Caller<ToWriteAddresses>` also with a client token of the recipient
+/// that the path names.
 #[derive(Debug)]
 pub(crate) struct Caller<R> {
     pub(crate) app: Arc<App>,
     key_id: String,
     scopes: Vec<Scope>,
+    /// Whether a client token speaks.
+    is_client: bool,
     requires: PhantomData<R>,
     /// The key's place, and one of the places that all keys share. A caller has them before its body is read, and only
     /// with a valid key.
@@ -63,29 +84,83 @@ impl<R: Requires> FromRequestParts<Arc<Api>> for Caller<R> {
 
     async fn from_request_parts(parts: &mut request::Parts, api: &Arc<Api>) -> Result<Self, Problem> {
         let context = &api.context;
-        let presented = presented(&parts.headers)?;
         let tenants = context.config.tenants();
-        let key = tenants.keys.get(&presented.key_id).ok_or_else(unknown)?;
-        if !key.admits(&context.mesh_key, &presented, context.clock.now()) {
-            return Err(unknown());
-        }
+        let Proved { key, client, nonce } = prove(parts, api, &tenants)?;
         let app = tenants.apps.get(&key.app).ok_or_else(unknown)?;
-        let places = enter(parts, api, &tenants, key, app)?;
-        if !key.scopes.contains(&R::SCOPE) {
-            return Err(lacking(R::SCOPE));
+        let places = enter(parts, api, &tenants, &key, app)?;
+        match &client {
+            Some(token) => token.admit(R::CLIENT_SCOPE, parts, api).await?,
+            None if !key.scopes.contains(&R::SCOPE) => return Err(lacking(R::SCOPE)),
+            None => {}
         }
         if let Some(residency) = app.residency.as_ref().filter(|region| **region != context.here) {
             let detail = format!("The data of this app stays in {residency}. Send the request to a gateway there.");
             return Err(Problem::new(RESIDES_ELSEWHERE, detail));
         }
+        // Last, so that what is refused can be sent again as it is.
+        if let Some(nonce) = nonce {
+            let taking = nonce::take(
+                &context.js,
+                &context.border,
+                &context.here,
+                &app.id,
+                &key.key_id,
+                &nonce,
+            );
+            if !taking.await? {
+                let detail = "This nonce was used before. Sign each request anew.";
+                return Err(Problem::new(REPLAYED, detail));
+            }
+        }
         Ok(Self {
             app: Arc::clone(app),
             key_id: key.key_id.clone(),
             scopes: key.scopes.clone(),
+            is_client: client.is_some(),
             requires: PhantomData,
             _places: places,
         })
     }
+}
+
+/// What a request has proved: whose it is.
+struct Proved {
+    key: Arc<ApiKey>,
+    /// The client token that the key signed, if the request has one.
+    client: Option<ClientToken>,
+    /// The nonce of a signed request.
+    nonce: Option<String>,
+}
+
+fn prove(parts: &mut request::Parts, api: &Api, tenants: &Tenants) -> Result<Proved, Problem> {
+    if let Some(Signed { key, nonce }) = parts.extensions.remove() {
+        return Ok(Proved {
+            key,
+            client: None,
+            nonce: Some(nonce),
+        });
+    }
+    let context = &api.context;
+    let now = context.clock.now();
+    let text = bearer(&parts.headers)?;
+    if client::is_token(text) {
+        let (key, token) = client::verify(text, tenants, &context.mesh_key, now)?;
+        return Ok(Proved {
+            key,
+            client: Some(token),
+            nonce: None,
+        });
+    }
+    let presented: Presented = text.parse().map_err(|_| unknown())?;
+    let key = tenants.keys.get(&presented.key_id).ok_or_else(unknown)?;
+    if !key.admits(&context.mesh_key, &presented, now) {
+        return Err(unknown());
+    }
+    Ok(Proved {
+        key: Arc::clone(key),
+        client: None,
+        nonce: None,
+    })
 }
 
 /// Takes the places of a request with this valid key, within the quota of its app.
@@ -134,6 +209,15 @@ impl<R> Caller<R> {
         self.app
     }
 
+    /// Checks that the caller may register an address of this kind.
+    pub(crate) fn check_address(&self, kind: AddressType) -> Result<(), Problem> {
+        if self.is_client {
+            client::check_device(kind)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Checks for a scope that only some requests to the route require.
     pub(crate) fn require(&self, scope: Scope) -> Result<(), Problem> {
         if self.scopes.contains(&scope) {
@@ -144,25 +228,29 @@ impl<R> Caller<R> {
     }
 }
 
-fn presented(headers: &http::HeaderMap) -> Result<Presented, Problem> {
+/// What the request sends as its credential.
+fn bearer(headers: &http::HeaderMap) -> Result<&str, Problem> {
     let value = headers.get(header::AUTHORIZATION).ok_or_else(|| {
         let challenge = HeaderValue::from_static("Bearer realm=\"peal\"");
         Problem::new(UNAUTHENTICATED, "Send the header Authorization: Bearer peal_….")
             .header(header::WWW_AUTHENTICATE, challenge)
     })?;
     let text = value.to_str().map_err(|_| unknown())?;
-    let (scheme, key) = text.split_once(' ').ok_or_else(unknown)?;
+    let (scheme, credential) = text.split_once(' ').ok_or_else(unknown)?;
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(unknown());
     }
-    key.trim().parse().map_err(|_| unknown())
+    Ok(credential.trim())
 }
 
 /// One answer for every key that is not accepted, so that the answer reveals nothing about the reason.
 fn unknown() -> Problem {
     let challenge = HeaderValue::from_static("Bearer realm=\"peal\", error=\"invalid_token\"");
-    Problem::new(UNAUTHENTICATED, "The API key is unknown, expired or malformed.")
-        .header(header::WWW_AUTHENTICATE, challenge)
+    Problem::new(
+        UNAUTHENTICATED,
+        "The API key, the signature or the token is unknown, expired or malformed.",
+    )
+    .header(header::WWW_AUTHENTICATE, challenge)
 }
 
 fn lacking(scope: Scope) -> Problem {
