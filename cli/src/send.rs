@@ -1,6 +1,7 @@
 //! `peal send`: sends a notification, and waits for its deliveries if asked to.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, Read, Write},
     path::PathBuf,
@@ -14,12 +15,14 @@ use serde_json::{Map, Value, json};
 use shared::{
     channel::Class,
     id::AppId,
+    invalid::Invalid,
     nats::{
         connect::{self, Nats},
         refusal::unless_refused,
         roles::Role,
         subject,
     },
+    plan::{Plan, Step, Until},
     receipt::State,
 };
 use tokio::time::{Instant, sleep};
@@ -66,6 +69,10 @@ pub(super) struct SendArgs {
     /// The time to live; a delivery that is not made by then expires.
     #[arg(long, value_name = "SECONDS")]
     ttl: Option<u32>,
+    /// Which channels are used, of which the file of --json holds the content: a mode (all, first or fallback) and the channels
+    /// in order, such as fallback:push,sms,email.
+    #[arg(long, value_name = "MODE:CHANNELS", value_parser = plan)]
+    plan: Option<Plan>,
     /// A file with the request as JSON, or - for standard input; other flags override its members.
     #[arg(long, value_name = "FILE")]
     json: Option<String>,
@@ -132,6 +139,22 @@ fn answer_status(answer: &Message) -> u16 {
     code.unwrap_or(202)
 }
 
+/// Reads `<mode>:<channel>,<channel>`.
+fn plan(text: &str) -> Result<Plan, String> {
+    let (mode, channels) = text.split_once(':').ok_or("must be MODE:CHANNEL,CHANNEL")?;
+    let step = |channel: &str| {
+        Ok(Step {
+            channel: channel.parse()?,
+            until: Until::default(),
+        })
+    };
+    let steps: Result<_, Invalid> = channels.split(',').map(step).collect();
+    Ok(Plan {
+        mode: mode.parse().map_err(|invalid: Invalid| invalid.to_string())?,
+        steps: Some(steps.map_err(|invalid| invalid.to_string())?),
+    })
+}
+
 fn pair(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
@@ -177,6 +200,7 @@ impl SendArgs {
             ("class", class),
             ("category", self.category.as_ref().map(|text| json!(text))),
             ("event_id", self.event_id.as_ref().map(|text| json!(text))),
+            ("plan", self.plan.as_ref().map(|plan| json!(plan))),
         ];
         override_members(&mut request, members);
         let data: Map<_, _> = self
@@ -246,15 +270,29 @@ async fn wait(api: &Api, id: &str, timeout: Duration, out: &mut impl Write) -> R
 /// Shows every delivery. Returns whether all were delivered.
 fn show(status: &Value, out: &mut impl Write) -> Result<bool, Failure> {
     let deliveries = status.get("deliveries").and_then(Value::as_array);
-    let mut table = Table::new(["recipient", "region", "provider", "state", "reason", " attempts"]);
-    let mut delivered = true;
+    let mut table = Table::new([
+        "recipient",
+        "region",
+        "channel",
+        "provider",
+        "state",
+        "reason",
+        " attempts",
+    ]);
+    let (mut delivered, mut by_steps) = (true, BTreeMap::new());
     for delivery in deliveries.into_iter().flatten() {
-        delivered &= text(delivery, "state") == State::Delivered.as_str();
+        let is_delivered = text(delivery, "state") == State::Delivered.as_str();
+        match delivery.get("step") {
+            None => delivered &= is_delivered,
+            // Of steps that follow each other one is enough.
+            Some(_) => *by_steps.entry(text(delivery, "recipient")).or_insert(false) |= is_delivered,
+        }
         let attempts = delivery.get("attempts").and_then(Value::as_array).map_or(0, Vec::len);
-        let members = ["recipient", "region", "provider", "state", "reason"];
+        let members = ["recipient", "region", "channel", "provider", "state", "reason"];
         let cells = members.into_iter().map(|member| text(delivery, member));
         table.row(cells.chain([attempts.to_string()]));
     }
+    delivered &= by_steps.into_values().all(|is_delivered| is_delivered);
     if !table.is_empty() {
         table.write(out)?;
     }

@@ -11,6 +11,7 @@ use crate::{
     contract,
     id::{Category, EventId, RecipientId, Topic},
     invalid::Invalid,
+    plan::{Arrangement, Course, Plan},
     tolerant::{self, objects},
 };
 
@@ -23,8 +24,10 @@ pub struct Body {
     pub to: To,
     /// What kind of notification this is, for the recipient's preferences.
     pub category: Option<Category>,
-    /// The content to be delivered.
+    /// The content to be delivered; with `course` that of its first step.
     pub content: Content,
+    /// The steps that may follow each other, if there are several.
+    pub course: Option<Arc<Course>>,
 }
 
 /// Whom a message is for.
@@ -38,7 +41,8 @@ pub enum To {
     Topic(Topic),
 }
 
-/// The members of the JSON: exactly one of `recipient`, `address` and `topic`, and the content under the name of its channel.
+/// The members of the JSON: exactly one of `recipient`, `address` and `topic`, and the content under the name of its channel: of several
+/// channels with `plan`.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, remote = "Self")]
 #[schema(as = Body)]
@@ -59,6 +63,9 @@ pub struct Members {
     /// What kind of notification this is, for the recipients' preferences.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub category: Option<Category>,
+    /// Which channels are used in what order, if there is content for several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
     /// The content, for channel `push`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Push>)]
@@ -115,13 +122,26 @@ impl Body {
             sms: members.sms,
             webhook: members.webhook,
         };
-        let content = contents.only()?;
-        content.check(size)?;
+        let (content, course) = match members.plan {
+            None => (contents.only()?, None),
+            Some(plan) => match plan.arrange(contents)? {
+                Arrangement::Course(course) if matches!(to, To::Recipient(_)) => {
+                    (course.first().clone(), Some(Arc::new(course)))
+                }
+                Arrangement::Course(_) => return Err(Invalid::new("plan", "must be for a recipient")),
+                Arrangement::Each(_) => return Err(Invalid::new("plan", "must have steps that follow each other")),
+            },
+        };
+        match &course {
+            None => content.check(size)?,
+            Some(course) => course.contents().try_for_each(|content| content.check(size))?,
+        }
         Ok(Self {
             event_id: members.event_id,
             to,
             category: members.category,
             content,
+            course,
         })
     }
 }
@@ -138,13 +158,17 @@ impl Serialize for Body {
             email,
             sms,
             webhook,
-        } = self.content.clone().into();
+        } = match &self.course {
+            None => std::iter::once(self.content.clone()).collect(),
+            Some(course) => course.contents().cloned().collect(),
+        };
         let members = Members {
             event_id: self.event_id.clone(),
             recipient,
             address,
             topic,
             category: self.category.clone(),
+            plan: self.course.as_ref().map(|course| course.plan()),
             push,
             email,
             sms,

@@ -93,6 +93,7 @@ impl Broadcast {
             proof: None,
             category: self.category.clone(),
             content: self.content.clone(),
+            place: None,
         }
     }
 }

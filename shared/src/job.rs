@@ -1,5 +1,7 @@
 //! One notification for one recipient on one channel.
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
@@ -8,6 +10,8 @@ use crate::{
     channel::{Channel, Class},
     content::Content,
     id::{AddressId, AppId, Category, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region},
+    id_key::IdKey,
+    plan::Place,
     proof::{Claims, Proof},
 };
 
@@ -61,6 +65,8 @@ pub struct Job {
     pub category: Option<Category>,
     /// The content to be delivered.
     pub content: Content,
+    /// Its place among the steps of a plan that follow each other; `None` if no job follows it.
+    pub place: Option<Place>,
 }
 
 /// Whom a job is for.
@@ -125,6 +131,43 @@ impl Job {
         }
     }
 
+    /// The number of its step, from 0, if other steps may follow or precede it.
+    pub fn step(&self) -> Option<u32> {
+        self.place.as_ref().map(|place| place.step)
+    }
+
+    /// The job of the step after this one, without a proof. It waits until `open_until` for the steps before it, if one of them is not known to have
+    /// ended. `None` if this is the last step.
+    pub fn next_step(&self, ids: &IdKey, open_until: Option<Timestamp>) -> Option<Self> {
+        let place = self.place.as_ref()?;
+        let next = Place {
+            step: place.step + 1,
+            open_until,
+            ..place.clone()
+        };
+        Some(Self {
+            id: self.id_of_step(ids, next.step)?,
+            content: next.course.content(next.step)?.clone(),
+            attempt: 1,
+            discounted: 0,
+            remaining: None,
+            place: Some(next),
+            proof: None,
+            ..self.clone()
+        })
+    }
+
+    /// The ids of the jobs of the steps before this one.
+    pub fn earlier_steps(&self, ids: &IdKey) -> Vec<JobId> {
+        let step = self.step().unwrap_or_default();
+        (0..step).filter_map(|step| self.id_of_step(ids, step)).collect()
+    }
+
+    fn id_of_step(&self, ids: &IdKey, step: u32) -> Option<JobId> {
+        let channel = self.place.as_ref()?.course.content(step)?.channel();
+        Some(JobId::of(ids, &self.app, &self.event, self.recipient()?, channel))
+    }
+
     /// The body of the message that carries this job.
     pub fn body(&self) -> Body {
         Body {
@@ -134,7 +177,12 @@ impl Job {
                 Addressee::Address(address) => To::Address(address),
             },
             category: self.category.clone(),
-            content: self.content.clone(),
+            content: self
+                .place
+                .as_ref()
+                .map_or(&self.content, |place| place.course.first())
+                .clone(),
+            course: self.place.as_ref().map(|place| Arc::clone(&place.course)),
         }
     }
 }

@@ -19,6 +19,7 @@ pub mod invalid;
 pub mod job;
 pub mod lifecycle;
 pub mod nats;
+pub mod plan;
 pub mod proof;
 pub mod provider;
 pub mod receipt;

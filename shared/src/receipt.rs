@@ -122,6 +122,12 @@ pub struct Receipt {
     /// Number of the broadcast's slice that the job was expanded from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slice: Option<u32>,
+    /// The number of the plan's step that the job is for, from 0; absent if its steps do not follow each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<u32>,
+    /// The job of the next step, which was stored because of this outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_job: Option<JobId>,
     /// What a broadcast or a slice became. `job` is then the id of the broadcast or slice, and there is no recipient.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expanded: Option<Box<Expanded>>,
@@ -148,6 +154,8 @@ impl Receipt {
             stale_s: None,
             trace: None,
             slice: None,
+            step: None,
+            next_job: None,
             expanded: None,
         }
     }

@@ -40,6 +40,7 @@ pub fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job 
         proof: None,
         category: None,
         content: Content::Push(push.into()),
+        place: None,
     }
 }
 

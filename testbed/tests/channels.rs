@@ -6,11 +6,16 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
-use shared::{app::Route, channel::Channel, provider::Provider};
+use shared::{
+    app::{Ambiguity, Route},
+    channel::Channel,
+    provider::Provider,
+};
 use testbed::{
     audit::Audit,
     nats,
     peal::{Peal, Plan},
+    providers::{Answer, Rule},
 };
 use tokio::time::{Instant, sleep};
 
@@ -35,8 +40,13 @@ async fn start() -> Peal {
 /// Sends a notification at `at` and returns its deliveries once it is done.
 async fn send(peal: &Peal, at: &str, body: &Value) -> Vec<Value> {
     let accepted = peal.expect("POST", at, "/v1/notifications", Some(body)).await.unwrap();
+    done(peal, at, &accepted, DONE_WITHIN).await
+}
+
+/// The deliveries of an accepted notification once it is done.
+async fn done(peal: &Peal, at: &str, accepted: &Value, within: Duration) -> Vec<Value> {
     let path = format!("/v1/notifications/{}", accepted["notification_id"].as_str().unwrap());
-    let deadline = Instant::now() + DONE_WITHIN;
+    let deadline = Instant::now() + within;
     loop {
         let status = peal.expect("GET", at, &path, None).await.unwrap();
         if status["state"] == "done" {
@@ -199,4 +209,200 @@ async fn what_an_app_may_not_send_is_refused_by_name() {
     let answer = peal.http.post(url).bearer_auth(bank).json(&body).send().await.unwrap();
     let problem: Value = answer.json().await.unwrap();
     assert_eq!(problem["code"], "channel_unavailable", "{problem}");
+}
+
+/// The number of `ann` in tests of plans.
+const ANN: &str = "+41791234567";
+
+/// A mesh whose app sends texts by Twilio, holds pushes in doubt, and knows `ann` with a phone and a mailbox.
+async fn start_with_ann() -> Peal {
+    let only = |provider| vec![Route { provider, weight: 100 }];
+    let plan = Plan {
+        workers: 1,
+        sample_ratio: 0.0,
+        routes: [
+            (Channel::Sms, only(Provider::Twilio)),
+            (Channel::Email, only(Provider::Log)),
+        ]
+        .into(),
+        ambiguity: [(Channel::Push, Ambiguity::Hold)].into(),
+        provider_settings: "timeout_ms = 2000".into(),
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    peal.register("ann", "eu", &[("smtp", "ann@example.com")])
+        .await
+        .unwrap();
+    let phone = json!({ "type": "phone", "phone": ANN });
+    let path = "/v1/recipients/ann/addresses";
+    peal.expect("POST", "eu", path, Some(&phone)).await.unwrap();
+    peal.wait_known("us", "ann").await.unwrap();
+    peal
+}
+
+/// Registers a device of `ann` by this token, and tells what APNs answers about it.
+async fn add_device(peal: &Peal, token: &str, answer: Answer) {
+    peal.simulators
+        .apns
+        .script()
+        .add(Rule::token(token).answer(answer))
+        .unwrap();
+    let device = json!({ "provider": "apns", "token": token });
+    let path = "/v1/recipients/ann/addresses";
+    peal.expect("POST", "eu", path, Some(&device)).await.unwrap();
+}
+
+/// A notification to `ann` by push, text and e-mail, with this plan.
+fn planned(event: &str, mode: &str) -> Value {
+    let channels = ["push", "sms", "email"].map(|channel| json!({ "channel": channel }));
+    json!({
+        "event_id": event,
+        "to": { "recipients": ["ann"] },
+        "plan": { "mode": mode, "steps": channels },
+        "push": { "title": "Shipped" },
+        "sms": { "text": "Shipped" },
+        "email": { "subject": "Shipped", "text": "Shipped" },
+    })
+}
+
+/// The step, channel, state and reason of each delivery.
+fn steps(deliveries: &[Value]) -> Vec<(Option<u64>, &str, &str, &str)> {
+    let mut steps: Vec<_> = deliveries
+        .iter()
+        .map(|delivery| {
+            let text = |member: &str| delivery[member].as_str().unwrap_or_default();
+            (
+                delivery["step"].as_u64(),
+                text("channel"),
+                text("state"),
+                text("reason"),
+            )
+        })
+        .collect();
+    steps.sort_unstable();
+    steps
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_follows_when_the_one_before_has_failed_and_is_sent_once() {
+    let mut peal = start_with_ann().await;
+    let gone = || Answer::reason("Unregistered").timestamp_ms(4_000_000_000_000);
+    let texts = |peal: &Peal| peal.simulators.twilio.log().delivered_to(ANN).len();
+
+    add_device(&peal, "aaaa", gone()).await;
+    let deliveries = send(&peal, "us", &planned("gone", "fallback")).await;
+    let expected = [
+        (Some(0), "push", "rejected", "Unregistered"),
+        (Some(1), "sms", "delivered", ""),
+    ];
+    assert_eq!((steps(&deliveries).as_slice(), texts(&peal)), (expected.as_slice(), 1));
+
+    // The device is gone: nothing is sent by the first step.
+    let deliveries = send(&peal, "us", &planned("first", "first")).await;
+    let expected = [
+        (Some(0), "push", "suppressed", "no_address"),
+        (Some(1), "sms", "delivered", ""),
+    ];
+    assert_eq!((steps(&deliveries).as_slice(), texts(&peal)), (expected.as_slice(), 2));
+
+    // The step by which she can be reached stays the one, although it fails.
+    add_device(&peal, "bbbb", gone()).await;
+    let deliveries = send(&peal, "eu", &planned("chosen", "first")).await;
+    let expected = [(Some(0), "push", "rejected", "Unregistered")];
+    assert_eq!((steps(&deliveries).as_slice(), texts(&peal)), (expected.as_slice(), 2));
+
+    let deliveries = send(&peal, "us", &planned("all", "all")).await;
+    let expected = [
+        (None, "email", "delivered", ""),
+        (None, "push", "suppressed", "no_address"),
+        (None, "sms", "delivered", ""),
+    ];
+    assert_eq!((steps(&deliveries).as_slice(), texts(&peal)), (expected.as_slice(), 3));
+
+    // Taken without an answer: nobody knows whether it arrived.
+    add_device(&peal, "cccc", Answer::close().delivered(true)).await;
+    let deliveries = send(&peal, "us", &planned("unknown", "fallback")).await;
+    let expected = [(Some(0), "push", "unknown", "connection_lost")];
+    assert_eq!((steps(&deliveries).as_slice(), texts(&peal)), (expected.as_slice(), 3));
+    let devices = "/v1/recipients/ann/addresses";
+    let listed = peal.expect("GET", "eu", devices, None).await.unwrap();
+    for address in listed["addresses"].as_array().unwrap() {
+        if address["provider"] == "apns" {
+            let path = format!("{devices}/{}", address["address_id"].as_str().unwrap());
+            peal.expect("DELETE", "eu", &path, None).await.unwrap();
+        }
+    }
+
+    // The worker ends after it has stored the next step and before it records the first.
+    let (program, http) = (peal.program(), peal.http.clone());
+    let worker = &mut peal.region_mut("eu").workers[0];
+    worker.process.terminate(Duration::from_secs(20)).await.unwrap();
+    let crash = ["--crash-at", "worker.after-next-step=1"];
+    worker.restart_with(&program, &crash, &[]).unwrap();
+    worker.wait_ready(&http).await.unwrap();
+    let body = planned("crash", "fallback");
+    let accepted = peal
+        .expect("POST", "us", "/v1/notifications", Some(&body))
+        .await
+        .unwrap();
+    let begun = Instant::now();
+    while !peal.region_mut("eu").workers[0].process.has_ended().unwrap() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "the next step was not stored"
+        );
+        sleep(Duration::from_millis(20)).await;
+    }
+    let report = Audit::read(&peal).await.unwrap().report;
+    assert!(report.holds(), "{:?}", report.broken);
+    peal.region_mut("eu").workers[0].restart(&program).unwrap();
+    let deliveries = done(&peal, "us", &accepted, Duration::from_mins(1)).await;
+    let expected = [
+        (Some(0), "push", "suppressed", "no_address"),
+        (Some(1), "sms", "delivered", ""),
+    ];
+    assert_eq!(steps(&deliveries), expected);
+
+    let audit = Audit::read_settled(&peal, Duration::from_mins(1)).await.unwrap();
+    assert!(audit.report.holds(), "{:?}", audit.report.broken);
+    // Two of each pair of steps, one of those that ended with the first, three of `all`.
+    assert_eq!(audit.equation().accepted, 2 + 2 + 1 + 3 + 1 + 2, "{}", audit.equation());
+    assert_eq!(texts(&peal), 4, "nothing is sent twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_that_cannot_be_followed_is_refused_by_name() {
+    let peal = start().await;
+    let refused = async |change: Value| {
+        let mut body = planned("refused", "fallback");
+        body.as_object_mut()
+            .unwrap()
+            .extend(change.as_object().unwrap().clone());
+        let (status, problem) = peal.ask("POST", "eu", "/v1/notifications", Some(&body)).await.unwrap();
+        assert_eq!(status, 422, "{problem}");
+        let code = problem["code"].as_str().unwrap().to_owned();
+        (
+            code,
+            problem["errors"][0]["field"].as_str().unwrap_or_default().to_owned(),
+        )
+    };
+    let invalid = |field: &str| ("validation_failed".to_owned(), field.to_owned());
+    let not_built = |field: &str| ("not_built".to_owned(), field.to_owned());
+    for (change, expected) in [
+        (json!({ "plan": null }), invalid("email")),
+        (json!({ "channel": "push" }), invalid("channel")),
+        (json!({ "plan": { "mode": "fallback" } }), invalid("plan.steps")),
+        (
+            json!({ "to": { "address": { "type": "phone", "phone": "+41790000001" } } }),
+            invalid("plan"),
+        ),
+        (json!({ "to": { "topic": "news" } }), not_built("plan.mode")),
+        (
+            json!({ "plan": { "mode": "fallback", "steps": [{ "channel": "push", "until": "confirmed" }] } }),
+            not_built("plan.steps[0].until"),
+        ),
+        (json!({ "sms": { "text": "" } }), invalid("sms.text")),
+    ] {
+        assert_eq!(refused(change.clone()).await, expected, "{change}");
+    }
 }

@@ -130,6 +130,13 @@ impl History {
         first.map(|record| record.state).collect()
     }
 
+    /// Every record: the address, the number of the attempt, and the state after it.
+    pub fn states(&self) -> impl Iterator<Item = (Option<AddressId>, u32, State)> {
+        self.records
+            .iter()
+            .map(|record| (record.address, record.attempt, record.state))
+    }
+
     fn outcomes(&self) -> impl Iterator<Item = &Record> {
         self.records.iter().filter(|record| record.state.is_outcome())
     }

@@ -79,6 +79,7 @@ impl Pipeline {
             spared,
         } = tried;
         let ActiveJob { pulled, job, .. } = &active;
+        let is_tried = !attempts.is_empty();
         let concluded: Vec<(AddressAttempt, Conclusion)> = attempts
             .into_iter()
             .map(|attempt| {
@@ -122,7 +123,10 @@ impl Pipeline {
                 ..conclusion.into_receipt(job, &attempt, span.as_ref())
             });
         }
-        Ok(Settlement::of(active, receipts, span))
+        Ok(Settlement {
+            is_tried,
+            ..Settlement::of(active, receipts, span)
+        })
     }
 
     /// The receipt of an address that nothing is sent to.

@@ -41,6 +41,10 @@ impl Pipeline {
         headers.insert(envelope::FORWARDED, forwards.to_string());
         headers.insert(envelope::ACCEPTED_AT, job.accepted_at.as_millisecond().to_string());
         headers.insert(envelope::ORIGIN, job.origin.as_str());
+        if job.place.as_ref().is_some_and(|place| place.open_until.is_some()) {
+            // It has waited for the steps before it here, where their outcomes are known.
+            headers.insert(envelope::OPEN_UNTIL, "0");
+        }
         let id = match job.remaining.as_deref() {
             Some([address, ..]) => format!("{}:{}:to:{home}", job.delivery(*address), job.attempt),
             _ => job.id.to_string(),

@@ -12,6 +12,7 @@ mod context;
 mod dedupe;
 mod deliver;
 mod expand;
+mod follow;
 mod forward;
 mod in_flight;
 mod intend;
@@ -28,6 +29,7 @@ mod settlement;
 mod shares;
 mod split;
 mod trace;
+mod turn;
 mod wanted;
 
 use std::sync::Arc;
@@ -67,10 +69,14 @@ impl Pipeline {
     }
 
     async fn end_path(&self, ended: Step<Settlement>) {
-        match ended {
-            Ok(settlement) => self.settle(settlement).await,
-            Err(Stop::Settle(settlement)) => self.settle(*settlement).await,
-            Err(Stop::GiveBack(pulled, wait)) => pulled.give_back(wait),
+        let settlement = match ended {
+            Ok(settlement) => settlement,
+            Err(Stop::Settle(settlement)) => *settlement,
+            Err(Stop::GiveBack(pulled, wait)) => return pulled.give_back(wait),
+        };
+        // What cannot be followed was given back.
+        if let Ok(followed) = self.follow(settlement).await {
+            self.settle(followed).await;
         }
     }
 
@@ -78,7 +84,8 @@ impl Pipeline {
         let fresh = self.dedupe(opened)?;
         let clear = self.end_interrupted(fresh).await?;
         let wanted = self.end_unwanted(clear)?;
-        let addressed = self.resolve(wanted).await?;
+        let due = self.await_turn(wanted).await?;
+        let addressed = self.resolve(due).await?;
         let agreed = self.consent(addressed)?;
         let intended = self.write_intent(agreed).await?;
         let tried = self.deliver(intended).await;

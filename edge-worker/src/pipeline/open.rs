@@ -41,7 +41,7 @@ pub(super) enum Read {
 
 impl Pipeline {
     pub(super) async fn open(&self, Current(pulled): Current) -> Step<Read> {
-        if version::is_unknown(pulled.headers()) {
+        if version::is_unknown_work(pulled.headers()) {
             return Err(Box::pin(self.wait_for_newer(pulled)).await);
         }
         match self.read(&pulled) {
@@ -124,6 +124,8 @@ impl Pipeline {
             origin: self.region.clone(),
             receipts: vec![receipt],
             ticket: Ticket::new(pulled, None, None),
+            step: None,
+            is_tried: false,
         }))
     }
 }

@@ -95,10 +95,12 @@ impl Pipeline {
             origin: self.region.clone(),
             receipts: Vec::new(),
             ticket: Ticket::new(pulled, None, None),
+            step: None,
+            is_tried: false,
         }))
     }
 
-    fn postponed_until(&self, accepted_at: Timestamp) -> Timestamp {
+    pub(super) fn postponed_until(&self, accepted_at: Timestamp) -> Timestamp {
         let now = self.clock.now();
         let wait = now.duration_since(accepted_at).clamp(WAIT.0, WAIT.1);
         now.checked_add(wait).unwrap_or(now)

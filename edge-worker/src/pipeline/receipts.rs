@@ -57,6 +57,7 @@ pub(super) fn receipt(job: &Job, state: State, at: Timestamp) -> Receipt {
         recipient: job.recipient().cloned(),
         attempt: job.attempt,
         slice: job.slice,
+        step: job.step(),
         ..Receipt::new(job.notification, job.id, job.channel(), state, at)
     }
 }

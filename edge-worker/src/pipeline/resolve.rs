@@ -16,7 +16,7 @@ use super::{
     context::Pipeline,
     in_flight::ActiveJob,
     settlement::{RETRY_JETSTREAM_AFTER, RETRY_NEWER_AFTER, Step, Stop},
-    wanted::Wanted,
+    turn::InTurn,
 };
 use crate::ledger::History;
 
@@ -34,8 +34,8 @@ pub(super) struct Addressed {
 }
 
 impl Pipeline {
-    pub(super) async fn resolve(&self, wanted: Wanted) -> Step<Addressed> {
-        let Wanted { active, history } = wanted;
+    pub(super) async fn resolve(&self, turn: InTurn) -> Step<Addressed> {
+        let InTurn { active, history } = turn;
         let job = &active.job;
         if self.needs_proof(&active.pulled)
             && !self.is_proven(

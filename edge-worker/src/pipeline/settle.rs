@@ -19,6 +19,7 @@ use tokio::{
 
 use super::{
     context::Pipeline,
+    follow::Followed,
     settlement::{Settlement, Ticket, Waiting},
     trace,
 };
@@ -49,12 +50,13 @@ impl Pipeline {
     }
 
     /// Passes the receipts to the ledger, whose commit goes to the [`Announcer`].
-    pub(super) async fn settle(&self, settlement: Settlement) {
+    pub(super) async fn settle(&self, Followed(settlement): Followed) {
         let Settlement {
             app,
             origin,
             mut receipts,
             mut ticket,
+            ..
         } = settlement;
         self.sign(&mut receipts);
         let mut since = Instant::now();

@@ -1,11 +1,12 @@
 //! How the path of a job ends.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use opentelemetry::Context;
 use shared::{
     broadcast::Broadcast,
     id::{AppId, Region},
+    job::Job,
     receipt::Receipt,
 };
 use tokio::sync::oneshot;
@@ -45,6 +46,10 @@ pub(super) struct Settlement {
     pub(super) origin: Region,
     pub(super) receipts: Vec<Receipt>,
     pub(super) ticket: Ticket,
+    /// The job, if another step of its plan may follow it.
+    pub(super) step: Option<Arc<Job>>,
+    /// Whether a provider was asked to deliver it, this time.
+    pub(super) is_tried: bool,
 }
 
 /// Travels through the ledger with the receipts of a job, and is redeemed once they are published.
@@ -87,6 +92,8 @@ impl Settlement {
             origin: job.origin.clone(),
             receipts,
             ticket: Ticket::new(pulled, Some(reservation), span),
+            is_tried: false,
+            step: job.place.is_some().then_some(job),
         }
     }
 
@@ -102,6 +109,8 @@ impl Settlement {
             origin: broadcast.origin.clone(),
             receipts: receipt.into_iter().collect(),
             ticket: Ticket::new(pulled, Some(reservation), None),
+            step: None,
+            is_tried: false,
         }
     }
 }

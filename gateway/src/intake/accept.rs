@@ -1,4 +1,5 @@
-//! Accepts an order: one job for each recipient, in the lane of its home; or, for a topic, one job for each region.
+//! Accepts an order: one job for each recipient and channel, in the lane of its home; or, for a topic, one
+//! job for each region and channel. Of a plan whose steps follow each other the first step alone becomes a job here.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use shared::{
     address::Address,
     id::{JobId, NotificationId, RecipientId, Region, Topic},
     invalid::Invalid,
-    nats::{envelope, publish::NotStored, subject::Tier, topology},
+    nats::{envelope, publish::NotStored, subject::Tier, topology, version},
     proof::Claims,
     receipt,
     recipient::RecipientKey,
@@ -56,14 +57,17 @@ pub(crate) enum NotAccepted {
 impl Intake {
     /// Stores every job of `order`. `Invalid`, `NoSuchRegion` and `TooMany` mean that nothing was stored.
     pub(crate) async fn accept(&self, order: Order, trace: &Trace) -> Result<StoredJobs, NotAccepted> {
-        let body = SplitBody::render(&order).map_err(NotAccepted::Invalid)?;
+        let bodies = SplitBody::render(&order).map_err(NotAccepted::Invalid)?;
         let notification = NotificationId::of(&order.app.id, &order.event);
         let at = self.context.clock.now();
-        let mut jobs = match &order.to {
-            Addressees::Recipients(recipients) => self.to_recipients(&order, recipients, &body)?,
-            Addressees::Address(address) => vec![self.to_address(&order, address, &body)?],
-            Addressees::Topic(topic) => self.to_topic(&order, topic, &body),
-        };
+        let mut jobs = Vec::new();
+        for body in &bodies {
+            match &order.to {
+                Addressees::Recipients(recipients) => jobs.extend(self.to_recipients(&order, recipients, body)?),
+                Addressees::Address(address) => jobs.push(self.to_address(&order, address, body)?),
+                Addressees::Topic(topic) => jobs.extend(self.to_topic(&order, topic, body)),
+            }
+        }
         let budget = self.budgets.of(&order.app);
         let share = match order.to {
             Addressees::Recipients(_) | Addressees::Address(_) => 1,
@@ -118,8 +122,8 @@ impl Intake {
             if !self.context.is_region(&region) {
                 return Err(NotAccepted::NoSuchRegion(region));
             }
-            let id = JobId::of(&ids, &key.app, &order.event, recipient, order.content.channel());
-            jobs.push(self.job(order, region, id, body.to(recipient.as_str())));
+            let id = JobId::of(&ids, &key.app, &order.event, recipient, body.channel);
+            jobs.push(self.job(order, region, id, body, body.to(recipient.as_str())));
         }
         Ok(jobs)
     }
@@ -132,8 +136,8 @@ impl Intake {
             return Err(NotAccepted::NoSuchRegion(region));
         }
         let ids = self.context.config.id_key();
-        let id = JobId::of_address(&ids, &order.app.id, &order.event, address.id, order.content.channel());
-        Ok(self.job(order, region, id, body.to(address)))
+        let id = JobId::of_address(&ids, &order.app.id, &order.event, address.id, body.channel);
+        Ok(self.job(order, region, id, body, body.to(address)))
     }
 
     /// One job for each region in which members may live.
@@ -144,25 +148,18 @@ impl Intake {
         };
         let ids = self.context.config.id_key();
         let job = |region: Region| {
-            let id = JobId::of_broadcast(
-                &ids,
-                &order.app.id,
-                &order.event,
-                topic,
-                order.content.channel(),
-                &region,
-            );
-            self.job(order, region, id, body.to(topic.as_str()))
+            let id = JobId::of_broadcast(&ids, &order.app.id, &order.event, topic, body.channel, &region);
+            self.job(order, region, id, body, body.to(topic.as_str()))
         };
         regions.into_iter().map(job).collect()
     }
 
     /// The job or broadcast `id` for `region`, with the proof that this gateway accepted it.
-    fn job(&self, order: &Order, region: Region, id: JobId, payload: Bytes) -> OutgoingJob {
+    fn job(&self, order: &Order, region: Region, id: JobId, body: &SplitBody, payload: Bytes) -> OutgoingJob {
         let here = &self.context.here;
         let claims = Claims {
             app: &order.app.id,
-            channel: order.content.channel(),
+            channel: body.channel,
             class: order.class,
             event: &order.event,
             origin: here,
@@ -173,8 +170,11 @@ impl Intake {
             envelope::PROOF,
             self.context.border.prover().work(&claims, order.life_from).to_string(),
         );
+        if body.has_steps {
+            headers.insert(version::VERSION, version::STEPS.to_string());
+        }
         OutgoingJob {
-            lane: order.lane(region),
+            lane: order.lane(body.channel, region),
             tier: Tier::Main,
             headers,
             payload,
@@ -227,14 +227,14 @@ impl Intake {
     }
 }
 
-/// The jobs by lane; each takes `share` of the app's share of its lane. All have one channel and class.
+/// The jobs by lane; each takes `share` of the app's share of its lane. All have one class.
 fn portions(jobs: &[OutgoingJob], share: u64) -> Vec<Portion> {
     let mut portions: Vec<Portion> = Vec::new();
     for job in jobs {
         let bytes = job.payload.len() as u64;
         match portions
             .iter_mut()
-            .find(|portion| portion.lane.region == job.lane.region)
+            .find(|portion| portion.lane.region == job.lane.region && portion.lane.channel == job.lane.channel)
         {
             Some(portion) => {
                 portion.jobs += 1;

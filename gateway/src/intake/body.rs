@@ -2,7 +2,12 @@
 
 use bytes::Bytes;
 use serde::Serialize;
-use shared::invalid::Invalid;
+use shared::{
+    channel::Channel,
+    content::Content,
+    invalid::Invalid,
+    plan::{Arrangement, Plan},
+};
 
 use super::order::{Addressees, Order};
 
@@ -11,13 +16,31 @@ const ROOM_FOR_NAME: usize = 64;
 
 /// The JSON before and behind the recipient, the address or the topic.
 pub(crate) struct SplitBody {
+    /// The channel of the job that it is for: of a course the channel of the first step.
+    pub(super) channel: Channel,
+    /// Whether other steps may follow the job.
+    pub(super) has_steps: bool,
     before: Vec<u8>,
     after: Vec<u8>,
 }
 
 impl SplitBody {
-    /// Serializes the body of `order`, if its content breaks no rule.
-    pub(crate) fn render(order: &Order) -> Result<Self, Invalid> {
+    /// Serializes the bodies of `order`, one for each job of a recipient, if its contents break no rule.
+    pub(crate) fn render(order: &Order) -> Result<Vec<Self>, Invalid> {
+        match &order.contents {
+            Arrangement::Each(contents) => {
+                let each = contents.iter();
+                each.map(|content| Self::of(order, None, std::slice::from_ref(content)))
+                    .collect()
+            }
+            Arrangement::Course(course) => {
+                let contents: Vec<Content> = course.contents().cloned().collect();
+                Ok(vec![Self::of(order, Some(&course.plan()), &contents)?])
+            }
+        }
+    }
+
+    fn of(order: &Order, plan: Option<&Plan>, contents: &[Content]) -> Result<Self, Invalid> {
         let mut before = br#"{"event_id":"#.to_vec();
         json(&order.event, &mut before);
         before.extend_from_slice(match order.to {
@@ -30,14 +53,25 @@ impl SplitBody {
             after.extend_from_slice(br#","category":"#);
             json(category, &mut after);
         }
-        after.extend_from_slice(br#",""#);
-        after.extend_from_slice(order.content.channel().as_str().as_bytes());
-        after.extend_from_slice(br#"":"#);
-        let start = after.len();
-        order.content.write_json(&mut after);
-        order.content.check(after.len() - start)?;
+        if let Some(plan) = plan {
+            after.extend_from_slice(br#","plan":"#);
+            json(plan, &mut after);
+        }
+        for content in contents {
+            after.extend_from_slice(br#",""#);
+            after.extend_from_slice(content.channel().as_str().as_bytes());
+            after.extend_from_slice(br#"":"#);
+            let start = after.len();
+            content.write_json(&mut after);
+            content.check(after.len() - start)?;
+        }
         after.push(b'}');
-        Ok(Self { before, after })
+        Ok(Self {
+            channel: contents[0].channel(),
+            has_steps: plan.is_some(),
+            before,
+            after,
+        })
     }
 
     /// The body of the job for `to`: the name of a recipient or a topic, or an address.
@@ -60,8 +94,9 @@ mod tests {
         app::App,
         body::{Body, To},
         channel::Class,
-        content::{Content, push::Push, sms::Sms},
+        content::{Contents, push::Push, sms::Sms},
         id::{RecipientId, Topic},
+        plan::{Mode, Step, Until},
     };
 
     use super::*;
@@ -100,18 +135,65 @@ mod tests {
                     to,
                     class: Class::Normal,
                     category: category.clone(),
-                    content: content.clone(),
+                    contents: Arrangement::Each(vec![content.clone()]),
                     life_from: jiff::Timestamp::UNIX_EPOCH,
                 };
                 let body = Body {
                     event_id: Some(order.event.clone()),
                     to: body_to,
                     category: category.clone(),
-                    content: order.content.clone(),
+                    content: content.clone(),
+                    course: None,
                 };
-                let split = SplitBody::render(&order).unwrap();
+                let split = &SplitBody::render(&order).unwrap()[0];
                 assert_eq!(split.to(name), serde_json::to_vec(&body).unwrap());
             }
         }
+    }
+    #[test]
+    fn the_job_of_a_course_has_every_content_and_the_plan() {
+        let push = Push {
+            title: Some("Hi".into()),
+            ..Push::default()
+        };
+        let sms = Sms {
+            text: "Hi".into(),
+            ..Sms::default()
+        };
+        let contents = Contents {
+            push: Some(push.into()),
+            sms: Some(sms.into()),
+            ..Contents::default()
+        };
+        let step = |channel| Step {
+            channel,
+            until: Until::Delivered,
+        };
+        let order = |mode| Order {
+            app: App::new("shop".parse().unwrap(), "eu".parse().unwrap()).into(),
+            event: "e1".parse().unwrap(),
+            to: Addressees::Recipients(Vec::new()),
+            class: Class::Normal,
+            category: None,
+            contents: Plan {
+                mode,
+                steps: Some(vec![step(Channel::Sms), step(Channel::Push)]),
+            }
+            .arrange(contents.clone())
+            .unwrap(),
+            life_from: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let one = SplitBody::render(&order(Mode::Fallback)).unwrap();
+        assert_eq!((one.len(), one[0].channel, one[0].has_steps), (1, Channel::Sms, true));
+        let body = Body::read(&one[0].to("ann")).unwrap();
+        let course = body.course.clone().unwrap();
+        assert_eq!((course.mode(), body.content.channel()), (Mode::Fallback, Channel::Sms));
+        assert_eq!(course.content(1).map(Content::channel), Some(Channel::Push));
+        assert_eq!(Body::read(&serde_json::to_vec(&body).unwrap()).unwrap(), body);
+
+        let each = SplitBody::render(&order(Mode::All)).unwrap();
+        let channels: Vec<_> = each.iter().map(|body| (body.channel, body.has_steps)).collect();
+        assert_eq!(channels, [(Channel::Sms, false), (Channel::Push, false)]);
+        assert!(Body::read(&each[1].to("ann")).unwrap().course.is_none());
     }
 }

@@ -6,10 +6,10 @@ use jiff::Timestamp;
 use shared::{
     address::Address,
     app::App,
-    channel::Class,
-    content::Content,
+    channel::{Channel, Class},
     id::{Category, EventId, RecipientId, Region, Topic},
     nats::subject::Lane,
+    plan::Arrangement,
 };
 
 /// A notification that a caller asks to send.
@@ -20,7 +20,7 @@ pub(crate) struct Order {
     pub(crate) to: Addressees,
     pub(crate) class: Class,
     pub(crate) category: Option<Category>,
-    pub(crate) content: Content,
+    pub(crate) contents: Arrangement,
     /// From when its life counts.
     pub(crate) life_from: Timestamp,
 }
@@ -37,19 +37,23 @@ pub(crate) enum Addressees {
 }
 
 impl Order {
-    /// Number of jobs that it becomes in a mesh of `regions`.
+    /// Number of jobs that it becomes at once in a mesh of `regions`.
     pub(super) fn jobs(&self, regions: usize) -> usize {
-        match &self.to {
+        let of_each = match &self.to {
             Addressees::Recipients(recipients) => recipients.len(),
             Addressees::Address(_) => 1,
             Addressees::Topic(_) => regions,
+        };
+        match &self.contents {
+            Arrangement::Each(contents) => of_each * contents.len(),
+            Arrangement::Course(_) => of_each,
         }
     }
 
-    /// The lane of the order's jobs in `region`.
-    pub(super) fn lane(&self, region: Region) -> Lane {
+    /// The lane of the order's jobs for `channel` in `region`.
+    pub(super) fn lane(&self, channel: Channel, region: Region) -> Lane {
         Lane {
-            channel: self.content.channel(),
+            channel,
             region,
             class: self.class,
             app: self.app.id.clone(),

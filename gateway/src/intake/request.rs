@@ -9,11 +9,12 @@ use shared::{
     address::{Address, Members},
     app::App,
     channel::{Channel, Class},
-    content::{Contents, MAX_LIFE_S, email::Email, push::Push, sms::Sms, webhook::Webhook},
+    content::{Content, Contents, MAX_LIFE_S, email::Email, push::Push, sms::Sms, webhook::Webhook},
     id::{Category, EventId, RecipientId, Topic},
     id_key::IdKey,
     invalid::Invalid,
     only_objects,
+    plan::{Arrangement, Plan},
     tolerant::or_default,
 };
 use utoipa::ToSchema;
@@ -65,6 +66,9 @@ pub(crate) struct SendRequest {
     /// The content for HTTP receivers.
     #[schema(value_type = Option<Webhook>)]
     webhook: Option<Arc<Webhook>>,
+    /// Which channels are used in what order, if there is content for several.
+    #[schema(value_type = Option<Plan>)]
+    plan: Option<Plan>,
     /// When it happened; its life counts from here if that is earlier than its acceptance.
     #[schema(value_type = Option<String>, format = DateTime)]
     created_at: Option<Timestamp>,
@@ -258,21 +262,46 @@ impl SendRequest {
             sms: self.sms,
             webhook: self.webhook,
         };
-        let content = contents.only()?;
-        let channel = content.channel();
-        if self.channel.is_some_and(|named| named != channel) {
-            return Err(Invalid::new("channel", "must be that of the content").into());
-        }
+        let is_planned = self.plan.is_some();
+        let contents = match self.plan {
+            Some(_) if self.channel.is_some() => {
+                return Err(Invalid::new("channel", "must not be given together with plan").into());
+            }
+            Some(plan) => plan.arrange(contents)?,
+            None => {
+                let content = contents.only()?;
+                if self.channel.is_some_and(|named| named != content.channel()) {
+                    return Err(Invalid::new("channel", "must be that of the content").into());
+                }
+                Arrangement::Each(vec![content])
+            }
+        };
         // A push has been accepted without a credential since 0.1: it waits for one.
-        if channel != Channel::Push && !terms.app.has_provider_for(channel) {
+        let is_carried = |channel: &Channel| *channel == Channel::Push || terms.app.has_provider_for(*channel);
+        let not_carried = contents
+            .contents()
+            .map(Content::channel)
+            .find(|channel| !is_carried(channel));
+        if let Some(channel) = not_carried {
             return Err(Refused::NotCarried(channel));
         }
         let to = self.to.check(terms)?;
-        if let Addressees::Address(address) = &to
-            && !content.reaches(&address.target)
-        {
-            let rule = format_args!("must be an address that {channel} reaches with this content");
-            return Err(Invalid::new("to.address", rule).into());
+        match (&to, &contents) {
+            (Addressees::Address(_), _) if is_planned => {
+                return Err(Invalid::new("plan", "must not be given together with to.address").into());
+            }
+            (Addressees::Address(address), _) => {
+                let unreached = contents.contents().find(|content| !content.reaches(&address.target));
+                if let Some(channel) = unreached.map(Content::channel) {
+                    let rule = format_args!("must be an address that {channel} reaches with this content");
+                    return Err(Invalid::new("to.address", rule).into());
+                }
+            }
+            (Addressees::Topic(_), Arrangement::Course(_)) => {
+                let rule = "is not built yet for to.topic, unless it is all (channels)";
+                return Err(Unread::NotBuilt(Invalid::new("plan.mode", rule)).into());
+            }
+            _ => {}
         }
         Ok(Order {
             app: Arc::clone(terms.app),
@@ -280,7 +309,7 @@ impl SendRequest {
             to,
             class: self.class,
             category: self.category,
-            content: terms.app.senders.fill_in(content)?,
+            contents: contents.try_map(|content| terms.app.senders.fill_in(content))?,
             life_from: life_from(self.created_at, terms.at)?,
         })
     }
@@ -369,9 +398,12 @@ pub(crate) fn jobs(body: &[u8]) -> Result<Vec<(RecipientId, bytes::Bytes)>, Refu
     };
     let mut jobs = Vec::new();
     for order in orders {
-        let body = super::body::SplitBody::render(&order)?;
+        let bodies = super::body::SplitBody::render(&order)?;
         if let Addressees::Recipients(recipients) = &order.to {
-            jobs.extend(recipients.iter().map(|one| (one.clone(), body.to(one.as_str()))));
+            let each = recipients
+                .iter()
+                .flat_map(|one| bodies.iter().map(move |body| (one, body)));
+            jobs.extend(each.map(|(one, body)| (one.clone(), body.to(one.as_str()))));
         }
     }
     Ok(jobs)

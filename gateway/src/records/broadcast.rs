@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use shared::{
+    channel::Channel,
     id::{Region, Topic},
     receipt::{Expanded, ExpandedSlice, Split, State as DeliveryState},
 };
@@ -17,7 +18,7 @@ pub(crate) struct Broadcast {
     /// The topic; absent until a gateway's record of the acceptance has arrived.
     #[serde(skip_serializing_if = "Option::is_none")]
     topic: Option<Topic>,
-    /// Members of the topic, in the regions that have started.
+    /// Members of the topic, in the regions that have started; once for each channel.
     pub(super) total: u64,
     /// Members with at least one attempt, or with nothing to send.
     pub(super) done: u64,
@@ -55,14 +56,15 @@ impl Broadcast {
     /// The progress, and whether the broadcast is done; `None` if the notification is not a broadcast.
     pub(super) fn of(history: &History) -> Option<(Self, bool)> {
         let topic = history.accepted.iter().find_map(|accepted| accepted.topic.clone());
-        let mut regions: BTreeMap<&Region, RegionReceipts> = BTreeMap::new();
+        // With several channels there is a broadcast for each in every region.
+        let mut broadcasts: BTreeMap<(&Region, Channel), RegionReceipts> = BTreeMap::new();
         // A receipt without a recipient belongs to a broadcast or a slice.
         for (region, receipt) in history
             .receipts
             .iter()
             .filter(|(_, receipt)| receipt.recipient.is_none())
         {
-            let here = regions.entry(region).or_default();
+            let here = broadcasts.entry((region, receipt.channel)).or_default();
             match receipt.expanded.as_deref() {
                 Some(Expanded::Slices(split)) => here.split = Some(split),
                 Some(Expanded::Jobs(slice)) => {
@@ -72,34 +74,36 @@ impl Broadcast {
             }
         }
         if topic.is_none()
-            && regions
+            && broadcasts
                 .values()
                 .all(|here| here.split.is_none() && here.slices.is_empty())
         {
             return None;
         }
         let expected = history.accepted.iter().map(|accepted| accepted.jobs as usize).max();
-        let mut is_done = expected.is_none_or(|expected| regions.len() >= expected);
+        let mut is_done = expected.is_none_or(|expected| broadcasts.len() >= expected);
         let mut all = Self {
             topic,
             ..Self::default()
         };
-        for (region, here) in regions {
+        for ((region, _), receipts) in broadcasts {
+            all.by_region.entry(region.clone()).or_default().add(&receipts);
+        }
+        for (region, here) in &mut all.by_region {
             let late = history.late.iter().filter(|((place, _), _)| place == region);
-            let here = here.count(late.map(|((_, state), count)| (*state, *count)));
+            here.end(late.map(|((_, state), count)| (*state, *count)));
             all.total += here.total;
             all.done += here.done;
             for (state, count) in &here.by_state {
                 *all.by_state.entry(*state).or_default() += count;
             }
             is_done &= here.slices_done == here.slices && !here.by_state.contains_key(&DeliveryState::Parked);
-            all.by_region.insert(region.clone(), here);
         }
         Some((all, is_done))
     }
 }
 
-/// The receipts of a broadcast from one region.
+/// The receipts of the broadcast of one channel from one region.
 #[derive(Default)]
 struct RegionReceipts<'a> {
     split: Option<&'a Split>,
@@ -108,44 +112,44 @@ struct RegionReceipts<'a> {
     unsent: Option<DeliveryState>,
 }
 
-impl RegionReceipts<'_> {
-    fn count(self, late: impl Iterator<Item = (DeliveryState, u64)>) -> RegionBroadcast {
-        let slices = self.split.map(|split| split.slices);
-        let mut counted = RegionBroadcast {
-            slices: slices
-                .or(self.slices.values().next().map(|slice| slice.of))
-                .unwrap_or_default(),
-            slices_done: u32::try_from(self.slices.len()).unwrap_or(u32::MAX),
-            ..RegionBroadcast::default()
-        };
-        let mut add = |state, count| *counted.by_state.entry(state).or_default() += count;
-        for slice in self.slices.values() {
-            counted.done += u64::from(slice.jobs) + u64::from(slice.cancelled) + u64::from(slice.forwarded);
-            counted.forwarded += u64::from(slice.forwarded);
+impl RegionBroadcast {
+    /// Adds the broadcast of one channel.
+    fn add(&mut self, receipts: &RegionReceipts<'_>) {
+        let slices = receipts.split.map(|split| split.slices);
+        let slices = slices
+            .or(receipts.slices.values().next().map(|slice| slice.of))
+            .unwrap_or_default();
+        let slices_done = u32::try_from(receipts.slices.len()).unwrap_or(u32::MAX);
+        self.slices += slices;
+        self.slices_done += slices_done;
+        let mut add = |state, count| *self.by_state.entry(state).or_default() += count;
+        let mut done = 0;
+        for slice in receipts.slices.values() {
+            done += u64::from(slice.jobs) + u64::from(slice.cancelled) + u64::from(slice.forwarded);
+            self.forwarded += u64::from(slice.forwarded);
             for (state, count) in &slice.by_state {
                 add(*state, u64::from(*count));
             }
             add(DeliveryState::Cancelled, slice.cancelled.into());
         }
-        if let Some(state) = self.unsent {
+        if let Some(state) = receipts.unsent {
             add(state, 1);
         }
-        // Deliveries that a slice parked for another attempt, and that have ended since.
+        let members = receipts.split.map_or(0, |split| split.members);
+        self.done += done;
+        self.total += if slices_done == slices { done } else { members.max(done) };
+    }
+
+    /// Adds the deliveries that slices parked for another attempt, and that have ended since.
+    fn end(&mut self, late: impl Iterator<Item = (DeliveryState, u64)>) {
         let mut ended = 0;
         for (state, count) in late {
-            add(state, count);
+            *self.by_state.entry(state).or_default() += count;
             ended += count;
         }
-        if let Some(parked) = counted.by_state.get_mut(&DeliveryState::Parked) {
+        if let Some(parked) = self.by_state.get_mut(&DeliveryState::Parked) {
             *parked = parked.saturating_sub(ended);
         }
-        counted.by_state.retain(|_, count| *count > 0);
-        let members = self.split.map_or(0, |split| split.members);
-        counted.total = if counted.slices_done == counted.slices {
-            counted.done
-        } else {
-            members.max(counted.done)
-        };
-        counted
+        self.by_state.retain(|_, count| *count > 0);
     }
 }

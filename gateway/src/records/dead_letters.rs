@@ -231,6 +231,7 @@ impl DeadLetters {
             envelope::ORIGIN,
             envelope::ADDRESS,
             envelope::SLICE,
+            envelope::STEP,
             "traceparent",
         ] {
             if let Some(value) = envelope::header(&letter.headers, name) {

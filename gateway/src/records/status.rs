@@ -1,10 +1,11 @@
 //! The status of a notification, computed from its receipts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
 use shared::{
+    channel::Channel,
     id::{AddressId, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region},
     provider::Provider,
     receipt::{Receipt, State as DeliveryState},
@@ -27,7 +28,8 @@ pub(crate) struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     accepted_at: Option<Timestamp>,
-    /// Number of jobs: one for each recipient. For a broadcast, the members known so far.
+    /// Number of jobs: one for each recipient and channel; of a plan whose steps follow each other, one for each step that began.
+    /// For a broadcast, the members known so far.
     jobs: usize,
     /// Number of jobs whose deliveries are all in a final state.
     done: usize,
@@ -84,6 +86,11 @@ pub(crate) struct Delivery {
     reason: Option<String>,
     /// Every attempt, and every wait of the job as a whole, oldest first.
     attempts: Vec<Attempt>,
+    /// The channel of the job.
+    channel: Channel,
+    /// The number of the plan's step, from 0; absent if its steps do not follow each other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<u32>,
 }
 
 /// One attempt of a delivery.
@@ -103,7 +110,7 @@ pub(crate) struct Attempt {
     /// How long the provider took to answer, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     took_ms: Option<f64>,
-    /// When the next attempt is due, or when the wait ends.
+    /// When the next attempt is due, when the wait ends, or when the next step of the plan is due.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     next_at: Option<Timestamp>,
@@ -132,6 +139,17 @@ impl Status {
             .map(|accepted| accepted.jobs as usize)
             .max()
             .unwrap_or_default();
+        // Of a plan whose steps follow each other the gateway accepts the first ones. A later one may end before the receipt that
+        // promises it, after a crash.
+        let receipts = history.receipts.iter().map(|(_, receipt)| receipt);
+        let later = receipts.flat_map(|receipt| {
+            let is_later = receipt.step.is_some_and(|step| step > 0);
+            [receipt.next_job, is_later.then_some(receipt.job)]
+                .into_iter()
+                .flatten()
+        });
+        let later: HashSet<JobId> = later.collect();
+        let expected = expected + later.len();
         let trace_id = history
             .accepted
             .iter()
@@ -223,6 +241,8 @@ fn deliveries(receipts: Vec<(Region, Receipt)>) -> Vec<Delivery> {
                     .into_iter()
                     .map(|(_, receipt)| Attempt::from(receipt))
                     .collect(),
+                channel: last.channel,
+                step: last.step,
             })
         })
         .collect();
@@ -389,6 +409,51 @@ mod tests {
         let done = of(&receipts, late);
         assert_eq!((done.0, done.1, done.2), (Progress::Done, 1499, 1499));
         assert_eq!(done.3, [(Delivered, 1300), (Cancelled, 199)].into());
+
+        // By two channels: a broadcast for each, in which each member counts.
+        let texts = receipts.clone().into_iter().map(|(region, receipt)| {
+            let job = JobId(Uuid::from_u128(100 + receipt.job.0.as_u128()));
+            let receipt = Receipt {
+                channel: Channel::Sms,
+                job,
+                ..receipt
+            };
+            (region, receipt)
+        });
+        receipts.extend(texts.collect::<Vec<_>>());
+        let late = |count| [(("eu".parse().unwrap(), Delivered), count)].into();
+        assert_eq!(of(&receipts, late(1)).0, Progress::Working, "one is parked");
+        let both = of(&receipts, late(2));
+        assert_eq!((both.0, both.1, both.2), (Progress::Done, 2998, 2998));
+        assert_eq!(both.3, [(Delivered, 2600), (Cancelled, 398)].into());
+    }
+
+    #[test]
+    fn the_next_step_of_a_plan_counts_from_the_receipt_that_promises_it() {
+        use DeliveryState::{Delivered, Rejected};
+        let of = |status: &Status| (status.state, status.jobs, status.done);
+        let (region, failed) = receipt(1, 1, 1, Rejected);
+        let failed = Receipt {
+            step: Some(0),
+            next_job: Some(JobId(Uuid::from_u128(3))),
+            ..failed
+        };
+        let mut receipts = vec![(region, failed)];
+        // Of two recipients, the other was not worked on yet.
+        assert_eq!(of(&status(2, receipts.clone())), (Progress::Working, 3, 1));
+        let (region, sent) = receipt(3, 2, 1, Delivered);
+        let sent = Receipt {
+            channel: Channel::Sms,
+            step: Some(1),
+            ..sent
+        };
+        receipts.push((region, sent));
+        assert_eq!(of(&status(2, receipts.clone())), (Progress::Working, 3, 2));
+        receipts.push(receipt(2, 1, 1, Delivered));
+        let done = status(2, receipts);
+        assert_eq!(of(&done), (Progress::Done, 3, 3));
+        let steps: Vec<_> = done.deliveries.iter().map(|it| (it.channel, it.step)).collect();
+        assert!(steps.contains(&(Channel::Sms, Some(1))) && steps.contains(&(Channel::Push, None)));
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub enum Content {
     Webhook(Arc<Webhook>),
 }
 
-/// The members that hold content, at most one of which is given.
+/// The members that hold content.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Contents {
     /// The member `push`.
@@ -55,39 +55,55 @@ impl Contents {
     /// # Errors
     /// When none is given, or several.
     pub fn only(self) -> Result<Content, Invalid> {
-        let Self {
-            push,
-            email,
-            sms,
-            webhook,
-        } = self;
-        let mut given = [
-            push.map(Content::Push),
-            email.map(Content::Email),
-            sms.map(Content::Sms),
-            webhook.map(Content::Webhook),
-        ]
-        .into_iter()
-        .flatten();
+        let mut given = self.all();
         match (given.next(), given.next()) {
             (Some(content), None) => Ok(content),
-            (None, _) => Err(Invalid::new("push", "must be given, or email, sms or webhook")),
+            (None, _) => Err(Self::none()),
             (Some(content), Some(second)) => {
-                let rule = format_args!("must not be given together with {}", content.channel());
+                let rule = format_args!(
+                    "must not be given together with {}, unless plan is given",
+                    content.channel()
+                );
                 Err(Invalid::new(second.channel().as_str(), rule))
             }
         }
     }
 }
 
-impl From<Content> for Contents {
-    fn from(content: Content) -> Self {
+impl Contents {
+    /// Every content that is given.
+    pub fn all(self) -> impl Iterator<Item = Content> {
+        let Self {
+            push,
+            email,
+            sms,
+            webhook,
+        } = self;
+        let given = [
+            push.map(Content::Push),
+            email.map(Content::Email),
+            sms.map(Content::Sms),
+            webhook.map(Content::Webhook),
+        ];
+        given.into_iter().flatten()
+    }
+
+    /// The error for a document without content.
+    pub(crate) fn none() -> Invalid {
+        Invalid::new("push", "must be given, or email, sms or webhook")
+    }
+}
+
+impl FromIterator<Content> for Contents {
+    fn from_iter<I: IntoIterator<Item = Content>>(contents: I) -> Self {
         let mut members = Self::default();
-        match content {
-            Content::Push(push) => members.push = Some(push),
-            Content::Email(email) => members.email = Some(email),
-            Content::Sms(sms) => members.sms = Some(sms),
-            Content::Webhook(webhook) => members.webhook = Some(webhook),
+        for content in contents {
+            match content {
+                Content::Push(push) => members.push = Some(push),
+                Content::Email(email) => members.email = Some(email),
+                Content::Sms(sms) => members.sms = Some(sms),
+                Content::Webhook(webhook) => members.webhook = Some(webhook),
+            }
         }
         members
     }

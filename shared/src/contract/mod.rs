@@ -280,6 +280,7 @@ mod tests {
         channel::{Channel, Class},
         content::push::Priority,
         id::{AppId, Category, EventId, RecipientId, Region, Topic},
+        plan::{Mode, Until},
         provider::{
             Provider,
             apns::{Environment, Kind, PushType},
@@ -388,7 +389,7 @@ mod tests {
         same!(
             "channel": Channel, "class": Class, "priority": Priority, "provider": Provider, "kind": Kind,
             "environment": Environment, "apns_push_type": PushType, "ambiguity": Ambiguity, "scope": Scope,
-            "handled_as": HandledAs, );
+            "handled_as": HandledAs, "plan_mode": Mode, "until": Until, );
         let states = built("delivery_state");
         assert!(State::ALL.iter().all(|state| states.contains(&state.as_str())));
         assert_eq!(page().words("until").last(), Some(&("opened", Some("seen"))));
@@ -466,9 +467,9 @@ mod tests {
             ),
             (
                 "status",
-                json!({ "deliveries": [{}, { "step": 1 }] }),
-                "deliveries[1].step",
-                "is not built yet (channels)",
+                json!({ "deliveries": [{}, { "attempts": [{ "endpoint": "" }] }] }),
+                "deliveries[1].attempts[0].endpoint",
+                "is not built yet (seen)",
             ),
             (
                 "broadcast_status",

@@ -5,7 +5,7 @@
 //! outcome, so the ledger lets the job pass when its schedule fires. If the worker crashes after the first step, the job
 //! arrives from both the schedule and the message; the rules are applied to each, and the ledger drops the second.
 
-use async_nats::{HeaderMap, jetstream};
+use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
 use bytes::Bytes;
 use jiff::Timestamp;
 
@@ -76,15 +76,11 @@ impl<'a> Deferral<'a> {
         headers: &HeaderMap,
         payload: Bytes,
     ) -> Result<(), NotStored> {
-        let mut scheduled = envelope::deferred_headers(self.job);
-        envelope::schedule(&mut scheduled, self.until, tier.subject(&lane.due()));
-        if let Some(trace) = envelope::header(headers, TRACEPARENT) {
-            scheduled.insert(TRACEPARENT, trace);
-        }
         // It has no message id: the subject alone keeps it to one schedule. With the same id, the stream would drop a second
         // deferral as a duplicate, although the first has fired already.
-        publish::store(js, subject::schedule_whole(self.job.id), scheduled, payload).await?;
-        Ok(())
+        let mut scheduled = envelope::deferred_headers(self.job);
+        envelope::schedule(&mut scheduled, self.until, tier.subject(&lane.due()));
+        store_whole(js, self.job.id, scheduled, headers, payload).await
     }
 
     /// The receipt of the deferral. It has no address, and the number of the attempt that is still to be made.
@@ -93,11 +89,49 @@ impl<'a> Deferral<'a> {
         Receipt {
             recipient: job.recipient().cloned(),
             attempt: job.attempt,
+            step: job.step(),
             reason: Some(self.reason.into()),
             next_at: Some(self.until),
             ..Receipt::new(job.notification, job.id, job.channel(), State::Deferred, at)
         }
     }
+}
+
+/// Stores the job of a plan's next step, which `JetStream` publishes on `target` at `due`. `headers` and `payload` are those of the
+/// message of the step before, because all steps have one body. Storing it again replaces a schedule that waits.
+///
+/// # Errors
+/// When the server did not confirm that it stored the schedule. The step before must not be recorded then.
+pub async fn store_next(
+    js: &jetstream::Context,
+    next: &Job,
+    due: Timestamp,
+    target: String,
+    headers: &HeaderMap,
+    payload: Bytes,
+) -> Result<(), NotStored> {
+    let mut scheduled = envelope::deferred_headers(next);
+    envelope::schedule(&mut scheduled, due, target);
+    if next.place.as_ref().is_some_and(|place| place.open_until.is_none()) {
+        // A worker that ends before it records the step before stores the same again soon after.
+        scheduled.insert(NATS_MESSAGE_ID, format!("{}:step", next.id));
+    }
+    store_whole(js, next.id, scheduled, headers, payload).await
+}
+
+/// Stores the schedule of a whole job; `headers` are those of the message that leads to it.
+async fn store_whole(
+    js: &jetstream::Context,
+    job: JobId,
+    mut scheduled: HeaderMap,
+    headers: &HeaderMap,
+    payload: Bytes,
+) -> Result<(), NotStored> {
+    if let Some(trace) = envelope::header(headers, TRACEPARENT) {
+        scheduled.insert(TRACEPARENT, trace);
+    }
+    publish::store(js, subject::schedule_whole(job), scheduled, payload).await?;
+    Ok(())
 }
 
 /// Lets JetStream bring back at `until` a message that only a newer version understands, as it is. It then neither keeps

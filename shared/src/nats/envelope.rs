@@ -1,6 +1,6 @@
 //! Jobs and broadcasts as NATS messages: how their headers are written, and how a message is read.
 
-use std::str::FromStr;
+use std::{str::FromStr, sync::Arc};
 
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use jiff::{SignedDuration, Timestamp};
@@ -18,6 +18,7 @@ use crate::{
     id_key::IdKey,
     invalid::Invalid,
     job::{Addressee, Job},
+    plan::{Course, Place},
     proof::Proof,
     telemetry::trace::TRACEPARENT,
 };
@@ -38,6 +39,10 @@ pub const ADDRESS: &str = "Peal-Address";
 pub const SLICE: &str = "Peal-Slice";
 /// The slice of a broadcast that a message carries, as [`Slice`] writes it.
 pub const RANGE: &str = "Peal-Range";
+/// The number of the plan's step that a job is for, from 0; absent for the first.
+pub const STEP: &str = "Peal-Step";
+/// Until when a job waits for the steps before it, in milliseconds since 1970, if it was stored before all of them had ended.
+pub const OPEN_UNTIL: &str = "Peal-Open-Until";
 /// The proof that a gateway of this mesh accepted the message, as [`Proof`] writes it.
 pub const PROOF: &str = "Peal-Proof";
 /// The signature of a message other than a job, for the regions that copy it.
@@ -64,7 +69,7 @@ pub const BATCH: &str = "Peal-Batch";
 pub const ORIGINAL_BYTES: &str = "Peal-Original-Bytes";
 
 /// Headers that a copy of a message keeps.
-const KEPT: [&str; 11] = [
+const KEPT: [&str; 13] = [
     version::VERSION,
     ACCEPTED_AT,
     ORIGIN,
@@ -74,6 +79,8 @@ const KEPT: [&str; 11] = [
     ADDRESS,
     SLICE,
     RANGE,
+    STEP,
+    OPEN_UNTIL,
     FORWARDED,
     TRACEPARENT,
 ];
@@ -181,6 +188,13 @@ fn returning_headers(job: &Job, attempt: u32, discounted: u32) -> HeaderMap {
     if let Some(proof) = &job.proof {
         headers.insert(PROOF, proof.to_string());
     }
+    if let Some(place) = &job.place {
+        headers.insert(version::VERSION, version::STEPS.to_string());
+        headers.insert(STEP, place.step.to_string());
+        if let Some(until) = place.open_until {
+            headers.insert(OPEN_UNTIL, until.as_millisecond().to_string());
+        }
+    }
     headers
 }
 
@@ -247,7 +261,10 @@ pub fn read(
         Some(_) => Body::read_tolerantly(payload)?,
         None => Body::read(payload)?,
     };
-    if body.content.channel() != lane.channel {
+    let place = body.course.map(|course| place(course, headers)).transpose()?;
+    let content = place.as_ref().and_then(|place| place.course.content(place.step));
+    let content = content.cloned().unwrap_or(body.content);
+    if content.channel() != lane.channel {
         return Err(Invalid::new("subject", "must name the channel of the content"));
     }
     let accepted_at = accepted_at(headers, stored_at)?;
@@ -281,7 +298,7 @@ pub fn read(
                 topic,
                 proof: proof(headers),
                 category: body.category,
-                content: body.content,
+                content,
             }));
         }
     };
@@ -300,8 +317,23 @@ pub fn read(
         to,
         proof: proof(headers),
         category: body.category,
-        content: body.content,
+        content,
+        place,
     }))
+}
+
+/// The place that the headers give a job in its course.
+fn place(course: Arc<Course>, headers: &HeaderMap) -> Result<Place, Invalid> {
+    let step = optional(headers, STEP)?.unwrap_or_default();
+    if course.content(step).is_none() {
+        return Err(Invalid::new(STEP, "must be the number of a step of the plan"));
+    }
+    let open_until = optional(headers, OPEN_UNTIL)?.and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    Ok(Place {
+        course,
+        step,
+        open_until,
+    })
 }
 
 /// When a message was accepted, as its header states or, without one, when JetStream stored it.
@@ -604,7 +636,54 @@ mod tests {
                 ttl,
                 ..Push::default()
             })),
+            course: None,
         })
+    }
+
+    /// A job of two steps, read from the body that a gateway would write.
+    fn step(headers: &HeaderMap, channel: &str) -> Result<Job, Invalid> {
+        let body = br#"{"event_id":"e1","recipient":"ann","plan":{"mode":"fallback","steps":[{"channel":"push"},{"channel":"sms"}]},"push":{"title":"Hi"},"sms":{"text":"Hi"}}"#;
+        let (subject, here) = (format!("notify.{channel}.eu.normal.shop"), "eu".parse().unwrap());
+        let stored_at = Timestamp::from_second(1_800_000_000).unwrap();
+        open(&subject, headers, body, stored_at, &here, &IdKey::unkeyed())
+    }
+
+    #[test]
+    fn the_next_step_is_read_as_it_was_stored() {
+        let mut fresh = version::headers();
+        fresh.insert(version::VERSION, version::STEPS.to_string());
+        assert!(
+            version::is_unknown(&fresh),
+            "a program that does not know plans gives it back"
+        );
+        assert!(!version::is_unknown_work(&fresh));
+        let first = step(&fresh, "push").unwrap();
+        assert_eq!(
+            (first.step(), first.earlier_steps(&IdKey::unkeyed())),
+            (Some(0), vec![])
+        );
+        let until = Timestamp::from_second(1_800_000_600).unwrap();
+        for open_until in [None, Some(until)] {
+            let next = first.next_step(&IdKey::unkeyed(), open_until).unwrap();
+            let headers = deferred_headers(&next);
+            assert_eq!(version::of(&headers), Some(version::STEPS));
+            assert_eq!(step(&headers, "sms").unwrap(), next);
+            assert_eq!(next.earlier_steps(&IdKey::unkeyed()), [first.id]);
+            let alone = JobId::of(
+                &IdKey::unkeyed(),
+                &next.app,
+                &next.event,
+                next.recipient().unwrap(),
+                next.channel(),
+            );
+            assert_eq!(next.id, alone, "the id that it would have alone");
+            assert_eq!(next.next_step(&IdKey::unkeyed(), None), None);
+            assert_eq!(next.body(), first.body());
+        }
+        // The header must name a step, and the subject its channel.
+        assert_eq!(step(&fresh, "sms").unwrap_err().field, "subject");
+        fresh.insert(STEP, "2");
+        assert_eq!(step(&fresh, "push").unwrap_err().field, STEP);
     }
 
     proptest! {

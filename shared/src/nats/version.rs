@@ -13,6 +13,10 @@ pub const VERSION: &str = "Peal-Version";
 /// The newest version that this program reads; it writes this version.
 pub const CURRENT: u32 = 1;
 
+/// The version of work with several steps, which this program reads too. A program that does not know it would take only part of
+/// the content.
+pub const STEPS: u32 = 2;
+
 /// The headers that every message of Peal has.
 pub fn headers() -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -28,4 +32,9 @@ pub fn of(headers: &HeaderMap) -> Option<u32> {
 /// Whether a message's format is newer than this program can read.
 pub fn is_unknown(headers: &HeaderMap) -> bool {
     of(headers).is_some_and(|version| version > CURRENT)
+}
+
+/// Whether the format of a message of work is newer than this program can read.
+pub fn is_unknown_work(headers: &HeaderMap) -> bool {
+    of(headers).is_some_and(|version| version > STEPS)
 }

@@ -78,6 +78,7 @@ pub(super) fn job() -> Bytes {
         to: To::Recipient(recipient),
         category: None,
         content: Content::Push(PUSH.clone().into()),
+        course: None,
     };
     serde_json::to_vec(&body).expect("bodies always serialize").into()
 }

@@ -1,13 +1,15 @@
 //! The life of one job, in every order of steps and faults. `job.rs` has the steps of the edge worker, and at its end
 //! the properties that must hold. `intake.rs` has the same for what services publish: the steps of gateways until its jobs
-//! are stored and have ended, and an audit meanwhile. Tests break each rule on purpose and expect a property to fail.
+//! are stored and have ended, and an audit meanwhile. `chain.rs` has two steps of a plan. Tests break each rule on purpose and expect a property to fail.
 
+mod chain;
 mod intake;
 mod job;
 mod state;
 
 use std::{fmt::Debug, hash::Hash};
 
+use chain::Chain;
 use intake::Intake;
 use job::{ENDS, ENDS_ONCE, EXCUSED_PUSHES, Flaw, Job, NOT_LOST, STORED_FIRST};
 use state::Faults;
@@ -372,5 +374,31 @@ fn every_rule_of_the_door_is_needed() {
             },
             expected,
         );
+    }
+}
+
+#[test]
+fn the_next_step_of_a_plan_follows_once_and_only_a_failed_one() {
+    for crashes in [0, 1] {
+        assert_holds(Chain { crashes, flaw: None });
+    }
+}
+
+#[test]
+fn every_rule_of_plans_is_needed() {
+    use chain::{FOLLOWS, Flaw, NOT_EARLY, PROMISES_KEPT, SENT_ONCE};
+    let rules: [(Flaw, u8, &[&'static str]); 7] = [
+        (Flaw::PromiseFirst, 0, &[PROMISES_KEPT]),
+        (Flaw::PromiseFirst, 1, &[FOLLOWS]),
+        (Flaw::NoSecondLook, 0, &[FOLLOWS]),
+        (Flaw::NewIds, 0, &[SENT_ONCE]),
+        (Flaw::DoubtFails, 0, &[NOT_EARLY]),
+        (Flaw::OneFails, 0, &[NOT_EARLY]),
+        (Flaw::RetryCompletes, 1, &[NOT_EARLY]),
+    ];
+    for (flaw, crashes, expected) in rules {
+        eprintln!("{flaw:?}");
+        let flaw = Some(flaw);
+        assert_fails(Chain { crashes, flaw }, expected);
     }
 }

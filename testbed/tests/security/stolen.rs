@@ -131,6 +131,23 @@ async fn it_pushes_to_nobody_elsewhere() {
     )
     .await
     .unwrap();
+    // The first step of a plan, which has expired before its proof is looked at.
+    let steps = json!([{ "channel": "webhook" }, { "channel": "push" }]);
+    let planned = json!({
+        "event_id": "planned", "recipient": "bob", "plan": { "mode": "fallback", "steps": steps },
+        "webhook": { "type": "forged", "ttl": 1 }, "push": { "title": "forged" },
+    });
+    let (mut headers, _) = forged("planned");
+    let before = Clock::system().now() - jiff::SignedDuration::from_mins(1);
+    headers.insert(envelope::ACCEPTED_AT, before.as_millisecond().to_string());
+    publish::store(
+        &gateway,
+        "notify.webhook.us.urgent.shop".into(),
+        headers,
+        planned.to_string().into(),
+    )
+    .await
+    .unwrap();
     // By way of eu's workers, who believe that bob lived in eu and moved.
     let moved = Fact::Profile(Profile {
         home: region("us"),
@@ -163,9 +180,15 @@ async fn it_pushes_to_nobody_elsewhere() {
         let expected = ("us".to_owned(), "suppressed".to_owned(), "unproven".to_owned());
         assert_eq!(ended(&peal, "eu", &id_of(event)).await, [expected], "{event}");
     }
-    assert_eq!(peal.simulators.apns.stats().delivered, 1, "only the genuine one");
     let audit = Audit::read_settled(&peal, TIMEOUT).await.unwrap();
     assert!(audit.equation().is_settled(), "{}", audit.equation());
+    let expired = ("us".to_owned(), "expired".to_owned(), "expired".to_owned());
+    assert_eq!(
+        ended(&peal, "eu", &id_of("planned")).await,
+        [expired],
+        "no step follows"
+    );
+    assert_eq!(peal.simulators.apns.stats().delivered, 1, "only the genuine one");
 }
 
 /// The proof of the newest job in eu's outbox that has one.

@@ -133,6 +133,8 @@ enum Place {
     Gone,
     /// In no stream yet, but a broadcast was split into it.
     Promised,
+    /// In no stream yet, but the receipt of the step before it says that it was stored.
+    NextStep,
     /// It was accepted before the oldest receipt that still exists.
     Forgotten,
     /// In an outbox from which its region has already copied everything.
@@ -172,7 +174,7 @@ impl Notification {
     fn count(&mut self, part: Part) {
         match part {
             Part::Whole => self.known += 1,
-            Part::Slice | Part::Refused => {}
+            Part::Slice | Part::Step | Part::Refused => {}
             Part::Member => self.members += 1,
         }
     }
@@ -219,6 +221,8 @@ enum Part {
     Slice,
     /// A job of a slice.
     Member,
+    /// A job of a later step of a plan. No gateway counts it: the step before promises it.
+    Step,
     /// What a service published and a gateway refused: it became no job.
     Refused,
 }
@@ -418,6 +422,7 @@ impl Audit {
         }
         let part = match receipt.slice {
             _ if receipt.reason.as_deref() == Some(REFUSED) => Part::Refused,
+            _ if receipt.step.is_some_and(|step| step > 0) => Part::Step,
             Some(_) => Part::Member,
             None => Part::Whole,
         };
@@ -467,6 +472,20 @@ impl Audit {
                 self.buried.insert(id);
             }
         }
+    }
+
+    /// Records that the job of the next step of a plan was stored because of an outcome. It must be found.
+    fn promised(&mut self, receipt: &Receipt, next: JobId, group: u32) {
+        if self.is_before_deletion(receipt.at, Recreated::held_work) {
+            self.deleted.insert(next.0.into_bytes());
+        }
+        self.jobs.entry(next.0.into_bytes()).or_insert(Job {
+            group,
+            worked_on: false,
+            expanded: false,
+            deferred: false,
+            place: Place::NextStep,
+        });
     }
 
     /// Records that a receipt mentions a job.

@@ -28,6 +28,7 @@ use crate::{
         subject::{self, Lane, Tier},
         topology::{self, Domain, Mesh, Sourced},
     },
+    plan::Mode,
     proof::Prover,
     receipt::Batch,
 };
@@ -476,6 +477,15 @@ impl Audit {
                 self.expanded(receipt, expanded, group, is_complete);
                 continue;
             }
+            // It was stored, and may have ended, a little before.
+            let stored_at = receipt.at - ACCEPTANCE_RECORDED_WITHIN;
+            if let Some(next) = receipt.next_job
+                && scope.reaches(stored_at)
+                && stored_at >= self.receipts_since
+                && self.read.contains_key(&batch.region)
+            {
+                self.promised(receipt, next, group);
+            }
             // A later attempt at an unknown job belongs to a notification that was accepted before `scope.since`.
             let earlier =
                 scope.since.is_some() && receipt.attempt > 1 && !self.jobs.contains_key(receipt.job.0.as_bytes());
@@ -546,7 +556,28 @@ struct Named {
     event_id: Option<EventId>,
     #[serde(default)]
     to: To,
+    plan: Option<Planned>,
+    push: Option<IgnoredAny>,
+    email: Option<IgnoredAny>,
+    sms: Option<IgnoredAny>,
+    webhook: Option<IgnoredAny>,
     notifications: Option<Vec<Box<RawValue>>>,
+}
+
+#[derive(Deserialize)]
+struct Planned {
+    mode: Mode,
+}
+
+impl Named {
+    /// Number of jobs that it becomes at once for each recipient.
+    fn jobs_each(&self) -> usize {
+        let contents = [&self.push, &self.email, &self.sms, &self.webhook];
+        match &self.plan {
+            Some(Planned { mode: Mode::All }) => contents.into_iter().flatten().count().max(1),
+            _ => 1,
+        }
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -558,6 +589,7 @@ struct To {
 /// The notifications of a message of an intake.
 fn items(app: &AppId, region: &Region, regions: usize, entry: &Entry, is_waiting: bool) -> Vec<Item> {
     let item = |index: Option<usize>, named: Named| {
+        let each = named.jobs_each();
         let event = named.event_id.or_else(|| {
             let header = |name| envelope::header(&entry.headers, name);
             let text = index
@@ -570,7 +602,7 @@ fn items(app: &AppId, region: &Region, regions: usize, entry: &Entry, is_waiting
         Item {
             refused: envelope::refused(app, entry.sequence, entry.stored_at, region, index),
             notification: event.map(|event| NotificationId::of(app, &event)),
-            jobs: u32::try_from(if to_topic { regions } else { jobs }).unwrap_or(u32::MAX),
+            jobs: u32::try_from(each * if to_topic { regions } else { jobs }).unwrap_or(u32::MAX),
             to_topic,
             is_waiting,
         }
@@ -589,7 +621,11 @@ fn items(app: &AppId, region: &Region, regions: usize, entry: &Entry, is_waiting
 }
 
 fn part(job: &Job) -> Part {
-    job.slice.map_or(Part::Whole, |_| Part::Member)
+    match job.slice {
+        _ if job.step().is_some_and(|step| step > 0) => Part::Step,
+        Some(_) => Part::Member,
+        None => Part::Whole,
+    }
 }
 
 fn unreadable(region: &Region, error: &dyn std::fmt::Display) -> Unreadable {

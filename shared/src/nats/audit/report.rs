@@ -23,6 +23,8 @@ words!(
         Strayed = "strayed",
         /// A broadcast was split into slices that no stream holds and that have no receipts.
         SliceLost = "slice_lost",
+        /// The receipt of a step says that the next step was stored, which no stream holds and which has no receipts.
+        StepLost = "step_lost",
         /// The delivery waits for another attempt, or its job waits as a whole, and no schedule will bring it back.
         Abandoned = "abandoned",
         /// It was in a stream that was deleted, and nothing else holds it.
@@ -50,6 +52,7 @@ impl Break {
             Self::Unanswered => "acknowledged without a receipt, or in no lane (job)",
             Self::Strayed => "left the outbox and did not arrive (job)",
             Self::SliceLost => "part of a broadcast that no stream holds and no worker processed (slice)",
+            Self::StepLost => "next step of a plan that no stream holds and no worker processed (job)",
             Self::Abandoned => "waits for another attempt, but no schedule will bring it (job)",
             Self::StreamDeleted => "was in a stream that was deleted (notification, job or slice)",
             Self::Unreadable => "in RECEIPTS and no receipts (the message's sequence, in hexadecimal)",
@@ -70,6 +73,7 @@ impl Break {
             | Self::Unanswered
             | Self::Strayed
             | Self::SliceLost
+            | Self::StepLost
             | Self::Abandoned
             | Self::StreamDeleted => true,
             Self::Unreadable
@@ -274,7 +278,8 @@ impl Writer<'_> {
                 // Receipts of a forgotten job may have expired. A job without receipts cannot be `Gone`.
                 Place::Forgotten | Place::Gone => continue,
                 Place::Promised if was_read => (None, Some(Break::SliceLost)),
-                Place::Promised => (Some(&mut self.in_flight.elsewhere), None),
+                Place::NextStep if was_read => (None, Some(Break::StepLost)),
+                Place::Promised | Place::NextStep => (Some(&mut self.in_flight.elsewhere), None),
                 Place::Acknowledged => (None, Some(Break::Unanswered)),
                 Place::Lost => (None, Some(Break::Strayed)),
             };

@@ -347,3 +347,41 @@ fn a_letter_of_what_waits_in_an_intake_has_its_receipt_still_to_come() {
     audit.published(&published(Some(1), 91, 1, false), group);
     assert_eq!(breaks(&audit), [(Break::Vanished, 1), (Break::LetterAlone, 1)]);
 }
+
+#[test]
+fn the_next_step_that_a_receipt_promises_must_be_found() {
+    let (mut audit, group) = audit();
+    let next = |step| JobId(id(10 * step));
+    for job in [1, 2, 3, 4] {
+        stored(&mut audit, job, Place::Acknowledged);
+        let failed = Receipt {
+            step: Some(0),
+            next_job: Some(next(job)),
+            ..receipt(job, 1, 1, State::Rejected)
+        };
+        audit.receipt(&failed, group);
+        audit.promised(&failed, next(job), group);
+    }
+    let step = |job: u128, state| Receipt {
+        notification: NotificationId(id(job + 1000)),
+        step: Some(1),
+        ..receipt(10 * job, 2, 1, state)
+    };
+    // One waits on a schedule, one is done, one waits for another attempt.
+    let notification = |job: u128| NotificationId(id(job + 1000));
+    audit.stored(next(1), notification(1), group, Place::Scheduled, Part::Step);
+    audit.receipt(&step(2, State::Delivered), group);
+    audit.stored(next(3), notification(3), group, Place::Scheduled, Part::Step);
+    audit.receipt(&step(3, State::Parked), group);
+    audit.scheduled(next(3), AddressId(id(2002)));
+    assert_eq!(breaks(&audit), [(Break::StepLost, 1)], "nothing holds the fourth");
+    let total = audit.report(&Scope::default()).total();
+    assert_eq!((total.accepted, total.in_flight, total.lost), (8, 2, 1));
+
+    // It ended a moment before the receipt that promises it.
+    audit.receipt(&step(4, State::Delivered), group);
+    assert!(
+        breaks(&audit).is_empty(),
+        "the gateway's records do not count later steps"
+    );
+}
