@@ -10,6 +10,7 @@ mod keys;
 mod mesh;
 mod operator;
 mod send;
+mod suppressions;
 mod table;
 mod tail;
 mod top;
@@ -41,6 +42,8 @@ enum Command {
     Import(import::ImportArgs),
     /// List, show, replay or delete dead letters.
     Dead(dead::DeadArgs),
+    /// List, add or remove suppressed mailboxes and numbers.
+    Suppressions(suppressions::SuppressionsArgs),
     /// Follow the receipts of a region.
     Tail(tail::TailArgs),
     /// Show lanes, retries, outboxes and dead letters, and refresh them.
@@ -92,6 +95,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Command::Send(args) => send::run(*args, &mut out).await,
         Command::Import(args) => import::run(args, &mut out).await,
         Command::Dead(args) => dead::run(args, &mut out).await,
+        Command::Suppressions(args) => suppressions::run(args, &mut out).await,
         Command::Tail(args) => tail::run(args, &mut out).await,
         Command::Top(args) => top::run(args, &clock, &mut out).await,
         Command::Roles(args) => keys::roles(&args, &mut out),

@@ -89,6 +89,9 @@ impl Station {
         let trims = self.start_janitor(&js, &ledger, settings, lifecycle);
         let cancelled = Cancelled::default();
         lifecycle.spawn_endless("cancelled", cancelled.clone().follow(js.clone(), border.clone()));
+        let suppressions = cache::Suppressions::open(&self.data.join("suppressions.redb"))?;
+        let following = suppressions.clone().follow_forever(js.clone(), border.clone());
+        lifecycle.spawn_endless("suppressions", following);
         let freshness = Freshness::new(settings.stale_after_s);
         let aging = freshness.clone().keep_current(self.client.clone(), self.region.clone());
         lifecycle.spawn_endless("freshness", aging);
@@ -106,6 +109,7 @@ impl Station {
             caught_up.ledger.clone(),
             self.shared.configured,
             cancelled.loaded(),
+            suppressions.caught_up(),
         ];
         let pipeline = Pipeline {
             region: self.region,
@@ -127,6 +131,7 @@ impl Station {
             telemetry: self.shared.telemetry,
             max_attempts: settings.max_attempts,
             brake: Brake::new(settings.removals_per_minute),
+            suppressions,
             cancelled,
             members: member_permits(settings.in_flight),
             shares: Shares::default(),

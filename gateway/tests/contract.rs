@@ -113,6 +113,7 @@ fn enums_of_schemas_are_the_words_of_the_page() {
         ("AddressKind", "kind"),
         ("Environment", "environment"),
         ("ApnsPushType", "apns_push_type"),
+        ("AddressState", "address_state"),
         ("Progress", "progress"),
         ("SuppressionReason", "suppression_reason"),
     ] {

@@ -204,3 +204,95 @@ async fn webhooks_are_signed_repeated_under_one_id_and_end_with_410() {
     );
     assert_end(&send(&peal, "eu", event).await, "suppressed", "", "no_address");
 }
+
+/// Puts the number of `ann` on the app's list at a gateway of region `at`, and returns the answer.
+async fn suppress(peal: &Peal, at: &str, more: Value) -> Value {
+    let mut body = json!({ "channel": "sms", "address": ANN });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    peal.expect("POST", at, "/v1/suppressions", Some(&body)).await.unwrap()
+}
+
+async fn lift(peal: &Peal, at: &str, suppression: &Value) {
+    let path = format!("/v1/suppressions/{}", suppression["id"].as_str().unwrap());
+    peal.expect("DELETE", at, &path, None).await.unwrap();
+    assert_eq!(
+        peal.ask("DELETE", at, &path, None).await.unwrap().0,
+        404,
+        "it is lifted"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sent_to_a_number_on_the_suppression_list() {
+    let peal = start().await;
+    peal.register("ann", "eu", &[]).await.unwrap();
+    register(&peal, json!({ "type": "phone", "phone": ANN })).await;
+    let (twilio, vonage) = (&peal.simulators.twilio, &peal.simulators.vonage);
+    let sent = || twilio.log().delivered_count() + vonage.log().delivered_count();
+    let is_suppressed = |delivery: &Value| assert_end(delivery, "suppressed", "twilio", "suppression_list");
+    let is_sent = |delivery: &Value| assert_end(delivery, "delivered", "twilio", "");
+    let offers = json!({ "sms": { "text": "Cheap" }, "category": "offers" });
+    let direct = json!({ "to": { "address": { "type": "phone", "phone": ANN } }, "sms": { "text": "1234" } });
+
+    // What is answered holds for what the region accepts next, each time.
+    for _ in 0..5 {
+        let listed = suppress(&peal, "eu", json!({})).await;
+        is_suppressed(&send(&peal, "eu", text("No")).await);
+        is_suppressed(&send(&peal, "eu", direct.clone()).await);
+        lift(&peal, "eu", &listed).await;
+    }
+    assert_eq!(sent(), 0);
+    is_sent(&send(&peal, "eu", text("Yes")).await);
+    let listed = suppress(&peal, "eu", json!({ "category": "offers", "reason": "unsubscribe" })).await;
+    is_suppressed(&send(&peal, "eu", offers.clone()).await);
+    is_sent(&send(&peal, "eu", text("Yes")).await);
+    lift(&peal, "eu", &listed).await;
+    is_sent(&send(&peal, "eu", offers).await);
+
+    // The address shows it, and so does the list, by digests alone.
+    let listed = suppress(&peal, "eu", json!({ "reason": "unsubscribe" })).await;
+    assert_eq!(
+        suppress(&peal, "eu", json!({})).await,
+        listed,
+        "it is on the list already"
+    );
+    let path = "/v1/recipients/ann/addresses";
+    let shown = peal.expect("GET", "eu", path, None).await.unwrap()["addresses"][0].clone();
+    assert_eq!([&shown["state"], &shown["reason"]], ["suppressed", "unsubscribe"]);
+    let list = peal.expect("GET", "eu", "/v1/suppressions", None).await.unwrap();
+    assert_eq!(list, json!({ "suppressions": [listed], "next": null }));
+    let filtered = "/v1/suppressions?reason=complaint";
+    let none = peal.expect("GET", "eu", filtered, None).await.unwrap();
+    assert_eq!(none["suppressions"], json!([]));
+    assert!(!list.to_string().contains(&ANN[1..]));
+    lift(&peal, "eu", &listed).await;
+
+    // A retry that waits is not sent either.
+    let busy = Answer::reason("20429");
+    twilio.script().add(Rule::token(ANN).answer(busy)).unwrap();
+    vonage.stop().await;
+    let before = sent();
+    let waiting = send(&peal, "eu", text("Later"));
+    let suppressing = async {
+        sleep(Duration::from_secs(1)).await;
+        suppress(&peal, "eu", json!({})).await
+    };
+    let (delivery, listed) = tokio::join!(waiting, suppressing);
+    is_suppressed(&delivery);
+    assert!(delivery["attempts"].as_array().unwrap().len() > 1, "{delivery}");
+    twilio.script().clear();
+    lift(&peal, "eu", &listed).await;
+    assert_eq!(sent(), before);
+
+    // A gateway of another region: as soon as the entry has arrived.
+    let listed = suppress(&peal, "us", json!({})).await;
+    let deadline = Instant::now() + DONE_WITHIN;
+    while send(&peal, "eu", text("Soon not")).await["state"] != "suppressed" {
+        assert!(Instant::now() < deadline);
+    }
+    let list = peal.expect("GET", "eu", "/v1/suppressions", None).await.unwrap();
+    assert_eq!(list["suppressions"], json!([listed]));
+    // The newest entry counts, whichever region wrote it.
+    lift(&peal, "eu", &listed).await;
+    is_sent(&send(&peal, "eu", text("Yes")).await);
+}

@@ -169,8 +169,7 @@ impl Store {
     /// # Errors
     /// When even a new file cannot be written.
     pub fn open(path: &Path, vault: Vault) -> Result<Self, StoreError> {
-        let opened = catch_unwind(|| open(path)).unwrap_or(Err(StoreError::Damaged));
-        let database = match opened {
+        let database = match unless_panics(|| open(path)) {
             Ok(database) => database,
             Err(error) => {
                 if matches!(error, StoreError::Former) {
@@ -252,8 +251,7 @@ impl Store {
         if !tables.position.reaches(needed) {
             return Err(StoreError::Behind);
         }
-        // redb panics on some kinds of damage; a damaged copy must not stop the worker.
-        let read = catch_unwind(AssertUnwindSafe(|| read(&tables))).unwrap_or(Err(StoreError::Damaged));
+        let read = unless_panics(|| read(&tables));
         if !matches!(read, Ok(_) | Err(StoreError::Newer)) {
             self.inner.damaged.store(true, Ordering::Relaxed);
         }
@@ -387,7 +385,7 @@ fn is_address(key: &str) -> bool {
     key.split('.').nth(2) == Some("address")
 }
 
-fn checksum(key: &str, value: &[u8]) -> [u8; 4] {
+pub(super) fn checksum(key: &str, value: &[u8]) -> [u8; 4] {
     let mut sum = crc32fast::Hasher::new();
     sum.update(key.as_bytes());
     sum.update(value);
@@ -543,7 +541,12 @@ fn each_member(
     Ok(())
 }
 
-fn remove(path: &Path) {
+/// Works on a file. redb panics on some kinds of damage; a damaged copy must not stop the worker.
+pub(super) fn unless_panics<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(StoreError::Damaged))
+}
+
+pub(super) fn remove(path: &Path) {
     if let Err(error) = std::fs::remove_file(path)
         && error.kind() != std::io::ErrorKind::NotFound
     {

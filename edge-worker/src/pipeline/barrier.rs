@@ -1,9 +1,9 @@
 //! Holds pulled work until what this worker knows is current: until the cache contains what the region's bucket contained
-//! after the work was pulled, and every withdrawal is known that was answered before. So what a gateway answered holds for
-//! each notification that it accepts later, and nothing is sent that was withdrawn before it was pulled.
+//! after the work was pulled, and every withdrawal and every suppression is known that was answered before. So what a gateway
+//! answered holds for each notification that it accepts later, and nothing is sent that was withdrawn before it was pulled.
 //!
-//! Only the leader of a stream knows its end; with three copies, the others lag. Two requests are one question: for the end
-//! of the bucket, and for that of the withdrawals. One answer serves all work that was pulled before the question was sent,
+//! Only the leader of a stream knows its end; with three copies, the others lag. Up to three requests are one question: for the
+//! end of the bucket, of the withdrawals and, for mail and text messages, of the suppressions. One answer serves all work that was pulled before the question was sent,
 //! and one question is in flight at a time.
 
 use std::{
@@ -15,10 +15,13 @@ use std::{
     time::Duration,
 };
 
-use shared::nats::{
-    cancelled, connect,
-    follow::{self, StreamState},
-    restore, topology,
+use shared::{
+    nats::{
+        cancelled, connect,
+        follow::{self, StreamState},
+        restore, subject, suppressions, topology,
+    },
+    suppression::Suppression,
 };
 use tokio::{
     join,
@@ -61,12 +64,20 @@ struct Waiting {
     since: Instant,
 }
 
+impl Waiting {
+    fn may_be_suppressed(&self) -> bool {
+        subject::channel_of(self.pulled.subject()).is_none_or(Suppression::applies_to)
+    }
+}
+
 /// What must be known before work starts.
 #[derive(Debug, Clone, Copy)]
 struct Needed {
     facts: Position,
     /// How far the withdrawals must have been read.
     withdrawals: u64,
+    /// How far the suppression lists must have been read.
+    suppressions: u64,
 }
 
 /// Work whose facts are current: no copy that is older than [`Pulled::facts`] may be read for it.
@@ -125,8 +136,11 @@ impl Pipeline {
             // Before the question: the answer says nothing about work that is pulled after it.
             let batch = self.barrier.take();
             ask_at = Instant::now() + ASK_EVERY;
-            if let Some(needed) = self.needed().await {
-                if self.cache.position().reaches(needed.facts) && self.cancelled.has_reached(needed.withdrawals) {
+            if let Some(needed) = self.needed(batch.iter().any(Waiting::may_be_suppressed)).await {
+                if self.cache.position().reaches(needed.facts)
+                    && self.cancelled.has_reached(needed.withdrawals)
+                    && self.suppressions.has_reached(needed.suppressions)
+                {
                     self.start(batch, needed.facts);
                 } else {
                     self.lifecycle.spawn_job(self.clone().start_once_reached(batch, needed));
@@ -138,23 +152,32 @@ impl Pipeline {
         }
     }
 
-    /// What must be known of all that was answered until now, as the leaders of the streams say.
-    async fn needed(&self) -> Option<Needed> {
+    /// What must be known of all that was answered until now, as the leaders of the streams say. Suppressions only if
+    /// `suppressions` says so.
+    async fn needed(&self, suppressions: bool) -> Option<Needed> {
         // Boxed, because they are large, and a task holds them all the time.
         let facts = Box::pin(follow::stream_state(&self.js, topology::RECIPIENTS));
         let withdrawals = Box::pin(cancelled::end(&self.js, &self.region));
-        let asked = async { join!(facts, withdrawals) };
+        let suppressions = Box::pin(async {
+            if suppressions {
+                suppressions::end(&self.js, &self.region).await
+            } else {
+                Ok(0)
+            }
+        });
+        let asked = async { join!(facts, withdrawals, suppressions) };
         match timeout(ANSWERED_WITHIN, asked).await {
-            Ok((Ok(bucket), Ok(withdrawals))) => self.has_facts(&bucket).await.then(|| Needed {
+            Ok((Ok(bucket), Ok(withdrawals), Ok(suppressions))) => self.has_facts(&bucket).await.then(|| Needed {
                 facts: Position::end_of(&bucket),
                 withdrawals,
+                suppressions,
             }),
-            Ok((Err(error), _)) => {
+            Ok((Err(error), ..)) => {
                 tracing::warn!(%error, "the end of the bucket of recipients is not known; work waits");
                 None
             }
-            Ok((_, Err(error))) => {
-                tracing::warn!(%error, "the end of the withdrawals is not known; work waits");
+            Ok((_, Err(error), _) | (_, _, Err(error))) => {
+                tracing::warn!(%error, "the end of the withdrawals or suppressions is not known; work waits");
                 None
             }
             Err(_) => {
@@ -203,11 +226,16 @@ impl Pipeline {
                 () = sleep(CACHE_CURRENT_WITHIN) => tracing::warn!("the cache lags behind the bucket of recipients"),
             }
         };
-        let withdrawals = timeout(CACHE_CURRENT_WITHIN, self.cancelled.reached(needed.withdrawals));
-        if let ((), Ok(())) = join!(facts, withdrawals) {
+        let rules = async {
+            join!(
+                self.cancelled.reached(needed.withdrawals),
+                self.suppressions.reached(needed.suppressions),
+            )
+        };
+        if let ((), Ok(_)) = join!(facts, timeout(CACHE_CURRENT_WITHIN, rules)) {
             self.start(batch, needed.facts);
         } else if !self.lifecycle.is_finishing() {
-            tracing::warn!("withdrawals that were answered are not read yet; work waits");
+            tracing::warn!("withdrawals or suppressions that were answered are not read yet; work waits");
             self.barrier.put(give_up_old(batch));
         }
     }

@@ -1,15 +1,23 @@
 //! Decides whether to send at all: the job must not be expired or withdrawn, and the recipient must agree. This is decided
 //! immediately before sending, so that a preference set a second ago counts. An address for which the content renders to
-//! nothing is not sent to either, nor a phone number in a country that the app does not open.
+//! nothing is not sent to either, nor one that is on the app's suppression list, nor a phone number in a country that the app
+//! does not open.
 
 use shared::{
     address::Address,
     channel::{Channel, Class},
     job::Job,
     receipt::State,
+    suppression::{Suppression, SuppressionId},
 };
 
-use super::{context::Pipeline, in_flight::ActiveJob, resolve::Addressed, settlement::Step};
+use super::{
+    context::Pipeline,
+    in_flight::ActiveJob,
+    resolve::Addressed,
+    settlement::{RETRY_JETSTREAM_AFTER, Step, Stop},
+};
+use crate::cache::StoreError;
 
 /// A job that is still wanted and that its recipient agrees to.
 #[derive(Debug)]
@@ -51,8 +59,12 @@ impl Pipeline {
         let (mut sent, mut spared) = (Vec::with_capacity(addresses.len()), Vec::new());
         for (address, revision) in addresses {
             match self.rule_against(job, &address) {
-                None => sent.push((address, revision)),
-                Some((state, reason)) => spared.push(Spared { address, state, reason }),
+                Ok(None) => sent.push((address, revision)),
+                Ok(Some((state, reason))) => spared.push(Spared { address, state, reason }),
+                Err(error) => {
+                    tracing::warn!(%error, "the suppression list cannot be read; the job is given back");
+                    return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
+                }
             }
         }
         Ok(Agreed {
@@ -63,14 +75,35 @@ impl Pipeline {
     }
 
     /// The state and the reason of a rule that forbids to send to this address.
-    fn rule_against(&self, job: &Job, address: &Address) -> Option<(State, &'static str)> {
+    ///
+    /// # Errors
+    /// When it is not known whether the address is suppressed.
+    fn rule_against(&self, job: &Job, address: &Address) -> Result<Option<(State, &'static str)>, StoreError> {
         if !job.content.has_something_for(&address.target) {
-            return Some((State::Suppressed, "nothing_for_target"));
+            return Ok(Some((State::Suppressed, "nothing_for_target")));
+        }
+        if self.is_suppressed(job, address)? {
+            return Ok(Some((State::Suppressed, "suppression_list")));
         }
         let opens = || {
             let tenants = self.config.tenants();
             tenants.apps.get(&job.app).is_none_or(|app| app.opens(&address.target))
         };
-        (job.channel() == Channel::Sms && !opens()).then_some((State::Rejected, "country_closed"))
+        Ok((job.channel() == Channel::Sms && !opens()).then_some((State::Rejected, "country_closed")))
+    }
+
+    /// Whether the address is on the app's list, for all categories or for that of the job.
+    fn is_suppressed(&self, job: &Job, address: &Address) -> Result<bool, StoreError> {
+        if !Suppression::applies_to(job.channel()) {
+            return Ok(false);
+        }
+        let (ids, now) = (self.config.id_key(), self.clock.now());
+        for category in [None].into_iter().chain(job.category.as_ref().map(Some)) {
+            let id = SuppressionId::of(&ids, address.id, category);
+            if self.suppressions.forbids(&job.app, id, now)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }

@@ -69,6 +69,8 @@ pub struct Pipeline {
     pub max_attempts: u32,
     /// Keeps a faulty provider from removing every address.
     pub brake: Brake,
+    /// The mailboxes and numbers that apps must not send to.
+    pub suppressions: cache::Suppressions,
     /// Withdrawn notifications.
     pub cancelled: Cancelled,
     /// Permits for the members of slices, by channel, class and tier.

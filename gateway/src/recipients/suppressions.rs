@@ -1,8 +1,11 @@
 //! The suppression lists: which mailboxes and numbers an app must not send to. The API, the callbacks of providers and links to
 //! unsubscribe change them here; workers follow.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use shared::{
+    address::Address,
     channel::Channel,
     id::{AddressId, AppId, Category},
     nats::{direct::NoAnswer, publish::NotStored, suppressions},
@@ -46,7 +49,7 @@ pub(crate) async fn suppress(
         category,
         expires_at,
     } = wanted;
-    let id = SuppressionId::of(&context.config.id_key(), address, category.as_ref());
+    let id = id_of(context, address, category.as_ref());
     let wanted = Suppression {
         channel,
         reason,
@@ -58,6 +61,29 @@ pub(crate) async fn suppress(
     let Context { js, border, here, .. } = context;
     let suppression = suppressions::add(js, border, here, app, id, wanted).await?;
     Ok((id, suppression))
+}
+
+/// The entries for all categories that forbid `app` to send to some of these addresses.
+///
+/// # Errors
+/// When the region's directory does not answer.
+pub(crate) async fn of_addresses(
+    context: &Context,
+    app: &AppId,
+    addresses: impl Iterator<Item = &Address>,
+) -> Result<HashMap<SuppressionId, Suppression>, NoAnswer> {
+    let listed = addresses.filter(|address| Suppression::applies_to(address.target.channel()));
+    let ids: Vec<_> = listed.map(|address| id_of(context, address.id, None)).collect();
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let Context { js, border, .. } = context;
+    suppressions::in_force(js, border, app, &ids, context.clock.now()).await
+}
+
+/// The id of the entry about an address, for one category or for all.
+pub(crate) fn id_of(context: &Context, address: AddressId, category: Option<&Category>) -> SuppressionId {
+    SuppressionId::of(&context.config.id_key(), address, category)
 }
 
 /// Takes an entry off the list of `app`. Returns `false` if there is none in force. Safe to repeat.

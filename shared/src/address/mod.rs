@@ -20,12 +20,24 @@ pub use self::{
     receiver::{Format, Receiver},
 };
 use crate::{
-    channel::Channel,
+    channel::{Channel, words},
     id::{AddressId, AppId},
     id_key::IdKey,
     invalid::Invalid,
     provider::{Provider, apns, fcm, web_push},
 };
+
+words!(
+    /// Whether an address is sent to.
+    AddressState, "state", {
+        /// It is.
+        Active = "active",
+        /// The app's suppression list forbids it.
+        Suppressed = "suppressed",
+        /// A receiver of webhooks that wants no more, or has failed for days. Registering it again enables it.
+        Disabled = "disabled",
+    }
+);
 
 /// One way to reach a recipient.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -187,11 +187,26 @@ pub async fn follow(
     filter: &str,
     from: u64,
 ) -> Result<impl Stream<Item = Result<Entry, FollowError>> + Unpin + use<>, FollowError> {
-    let (following, _) = open(js, stream, filter, from_sequence(from)).await?;
-    Ok(Box::pin(stream::unfold(following, async |mut following| {
+    Ok(follow_and_count(js, stream, filter, from).await?.0)
+}
+
+/// As [`follow`], with the number of messages that the stream holds now; if there is none, no message will tell that the end
+/// is reached.
+///
+/// # Errors
+/// Those of [`follow`].
+pub async fn follow_and_count(
+    js: &jetstream::Context,
+    stream: &str,
+    filter: &str,
+    from: u64,
+) -> Result<(impl Stream<Item = Result<Entry, FollowError>> + Unpin + use<>, u64), FollowError> {
+    let (following, waiting) = open(js, stream, filter, from_sequence(from)).await?;
+    let following = Box::pin(stream::unfold(following, async |mut following| {
         let next = following.next().await;
         Some((next?, following))
-    })))
+    }));
+    Ok((following, waiting))
 }
 
 /// Where [`read`] begins.

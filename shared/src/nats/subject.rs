@@ -184,6 +184,11 @@ impl Lane {
     }
 }
 
+/// The channel of work, in a subject that [`Lane::parse`] reads; `None` if this version does not know it.
+pub fn channel_of(subject: &str) -> Option<Channel> {
+    main_channel(subject.split('.').nth(1)?).parse().ok()
+}
+
 /// A channel's token without the mark of the overflow.
 fn main_channel(token: &str) -> &str {
     token.strip_suffix(OVERFLOW).unwrap_or(token)

@@ -120,6 +120,8 @@ const FORBIDDEN_TO_GATEWAY: &[&str] = &[
     // Other regions, and regions that do not exist.
     "receipt.us.us.shop",
     "directory.us.home.shop.ann",
+    "directory.us.suppressed.shop.7c9e6679742580de944be07fc1f90ae7",
+    "directory.us.suppressed.mark",
     "idempotency.us.shop.key",
     "notify.push.ap.normal.shop",
     "notify.fax.eu.normal.shop",
@@ -144,6 +146,8 @@ const FORBIDDEN_TO_WORKER: &[&str] = &[
     "due.push.eu.normal.shop",
     "fact.us.shop.ann.profile",
     "directory.eu.home.shop.ann",
+    "directory.eu.suppressed.shop.7c9e6679742580de944be07fc1f90ae7",
+    "directory.eu.suppressed.mark",
     "idempotency.eu.shop.key",
     "$KV.recipients.shop.ann.profile",
     "$KV.recipients.shop.ann.preferences",
@@ -185,6 +189,7 @@ const FORBIDDEN_TO_OPERATOR: &[&str] = &[
     "$KV.recipients.shop.ann.profile",
     "$JS.us.API.$KV.recipients.shop.ann.profile",
     "directory.eu.home.shop.ann",
+    "directory.eu.suppressed.shop.7c9e6679742580de944be07fc1f90ae7",
     "$JS.ACK.NOTIFY.push-normal.1.1.1.1.0",
 ];
 

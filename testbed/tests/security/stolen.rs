@@ -253,6 +253,20 @@ async fn it_cancels_and_removes_nothing_elsewhere() {
         json!({ "request": uuid::Uuid::nil(), "at": now }),
     )
     .await;
+    // us's suppression is lifted, and another mailbox of its app is suppressed.
+    let wanted = json!({ "channel": "email", "address": "bob@example.com" });
+    let genuine = peal
+        .expect("POST", "us", "/v1/suppressions", Some(&wanted))
+        .await
+        .unwrap();
+    let id = genuine["id"].as_str().unwrap().parse().unwrap();
+    let later = now + std::time::Duration::from_mins(1);
+    let lifted = subject::directory_suppressed(&eu, &bob().app, id);
+    publish(lifted, json!({ "is": null, "at": later })).await;
+    let other = "7c9e6679742580de944be07fc1f90ae7".parse().unwrap();
+    let forged = json!({ "channel": "email", "reason": "manual", "source": "mallory", "created_at": now });
+    let added = subject::directory_suppressed(&eu, &bob().app, other);
+    publish(added, json!({ "is": forged, "at": later })).await;
     // A signed entry of eu shows that us has copied all of these.
     peal.register("eve", "eu", &[("apns", &"e".repeat(64))]).await.unwrap();
     let deadline = Instant::now() + TIMEOUT;
@@ -260,6 +274,8 @@ async fn it_cancels_and_removes_nothing_elsewhere() {
         assert!(Instant::now() < deadline, "{}", peal.complaints());
         sleep(std::time::Duration::from_millis(50)).await;
     }
+    let list = peal.expect("GET", "us", "/v1/suppressions", None).await.unwrap();
+    assert_eq!(list["suppressions"], json!([genuine]));
     for event in ["withdrawn", "answered"] {
         reach_bob(&peal, "us", event).await;
     }

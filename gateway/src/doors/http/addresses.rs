@@ -1,5 +1,7 @@
 //! `/v1/recipients/{recipient_id}/addresses`: the addresses of a recipient. Answers never show tokens.
 
+use std::{collections::HashMap, iter};
+
 use axum::{
     extract::State,
     response::{IntoResponse, Response},
@@ -8,12 +10,13 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde::Serialize;
 use shared::{
-    address::{Address, AddressType, Format, Members},
+    address::{Address, AddressState, AddressType, Format, Members},
     id::{AddressId, RecipientId},
     provider::{
         Provider,
         apns::{Environment, Kind},
     },
+    suppression::{Suppression, SuppressionId},
 };
 use utoipa::ToSchema;
 
@@ -25,9 +28,13 @@ use super::{
     problem::{NOT_FOUND, Problem},
     recipients,
 };
-use crate::recipients::{
-    homes::Homes,
-    register::{NewAddress, Registered, Room},
+use crate::{
+    context::Context,
+    recipients::{
+        homes::Homes,
+        register::{NewAddress, Registered, Room},
+        suppressions,
+    },
 };
 
 /// An address, without its token.
@@ -56,6 +63,11 @@ pub(crate) struct AddressResponse {
     /// The mailbox or number with most of it hidden.
     #[serde(skip_serializing_if = "Option::is_none")]
     masked: Option<String>,
+    /// Whether it is sent to.
+    state: AddressState,
+    /// Why it is not active.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     /// The form of the body that a receiver wants.
     #[serde(skip_serializing_if = "Option::is_none")]
     format: Option<Format>,
@@ -107,10 +119,11 @@ pub(crate) async fn register(
         secret,
         is_new,
     } = new.store(&homes, &home, &key, Room::ToBeChecked).await?;
+    let suppressed = suppressions::of_addresses(&homes.context, &key.app, iter::once(&address)).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let response = AddressResponse {
         secret: secret.map(|secret| secret.reveal().to_owned()),
-        ..address.into()
+        ..AddressResponse::of(address, &homes.context, &suppressed)
     };
     Ok((status, axum::Json(response)).into_response())
 }
@@ -142,8 +155,13 @@ pub(crate) async fn list(
     known
         .addresses
         .sort_by_key(|(address, _)| std::cmp::Reverse(address.registered_at));
+    let addresses = known.addresses.iter().map(|(address, _)| address);
+    let suppressed = suppressions::of_addresses(&homes.context, &key.app, addresses).await?;
+    let answered = known.addresses.into_iter();
     Ok(axum::Json(AddressList {
-        addresses: known.addresses.into_iter().map(|(address, _)| address.into()).collect(),
+        addresses: answered
+            .map(|(address, _)| AddressResponse::of(address, &homes.context, &suppressed))
+            .collect(),
     }))
 }
 
@@ -208,6 +226,22 @@ pub(crate) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
+impl AddressResponse {
+    /// The answer for an address, if `suppressed` has what is on the app's list.
+    fn of(address: Address, context: &Context, suppressed: &HashMap<SuppressionId, Suppression>) -> Self {
+        let id = suppressions::id_of(context, address.id, None);
+        let answer = Self::from(address);
+        match suppressed.get(&id) {
+            Some(suppression) => Self {
+                state: AddressState::Suppressed,
+                reason: Some(suppression.reason.to_string()),
+                ..answer
+            },
+            None => answer,
+        }
+    }
+}
+
 impl From<Address> for AddressResponse {
     fn from(address: Address) -> Self {
         let kind_of_address = address.target.kind();
@@ -222,6 +256,8 @@ impl From<Address> for AddressResponse {
             topic: members.topic,
             activity_id: members.activity_id,
             masked,
+            state: AddressState::Active,
+            reason: None,
             format: members.format,
             secret: None,
             registered_at: address.registered_at,
