@@ -104,15 +104,17 @@ impl Api {
         within: Duration,
     ) -> Result<Pieces, Failure> {
         let request = self.begin(Method::POST, path, query)?.timeout(within);
-        let request = request.header(CONTENT_TYPE, "application/x-ndjson").body(body);
-        let answer = request.send().await.map_err(http)?;
-        let status = answer.status().as_u16();
-        if status == 200 {
-            return Ok(Pieces(answer));
-        }
-        let body = answer.bytes().await.map_err(http)?;
-        read(status, &body)?;
-        Err(Failure::Http(format!("the gateway answers with the status {status}")))
+        pieces(request.header(CONTENT_TYPE, "application/x-ndjson").body(body)).await
+    }
+
+    /// Asks for lines of NDJSON, and returns the answer as it comes.
+    pub(super) async fn export(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        within: Duration,
+    ) -> Result<Pieces, Failure> {
+        pieces(self.begin(Method::GET, path, query)?.timeout(within)).await
     }
 
     fn begin(&self, method: Method, path: &str, query: &[(&str, String)]) -> Result<RequestBuilder, Failure> {
@@ -123,6 +125,18 @@ impl Api {
         }
         Ok(self.http.request(method, url).bearer_auth(&self.args.key))
     }
+}
+
+/// The answer to a request, as it comes.
+async fn pieces(request: RequestBuilder) -> Result<Pieces, Failure> {
+    let answer = request.send().await.map_err(http)?;
+    let status = answer.status().as_u16();
+    if status == 200 {
+        return Ok(Pieces(answer));
+    }
+    let body = answer.bytes().await.map_err(http)?;
+    read(status, &body)?;
+    Err(Failure::Http(format!("the gateway answers with the status {status}")))
 }
 
 /// The body of an answer, piece by piece.

@@ -198,7 +198,7 @@ impl<W: Write> Import<'_, W> {
             }
             tries = if batch.done() > before { 0 } else { tries + 1 };
             match sent {
-                Err(failure) if tries == TRIES_MAX || !may_pass(&failure) => return Err(failure),
+                Err(failure) if tries == TRIES_MAX || !failure.may_pass() => return Err(failure),
                 Ok(None) if tries == TRIES_MAX => {
                     return Err(Failure::Http("the gateway answers no further line".to_owned()));
                 }
@@ -265,15 +265,6 @@ impl<W: Write> Import<'_, W> {
         }
         *is_done = true;
         Ok(None)
-    }
-}
-
-/// Whether repeating a request may help.
-fn may_pass(failure: &Failure) -> bool {
-    match failure {
-        Failure::Http(_) => true,
-        Failure::Refused(refused) => matches!(refused.status, 408 | 429 | 500..),
-        _ => false,
     }
 }
 

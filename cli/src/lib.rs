@@ -5,6 +5,7 @@
 
 mod api;
 mod dead;
+mod export;
 mod import;
 mod keys;
 mod mesh;
@@ -40,6 +41,8 @@ enum Command {
     Send(Box<send::SendArgs>),
     /// Register many recipients from a file.
     Import(import::ImportArgs),
+    /// Write all recipients of an app to a file, with their tokens, as `import` takes them.
+    Export(export::ExportArgs),
     /// List, show, replay or delete dead letters.
     Dead(dead::DeadArgs),
     /// List, add or remove suppressed mailboxes and numbers.
@@ -82,8 +85,21 @@ enum Failure {
     Refused(Box<api::Refusal>),
     #[error("{1}\n  stopped at line {0}; continue with --from-line {0}")]
     Stopped(u64, Box<Failure>),
+    #[error("{1}\n  the export is not complete; get the rest into another file with --cursor {0}")]
+    Cut(String, Box<Failure>),
     #[error("cannot write: {0}")]
     Output(#[from] io::Error),
+}
+
+impl Failure {
+    /// Whether repeating a request may help.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Http(_) => true,
+            Self::Refused(refused) => matches!(refused.status, 408 | 429 | 500..),
+            _ => false,
+        }
+    }
 }
 
 /// Runs a command, and returns its exit code.
@@ -94,6 +110,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Command::Verify(args) => verify::run(args, &mut out).await,
         Command::Send(args) => send::run(*args, &mut out).await,
         Command::Import(args) => import::run(args, &mut out).await,
+        Command::Export(args) => export::run(args, &mut out).await,
         Command::Dead(args) => dead::run(args, &mut out).await,
         Command::Suppressions(args) => suppressions::run(args, &mut out).await,
         Command::Tail(args) => tail::run(args, &mut out).await,

@@ -39,12 +39,12 @@ use crate::{
     config::{Settings, Unusable},
     context::Context,
     doors::{
-        http::{self, Connections, Imports, Keys, api::Api},
+        http::{self, Connections, Keys, Places, api::Api},
         nats::Door,
     },
     intake::{accept::Intake, budget::Budgets, moved, publish::Publisher, waiting},
     keeping::{canary, readiness::Readiness, trim, upkeep::Upkeep},
-    recipients::{homes::Homes, owners},
+    recipients::{erasures, homes::Homes, owners},
     records::{alerts::Alerts, dead_letters::DeadLetters, receipts::Receipts, recorder},
 };
 
@@ -147,13 +147,18 @@ impl Gateway {
         lifecycle.spawn_endless("receipts", receipts.clone().follow());
         lifecycle.spawn_endless("moved", moved::run(Arc::clone(&context), Arc::clone(&budgets)));
         lifecycle.spawn_endless("waiting", waiting::follow(Arc::clone(&context), Arc::clone(&budgets)));
+        let dead_letters = DeadLetters {
+            context: Arc::clone(&context),
+            recorder: recorder.clone(),
+        };
+        lifecycle.spawn_endless("erasures", erasures::run(homes.clone(), dead_letters.clone()));
         // The recorder accepts records until the last request is answered.
         let answered = CancellationToken::new();
         lifecycle.spawn_job(writer.run(answered.clone()));
         let intake = Arc::new(Intake {
             context: Arc::clone(&context),
             publisher: Publisher::new(Arc::clone(&context), settings.mesh.durability),
-            recorder: recorder.clone(),
+            recorder,
             budgets,
         });
         let door = Door {
@@ -169,16 +174,14 @@ impl Gateway {
             intake,
             homes,
             receipts,
-            dead_letters: DeadLetters {
-                context: Arc::clone(&context),
-                recorder,
-            },
+            dead_letters,
             readiness: readiness.clone(),
             limits: settings.limits,
             permits: Arc::new(Semaphore::new(settings.limits.in_flight)),
             unproven: Semaphore::new(settings.limits.in_flight.div_ceil(4)),
             keys: Keys::default(),
-            imports: Imports::new(lifecycle.clone()),
+            imports: Places::new("imports", lifecycle.clone()),
+            exports: Places::new("exports", lifecycle.clone()),
             context: Arc::clone(&context),
         };
         let connections = Connections::new(settings.limits.connections, settings.limits.connections_per_address);

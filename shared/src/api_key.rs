@@ -37,6 +37,8 @@ words!(
         SuppressionsWrite = "suppressions:write",
         /// Sign client tokens.
         IssueTokens = "client_tokens:issue",
+        /// Export recipients with the tokens of their devices.
+        RecipientsExport = "recipients:export",
     }
 );
 

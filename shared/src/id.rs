@@ -167,9 +167,20 @@ uuid_id!(
     AddressId
 );
 uuid_id!(
+    /// One erasure of a recipient.
+    ErasureId
+);
+uuid_id!(
     /// One job to one address. It is the `apns-id` of every attempt, so that retries are recognised.
     DeliveryId
 );
+
+impl ErasureId {
+    /// A new id, ordered by time.
+    pub fn fresh() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
 
 impl NotificationId {
     /// The notification that `event` of `app` is.

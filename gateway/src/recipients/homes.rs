@@ -53,7 +53,7 @@ fn at_most(max: usize, wanted: usize, field: &'static str) -> Result<(), Invalid
 }
 
 /// What is to be counted. `None` if the home does not answer: a device can also be registered while its home is cut off.
-async fn counted<T>(reading: impl Future<Output = Result<T, facts::NotRead>>) -> Option<T> {
+pub(super) async fn counted<T>(reading: impl Future<Output = Result<T, facts::NotRead>>) -> Option<T> {
     tokio::time::timeout(COUNTED_WITHIN, reading).await.ok()?.ok()
 }
 

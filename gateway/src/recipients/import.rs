@@ -38,6 +38,8 @@ pub(crate) struct ImportLine {
     preferences: Option<Preferences>,
     /// Topics to join.
     topics: Option<Vec<Topic>>,
+    /// Of a line of an export; an import does not use it.
+    cursor: Option<String>,
 }
 
 only_objects!(ImportLine);
@@ -56,6 +58,7 @@ impl ImportLine {
     /// # Errors
     /// The first member that breaks a rule.
     pub(crate) fn check(self, homes: &Homes, app: &App) -> Result<CheckedLine, Invalid> {
+        drop(self.cursor);
         if let Some(profile) = &self.recipient {
             profile
                 .check(homes, app)

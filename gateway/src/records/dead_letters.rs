@@ -23,6 +23,7 @@ use shared::{
     },
     proof::Proof,
     receipt::{Handled, HandledAs},
+    recipient::RecipientKey,
 };
 
 use super::recorder::Recorder;
@@ -263,6 +264,31 @@ impl DeadLetters {
         self.remove(app, &letter, HandledAs::Deleted).await
     }
 
+    /// Deletes the letters of this region that hold anything about a recipient, but those of what was accepted after `until`. The
+    /// server overwrites them. Returns how many there were.
+    pub(crate) async fn erase(&self, key: &RecipientKey, until: Timestamp) -> Result<u64, Unhandled> {
+        let Context {
+            here, stores, config, ..
+        } = &*self.context;
+        let (filter, ids) = (subject::dead_of(here, &key.app), config.id_key());
+        let (mut sequence, mut erased) = (1, 0);
+        loop {
+            let found = stores.letters(here, &filter, sequence, LETTERS_PER_FETCH).await?;
+            let is_last = found.len() < LETTERS_PER_FETCH;
+            for found in found {
+                sequence = found.sequence + 1;
+                let letter = Letter::read(here, found, &ids);
+                if letter.is_about(&key.recipient) && letter.accepted_at() <= until {
+                    self.delete(&key.app, letter).await?;
+                    erased += 1;
+                }
+            }
+            if is_last {
+                return Ok(erased);
+            }
+        }
+    }
+
     async fn remove(&self, app: &AppId, letter: &Letter, handled_as: HandledAs) -> Result<(), Unhandled> {
         self.recorder.handled(
             app.clone(),
@@ -282,11 +308,39 @@ impl DeadLetters {
     }
 }
 
+/// What a service published, as far as it names recipients.
+#[derive(Deserialize)]
+struct Published {
+    to: Option<PublishedTo>,
+    #[serde(default)]
+    notifications: Vec<Self>,
+}
+
+#[derive(Deserialize)]
+struct PublishedTo {
+    #[serde(default)]
+    recipients: Vec<String>,
+}
+
+impl Published {
+    fn names(&self, recipient: &str) -> bool {
+        let to = self.to.iter().flat_map(|to| &to.recipients);
+        to.into_iter().any(|named| named == recipient) || self.notifications.iter().any(|each| each.names(recipient))
+    }
+}
+
 /// What the body of a letter names; a letter that could not be delivered may have anything else.
 #[derive(Deserialize)]
 struct Named {
     event_id: Option<EventId>,
     recipient: Option<RecipientId>,
+}
+
+/// Whether this beginning of a job's body names the recipient.
+fn begins_for(payload: &[u8], recipient: &RecipientId) -> bool {
+    let name = serde_json::to_string(recipient).expect("strings always serialize");
+    let member = format!("\"recipient\":{name}");
+    payload.windows(member.len()).any(|window| window == member.as_bytes())
 }
 
 impl Letter {
@@ -297,6 +351,20 @@ impl Letter {
             region: self.id.region.clone(),
             ..self.lane.clone()?
         })
+    }
+
+    /// Whether it holds anything about `recipient`: its job is for it, or a service published it for it, perhaps among others.
+    fn is_about(&self, recipient: &RecipientId) -> bool {
+        self.recipient.as_ref() == Some(recipient)
+            || serde_json::from_slice::<Published>(&self.payload)
+                .is_ok_and(|published| published.names(recipient.as_str()))
+            // Of a message that was too large, only the beginning is kept.
+            || self.original_bytes.is_some_and(|_| begins_for(&self.payload, recipient))
+    }
+
+    /// When its job was accepted, or, if it cannot be read, when it was given up.
+    fn accepted_at(&self) -> Timestamp {
+        self.opened.as_ref().map_or(self.died_at, |job| job.accepted_at)
     }
 
     fn read(region: &Region, found: Found, ids: &IdKey) -> Self {

@@ -9,7 +9,6 @@ use crate::{
     channel::words,
     id::AddressId,
     invalid::Invalid,
-    only_objects,
     provider::{
         Provider,
         apns::{self, Environment, Kind},
@@ -17,6 +16,7 @@ use crate::{
         web_push::{self, AuthSecret, PublicKey},
     },
     secret::{Secret, reveal_some},
+    tolerant::objects,
 };
 
 words!(
@@ -43,15 +43,16 @@ words!(
 macro_rules! members {
     // The type that the schema shows stands in brackets where it is another.
     ($($(#[$attribute:meta])* $member:ident: $type:ty $([$shown:ty])?,)+) => {
-        /// An address to register.
-        #[derive(Debug, Default, Deserialize, ToSchema)]
+        /// An address to register. As JSON it shows its token and secrets.
+        #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
         #[serde(deny_unknown_fields, remote = "Self")]
         #[schema(as = PostAddress)]
         pub struct Members {
-            $($(#[$attribute])* $(#[schema(value_type = Option<$shown>)])? pub $member: Option<$type>,)+
+            $(#[serde(skip_serializing_if = "Option::is_none")] $(#[$attribute])* $(#[schema(value_type = Option<$shown>)])?
+            pub $member: Option<$type>,)+
         }
 
-        only_objects!(Members);
+        objects!(Members);
 
         #[derive(Serialize, Deserialize)]
         pub(super) struct Stored {

@@ -443,9 +443,9 @@ mod tests {
             ),
             (
                 "notification",
-                json!({ "push": { "title": "", "subtitle": null } }),
-                "push.subtitle",
-                "is not built yet (channels)",
+                json!({ "to": { "topic": "news", "where": null } }),
+                "to.where",
+                "is not built yet (policy)",
             ),
             (
                 "recipient",
@@ -502,8 +502,8 @@ mod tests {
                 "send_at: is not built yet (policy)",
             ),
             (
-                r#"{"recipient":"ann","push":{"title":"x","thread":"5551234"}}"#,
-                "push.thread: is not built yet (channels)",
+                r#"{"recipient":"ann","email":{"subject":"x","text":"y","sendgrid":{"payload":{"x":"5551234"}}}}"#,
+                "email.sendgrid: is not built yet (channels)",
             ),
         ] {
             assert_eq!(Body::read(json.as_bytes()).unwrap_err().to_string(), expected);

@@ -67,6 +67,8 @@ struct Question {
 enum What {
     /// The newest facts under each of these subjects.
     Facts { filters: Vec<String> },
+    /// At most `count` facts from the sequence `from` on.
+    FactsFrom { filter: String, from: u64, count: usize },
     /// At most `count` letters from the sequence `from` on.
     Letters { filter: String, from: u64, count: usize },
     /// Deletes the letter with this sequence.
@@ -127,6 +129,25 @@ impl Regions {
             }
             asked => Ok(asked?),
         }
+    }
+
+    /// Up to `count` facts and removals that match `filter`, as `region` stores them, from the sequence `from` on in the order in
+    /// which they were stored. Fewer are the last.
+    ///
+    /// # Errors
+    /// [`NoAnswer`], within a few seconds; also from gateways of 0.1.
+    pub async fn facts_from(
+        &self,
+        region: &Region,
+        filter: &str,
+        from: u64,
+        count: usize,
+    ) -> Result<Vec<Found>, NoAnswer> {
+        if *region == self.here {
+            return Box::pin(self.facts_from_here(filter, from, count)).await;
+        }
+        let filter = filter.to_owned();
+        Ok(self.ask(region, What::FactsFrom { filter, from, count }).await?)
     }
 
     /// Up to `count` dead letters of `region` whose subject matches `filter`, from the sequence `from` on, oldest first.
@@ -287,6 +308,11 @@ impl Regions {
                 found.retain(|found| self.may_leave(app_of_fact(&found.subject)));
                 Ok(found)
             }
+            What::FactsFrom { filter, from, count } => {
+                let mut found = self.facts_from_here(&filter, from, count).await?;
+                found.retain(|found| self.may_leave(app_of_fact(&found.subject)));
+                Ok(found)
+            }
             What::Letters { filter, from, count } => {
                 let mut found = direct::from(&self.js, &Domain::Here, DEAD, &filter, from, count).await?;
                 found.retain(|found| self.may_leave(subject::app_of(&found.subject)));
@@ -319,6 +345,21 @@ impl Regions {
         )?;
         found.retain(|found| facts::admits(&self.border, found));
         Ok(found)
+    }
+
+    async fn facts_from_here(&self, filter: &str, mut from: u64, count: usize) -> Result<Vec<Found>, NoAnswer> {
+        Box::pin(self.require_facts()).await?;
+        let mut all: Vec<Found> = Vec::new();
+        loop {
+            let wanted = count - all.len();
+            let page = direct::from(&self.js, &Domain::Here, RECIPIENTS, filter, from, wanted).await?;
+            let is_last = page.len() < wanted;
+            from = page.last().map_or(from, |last| last.sequence + 1);
+            all.extend(page.into_iter().filter(|found| facts::admits(&self.border, found)));
+            if is_last || all.len() == count {
+                return Ok(all);
+            }
+        }
     }
 
     /// Whether this region's bucket of recipients, which is in this state, is complete; see [`restore::is_complete`].

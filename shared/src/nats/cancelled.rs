@@ -1,8 +1,8 @@
-//! Withdrawn notifications. Every region records withdrawals of what it accepted and follows those of the others; a
+//! Withdrawn notifications and erased recipients. Every region records withdrawals of what it accepted and follows those of the others; a
 //! region that is cut off learns of them afterwards.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -18,15 +18,19 @@ use tokio::sync::watch;
 use super::{
     border::Border,
     current, direct,
+    erasure::Erasure,
     follow::{self, Entry},
     publish, subject, topology,
 };
-use crate::id::{AppId, NotificationId, Region};
+use crate::{
+    id::{AppId, NotificationId, RecipientId, Region},
+    tolerant,
+};
 
-/// The notifications that were withdrawn, in memory: 16 bytes each. Cheap to clone.
+/// The notifications that were withdrawn, in memory, 16 bytes each, and the recipients who were erased. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Cancelled {
-    known: Arc<RwLock<HashSet<NotificationId>>>,
+    known: Arc<RwLock<Known>>,
     /// Whether there is any: usually there is none, and a job then takes no lock.
     any: Arc<AtomicBool>,
     loaded: watch::Sender<bool>,
@@ -43,6 +47,13 @@ impl Default for Cancelled {
             read_up_to: watch::channel(0).0,
         }
     }
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    notifications: HashSet<NotificationId>,
+    /// By app and recipient, up to when they were erased.
+    erased: HashMap<AppId, HashMap<RecipientId, Timestamp>>,
 }
 
 /// The record of a withdrawal.
@@ -96,7 +107,18 @@ impl Cancelled {
                 .known
                 .read()
                 .unwrap_or_else(PoisonError::into_inner)
+                .notifications
                 .contains(&notification)
+    }
+
+    /// Whether `recipient` of `app` was erased after `accepted_at`, as far as this process knows.
+    pub fn is_erased(&self, app: &AppId, recipient: &RecipientId, accepted_at: Timestamp) -> bool {
+        if !self.any.load(Ordering::Relaxed) {
+            return false;
+        }
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let erased_at = known.erased.get(app).and_then(|erased| erased.get(recipient));
+        erased_at.is_some_and(|at| accepted_at <= *at)
     }
 
     /// Becomes `true` once all records that existed at start have been read.
@@ -121,7 +143,7 @@ impl Cancelled {
         let filter = subject::CANCELLED_FILTER;
         let learn = |entry: &Entry| {
             if border.admits_entry(entry) {
-                self.learn(&entry.subject);
+                self.learn(&entry.subject, &entry.payload);
             }
             // Also back, when the stream was set back.
             self.read_up_to.send_replace(entry.sequence);
@@ -132,18 +154,30 @@ impl Cancelled {
         follow::follow_forever(&js, topology::DIRECTORY, filter, learn, caught_up).await;
     }
 
-    fn learn(&self, subject: &str) {
+    fn learn(&self, subject: &str, value: &[u8]) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(notification) = subject::cancelled_of(subject) {
-            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-            known.insert(notification);
-            self.any.store(true, Ordering::Relaxed);
+            known.notifications.insert(notification);
+        } else if let Some(named) = subject::parse_erasure(subject).filter(|named| named.is_request) {
+            match tolerant::read::<Erasure>(value) {
+                Ok(Erasure { recipient, at }) => {
+                    let of_app = known.erased.entry(named.app).or_default();
+                    let known = of_app.entry(recipient).or_insert(at);
+                    *known = at.max(*known);
+                }
+                Err(error) => tracing::error!(%error, "a record of an erasure cannot be read"),
+            }
+        } else {
+            return;
         }
+        self.any.store(true, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::ErasureId;
 
     #[test]
     fn a_mark_follows_the_records_and_is_none() {
@@ -154,5 +188,32 @@ mod tests {
         let notification: NotificationId = "0197f3a0-0000-8000-8000-000000000001".parse().unwrap();
         let record = subject::directory_cancelled(&here, &"shop".parse().unwrap(), notification);
         assert_eq!(subject::cancelled_of(&record), Some(notification));
+        assert_eq!(subject::parse_erasure(&record), None);
+    }
+
+    #[test]
+    fn what_was_accepted_before_an_erasure_is_unwanted_for_that_recipient_of_that_app_alone() {
+        let (eu, shop): (Region, AppId) = ("eu".parse().unwrap(), "shop".parse().unwrap());
+        let (ann, bob): (RecipientId, RecipientId) = ("ann".parse().unwrap(), "bob".parse().unwrap());
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let cancelled = Cancelled::default();
+        let id = ErasureId::fresh();
+        let record = |second| {
+            let recipient = ann.clone();
+            serde_json::to_vec(&Erasure {
+                recipient,
+                at: at(second),
+            })
+            .unwrap()
+        };
+        cancelled.learn(&subject::erasure(&eu, &shop, id), &record(10));
+        // An older request of another region arrives later.
+        cancelled.learn(&subject::erasure(&eu, &shop, ErasureId::fresh()), &record(5));
+        cancelled.learn(&subject::erased(&eu, &shop, id), b"{}");
+        assert!(cancelled.is_erased(&shop, &ann, at(9)) && cancelled.is_erased(&shop, &ann, at(10)));
+        assert!(!cancelled.is_erased(&shop, &ann, at(11)), "registered again since");
+        assert!(!cancelled.is_erased(&shop, &bob, at(9)));
+        assert!(!cancelled.is_erased(&"bank".parse().unwrap(), &ann, at(9)));
+        assert!(!cancelled.contains(NotificationId(id.0)), "an erasure is no withdrawal");
     }
 }

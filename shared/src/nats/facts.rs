@@ -1,6 +1,6 @@
 //! Facts about recipients: written in any region, stored in the home region.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use jiff::Timestamp;
@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     address::Address,
-    id::{AddressId, Region, Topic},
-    recipient::{Fact, FactName, Membership, Recipient, RecipientKey},
+    id::{AddressId, AppId, Region, Topic},
+    recipient::{Fact, FactName, Membership, Profile, Recipient, RecipientKey},
     tolerant,
 };
 
@@ -205,20 +205,80 @@ pub async fn topics_at(
     Ok(topics.collect())
 }
 
+/// Profiles of recipients in the order in which a region stored them.
+#[derive(Debug)]
+pub struct Profiles {
+    /// Each with its sequence. Those of recipients who moved away name their new home.
+    pub profiles: Vec<(RecipientKey, Profile, u64)>,
+    /// From which sequence on the rest is; `None` if these are the last.
+    pub next: Option<u64>,
+}
+
+/// Up to `count` profiles of recipients of `app`, as `region` stores them, from the sequence `from` on.
+///
+/// # Errors
+/// As [`read_at`].
+pub async fn profiles_at(
+    regions: &Regions,
+    region: &Region,
+    app: &AppId,
+    from: u64,
+    count: usize,
+) -> Result<Profiles, NotRead> {
+    let found = regions
+        .facts_from(region, &subject::profiles_of(app), from, count)
+        .await?;
+    let next = found.last().filter(|_| found.len() == count);
+    let next = next.map(|last| last.sequence + 1);
+    let profiles = named(found)?
+        .into_iter()
+        .filter_map(|(key, fact, sequence)| match fact {
+            Some(Fact::Profile(profile)) => Some((key, profile, sequence)),
+            _ => None,
+        });
+    Ok(Profiles {
+        profiles: profiles.collect(),
+        next,
+    })
+}
+
+/// All facts about these recipients, with their topics, as `region` stores them.
+///
+/// # Errors
+/// As [`read_at`]; also when a fact is of a newer version, because a part would look like the whole.
+pub async fn all_at(
+    regions: &Regions,
+    region: &Region,
+    keys: &[RecipientKey],
+) -> Result<HashMap<RecipientKey, Vec<Fact>>, NotRead> {
+    let filters: Vec<String> = keys.iter().map(subject::all_facts_of).collect();
+    let mut all: HashMap<RecipientKey, Vec<Fact>> = HashMap::new();
+    for (key, fact, _) in named(regions.facts(region, &filters).await?)? {
+        all.entry(key).or_default().push(fact.ok_or(NotRead::Unreadable)?);
+    }
+    Ok(all)
+}
+
 /// The facts in these messages, each with its revision; `None` for an address of a newer version.
 fn parse(found: Vec<Found>) -> Result<Vec<(Option<Fact>, u64)>, NotRead> {
+    let facts = named(found)?.into_iter();
+    Ok(facts.map(|(_, fact, revision)| (fact, revision)).collect())
+}
+
+/// As [`parse`], each with its recipient.
+fn named(found: Vec<Found>) -> Result<Vec<(RecipientKey, Option<Fact>, u64)>, NotRead> {
     let mut facts = Vec::with_capacity(found.len());
     for found in found.into_iter().filter(|found| !found.is_removal()) {
-        let Some((_, name)) = subject::fact_key_of(&found.subject).and_then(subject::parse_fact_key) else {
+        let Some((key, name)) = subject::fact_key_of(&found.subject).and_then(subject::parse_fact_key) else {
             continue;
         };
         let is_address = matches!(name, FactName::Address(_));
         match Fact::decode(name, &found.payload) {
-            Ok(fact) => facts.push((Some(fact), found.sequence)),
+            Ok(fact) => facts.push((key, Some(fact), found.sequence)),
             // A recipient can be reached without one address, but not without consent and home.
             Err(error) if is_address && version::is_unknown(&found.headers) => {
                 tracing::warn!(subject = found.subject, %error, "an address of a newer version cannot be read");
-                facts.push((None, found.sequence));
+                facts.push((key, None, found.sequence));
             }
             Err(_) => return Err(NotRead::Unreadable),
         }

@@ -14,6 +14,7 @@ pub mod defer;
 pub mod direct;
 pub mod directory;
 pub mod envelope;
+pub mod erasure;
 pub mod facts;
 pub mod follow;
 pub mod idempotency;

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     channel::{Channel, Class},
-    id::{AddressId, AppId, JobId, NotificationId, RecipientId, Region},
+    id::{AddressId, AppId, ErasureId, JobId, NotificationId, RecipientId, Region},
     invalid::Invalid,
     recipient::{FactName, RecipientKey},
     suppression::SuppressionId,
@@ -495,6 +495,64 @@ pub fn suppressed_of(subject: &str) -> Option<(AppId, SuppressionId)> {
     tokens.next().is_none().then_some((app, id))
 }
 
+/// The request of `region` to erase a recipient. It matches [`CANCELLED_FILTER`].
+pub fn erasure(region: &Region, app: &AppId, id: ErasureId) -> String {
+    format!("directory.{region}.cancelled.{app}.erase.{id}")
+}
+
+/// The same, of whichever region.
+pub fn erasure_anywhere(app: &AppId, id: ErasureId) -> String {
+    format!("directory.*.cancelled.{app}.erase.{id}")
+}
+
+/// The record of `region` that it has erased a recipient.
+pub fn erased(region: &Region, app: &AppId, id: ErasureId) -> String {
+    format!("directory.{region}.cancelled.{app}.erased.{id}")
+}
+
+/// The same, of every region.
+pub fn erased_anywhere(app: &AppId, id: ErasureId) -> String {
+    format!("directory.*.cancelled.{app}.erased.{id}")
+}
+
+/// All requests to erase and all records of them, of all regions.
+pub const ERASURES_FILTER: &str = "directory.*.cancelled.*.*.*";
+
+/// A parsed subject of an erasure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ErasureSubject {
+    /// The region that wrote it.
+    pub region: Region,
+    /// The app whose recipient it is.
+    pub app: AppId,
+    /// The erasure.
+    pub id: ErasureId,
+    /// Whether it asks, or records that the region is done.
+    pub is_request: bool,
+}
+
+/// Parses the subject of an erasure; `None` if `subject` is not one.
+pub fn parse_erasure(subject: &str) -> Option<ErasureSubject> {
+    let mut tokens = subject.strip_prefix("directory.")?.split('.');
+    let region = tokens.next()?.parse().ok()?;
+    if tokens.next()? != "cancelled" {
+        return None;
+    }
+    let app = tokens.next()?.parse().ok()?;
+    let is_request = match tokens.next()? {
+        "erase" => true,
+        "erased" => false,
+        _ => return None,
+    };
+    let id = tokens.next()?.parse().ok()?;
+    tokens.next().is_none().then_some(ErasureSubject {
+        region,
+        app,
+        id,
+        is_request,
+    })
+}
+
 /// The mark of a gateway of `region` that says how far its bucket of recipients is restored.
 pub fn directory_restored(region: &Region) -> String {
     format!("directory.{region}.facts.restored")
@@ -502,7 +560,7 @@ pub fn directory_restored(region: &Region) -> String {
 
 /// The notification in `directory.<region>.cancelled.<app>.<notification>`.
 pub fn cancelled_of(subject: &str) -> Option<NotificationId> {
-    subject.rsplit('.').next()?.parse().ok()
+    subject.split('.').nth(4)?.parse().ok()
 }
 
 /// All records of idempotency keys that `region` writes.
@@ -577,6 +635,16 @@ pub const FACTS_FILTER: &str = "$KV.recipients.>";
 
 /// All addresses of a region, in their bucket.
 pub const ADDRESSES_FILTER: &str = "$KV.recipients.*.*.address.*";
+
+/// The profiles of all recipients of `app`, in their bucket.
+pub fn profiles_of(app: &AppId) -> String {
+    format!("$KV.recipients.{app}.*.profile")
+}
+
+/// All facts of one recipient, in their bucket.
+pub fn all_facts_of(key: &RecipientKey) -> String {
+    format!("$KV.recipients.{}.>", recipient_path(key))
+}
 
 /// One fact, in its bucket.
 pub fn fact(key: &RecipientKey, name: FactName) -> String {

@@ -7,6 +7,7 @@ mod accept;
 mod access;
 mod door;
 mod durable;
+mod erasures;
 mod faults;
 mod imports;
 mod limits;

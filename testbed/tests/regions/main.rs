@@ -7,6 +7,7 @@ mod rig;
 mod addition;
 mod back_to_back;
 mod cut_off;
+mod erasures;
 mod help;
 mod moving;
 mod owners;

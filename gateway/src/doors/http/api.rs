@@ -6,7 +6,7 @@ use axum::extract::FromRef;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use super::{imports::Imports, quota::Keys};
+use super::{places::Places, quota::Keys};
 use crate::{
     context::Context,
     intake::accept::Intake,
@@ -33,7 +33,8 @@ pub(crate) struct Api {
     pub(crate) unproven: Semaphore,
     /// What API keys use of their quotas.
     pub(crate) keys: Keys,
-    pub(crate) imports: Imports,
+    pub(crate) imports: Places,
+    pub(crate) exports: Places,
 }
 
 /// Limits on requests.

@@ -1,17 +1,21 @@
 //! The HTTP API: its routes, one file for each resource, and the layer around every request.
 
 mod addresses;
+mod answer;
 pub(crate) mod api;
 mod auth;
 mod body;
 mod connections;
 mod dead_letters;
+mod erasures;
+mod exports;
 mod health;
 mod imports;
 mod named;
 mod notifications;
 mod openapi;
 mod outer;
+mod places;
 mod preferences;
 mod quota;
 mod recipients;
@@ -36,7 +40,7 @@ use self::{
     openapi::Description,
     problem::{METHOD, NOT_FOUND, Problem},
 };
-pub(crate) use self::{connections::Connections, imports::Imports, quota::Keys, serve::serve};
+pub(crate) use self::{connections::Connections, places::Places, quota::Keys, serve::serve};
 use super::problem;
 
 /// How long a browser may remember which requests a page may send. Browsers take at most two hours.
@@ -63,6 +67,9 @@ fn service_routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(dead_letters::replay))
         .routes(routes!(recipients::put, recipients::get, recipients::delete))
         .routes(routes!(imports::import))
+        .routes(routes!(exports::export))
+        .routes(routes!(erasures::erase))
+        .routes(routes!(erasures::get))
         .routes(routes!(suppressions::list, suppressions::add))
         .routes(routes!(suppressions::lift))
         .routes(routes!(openapi::document))
@@ -161,7 +168,7 @@ mod tests {
             operations += 1;
             ids.insert(id.as_str().unwrap());
         });
-        assert_eq!((ids.len(), operations), (29, 29), "operation ids must be distinct");
+        assert_eq!((ids.len(), operations), (32, 32), "operation ids must be distinct");
     }
 
     #[test]

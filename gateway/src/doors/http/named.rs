@@ -4,7 +4,7 @@ use axum::extract::{FromRequestParts, Path};
 use http::{HeaderName, request};
 use serde::de::DeserializeOwned;
 use shared::{
-    id::{AddressId, EventId, NotificationId, RecipientId, Topic},
+    id::{AddressId, ErasureId, EventId, NotificationId, RecipientId, Topic},
     invalid::Invalid,
     suppression::SuppressionId,
 };
@@ -65,6 +65,17 @@ impl<S: Send + Sync> FromRequestParts<S> for Named<SuppressionId> {
         text.parse()
             .map(Self)
             .map_err(|_| Problem::new(NOT_FOUND, "Ids of suppressions are 32 hexadecimal digits."))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Named<ErasureId> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let text: String = segments(request, state).await?;
+        text.parse()
+            .map(Self)
+            .map_err(|_| Problem::new(NOT_FOUND, "Erasure ids are UUIDs."))
     }
 }
 

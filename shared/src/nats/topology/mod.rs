@@ -16,8 +16,8 @@ pub use self::{
         recreate, recreated_at, retire_intake, wait_for_region,
     },
     streams::{
-        ALERTS_ACK_WAIT, DUPLICATE_WINDOW, INTAKE_MAX_MESSAGE_BYTES, LETTERS_MAX_AGE, RECEIPTS_MAX_AGE, WORK_ACK_WAIT,
-        WORK_MAX_AGE, consumers, former_consumers, hub_streams, workers_consumers,
+        ALERTS_ACK_WAIT, DUPLICATE_WINDOW, IDEMPOTENCY_MAX_AGE, INTAKE_MAX_MESSAGE_BYTES, LETTERS_MAX_AGE,
+        RECEIPTS_MAX_AGE, WORK_ACK_WAIT, WORK_MAX_AGE, consumers, former_consumers, hub_streams, workers_consumers,
     },
     wake::{Sourced, Waker, sources, version_at},
 };

@@ -39,7 +39,7 @@ pub const RECEIPTS_MAX_AGE: Duration = Duration::from_hours(3 * 24);
 pub const LETTERS_MAX_AGE: Duration = Duration::from_hours(28 * 24);
 
 /// How long the record of an idempotency key is kept.
-const IDEMPOTENCY_MAX_AGE: Duration = Duration::from_hours(48);
+pub const IDEMPOTENCY_MAX_AGE: Duration = Duration::from_hours(48);
 
 /// How long a region's quota pool is kept after its last change.
 const REGION_QUOTA_MAX_AGE: Duration = Duration::from_hours(1);

@@ -61,6 +61,7 @@ requires!(
     ToWriteTopics = RecipientsWrite, Some(ClientScope::Topics);
     ToReadTopics = RecipientsRead, Some(ClientScope::Topics);
     ToSuppress = SuppressionsWrite, None;
+    ToExport = RecipientsExport, None;
 );
 
 /// The app that makes the request, known only from its API key. A handler that takes `Caller<ToSend>` can only be

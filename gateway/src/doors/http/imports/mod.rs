@@ -4,14 +4,9 @@
 //! stored, and the answer is kept until it is read, so that neither waits for the other. An import takes no place of other
 //! requests once it has begun; it has one of few of its own, and loses it when its caller is too slow.
 
-mod answer;
 mod lines;
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, HttpBody},
@@ -22,38 +17,32 @@ use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesOrdered};
 use http::header;
 use serde::{Deserialize, Serialize};
-use shared::{app::App, id::AppId, invalid::Invalid, lifecycle::Lifecycle};
+use shared::{app::App, invalid::Invalid};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::mpsc,
     task::JoinHandle,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 use utoipa::{IntoParams, ToSchema};
 
-use self::{
-    answer::{Answer, NotRead},
-    lines::{BODY_MAX_BYTES, End, LINE_MAX_BYTES, Line, Lines},
-};
+use self::lines::{BODY_MAX_BYTES, End, LINE_MAX_BYTES, Line, Lines};
 use super::{
+    answer::{Answer, NotRead},
     api::Api,
     auth::{Caller, ToWrite},
     body,
     connections::Connection,
     openapi,
-    problem::{Document, OVERLOADED, Problem, TIMEOUT, TOO_LARGE},
+    problem::{Document, Problem, TIMEOUT, TOO_LARGE},
 };
 use crate::{
-    intake::budget::TooMany,
     json::{self, Unread},
     recipients::import::{CheckedLine, Claim, ImportLine, Turn, Turns},
 };
 
 /// What both bodies are sent as.
-const NDJSON: &str = "application/x-ndjson";
-
-/// Imports in progress of a gateway.
-const IMPORTS_MAX: usize = 2;
+pub(super) const NDJSON: &str = "application/x-ndjson";
 
 /// Lines of an import that are stored at the same time.
 const LINES_AT_ONCE: usize = 64;
@@ -63,9 +52,6 @@ const LINES_READ_AHEAD: usize = 16;
 
 /// How long an import may keep its place. The caller sends the rest in another request, behind other callers.
 const IMPORT_LASTS_AT_MOST: Duration = Duration::from_mins(10);
-
-/// When to ask for a place again.
-const PLACE_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// The largest number of a line: JSON's readers take whole numbers up to 2^53.
 const LINE_NUMBER_MAX: u64 = 1 << 53;
@@ -96,69 +82,6 @@ pub(crate) struct ImportQuery {
 
 fn first_line() -> u64 {
     1
-}
-
-/// The imports in progress.
-#[derive(Debug)]
-pub(crate) struct Imports {
-    places: Arc<Semaphore>,
-    apps: Arc<Mutex<HashSet<AppId>>>,
-    lifecycle: Lifecycle,
-}
-
-/// A place for one import, until this is dropped.
-#[derive(Debug)]
-struct Place {
-    _of_all: OwnedSemaphorePermit,
-    app: AppId,
-    apps: Arc<Mutex<HashSet<AppId>>>,
-}
-
-impl Imports {
-    pub(crate) fn new(lifecycle: Lifecycle) -> Self {
-        Self {
-            places: Arc::new(Semaphore::new(IMPORTS_MAX)),
-            apps: Arc::default(),
-            lifecycle,
-        }
-    }
-
-    /// A place for an import of `app`, which has at most one.
-    fn enter(&self, app: &AppId) -> Result<Place, Problem> {
-        let mut apps = lock(&self.apps);
-        if apps.contains(app) {
-            let too_many = TooMany {
-                limit: "imports",
-                retry_after: PLACE_RETRY_AFTER,
-            };
-            return Err(too_many.into());
-        }
-        let of_all = Arc::clone(&self.places).try_acquire_owned();
-        let of_all = of_all.map_err(|_| {
-            let seconds = PLACE_RETRY_AFTER.as_secs();
-            Problem::new(
-                OVERLOADED,
-                "Other imports are in progress. Repeat after the time in Retry-After.",
-            )
-            .header(header::RETRY_AFTER, seconds.into())
-        })?;
-        apps.insert(app.clone());
-        Ok(Place {
-            _of_all: of_all,
-            app: app.clone(),
-            apps: Arc::clone(&self.apps),
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        lock(&self.apps).remove(&self.app);
-    }
-}
-
-fn lock(apps: &Mutex<HashSet<AppId>>) -> MutexGuard<'_, HashSet<AppId>> {
-    apps.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Import recipients
@@ -415,19 +338,6 @@ impl Stop {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_app_has_one_place_and_all_have_few() {
-        let imports = Imports::new(Lifecycle::default());
-        let enter = |app: &str| imports.enter(&app.parse().unwrap());
-        let code = |app: &str| enter(app).unwrap_err().kind().code;
-        let (shop, _bank) = (enter("shop").unwrap(), enter("bank").unwrap());
-        assert_eq!((code("shop"), code("club")), ("rate_limited", "overloaded"));
-        drop(shop);
-        drop(enter("shop").unwrap());
-        let _club = enter("club").unwrap();
-        assert_eq!(code("shop"), "overloaded");
-    }
 
     #[test]
     fn a_line_is_read_as_strictly_as_a_request_and_quotes_nothing() {

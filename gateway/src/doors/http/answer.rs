@@ -1,4 +1,4 @@
-//! The answer to an import. It is kept until the caller reads it: many clients do so only when they have sent the whole body.
+//! The answer to a request that lasts: an import or an export. It is kept until the caller reads it: many clients do so only when they have sent the whole body.
 
 use std::{
     pin::Pin,
