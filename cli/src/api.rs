@@ -3,7 +3,10 @@
 use std::{fmt, time::Duration};
 
 use clap::Args;
-use reqwest::{Method, RequestBuilder, header::CONTENT_TYPE};
+use reqwest::{
+    Method, RequestBuilder,
+    header::{CONTENT_TYPE, ETAG, IF_MATCH},
+};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -85,14 +88,33 @@ impl Api {
         query: &[(&str, String)],
         body: Option<&Value>,
     ) -> Result<Value, Failure> {
+        let (_, body) = self.versioned(method, path, query, body, None).await?;
+        Ok(body)
+    }
+
+    /// Sends a request about something that has versions; with `version`, only if it has that one. Returns its version (the header
+    /// `ETag`) too.
+    pub(super) async fn versioned(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, String)],
+        body: Option<&Value>,
+        version: Option<&str>,
+    ) -> Result<(Option<String>, Value), Failure> {
         let mut request = self.begin(method, path, query)?;
         if let Some(body) = body {
             request = request.json(body);
         }
+        if let Some(version) = version {
+            request = request.header(IF_MATCH, version);
+        }
         let answer = request.send().await.map_err(http)?;
         let status = answer.status().as_u16();
+        let version = answer.headers().get(ETAG).and_then(|version| version.to_str().ok());
+        let version = version.map(str::to_owned);
         let body = answer.bytes().await.map_err(http)?;
-        read(status, &body)
+        Ok((version, read(status, &body)?))
     }
 
     /// Sends lines of NDJSON, and returns the answer as it comes.

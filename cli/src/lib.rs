@@ -4,6 +4,8 @@
 //! or a line was refused); 2, the command failed.
 
 mod api;
+mod apply;
+mod apps;
 mod dead;
 mod export;
 mod import;
@@ -47,6 +49,10 @@ enum Command {
     Dead(dead::DeadArgs),
     /// List, add or remove suppressed mailboxes and numbers.
     Suppressions(suppressions::SuppressionsArgs),
+    /// List, show and write apps, and their keys.
+    Apps(apps::AppsArgs),
+    /// Make regions and apps as a file has them, or print what would change.
+    Apply(apply::ApplyArgs),
     /// Follow the receipts of a region.
     Tail(tail::TailArgs),
     /// Show lanes, retries, outboxes and dead letters, and refresh them.
@@ -87,6 +93,8 @@ enum Failure {
     Stopped(u64, Box<Failure>),
     #[error("{1}\n  the export is not complete; get the rest into another file with --cursor {0}")]
     Cut(String, Box<Failure>),
+    #[error("{0}: {1}")]
+    Entry(String, Box<Failure>),
     #[error("cannot write: {0}")]
     Output(#[from] io::Error),
 }
@@ -113,6 +121,8 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Command::Export(args) => export::run(args, &mut out).await,
         Command::Dead(args) => dead::run(args, &mut out).await,
         Command::Suppressions(args) => suppressions::run(args, &mut out).await,
+        Command::Apps(args) => apps::run(args, &mut out).await,
+        Command::Apply(args) => apply::run(args, &mut out).await,
         Command::Tail(args) => tail::run(args, &mut out).await,
         Command::Top(args) => top::run(args, &clock, &mut out).await,
         Command::Roles(args) => keys::roles(&args, &mut out),

@@ -28,6 +28,8 @@ pub const DEFAULTS: &str = include_str!("../config.default.toml");
 pub struct Settings {
     /// The address on which HTTP is served.
     pub listen: SocketAddr,
+    /// Whether this is an admin gateway: it is at the hub, and writes apps, keys and regions for the gateways of regions.
+    pub admin: bool,
     /// The mesh's secret in base64.
     pub mesh_key: Secret,
     /// How long requests in flight may take to finish at shutdown, in seconds.
@@ -61,6 +63,9 @@ pub enum Unusable {
     /// A region has the hub's name.
     #[error("mesh.region must not be {HUB:?}, which is reserved for the hub")]
     Hub,
+    /// An admin gateway is not at the hub.
+    #[error("mesh.region must be {HUB:?} for an admin gateway")]
+    AdminElsewhere,
     /// The share of traced notifications is not between 0 and 1.
     #[error("telemetry.sample_ratio must be between 0 and 1")]
     Ratio,
@@ -92,8 +97,10 @@ impl Settings {
         self.quota
             .check()
             .map_err(|invalid| Unusable::Quota(invalid.within("quota")))?;
-        if self.mesh.region.as_str() == HUB {
-            return Err(Unusable::Hub);
+        match (self.admin, self.mesh.region.as_str() == HUB) {
+            (false, true) => return Err(Unusable::Hub),
+            (true, false) => return Err(Unusable::AdminElsewhere),
+            _ => {}
         }
         if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
             return Err(Unusable::Ratio);
@@ -141,5 +148,9 @@ mod tests {
         assert!(!format!("{settings:?}").contains("AQEB"));
         settings.mesh.region = "hub".parse().unwrap();
         assert!(matches!(settings.check(), Err(Unusable::Hub)));
+        settings.admin = true;
+        assert!(settings.check().is_ok());
+        settings.mesh.region = "eu".parse().unwrap();
+        assert!(matches!(settings.check(), Err(Unusable::AdminElsewhere)));
     }
 }

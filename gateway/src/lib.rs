@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod admin;
 pub mod config;
 mod context;
 pub mod documents;
@@ -22,7 +23,7 @@ use shared::{
     nats::{
         ask::Regions,
         border::Border,
-        config::Config,
+        config::{Config, NotLoaded},
         connect::{self, ConnectError},
         directory::Directory,
         roles::Role,
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    admin::relay::Relay,
     config::{Settings, Unusable},
     context::Context,
     doors::{
@@ -67,6 +69,12 @@ pub enum StartError {
     /// The region's streams cannot be created or changed.
     #[error(transparent)]
     Topology(#[from] ApplyError),
+    /// The hub's configuration cannot be read.
+    #[error(transparent)]
+    Config(#[from] NotLoaded),
+    /// The mesh key is another mesh's.
+    #[error("mesh_key opens nothing of the hub's configuration: it is not the key of this mesh")]
+    ForeignKey,
     /// The process was asked to finish while it waited for the mesh.
     #[error("stopped before the hub's configuration listed this region")]
     Finishing,
@@ -180,6 +188,7 @@ impl Gateway {
             permits: Arc::new(Semaphore::new(settings.limits.in_flight)),
             unproven: Semaphore::new(settings.limits.in_flight.div_ceil(4)),
             keys: Keys::default(),
+            relay: Relay::new(&context),
             imports: Places::new("imports", lifecycle.clone()),
             exports: Places::new("exports", lifecycle.clone()),
             context: Arc::clone(&context),
@@ -204,6 +213,19 @@ impl Gateway {
     pub fn is_ready(&self) -> bool {
         self.readiness.missing().is_empty()
     }
+}
+
+/// Starts an admin gateway, which ends with `lifecycle`. Returns the address of its HTTP endpoints.
+///
+/// # Errors
+/// When a setting cannot be used, the hub cannot be reached or refuses, or the address is taken.
+pub async fn start_admin(
+    settings: Settings,
+    telemetry: Telemetry,
+    clock: Clock,
+    lifecycle: &Lifecycle,
+) -> Result<SocketAddr, StartError> {
+    Box::pin(admin::serve(settings, telemetry, clock, lifecycle)).await
 }
 
 /// The jobs, as recipient and body, that `POST /v1/notifications` would make of this body; `None` if it is refused.

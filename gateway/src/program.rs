@@ -9,6 +9,7 @@ use std::{
 
 use shared::{
     clock::Clock,
+    id::AppId,
     lifecycle::{End, Lifecycle},
     nats::{connect, roles::Role},
     telemetry::{self, Telemetry},
@@ -40,8 +41,8 @@ pub async fn run(config: Option<&Path>) -> ExitCode {
     }
 }
 
-/// Writes the regions and apps of `file` to the mesh, and prints the API keys that were issued: app, scopes and key,
-/// separated by tabs. The text of a key is not stored anywhere.
+/// Writes the regions and apps of `file` to the mesh, and prints the API keys that were issued: app (`-` for an operator), scopes
+/// and key, separated by tabs. The text of a key is not stored anywhere.
 pub async fn provision(config: Option<&Path>, file: &Path) -> ExitCode {
     let settings = match load(config) {
         Ok(settings) => settings,
@@ -75,8 +76,13 @@ async fn serve(settings: Settings) -> Result<End, Box<dyn Error>> {
     let telemetry = Telemetry::start(&settings.telemetry, "peal-gateway", &instance, &settings.mesh.region)?;
     let lifecycle = Lifecycle::default();
     let grace = settings.grace();
-    let gateway = Gateway::start(settings, telemetry.clone(), Clock::system(), &lifecycle).await?;
-    tracing::info!(listen = %gateway.addr(), "started");
+    let (clock, telemetry_of) = (Clock::system(), telemetry.clone());
+    let listen = if settings.admin {
+        crate::start_admin(settings, telemetry_of, clock, &lifecycle).await?
+    } else {
+        Gateway::start(settings, telemetry_of, clock, &lifecycle).await?.addr()
+    };
+    tracing::info!(%listen, "started");
     let end = lifecycle.run(grace).await?;
     telemetry.stop().await;
     Ok(end)
@@ -91,7 +97,8 @@ async fn issue(settings: &Settings, file: &Path) -> Result<(), Box<dyn Error>> {
     let mut out = io::stdout().lock();
     for key in issued {
         let scopes: Vec<&str> = key.scopes.iter().map(|scope| scope.as_str()).collect();
-        writeln!(out, "{}\t{}\t{}", key.app, scopes.join(","), key.text)?;
+        let app = key.app.as_ref().map_or("-", AppId::as_str);
+        writeln!(out, "{app}\t{}\t{}", scopes.join(","), key.text)?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! An operator runs this command at the hub. It is not a part of the serving gateway, so it uses none of its rooms.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -14,10 +14,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use shared::{
     api_key::{ApiKey, NewKey, Scope},
-    app::{Alerts, Ambiguity, App, Quota, Route, alerts_seal_name},
-    channel::Channel,
+    app::App,
     clock::Clock,
-    country::Country,
     id::{AccountKey, AppId, Region},
     id_key::IdKey,
     invalid::Invalid,
@@ -28,54 +26,15 @@ use shared::{
         refusal::unless_refused,
         topology::{self, ApplyError, HUB},
     },
-    provider::{Credential, Provider},
     seal::MeshKey,
-    secret::Secret,
-    senders::Senders,
     settings::{self, BadSettings},
-    signature::SigningKey,
     site::Site,
 };
 
-/// An app with its credentials in clear text.
-#[derive(Debug, Clone)]
-pub struct NewApp {
-    /// The name of the app.
-    pub id: AppId,
-    /// The home of recipients without a registered home.
-    pub default_region: Region,
-    /// Whether its services publish notifications over NATS.
-    pub services: bool,
-    /// Whether it has NATS servers of its own, with a stream `OUTBOX` that its intakes source.
-    pub outbox: bool,
-    /// The public key of its NATS account, where the servers have an operator.
-    pub account: Option<AccountKey>,
-    /// The region that the app's data must not leave, if there is one.
-    pub residency: Option<Region>,
-    /// How to treat a delivery that may or may not have been sent, by channel.
-    pub ambiguity: BTreeMap<Channel, Ambiguity>,
-    /// The webhook that reports dead letters to its developers.
-    pub alerts: Option<NewAlerts>,
-    /// What its callers may do, where it differs from the gateways' settings.
-    pub quota: Quota,
-    /// By channel, its providers in the order in which they are asked.
-    pub routes: BTreeMap<Channel, Vec<Route>>,
-    /// What may stand in `from`.
-    pub senders: Senders,
-    /// The countries to whose numbers text messages may be sent.
-    pub sms_countries: BTreeSet<Country>,
-    /// Its credentials, at most one for each provider.
-    pub credentials: Vec<Credential>,
-}
-
-/// A webhook for alerts.
-#[derive(Debug, Clone)]
-pub struct NewAlerts {
-    /// The https URL to which alerts are posted.
-    pub url: String,
-    /// `whsec_` and 24 to 64 bytes in base64 (Standard Webhooks).
-    pub secret: Secret,
-}
+use crate::admin::{
+    desk::{Authority, Desk, Mode, Refusal},
+    document::AppDocument,
+};
 
 /// Why regions or apps could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -86,9 +45,9 @@ pub enum ProvisionError {
     /// A region has the hub's name.
     #[error("region: must not be {HUB:?}, which is reserved for the hub")]
     Hub,
-    /// An app's data would leave the region of its residency.
-    #[error("residency of {0}: {1}")]
-    Residency(AppId, &'static str),
+    /// An entry was refused.
+    #[error("{0}: {1}")]
+    Refused(String, Refusal),
     /// A member of an app's entry breaks a rule.
     #[error("app {0}: {1}")]
     Invalid(AppId, Invalid),
@@ -155,19 +114,18 @@ pub async fn require_proofs(hub: &jetstream::Context, since: Timestamp) -> Resul
     config::put_proofs(hub, since).await.map_err(not_written)
 }
 
-/// Seals the credentials of `app`, writes it to the hub's configuration, and issues `keys`. Keys that were issued before
-/// stay valid.
+/// Writes `app` to the hub's configuration whatever is there, and issues `keys`. Keys that were issued before stay valid.
 ///
 /// # Errors
 /// When the hub did not confirm that it stored the app and the keys.
 pub async fn write_app(
     hub: &jetstream::Context,
     mesh_key: &MeshKey,
-    app: &NewApp,
+    app: &App,
     keys: &[NewKey],
 ) -> Result<Vec<String>, ProvisionError> {
     let not_written = |error| ProvisionError::Write(format!("app {}", app.id), error);
-    config::put_app(hub, &app.seal(mesh_key)).await.map_err(not_written)?;
+    config::put_app(hub, app).await.map_err(not_written)?;
     let mut issued = Vec::with_capacity(keys.len());
     for new in keys {
         let (key, text) = ApiKey::issue(mesh_key, app.id.clone(), new.clone(), Clock::system().now());
@@ -178,101 +136,79 @@ pub async fn write_app(
     Ok(issued)
 }
 
-impl NewApp {
-    /// An app with the default settings and without credentials.
-    pub const fn new(id: AppId, default_region: Region) -> Self {
-        Self {
-            id,
-            default_region,
-            services: false,
-            outbox: false,
-            account: None,
-            residency: None,
-            ambiguity: BTreeMap::new(),
-            alerts: None,
-            quota: Quota::NONE,
-            routes: BTreeMap::new(),
-            senders: Senders::none(),
-            sms_countries: BTreeSet::new(),
-            credentials: Vec::new(),
-        }
-    }
-
-    fn seal(&self, mesh_key: &MeshKey) -> App {
-        let mut app = App {
-            services: self.services,
-            outbox: self.outbox,
-            account: self.account.clone(),
-            residency: self.residency.clone(),
-            ambiguity: self.ambiguity.clone(),
-            alerts: self.alerts.as_ref().map(|alerts| Alerts {
-                url: alerts.url.clone(),
-                secret: mesh_key.seal(&alerts_seal_name(&self.id), alerts.secret.reveal()),
-            }),
-            quota: self.quota,
-            routes: self.routes.clone(),
-            senders: self.senders.clone(),
-            sms_countries: self.sms_countries.clone(),
-            ..App::new(self.id.clone(), self.default_region.clone())
-        };
-        for credential in &self.credentials {
-            app.seal(mesh_key, credential);
-        }
-        app
-    }
+/// Issues the key of an operator, who may write all apps and regions by the API.
+///
+/// # Errors
+/// When the key breaks a rule, or the hub did not confirm that it stored it.
+pub async fn issue_operator_key(
+    hub: &jetstream::Context,
+    mesh_key: &MeshKey,
+    new: NewKey,
+) -> Result<String, ProvisionError> {
+    let now = Clock::system().now();
+    let refused = |invalid: Invalid| ProvisionError::Refused("key of an operator".to_owned(), invalid.into());
+    new.check(now).map_err(refused)?;
+    let nobody = AppId::unknown();
+    let (key, text) = ApiKey::issue(mesh_key, nobody, new, now);
+    let not_written = |error| ProvisionError::Write("a key of an operator".to_owned(), error);
+    config::put_operator(hub, &key).await.map_err(not_written)?;
+    Ok(text)
 }
 
-/// A file of regions and apps.
+/// A file of regions and apps. A member `<name>_file` of an app, at any depth, is the path of a file with the text of the
+/// member `<name>`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(default)]
     region: BTreeMap<Region, Site>,
     #[serde(default)]
-    app: Vec<AppEntry>,
+    app: Vec<Map<String, Value>>,
+    /// Keys of operators.
+    #[serde(default)]
+    operator: Vec<NewKey>,
 }
 
-#[derive(Debug, Deserialize)]
-struct AppEntry {
-    id: AppId,
-    default_region: Region,
-    #[serde(default)]
-    services: bool,
-    #[serde(default)]
-    outbox: bool,
-    account: Option<AccountKey>,
-    residency: Option<Region>,
-    #[serde(default)]
-    ambiguity: BTreeMap<Channel, Ambiguity>,
-    alerts: Option<AlertsEntry>,
-    #[serde(default)]
-    quota: Quota,
-    #[serde(default)]
-    routes: BTreeMap<Channel, Vec<Route>>,
-    #[serde(default)]
-    senders: Senders,
-    #[serde(default)]
-    sms_countries: BTreeSet<Country>,
-    #[serde(default)]
-    keys: Vec<NewKey>,
-    /// The members of each credential, by the name of its provider, and the table `credentials` with more of them. A member
-    /// `<name>_file` is the path of a file with the text of the member `<name>`.
-    #[serde(flatten)]
-    members: BTreeMap<String, Value>,
+/// Regions and apps, as a file has them.
+#[derive(Debug)]
+pub struct MeshFile {
+    /// The regions.
+    pub regions: BTreeMap<Region, Site>,
+    /// The apps, each as the JSON that the API takes, with secrets in the clear.
+    pub apps: Vec<(AppId, Value)>,
+    documents: Vec<AppDocument>,
+    operators: Vec<NewKey>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AlertsEntry {
-    url: String,
-    secret_file: PathBuf,
+/// Reads `file`, and the files that it names by paths that are relative to its folder.
+///
+/// # Errors
+/// When a file cannot be read, or a member is unknown or of a wrong type.
+pub fn read(file: &Path) -> Result<MeshFile, ProvisionError> {
+    let read: File = settings::read(file)?;
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let (mut apps, mut documents) = (Vec::new(), Vec::new());
+    for entry in read.app {
+        let id = entry.get("id").and_then(Value::as_str).and_then(|id| id.parse().ok());
+        let id: AppId = id.unwrap_or_else(AppId::unknown);
+        let json = Value::Object(read_files(folder, entry)?);
+        let document = serde_path_to_error::deserialize(&json);
+        documents.push(document.map_err(|error| ProvisionError::Invalid(id.clone(), Invalid::of_json(&error)))?);
+        apps.push((id, json));
+    }
+    Ok(MeshFile {
+        regions: read.region,
+        apps,
+        documents,
+        operators: read.operator,
+    })
 }
 
 /// An API key that was issued.
 #[derive(Debug)]
 pub struct Issued {
-    /// The app that the key identifies.
-    pub app: AppId,
+    /// The app that the key identifies; `None` if it is an operator's.
+    pub app: Option<AppId>,
     /// The operations that the key allows.
     pub scopes: Vec<Scope>,
     /// The key as a caller sends it: `peal_<key id>_<secret>`. It is not stored anywhere.
@@ -282,21 +218,32 @@ pub struct Issued {
 /// The apps that have services, with the public keys of their accounts where servers have an operator.
 pub type ServiceApps = BTreeMap<AppId, Option<AccountKey>>;
 
-/// The regions in `file`, and the apps that have services.
+/// The regions in `file`, and the apps that have services. The files that it names are not read.
 ///
 /// # Errors
 /// When the file cannot be read or parsed.
 pub fn parties(file: &Path) -> Result<(BTreeMap<Region, Site>, ServiceApps), BadSettings> {
-    let File { region, app } = settings::read(file)?;
-    let apps = app
-        .into_iter()
-        .filter(|app| app.services)
-        .map(|app| (app.id, app.account));
-    Ok((region, apps.collect()))
+    #[derive(Deserialize)]
+    struct Parties {
+        #[serde(default)]
+        region: BTreeMap<Region, Site>,
+        #[serde(default)]
+        app: Vec<Party>,
+    }
+    #[derive(Deserialize)]
+    struct Party {
+        id: AppId,
+        #[serde(default)]
+        services: bool,
+        account: Option<AccountKey>,
+    }
+    let Parties { region, app } = settings::read(file)?;
+    let apps = app.into_iter().filter(|app| app.services);
+    Ok((region, apps.map(|app| (app.id, app.account)).collect()))
 }
 
-/// Writes every region and every app in `file` to the hub's configuration. Paths in it are relative to its folder. A
-/// key is issued for each entry in an app's `keys`, unless the app has such a key already: repeating changes nothing.
+/// Writes every region and every app in `file` to the hub's configuration. A key is issued for each operator and for each entry in
+/// an app's `keys`, unless there is such a key already: repeating changes nothing.
 ///
 /// # Errors
 /// When a file cannot be used, or the hub does not answer or refuses.
@@ -306,145 +253,71 @@ pub async fn run(
     replicas: usize,
     file: &Path,
 ) -> Result<Vec<Issued>, ProvisionError> {
-    let read: File = settings::read(file)?;
-    let folder = file.parent().unwrap_or(Path::new("."));
-    // All of it is read before anything is written: the texts of keys that were issued are shown once, at the end.
-    let apps = read.app.iter().map(|entry| entry.load(folder));
-    let apps = apps.collect::<Result<Vec<_>, _>>()?;
+    let file = read(file)?;
     let hub = hub(client);
     prepare_hub(&hub, mesh_key, replicas).await?;
     let known = config::read(&hub).await?;
-    check_residency(&read, &known)?;
-    let missing = read
-        .app
-        .iter()
-        .map(|entry| entry.missing_keys(&known, Clock::system().now()));
-    let missing = missing.collect::<Result<Vec<_>, _>>()?;
-    for (region, site) in &read.region {
-        write_region(&hub, region, site).await?;
+    check_residency(&file, &known)?;
+    let desk = Desk::new(hub.clone(), mesh_key.clone(), Clock::system());
+    for (region, site) in &file.regions {
+        let refused = |refusal| ProvisionError::Refused(format!("region {region}"), refusal);
+        let writing = desk.put_region(&Authority::Operator, region, site, None, Mode::Write);
+        writing.await.map_err(refused)?;
     }
     if known.proofs_since.is_none() {
         require_proofs(&hub, Clock::system().now()).await?;
     }
     let mut issued = Vec::new();
-    for ((entry, app), missing) in read.app.iter().zip(&apps).zip(missing) {
-        let texts = write_app(&hub, mesh_key, app, &missing).await?;
-        issued.extend(missing.into_iter().zip(texts).map(|(key, text)| Issued {
-            app: entry.id.clone(),
-            scopes: key.scopes,
-            text,
-        }));
+    // All apps are tried before any is written: the texts of keys that were issued are shown once, at the end.
+    for mode in [Mode::Plan, Mode::Write] {
+        for document in &file.documents {
+            let refused = |refusal| match refusal {
+                Refusal::Invalid { field, rule } => {
+                    ProvisionError::Invalid(document.id.clone(), Invalid::new(field, rule))
+                }
+                other => ProvisionError::Refused(format!("app {}", document.id), other),
+            };
+            let writing = desk.put_app(&Authority::Operator, document, None, mode);
+            let written = Box::pin(writing).await.map_err(refused)?;
+            issued.extend(written.app.keys.into_iter().filter_map(|key| {
+                Some(Issued {
+                    app: Some(document.id.clone()),
+                    scopes: key.scopes,
+                    text: key.key?,
+                })
+            }));
+        }
+    }
+    for new in file.operators {
+        if known.operators.values().any(|key| key.is_like(&new)) {
+            continue;
+        }
+        issued.push(Issued {
+            app: None,
+            scopes: new.scopes.clone(),
+            text: issue_operator_key(&hub, mesh_key, new).await?,
+        });
     }
     Ok(issued)
 }
 
-/// An app with a residency must live in a region without helpers: the workers of a helper hold copies of the facts and
-/// jobs of the region that it helps.
-fn check_residency(read: &File, known: &Tenants) -> Result<(), ProvisionError> {
-    let resident = read
-        .app
-        .iter()
-        .filter_map(|app| Some((&app.id, app.residency.as_ref()?)));
-    for app in read.app.iter().filter(|app| app.residency.is_some()) {
-        if app.residency.as_ref() != Some(&app.default_region) {
-            return Err(ProvisionError::Residency(
-                app.id.clone(),
-                "must be the default_region too",
-            ));
-        }
-    }
-    let before = known
-        .apps
-        .values()
-        .filter_map(|app| Some((&app.id, app.residency.as_ref()?)));
+/// As [`Desk`] checks one entry, for all of a file together.
+fn check_residency(file: &MeshFile, known: &Tenants) -> Result<(), ProvisionError> {
+    let resident = file.documents.iter();
+    let resident = resident.filter_map(|app| Some((&app.id, app.residency.as_ref()?)));
+    let before = known.apps.values();
+    let before = before.filter_map(|app| Some((&app.id, app.residency.as_ref()?)));
     for (app, region) in resident.chain(before) {
-        let site = read.region.get(region).or_else(|| known.regions.get(region));
+        let site = file.regions.get(region).or_else(|| known.regions.get(region));
         if site.is_some_and(|site| !site.helpers.is_empty()) {
-            return Err(ProvisionError::Residency(
-                app.clone(),
-                "must not be a region that has helpers",
-            ));
+            let rule = "must not be a region that has helpers";
+            return Err(ProvisionError::Invalid(app.clone(), Invalid::new("residency", rule)));
         }
     }
     Ok(())
 }
 
-impl AppEntry {
-    /// The keys that are to be issued: those that the app does not have.
-    fn missing_keys(&self, known: &Tenants, now: Timestamp) -> Result<Vec<NewKey>, ProvisionError> {
-        let has = |new: &NewKey| known.keys.values().any(|key| key.app == self.id && key.is_like(new));
-        let missing = self.keys.iter().enumerate().filter(|(_, new)| !has(new));
-        let checked = missing.map(|(index, new)| {
-            let invalid = |invalid: Invalid| invalid.within(&format!("keys[{index}]"));
-            let invalid = |broken| ProvisionError::Invalid(self.id.clone(), invalid(broken));
-            new.check(now).map_err(invalid)?;
-            Ok(new.clone())
-        });
-        checked.collect()
-    }
-
-    fn load(&self, folder: &Path) -> Result<NewApp, ProvisionError> {
-        let alerts = match &self.alerts {
-            Some(alerts) => {
-                let secret: Secret = text(folder, &alerts.secret_file)?.trim().to_owned().into();
-                SigningKey::new(&secret).map_err(|Invalid { rule, .. }| {
-                    ProvisionError::Invalid(self.id.clone(), Invalid::new("alerts.secret_file", rule))
-                })?;
-                Some(NewAlerts {
-                    url: alerts.url.clone(),
-                    secret,
-                })
-            }
-            None => None,
-        };
-        let within = |member: &'static str| {
-            move |invalid: Invalid| ProvisionError::Invalid(self.id.clone(), invalid.within(member))
-        };
-        self.quota.check().map_err(within("quota"))?;
-        self.senders.check().map_err(within("senders"))?;
-        for (channel, routes) in &self.routes {
-            let checked = Route::check(*channel, routes).map_err(|invalid| invalid.within(channel.as_str()));
-            checked.map_err(within("routes"))?;
-        }
-        // The contract names `[app.apns]`, `[app.fcm]` and `[app.credentials.<provider>]`.
-        let mut named: Vec<(&String, &Value)> = Vec::new();
-        for (name, members) in &self.members {
-            match (name.as_str(), members) {
-                ("credentials", Value::Object(inner)) => named.extend(inner),
-                _ => named.push((name, members)),
-            }
-        }
-        let mut credentials = Vec::with_capacity(named.len());
-        for (name, members) in named {
-            let invalid = |invalid: Invalid| ProvisionError::Invalid(self.id.clone(), invalid.within(name));
-            let unknown = |_| invalid(Invalid::new("", "is neither a member of an app nor a provider"));
-            let provider: Provider = name.parse().map_err(unknown)?;
-            let Value::Object(members) = members else {
-                return Err(invalid(Invalid::new("", "must be a table")));
-            };
-            let members = read_files(folder, members.clone())?;
-            credentials.push(Credential::read(provider, members).map_err(invalid)?);
-        }
-        Ok(NewApp {
-            id: self.id.clone(),
-            default_region: self.default_region.clone(),
-            services: self.services,
-            outbox: self.outbox,
-            account: self.account.clone(),
-            residency: self.residency.clone(),
-            ambiguity: self.ambiguity.clone(),
-            alerts,
-            quota: self.quota,
-            routes: self.routes.clone(),
-            senders: self.senders.clone(),
-            sms_countries: self.sms_countries.clone(),
-            credentials,
-        })
-    }
-}
-
 /// Replaces each member `<name>_file` with a member `<name>`, which has the text of the file without the line feed at its end.
-/// Tables in lists are read too.
 fn read_files(folder: &Path, members: Map<String, Value>) -> Result<Map<String, Value>, ProvisionError> {
     let in_list = |item: Value| match item {
         Value::Object(members) => read_files(folder, members).map(Value::Object),
@@ -455,6 +328,7 @@ fn read_files(folder: &Path, members: Map<String, Value>) -> Result<Map<String, 
             let text = text(folder, Path::new(&path))?;
             Ok((member.to_owned(), text.trim_end_matches(['\r', '\n']).into()))
         }
+        (_, Value::Object(members)) => Ok((name, read_files(folder, members)?.into())),
         (_, Value::Array(items)) => {
             let items: Result<Vec<_>, _> = items.into_iter().map(in_list).collect();
             Ok((name, items?.into()))
@@ -471,24 +345,37 @@ fn text(folder: &Path, path: &Path) -> Result<String, ProvisionError> {
 
 #[cfg(test)]
 mod tests {
+    use shared::{provider::Credential, testing};
+
     use super::*;
+
+    const P256: &str = include_str!("../../edge-worker/src/providers/testdata/p256.pem");
+    const RSA: &str = include_str!("../../edge-worker/src/providers/testdata/rsa2048.pem");
+
+    /// The file with this text, beside files of keys.
+    fn file(text: &str) -> Result<MeshFile, ProvisionError> {
+        let folder = std::env::temp_dir().join(format!("peal-provision-{}", uuid::Uuid::new_v4()));
+        fs::create_dir_all(&folder).unwrap();
+        for (name, text) in [("key.p8", P256), ("dkim.pem", RSA), ("smtp.password", "hunter2\n")] {
+            fs::write(folder.join(name), text).unwrap();
+        }
+        fs::write(folder.join("mesh.toml"), text).unwrap();
+        let read = read(&folder.join("mesh.toml"));
+        fs::remove_dir_all(folder).unwrap();
+        read
+    }
 
     #[test]
     fn residency_is_refused_for_a_region_with_helpers() {
         let app = "[[app]]\nid = \"shop\"\ndefault_region = \"eu\"\nresidency = \"eu\"\n";
-        let file = |text: &str| settings::load::<File>(text, None).unwrap();
-        let refused = |text: &str, known: &Tenants| check_residency(&file(text), known).unwrap_err().to_string();
+        let refused = |text: &str, known: &Tenants| {
+            let refused = check_residency(&file(text).unwrap(), known).unwrap_err();
+            refused.to_string()
+        };
         let mut known = Tenants::default();
-        check_residency(&file(app), &known).unwrap();
+        check_residency(&file(app).unwrap(), &known).unwrap();
         let helped = "[region.eu]\nhelpers = [\"us\"]\n";
         assert!(refused(&format!("{helped}{app}"), &known).contains("helpers"));
-        assert!(
-            refused(
-                &app.replace("default_region = \"eu\"", "default_region = \"us\""),
-                &known
-            )
-            .contains("default")
-        );
         let resident = App {
             residency: Some("eu".parse().unwrap()),
             ..App::new("shop".parse().unwrap(), "eu".parse().unwrap())
@@ -498,13 +385,8 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_read_from_the_files_that_the_entry_names() {
-        let dir = std::env::temp_dir().join(format!("peal-provision-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join("key.p8"), "PEM").unwrap();
-        fs::write(dir.join("smtp.password"), "hunter2\n").unwrap();
-        fs::write(
-            dir.join("apps.toml"),
+    fn secrets_are_read_from_the_files_that_an_app_names() {
+        let read = file(
             r#"
             [[app]]
             id = "shop"
@@ -519,47 +401,36 @@ mod tests {
             host = "mail.example.com"
             user = "shop"
             password_file = "smtp.password"
-            dkim = [{ domain = "example.com", selector = "a", private_key_file = "key.p8" }]
+            dkim = [{ domain = "example.com", selector = "a", private_key_file = "dkim.pem" }]
             [app.ambiguity]
             push = "hold"
-
-            [[app]]
-            id = "bank"
-            default_region = "eu"
-            [app.apns]
-            team_id = "TEAM"
-            key = "KEY"
-
-            [[app]]
-            id = "typo"
-            default_region = "eu"
-            [app.apms]
             "#,
-        )
-        .unwrap();
-        let mut file: File = settings::read(&dir.join("apps.toml")).unwrap();
-        let entry = file.app.remove(0);
-        assert_eq!(entry.keys[0].scopes, [Scope::Send, Scope::RecipientsWrite]);
-        let app = entry.load(&dir).unwrap();
-        let Some(Credential::Apns(apns)) = app.credentials.first() else {
-            panic!("no credential: {app:?}")
-        };
-        assert_eq!(apns.private_key.reveal(), "PEM");
-        let Some(Credential::Smtp(smtp)) = app.credentials.get(1) else {
-            panic!("no second credential: {app:?}")
-        };
-        assert_eq!(
-            smtp.password.as_ref().unwrap().reveal(),
-            "hunter2",
-            "without the line feed of the file"
         );
-        assert_eq!(smtp.dkim[0].private_key.reveal(), "PEM");
-        assert_eq!(app.ambiguity[&Channel::Push], Ambiguity::Hold);
-        assert!(!format!("{app:?}").contains("PEM"));
-        let mut refused = || file.app.remove(0).load(&dir).unwrap_err().to_string();
-        let bank = refused();
-        assert!(bank.starts_with("app bank: apns.key: is not known"), "{bank}");
-        assert!(refused().starts_with("app typo: apms: "));
-        fs::remove_dir_all(dir).unwrap();
+        let read = read.unwrap();
+        let key = testing::mesh_key();
+        assert_eq!(read.documents[0].keys[0].scopes, [Scope::Send, Scope::RecipientsWrite]);
+        let app = read.documents[0].seal(None, &key).unwrap();
+        let credentials = app.credentials(&key).unwrap();
+        let [Credential::Apns(apns), Credential::Smtp(smtp)] = &*credentials else {
+            panic!("other credentials: {credentials:?}")
+        };
+        assert_eq!(apns.private_key.reveal().trim(), P256.trim());
+        let password = smtp.password.as_ref().unwrap().reveal();
+        assert_eq!(password, "hunter2", "without the line feed of the file");
+        assert_eq!(smtp.dkim[0].private_key.reveal().trim(), RSA.trim());
+    }
+
+    #[test]
+    fn a_member_that_is_not_known_is_named() {
+        let refused = |members: &str| {
+            let app = format!("[[app]]\nid = \"bank\"\ndefault_region = \"eu\"\n{members}");
+            file(&app).unwrap_err().to_string()
+        };
+        let typo = refused("[app.apms]\n");
+        assert!(typo.starts_with("app bank: apms: is not known"), "{typo}");
+        let typo = refused("[app.credentials.apms]\n");
+        assert!(typo.starts_with("app bank: credentials.apms: "), "{typo}");
+        let missing = refused("[app.apns]\nprivate_key_file = \"none.p8\"\n");
+        assert!(missing.starts_with("cannot read "), "{missing}");
     }
 }

@@ -11,10 +11,12 @@ use shared::{
 use utoipa::{PartialSchema, ToSchema};
 
 /// Schemas of lists and of what operators read: the page describes these in words.
-const IN_WORDS: [&str; 7] = [
+const IN_WORDS: [&str; 9] = [
     "AddressList",
+    "AppList",
     "Listed",
     "ReadyResponse",
+    "RegionList",
     "Replayed",
     "StatusList",
     "SuppressionList",
@@ -174,7 +176,7 @@ fn the_example_of_an_app_is_taken() {
     assert_eq!(language, "toml");
     let file = std::env::temp_dir().join(format!("peal-contract-{}.toml", std::process::id()));
     std::fs::write(&file, example).unwrap();
-    let read = gateway::provision::parties(&file);
+    let read = gateway::provision::read(&file);
     std::fs::remove_file(&file).unwrap();
-    assert!(read.unwrap().0.is_empty());
+    assert_eq!(read.unwrap().apps.len(), 1);
 }

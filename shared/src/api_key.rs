@@ -33,12 +33,16 @@ words!(
         RecipientsWrite = "recipients:write",
         /// Read recipients, addresses and preferences.
         RecipientsRead = "recipients:read",
+        /// Export recipients with the tokens of their devices.
+        RecipientsExport = "recipients:export",
         /// Write the suppression list.
         SuppressionsWrite = "suppressions:write",
         /// Sign client tokens.
         IssueTokens = "client_tokens:issue",
-        /// Export recipients with the tokens of their devices.
-        RecipientsExport = "recipients:export",
+        /// Write apps, keys and credentials: its own app's, of the whole mesh for an operator's key.
+        AppsWrite = "apps:write",
+        /// Read apps and keys, without secrets.
+        AppsRead = "apps:read",
     }
 );
 

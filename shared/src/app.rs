@@ -13,6 +13,7 @@ use crate::{
     invalid::Invalid,
     provider::{Credential, Provider},
     seal::{MeshKey, SealError, Sealed},
+    secret::Secret,
     senders::Senders,
 };
 
@@ -57,6 +58,9 @@ pub struct App {
     /// The countries to whose numbers text messages may be sent.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub sms_countries: BTreeSet<Country>,
+    /// Whether the operator suspended it: its requests are refused, and its work waits.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub suspended: bool,
     /// The credentials of the app, sealed with the mesh key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub credentials: BTreeMap<Provider, SealedCredential>,
@@ -218,6 +222,7 @@ impl App {
             routes: BTreeMap::new(),
             senders: Senders::none(),
             sms_countries: BTreeSet::new(),
+            suspended: false,
             credentials: BTreeMap::new(),
         }
     }
@@ -312,6 +317,19 @@ impl App {
         self.credentials.insert(provider, SealedCredential::Whole(sealed));
     }
 
+    /// Makes `secret` the key that signs the app's alerts, which are posted to `url`.
+    pub fn alert(&mut self, mesh_key: &MeshKey, url: String, secret: &Secret) {
+        let secret = mesh_key.seal(&alerts_seal_name(&self.id), secret.reveal());
+        self.alerts = Some(Alerts { url, secret });
+    }
+
+    /// The key that signs the app's alerts; `None` if it has none, or `mesh_key` does not open it.
+    pub fn alerts_secret(&self, mesh_key: &MeshKey) -> Option<Secret> {
+        let alerts = self.alerts.as_ref()?;
+        let secret = mesh_key.open(&alerts_seal_name(&self.id), &alerts.secret);
+        secret.ok().map(Secret::from)
+    }
+
     /// Whether `mesh_key` opens any credential of the app; `None` if it has none.
     pub fn is_sealed_with(&self, mesh_key: &MeshKey) -> Option<bool> {
         let opens = |(provider, sealed): (&Provider, &SealedCredential)| {
@@ -328,9 +346,20 @@ impl App {
     /// # Errors
     /// The first credential that cannot be used.
     pub fn credentials(&self, mesh_key: &MeshKey) -> Result<Vec<Credential>, BadCredential> {
-        let all = self.credentials.iter();
-        all.map(|(provider, sealed)| sealed.open(mesh_key, &self.id, *provider))
+        let all = self.credentials.keys();
+        all.filter_map(|provider| self.credential(mesh_key, *provider).transpose())
             .collect()
+    }
+
+    /// The credential of the app for `provider`, in the clear; `None` if it has none.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub fn credential(&self, mesh_key: &MeshKey, provider: Provider) -> Result<Option<Credential>, BadCredential> {
+        let sealed = self.credentials.get(&provider);
+        sealed
+            .map(|sealed| sealed.open(mesh_key, &self.id, provider))
+            .transpose()
     }
 }
 
@@ -360,6 +389,8 @@ struct Stored {
     senders: Senders,
     #[serde(default)]
     sms_countries: BTreeSet<Country>,
+    #[serde(default)]
+    suspended: bool,
     /// By the name of the provider; credentials for providers that this version does not know are ignored.
     #[serde(default)]
     credentials: BTreeMap<String, SealedCredential>,
@@ -410,13 +441,14 @@ impl From<Stored> for App {
             routes: routes.collect(),
             senders: stored.senders,
             sms_countries: stored.sms_countries,
+            suspended: stored.suspended,
             credentials: former.chain(known).collect(),
         }
     }
 }
 
 /// The name under which the secret of the alerts of `app` is sealed.
-pub fn alerts_seal_name(app: &AppId) -> String {
+fn alerts_seal_name(app: &AppId) -> String {
     format!("{app}/alerts")
 }
 

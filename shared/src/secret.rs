@@ -1,8 +1,21 @@
 //! A string that must not be shown.
 
-use std::fmt;
+use std::{cell::Cell, fmt};
 
 use serde::{Deserialize, Deserializer, Serializer};
+
+thread_local! {
+    static HIDES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `serialize`, in which every secret is serialized as `null`: so what may be shown of a credential has no list of its
+/// own that could lack a member.
+pub(crate) fn hiding<T>(serialize: impl FnOnce() -> T) -> T {
+    let before = HIDES.replace(true);
+    let done = serialize();
+    HIDES.set(before);
+    done
+}
 
 /// A string that `Debug` hides. It is serialized only where a field asks for it.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -34,8 +47,12 @@ pub(crate) fn one_line<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Sec
     Ok(Secret(text.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
-/// Serializes a secret in the clear, for `#[serde(serialize_with)]` on the fields of what is sealed as a whole.
+/// Serializes a secret in the clear, for `#[serde(serialize_with)]` on the fields of what is sealed as a whole; as `null` in
+/// [`hiding`].
 pub(crate) fn reveal<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+    if HIDES.get() {
+        return serializer.serialize_none();
+    }
     serializer.serialize_str(secret.reveal())
 }
 
@@ -43,7 +60,7 @@ pub(crate) fn reveal<S: Serializer>(secret: &Secret, serializer: S) -> Result<S:
 #[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
 pub(crate) fn reveal_some<S: Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
     match secret {
-        Some(secret) => serializer.serialize_some(secret.reveal()),
+        Some(secret) => reveal(secret, serializer),
         None => serializer.serialize_none(),
     }
 }

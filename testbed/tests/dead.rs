@@ -10,7 +10,6 @@ use std::{
 use aws_lc_rs::hmac;
 use axum::{Router, http::HeaderMap, http::StatusCode, routing::post};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use gateway::provision::NewAlerts;
 use serde_json::{Value, json};
 use shared::{
     app::Ambiguity,
@@ -24,7 +23,7 @@ use shared::{
 use testbed::{
     audit::Audit,
     nats,
-    peal::{Peal, Plan},
+    peal::{Alerts, Peal, Plan},
     providers::script::{Answer, Rule},
 };
 
@@ -73,7 +72,7 @@ async fn an_alert_of_dead_letters_is_repeated_until_it_is_accepted() {
         regions: vec!["eu".into()],
         worker_settings: "max_attempts = 1".into(),
         gateway_settings: "[alerts]\nevery_s = 1".into(),
-        alerts: Some(NewAlerts {
+        alerts: Some(Alerts {
             url,
             secret: SECRET.to_owned().into(),
         }),
@@ -168,7 +167,7 @@ async fn an_app_whose_webhook_is_slow_delays_no_alert_of_another() {
         regions: vec!["eu".into()],
         worker_settings: "max_attempts = 1".into(),
         gateway_settings: "[alerts]\nevery_s = 1".into(),
-        alerts: Some(NewAlerts {
+        alerts: Some(Alerts {
             url,
             secret: "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned().into(),
         }),

@@ -37,6 +37,10 @@ impl Pipeline {
                 return Err(Stop::GiveBack(pulled.into(), RETRY_LEDGER_READ_AFTER));
             }
         }
+        let is_expired = broadcast.is_expired(self.clock.now());
+        if self.is_suspended(&broadcast.app) && self.unwanted(is_expired, broadcast.notification).is_none() {
+            return Err(self.reschedule(pulled, work, None, broadcast.accepted_at).await);
+        }
         match &broadcast.slice {
             None => self.split(pulled, &broadcast, reservation).await,
             Some(slice) => self.expand(pulled, &broadcast, slice, reservation).await,

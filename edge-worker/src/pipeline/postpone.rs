@@ -33,10 +33,22 @@ const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 impl Pipeline {
     /// Lets a job wait because of `reason`, a stable word. For the first tries it stays with the server for `retry_after`.
     pub(super) async fn postpone(&self, active: ActiveJob, reason: &'static str, retry_after: Duration) -> Stop {
-        let ActiveJob { pulled, job, .. } = &active;
+        let pulled = &active.pulled;
         if pulled.tries < POSTPONED_AFTER_TRIES {
             return Stop::GiveBack(active.pulled.into(), retry_after);
         }
+        self.wait_on_schedule(active, reason, retry_after).await
+    }
+
+    /// Lets a job wait on a schedule at once because of `reason`, a stable word. One that cannot stays with the server for
+    /// `retry_after`, or longer.
+    pub(super) async fn wait_on_schedule(
+        &self,
+        active: ActiveJob,
+        reason: &'static str,
+        retry_after: Duration,
+    ) -> Stop {
+        let ActiveJob { pulled, job, .. } = &active;
         let now = self.clock.now();
         // It must come back before it expires, to end with a receipt soon after.
         let until = self

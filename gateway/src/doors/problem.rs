@@ -78,6 +78,24 @@ pub(crate) const REPLAYED: Kind = kind(
     None,
 );
 pub(crate) const FORBIDDEN: Kind = kind("forbidden", StatusCode::FORBIDDEN, "The API key may not do this", None);
+pub(crate) const APP_SUSPENDED: Kind = kind(
+    "app_suspended",
+    StatusCode::FORBIDDEN,
+    "The operator suspended this app",
+    None,
+);
+pub(crate) const VERSION_CONFLICT: Kind = kind(
+    "version_conflict",
+    StatusCode::PRECONDITION_FAILED,
+    "Somebody else changed this meanwhile",
+    None,
+);
+pub(crate) const ADMIN_UNREACHABLE: Kind = kind(
+    "admin_unreachable",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The admin gateway does not answer",
+    Some(5),
+);
 pub(crate) const NOT_FOUND: Kind = kind("not_found", StatusCode::NOT_FOUND, "There is no such thing", None);
 pub(crate) const METHOD: Kind = kind(
     "method_not_allowed",
@@ -196,7 +214,7 @@ pub(crate) const STATUS_UNAVAILABLE: Kind = kind(
 
 /// Every kind, for the documentation.
 #[cfg(test)]
-pub(crate) const KINDS: [Kind; 27] = [
+pub(crate) const KINDS: [Kind; 30] = [
     MALFORMED,
     INVALID,
     NOT_BUILT,
@@ -204,6 +222,9 @@ pub(crate) const KINDS: [Kind; 27] = [
     UNAUTHENTICATED,
     REPLAYED,
     FORBIDDEN,
+    APP_SUSPENDED,
+    VERSION_CONFLICT,
+    ADMIN_UNREACHABLE,
     NOT_FOUND,
     METHOD,
     BODY_TIMEOUT,
@@ -257,6 +278,12 @@ impl Problem {
         let mut problem = Self::new(kind, invalid.to_string());
         problem.0.errors.push(invalid);
         problem
+    }
+
+    /// The caller's app is suspended.
+    pub(super) fn suspended() -> Self {
+        let detail = "Nothing was stored. What was accepted before waits until the operator resumes the app.";
+        Self::new(APP_SUSPENDED, detail)
     }
 
     /// The NATS server refuses a permission that this gateway needs; the gateway's log names the subject.

@@ -18,7 +18,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 use shared::{
-    app::{App, alerts_seal_name},
+    app::App,
     id::{AppId, Region},
     nats::{
         envelope,
@@ -246,12 +246,9 @@ impl Alerts {
 
     async fn post(&self, app: &App, letters: &[PulledLetter]) -> Result<(), String> {
         let Some(alerts) = &app.alerts else { return Ok(()) };
-        let secret = self
-            .context
-            .mesh_key
-            .open(&alerts_seal_name(&app.id), &alerts.secret)
-            .map_err(|error| error.to_string())?;
-        let key = SigningKey::of_stored(&secret.into()).ok_or("the secret is not whsec_ followed by base64")?;
+        let secret = app.alerts_secret(&self.context.mesh_key);
+        let secret = secret.ok_or("the secret cannot be opened with this mesh key")?;
+        let key = SigningKey::of_stored(&secret).ok_or("the secret is not whsec_ followed by base64")?;
         let now = self.context.clock.now();
         let alert = Alert {
             kind: "dead_letters.created",

@@ -7,13 +7,16 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
+use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
 use super::{
     audit::Keys,
+    current,
+    direct::NoAnswer,
     follow::{self, Entry},
     leader,
     publish::{self, NotStored},
@@ -22,6 +25,7 @@ use super::{
 use crate::{
     api_key::ApiKey,
     app::App,
+    digest,
     id::{AppId, Region},
     id_key::IdKey,
     invalid::Invalid,
@@ -36,13 +40,28 @@ const ID_KEY: &str = "id_key";
 /// The name of the entry about proofs.
 const PROOFS: &str = "proofs";
 
+/// The kinds of entries that an admin gateway writes.
+pub(super) const KINDS_OF_ADMIN: [&str; 3] = [APP, KEY, REGION];
+
+const APP: &str = "app";
+const KEY: &str = "key";
+const REGION: &str = "region";
+
+/// Keys of operators are another kind than those of apps, so that no lookup of an app's key finds one. Former programs do not
+/// know the kind and pass over it.
+const OPERATOR: &str = "operator";
+
 /// A snapshot of all tenants and of the regions of the mesh.
 #[derive(Debug, Clone, Default)]
 pub struct Tenants {
     /// The apps, by name.
     pub apps: HashMap<AppId, Arc<App>>,
+    /// The versions of the entries of apps and of regions, by name: the same text as long as the entry is the same.
+    versions: HashMap<(&'static str, String), String>,
     /// The API keys, by key id.
     pub keys: HashMap<String, Arc<ApiKey>>,
+    /// The keys of operators, by key id. The app that such a key names means nothing.
+    pub operators: HashMap<String, Arc<ApiKey>>,
     /// The regions of the mesh, by name.
     pub regions: BTreeMap<Region, Site>,
     /// The mesh's key of ids; absent in a mesh that version 0.1 provisioned.
@@ -182,6 +201,20 @@ impl Tenants {
         self.proofs_since.is_some()
     }
 
+    /// The version of an app's entry; empty if there is none.
+    pub fn version_of_app(&self, app: &AppId) -> &str {
+        self.version(APP, app.as_str())
+    }
+
+    /// The version of a region's entry; empty if there is none.
+    pub fn version_of_region(&self, region: &Region) -> &str {
+        self.version(REGION, region.as_str())
+    }
+
+    fn version(&self, kind: &'static str, name: &str) -> &str {
+        self.versions.get(&(kind, name.to_owned())).map_or("", String::as_str)
+    }
+
     /// Whether nothing was ever provisioned.
     pub fn is_empty(&self) -> bool {
         self.apps.is_empty() && self.keys.is_empty() && self.regions.is_empty() && self.id_key.is_none()
@@ -208,27 +241,38 @@ impl Tenants {
             return Ok(());
         };
         match (kind, value) {
-            ("app", Some(value)) => {
+            (APP, Some(value)) => {
                 let app: App = tolerant::read(value)?;
+                self.versions.insert((APP, app.id.to_string()), version_of(value));
                 self.apps.insert(app.id.clone(), app.into());
             }
-            ("app", None) => {
+            (APP, None) => {
                 self.apps.retain(|id, _| id.as_str() != name);
+                self.versions.remove(&(APP, name.to_owned()));
             }
-            ("key", Some(value)) => {
-                let key: ApiKey = tolerant::read(value)?;
-                self.keys.insert(key.key_id.clone(), key.into());
+            (KEY | OPERATOR, value) => {
+                let keys = if kind == KEY {
+                    &mut self.keys
+                } else {
+                    &mut self.operators
+                };
+                match value {
+                    Some(value) => {
+                        let key: ApiKey = tolerant::read(value)?;
+                        keys.insert(key.key_id.clone(), key.into());
+                    }
+                    None => drop(keys.remove(name)),
+                }
             }
-            ("key", None) => {
-                self.keys.remove(name);
-            }
-            ("region", Some(value)) => {
+            (REGION, Some(value)) => {
                 let site: Site = tolerant::read(value)?;
                 if let Ok(region) = name.parse() {
+                    self.versions.insert((REGION, name.to_owned()), version_of(value));
                     self.regions.insert(region, site);
                 }
             }
-            ("region", None) => {
+            (REGION, None) => {
+                self.versions.remove(&(REGION, name.to_owned()));
                 self.regions.retain(|region, _| region.as_str() != name);
             }
             // A removal changes nothing: every process would have to forget the key at the same time.
@@ -245,6 +289,152 @@ impl Tenants {
         }
         Ok(())
     }
+}
+
+/// The version of an entry with this value, as the header `ETag` has it.
+fn version_of(value: &[u8]) -> String {
+    digest::of_content(value).simple().to_string()
+}
+
+/// An entry as the hub's leader has it now.
+#[derive(Debug, Clone)]
+pub struct Current<T> {
+    /// What it holds; `None` if there is no such entry.
+    pub value: Option<T>,
+    /// Its version; empty if there is no such entry.
+    pub version: String,
+    /// The sequence of its last change in the hub's stream, 0 if there was none: whoever replaces the entry states it, so
+    /// that of two writers who read the same one is refused.
+    sequence: u64,
+}
+
+async fn entry<T: DeserializeOwned>(
+    hub: &jetstream::Context,
+    kind: &str,
+    name: &str,
+) -> Result<Current<T>, NotCurrent> {
+    let subject = format!("$KV.{}.{kind}.{name}", topology::CONFIG_BUCKET);
+    let found = current::last(hub, topology::CONFIG, &subject).await?;
+    let sequence = found.as_ref().map_or(0, |found| found.sequence);
+    let Some(found) = found.filter(|found| !found.is_removal()) else {
+        return Ok(Current {
+            value: None,
+            version: String::new(),
+            sequence,
+        });
+    };
+    let value = tolerant::read(&found.payload).map_err(|error| NotCurrent::Entry(subject, error))?;
+    Ok(Current {
+        value: Some(value),
+        version: version_of(&found.payload),
+        sequence,
+    })
+}
+
+/// An entry could not be read at the hub.
+#[derive(Debug, thiserror::Error)]
+pub enum NotCurrent {
+    /// The hub does not answer, or does not permit it.
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswer),
+    /// The entry cannot be read.
+    #[error("configuration entry {0} cannot be read: {1}")]
+    Entry(String, Invalid),
+}
+
+/// An app as it is at the hub. `hub` is a context of the hub's domain.
+///
+/// # Errors
+/// [`NotCurrent`], within two seconds.
+pub async fn current_app(hub: &jetstream::Context, app: &AppId) -> Result<Current<App>, NotCurrent> {
+    entry(hub, APP, app.as_str()).await
+}
+
+/// An API key as it is at the hub; a key id is 16 hexadecimal digits.
+///
+/// # Errors
+/// [`NotCurrent`], within two seconds.
+pub async fn current_key(hub: &jetstream::Context, key_id: &str) -> Result<Current<ApiKey>, NotCurrent> {
+    entry(hub, KEY, key_id).await
+}
+
+/// An operator's key as it is at the hub.
+///
+/// # Errors
+/// [`NotCurrent`], within two seconds.
+pub async fn current_operator(hub: &jetstream::Context, key_id: &str) -> Result<Current<ApiKey>, NotCurrent> {
+    entry(hub, OPERATOR, key_id).await
+}
+
+/// A region as it is at the hub.
+///
+/// # Errors
+/// [`NotCurrent`], within two seconds.
+pub async fn current_region(hub: &jetstream::Context, region: &Region) -> Result<Current<Site>, NotCurrent> {
+    entry(hub, REGION, region.as_str()).await
+}
+
+/// Writes an app in the place of `former`. Returns its version.
+///
+/// # Errors
+/// [`NotStored::Refused`] if somebody else has changed the entry meanwhile.
+pub async fn replace_app(hub: &jetstream::Context, former: &Current<App>, app: &App) -> Result<String, NotStored> {
+    replace(hub, former, APP, app.id.as_str(), app).await
+}
+
+/// Writes a region in the place of `former`.
+///
+/// # Errors
+/// [`NotStored::Refused`] if somebody else has changed the entry meanwhile.
+pub async fn replace_region(
+    hub: &jetstream::Context,
+    former: &Current<Site>,
+    region: &Region,
+    site: &Site,
+) -> Result<String, NotStored> {
+    replace(hub, former, REGION, region.as_str(), site).await
+}
+
+/// Removes an app. Its keys are entries of their own.
+///
+/// # Errors
+/// [`NotStored::Refused`] if somebody else has changed the entry meanwhile.
+pub async fn remove_app(hub: &jetstream::Context, former: &Current<App>, app: &AppId) -> Result<(), NotStored> {
+    let mut headers = expecting(former.sequence);
+    headers.insert("KV-Operation", "DEL");
+    write(hub, headers, APP, app.as_str(), Vec::new()).await
+}
+
+/// Removes an API key.
+///
+/// # Errors
+/// When the hub did not confirm that it stored the removal.
+pub async fn remove_key(hub: &jetstream::Context, key_id: &str) -> Result<(), NotStored> {
+    let mut headers = super::version::headers();
+    headers.insert("KV-Operation", "DEL");
+    write(hub, headers, KEY, key_id, Vec::new()).await
+}
+
+async fn replace<T>(
+    hub: &jetstream::Context,
+    former: &Current<T>,
+    kind: &str,
+    name: &str,
+    value: &T,
+) -> Result<String, NotStored>
+where
+    T: Serialize + Sync,
+{
+    let value = serde_json::to_vec(value).expect("configuration always serializes");
+    let version = version_of(&value);
+    write(hub, expecting(former.sequence), kind, name, value).await?;
+    Ok(version)
+}
+
+fn expecting(sequence: u64) -> HeaderMap {
+    let mut headers = super::version::headers();
+    headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, sequence.to_string());
+    headers
 }
 
 /// The bucket could not be read.
@@ -267,7 +457,11 @@ pub async fn read(js: &jetstream::Context) -> Result<Tenants, NotLoaded> {
     leader::patiently("the configuration", may_pass, async || read_once(js).await).await
 }
 
-async fn read_once(js: &jetstream::Context) -> Result<Tenants, NotLoaded> {
+/// The same without patience.
+///
+/// # Errors
+/// When the server does not answer or an entry cannot be read.
+pub async fn read_once(js: &jetstream::Context) -> Result<Tenants, NotLoaded> {
     let mut tenants = Tenants::default();
     if follow::stream_state(js, topology::CONFIG).await?.messages == 0 {
         return Ok(tenants);
@@ -295,7 +489,7 @@ async fn read_once(js: &jetstream::Context) -> Result<Tenants, NotLoaded> {
 /// # Errors
 /// When the hub did not confirm that it stored the entry.
 pub async fn put_app(hub: &jetstream::Context, app: &App) -> Result<(), publish::NotStored> {
-    put(hub, "app", app.id.as_str(), app).await
+    put(hub, APP, app.id.as_str(), app).await
 }
 
 /// Writes an API key at the hub.
@@ -303,7 +497,16 @@ pub async fn put_app(hub: &jetstream::Context, app: &App) -> Result<(), publish:
 /// # Errors
 /// When the hub did not confirm that it stored the entry.
 pub async fn put_key(hub: &jetstream::Context, key: &ApiKey) -> Result<(), publish::NotStored> {
-    put(hub, "key", &key.key_id, key).await
+    let value = serde_json::to_vec(key).expect("configuration always serializes");
+    write(hub, super::version::headers(), KEY, &key.key_id, value).await
+}
+
+/// Writes the key of an operator at the hub.
+///
+/// # Errors
+/// When the hub did not confirm that it stored the entry.
+pub async fn put_operator(hub: &jetstream::Context, key: &ApiKey) -> Result<(), publish::NotStored> {
+    put(hub, OPERATOR, &key.key_id, key).await
 }
 
 /// Writes a region at the hub.
@@ -311,7 +514,7 @@ pub async fn put_key(hub: &jetstream::Context, key: &ApiKey) -> Result<(), publi
 /// # Errors
 /// When the hub did not confirm that it stored the entry.
 pub async fn put_region(hub: &jetstream::Context, region: &Region, site: &Site) -> Result<(), publish::NotStored> {
-    put(hub, "region", region.as_str(), site).await
+    put(hub, REGION, region.as_str(), site).await
 }
 
 /// Writes the mesh's key of ids at the hub, unless there is one.
@@ -319,9 +522,7 @@ pub async fn put_region(hub: &jetstream::Context, region: &Region, site: &Site) 
 /// # Errors
 /// When the hub did not confirm that it stored the entry.
 pub async fn create_id_key(hub: &jetstream::Context, sealed: Sealed) -> Result<(), publish::NotStored> {
-    let mut headers = super::version::headers();
-    headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
-    match put_with(hub, headers, "mesh", ID_KEY, &IdKeyEntry { sealed }).await {
+    match put_with(hub, expecting(0), "mesh", ID_KEY, &IdKeyEntry { sealed }).await {
         // Another operator was faster.
         Err(publish::NotStored::Refused) => Ok(()),
         stored => stored,
@@ -353,8 +554,24 @@ async fn put_with(
     value: &impl Serialize,
 ) -> Result<(), publish::NotStored> {
     let value = serde_json::to_vec(value).expect("configuration always serializes");
-    let subject = topology::at_hub(&format!("$KV.{}.{kind}.{name}", topology::CONFIG_BUCKET));
+    let (value, subject) = (Bytes::from(value), subject_at_hub(kind, name));
     let may_pass = |error: &NotStored| matches!(error, NotStored::NoStream | NotStored::NoAnswer);
-    let store = async || publish::store(hub, subject.clone(), headers.clone(), value.clone().into()).await;
+    let store = async || publish::store(hub, subject.clone(), headers.clone(), value.clone()).await;
     leader::patiently("the hub", may_pass, store).await.map(|_| ())
+}
+
+/// The same without patience, for the service that writes for callers who wait.
+async fn write(
+    hub: &jetstream::Context,
+    headers: HeaderMap,
+    kind: &str,
+    name: &str,
+    value: Vec<u8>,
+) -> Result<(), NotStored> {
+    let storing = publish::store(hub, subject_at_hub(kind, name), headers, value.into());
+    storing.await.map(|_| ())
+}
+
+fn subject_at_hub(kind: &str, name: &str) -> String {
+    topology::at_hub(&format!("$KV.{}.{kind}.{name}", topology::CONFIG_BUCKET))
 }

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use super::{
-    accounts,
+    accounts, config,
     subject::{self, TRACE_HOPS},
     topology::{
         self, ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, HUB, IDEMPOTENCY,
@@ -38,6 +38,8 @@ pub enum Role {
     FormerService(Region, AppId),
     /// A person who administers and reads streams: at the hub those of the whole mesh, in a region those of the region.
     Operator(Region),
+    /// Writes apps, keys and regions into the hub's configuration, for operators and apps who show a key for it.
+    Admin,
     /// The servers of a region, as the hub sees them.
     Leaf(Region),
 }
@@ -78,6 +80,7 @@ impl Role {
             Self::Service(_) => "_INBOX".to_owned(),
             Self::FormerService(region, app) => format!("_INBOX.{region}.service.{app}"),
             Self::Operator(region) => format!("_INBOX.{region}.operator"),
+            Self::Admin => format!("_INBOX.{HUB}.admin"),
             Self::Leaf(region) => format!("_INBOX.{region}"),
         }
     }
@@ -90,6 +93,7 @@ impl Role {
             Self::Service(app) => format!("app-{app}"),
             Self::FormerService(_, app) => format!("service-{app}"),
             Self::Operator(_) => "operator".to_owned(),
+            Self::Admin => "admin".to_owned(),
             Self::Leaf(region) => format!("leaf-{region}"),
         }
     }
@@ -103,6 +107,7 @@ impl Role {
             Self::Service(app) => format!("APP_{app}"),
             Self::FormerService(_, app) => format!("SERVICE_{app}"),
             Self::Operator(_) => "OPERATOR".to_owned(),
+            Self::Admin => "ADMIN".to_owned(),
             Self::Leaf(region) => format!("LEAF_{region}"),
         };
         format!("PEAL_NKEY_{}", name.to_uppercase().replace('-', "_"))
@@ -159,6 +164,7 @@ impl Role {
                     .map(str::to_owned)
                     .collect(),
             ),
+            Self::Admin => (admin(), vec![inbox, subject::ADMIN_FILTER.to_owned()]),
             Self::Leaf(there) => leaf(&mesh(there), inbox, parties.beside_former),
         };
         Permissions {
@@ -233,6 +239,8 @@ fn gateway(mesh: &Mesh, apps: &[AppId]) -> Vec<String> {
     }
     // What its facts and directory hold at this moment: only the leader of a stream knows.
     allowed.extend([RECIPIENTS, DIRECTORY].map(newest));
+    // It relays writes of apps.
+    allowed.push(subject::admin(here));
     // Jobs whose recipients moved, from its workers.
     allowed.extend(consume(SCHEDULE, MOVED_CONSUMER));
     // It asks how much of its outbox they have copied.
@@ -352,6 +360,19 @@ fn operator(here: &Region) -> Vec<String> {
     allowed
 }
 
+/// An admin gateway reads the configuration and writes apps, keys and regions. The keys of operators and what the mesh has
+/// once, such as the key of ids, only an operator at the hub writes.
+fn admin() -> Vec<String> {
+    let kinds = config::KINDS_OF_ADMIN.iter();
+    let mut allowed: Vec<String> = kinds.map(|kind| format!("$KV.{CONFIG_BUCKET}.{kind}.*")).collect();
+    allowed.extend(follow(CONFIG));
+    allowed.push(newest(CONFIG));
+    // Not the right to answer on whatever subject a request names: that could be an entry of the configuration.
+    allowed.push("_INBOX.*.gateway.>".to_owned());
+    allowed.push(TRACE_HOPS.to_owned());
+    allowed
+}
+
 /// The subjects that a region's servers may publish to the hub, and those that they may subscribe to there.
 fn leaf(mesh: &Mesh, inbox: String, beside_former: bool) -> (Vec<String>, Vec<String>) {
     // In other regions: the requests of its gateways, and the sources of its streams.
@@ -363,6 +384,7 @@ fn leaf(mesh: &Mesh, inbox: String, beside_former: bool) -> (Vec<String>, Vec<St
         publish.push(format!("{prefix}.CONSUMER.DELETE.{stream}.*"));
     }
     publish.extend(mesh.others().map(subject::ask));
+    publish.push(subject::admin(&mesh.here.region));
     publish.extend(mesh.others().map(outbox_copied));
     if beside_former {
         publish.extend(mesh.others().flat_map(|other| dead_and_facts(Domain::Region(other))));
@@ -464,7 +486,7 @@ pub fn of_region(region: &Region, helpers: &[Region], parties: &Parties) -> Vec<
 /// The roles in Peal's account at the servers of the hub.
 pub fn of_hub(regions: &[Region]) -> Vec<Role> {
     let hub = HUB.parse().expect("the hub's name is a valid region name");
-    let mut roles = vec![Role::Operator(hub)];
+    let mut roles = vec![Role::Operator(hub), Role::Admin];
     roles.extend(regions.iter().cloned().map(Role::Leaf));
     roles
 }

@@ -289,6 +289,19 @@ pub fn ask(region: &Region) -> String {
     format!("ask.{region}")
 }
 
+/// The subject of requests of the gateways of `region` to the admin gateways, which are at the hub.
+pub fn admin(region: &Region) -> String {
+    format!("admin.{region}")
+}
+
+/// The requests of all regions' gateways to the admin gateways.
+pub const ADMIN_FILTER: &str = "admin.*";
+
+/// The region whose gateway made the request with this subject.
+pub fn region_of_admin(subject: &str) -> Option<Region> {
+    subject.strip_prefix("admin.")?.parse().ok()
+}
+
 /// The subject on which a worker of `region` announces itself. Rank 0: the region's own workers; 1 and up: its helpers,
 /// in their order.
 pub fn alive(region: &Region, rank: usize) -> String {

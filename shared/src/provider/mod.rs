@@ -3,6 +3,7 @@
 
 pub mod apns;
 pub mod fcm;
+mod keys;
 pub mod log;
 pub mod mailchimp;
 mod payload;
@@ -23,7 +24,7 @@ use crate::{
     backoff::Backoff,
     channel::{Channel, words},
     invalid::Invalid,
-    tolerant,
+    secret, tolerant,
 };
 
 words!(
@@ -186,21 +187,102 @@ impl Credential {
         }
     }
 
+    /// Checks that its keys are keys: what signs makes a signature. A credential that is only stored was checked before.
+    ///
+    /// # Errors
+    /// The member that holds a key that does not sign.
+    pub fn try_keys(&self) -> Result<(), Invalid> {
+        match self {
+            Self::Apns(credential) => keys::p256(&credential.private_key).map_err(|rule| rule.within("private_key")),
+            Self::Fcm(credential) => keys::service_account(&credential.service_account),
+            Self::WebPush(credential) => credential.signing_key().map(drop),
+            Self::Smtp(credential) => {
+                let tried = credential.dkim.iter().enumerate().map(|(index, dkim)| {
+                    keys::dkim(&dkim.private_key).map_err(|rule| rule.within(&format!("dkim[{index}].private_key")))
+                });
+                tried.collect()
+            }
+            // Their secrets are words that only the provider knows.
+            Self::SendGrid(_)
+            | Self::Mailchimp(_)
+            | Self::Twilio(_)
+            | Self::Vonage(_)
+            | Self::Webhook(_)
+            | Self::Log(_) => Ok(()),
+        }
+    }
+
+    /// Its members without the secrets.
+    pub fn shown(&self) -> Map<String, Value> {
+        let Value::Object(mut members) = secret::hiding(|| self.members()) else {
+            return Map::new();
+        };
+        without_null(&mut members);
+        members
+    }
+
+    /// Whether it has the same secrets as `other`.
+    pub fn has_secrets_of(&self, other: &Self) -> bool {
+        fn secrets(whole: &Value, shown: &Value, found: &mut Vec<Value>) {
+            match (whole, shown) {
+                (Value::Object(members), Value::Object(shown)) => {
+                    for (name, value) in members {
+                        secrets(value, shown.get(name).unwrap_or(&Value::Null), found);
+                    }
+                }
+                (Value::Array(items), Value::Array(shown)) => {
+                    items
+                        .iter()
+                        .zip(shown)
+                        .for_each(|(item, shown)| secrets(item, shown, found));
+                }
+                (whole, Value::Null) => found.push(whole.clone()),
+                _ => {}
+            }
+        }
+        let of = |credential: &Self| {
+            let mut found = Vec::new();
+            secrets(
+                &credential.members(),
+                &secret::hiding(|| credential.members()),
+                &mut found,
+            );
+            found
+        };
+        of(self) == of(other)
+    }
+
     /// Its members as JSON, with the secrets in the clear, for sealing.
     pub(crate) fn reveal(&self) -> String {
+        self.members().to_string()
+    }
+
+    fn members(&self) -> Value {
         let json = match self {
-            Self::Apns(credential) => serde_json::to_string(credential),
-            Self::Fcm(credential) => serde_json::to_string(credential),
-            Self::WebPush(credential) => serde_json::to_string(credential),
-            Self::Smtp(credential) => serde_json::to_string(credential),
-            Self::SendGrid(credential) => serde_json::to_string(credential),
-            Self::Mailchimp(credential) => serde_json::to_string(credential),
-            Self::Twilio(credential) => serde_json::to_string(credential),
-            Self::Vonage(credential) => serde_json::to_string(credential),
-            Self::Webhook(credential) => serde_json::to_string(credential),
-            Self::Log(credential) => serde_json::to_string(credential),
+            Self::Apns(credential) => serde_json::to_value(credential),
+            Self::Fcm(credential) => serde_json::to_value(credential),
+            Self::WebPush(credential) => serde_json::to_value(credential),
+            Self::Smtp(credential) => serde_json::to_value(credential),
+            Self::SendGrid(credential) => serde_json::to_value(credential),
+            Self::Mailchimp(credential) => serde_json::to_value(credential),
+            Self::Twilio(credential) => serde_json::to_value(credential),
+            Self::Vonage(credential) => serde_json::to_value(credential),
+            Self::Webhook(credential) => serde_json::to_value(credential),
+            Self::Log(credential) => serde_json::to_value(credential),
         };
         json.expect("strings and numbers always serialize")
+    }
+}
+
+/// Removes members that are `null`, at any depth.
+fn without_null(members: &mut Map<String, Value>) {
+    members.retain(|_, value| !value.is_null());
+    for value in members.values_mut() {
+        match value {
+            Value::Object(inner) => without_null(inner),
+            Value::Array(items) => items.iter_mut().filter_map(Value::as_object_mut).for_each(without_null),
+            _ => {}
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use shared::{
+    api_key::{NewKey, Scope},
     id_key::IdKey,
     nats::{audit::Keys, config, connect, roles::Role},
     proof::Prover,
@@ -23,7 +24,7 @@ use tokio::runtime::Handle;
 pub(crate) use self::former::is_meant;
 pub use self::{
     former::{Build, Former},
-    plan::{AMPLE_QUOTA, Plan},
+    plan::{AMPLE_QUOTA, Alerts, Plan},
     program::{Program, Region},
 };
 pub use crate::{
@@ -55,6 +56,8 @@ pub struct Peal {
     pub simulators: Arc<Simulators>,
     /// The regions in the order of the plan.
     pub regions: Vec<Region>,
+    /// The admin gateway at the hub, if the plan has one.
+    pub admin: Option<Program>,
     /// An API key of [`APP`] with every scope.
     pub key: String,
     /// The mesh's key of ids.
@@ -101,6 +104,7 @@ impl Peal {
             nats,
             simulators,
             regions: Vec::new(),
+            admin: None,
             key,
             ids,
             http,
@@ -109,6 +113,9 @@ impl Peal {
             plan,
             folder,
         };
+        if peal.plan.admin {
+            peal.admin = Some(peal.start_admin()?);
+        }
         for name in peal.plan.regions.clone() {
             let region = peal.start_region(&name)?;
             peal.regions.push(region);
@@ -116,8 +123,22 @@ impl Peal {
         for region in &mut peal.regions {
             region.wait_ready(&peal.http).await?;
         }
+        if let Some(admin) = &mut peal.admin {
+            admin.wait_ready(&peal.http).await?;
+        }
         peal.wait_configured().await?;
         Ok(peal)
+    }
+
+    /// Makes the key of an operator, who may write all apps and regions by the API.
+    ///
+    /// # Errors
+    /// When the hub does not store it.
+    pub async fn operator_key(&self) -> anyhow::Result<String> {
+        let hub = gateway::provision::hub(self.connect_as_operator().await?);
+        let mesh_key = MeshKey::from_base64(&self.mesh_key)?;
+        let key = NewKey::with(&[Scope::AppsWrite, Scope::AppsRead]);
+        Ok(gateway::provision::issue_operator_key(&hub, &mesh_key, key).await?)
     }
 
     /// Adds a region to the running mesh and waits until it is ready. No other program is configured or started again.

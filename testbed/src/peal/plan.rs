@@ -2,15 +2,24 @@
 
 use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf};
 
-use gateway::provision::NewAlerts;
 use shared::{
     app::{Ambiguity, Quota, Route},
     channel::Channel,
     nats::topology::Durability,
+    secret::Secret,
 };
 
 use super::Former;
 use crate::{links::Links, nats, network, providers::LogMode};
+
+/// Where the alerts of apps are posted.
+#[derive(Debug, Clone)]
+pub struct Alerts {
+    /// The URL.
+    pub url: String,
+    /// `whsec_` and 24 to 64 bytes in base64 (Standard Webhooks).
+    pub secret: Secret,
+}
 
 /// What a mesh consists of, and how it is set.
 #[derive(Debug, Clone)]
@@ -24,6 +33,8 @@ pub struct Plan {
     pub regions: Vec<String>,
     /// Regions that a test adds later. The servers of all regions need to know their roles from the start.
     pub later: Vec<String>,
+    /// Whether an admin gateway runs at the hub.
+    pub admin: bool,
     /// The number of gateways in each region.
     pub gateways: usize,
     /// The number of edge workers in each region.
@@ -54,7 +65,7 @@ pub struct Plan {
     /// The quota of the app's Google project, messages a minute; the usual one if absent.
     pub fcm_quota: Option<NonZeroU32>,
     /// Where alerts about the app's dead letters are sent.
-    pub alerts: Option<NewAlerts>,
+    pub alerts: Option<Alerts>,
     /// What the app's callers may do, where it differs from the gateways' settings.
     pub quota: Quota,
     /// More settings of the workers, as TOML. They come before the other tables of the file, so they may begin with plain
@@ -109,6 +120,7 @@ impl Plan {
             routes: BTreeMap::new(),
             fcm_quota: None,
             alerts: None,
+            admin: false,
             quota: Quota::default(),
             worker_settings: String::new(),
             gateway_settings: String::new(),

@@ -1,10 +1,11 @@
 //! What an operator writes into the hub's configuration before a mesh starts.
 
 use anyhow::Context;
-use gateway::provision::{self, NewApp};
+use gateway::provision;
 use serde_json::json;
 use shared::{
     api_key::{NewKey, Scope},
+    app::App,
     clock::Clock,
     id::Region,
     id_key::IdKey,
@@ -38,6 +39,12 @@ const SMS_SENDER: &str = "Shop";
 /// The only country that the app sends text messages to.
 const SMS_COUNTRY: &str = "CH";
 
+fn alert(app: &mut App, plan: &Plan, mesh_key: &MeshKey) {
+    if let Some(alerts) = &plan.alerts {
+        app.alert(mesh_key, alerts.url.clone(), &alerts.secret);
+    }
+}
+
 fn default_region(plan: &Plan) -> anyhow::Result<Region> {
     Ok(plan.regions.first().context("a mesh has a region")?.parse()?)
 }
@@ -66,33 +73,36 @@ pub(super) async fn provision(
     if plan.former.is_none() {
         provision::require_proofs(&hub, Clock::system().now()).await?;
     }
-    let app = NewApp {
+    let mut app = App {
         services: true,
         outbox: plan.outbox,
         residency: plan.residency.as_deref().map(str::parse).transpose()?,
         ambiguity: plan.ambiguity.clone(),
-        alerts: plan.alerts.clone(),
         quota: plan.quota,
-        credentials: vec![
-            Credential::Apns(simulators.apns.credential(TOPIC)),
-            Credential::Fcm(fcm::Credential {
-                quota_per_minute: plan.fcm_quota,
-                ..simulators.fcm.credential()
-            }),
-            Credential::WebPush(simulators.web_push.credential()),
-            Credential::Smtp(simulators.smtp.credential()),
-            Credential::SendGrid(simulators.sendgrid.credential()),
-            Credential::Mailchimp(simulators.mailchimp.credential()),
-            Credential::Log(log::Credential::default()),
-            Credential::Twilio(simulators.twilio.credential()),
-            Credential::Vonage(simulators.vonage.credential()),
-            Credential::Webhook(webhook::Credential::default()),
-        ],
         routes: plan.routes.clone(),
         sms_countries: [SMS_COUNTRY.parse()?].into(),
         senders: serde_json::from_value(json!({ "email": [SENDER], "sms": [SMS_SENDER] }))?,
-        ..NewApp::new(APP.parse()?, default_region(plan)?)
+        ..App::new(APP.parse()?, default_region(plan)?)
     };
+    let credentials = [
+        Credential::Apns(simulators.apns.credential(TOPIC)),
+        Credential::Fcm(fcm::Credential {
+            quota_per_minute: plan.fcm_quota,
+            ..simulators.fcm.credential()
+        }),
+        Credential::WebPush(simulators.web_push.credential()),
+        Credential::Smtp(simulators.smtp.credential()),
+        Credential::SendGrid(simulators.sendgrid.credential()),
+        Credential::Mailchimp(simulators.mailchimp.credential()),
+        Credential::Log(log::Credential::default()),
+        Credential::Twilio(simulators.twilio.credential()),
+        Credential::Vonage(simulators.vonage.credential()),
+        Credential::Webhook(webhook::Credential::default()),
+    ];
+    for credential in &credentials {
+        app.seal(&mesh_key, credential);
+    }
+    alert(&mut app, plan, &mesh_key);
     let keys = provision::write_app(&hub, &mesh_key, &app, &[NewKey::with(Scope::ALL)]).await?;
     keys.into_iter().next().context("an API key")
 }
@@ -101,15 +111,14 @@ pub(super) async fn provision(
 pub(super) async fn add_app(peal: &Peal, id: &str) -> anyhow::Result<String> {
     let operator = Role::Operator(peal.nats.hub().domain().parse()?);
     let hub = provision::hub(peal.nats.hub().connect(&operator).await?);
-    let app = NewApp {
-        ambiguity: peal.plan.ambiguity.clone(),
-        alerts: peal.plan.alerts.clone(),
-        credentials: vec![Credential::Apns(
-            peal.simulators.apns.credential(&format!("com.example.{id}")),
-        )],
-        ..NewApp::new(id.parse()?, default_region(&peal.plan)?)
-    };
     let mesh_key = MeshKey::from_base64(&peal.mesh_key)?;
+    let mut app = App {
+        ambiguity: peal.plan.ambiguity.clone(),
+        ..App::new(id.parse()?, default_region(&peal.plan)?)
+    };
+    let apns = peal.simulators.apns.credential(&format!("com.example.{id}"));
+    app.seal(&mesh_key, &Credential::Apns(apns));
+    alert(&mut app, &peal.plan, &mesh_key);
     let keys = provision::write_app(&hub, &mesh_key, &app, &[NewKey::with(Scope::ALL)]).await?;
     keys.into_iter().next().context("an API key")
 }

@@ -50,6 +50,22 @@ impl Peal {
         self.start_program("gateway", &name, &config, port, place)
     }
 
+    /// Starts an admin gateway at the hub.
+    pub(super) fn start_admin(&self) -> anyhow::Result<Program> {
+        let hub = self.nats.hub();
+        let nats = hub.nats(&Role::Admin)?;
+        let (port, place) = (port::reserve()?, self.plan.links.place(network::HUB));
+        let config = format!(
+            "listen = \"{}:{port}\"\nadmin = true\nmesh_key = \"{}\"\n[nats]\nurl = \"{}\"\n{}[mesh]\nregion = \"{}\"\n",
+            place.address(),
+            self.mesh_key,
+            nats.url,
+            files(&nats),
+            hub.domain(),
+        );
+        self.start_program("gateway", "admin", &config, port, place)
+    }
+
     fn start_program(
         &self,
         kind: &'static str,

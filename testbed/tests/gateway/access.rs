@@ -38,7 +38,13 @@ fn operations(
     let api: Value = serde_json::from_str(&gateway::documents::openapi()).unwrap();
     let mut operations = Vec::new();
     for (path, item) in api["paths"].as_object().unwrap() {
-        for (method, operation) in item.as_object().unwrap() {
+        // Regions are of operators, who have keys of their own.
+        let item = item
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|_| !path.starts_with("/v1/regions"));
+        for (method, operation) in item {
             let scope = operation["security"][0]["api_key"][0]
                 .as_str()
                 .map(|scope| scope.parse().unwrap());
@@ -53,6 +59,8 @@ fn operations(
                     .replace("{topic}", "news")
                     .replace("{address_id}", address)
                     .replace("{id}", suppression)
+                    .replace("{app}", "shop")
+                    .replace("{key_id}", "0123456789abcdef")
                     + if method == "get" && path == "/v1/notifications" {
                         "?event_id=e1"
                     } else {
@@ -70,6 +78,14 @@ impl Operation {
     /// A valid body for the operation, if it takes one.
     fn body(&self) -> Option<Value> {
         let body = match self.path.rsplit('/').next().unwrap() {
+            "keys" => json!({ "scopes": [] }),
+            "shop" => json!({
+                "id": "shop",
+                "default_region": "eu",
+                "services": true,
+                "senders": { "email": ["news@shop.example"], "sms": ["Shop"] },
+                "credentials": { "log": {} },
+            }),
             "notifications" => json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } }),
             "addresses" => json!({ "provider": "fcm", "token": "t1" }),
             "replay" => json!({ "reason": "none of them" }),
@@ -223,7 +239,11 @@ async fn one_app_never_sees_or_changes_data_of_another() {
     let before = view(&rig.key).await;
     assert!(before.iter().all(|(_, status, _)| *status == 200), "{before:?}");
     for (path, status, shown) in view(&rival).await {
+        let own_only = shown["apps"]
+            .as_array()
+            .is_some_and(|apps| apps.iter().all(|app| app["id"] == "rival"));
         let nothing = status == 404
+            || own_only
             || ["dead_letters", "notifications", "suppressions"]
                 .iter()
                 .any(|list| shown[list] == json!([]));
@@ -238,7 +258,8 @@ async fn one_app_never_sees_or_changes_data_of_another() {
         let answer = rig
             .call(&operation.method, &operation.path, Some(&rival), operation.body())
             .await;
-        let is_right = if operation.method == "DELETE" || operation.path.contains("/eu-") {
+        let of_shop = operation.path.contains("/eu-") || operation.path.starts_with("/v1/apps/shop");
+        let is_right = if operation.method == "DELETE" || of_shop {
             answer.status == 404
         } else {
             answer.status < 300
@@ -257,8 +278,12 @@ async fn an_app_provisioned_from_a_file_can_send() {
     let rig = Rig::start().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("apps.toml");
-    std::fs::write(folder.path().join("key.p8"), "PEM").unwrap();
+    let pem = include_str!("../../../edge-worker/src/providers/testdata/p256.pem");
+    std::fs::write(folder.path().join("key.p8"), pem).unwrap();
     let apps = r#"
+        [[operator]]
+        name = "ops"
+        scopes = ["apps:write"]
         [[app]]
         id = "news"
         default_region = "eu"
@@ -275,7 +300,8 @@ async fn an_app_provisioned_from_a_file_can_send() {
     std::fs::write(&file, apps).unwrap();
     let run = || provision::run(rig.hub.client(), &rig.mesh_key, 1, &file);
     let issued = run().await.unwrap();
-    assert_eq!(issued.len(), 2);
+    assert_eq!(issued.len(), 3);
+    assert!(issued[2].app.is_none(), "an operator's");
     let again = run().await.unwrap();
     assert!(again.is_empty(), "provisioning again issues no more keys");
     let body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
@@ -299,7 +325,7 @@ async fn an_app_provisioned_from_a_file_can_send() {
     let [Credential::Apns(credential)] = &*credentials.unwrap() else {
         panic!("not the credential that the file names")
     };
-    assert_eq!(credential.private_key.reveal(), "PEM");
+    assert_eq!(credential.private_key.reveal(), pem.trim_end());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,16 +5,12 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use gateway::{
-    Gateway,
-    config::Settings,
-    provision::{self, NewApp},
-};
+use gateway::{Gateway, config::Settings, provision};
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use shared::{
     api_key::{NewKey, Scope},
-    app::Quota,
+    app::{App, Quota},
     clock::Clock,
     id::{AppId, Region},
     id_key::IdKey,
@@ -22,7 +18,7 @@ use shared::{
     nats::{
         config, connect,
         roles::Role,
-        topology::{self, Durability},
+        topology::{self, Durability, RegionSettings},
     },
     provider::{Credential, log},
     recipient::RecipientKey,
@@ -106,6 +102,19 @@ impl Rig {
                 .unwrap();
         }
         let lifecycle = Lifecycle::default();
+        let admin = Settings {
+            admin: true,
+            nats: nats.hub().nats(&Role::Admin).unwrap(),
+            mesh: RegionSettings {
+                region: region("hub"),
+                ..settings.mesh.clone()
+            },
+            ..settings.clone()
+        };
+        let telemetry = Telemetry::start(&admin.telemetry, "peal-gateway", "admin", &region("hub")).unwrap();
+        gateway::start_admin(admin, telemetry, Clock::system(), &lifecycle)
+            .await
+            .unwrap();
         let telemetry = Telemetry::start(&settings.telemetry, "peal-gateway", "test", &settings.mesh.region).unwrap();
         let gateway = Gateway::start(settings, telemetry, Clock::system(), &lifecycle)
             .await
@@ -136,11 +145,15 @@ impl Rig {
 
     /// Like [`Self::issue_key`], with a quota of the app.
     pub(crate) async fn issue_key_within(&self, app: &str, scopes: &[Scope], quota: Quota) -> String {
-        self.issue(NewApp { quota, ..new_app(app) }, NewKey::with(scopes)).await
+        let app = App {
+            quota,
+            ..self.new_app(app)
+        };
+        self.issue(app, NewKey::with(scopes)).await
     }
 
     /// Provisions `app` with this key, and returns the key once the gateway knows it.
-    pub(crate) async fn issue(&self, app: NewApp, new: NewKey) -> String {
+    pub(crate) async fn issue(&self, app: App, new: NewKey) -> String {
         let mut keys = provision::write_app(&self.hub, &self.mesh_key, &app, &[new])
             .await
             .unwrap();
@@ -156,12 +169,23 @@ impl Rig {
         key
     }
 
+    /// An app whose services publish.
+    pub(crate) fn new_app(&self, id: &str) -> App {
+        let mut app = App {
+            services: true,
+            senders: serde_json::from_value(json!({ "email": ["news@shop.example"], "sms": ["Shop"] })).unwrap(),
+            ..App::new(id.parse().unwrap(), region("eu"))
+        };
+        app.seal(&self.mesh_key, &Credential::Log(log::Credential::default()));
+        app
+    }
+
     /// Lets services of `app` publish no more.
     pub(crate) async fn end_services(&self, app: &str, quota: Quota) {
-        let app = NewApp {
+        let app = App {
             services: false,
             quota,
-            ..new_app(app)
+            ..self.new_app(app)
         };
         provision::write_app(&self.hub, &self.mesh_key, &app, &[])
             .await
@@ -257,16 +281,6 @@ impl Answer {
         let code = self.body["code"].as_str().unwrap();
         assert_eq!(self.body["type"], format!("urn:peal:problem:{code}"), "{self:?}");
         code
-    }
-}
-
-/// An app whose services publish.
-pub(crate) fn new_app(id: &str) -> NewApp {
-    NewApp {
-        services: true,
-        senders: serde_json::from_value(json!({ "email": ["news@shop.example"], "sms": ["Shop"] })).unwrap(),
-        credentials: vec![Credential::Log(log::Credential::default())],
-        ..NewApp::new(id.parse().unwrap(), region("eu"))
     }
 }
 

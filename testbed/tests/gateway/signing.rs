@@ -7,16 +7,16 @@ use aws_lc_rs::{
     hmac,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use gateway::provision::NewApp;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use shared::{
     api_key::{NewKey, Scope},
+    app::App,
     clock::Clock,
 };
 use tokio::process::Command;
 
-use crate::rig::{Answer, Rig, new_app, send};
+use crate::rig::{Answer, Rig, send};
 
 fn now() -> i64 {
     Clock::system().now().as_second()
@@ -75,8 +75,8 @@ async fn ask(rig: &Rig, method: &str, path: &str, authorization: &str, body: &st
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signed_request_is_taken_once_and_only_as_it_was_signed() {
     let rig = Rig::start().await;
-    let shop = rig.issue(new_app("shop"), signing_key(Scope::ALL)).await;
-    let bank = rig.issue(new_app("bank"), signing_key(Scope::ALL)).await;
+    let shop = rig.issue(rig.new_app("shop"), signing_key(Scope::ALL)).await;
+    let bank = rig.issue(rig.new_app("bank"), signing_key(Scope::ALL)).await;
     let (path, body) = (
         "/v1/notifications?x=1",
         r#"{"to":{"recipients":["ann"]},"push":{"title":"Hi"}}"#,
@@ -229,8 +229,8 @@ fn claims(app: &str, recipient: &str, scope: &str) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_token_acts_for_its_recipient_alone() {
     let rig = Rig::start().await;
-    let key = rig.issue(new_app("shop"), signing_key(&[Scope::IssueTokens])).await;
-    let bank = rig.issue(new_app("bank"), signing_key(&[Scope::IssueTokens])).await;
+    let key = rig.issue(rig.new_app("shop"), signing_key(&[Scope::IssueTokens])).await;
+    let bank = rig.issue(rig.new_app("bank"), signing_key(&[Scope::IssueTokens])).await;
     let everything = "addresses preferences topics engagement";
     let ann = token(&key, &claims("shop", "ann", everything));
     let device = r#"{"provider":"fcm","token":"t1"}"#;
@@ -328,11 +328,11 @@ async fn a_client_token_acts_for_its_recipient_alone() {
 async fn what_others_sign_is_taken() {
     let python = std::env::var_os("PYTHON").expect("PYTHON names an interpreter that has PyJWT");
     let rig = Rig::start().await;
-    let app = NewApp::new("shop".parse().unwrap(), "eu".parse().unwrap());
+    let app = App::new("shop".parse().unwrap(), "eu".parse().unwrap());
     let key = rig
         .issue(
-            NewApp {
-                credentials: new_app("shop").credentials,
+            App {
+                credentials: rig.new_app("shop").credentials,
                 ..app
             },
             signing_key(Scope::ALL),

@@ -7,6 +7,7 @@
 mod rig;
 
 mod accounts;
+mod apps;
 mod entry;
 mod foreign;
 mod hub;

@@ -3,11 +3,7 @@
 use async_nats::HeaderMap;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use edge_worker::EdgeWorker;
-use gateway::{
-    Gateway,
-    config::Settings,
-    provision::{self, NewApp},
-};
+use gateway::{Gateway, config::Settings, provision};
 use serde_json::{Value, json};
 use shared::{
     api_key::{NewKey, Scope},
@@ -140,9 +136,9 @@ async fn a_caller_learns_that_the_gateway_lacks_a_permission() {
     let telemetry = Telemetry::start(&settings.telemetry, "peal-gateway", "test", &region("eu")).unwrap();
     let mesh_key = MeshKey::from_base64(settings.mesh_key.reveal()).unwrap();
     provision::prepare_hub(&hub, &mesh_key, 1).await.unwrap();
-    let shop = NewApp {
+    let shop = App {
         services: true,
-        ..NewApp::new(app("shop"), region("eu"))
+        ..App::new(app("shop"), region("eu"))
     };
     provision::write_region(&hub, &region("eu"), &Site::default())
         .await

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::{places::Places, quota::Keys};
 use crate::{
+    admin::relay::Relay,
     context::Context,
     intake::accept::Intake,
     keeping::readiness::Readiness,
@@ -35,6 +36,8 @@ pub(crate) struct Api {
     pub(crate) keys: Keys,
     pub(crate) imports: Places,
     pub(crate) exports: Places,
+    /// Hands writes of apps to the admin gateways.
+    pub(crate) relay: Relay,
 }
 
 /// Limits on requests.

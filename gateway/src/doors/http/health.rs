@@ -8,6 +8,7 @@ use axum::{
 };
 use http::{StatusCode, header};
 use serde::Serialize;
+use shared::telemetry::Telemetry;
 use utoipa::ToSchema;
 
 use super::api::Api;
@@ -39,7 +40,11 @@ pub(crate) async fn healthz() -> &'static str {
     (status = 503, description = "It cannot; `missing` says why", body = ReadyResponse),
 ))]
 pub(crate) async fn readyz(State(readiness): State<Readiness>) -> Response {
-    let missing = readiness.missing();
+    ready(readiness.missing())
+}
+
+/// Ready if nothing is missing.
+pub(crate) fn ready(missing: Vec<&'static str>) -> Response {
     let status = if missing.is_empty() {
         StatusCode::OK
     } else {
@@ -60,9 +65,14 @@ pub(crate) async fn readyz(State(readiness): State<Readiness>) -> Response {
     (status = 200, description = "The metrics", body = String),
 ))]
 pub(crate) async fn metrics(State(api): State<Arc<Api>>) -> Response {
+    metrics_of(&api.context.telemetry)
+}
+
+/// The metrics of this process.
+pub(crate) fn metrics_of(telemetry: &Telemetry) -> Response {
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        api.context.telemetry.prometheus(),
+        telemetry.prometheus(),
     )
         .into_response()
 }

@@ -3,13 +3,14 @@
 mod addresses;
 mod answer;
 pub(crate) mod api;
+mod apps;
 mod auth;
 mod body;
 mod connections;
 mod dead_letters;
 mod erasures;
 mod exports;
-mod health;
+pub(crate) mod health;
 mod imports;
 mod named;
 mod notifications;
@@ -72,6 +73,12 @@ fn service_routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(erasures::get))
         .routes(routes!(suppressions::list, suppressions::add))
         .routes(routes!(suppressions::lift))
+        .routes(routes!(apps::list))
+        .routes(routes!(apps::get, apps::put, apps::delete))
+        .routes(routes!(apps::issue_key))
+        .routes(routes!(apps::revoke_key))
+        .routes(routes!(apps::list_regions))
+        .routes(routes!(apps::put_region))
         .routes(routes!(openapi::document))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
@@ -168,7 +175,7 @@ mod tests {
             operations += 1;
             ids.insert(id.as_str().unwrap());
         });
-        assert_eq!((ids.len(), operations), (32, 32), "operation ids must be distinct");
+        assert_eq!((ids.len(), operations), (40, 40), "operation ids must be distinct");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use axum::extract::{FromRequestParts, Path};
 use http::{HeaderName, request};
 use serde::de::DeserializeOwned;
 use shared::{
-    id::{AddressId, ErasureId, EventId, NotificationId, RecipientId, Topic},
+    id::{AddressId, AppId, ErasureId, EventId, NotificationId, RecipientId, Region, Topic},
     invalid::Invalid,
     suppression::SuppressionId,
 };
@@ -78,6 +78,45 @@ impl<S: Send + Sync> FromRequestParts<S> for Named<ErasureId> {
             .map_err(|_| Problem::new(NOT_FOUND, "Erasure ids are UUIDs."))
     }
 }
+
+impl<S: Send + Sync> FromRequestParts<S> for Named<AppId> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let text: String = segments(request, state).await?;
+        text.parse().map(Self).map_err(|_| Problem::new(NOT_FOUND, NO_APP))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Named<(AppId, KeyId)> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let (app, key): (String, String) = segments(request, state).await?;
+        let app = app.parse().map_err(|_| Problem::new(NOT_FOUND, NO_APP))?;
+        let is_key = key.len() == 16 && key.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if !is_key {
+            return Err(Problem::new(NOT_FOUND, "Ids of keys are 16 hexadecimal digits."));
+        }
+        Ok(Self((app, KeyId(key))))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Named<Region> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let text: String = segments(request, state).await?;
+        Ok(Self(text.parse()?))
+    }
+}
+
+/// The id of a key: 16 hexadecimal digits.
+#[derive(Debug)]
+pub(crate) struct KeyId(pub(crate) String);
+
+/// One answer for apps that do not exist and apps of others.
+pub(crate) const NO_APP: &str = "There is no app of this name that this key may see.";
 
 impl<S: Send + Sync> FromRequestParts<S> for Named<LetterId> {
     type Rejection = Problem;

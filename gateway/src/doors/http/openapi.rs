@@ -37,6 +37,7 @@ use super::{
         (name = "preferences", description = "What a recipient agreed to"),
         (name = "suppressions", description = "Mailboxes and numbers that are not sent to"),
         (name = "topics", description = "Groups of recipients to broadcast to"),
+        (name = "apps", description = "Tenants, their keys and credentials, and the regions of the mesh"),
         (name = "operations", description = "For those who run the mesh"),
     ),
 )]
@@ -96,6 +97,18 @@ pub(crate) struct AnyRefusal;
 
 /// How one that reads what a recipient's home knows may be refused.
 pub(crate) struct ReadRefusal;
+
+/// How one that an admin gateway carries out may be refused.
+pub(crate) struct AdminRefusal;
+
+impl IntoResponses for AdminRefusal {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        BTreeMap::from([
+            refusal("4XX", "Refused"),
+            refusal("503", "No admin gateway answers; repeat"),
+        ])
+    }
+}
 
 /// How one that stores may be refused.
 pub(crate) struct WriteRefusal;

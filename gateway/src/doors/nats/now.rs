@@ -164,6 +164,7 @@ impl Door {
         let app = apps.find(|app| app.services && app.account_name() == account);
         let app = app.ok_or_else(unknown)?;
         match &app.residency {
+            _ if app.suspended => Err(Problem::suspended()),
             Some(region) if *region != self.context.here => Err(Problem::new(
                 RESIDES_ELSEWHERE,
                 format!("Ask a gateway of {region}, where this app's data stays."),

@@ -17,6 +17,7 @@ use shared::{
     id::AppId,
     lifecycle::Lifecycle,
     nats::{
+        config::Tenants,
         connect,
         intake::{Arrival, Inbox, PULL_EXPIRES_AFTER, Published},
         roles::Role,
@@ -143,7 +144,7 @@ pub(super) async fn run(door: Arc<Door>, mut apps: watch::Receiver<BTreeSet<AppI
         puller.begin();
         // Without homes a recipient's job would go to the wrong region.
         if context.is_informed() {
-            puller.pull(&inbox, touched.as_ref()).await;
+            puller.pull(&inbox, touched.as_ref(), &context.config.tenants()).await;
         }
     }
     inbox.close().await;
@@ -238,14 +239,18 @@ impl Puller {
         }
     }
 
-    /// Asks the intake of `of` for more if this gateway has room, or all intakes if it is `None`.
-    async fn pull(&mut self, inbox: &Inbox, of: Option<&AppId>) {
+    /// Asks the intake of `of` for more if this gateway has room, or all intakes if it is `None`. Intakes of suspended apps
+    /// wait.
+    async fn pull(&mut self, inbox: &Inbox, of: Option<&AppId>, tenants: &Tenants) {
         let now = Instant::now();
         let queues: &mut (dyn Iterator<Item = (&AppId, &mut Queue)> + Send) = match of {
             Some(app) => &mut self.queues.get_mut(app).map(|queue| (app, queue)).into_iter(),
             None => &mut self.queues.iter_mut(),
         };
         for (app, queue) in queues {
+            if tenants.apps.get(app).is_some_and(|app| app.suspended) {
+                continue;
+            }
             let free = APP_MESSAGES_MAX - (queue.waiting.len() + queue.at_work).min(APP_MESSAGES_MAX);
             if queue.pulling > 0 || now < queue.deadline.max(queue.full_until) || free < APP_MESSAGES_MAX / 4 {
                 continue;
@@ -288,7 +293,7 @@ impl Door {
     /// more, if it is used up.
     async fn work_off(&self, message: &Published) -> Option<Duration> {
         let tenants = self.context.config.tenants();
-        let Some(app) = tenants.apps.get(&message.app) else {
+        let Some(app) = tenants.apps.get(&message.app).filter(|app| !app.suspended) else {
             message.give_back(GIVE_BACK_FOR_MAX).await;
             return None;
         };

@@ -11,9 +11,10 @@ use shared::{
     address::AddressType,
     api_key::{ApiKey, Presented, Scope},
     app::App,
-    id::RecipientId,
+    id::{AppId, RecipientId},
     nats::{config::Tenants, nonce},
     recipient::RecipientKey,
+    secret::Secret,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -62,6 +63,8 @@ requires!(
     ToReadTopics = RecipientsRead, Some(ClientScope::Topics);
     ToSuppress = SuppressionsWrite, None;
     ToExport = RecipientsExport, None;
+    ToWriteApps = AppsWrite, None;
+    ToReadApps = AppsRead, None;
 );
 
 /// The app that makes the request, known only from its API key. A handler that takes `Caller<ToSend>` can only be
@@ -89,6 +92,9 @@ impl<R: Requires> FromRequestParts<Arc<Api>> for Caller<R> {
         let Proved { key, client, nonce } = prove(parts, api, &tenants)?;
         let app = tenants.apps.get(&key.app).ok_or_else(unknown)?;
         let places = enter(parts, api, &tenants, &key, app)?;
+        if app.suspended {
+            return Err(Problem::suspended());
+        }
         match &client {
             Some(token) => token.admit(R::CLIENT_SCOPE, parts, api).await?,
             None if !key.scopes.contains(&R::SCOPE) => return Err(lacking(R::SCOPE)),
@@ -162,6 +168,72 @@ fn prove(parts: &mut request::Parts, api: &Api, tenants: &Tenants) -> Result<Pro
         client: None,
         nonce: None,
     })
+}
+
+/// Who reads or writes apps: an operator all of them, an app itself.
+#[derive(Debug)]
+pub(crate) struct Administrator<R> {
+    who: Who<R>,
+    /// The key itself, which an admin gateway checks again; `None` if it was not sent but signs the request.
+    pub(crate) key: Option<Secret>,
+}
+
+#[derive(Debug)]
+enum Who<R> {
+    Operator {
+        key_id: String,
+        _place: OwnedSemaphorePermit,
+    },
+    App(Caller<R>),
+}
+
+impl<R> Administrator<R> {
+    /// The app that it may see; `None` if it may see all.
+    pub(crate) fn only(&self) -> Option<&AppId> {
+        match &self.who {
+            Who::Operator { .. } => None,
+            Who::App(caller) => Some(&caller.app.id),
+        }
+    }
+
+    /// Whose turn a write takes.
+    pub(crate) fn title(&self) -> String {
+        match &self.who {
+            Who::Operator { key_id, .. } => format!("operator {key_id}"),
+            Who::App(caller) => format!("app {}", caller.app.id),
+        }
+    }
+}
+
+impl<R: Requires> FromRequestParts<Arc<Api>> for Administrator<R> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut request::Parts, api: &Arc<Api>) -> Result<Self, Problem> {
+        let context = &api.context;
+        let key: Option<Secret> = bearer(&parts.headers).ok().map(|text| text.to_owned().into());
+        let presented = key.as_ref().and_then(|key| key.reveal().parse::<Presented>().ok());
+        let tenants = context.config.tenants();
+        let operator = presented.and_then(|presented| Some((tenants.operators.get(&presented.key_id)?, presented)));
+        let who = match operator {
+            Some((key, presented)) if key.admits(&context.mesh_key, &presented, context.clock.now()) => {
+                if let Some(connection) = parts.extensions.get::<Arc<Connection>>() {
+                    connection.set_key();
+                }
+                let place = Arc::clone(&api.permits).try_acquire_owned();
+                let place = place.map_err(|_| Problem::new(OVERLOADED, "Repeat after the time in Retry-After."))?;
+                if !key.scopes.contains(&R::SCOPE) {
+                    return Err(lacking(R::SCOPE));
+                }
+                Who::Operator {
+                    key_id: key.key_id.clone(),
+                    _place: place,
+                }
+            }
+            Some(_) => return Err(unknown()),
+            None => Who::App(Caller::from_request_parts(parts, api).await?),
+        };
+        Ok(Self { who, key })
+    }
 }
 
 /// Takes the places of a request with this valid key, within the quota of its app.
@@ -245,7 +317,7 @@ fn bearer(headers: &http::HeaderMap) -> Result<&str, Problem> {
 }
 
 /// One answer for every key that is not accepted, so that the answer reveals nothing about the reason.
-fn unknown() -> Problem {
+pub(super) fn unknown() -> Problem {
     let challenge = HeaderValue::from_static("Bearer realm=\"peal\", error=\"invalid_token\"");
     Problem::new(
         UNAUTHENTICATED,
@@ -254,7 +326,7 @@ fn unknown() -> Problem {
     .header(header::WWW_AUTHENTICATE, challenge)
 }
 
-fn lacking(scope: Scope) -> Problem {
+pub(super) fn lacking(scope: Scope) -> Problem {
     let challenge = format!("Bearer realm=\"peal\", error=\"insufficient_scope\", scope=\"{scope}\"");
     let challenge = HeaderValue::try_from(challenge).expect("scopes are ASCII");
     Problem::new(FORBIDDEN, format!("The API key lacks the scope {scope}.")).header(header::WWW_AUTHENTICATE, challenge)
