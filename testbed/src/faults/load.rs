@@ -233,6 +233,8 @@ pub(super) struct Callers {
     /// The mesh's key of ids.
     pub(super) ids: IdKey,
     channels: Vec<Channel>,
+    /// Whether each notification is for all channels, one as the fallback of the other.
+    fallback: bool,
     ttl_s: Option<u32>,
     /// Whether each notification is sent to several regions at once, with an `Idempotency-Key`.
     everywhere: bool,
@@ -282,6 +284,7 @@ impl Callers {
             key: peal.key.clone(),
             ids: peal.ids.clone(),
             channels: load.channels(),
+            fallback: load.fallback,
             ttl_s: load.ttl_s,
             everywhere: load.everywhere,
             patience: Duration::from_secs_f64(load.patience_s),
@@ -409,6 +412,18 @@ impl Callers {
         None
     }
 
+    /// What was sent, once for each channel that it is for.
+    pub(super) fn steps(&self, sent: &Sent) -> Vec<Sent> {
+        if !self.fallback {
+            return vec![sent.clone()];
+        }
+        let step = |channel: &Channel| Sent {
+            channel: *channel,
+            ..sent.clone()
+        };
+        self.channels.iter().map(step).collect()
+    }
+
     fn content(&self, sent: &Sent) -> serde_json::Value {
         let mut content = match sent.channel {
             Channel::Push => json!({ "title": "Hello" }),
@@ -430,7 +445,14 @@ impl Callers {
             "to": { "recipients": [self.recipients[sent.recipient].id] },
             "class": sent.class,
         });
-        request[sent.channel.as_str()] = self.content(sent);
+        let steps = self.steps(sent);
+        for step in &steps {
+            request[step.channel.as_str()] = self.content(step);
+        }
+        if self.fallback {
+            let steps: Vec<_> = steps.iter().map(|step| json!({ "channel": step.channel })).collect();
+            request["plan"] = json!({ "mode": "fallback", "steps": steps });
+        }
         request
     }
 
@@ -534,7 +556,7 @@ impl Callers {
     /// The job of each delivery in the load, for providers whose messages name deliveries.
     pub(super) fn jobs_by_delivery(&self) -> anyhow::Result<HashMap<String, String>> {
         let mut jobs = HashMap::new();
-        for sent in self.sent() {
+        for sent in self.sent().iter().flat_map(|sent| self.steps(sent)) {
             let job = self.job(&sent)?;
             for device in self.recipients[sent.recipient].on(sent.channel) {
                 jobs.insert(DeliveryId::of(job, device.address).to_string(), job.to_string());

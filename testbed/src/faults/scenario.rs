@@ -151,6 +151,9 @@ pub(super) struct Load {
     pub(super) recipients: usize,
     /// The providers of each recipient's devices, of one or more channels.
     pub(super) devices: Vec<Provider>,
+    /// Whether each notification is for all channels of these devices, one as the fallback of the other, instead of for one of them
+    /// in turn. Then every step but the last must fail.
+    pub(super) fallback: bool,
     /// How many devices a recipient has at each of those providers.
     pub(super) copies: usize,
     /// The classes of notifications, in turn.
@@ -176,6 +179,7 @@ impl Default for Load {
             rate: 300.0,
             recipients: 48,
             devices: vec![Provider::Apns],
+            fallback: false,
             copies: 1,
             classes: vec![Class::Normal],
             protocols: vec![Protocol::Http],
@@ -189,7 +193,7 @@ impl Default for Load {
 }
 
 impl Load {
-    /// The channels that reach its devices. Each notification is for one of them, in turn.
+    /// The channels that reach its devices. Each notification is for one of them, in turn, or for all in this order.
     pub(super) fn channels(&self) -> Vec<Channel> {
         let reaches = |channel: &Channel| self.devices.iter().any(|device| device.carries(*channel));
         Channel::ALL.iter().copied().filter(reaches).collect()

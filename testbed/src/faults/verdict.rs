@@ -195,13 +195,15 @@ async fn count(
         .map(|(job, recipient)| (job, recipient.id.clone(), recipient, Channel::Push))
         .collect();
     for sent in callers.sent() {
-        let job = callers.job(&sent)?;
-        known.insert(job.to_string());
         verdict.notifications += 1;
         verdict.refused += usize::from(sent.accepted.is_none());
-        if sent.accepted.is_some() && counted.insert(job) {
-            let recipient = callers.recipients[sent.recipient].clone();
-            expected.push((job, sent.event, recipient, sent.channel));
+        for step in callers.steps(&sent) {
+            let job = callers.job(&step)?;
+            known.insert(job.to_string());
+            if step.accepted.is_some() && counted.insert(job) {
+                let recipient = callers.recipients[step.recipient].clone();
+                expected.push((job, step.event, recipient, step.channel));
+            }
         }
     }
     for (job, what, recipient, channel) in expected {
