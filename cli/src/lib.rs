@@ -12,6 +12,7 @@ mod import;
 mod keys;
 mod mesh;
 mod operator;
+mod reseal;
 mod send;
 mod suppressions;
 mod table;
@@ -57,6 +58,9 @@ enum Command {
     Tail(tail::TailArgs),
     /// Show lanes, retries, outboxes and dead letters, and refresh them.
     Top(top::TopArgs),
+    /// Seal the secrets of the hub's configuration under the first of several mesh keys, and print the entries that changed. The
+    /// others can be removed everywhere then.
+    Reseal(reseal::ResealArgs),
     /// Print `roles.conf` for a nats-server: its users and their permissions.
     Roles(keys::RolesArgs),
     /// Give running servers with an operator the accounts of the mesh: add, change and remove them.
@@ -125,6 +129,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Command::Apply(args) => apply::run(args, &mut out).await,
         Command::Tail(args) => tail::run(args, &mut out).await,
         Command::Top(args) => top::run(args, &clock, &mut out).await,
+        Command::Reseal(args) => reseal::run(args, &mut out).await,
         Command::Roles(args) => keys::roles(&args, &mut out),
         Command::Accounts(args) => operator::push(args, &mut out).await,
         Command::Nkey(args) => keys::nkey(&args, &mut out),

@@ -14,7 +14,7 @@ use shared::{
         connect,
         roles::Role,
     },
-    seal::MeshKey,
+    seal::{MeshKey, SealError},
     secret::Secret,
 };
 
@@ -87,11 +87,17 @@ impl MeshConnection {
         if !tenants.has_id_key() && tenants.proofs_since.is_none() {
             return Ok(IdKey::unkeyed().into());
         }
-        let refused =
-            |error| Failure::Arguments(format!("mesh_key: {error}; the settings or PEAL_MESH_KEY must give it"));
-        let mesh_key = MeshKey::from_base64(self.mesh_key.reveal()).map_err(refused)?;
-        tenants.audit_keys(&mesh_key).map_err(refused)
+        tenants.audit_keys(&self.mesh_key()?).map_err(refused)
     }
+
+    /// The keys of the mesh, from the settings.
+    pub(super) fn mesh_key(&self) -> Result<MeshKey, Failure> {
+        MeshKey::from_base64(self.mesh_key.reveal()).map_err(refused)
+    }
+}
+
+fn refused(error: SealError) -> Failure {
+    Failure::Arguments(format!("mesh_key: {error}; the settings or PEAL_MESH_KEY must give it"))
 }
 
 async fn tenants(client: &Client) -> Result<Tenants, Failure> {

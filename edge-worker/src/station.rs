@@ -79,7 +79,7 @@ impl Station {
     pub(crate) fn start(self, settings: &Settings, lifecycle: &Lifecycle) -> Result<CaughtUp, StartError> {
         std::fs::create_dir_all(&self.data).map_err(|error| StartError::Io("data", error))?;
         let js = connect::jetstream(self.client.clone());
-        let border = Border::new(&self.shared.mesh_key, self.shared.config.clone());
+        let border = Border::new(self.shared.config.clone());
         let (cache, cache_caught_up) = self.start_cache(&js, &border, lifecycle)?;
         let StartedLedger {
             ledger,

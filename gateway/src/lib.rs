@@ -105,7 +105,7 @@ impl Gateway {
         let role = Role::Gateway(settings.mesh.region.clone());
         let js = connect::jetstream(connect::connect(&settings.nats, &role, &name).await?);
         let config = Config::new(mesh_key.clone());
-        let border = Border::new(&mesh_key, config.clone());
+        let border = Border::new(config.clone());
         let of_facts = (border.clone(), telemetry.metrics.clone());
         let beginning = Upkeep::begin(js.clone(), settings.mesh.clone(), config.clone(), of_facts, lifecycle);
         // Boxed, because it is large and runs once.

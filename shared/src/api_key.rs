@@ -13,7 +13,7 @@ use crate::{
     channel::words,
     id::AppId,
     invalid::Invalid,
-    seal::{MeshKey, Sealed},
+    seal::{Legacy, MeshKey, Sealed},
     secret::Secret,
 };
 
@@ -89,6 +89,9 @@ impl NewKey {
         }
         if self.expires_at.is_some_and(|end| end <= now) {
             return Err(Invalid::new("expires_at", "must be in the future"));
+        }
+        if self.test {
+            return Err(Invalid::new("test", "is not built yet (channels)"));
         }
         if !self.signing && self.scopes.contains(&Scope::IssueTokens) {
             let rule = format_args!("must be true for a key with the scope {}", Scope::IssueTokens);
@@ -187,8 +190,10 @@ impl ApiKey {
         let secret_text = URL_SAFE_NO_PAD.encode(secret);
         let text = format!("peal_{key_id}_{secret_text}");
         let key = Self {
-            hmac: URL_SAFE_NO_PAD.encode(hmac::sign(mesh.hmac(), &covered(&secret, new.test))),
-            signing_secret: new.signing.then(|| mesh.seal(&seal_name(&app, &key_id), &secret_text)),
+            hmac: URL_SAFE_NO_PAD.encode(hmac::sign(mesh.for_api_keys(), &covered(&secret, new.test))),
+            signing_secret: new
+                .signing
+                .then(|| mesh.seal(&Self::seal_name(&app, &key_id), &secret_text)),
             key_id,
             app,
             scopes: new.scopes,
@@ -200,13 +205,14 @@ impl ApiKey {
         (key, text)
     }
 
-    /// Whether `presented` is this key, compared in constant time, and the key has not expired at `now`.
-    pub fn admits(&self, mesh: &MeshKey, presented: &Presented, now: Timestamp) -> bool {
+    /// Whether `presented` is this key, compared in constant time, and the key has not expired at `now`. `legacy` is what former
+    /// keys of the mesh left: one of them may have been the first when this key was made.
+    pub fn admits(&self, mesh: &MeshKey, legacy: &[Legacy], presented: &Presented, now: Timestamp) -> bool {
         let Ok(expected) = URL_SAFE_NO_PAD.decode(&self.hmac) else {
             return false;
         };
         let covered = covered(&presented.secret, self.test);
-        hmac::verify(mesh.hmac(), &covered, &expected).is_ok() && self.is_live(now)
+        self.is_live(now) && mesh.verifies_api_key(legacy, &covered, &expected)
     }
 
     /// Whether the key has not expired at `now`.
@@ -222,7 +228,7 @@ impl ApiKey {
     /// The text of the secret, after the second `_` of the key, of a key that may sign. `None` also if the secret cannot be
     /// opened.
     pub fn signing_secret(&self, mesh: &MeshKey) -> Option<Secret> {
-        let opened = mesh.open(&seal_name(&self.app, &self.key_id), self.signing_secret.as_ref()?);
+        let opened = mesh.open(&Self::seal_name(&self.app, &self.key_id), self.signing_secret.as_ref()?);
         let secret =
             opened.inspect_err(|error| tracing::error!(key_id = self.key_id, %error, "the secret of an API key"));
         secret.ok().map(Secret::from)
@@ -234,6 +240,11 @@ impl ApiKey {
             let key = hmac::Key::new(hmac::HMAC_SHA256, secret.reveal().as_bytes());
             hmac::verify(&key, message, signature).is_ok()
         })
+    }
+
+    /// The name under which the secret of a key that signs is sealed.
+    pub(crate) fn seal_name(app: &AppId, key_id: &str) -> String {
+        format!("{app}/key/{key_id}")
     }
 
     /// Whether this key is what `new` asks for.
@@ -255,11 +266,6 @@ fn covered(secret: &[u8; SECRET_BYTES], test: bool) -> Vec<u8> {
         covered.extend_from_slice(b"test");
     }
     covered
-}
-
-/// The name under which the secret of a key that signs is sealed.
-fn seal_name(app: &AppId, key_id: &str) -> String {
-    format!("{app}/key/{key_id}")
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -317,13 +323,13 @@ mod tests {
         let issue = |new| ApiKey::issue(&mesh, app(), new, now);
         let (key, text) = issue(NewKey::with(&[Scope::Send]));
         let (_, other) = issue(NewKey::with(&[Scope::Send]));
-        assert!(key.admits(&mesh, &text.parse().unwrap(), now));
-        assert!(!key.admits(&mesh, &other.parse().unwrap(), now));
+        assert!(key.admits(&mesh, &[], &text.parse().unwrap(), now));
+        assert!(!key.admits(&mesh, &[], &other.parse().unwrap(), now));
         let ended = ApiKey {
             expires_at: Some(now),
             ..key.clone()
         };
-        assert!(!ended.admits(&mesh, &text.parse().unwrap(), now));
+        assert!(!ended.admits(&mesh, &[], &text.parse().unwrap(), now));
         assert!(!format!("{:?}", text.parse::<Presented>().unwrap()).contains(&text[22..]));
 
         let test = NewKey {
@@ -331,9 +337,21 @@ mod tests {
             ..NewKey::with(&[Scope::Send])
         };
         let (key, text) = issue(test);
-        assert!(key.admits(&mesh, &text.parse().unwrap(), now));
+        assert!(key.admits(&mesh, &[], &text.parse().unwrap(), now));
         let as_0_1_reads_it = ApiKey { test: false, ..key };
-        assert!(!as_0_1_reads_it.admits(&mesh, &text.parse().unwrap(), now));
+        assert!(!as_0_1_reads_it.admits(&mesh, &[], &text.parse().unwrap(), now));
+    }
+
+    #[test]
+    fn a_key_outlives_the_mesh_key_under_which_it_was_made() {
+        let bytes = |byte: u8| base64::engine::general_purpose::STANDARD.encode([byte; 32]);
+        let mesh = |text: &str| MeshKey::from_base64(text).unwrap();
+        let (old, new) = (mesh(&bytes(7)), mesh(&bytes(8)));
+        let both = mesh(&format!("{} {}", bytes(8), bytes(7)));
+        let now = Timestamp::UNIX_EPOCH;
+        let (key, text) = ApiKey::issue(&old, app(), NewKey::with(&[Scope::Send]), now);
+        let admits = |mesh: &MeshKey, legacy: &[Legacy]| key.admits(mesh, legacy, &text.parse().unwrap(), now);
+        assert!(admits(&both, &[]) && admits(&new, &both.legacies()) && !admits(&new, &[]));
     }
 
     #[test]
@@ -403,6 +421,7 @@ mod tests {
         let expires_at = Some(now);
         assert_eq!(invalid(NewKey { expires_at, ..send() }), "expires_at");
         assert_eq!(invalid(NewKey::with(&[Scope::IssueTokens])), "signing");
+        assert_eq!(invalid(NewKey { test: true, ..send() }), "test");
         send().check(now).unwrap();
     }
 }

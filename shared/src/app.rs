@@ -448,12 +448,17 @@ impl From<Stored> for App {
 }
 
 /// The name under which the secret of the alerts of `app` is sealed.
-fn alerts_seal_name(app: &AppId) -> String {
+pub(crate) fn alerts_seal_name(app: &AppId) -> String {
     format!("{app}/alerts")
 }
 
 /// The name under which the credential of `app` for `provider` is sealed; it opens nowhere else.
 fn seal_name(app: &AppId, provider: Provider) -> String {
+    seal_name_of(app, provider.as_str())
+}
+
+/// The same for a provider that this version may not know.
+pub(crate) fn seal_name_of(app: &AppId, provider: &str) -> String {
     format!("{app}/{provider}")
 }
 

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The name under which the key is sealed.
-const SEAL_NAME: &str = "mesh/ids";
+pub(crate) const SEAL_NAME: &str = "mesh/ids";
 
 /// Derives the ids of jobs with HMAC-SHA-256. A mesh has one key, which is made when the mesh is provisioned and never
 /// replaced: with another key, a repeated notification would be another job. Cheap to clone.

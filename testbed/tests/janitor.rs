@@ -166,7 +166,7 @@ async fn a_job_that_cannot_be_worked_on_neither_stays_nor_keeps_others_from_bein
         .unwrap();
     let eu = "eu".parse().unwrap();
     // Facts of this region need no signature, so any key will do.
-    let border = Border::new(&testing::mesh_key(), Config::new(testing::mesh_key()));
+    let border = Border::new(Config::new(testing::mesh_key()));
     for number in 0..1100 {
         let token = format!("eeee{number:04}");
         let address = Fact::Address(testing::address(&eve.app, Provider::Apns, &token));

@@ -151,7 +151,8 @@ impl Desk {
     /// Who the holder of `presented` is, as the hub's leader knows at this moment.
     pub(super) async fn authority(&self, presented: &Presented) -> Result<Authority, Refusal> {
         let now = self.clock.now();
-        let admitted = |key: &ApiKey| key.admits(&self.mesh_key, presented, now);
+        let legacies = config::current_legacies(&self.hub, &self.mesh_key).await?;
+        let admitted = |key: &ApiKey| key.admits(&self.mesh_key, &legacies, presented, now);
         let may_write = |key: &ApiKey| key.scopes.contains(&Scope::AppsWrite);
         let operator = config::current_operator(&self.hub, &presented.key_id).await?.value;
         if let Some(key) = operator.filter(admitted) {

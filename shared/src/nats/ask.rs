@@ -102,7 +102,7 @@ impl Regions {
         Self {
             js,
             here,
-            border: Border::new(mesh_key, config.clone()),
+            border: Border::new(config.clone()),
             config,
             vault,
         }

@@ -3,38 +3,34 @@
 
 use std::sync::Arc;
 
+use arc_swap::Guard;
 use async_nats::HeaderMap;
 use jiff::Timestamp;
 
 use super::{config::Config, direct::Found, envelope, follow::Entry, subject};
-use crate::{proof::Prover, seal::MeshKey};
+use crate::proof::Prover;
 
 /// Signs what other regions copy, and checks what this region copied. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Border {
-    /// Shared, because the key that it keeps prepared is large.
-    prover: Arc<Prover>,
     config: Config,
 }
 
 impl Border {
-    /// The border of the mesh with this key. `config` says whether the mesh requires signatures yet.
-    pub fn new(mesh_key: &MeshKey, config: Config) -> Self {
-        Self {
-            prover: mesh_key.prover().into(),
-            config,
-        }
+    /// The border of the mesh with this configuration, which says whether the mesh requires signatures yet.
+    pub fn new(config: Config) -> Self {
+        Self { config }
     }
 
     /// The maker of proofs of work.
-    pub fn prover(&self) -> &Prover {
-        &self.prover
+    pub fn prover(&self) -> Guard<Arc<Prover>> {
+        self.config.prover()
     }
 
     /// The headers of a message for other regions: the version, and the signature of subject and body.
     pub fn headers(&self, subject: &str, payload: &[u8]) -> HeaderMap {
         let mut headers = super::version::headers();
-        headers.insert(envelope::SIGNATURE, self.prover.message(subject, payload));
+        headers.insert(envelope::SIGNATURE, self.prover().message(subject, payload));
         headers
     }
 
@@ -70,7 +66,7 @@ impl Border {
     /// Adds to `headers` the signature of a fact, or of its removal, for the home of its recipient. `key` is the fact's key in
     /// the bucket there.
     pub fn sign_fact(&self, headers: &mut HeaderMap, key: &str, payload: &[u8]) {
-        let signature = self.prover.message(&fact_name(key, headers), payload);
+        let signature = self.prover().message(&fact_name(key, headers), payload);
         headers.insert(envelope::SIGNATURE, signature);
     }
 
@@ -94,7 +90,7 @@ impl Border {
     ) -> bool {
         let signed = || {
             let signature = envelope::header(headers, envelope::SIGNATURE);
-            signature.is_some_and(|signature| self.prover.signed_message(signature, &name(), payload))
+            signature.is_some_and(|signature| self.prover().signed_message(signature, &name(), payload))
         };
         let admitted = !self.guards(headers, stored_at) || signed();
         if !admitted {

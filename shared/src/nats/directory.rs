@@ -443,7 +443,7 @@ mod tests {
     use crate::{nats::config::Config, testing};
 
     fn directory() -> Directory {
-        Directory::new(Border::new(&testing::mesh_key(), Config::new(testing::mesh_key())))
+        Directory::new(Border::new(Config::new(testing::mesh_key())))
     }
 
     #[test]

@@ -213,7 +213,7 @@ impl Peal {
     /// # Errors
     /// When the mesh key cannot be read.
     pub fn prover(&self) -> anyhow::Result<Prover> {
-        Ok(MeshKey::from_base64(&self.mesh_key)?.prover())
+        Ok(MeshKey::from_base64(&self.mesh_key)?.prover(&[]))
     }
 
     /// What an audit needs of the mesh key.

@@ -324,7 +324,7 @@ async fn a_key_used_in_one_region_is_known_in_the_others() {
         regions.push((region(name), js));
     }
     let now = Timestamp::from_second(1_800_000_000).unwrap();
-    let border = Border::new(&testing::mesh_key(), Config::new(testing::mesh_key()));
+    let border = Border::new(Config::new(testing::mesh_key()));
     let claim = async |at: usize, content: &[u8]| {
         let (here, js) = &regions[at];
         idempotency::claim(

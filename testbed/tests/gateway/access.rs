@@ -355,6 +355,80 @@ async fn a_gateway_with_another_mesh_key_is_never_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_mesh_key_is_replaced_while_gateways_serve() {
+    let rig = Rig::start().await;
+    let (old, new) = (STANDARD.encode([7; 32]), STANDARD.encode([9; 32]));
+    let signing = NewKey {
+        signing: true,
+        ..NewKey::with(Scope::ALL)
+    };
+    let (signer, text) = ApiKey::issue(&rig.mesh_key, app(), signing, jiff::Timestamp::UNIX_EPOCH);
+    config::put_key(&rig.hub, &signer).await.unwrap();
+    let ids = rig.ids().await.derive("job", &["order-1"]);
+    let gateway = async |mesh_key: String| {
+        let mut settings = Settings::load(None).unwrap();
+        settings.listen = "127.0.0.1:0".parse().unwrap();
+        settings.mesh_key = mesh_key.into();
+        settings.nats = rig.nats.region("eu").nats(&Role::Gateway(region("eu"))).unwrap();
+        settings.mesh.region = region("eu");
+        let telemetry = Telemetry::start(&settings.telemetry, "peal-gateway", "another", &region("eu")).unwrap();
+        Gateway::start(settings, telemetry, Clock::system(), &Lifecycle::default())
+            .await
+            .unwrap()
+    };
+    let sends = async |gateway: &Gateway, event: &str| {
+        let body = json!({ "event_id": event, "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
+        eventually("it accepts keys that were issued under the old key", async || {
+            let url = format!("http://{}/v1/notifications", gateway.addr());
+            let mut accepted = true;
+            for key in [&rig.key, &text] {
+                let sent = rig.http.post(&url).bearer_auth(key).json(&body).send().await.unwrap();
+                accepted &= sent.status() == 202;
+            }
+            accepted
+        })
+        .await;
+    };
+    let both = gateway(format!("{old} {new}")).await;
+    sends(&both, "e1").await;
+    let switched = gateway(format!("{new} {old}")).await;
+    sends(&switched, "e2").await;
+    // As `peal reseal` does.
+    let mesh_key = shared::seal::MeshKey::from_base64(&format!("{new} {old}")).unwrap();
+    let changed = config::reseal(&rig.hub, &mesh_key).await.unwrap();
+    for entry in [
+        "app.shop",
+        &format!("key.{}", signer.key_id),
+        "mesh.id_key",
+        "mesh.legacies",
+    ] {
+        assert!(changed.iter().any(|name| name == entry), "{entry}: {changed:?}");
+    }
+    assert_eq!(
+        config::reseal(&rig.hub, &mesh_key).await.unwrap(),
+        [""; 0],
+        "it may be repeated"
+    );
+    let alone = gateway(new.clone()).await;
+    sends(&alone, "e3").await;
+    eventually("the gateway is ready", async || alone.is_ready()).await;
+    // Those that still have both go on, and take what the new one stored for a repetition.
+    for (gateway, event) in [(&both, "e3"), (&switched, "e1"), (&alone, "e1")] {
+        sends(gateway, event).await;
+    }
+    let mesh_key = shared::seal::MeshKey::from_base64(&new).unwrap();
+    let known = config::read(&rig.hub).await.unwrap();
+    assert_eq!(
+        known.id_key(&mesh_key).unwrap().derive("job", &["order-1"]),
+        ids,
+        "the ids stay"
+    );
+    assert!(known.keys[&signer.key_id].signing_secret(&mesh_key).is_some());
+    // The record of e1 is signed by the old key, and what was refused would be an error here.
+    known.audit_keys(&mesh_key).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mesh_keeps_the_ids_with_which_it_began() {
     let rig = Rig::start().await;
     let id = async || rig.ids().await.derive("job", &["order-1"]);

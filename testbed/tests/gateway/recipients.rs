@@ -15,7 +15,7 @@ use crate::rig::{Rig, app, recipient, region};
 
 /// Facts of this region need no signature, so any key will do.
 fn border() -> Border {
-    Border::new(&testing::mesh_key(), Config::new(testing::mesh_key()))
+    Border::new(Config::new(testing::mesh_key()))
 }
 
 async fn stored(rig: &Rig, name: &str) -> Recipient {

@@ -43,7 +43,7 @@ impl Injector {
         }
         let here = region.parse()?;
         // Facts of this region need no signature, so any key will do.
-        let border = Border::new(&testing::mesh_key(), Config::new(testing::mesh_key()));
+        let border = Border::new(Config::new(testing::mesh_key()));
         for device in &many.devices {
             let address = Fact::Address(testing::address(&APP.parse()?, device.provider, &device.token));
             facts::write(&js, &border, &here, &here, &key(&many)?, &address).await?;

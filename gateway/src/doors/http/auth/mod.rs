@@ -90,6 +90,10 @@ impl<R: Requires> FromRequestParts<Arc<Api>> for Caller<R> {
         let context = &api.context;
         let tenants = context.config.tenants();
         let Proved { key, client, nonce } = prove(parts, api, &tenants)?;
+        // One that a newer program issued: this one would let it reach everybody.
+        if key.test {
+            return Err(unknown());
+        }
         let app = tenants.apps.get(&key.app).ok_or_else(unknown)?;
         let places = enter(parts, api, &tenants, &key, app)?;
         if app.suspended {
@@ -160,7 +164,7 @@ fn prove(parts: &mut request::Parts, api: &Api, tenants: &Tenants) -> Result<Pro
     }
     let presented: Presented = text.parse().map_err(|_| unknown())?;
     let key = tenants.keys.get(&presented.key_id).ok_or_else(unknown)?;
-    if !key.admits(&context.mesh_key, &presented, now) {
+    if !key.admits(&context.mesh_key, &context.config.legacies(), &presented, now) {
         return Err(unknown());
     }
     Ok(Proved {
@@ -215,7 +219,14 @@ impl<R: Requires> FromRequestParts<Arc<Api>> for Administrator<R> {
         let tenants = context.config.tenants();
         let operator = presented.and_then(|presented| Some((tenants.operators.get(&presented.key_id)?, presented)));
         let who = match operator {
-            Some((key, presented)) if key.admits(&context.mesh_key, &presented, context.clock.now()) => {
+            Some((key, presented))
+                if key.admits(
+                    &context.mesh_key,
+                    &context.config.legacies(),
+                    &presented,
+                    context.clock.now(),
+                ) =>
+            {
                 if let Some(connection) = parts.extensions.get::<Arc<Connection>>() {
                     connection.set_key();
                 }

@@ -1,5 +1,7 @@
 //! Apps, API keys, the regions of the mesh and its key of ids: written at the hub, read from this region's copy.
 
+mod reseal;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -29,7 +31,8 @@ use crate::{
     id::{AppId, Region},
     id_key::IdKey,
     invalid::Invalid,
-    seal::{MeshKey, SealError, Sealed},
+    proof::Prover,
+    seal::{Legacy, MeshKey, SealError, Sealed},
     site::Site,
     tolerant,
 };
@@ -51,6 +54,9 @@ const REGION: &str = "region";
 /// know the kind and pass over it.
 const OPERATOR: &str = "operator";
 
+/// The name of the entry of what former mesh keys left, and of the seal of each legacy.
+const LEGACIES: &str = "legacies";
+
 /// A snapshot of all tenants and of the regions of the mesh.
 #[derive(Debug, Clone, Default)]
 pub struct Tenants {
@@ -69,6 +75,14 @@ pub struct Tenants {
     /// Since when messages that come from another region need a proof or a signature; `None` while programs of 0.1, which
     /// write none, may run in the mesh. Messages that were stored before need none.
     pub proofs_since: Option<Timestamp>,
+    /// What former mesh keys left.
+    legacies: Vec<Sealed>,
+}
+
+/// The entry of what former mesh keys left: the JSON of each legacy.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct LegaciesEntry {
+    sealed: Vec<Sealed>,
 }
 
 /// The entry of the mesh's key of ids.
@@ -89,6 +103,9 @@ pub struct Config {
     mesh_key: MeshKey,
     current: Arc<ArcSwap<Tenants>>,
     id_key: Arc<ArcSwap<IdKey>>,
+    /// What former mesh keys left, opened.
+    legacies: Arc<ArcSwap<Vec<Legacy>>>,
+    prover: Arc<ArcSwap<Prover>>,
     changed: watch::Sender<u64>,
 }
 
@@ -96,9 +113,11 @@ impl Config {
     /// No tenants yet. `mesh_key` opens the mesh's key of ids.
     pub fn new(mesh_key: MeshKey) -> Self {
         Self {
+            prover: Arc::new(ArcSwap::from_pointee(mesh_key.prover(&[]))),
             mesh_key,
             current: Arc::default(),
             id_key: Arc::new(ArcSwap::from_pointee(IdKey::unkeyed())),
+            legacies: Arc::default(),
             changed: watch::channel(0).0,
         }
     }
@@ -111,6 +130,16 @@ impl Config {
     /// The mesh's key of ids. It is not to be used before the configuration is loaded.
     pub fn id_key(&self) -> Guard<Arc<IdKey>> {
         self.id_key.load()
+    }
+
+    /// What former mesh keys left to verify.
+    pub fn legacies(&self) -> Guard<Arc<Vec<Legacy>>> {
+        self.legacies.load()
+    }
+
+    /// The maker of proofs, which also verifies what former mesh keys signed.
+    pub fn prover(&self) -> Guard<Arc<Prover>> {
+        self.prover.load()
     }
 
     /// Whether all entries that the bucket had at start have been read, and the mesh's key of ids can be used.
@@ -135,6 +164,11 @@ impl Config {
                     // First the key: whoever sees an app computes ids of its jobs.
                     if next.id_key != self.current.load().id_key {
                         self.use_id_key(&next);
+                    }
+                    if next.legacies != self.current.load().legacies {
+                        let legacies = opened(&next.legacies, &self.mesh_key);
+                        self.prover.store(self.mesh_key.prover(&legacies).into());
+                        self.legacies.store(legacies.into());
                     }
                     self.current.store(next.into());
                 }
@@ -186,7 +220,9 @@ impl Tenants {
     pub fn audit_keys(&self, mesh_key: &MeshKey) -> Result<Keys, SealError> {
         Ok(Keys {
             ids: self.id_key(mesh_key)?,
-            proofs: self.proofs_since.map(|since| (mesh_key.prover(), since)),
+            proofs: self
+                .proofs_since
+                .map(|since| (mesh_key.prover(&opened(&self.legacies, mesh_key)), since)),
         })
     }
 
@@ -285,6 +321,11 @@ impl Tenants {
                 self.proofs_since = Some(proofs.since);
             }
             ("mesh", None) if name == PROOFS => self.proofs_since = None,
+            ("mesh", Some(value)) if name == LEGACIES => {
+                let entry: LegaciesEntry = tolerant::read(value)?;
+                self.legacies = entry.sealed;
+            }
+            ("mesh", None) if name == LEGACIES => self.legacies.clear(),
             _ => {}
         }
         Ok(())
@@ -364,6 +405,15 @@ pub async fn current_key(hub: &jetstream::Context, key_id: &str) -> Result<Curre
 /// [`NotCurrent`], within two seconds.
 pub async fn current_operator(hub: &jetstream::Context, key_id: &str) -> Result<Current<ApiKey>, NotCurrent> {
     entry(hub, OPERATOR, key_id).await
+}
+
+/// What former mesh keys left, as it is at the hub.
+///
+/// # Errors
+/// [`NotCurrent`], within two seconds.
+pub async fn current_legacies(hub: &jetstream::Context, mesh_key: &MeshKey) -> Result<Vec<Legacy>, NotCurrent> {
+    let entry: LegaciesEntry = entry(hub, "mesh", LEGACIES).await?.value.unwrap_or_default();
+    Ok(opened(&entry.sealed, mesh_key))
 }
 
 /// A region as it is at the hub.
@@ -463,12 +513,7 @@ pub async fn read(js: &jetstream::Context) -> Result<Tenants, NotLoaded> {
 /// When the server does not answer or an entry cannot be read.
 pub async fn read_once(js: &jetstream::Context) -> Result<Tenants, NotLoaded> {
     let mut tenants = Tenants::default();
-    if follow::stream_state(js, topology::CONFIG).await?.messages == 0 {
-        return Ok(tenants);
-    }
-    let mut entries = follow::follow(js, topology::CONFIG, ">", 1).await?;
-    while let Some(entry) = entries.next().await {
-        let entry = entry?;
+    for entry in entries(js).await? {
         let value = if entry.is_removal() {
             None
         } else {
@@ -477,9 +522,6 @@ pub async fn read_once(js: &jetstream::Context) -> Result<Tenants, NotLoaded> {
         tenants
             .learn(&entry.subject, value)
             .map_err(|error| NotLoaded::Entry(entry.subject.clone(), error))?;
-        if entry.pending == 0 {
-            break;
-        }
     }
     Ok(tenants)
 }
@@ -535,6 +577,89 @@ pub async fn create_id_key(hub: &jetstream::Context, sealed: Sealed) -> Result<(
 /// When the hub did not confirm that it stored the entry.
 pub async fn put_proofs(hub: &jetstream::Context, since: Timestamp) -> Result<(), publish::NotStored> {
     put(hub, "mesh", PROOFS, &Proofs { since }).await
+}
+
+/// Why the configuration could not be resealed. Repeating is safe.
+#[derive(Debug, thiserror::Error)]
+pub enum NotResealed {
+    /// The bucket cannot be read.
+    #[error(transparent)]
+    NotLoaded(#[from] NotLoaded),
+    /// No key of this process opens what an entry holds.
+    #[error("configuration entry {0}: {1}")]
+    Closed(String, SealError),
+    /// The hub did not confirm that it stored an entry.
+    #[error("the hub did not store {0}: {1}")]
+    NotStored(String, NotStored),
+}
+
+/// Seals all secrets of the hub's configuration under the first of the mesh's keys, and keeps what the others leave, so that they can
+/// be removed everywhere. Returns the entries that changed. Nothing that was changed meanwhile is overwritten; it is read again.
+///
+/// # Errors
+/// [`NotResealed`], with what was resealed before kept.
+pub async fn reseal(hub: &jetstream::Context, mesh_key: &MeshKey) -> Result<Vec<String>, NotResealed> {
+    let mut changed = Vec::new();
+    loop {
+        let mut overtaken = false;
+        let mut has_legacies = false;
+        for entry in entries(hub).await?.into_iter().filter(|entry| !entry.is_removal()) {
+            let name = entry.subject.rsplitn(3, '.').take(2).collect::<Vec<_>>();
+            let [name, kind] = name[..] else { continue };
+            has_legacies |= (kind, name) == ("mesh", LEGACIES);
+            let key = format!("{kind}.{name}");
+            let closed = |error| NotResealed::Closed(key.clone(), error);
+            let Some(value) = reseal::entry(kind, name, &entry.payload, mesh_key).map_err(closed)? else {
+                continue;
+            };
+            match put_with(hub, expecting(entry.sequence), kind, name, &value).await {
+                Ok(()) => changed.push(key),
+                Err(NotStored::Refused) => overtaken = true,
+                Err(error) => return Err(NotResealed::NotStored(key, error)),
+            }
+        }
+        if !has_legacies && !mesh_key.legacies().is_empty() {
+            let entry = LegaciesEntry {
+                sealed: reseal::legacies(&[], mesh_key),
+            };
+            match put_with(hub, expecting(0), "mesh", LEGACIES, &entry).await {
+                Ok(()) => changed.push(format!("mesh.{LEGACIES}")),
+                Err(NotStored::Refused) => overtaken = true,
+                Err(error) => return Err(NotResealed::NotStored(format!("mesh.{LEGACIES}"), error)),
+            }
+        }
+        if !overtaken {
+            return Ok(changed);
+        }
+    }
+}
+
+/// What former mesh keys left, without what cannot be opened: it may be sealed under a key that this process is to get.
+fn opened(sealed: &[Sealed], mesh_key: &MeshKey) -> Vec<Legacy> {
+    let open = |sealed: &Sealed| serde_json::from_str(&mesh_key.open(LEGACIES, sealed).ok()?).ok();
+    let legacies: Vec<Legacy> = sealed.iter().filter_map(open).collect();
+    if legacies.len() < sealed.len() {
+        tracing::error!("what a former mesh key left cannot be opened; what it signed is refused");
+    }
+    legacies
+}
+
+/// The newest entries of the bucket, removals included.
+async fn entries(js: &jetstream::Context) -> Result<Vec<Entry>, NotLoaded> {
+    let mut found = Vec::new();
+    if follow::stream_state(js, topology::CONFIG).await?.messages == 0 {
+        return Ok(found);
+    }
+    let mut entries = follow::follow(js, topology::CONFIG, ">", 1).await?;
+    while let Some(entry) = entries.next().await {
+        let entry = entry?;
+        let is_last = entry.pending == 0;
+        found.push(entry);
+        if is_last {
+            break;
+        }
+    }
+    Ok(found)
 }
 
 async fn put(
