@@ -80,7 +80,11 @@ impl Station {
         std::fs::create_dir_all(&self.data).map_err(|error| StartError::Io("data", error))?;
         let js = connect::jetstream(self.client.clone());
         let border = Border::new(self.shared.config.clone());
-        let (cache, cache_caught_up) = self.start_cache(&js, &border, lifecycle)?;
+        let regions = self.by.is_none().then(|| {
+            let (here, config) = (self.region.clone(), self.shared.config.clone());
+            Regions::new(js.clone(), here, config, &self.shared.mesh_key)
+        });
+        let (cache, cache_caught_up) = self.start_cache(&js, &border, regions.clone(), lifecycle)?;
         let StartedLedger {
             ledger,
             committer,
@@ -119,6 +123,7 @@ impl Station {
             js: js.clone(),
             ledger: ledger.clone(),
             ledger_current: caught_up.ledger.clone(),
+            regions,
             cache,
             cache_filled: caught_up.cache.clone(),
             barrier: Barrier::default(),
@@ -154,15 +159,12 @@ impl Station {
         &self,
         js: &jetstream::Context,
         border: &Border,
+        regions: Option<Regions>,
         lifecycle: &Lifecycle,
     ) -> Result<(cache::Store, watch::Receiver<bool>), StartError> {
         let vault = self.shared.mesh_key.vault("cache");
         let store = cache::Store::open(&self.data.join("cache.redb"), vault)?;
         let metrics = self.shared.telemetry.metrics.clone();
-        let regions = self.by.is_none().then(|| {
-            let (here, config) = (self.region.clone(), self.shared.config.clone());
-            Regions::new(js.clone(), here, config, &self.shared.mesh_key)
-        });
         let follower = cache::FactFollower::new(js.clone(), store.clone(), border.clone(), metrics, regions);
         let caught_up = follower.caught_up();
         lifecycle.spawn_endless("cache", follower.run());

@@ -32,7 +32,10 @@ use shared::{
     },
     telemetry::Telemetry,
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, mpsc},
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -49,6 +52,9 @@ use crate::{
     recipients::{erasures, homes::Homes, owners},
     records::{alerts::Alerts, dead_letters::DeadLetters, receipts::Receipts, recorder},
 };
+
+/// Receivers of webhooks that workers report faster than apps are alerted to them, at most.
+const RECEIVERS_WAITING_MAX: usize = 1000;
 
 /// A running gateway. It ends with the [`Lifecycle`] it was started under.
 #[derive(Debug)]
@@ -109,8 +115,7 @@ impl Gateway {
         let of_facts = (border.clone(), telemetry.metrics.clone());
         let beginning = Upkeep::begin(js.clone(), settings.mesh.clone(), config.clone(), of_facts, lifecycle);
         // Boxed, because it is large and runs once.
-        let upkeep = Box::pin(beginning).await?;
-        let upkeep = upkeep.ok_or(StartError::Finishing)?;
+        let upkeep = Box::pin(beginning).await?.ok_or(StartError::Finishing)?;
 
         let here = settings.mesh.region.clone();
         let (clock, keeper) = Timekeeper::new(js.client(), here.clone(), clock);
@@ -119,7 +124,8 @@ impl Gateway {
         let (recorder, writer) = recorder::pair(js.clone(), here.clone(), name);
         let receipts = Receipts::new(js.clone(), border.clone(), settings.limits.status_notifications);
         let stores = Regions::new(js.clone(), here.clone(), config.clone(), &mesh_key);
-        lifecycle.spawn_endless("questions", stores.clone().answer_forever());
+        let (troubled, alerted_to) = mpsc::channel(RECEIVERS_WAITING_MAX);
+        lifecycle.spawn_endless("questions", stores.clone().answer_forever(troubled));
         let context = Arc::new(Context {
             here,
             js,
@@ -149,8 +155,10 @@ impl Gateway {
         let apps = upkeep.intakes();
         lifecycle.spawn_endless("trim", trim::run(context.js.clone(), upkeep.intakes()));
         lifecycle.spawn_endless("upkeep", upkeep.run(context.clock.clone()));
-        let alerts = Alerts::new(Arc::clone(&context), settings.alerts)?;
-        lifecycle.spawn_endless("alerts", alerts.run());
+        lifecycle.spawn_endless(
+            "alerts",
+            Alerts::new(Arc::clone(&context), settings.alerts)?.run(alerted_to),
+        );
         lifecycle.spawn_endless("canary", canary::run(Arc::clone(&context), readiness.clone()));
         lifecycle.spawn_endless("receipts", receipts.clone().follow());
         lifecycle.spawn_endless("moved", moved::run(Arc::clone(&context), Arc::clone(&budgets)));

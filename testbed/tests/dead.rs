@@ -14,16 +14,19 @@ use serde_json::{Value, json};
 use shared::{
     app::Ambiguity,
     channel::Channel,
+    clock::Clock,
+    id::AddressId,
     nats::{
-        connect, envelope,
+        connect, current, envelope,
         follow::{self, Start},
-        publish, topology,
+        publish, subject, topology, version,
     },
+    recipient::{FactName, RecipientKey},
 };
 use testbed::{
     audit::Audit,
     nats,
-    peal::{Alerts, Peal, Plan},
+    peal::{APP, Alerts, Peal, Plan},
     providers::script::{Answer, Rule},
 };
 
@@ -542,4 +545,100 @@ async fn whatever_cannot_be_worked_on_becomes_a_letter_that_says_why() {
     let (status, problem) = peal.ask("POST", "eu", &path, None).await.unwrap();
     assert_eq!((status, &problem["code"]), (409, &json!("letter_unreadable")));
     assert!(Audit::read_settled(&peal, TIMEOUT).await.unwrap().report.holds());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_fails_for_days_is_disabled_and_its_app_is_told() {
+    let (url, received) = receiver().await;
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned().into();
+    let plan = Plan {
+        regions: vec!["eu".into()],
+        gateway_settings: "[alerts]\nevery_s = 1".into(),
+        alerts: Some(Alerts { url, secret }),
+        ..plan()
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    peal.register("ann", "eu", &[]).await.unwrap();
+    let receivers = &peal.simulators.webhook;
+    let path = "/v1/recipients/ann/addresses";
+    let register = async || {
+        let wanted = json!({ "type": "webhook", "url": receivers.url("/hook"), "format": "chat" });
+        let answer = peal.expect("POST", "eu", path, Some(&wanted)).await.unwrap();
+        assert_eq!(answer["state"], "active", "a registration enables it");
+        answer["address_id"].as_str().unwrap().parse().unwrap()
+    };
+    let shown = async || peal.expect("GET", "eu", path, None).await.unwrap()["addresses"][0].clone();
+    let send = async |event: &str, state: &str| {
+        let body = json!({ "event_id": event, "to": { "recipients": ["ann"] }, "webhook": { "text": "Hello" } });
+        let sent = peal
+            .expect("POST", "eu", "/v1/notifications", Some(&body))
+            .await
+            .unwrap();
+        settled(&peal, sent["notification_id"].as_str().unwrap(), state).await
+    };
+
+    // As if it had failed for six days.
+    let address: AddressId = register().await;
+    let js = connect::jetstream(peal.connect("eu").await.unwrap());
+    let key = RecipientKey {
+        app: APP.parse().unwrap(),
+        recipient: "ann".parse().unwrap(),
+    };
+    let subject = subject::fact(&key, FactName::Address(address));
+    let stored = current::last(&js, topology::RECIPIENTS, &subject)
+        .await
+        .unwrap()
+        .unwrap();
+    let mut fact: Value = serde_json::from_slice(&stored.payload).unwrap();
+    let since = Clock::system().now() - Duration::from_hours(6 * 24);
+    fact["trouble"] = json!({ "since": since, "alerted_percent": 90, "reason": "http_503" });
+    publish::store(&js, subject, version::headers(), fact.to_string().into())
+        .await
+        .unwrap();
+    let broken = Answer::default().status(503);
+    receivers.script().add(Rule::token("/hook").answer(broken)).unwrap();
+    let retried = send("e1", "suppressed").await;
+    assert_eq!(retried["reason"], "receiver_disabled", "{retried}");
+    let asked = receivers.log().request_count();
+    assert_eq!(send("e2", "suppressed").await["reason"], "receiver_disabled");
+    assert_eq!(receivers.log().request_count(), asked, "nothing is posted any more");
+    let address = shown().await;
+    assert_eq!([&address["state"], &address["reason"]], ["disabled", "failed_for_days"]);
+
+    let begun = Instant::now();
+    while received.lock().unwrap().len() < 2 {
+        assert!(begun.elapsed() < TIMEOUT, "{}", peal.complaints());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let told = received.lock().unwrap().clone();
+    assert_eq!(told[0].0["webhook-id"], told[1].0["webhook-id"], "it is repeated");
+    let alert: Value = serde_json::from_str(&told[1].1).unwrap();
+    assert_eq!(alert["type"], "endpoint.disabled");
+    let endpoint = &alert["data"]["endpoints"][0];
+    assert_eq!(endpoint["address_id"], address["address_id"]);
+    assert_eq!(
+        (&endpoint["recipient"], &endpoint["percent"]),
+        (&json!("ann"), &json!(100))
+    );
+    assert!(
+        !told[1].1.contains("/hook") && !told[1].1.contains("Hello"),
+        "no URL, no content"
+    );
+
+    receivers.script().clear();
+    register().await;
+    send("e3", "delivered").await;
+    let gone = Answer::default().status(410);
+    receivers
+        .script()
+        .add(Rule::token("/hook").times(1).answer(gone))
+        .unwrap();
+    send("e4", "rejected").await;
+    assert_eq!(send("e5", "suppressed").await["reason"], "receiver_disabled");
+    assert_eq!(
+        [&shown().await["state"], &shown().await["reason"]],
+        ["disabled", "http_410"]
+    );
+    register().await;
+    send("e6", "delivered").await;
 }

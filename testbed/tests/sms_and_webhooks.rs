@@ -202,7 +202,12 @@ async fn webhooks_are_signed_repeated_under_one_id_and_end_with_410() {
         "webhook",
         "http_410",
     );
-    assert_end(&send(&peal, "eu", event).await, "suppressed", "", "no_address");
+    assert_end(
+        &send(&peal, "eu", event).await,
+        "suppressed",
+        "webhook",
+        "receiver_disabled",
+    );
 }
 
 /// Puts the number of `ann` on the app's list at a gateway of region `at`, and returns the answer.

@@ -1,5 +1,5 @@
-//! Turns the outcomes of attempts into receipts: parks deliveries that will be retried, stores dead letters, and removes
-//! addresses that are gone.
+//! Turns the outcomes of attempts into receipts: parks deliveries that will be retried, stores dead letters, removes addresses
+//! that are gone, and has receivers disabled that want no more.
 //!
 //! A retry or a dead letter is stored before the outcome is committed: a crash in between repeats an attempt, while the
 //! other order would lose it.
@@ -10,6 +10,7 @@ use async_nats::header::NATS_MESSAGE_ID;
 use jiff::{SignedDuration, Timestamp};
 use opentelemetry::Context;
 use shared::{
+    address::Target,
     app::Ambiguity,
     failpoint::failpoint,
     job::Job,
@@ -54,7 +55,7 @@ enum Conclusion {
         due: Timestamp,
         by: NextWorker,
     },
-    /// The delivery ends as rejected, and the address is removed.
+    /// The delivery ends as rejected, and the address is removed; a receiver of webhooks is disabled.
     AddressGone {
         reason: Reason,
         /// When the provider found the address gone, if it reports that.
@@ -115,6 +116,9 @@ impl Pipeline {
                 // The outcome is not recorded, so the attempt will be repeated: at-least-once is the better failure.
                 tracing::warn!(%error, "outcome could not be stored; the job is given back");
                 return Err(Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER));
+            }
+            if !matches!(conclusion, Conclusion::AddressGone { .. }) {
+                self.observe(job, &attempt);
             }
             let metrics = &self.telemetry.metrics;
             metrics.delivery(Some(attempt.attempted.provider), conclusion.state());
@@ -223,6 +227,10 @@ impl Pipeline {
                 let reason = reason.clone().unwrap_or_default();
                 let letter = DeadLetter::of(job, attempt.address.id, reason, self);
                 letter.store(self, pulled).await
+            }
+            Conclusion::AddressGone { .. } if matches!(attempt.address.target, Target::Webhook(_)) => {
+                self.disable(job, attempt).await;
+                Ok(())
             }
             Conclusion::AddressGone { since, .. } => {
                 self.remove_address(pulled, job, attempt, *since).await;

@@ -1,10 +1,10 @@
 //! Decides whether to send at all: the job must not be expired or withdrawn, and the recipient must agree. This is decided
 //! immediately before sending, so that a preference set a second ago counts. An address for which the content renders to
-//! nothing is not sent to either, nor one that is on the app's suppression list, nor a phone number in a country that the app
+//! nothing is not sent to either, nor one that is on the app's suppression list or disabled, nor a phone number in a country that the app
 //! does not open.
 
 use shared::{
-    address::Address,
+    address::{Address, Target},
     channel::{Channel, Class},
     job::Job,
     receipt::State,
@@ -81,6 +81,11 @@ impl Pipeline {
     fn rule_against(&self, job: &Job, address: &Address) -> Result<Option<(State, &'static str)>, StoreError> {
         if !job.content.has_something_for(&address.target) {
             return Ok(Some((State::Suppressed, "nothing_for_target")));
+        }
+        if let Target::Webhook(receiver) = &address.target
+            && receiver.disabled().is_some()
+        {
+            return Ok(Some((State::Suppressed, "receiver_disabled")));
         }
         if self.is_suppressed(job, address)? {
             return Ok(Some((State::Suppressed, "suppression_list")));

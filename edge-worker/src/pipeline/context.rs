@@ -11,6 +11,7 @@ use shared::{
     job::Job,
     lifecycle::Lifecycle,
     nats::{
+        ask::Regions,
         border::Border,
         cancelled::Cancelled,
         config::Config,
@@ -45,6 +46,8 @@ pub struct Pipeline {
     pub ledger: Ledger,
     /// Whether the ledger has caught up with the receipts of the other workers.
     pub ledger_current: watch::Receiver<bool>,
+    /// Has the region's gateways write facts. A helper does not.
+    pub regions: Option<Regions>,
     /// The region's facts about recipients.
     pub cache: cache::Store,
     /// Whether the cache has caught up with the region's bucket. If not, it is being filled.

@@ -23,6 +23,7 @@ mod pace;
 mod postpone;
 mod pull;
 mod receipts;
+mod receivers;
 mod resolve;
 mod settle;
 mod settlement;

@@ -11,6 +11,9 @@ use tokio::time::Instant;
 
 use super::{Attempted, Outcome};
 
+/// The reason of what was not tried because a breaker is open.
+pub(crate) const BREAKER_OPEN: &str = "breaker_open";
+
 /// How long a probe keeps other attempts away, if it gets no answer.
 const PROBE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -207,10 +210,10 @@ impl Circuit {
     /// The outcome, if a breaker is open.
     pub(super) fn admit(&self) -> Result<(), Outcome> {
         if let Err(wait) = self.credential.admit() {
-            return Err(Outcome::credential("breaker_open", Some(wait)));
+            return Err(Outcome::credential(BREAKER_OPEN, Some(wait)));
         }
         if let Err(wait) = self.endpoint.admit() {
-            return Err(Outcome::endpoint("breaker_open", Some(wait)));
+            return Err(Outcome::endpoint(BREAKER_OPEN, Some(wait)));
         }
         Ok(())
     }

@@ -43,6 +43,7 @@ use shared::{
 };
 use tokio::time::Instant;
 
+pub(crate) use self::breaker::BREAKER_OPEN;
 pub use self::{
     allowance::{Allowance, Claim, Source, Use},
     attempt::{Attempt, Attempted, Handover, Recorded},

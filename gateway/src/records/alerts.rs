@@ -1,13 +1,16 @@
-//! Alerts developers to dead letters: a webhook for each app concerned, grouped by channel and reason, rate-limited.
+//! Alerts developers to dead letters and failing receivers: a webhook for each app concerned, grouped by channel and reason, rate-limited.
 //!
 //! The gateways of a region share a durable consumer on the dead letters, so each letter is reported once, and again
 //! later if the receiver did not accept the alert. The webhook is signed as Standard Webhooks 1.0 specifies.
+//!
+//! Receivers of webhooks that fail for days, or are disabled, are alerted to in the same way, from what workers tell; such an alert is
+//! given up after some tries, and the state of the address still says it.
 //!
 //! No app waits for another: each is reported to by a task of its own, and letters of an app that was alerted shortly before
 //! go back to the server until its next alert.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     fmt::Display,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -19,9 +22,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 use shared::{
     app::App,
-    id::{AppId, Region},
+    id::{AddressId, AppId, RecipientId, Region},
     nats::{
         envelope,
+        receivers::Troubled,
         refusal::{is_about, unless_refused},
         subject::{self, DeadSubject},
         topology,
@@ -29,9 +33,10 @@ use shared::{
     signature::{self, SigningKey},
 };
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, mpsc},
     time::{Instant, sleep},
 };
+use uuid::Uuid;
 
 use super::dead_letters::LetterId;
 use crate::context::Context;
@@ -51,6 +56,15 @@ const ALERTS_IN_PROGRESS_MAX: usize = 64;
 /// An alert that the receiver did not accept is retried at the latest after this time.
 const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
 
+/// Receivers of webhooks in one alert, at most; the next one has the rest.
+const ALERT_RECEIVERS_MAX: usize = 100;
+
+/// Receivers of one app that wait for an alert, at most.
+const WAITING_RECEIVERS_MAX: usize = 1000;
+
+/// How often an alert to receivers of webhooks is tried.
+const RECEIVERS_TRIES_MAX: u32 = 8;
+
 /// How alerts are sent.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -69,6 +83,8 @@ pub(crate) struct Alerts {
     places: Semaphore,
     /// The last alert to each app.
     last: Mutex<HashMap<AppId, LastAlert>>,
+    /// Receivers of webhooks that wait for an alert, the oldest first. An app that is here has a task that reports them.
+    troubled: Mutex<HashMap<AppId, VecDeque<Troubled>>>,
 }
 
 /// The last alert to an app.
@@ -82,11 +98,11 @@ struct LastAlert {
 
 /// The body of the webhook.
 #[derive(Debug, Serialize)]
-struct Alert<'a> {
+struct Alert<D> {
     #[serde(rename = "type")]
     kind: &'static str,
     timestamp: Timestamp,
-    data: Data<'a>,
+    data: D,
 }
 
 #[derive(Debug, Serialize)]
@@ -105,6 +121,26 @@ struct Group<'a> {
     /// The newest letter of the group, as an example to look at.
     #[serde(serialize_with = "as_text")]
     letter: LetterId,
+}
+
+#[derive(Debug, Serialize)]
+struct Receivers<'a> {
+    app: &'a AppId,
+    region: &'a Region,
+    endpoints: Vec<Endpoint<'a>>,
+}
+
+/// A receiver of webhooks that fails or is disabled. Its URL may be a secret and is not shown.
+#[derive(Debug, Serialize)]
+struct Endpoint<'a> {
+    recipient: &'a RecipientId,
+    address_id: AddressId,
+    failing_since: Timestamp,
+    /// How much of the time has passed after which it is disabled.
+    percent: u8,
+    reason: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disabled_at: Option<Timestamp>,
 }
 
 /// One letter to report.
@@ -132,18 +168,95 @@ impl Alerts {
             http,
             places: Semaphore::new(ALERTS_IN_PROGRESS_MAX),
             last: Mutex::default(),
+            troubled: Mutex::default(),
         })
     }
 
-    /// Sends alerts until the process ends.
-    pub(crate) async fn run(self) {
+    /// Sends alerts until the process ends. Those to receivers of webhooks come by `troubled`.
+    pub(crate) async fn run(self, troubled: mpsc::Receiver<Troubled>) {
         let alerts = Arc::new(self);
-        loop {
-            if let Err(error) = alerts.round_if_permitted().await {
-                tracing::warn!(%error, "cannot read dead letters for alerts; retrying");
-                sleep(Duration::from_secs(5)).await;
+        let letters = async {
+            loop {
+                if let Err(error) = alerts.round_if_permitted().await {
+                    tracing::warn!(%error, "cannot read dead letters for alerts; retrying");
+                    sleep(Duration::from_secs(5)).await;
+                }
+            }
+        };
+        tokio::join!(letters, alerts.take_in(troubled));
+    }
+
+    async fn take_in(self: &Arc<Self>, mut troubled: mpsc::Receiver<Troubled>) {
+        while let Some(one) = troubled.recv().await {
+            let tenants = self.context.config.tenants();
+            if tenants.apps.get(&one.app).is_none_or(|app| app.alerts.is_none()) {
+                continue;
+            }
+            let mut waiting = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
+            let of_app = waiting.entry(one.app.clone()).or_insert_with(|| {
+                tokio::spawn(Arc::clone(self).report_receivers(one.app.clone()));
+                VecDeque::new()
+            });
+            if of_app.len() < WAITING_RECEIVERS_MAX {
+                of_app.push_back(one);
+            } else {
+                tracing::warn!(app = %one.app, "too many receivers fail; the app is not alerted to one of them");
             }
         }
+    }
+
+    /// Reports the receivers of an app that wait, until none does.
+    async fn report_receivers(self: Arc<Self>, app: AppId) {
+        sleep(BURST_WAIT).await;
+        while let Some(troubled) = self.next_receivers(&app) {
+            let id = format!("endpoints-{}-{app}-{}", self.context.here, Uuid::new_v4().simple());
+            for _ in 0..RECEIVERS_TRIES_MAX {
+                while let Some(wait) = self.wait_for(&app) {
+                    sleep(wait).await;
+                }
+                let Ok(_place) = self.places.acquire().await else {
+                    return;
+                };
+                let posted = self.post_receivers(&app, &id, &troubled).await;
+                if let Err(error) = &posted {
+                    tracing::warn!(%app, error, receivers = troubled.len(), "alert was not accepted");
+                }
+                if self.note(&app, posted.is_ok()).is_none() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// The next receivers for one alert: all fail, or all are disabled. An app without any is forgotten.
+    fn next_receivers(&self, app: &AppId) -> Option<Vec<Troubled>> {
+        let mut waiting = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_app = waiting.get_mut(app)?;
+        let Some(first) = of_app.front().map(is_disabled) else {
+            waiting.remove(app);
+            return None;
+        };
+        let alike = of_app.iter().take_while(|one| is_disabled(one) == first).count();
+        Some(of_app.drain(..alike.min(ALERT_RECEIVERS_MAX)).collect())
+    }
+
+    async fn post_receivers(&self, app: &AppId, id: &str, troubled: &[Troubled]) -> Result<(), String> {
+        let tenants = self.context.config.tenants();
+        let (Some(known), Some(first)) = (tenants.apps.get(app), troubled.first()) else {
+            return Ok(());
+        };
+        let kind = if is_disabled(first) {
+            "endpoint.disabled"
+        } else {
+            "endpoint.failing"
+        };
+        let endpoints = troubled.iter().map(Endpoint::of).collect();
+        let data = Receivers {
+            app,
+            region: &self.context.here,
+            endpoints,
+        };
+        self.post(known, kind, id, data).await
     }
 
     async fn round_if_permitted(self: &Arc<Self>) -> Result<(), async_nats::Error> {
@@ -229,7 +342,7 @@ impl Alerts {
         };
         let tenants = self.context.config.tenants();
         let posted = match tenants.apps.get(&app) {
-            Some(known) => self.post(known, &letters).await,
+            Some(known) => self.post_letters(known, &letters).await,
             None => Ok(()),
         };
         if let Err(error) = &posted {
@@ -244,37 +357,42 @@ impl Alerts {
         }
     }
 
-    async fn post(&self, app: &App, letters: &[PulledLetter]) -> Result<(), String> {
+    async fn post_letters(&self, app: &App, letters: &[PulledLetter]) -> Result<(), String> {
+        let data = Data {
+            app: &app.id,
+            region: &self.context.here,
+            dead_letters: letters.len(),
+            groups: self.groups(letters),
+        };
+        let sequences = letters.iter().map(|letter| letter.sequence);
+        // The id depends only on the letters, so that the receiver can recognise a retry.
+        let (first, last) = (sequences.clone().min().unwrap_or(0), sequences.max().unwrap_or(0));
+        let id = format!("dead-{}-{}-{first}-{last}", self.context.here, app.id);
+        self.post(app, "dead_letters.created", &id, data).await
+    }
+
+    async fn post(&self, app: &App, kind: &'static str, id: &str, data: impl Serialize) -> Result<(), String> {
         let Some(alerts) = &app.alerts else { return Ok(()) };
         let secret = app.alerts_secret(&self.context.mesh_key);
         let secret = secret.ok_or("the secret cannot be opened with this mesh key")?;
         let key = SigningKey::of_stored(&secret).ok_or("the secret is not whsec_ followed by base64")?;
         let now = self.context.clock.now();
         let alert = Alert {
-            kind: "dead_letters.created",
+            kind,
             timestamp: now,
-            data: Data {
-                app: &app.id,
-                region: &self.context.here,
-                dead_letters: letters.len(),
-                groups: self.groups(letters),
-            },
+            data,
         };
         let body = serde_json::to_string(&alert).expect("an alert always serializes");
-        let sequences = letters.iter().map(|letter| letter.sequence);
-        // The id depends only on the letters, so that the receiver can recognise a retry.
-        let (first, last) = (sequences.clone().min().unwrap_or(0), sequences.max().unwrap_or(0));
-        let id = format!("dead-{}-{}-{first}-{last}", self.context.here, app.id);
         let seconds = now.as_second();
         let request = self
             .http
             .post(&alerts.url)
             .header("content-type", "application/json")
-            .header("webhook-id", &id)
+            .header("webhook-id", id)
             .header("webhook-timestamp", seconds)
             .header(
                 "webhook-signature",
-                signature::sign([&key], &id, seconds, body.as_bytes()),
+                signature::sign([&key], id, seconds, body.as_bytes()),
             )
             .body(body);
         match request.send().await.map(|answer| answer.status().as_u16()) {
@@ -329,6 +447,29 @@ async fn give_back(letters: Vec<PulledLetter>, wait: Duration) -> Result<(), asy
 
 fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
+}
+
+fn is_disabled(troubled: &Troubled) -> bool {
+    troubled.trouble.disabled.is_some()
+}
+
+impl<'a> Endpoint<'a> {
+    fn of(troubled: &'a Troubled) -> Self {
+        let Troubled {
+            recipient,
+            address,
+            trouble,
+            ..
+        } = troubled;
+        Self {
+            recipient,
+            address_id: *address,
+            failing_since: trouble.since,
+            percent: trouble.alerted_percent,
+            reason: &trouble.reason,
+            disabled_at: trouble.disabled.as_ref().map(|disabled| disabled.at),
+        }
+    }
 }
 
 impl PulledLetter {

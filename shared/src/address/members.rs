@@ -4,7 +4,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Format, Mailbox, Phone, Receiver, Target, Token, receiver::FormerSecret};
+use super::{
+    Format, Mailbox, Phone, Receiver, Target, Token, Trouble,
+    receiver::{FormerSecret, History},
+};
 use crate::{
     channel::words,
     id::AddressId,
@@ -37,8 +40,8 @@ words!(
     }
 );
 
-/// Declares the members once for requests and once for what is stored, which has an id, a time and a former
-/// secret besides. The stored form is
+/// Declares the members once for requests and once for what is stored, which has an id, a time and the history of a
+/// receiver besides. The stored form is
 /// flat because `serde(flatten)` would cost every look-up a copy.
 macro_rules! members {
     // The type that the schema shows stands in brackets where it is another.
@@ -60,23 +63,26 @@ macro_rules! members {
             $(#[serde(default, skip_serializing_if = "Option::is_none")] $(#[$attribute])* $member: Option<$type>,)+
             #[serde(default, skip_serializing_if = "Option::is_none")]
             former_secret: Option<FormerSecret>,
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            trouble: Option<Trouble>,
             registered_at: Timestamp,
         }
 
         impl Stored {
-            pub(super) fn split(self) -> (AddressId, Timestamp, Option<FormerSecret>, Members) {
-                let Self { id, registered_at, former_secret, $($member),+ } = self;
-                (id, registered_at, former_secret, Members { $($member),+ })
+            pub(super) fn split(self) -> (AddressId, Timestamp, History, Members) {
+                let Self { id, registered_at, former_secret, trouble, $($member),+ } = self;
+                let history = History { former: former_secret, trouble };
+                (id, registered_at, history, Members { $($member),+ })
             }
 
             pub(super) fn join(
                 id: AddressId,
                 registered_at: Timestamp,
-                former_secret: Option<FormerSecret>,
+                History { former, trouble }: History,
                 members: Members,
             ) -> Self {
                 let Members { $($member),+ } = members;
-                Self { id, registered_at, former_secret, $($member),+ }
+                Self { id, registered_at, former_secret: former, trouble, $($member),+ }
             }
         }
 

@@ -4,6 +4,7 @@ mod mailbox;
 mod members;
 mod phone;
 mod receiver;
+mod trouble;
 
 use std::fmt;
 
@@ -12,13 +13,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub(crate) use self::mailbox::is_domain;
-use self::members::Stored;
 pub use self::{
     mailbox::{Mailbox, NamedMailbox},
     members::{AddressType, Members},
     phone::Phone,
     receiver::{Format, Receiver},
+    trouble::{Change, DISABLED_AFTER, Disabled, Seen, Trouble},
 };
+use self::{members::Stored, receiver::History};
 use crate::{
     channel::{Channel, words},
     id::{AddressId, AppId},
@@ -178,10 +180,10 @@ impl TryFrom<Stored> for Address {
     type Error = Invalid;
 
     fn try_from(stored: Stored) -> Result<Self, Invalid> {
-        let (id, registered_at, former, members) = stored.split();
+        let (id, registered_at, history, members) = stored.split();
         let mut target = members.target()?;
         if let Target::Webhook(receiver) = &mut target {
-            receiver.former = former;
+            receiver.set_history(history);
         }
         Ok(Self {
             id,
@@ -193,11 +195,16 @@ impl TryFrom<Stored> for Address {
 
 impl From<Address> for Stored {
     fn from(mut address: Address) -> Self {
-        let former = match &mut address.target {
-            Target::Webhook(receiver) => receiver.former.take(),
-            _ => None,
+        let history = match &mut address.target {
+            Target::Webhook(receiver) => receiver.take_history(),
+            _ => History::default(),
         };
-        Self::join(address.id, address.registered_at, former, Members::from(address.target))
+        Self::join(
+            address.id,
+            address.registered_at,
+            history,
+            Members::from(address.target),
+        )
     }
 }
 
@@ -243,6 +250,25 @@ mod tests {
             let stored = serde_json::to_string(&address).unwrap();
             assert_eq!(serde_json::from_str::<Address>(&stored).unwrap(), address, "{stored}");
         }
+    }
+
+    #[test]
+    fn the_trouble_of_a_receiver_is_kept_until_it_is_registered_again() {
+        let new = || Receiver::new("https://example.com/hook", Format::Chat, None).unwrap();
+        let mut receiver = new();
+        receiver.trouble = Trouble::after(None, Seen::Gone, Timestamp::UNIX_EPOCH, "http_410")
+            .unwrap()
+            .trouble();
+        let address = Address::new(
+            &IdKey::unkeyed(),
+            &"shop".parse().unwrap(),
+            Target::Webhook(receiver.clone()),
+            Timestamp::UNIX_EPOCH,
+        );
+        let stored = serde_json::to_string(&address).unwrap();
+        assert_eq!(serde_json::from_str::<Address>(&stored).unwrap(), address, "{stored}");
+        assert!(receiver.disabled().is_some());
+        assert_eq!(new().in_place_of(receiver, Timestamp::UNIX_EPOCH).trouble, None);
     }
 
     #[test]

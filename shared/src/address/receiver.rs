@@ -5,6 +5,7 @@ use std::{fmt, time::Duration};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::{Disabled, Trouble};
 use crate::{channel::words, invalid::Invalid, secret::Secret, signature::SigningKey};
 
 /// Longest URL in bytes.
@@ -36,7 +37,16 @@ pub struct Receiver {
     /// Signs what is posted: `whsec_` and 24 to 64 bytes in base64 (Standard Webhooks). `None` for chats.
     pub secret: Option<Secret>,
     /// The secret before the last one, while it still signs.
+    former: Option<FormerSecret>,
+    /// Since when it fails, if it does, and whether it is disabled.
+    pub trouble: Option<Trouble>,
+}
+
+/// What is stored of a receiver beside what its registration says.
+#[derive(Debug, Default)]
+pub(super) struct History {
     pub(super) former: Option<FormerSecret>,
+    pub(super) trouble: Option<Trouble>,
 }
 
 /// How long a secret still signs after another has replaced it, so that the receiver has time to learn the new one.
@@ -75,11 +85,12 @@ impl Receiver {
             format,
             secret,
             former: None,
+            trouble: None,
         })
     }
 
     /// This receiver, registered at `now` in place of `known`, which has the same URL. If its secret is another, that of
-    /// `known` still signs for a day.
+    /// `known` still signs for a day. The trouble of `known` is forgotten.
     #[must_use]
     pub fn in_place_of(mut self, known: Self, now: Timestamp) -> Self {
         self.former = match (&self.secret, known.secret) {
@@ -91,6 +102,22 @@ impl Receiver {
             (Some(_), _) => known.former,
         };
         self
+    }
+
+    /// Why nothing is posted to it, if that is so.
+    pub fn disabled(&self) -> Option<&Disabled> {
+        self.trouble.as_ref()?.disabled.as_ref()
+    }
+
+    pub(super) fn set_history(&mut self, History { former, trouble }: History) {
+        (self.former, self.trouble) = (former, trouble);
+    }
+
+    pub(super) fn take_history(&mut self) -> History {
+        History {
+            former: self.former.take(),
+            trouble: self.trouble.take(),
+        }
     }
 
     /// The secrets that sign at `now`, the newest first.

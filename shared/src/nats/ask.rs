@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::try_join;
+use tokio::{sync::mpsc, try_join};
 use uuid::Uuid;
 
 use super::{
@@ -22,6 +22,7 @@ use super::{
     facts,
     follow::{self, StreamState},
     publish::NotStored,
+    receivers::{self, Observation, Troubled},
     refusal,
     restore::{self, Kept},
     subject,
@@ -77,6 +78,8 @@ enum What {
     PutBack { facts: Vec<Kept> },
     /// Records how far the bucket of recipients that was created at this time, in milliseconds since 1970, is restored.
     Restored { bucket_ms: i64, is_complete: bool },
+    /// Takes in what a worker saw of a receiver of webhooks. Only the region's own workers ask for it.
+    Observed { observation: Observation },
 }
 
 /// An answer. Each message that was found is one, followed by its body; the last answer is another.
@@ -216,6 +219,15 @@ impl Regions {
         self.ask(&self.here, what).await.map(drop).map_err(NoAnswer::from)
     }
 
+    /// Has a gateway of this region take in what was seen of a receiver of webhooks.
+    ///
+    /// # Errors
+    /// [`NoAnswer`], within a few seconds; also while no gateway of this version runs.
+    pub async fn observed(&self, observation: Observation) -> Result<(), NoAnswer> {
+        let asked = self.ask(&self.here, What::Observed { observation }).await;
+        asked.map(drop).map_err(NoAnswer::from)
+    }
+
     async fn ask(&self, region: &Region, what: What) -> Result<Vec<Found>, Unasked> {
         let asking = self.ask_and_collect(region, what);
         match tokio::time::timeout(ANSWERED_WITHIN, asking).await {
@@ -257,21 +269,22 @@ impl Regions {
         Err(Unasked::Silent)
     }
 
-    /// Answers the questions of other regions' gateways until the process ends.
-    pub async fn answer_forever(self) {
+    /// Answers the questions of other regions' gateways and of this region's workers until the process ends, and passes on the
+    /// receivers whose apps are to be alerted.
+    pub async fn answer_forever(self, alerts: mpsc::Sender<Troubled>) {
         let client = self.js.client();
         loop {
             let subject = subject::ask(&self.here);
             if let Ok(questions) = client.queue_subscribe(subject, "gateways".to_owned()).await {
                 questions
-                    .for_each_concurrent(ANSWERING_MAX, |message| self.answer(&client, message))
+                    .for_each_concurrent(ANSWERING_MAX, |message| self.answer(&client, &alerts, message))
                     .await;
             }
             tokio::time::sleep(RETRY_LISTEN_AFTER).await;
         }
     }
 
-    async fn answer(&self, client: &Client, message: Message) {
+    async fn answer(&self, client: &Client, alerts: &mpsc::Sender<Troubled>, message: Message) {
         let Some(reply) = message.reply else { return };
         let opened = self.vault.open(message.subject.as_bytes(), &message.payload).ok();
         let Some(question) = opened.and_then(|opened| serde_json::from_slice::<Question>(&opened).ok()) else {
@@ -279,7 +292,7 @@ impl Regions {
             return;
         };
         let name = name_of_answers(question.nonce);
-        let mut answers = match self.look_up(question.what).await {
+        let mut answers = match self.look_up(question.what, alerts).await {
             Ok(found) => {
                 let count = found.len();
                 let mut answers: Vec<_> = found.into_iter().map(answer_of).collect();
@@ -301,7 +314,7 @@ impl Regions {
         }
     }
 
-    async fn look_up(&self, what: What) -> Result<Vec<Found>, NoAnswer> {
+    async fn look_up(&self, what: What, alerts: &mpsc::Sender<Troubled>) -> Result<Vec<Found>, NoAnswer> {
         match what {
             What::Facts { filters } => {
                 let mut found = self.facts_here(&filters).await?;
@@ -334,6 +347,13 @@ impl Regions {
             What::Restored { bucket_ms, is_complete } => {
                 let marked = restore::mark(&self.js, &self.border, &self.here, bucket_ms, is_complete).await;
                 stored("the restoration could not be recorded", marked)
+            }
+            What::Observed { observation } => {
+                let troubled = receivers::record(&self.js, &self.border, observation).await?;
+                if troubled.is_some_and(|troubled| alerts.try_send(troubled).is_err()) {
+                    tracing::warn!("too many receivers fail at once; an app is not alerted to one of them");
+                }
+                Ok(Vec::new())
             }
         }
     }

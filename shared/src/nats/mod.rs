@@ -24,6 +24,7 @@ pub mod nkey;
 pub mod nonce;
 pub mod publish;
 pub mod quota;
+pub mod receivers;
 pub mod refusal;
 pub mod restore;
 pub mod roles;

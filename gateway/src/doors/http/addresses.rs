@@ -10,7 +10,7 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde::Serialize;
 use shared::{
-    address::{Address, AddressState, AddressType, Format, Members},
+    address::{Address, AddressState, AddressType, Format, Members, Target},
     id::{AddressId, RecipientId},
     provider::{
         Provider,
@@ -246,6 +246,10 @@ impl From<Address> for AddressResponse {
     fn from(address: Address) -> Self {
         let kind_of_address = address.target.kind();
         let masked = address.target.masked();
+        let disabled = match &address.target {
+            Target::Webhook(receiver) => receiver.disabled().cloned(),
+            _ => None,
+        };
         let members = Members::from(address.target);
         Self {
             address_id: address.id,
@@ -256,8 +260,10 @@ impl From<Address> for AddressResponse {
             topic: members.topic,
             activity_id: members.activity_id,
             masked,
-            state: AddressState::Active,
-            reason: None,
+            state: disabled
+                .as_ref()
+                .map_or(AddressState::Active, |_| AddressState::Disabled),
+            reason: disabled.map(|disabled| disabled.reason),
             format: members.format,
             secret: None,
             registered_at: address.registered_at,
