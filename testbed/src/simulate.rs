@@ -12,17 +12,8 @@ use shared::provider::Provider;
 
 use crate::providers::apns::ApnsArgs;
 use crate::providers::fcm::FcmArgs;
-use crate::providers::mailchimp::MailchimpArgs;
-use crate::providers::sendgrid::SendGridArgs;
-use crate::providers::smtp::SmtpArgs;
-use crate::providers::twilio::TwilioArgs;
-use crate::providers::vonage::VonageArgs;
-use crate::providers::web_push::WebPushArgs;
-use crate::providers::webhook::WebhookArgs;
 use crate::providers::{
-    Admin, Apns, ApnsConfig, Authority, Fcm, FcmConfig, LogMode, Mailchimp, MailchimpConfig, Receivers,
-    ReceiversConfig, Scripts, SendGrid, SendGridConfig, Simulation, Simulators, Smtp, SmtpConfig, Twilio, TwilioConfig,
-    Vonage, VonageConfig, WebPush, WebPushConfig, now_s,
+    Admin, ApiConfig, ApnsConfig, Authority, FcmConfig, LogMode, Scripts, Simulation, Simulators, now_s,
 };
 
 /// Simulates the providers until Ctrl-C.
@@ -37,27 +28,27 @@ pub struct SimulateArgs {
     /// The options for FCM.
     #[command(flatten)]
     pub fcm: FcmArgs,
-    /// The options for web push.
-    #[command(flatten)]
-    pub web_push: WebPushArgs,
-    /// The options for SMTP.
-    #[command(flatten)]
-    pub smtp: SmtpArgs,
-    /// The options for `SendGrid`.
-    #[command(flatten)]
-    pub sendgrid: SendGridArgs,
-    /// The options for Mailchimp.
-    #[command(flatten)]
-    pub mailchimp: MailchimpArgs,
-    /// The options for Twilio.
-    #[command(flatten)]
-    pub twilio: TwilioArgs,
-    /// The options for Vonage.
-    #[command(flatten)]
-    pub vonage: VonageArgs,
-    /// The options for receivers of webhooks.
-    #[command(flatten)]
-    pub webhook: WebhookArgs,
+    /// The address on which the push service of browsers listens; port 0 is any free port.
+    #[arg(long, default_value = "127.0.0.1:5443")]
+    pub web_push: SocketAddr,
+    /// The address on which the mail server listens; port 0 is any free port.
+    #[arg(long, default_value = "127.0.0.1:4587")]
+    pub smtp: SocketAddr,
+    /// The address on which `SendGrid` listens; port 0 is any free port.
+    #[arg(long, default_value = "127.0.0.1:4449")]
+    pub sendgrid: SocketAddr,
+    /// The address on which Mailchimp listens; port 0 is any free port.
+    #[arg(long, default_value = "127.0.0.1:4450")]
+    pub mailchimp: SocketAddr,
+    /// The address on which Twilio listens; port 0 is any free port.
+    #[arg(long, default_value = "127.0.0.1:4445")]
+    pub twilio: SocketAddr,
+    /// The address on which Vonage listens; port 0 is any free port.
+    #[arg(long, default_value = "127.0.0.1:4446")]
+    pub vonage: SocketAddr,
+    /// The address on which the receivers of webhooks listen; port 0 is any free port.
+    #[arg(long, default_value = "127.0.0.1:4447")]
+    pub webhook: SocketAddr,
     /// Where the admin port listens.
     #[arg(long, default_value = "127.0.0.1:8025")]
     pub admin: SocketAddr,
@@ -67,6 +58,24 @@ pub struct SimulateArgs {
     /// Keeps only counters, no pushes: for load tests.
     #[arg(long)]
     pub counting: bool,
+}
+
+impl SimulateArgs {
+    fn listen(&self, provider: Provider) -> SocketAddr {
+        match provider {
+            Provider::Apns => self.apns.apns,
+            Provider::Fcm => self.fcm.fcm,
+            Provider::WebPush => self.web_push,
+            Provider::Smtp => self.smtp,
+            Provider::SendGrid => self.sendgrid,
+            Provider::Mailchimp => self.mailchimp,
+            Provider::Twilio => self.twilio,
+            Provider::Vonage => self.vonage,
+            Provider::Webhook => self.webhook,
+            // Nothing listens for it.
+            Provider::Log => self.admin,
+        }
+    }
 }
 
 /// Runs all simulators and the admin port until Ctrl-C.
@@ -82,71 +91,25 @@ pub async fn run(args: SimulateArgs) -> anyhow::Result<()> {
         LogMode::default()
     };
     let authority = Authority::generate()?;
-    let simulators = Arc::new(Simulators {
-        apns: Apns::start(ApnsConfig {
-            authority: Some(authority.clone()),
-            log,
-            script: script_of(Provider::Apns),
-            ..args.apns.config()?
-        })
-        .await?,
-        fcm: Fcm::start(FcmConfig {
-            authority: Some(authority.clone()),
-            log,
-            script: script_of(Provider::Fcm),
-            ..args.fcm.config()?
-        })
-        .await?,
-        web_push: WebPush::start(WebPushConfig {
-            authority: Some(authority.clone()),
-            log,
-            script: script_of(Provider::WebPush),
-            ..args.web_push.config()
-        })
-        .await?,
-        smtp: Smtp::start(SmtpConfig {
-            authority: Some(authority.clone()),
-            log,
-            script: script_of(Provider::Smtp),
-            ..args.smtp.config()
-        })
-        .await?,
-        sendgrid: SendGrid::start(SendGridConfig {
-            authority: Some(authority.clone()),
-            log,
-            script: script_of(Provider::SendGrid),
-            ..args.sendgrid.config()
-        })
-        .await?,
-        mailchimp: Mailchimp::start(MailchimpConfig {
-            authority: Some(authority.clone()),
-            log,
-            script: script_of(Provider::Mailchimp),
-            ..args.mailchimp.config()
-        })
-        .await?,
-        twilio: Twilio::start(TwilioConfig {
-            authority: Some(authority.clone()),
-            log,
-            script: script_of(Provider::Twilio),
-            ..args.twilio.config()
-        })
-        .await?,
-        vonage: Vonage::start(VonageConfig {
-            authority: Some(authority.clone()),
-            log,
-            script: script_of(Provider::Vonage),
-            ..args.vonage.config()
-        })
-        .await?,
-        webhook: Receivers::start(ReceiversConfig {
-            authority: Some(authority.clone()),
-            log,
-            script: script_of(Provider::Webhook),
-            ..args.webhook.config()
-        })
-        .await?,
+    let apns = ApnsConfig {
+        authority: Some(authority.clone()),
+        log,
+        script: script_of(Provider::Apns),
+        ..args.apns.config()?
+    };
+    let fcm = FcmConfig {
+        authority: Some(authority.clone()),
+        log,
+        script: script_of(Provider::Fcm),
+        ..args.fcm.config()?
+    };
+    let simulators = Simulators::start(apns, fcm, |provider| ApiConfig {
+        listen: args.listen(provider),
+        authority: Some(authority.clone()),
+        log,
+        script: script_of(provider),
     });
+    let simulators = Arc::new(simulators.await?);
     let admin = Admin::start(args.admin, Arc::clone(&simulators)).await?;
     write_files(&args.dir, &authority, &simulators, &admin)?;
 

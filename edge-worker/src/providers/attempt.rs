@@ -31,6 +31,13 @@ pub struct Attempt<'a> {
     pub handover: &'a dyn Handover,
 }
 
+impl Attempt<'_> {
+    /// The time to live that remains at `now`.
+    pub(super) fn left(&self, now: Timestamp) -> Duration {
+        Duration::try_from(self.expires_at.duration_since(now)).unwrap_or_default()
+    }
+}
+
 /// What the caller of an attempt does before a provider is given a message whose final answer may take minutes.
 pub trait Handover: fmt::Debug + Send + Sync {
     /// Records durably that the message is about to be handed over, so that no other worker sends it meanwhile. `false` if

@@ -5,7 +5,7 @@ use std::{fmt::Debug, future::Future, sync::Arc, time::Duration};
 use shared::{
     address::Address,
     clock::Clock,
-    provider::{self, Provider},
+    provider::{Credential, Provider},
 };
 
 use super::{
@@ -53,7 +53,7 @@ pub(super) trait Carrier: Debug + Sized + Send + Sync + 'static {
     type Settings;
 
     /// The credential that an app configures, from `shared::provider`.
-    type Credential;
+    type Credential: TryFrom<Credential>;
 
     /// A checked credential, ready for use.
     type Account: Debug + Send + Sync;
@@ -70,9 +70,6 @@ pub(super) trait Carrier: Debug + Sized + Send + Sync + 'static {
     fn final_answer(_settings: &Self::Settings) -> Option<Duration> {
         None
     }
-
-    /// The credential of this provider; `None` if it belongs to another.
-    fn credential(credential: provider::Credential) -> Option<Self::Credential>;
 
     /// Checks `credential` and prepares its use.
     fn account(&self, credential: Self::Credential) -> Result<Self::Account, BadCredential>;

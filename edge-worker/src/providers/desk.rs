@@ -289,8 +289,8 @@ type Accounts<C> = HashMap<AppId, Arc<Opened<C>>>;
 
 impl<C: Carrier> AnyDesk for Desk<C> {
     fn check<'a>(&'a self, app: &'a AppId, credential: Credential) -> Result<Activate<'a>, BadCredential> {
-        let of_another = || BadCredential::new(C::PROVIDER.as_str(), "must be a credential for this provider");
-        let credential = C::credential(credential).ok_or_else(of_another)?;
+        let of_another = |_| BadCredential::new(C::PROVIDER.as_str(), "must be a credential for this provider");
+        let credential = C::Credential::try_from(credential).map_err(of_another)?;
         let account = self.carrier.account(credential)?;
         Ok(Box::new(move || self.open(app, account)))
     }

@@ -91,102 +91,110 @@ fn is_api_key(text: &str) -> bool {
     (1..=256).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// An app's credential for one provider, in the clear. It is stored sealed as a whole, as the JSON of its members.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Credential {
-    /// For APNs.
-    Apns(apns::Credential),
-    /// For FCM.
-    Fcm(fcm::Credential),
-    /// For the push services of browsers.
-    WebPush(web_push::Credential),
-    /// For SMTP.
-    Smtp(smtp::Credential),
-    /// For `SendGrid`.
-    SendGrid(sendgrid::Credential),
-    /// For Mailchimp Transactional.
-    Mailchimp(mailchimp::Credential),
-    /// For the provider that only records.
-    Log(log::Credential),
-    /// For Twilio.
-    Twilio(twilio::Credential),
-    /// For Vonage.
-    Vonage(vonage::Credential),
-    /// For webhooks.
-    Webhook(webhook::Credential),
+/// Declares [`Credential`], with a variant for each provider.
+macro_rules! credentials {
+    ($($(#[$doc:meta])* $provider:ident($module:ident),)+) => {
+        /// An app's credential for one provider, in the clear. It is stored sealed as a whole, as the JSON of its members.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Credential {
+            $($(#[$doc])* $provider($module::Credential),)+
+        }
+
+        $(impl TryFrom<Credential> for $module::Credential {
+            type Error = OfAnother;
+
+            fn try_from(credential: Credential) -> Result<Self, OfAnother> {
+                match credential {
+                    Credential::$provider(credential) => Ok(credential),
+                    _ => Err(OfAnother),
+                }
+            }
+        })+
+
+        impl Credential {
+            /// Reads and checks the members of a credential for `provider`.
+            ///
+            /// # Errors
+            /// The first member that breaks a rule.
+            pub fn read(provider: Provider, members: Map<String, Value>) -> Result<Self, Invalid> {
+                let credential = match provider {
+                    $(Provider::$provider => Self::$provider(parse(members)?),)+
+                };
+                credential.check()?;
+                Ok(credential)
+            }
+
+            /// Reads the JSON of a credential that was stored, perhaps by a newer version, whose members are ignored.
+            ///
+            /// # Errors
+            /// The first member that breaks a rule.
+            pub(crate) fn read_stored(provider: Provider, json: &[u8]) -> Result<Self, Invalid> {
+                Ok(match provider {
+                    $(Provider::$provider => Self::$provider(tolerant::read(json)?),)+
+                })
+            }
+
+            /// The provider that knows it.
+            pub const fn provider(&self) -> Provider {
+                match self {
+                    $(Self::$provider(_) => Provider::$provider,)+
+                }
+            }
+
+            fn check(&self) -> Result<(), Invalid> {
+                match self {
+                    $(Self::$provider(credential) => credential.check(),)+
+                }
+            }
+
+            fn members(&self) -> Value {
+                let json = match self {
+                    $(Self::$provider(credential) => serde_json::to_value(credential),)+
+                };
+                json.expect("strings and numbers always serialize")
+            }
+        }
+    };
 }
 
-impl Credential {
-    /// Reads and checks the members of a credential for `provider`.
-    ///
-    /// # Errors
-    /// The first member that breaks a rule.
-    pub fn read(provider: Provider, members: Map<String, Value>) -> Result<Self, Invalid> {
-        let credential = match provider {
-            Provider::Apns => Self::Apns(parse(members)?),
-            Provider::Fcm => Self::Fcm(parse(members)?),
-            Provider::WebPush => Self::WebPush(parse(members)?),
-            Provider::Smtp => Self::Smtp(parse(members)?),
-            Provider::SendGrid => Self::SendGrid(parse(members)?),
-            Provider::Mailchimp => Self::Mailchimp(parse(members)?),
-            Provider::Twilio => Self::Twilio(parse(members)?),
-            Provider::Vonage => Self::Vonage(parse(members)?),
-            Provider::Webhook => Self::Webhook(parse(members)?),
-            Provider::Log => Self::Log(parse(members)?),
-        };
-        credential.check()?;
-        Ok(credential)
-    }
+credentials! {
+    /// For APNs.
+    Apns(apns),
+    /// For FCM.
+    Fcm(fcm),
+    /// For the push services of browsers.
+    WebPush(web_push),
+    /// For SMTP.
+    Smtp(smtp),
+    /// For `SendGrid`.
+    SendGrid(sendgrid),
+    /// For Mailchimp Transactional.
+    Mailchimp(mailchimp),
+    /// For Twilio.
+    Twilio(twilio),
+    /// For Vonage.
+    Vonage(vonage),
+    /// For webhooks.
+    Webhook(webhook),
+    /// For the provider that only records.
+    Log(log),
+}
 
-    /// Reads the JSON of a credential that was stored, perhaps by a newer version, whose members are ignored.
-    ///
-    /// # Errors
-    /// The first member that breaks a rule.
-    pub(crate) fn read_stored(provider: Provider, json: &[u8]) -> Result<Self, Invalid> {
-        Ok(match provider {
-            Provider::Apns => Self::Apns(tolerant::read(json)?),
-            Provider::Fcm => Self::Fcm(tolerant::read(json)?),
-            Provider::WebPush => Self::WebPush(tolerant::read(json)?),
-            Provider::Smtp => Self::Smtp(tolerant::read(json)?),
-            Provider::SendGrid => Self::SendGrid(tolerant::read(json)?),
-            Provider::Mailchimp => Self::Mailchimp(tolerant::read(json)?),
-            Provider::Twilio => Self::Twilio(tolerant::read(json)?),
-            Provider::Vonage => Self::Vonage(tolerant::read(json)?),
-            Provider::Webhook => Self::Webhook(tolerant::read(json)?),
-            Provider::Log => Self::Log(tolerant::read(json)?),
-        })
-    }
+/// A credential belongs to another provider than the one that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OfAnother;
 
-    /// The provider that knows it.
-    pub const fn provider(&self) -> Provider {
-        match self {
-            Self::Apns(_) => Provider::Apns,
-            Self::Fcm(_) => Provider::Fcm,
-            Self::WebPush(_) => Provider::WebPush,
-            Self::Smtp(_) => Provider::Smtp,
-            Self::SendGrid(_) => Provider::SendGrid,
-            Self::Mailchimp(_) => Provider::Mailchimp,
-            Self::Twilio(_) => Provider::Twilio,
-            Self::Vonage(_) => Provider::Vonage,
-            Self::Webhook(_) => Provider::Webhook,
-            Self::Log(_) => Provider::Log,
-        }
-    }
-
+/// The check of a credential without members.
+trait Memberless {
     fn check(&self) -> Result<(), Invalid> {
-        match self {
-            Self::Apns(credential) => credential.check(),
-            Self::Fcm(credential) => credential.check(),
-            Self::WebPush(credential) => credential.check(),
-            Self::Smtp(credential) => credential.check(),
-            Self::SendGrid(credential) => credential.check(),
-            Self::Mailchimp(credential) => credential.check(),
-            Self::Twilio(credential) => credential.check(),
-            Self::Vonage(credential) => credential.check(),
-            Self::Log(_) | Self::Webhook(_) => Ok(()),
-        }
+        Ok(())
     }
+}
 
+impl Memberless for log::Credential {}
+impl Memberless for webhook::Credential {}
+
+impl Credential {
     /// Checks that its keys are keys: what signs makes a signature. A credential that is only stored was checked before.
     ///
     /// # Errors
@@ -255,22 +263,6 @@ impl Credential {
     /// Its members as JSON, with the secrets in the clear, for sealing.
     pub(crate) fn reveal(&self) -> String {
         self.members().to_string()
-    }
-
-    fn members(&self) -> Value {
-        let json = match self {
-            Self::Apns(credential) => serde_json::to_value(credential),
-            Self::Fcm(credential) => serde_json::to_value(credential),
-            Self::WebPush(credential) => serde_json::to_value(credential),
-            Self::Smtp(credential) => serde_json::to_value(credential),
-            Self::SendGrid(credential) => serde_json::to_value(credential),
-            Self::Mailchimp(credential) => serde_json::to_value(credential),
-            Self::Twilio(credential) => serde_json::to_value(credential),
-            Self::Vonage(credential) => serde_json::to_value(credential),
-            Self::Webhook(credential) => serde_json::to_value(credential),
-            Self::Log(credential) => serde_json::to_value(credential),
-        };
-        json.expect("strings and numbers always serialize")
     }
 }
 

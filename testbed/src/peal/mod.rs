@@ -34,11 +34,7 @@ pub use crate::{
 use crate::{
     links::Between,
     nats, network,
-    providers::{
-        Apns, ApnsConfig, Authority, Fcm, FcmConfig, Mailchimp, MailchimpConfig, Receivers, ReceiversConfig, SendGrid,
-        SendGridConfig, Simulators, Smtp, SmtpConfig, Twilio, TwilioConfig, Vonage, VonageConfig, WebPush,
-        WebPushConfig, apns::JwtMode,
-    },
+    providers::{ApiConfig, ApnsConfig, Authority, FcmConfig, Simulators, apns::JwtMode},
 };
 
 /// How long a process may take until it is ready, also on a slow machine.
@@ -282,64 +278,14 @@ fn start_simulators(plan: &Plan, authority: &Authority) -> anyhow::Result<Simula
         log: plan.log,
         ..FcmConfig::default()
     };
-    let web_push = WebPushConfig {
+    let config = |_| ApiConfig {
         listen,
         authority: Some(authority.clone()),
         log: plan.log,
-        ..WebPushConfig::default()
-    };
-    let smtp = SmtpConfig {
-        listen,
-        authority: Some(authority.clone()),
-        log: plan.log,
-        ..SmtpConfig::default()
-    };
-    let sendgrid = SendGridConfig {
-        listen,
-        authority: Some(authority.clone()),
-        log: plan.log,
-        ..SendGridConfig::default()
-    };
-    let mailchimp = MailchimpConfig {
-        listen,
-        authority: Some(authority.clone()),
-        log: plan.log,
-        ..MailchimpConfig::default()
-    };
-    let twilio = TwilioConfig {
-        listen,
-        authority: Some(authority.clone()),
-        log: plan.log,
-        ..TwilioConfig::default()
-    };
-    let vonage = VonageConfig {
-        listen,
-        authority: Some(authority.clone()),
-        log: plan.log,
-        ..VonageConfig::default()
-    };
-    let webhook = ReceiversConfig {
-        listen,
-        authority: Some(authority.clone()),
-        log: plan.log,
-        ..ReceiversConfig::default()
+        ..ApiConfig::default()
     };
     let runtime = Handle::current();
-    place.run(|| {
-        runtime.block_on(async {
-            Ok(Simulators {
-                apns: Apns::start(apns).await?,
-                fcm: Fcm::start(fcm).await?,
-                web_push: WebPush::start(web_push).await?,
-                smtp: Smtp::start(smtp).await?,
-                sendgrid: SendGrid::start(sendgrid).await?,
-                mailchimp: Mailchimp::start(mailchimp).await?,
-                twilio: Twilio::start(twilio).await?,
-                vonage: Vonage::start(vonage).await?,
-                webhook: Receivers::start(webhook).await?,
-            })
-        })
-    })?
+    place.run(|| runtime.block_on(Simulators::start(apns, fcm, config)))?
 }
 
 /// The URL by which `region` reaches the hub.

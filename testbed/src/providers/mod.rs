@@ -27,6 +27,7 @@
 use std::net::SocketAddr;
 
 mod admin;
+mod api;
 pub mod apns;
 mod clock;
 mod devices;
@@ -50,22 +51,23 @@ pub mod webhook;
 mod wire;
 
 pub use admin::{Admin, Scripts};
+pub use api::{ApiConfig, ApiSimulator};
 pub use apns::{Apns, ApnsConfig, ApnsKey};
 pub(crate) use clock::now_ms;
 pub use clock::now_s;
 pub use devices::Devices;
 pub use fcm::{Fcm, FcmConfig, ServiceAccount};
 pub use log::{Log, LogMode, RecordedPush, Stats};
-pub use mailchimp::{Mailchimp, MailchimpConfig};
+pub use mailchimp::Mailchimp;
 pub use script::{Answer, RetryAfter, Rule, Script};
-pub use sendgrid::{SendGrid, SendGridConfig};
+pub use sendgrid::SendGrid;
 pub use simulator::{Simulation, Simulator, Simulators};
 pub use smtp::{Encryption, Manners, Smtp, SmtpConfig};
 pub use tls::Authority;
-pub use twilio::{Twilio, TwilioConfig};
-pub use vonage::{Vonage, VonageConfig};
+pub use twilio::Twilio;
+pub use vonage::Vonage;
 pub use web_push::{WebPush, WebPushConfig};
-pub use webhook::{Receivers, ReceiversConfig};
+pub use webhook::Receivers;
 
 /// The host and port by which clients reach a simulator that listens on `addr`. The host is one that the certificate names.
 pub fn reachable(addr: SocketAddr) -> String {

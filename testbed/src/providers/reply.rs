@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::request::Parts;
 use http::{Response, StatusCode};
+use serde_json::Value;
 
 use super::script::{Act, Answer, RetryAfter, Ruling};
 use super::simulator::Records;
@@ -38,7 +41,7 @@ pub(crate) trait Site: Send + Sync + 'static {
 
 /// The response, its delay, and what happens to the connection.
 #[derive(Debug)]
-pub(crate) struct Reply {
+pub struct Reply {
     pub(crate) response: Response<Bytes>,
     pub(crate) delay: Duration,
     pub(crate) act: Act,
@@ -54,6 +57,16 @@ impl Reply {
             delay: Duration::ZERO,
             act: Act::Respond,
         }
+    }
+
+    /// An answer in JSON.
+    pub(crate) fn json(status: StatusCode, body: &Value) -> Self {
+        Self::new(status, typed("application/json"), body.to_string().into())
+    }
+
+    /// The answer to a path that is none of the API's.
+    pub(crate) fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, typed("text/html"), "<html>".into())
     }
 
     /// Applies a scripted answer, except its status and reason: headers, body, delay and act.
@@ -78,6 +91,15 @@ pub(crate) fn typed(content_type: &'static str) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(4);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers
+}
+
+/// Whether a header has this user and password (RFC 7617).
+pub(crate) fn is_basic(headers: &HeaderMap, user: &str, password: &str) -> bool {
+    let given = text(headers, &AUTHORIZATION)
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))
+        .and_then(|(_, text)| STANDARD.decode(text.trim()).ok());
+    given.is_some_and(|given| given == format!("{user}:{password}").into_bytes())
 }
 
 /// The value of a header, if it is present and is text.

@@ -9,20 +9,21 @@ use anyhow::Context;
 use serde_json::Value;
 use shared::provider::Provider;
 
-use super::apns::Apns;
+use super::api::ApiConfig;
+use super::apns::{Apns, ApnsConfig};
 use super::devices::Devices;
-use super::fcm::Fcm;
+use super::fcm::{Fcm, FcmConfig};
 use super::listener::{Https, Listener, Protocol};
 use super::log::{Log, LogMode, RecordedPush, Stats};
 use super::mailchimp::Mailchimp;
 use super::reply::Site;
 use super::script::{Script, ScriptHandle};
 use super::sendgrid::SendGrid;
-use super::smtp::Smtp;
+use super::smtp::{Smtp, SmtpConfig};
 use super::tls::Authority;
 use super::twilio::Twilio;
 use super::vonage::Vonage;
-use super::web_push::WebPush;
+use super::web_push::{WebPush, WebPushConfig};
 use super::webhook::Receivers;
 use super::wire::StreamLimits;
 
@@ -50,6 +51,43 @@ pub struct Simulators {
 }
 
 impl Simulators {
+    /// Starts all, with these settings for Apple's and Google's, and `config` of each other provider.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub async fn start(
+        apns: ApnsConfig,
+        fcm: FcmConfig,
+        mut config: impl FnMut(Provider) -> ApiConfig,
+    ) -> anyhow::Result<Self> {
+        let (web_push, smtp) = (config(Provider::WebPush), config(Provider::Smtp));
+        Ok(Self {
+            apns: Apns::start(apns).await?,
+            fcm: Fcm::start(fcm).await?,
+            web_push: WebPush::start(WebPushConfig {
+                listen: web_push.listen,
+                authority: web_push.authority,
+                log: web_push.log,
+                script: web_push.script,
+                ..WebPushConfig::default()
+            })
+            .await?,
+            smtp: Smtp::start(SmtpConfig {
+                listen: smtp.listen,
+                authority: smtp.authority,
+                log: smtp.log,
+                script: smtp.script,
+                ..SmtpConfig::default()
+            })
+            .await?,
+            sendgrid: SendGrid::start(config(Provider::SendGrid)).await?,
+            mailchimp: Mailchimp::start(config(Provider::Mailchimp)).await?,
+            twilio: Twilio::start(config(Provider::Twilio)).await?,
+            vonage: Vonage::start(config(Provider::Vonage)).await?,
+            webhook: Receivers::start(config(Provider::Webhook)).await?,
+        })
+    }
+
     /// The simulator of a provider; `None` if it needs none.
     pub fn get(&self, provider: Provider) -> Option<&dyn Simulation> {
         match provider {
@@ -106,18 +144,24 @@ pub trait Simulation: Deref<Target = Simulator> + Send + Sync {
 
     /// The endpoint settings in the table `[providers.<provider>]` of an edge worker's configuration, as lines of TOML.
     /// `endpoint` is the host and port by which the worker reaches the simulator.
-    fn worker_settings(&self, endpoint: &str) -> String;
+    fn worker_settings(&self, endpoint: &str) -> String {
+        format!("endpoint = \"https://{endpoint}\"\n")
+    }
 
     /// The id of the job that a push belongs to. It also makes a repeated push replace the first one on the device.
-    fn job_of(&self, push: &RecordedPush) -> Option<String>;
+    fn job_of(&self, _push: &RecordedPush) -> Option<String> {
+        None
+    }
 
     /// The id of the delivery that a push belongs to, if it names that instead of its job.
     fn delivery_of<'a>(&self, _push: &'a RecordedPush) -> Option<&'a str> {
         None
     }
 
-    /// Whether a push that is sent again keeps its id.
-    fn keeps_ids(&self) -> bool;
+    /// Whether a push that is sent again keeps its id; most providers give every request a new one.
+    fn keeps_ids(&self) -> bool {
+        false
+    }
 
     /// The details that a client needs to connect, as members of `simulators.json`.
     fn connection_details(&self) -> Vec<(&'static str, Value)>;
@@ -126,10 +170,15 @@ pub trait Simulation: Deref<Target = Simulator> + Send + Sync {
     ///
     /// # Errors
     /// When a token cannot be signed.
-    fn files(&self, now_s: i64) -> anyhow::Result<Vec<(&'static str, String)>>;
+    fn files(&self, _now_s: i64) -> anyhow::Result<Vec<(&'static str, String)>> {
+        Ok(Vec::new())
+    }
 
     /// One line with its address and credentials, whose files are in `dir`.
-    fn summary(&self, dir: &Path) -> String;
+    fn summary(&self, dir: &Path) -> String {
+        let (name, port, dir) = (self.name(), self.addr().port(), dir.display());
+        format!("{name} https://localhost:{port}  ({dir}/simulators.json has its secrets)")
+    }
 
     /// Shell commands that send a push, with the credentials in `dir`.
     fn example(&self, dir: &Path) -> String;

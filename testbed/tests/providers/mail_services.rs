@@ -11,9 +11,7 @@ use shared::{
     job::Job,
     provider::{Credential, Provider, mailchimp, sendgrid},
 };
-use testbed::providers::{
-    Answer, Authority, Mailchimp, MailchimpConfig, RetryAfter, Rule, SendGrid, SendGridConfig, Simulator,
-};
+use testbed::providers::{Answer, ApiConfig, Authority, Mailchimp, RetryAfter, Rule, SendGrid, Simulator};
 
 use crate::rig::{
     address, ambiguous, credential_trouble, endpoint_trouble, https_localhost, is_accepted, job, now, rejected,
@@ -31,15 +29,12 @@ struct Rig {
 impl Rig {
     async fn new(adjust: impl FnOnce(&mut Settings)) -> Self {
         let authority = Authority::generate().unwrap();
-        let sendgrid = SendGrid::start(SendGridConfig {
+        let config = || ApiConfig {
             authority: Some(authority.clone()),
-            sender_domain: Some("shop.example.com".to_owned()),
-            ..SendGridConfig::default()
-        });
-        let mailchimp = Mailchimp::start(MailchimpConfig {
-            authority: Some(authority.clone()),
-            ..MailchimpConfig::default()
-        });
+            ..ApiConfig::default()
+        };
+        let sendgrid = SendGrid::start_for("shop.example.com", config());
+        let mailchimp = Mailchimp::start(config());
         let (sendgrid, mailchimp) = (sendgrid.await.unwrap(), mailchimp.await.unwrap());
         let folder = tempfile::tempdir().unwrap();
         let ca_file = folder.path().join("ca.pem");

@@ -1,6 +1,7 @@
 //! A worker's providers, pointed at simulators, and the outcomes that tests expect.
 
 use std::{
+    ops::Deref,
     path::PathBuf,
     sync::{
         Arc,
@@ -24,7 +25,9 @@ use shared::{
     job::Job,
     provider::{Credential, Provider, apns, fcm, web_push},
 };
-use testbed::providers::{Apns, ApnsConfig, ApnsKey, Authority, Fcm, FcmConfig, WebPush, WebPushConfig};
+use testbed::providers::{
+    ApiConfig, Apns, ApnsConfig, ApnsKey, Authority, Fcm, FcmConfig, Simulator, WebPush, WebPushConfig,
+};
 
 pub(crate) const TOPIC: &str = "com.example.shop";
 
@@ -43,8 +46,8 @@ pub(crate) struct Choices {
     pub(crate) services: Vec<String>,
     /// Whether other hosts get web pushes.
     pub(crate) others: bool,
-    pub(crate) twilio: Option<String>,
-    pub(crate) vonage: Option<String>,
+    /// The port of this machine at which every API is.
+    pub(crate) api: Option<u16>,
     /// Where requests may go whose URL comes from a tenant or a user.
     pub(crate) receivers: ReceiverSettings,
     pub(crate) connections: usize,
@@ -71,8 +74,7 @@ impl Default for Choices {
             fcm: Vec::new(),
             services: vec!["localhost".into()],
             others: true,
-            twilio: None,
-            vonage: None,
+            api: None,
             receivers: on_this_machine(),
             connections: 4,
             timeout: Duration::from_secs(10),
@@ -96,12 +98,14 @@ impl Rig {
         settings.apns.timeout_ms = timeout_ms;
         settings.fcm.endpoints = choices.fcm;
         settings.fcm.ca_file = Some(ca_file.clone());
-        settings.twilio.endpoint = choices.twilio.unwrap_or(settings.twilio.endpoint);
-        settings.twilio.ca_file = Some(ca_file.clone());
-        settings.twilio.timeout_ms = timeout_ms;
-        settings.vonage.endpoint = choices.vonage.unwrap_or(settings.vonage.endpoint);
-        settings.vonage.ca_file = Some(ca_file.clone());
-        settings.vonage.timeout_ms = timeout_ms;
+        macro_rules! api {
+            ($($provider:ident),+) => {$(
+                settings.$provider.endpoint = choices.api.map_or(settings.$provider.endpoint, https_localhost);
+                settings.$provider.ca_file = Some(ca_file.clone());
+                settings.$provider.timeout_ms = timeout_ms;
+            )+};
+        }
+        api!(twilio, vonage);
         settings.webhook.ca_file = Some(ca_file.clone());
         settings.webhook.timeout_ms = timeout_ms;
         settings.receivers = choices.receivers;
@@ -187,6 +191,24 @@ impl Rig {
         let rig = Self::new(authority, choices);
         rig.configure_web_push(service.key().pem.clone()).unwrap();
         (rig, service)
+    }
+
+    /// With the simulator that `start` starts, at which every API is, and `credential` for it.
+    pub(crate) async fn with_api<S: Deref<Target = Simulator>>(
+        choices: Choices,
+        start: impl AsyncFnOnce(ApiConfig) -> anyhow::Result<S>,
+        credential: impl FnOnce(&S) -> Credential,
+    ) -> (Self, S) {
+        let authority = Authority::generate().unwrap();
+        let config = ApiConfig {
+            authority: Some(authority.clone()),
+            ..ApiConfig::default()
+        };
+        let simulator = start(config).await.unwrap();
+        let api = Some(simulator.addr().port());
+        let rig = Self::new(authority, Choices { api, ..choices });
+        rig.providers.configure(&rig.app, vec![credential(&simulator)]).unwrap();
+        (rig, simulator)
     }
 
     pub(crate) fn configure_web_push(&self, private_key: String) -> Result<(), BadCredential> {

@@ -8,55 +8,21 @@ use shared::{
     content::{Content, sms::Sms},
     provider::{Credential, Provider, twilio},
 };
-use testbed::providers::{Answer, Authority, RetryAfter, Rule, Twilio, TwilioConfig, Vonage, VonageConfig};
+use testbed::providers::{Answer, RetryAfter, Rule, Twilio, Vonage};
 
 use crate::rig::{
-    Choices, Rig, address, ambiguous, credential_trouble, endpoint_trouble, https_localhost, is_accepted, localhost,
-    rejected, retry_later,
+    Choices, Rig, address, ambiguous, credential_trouble, endpoint_trouble, is_accepted, localhost, rejected,
+    retry_later,
 };
 
 const NUMBER: &str = "+41791234567";
 
 async fn with_twilio(choices: Choices) -> (Rig, Twilio) {
-    let authority = Authority::generate().unwrap();
-    let twilio = Twilio::start(TwilioConfig {
-        authority: Some(authority.clone()),
-        ..TwilioConfig::default()
-    })
-    .await
-    .unwrap();
-    let endpoint = Some(https_localhost(twilio.addr().port()));
-    let rig = Rig::new(
-        authority,
-        Choices {
-            twilio: endpoint,
-            ..choices
-        },
-    );
-    let credential = Credential::Twilio(twilio.credential());
-    rig.providers.configure(&rig.app, vec![credential]).unwrap();
-    (rig, twilio)
+    Rig::with_api(choices, Twilio::start, |twilio| Credential::Twilio(twilio.credential())).await
 }
 
 async fn with_vonage(choices: Choices) -> (Rig, Vonage) {
-    let authority = Authority::generate().unwrap();
-    let vonage = Vonage::start(VonageConfig {
-        authority: Some(authority.clone()),
-        ..VonageConfig::default()
-    })
-    .await
-    .unwrap();
-    let endpoint = Some(https_localhost(vonage.addr().port()));
-    let rig = Rig::new(
-        authority,
-        Choices {
-            vonage: endpoint,
-            ..choices
-        },
-    );
-    let credential = Credential::Vonage(vonage.credential());
-    rig.providers.configure(&rig.app, vec![credential]).unwrap();
-    (rig, vonage)
+    Rig::with_api(choices, Vonage::start, |vonage| Credential::Vonage(vonage.credential())).await
 }
 
 async fn text(rig: &Rig, number: &str, sms: Value) -> Attempted {

@@ -12,7 +12,7 @@ use shared::{
     provider::{Credential, webhook},
     signature,
 };
-use testbed::providers::{Answer, Authority, Receivers, ReceiversConfig, RetryAfter, Rule};
+use testbed::providers::{Answer, ApiConfig, Authority, Receivers, RetryAfter, Rule};
 
 use crate::rig::{Choices, Rig, ambiguous, endpoint_trouble, is_accepted, rejected, retry_later, unused_port};
 
@@ -20,9 +20,9 @@ use crate::rig::{Choices, Rig, ambiguous, endpoint_trouble, is_accepted, rejecte
 async fn with_receivers(choices: Choices) -> (Rig, [Receivers; 2]) {
     let authority = Authority::generate().unwrap();
     let start = async || {
-        let config = ReceiversConfig {
+        let config = ApiConfig {
             authority: Some(authority.clone()),
-            ..ReceiversConfig::default()
+            ..ApiConfig::default()
         };
         Receivers::start(config).await.unwrap()
     };

@@ -18,7 +18,7 @@ use shared::{
     address::{Address, Target},
     content::push::Push,
     provider::{
-        self, Provider,
+        Provider,
         apns::{Credential, Environment},
     },
 };
@@ -75,13 +75,6 @@ impl Carrier for Apns {
 
     fn timeout(settings: &Settings) -> Duration {
         Duration::from_millis(settings.timeout_ms)
-    }
-
-    fn credential(credential: provider::Credential) -> Option<Credential> {
-        match credential {
-            provider::Credential::Apns(credential) => Some(credential),
-            _ => None,
-        }
     }
 
     fn account(&self, credential: Credential) -> Result<Account, BadCredential> {

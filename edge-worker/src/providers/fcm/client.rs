@@ -34,9 +34,6 @@ use crate::providers::{
     },
 };
 
-/// How long connecting to the token endpoint may take.
-const TOKEN_CONNECT_WITHIN: Duration = Duration::from_secs(5);
-
 /// FCM's answers have a few hundred bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
@@ -64,7 +61,7 @@ impl Fcm {
         Ok(Self {
             pool: Pool::new(network.clone(), settings.connections, half),
             network,
-            tokens: https::client(ca_file, TOKEN_CONNECT_WITHIN.min(half))?,
+            tokens: https::client(ca_file, https::connect_within(settings.timeout_ms))?,
             google_only: settings.ca_file.is_none(),
             token_within: half,
             clock: clock.clone(),
@@ -126,7 +123,7 @@ impl Fcm {
         device: &Device<'_>,
         progress: &mut Progress,
     ) -> Verdict {
-        let left = Duration::try_from(attempt.expires_at.duration_since(self.clock.now())).unwrap_or_default();
+        let left = attempt.left(self.clock.now());
         let body = body(attempt, device, left);
         let make = |authority: &_| request(authority, &account.path, &token.header, &body).ok_or("malformed");
         match exchange(&self.pool, progress, make).await {

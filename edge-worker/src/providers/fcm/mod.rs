@@ -14,7 +14,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use shared::{
     address::Target,
     content::push::Push,
-    provider::{self, Provider, fcm::Credential},
+    provider::{Provider, fcm::Credential},
 };
 
 pub use self::config::Settings;
@@ -64,13 +64,6 @@ impl Carrier for Fcm {
 
     fn timeout(settings: &Settings) -> Duration {
         Duration::from_millis(settings.timeout_ms)
-    }
-
-    fn credential(credential: provider::Credential) -> Option<Credential> {
-        match credential {
-            provider::Credential::Fcm(credential) => Some(credential),
-            _ => None,
-        }
     }
 
     fn account(&self, credential: Credential) -> Result<Account, BadCredential> {

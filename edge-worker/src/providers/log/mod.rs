@@ -4,7 +4,7 @@
 use std::{future::Future, time::Duration};
 
 use serde::Deserialize;
-use shared::provider::{self, Provider, log::Credential};
+use shared::provider::{Provider, log::Credential};
 
 use super::{
     Attempt, BadCredential, BadSettings, Outcome,
@@ -35,13 +35,6 @@ impl Carrier for Log {
 
     fn timeout(_: &Settings) -> Duration {
         Duration::from_secs(1)
-    }
-
-    fn credential(credential: provider::Credential) -> Option<Credential> {
-        match credential {
-            provider::Credential::Log(credential) => Some(credential),
-            _ => None,
-        }
     }
 
     fn account(&self, _: Credential) -> Result<(), BadCredential> {

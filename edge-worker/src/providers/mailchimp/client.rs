@@ -1,8 +1,13 @@
 //! Sends mails to Mailchimp Transactional.
 
+use std::time::Duration;
+
 use http::header::CONTENT_TYPE;
-use reqwest::{Client, Url};
-use shared::{address::Target, clock::Clock};
+use reqwest::Url;
+use shared::{
+    address::Target,
+    provider::{Provider, mailchimp::Credential},
+};
 
 use super::{
     config::{Account, Settings},
@@ -10,60 +15,60 @@ use super::{
     request::body,
 };
 use crate::providers::{
-    Attempt, BadSettings, Outcome,
+    Attempt, BadCredential, BadSettings, Outcome,
     attempt::Progress,
-    carrier::Common,
+    carrier::{Carrier, Common},
     outcome::WRONG_TARGET,
-    transport::{https, retry_after::retry_after},
+    transport::https::{self, Https},
 };
-
-/// Mailchimp's answers have some hundred bytes.
-const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
 /// Mailchimp Transactional, for all apps.
 #[derive(Debug)]
 pub(in crate::providers) struct Mailchimp {
-    client: Client,
+    https: Https,
     url: Url,
-    clock: Clock,
 }
 
-impl Mailchimp {
-    pub(super) fn connect(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
-        let mut url = https::base(&settings.endpoint)?;
-        url.set_path("/api/1.0/messages/send");
+impl Carrier for Mailchimp {
+    const PROVIDER: Provider = Provider::Mailchimp;
+    const TEMPLATE: &'static str = "POST /api/1.0/messages/send";
+
+    type Settings = Settings;
+    type Credential = Credential;
+    type Account = Account;
+
+    fn new(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
         Ok(Self {
-            client: https::client(settings.ca_file.as_deref(), https::connect_within(settings.timeout_ms))?,
-            url,
-            clock: common.clock.clone(),
+            https: Https::new(settings.ca_file.as_deref(), settings.timeout_ms, common)?,
+            url: https::url(&settings.endpoint, "/api/1.0/messages/send")?,
         })
     }
 
-    /// Sends one mail. Mailchimp knows no key by which it would recognize a repeated request, so an answer that is lost
-    /// leaves the mail in doubt.
-    pub(super) async fn send(&self, account: &Account, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
+    fn timeout(settings: &Settings) -> Duration {
+        Duration::from_millis(settings.timeout_ms)
+    }
+
+    fn account(&self, credential: Credential) -> Result<Account, BadCredential> {
+        Ok(Account::new(credential))
+    }
+
+    fn name(account: &Account) -> String {
+        account.name.clone()
+    }
+
+    /// Mailchimp knows no key by which it would recognize a repeated request, so an answer that is lost leaves the mail in
+    /// doubt.
+    async fn attempt(&self, account: &Account, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
         let (Target::Email(mailbox), Some(email)) = (&attempt.address.target, attempt.message.email()) else {
             return Outcome::rejected(WRONG_TARGET);
         };
         let Some(body) = body(account, attempt, email, mailbox) else {
             return Outcome::rejected("no_sender");
         };
-        let request = self
-            .client
-            .post(self.url.clone())
-            .header(CONTENT_TYPE, "application/json")
-            .body(body);
-        let Ok(request) = request.build() else {
-            return Outcome::rejected("malformed");
-        };
+        let request = self.https.post(self.url.clone());
+        let request = request.header(CONTENT_TYPE, "application/json").body(body);
         progress.decides_in_body = true;
-        match https::exchange(&self.client, request, progress, MAX_ANSWER_BYTES).await {
-            Ok(answer) => judge(
-                answer.status.as_u16(),
-                answer.body.as_deref(),
-                retry_after(&answer.headers, self.clock.now()),
-            ),
-            Err(outcome) => outcome,
-        }
+        let judge = |answer: &https::Answer| judge(answer.status, answer.body.as_deref(), answer.retry_after);
+        self.https.ask(request, progress, judge).await
     }
 }

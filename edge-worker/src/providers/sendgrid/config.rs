@@ -1,33 +1,15 @@
 //! Settings of `SendGrid`, and the checked credential of an app.
 
-use std::path::PathBuf;
-
 use http::HeaderValue;
 use reqwest::Url;
-use serde::Deserialize;
 
-/// Settings of `SendGrid`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Settings {
-    /// Base URL, https.
-    pub endpoint: String,
-    /// Base URL for credentials with `eu`, https.
-    pub eu_endpoint: String,
-    /// Certificates in PEM to trust instead of the operating system's.
-    pub ca_file: Option<PathBuf>,
-    /// Milliseconds that an attempt may take; at most 12,000.
-    pub timeout_ms: u64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            endpoint: "https://api.sendgrid.com".into(),
-            eu_endpoint: "https://api.eu.sendgrid.com".into(),
-            ca_file: None,
-            timeout_ms: 12_000,
-        }
+crate::providers::transport::https::settings! {
+    /// Settings of `SendGrid`.
+    Settings {
+        /// Base URL, https.
+        endpoint = "https://api.sendgrid.com",
+        /// Base URL for credentials with `eu`, https.
+        eu_endpoint = "https://api.eu.sendgrid.com",
     }
 }
 

@@ -16,7 +16,7 @@ use std::{future::Future, time::Duration};
 
 use shared::{
     address::{Address, Mailbox, Target},
-    provider::{self, Provider, smtp::Credential},
+    provider::{Provider, smtp::Credential},
 };
 
 pub use self::config::Settings;
@@ -56,13 +56,6 @@ impl Carrier for Smtp {
 
     fn final_answer(settings: &Settings) -> Option<Duration> {
         Some(Duration::from_millis(settings.final_answer_ms))
-    }
-
-    fn credential(credential: provider::Credential) -> Option<Credential> {
-        match credential {
-            provider::Credential::Smtp(credential) => Some(credential),
-            _ => None,
-        }
     }
 
     fn account(&self, credential: Credential) -> Result<Account, BadCredential> {

@@ -232,8 +232,16 @@ mod tests {
         net::TcpListener,
     };
 
-    use super::*;
-    use crate::providers::{Outcome, attempt::Progress};
+    use shared::clock::Clock;
+
+    use super::{
+        super::{
+            endpoints,
+            https::{Https, MAX_ANSWER_BYTES},
+        },
+        *,
+    };
+    use crate::providers::{Outcome, attempt::Progress, carrier::Common};
 
     /// A guard with this resolver, for receivers without TLS on any of `ports`.
     fn guard(ports: Vec<u16>, private: &[&str], lookup: Lookup) -> Guard {
@@ -439,12 +447,21 @@ mod tests {
         (port, connections)
     }
 
+    fn https_of(guard: &Guard) -> Https {
+        let common = Common {
+            endpoints: endpoints::Settings::default(),
+            receivers: guard.clone(),
+            clock: Clock::system(),
+        };
+        Https::with(guard.client(None, Duration::from_secs(2)).unwrap(), &common)
+    }
+
     async fn ask(guard: &Guard, url: &str) -> (Result<u16, Outcome>, Progress) {
-        let client = guard.client(None, Duration::from_secs(2)).unwrap();
-        let request = client.get(url).build().unwrap();
+        let https = https_of(guard);
+        let request = https.post(url.parse().unwrap()).build().unwrap();
         let mut progress = Progress::none(&"".into());
-        let answer = https::exchange(&client, request, &mut progress, 100).await;
-        (answer.map(|answer| answer.status.as_u16()), progress)
+        let answer = https.exchange(request, &mut progress).await;
+        (answer.map(|answer| answer.status), progress)
     }
 
     /// 127.0.0.2 stands for a public address, because its network is listed; 127.0.0.1 for a private one.
@@ -533,11 +550,15 @@ mod tests {
     async fn a_long_body_is_cut_and_a_redirect_is_an_answer() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
+        let long = |bytes: usize| {
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {bytes}\r\nconnection: close\r\n\r\n");
+            head + &"x".repeat(bytes)
+        };
         tokio::spawn(async move {
             let answers = [
                 "HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned(),
-                format!("HTTP/1.1 200 OK\r\ncontent-length: 101\r\nconnection: close\r\n\r\n{}", "x".repeat(101)),
-                format!("HTTP/1.1 200 OK\r\ncontent-length: 100\r\nconnection: close\r\n\r\n{}", "x".repeat(100)),
+                long(MAX_ANSWER_BYTES + 1),
+                long(MAX_ANSWER_BYTES),
             ];
             for answer in answers {
                 let (mut stream, _) = listener.accept().await.unwrap();
@@ -547,15 +568,16 @@ mod tests {
             }
         });
         let guard = guard(vec![port], &["127.0.0.0/8"], nobody());
-        let client = guard.client(None, Duration::from_secs(2)).unwrap();
+        let https = https_of(&guard);
         let mut answers = Vec::new();
         for _ in 0..3 {
-            let request = client.get(format!("http://127.0.0.1:{port}/")).build().unwrap();
+            let url = format!("http://127.0.0.1:{port}/").parse().unwrap();
+            let request = https.post(url).build().unwrap();
             let mut progress = Progress::none(&"".into());
-            let answer = https::exchange(&client, request, &mut progress, 100).await.unwrap();
-            assert_eq!(progress.status, Some(answer.status.as_u16()));
-            answers.push((answer.status.as_u16(), answer.body.map(|body| body.len())));
+            let answer = https.exchange(request, &mut progress).await.unwrap();
+            assert_eq!(progress.status, Some(answer.status));
+            answers.push((answer.status, answer.body.map(|body| body.len())));
         }
-        assert_eq!(answers, [(302, Some(0)), (200, None), (200, Some(100))]);
+        assert_eq!(answers, [(302, Some(0)), (200, None), (200, Some(MAX_ANSWER_BYTES))]);
     }
 }

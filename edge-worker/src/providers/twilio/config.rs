@@ -1,30 +1,13 @@
 //! Settings of Twilio, and the checked credential of an app.
 
-use std::path::PathBuf;
-
 use http::HeaderValue;
 use reqwest::Url;
-use serde::Deserialize;
 
-/// Settings of Twilio.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Settings {
-    /// Base URL, https. Twilio's regions have their own, such as `https://api.dublin.ie1.twilio.com`.
-    pub endpoint: String,
-    /// Certificates in PEM to trust instead of the operating system's.
-    pub ca_file: Option<PathBuf>,
-    /// Milliseconds that an attempt may take; at most 12,000.
-    pub timeout_ms: u64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            endpoint: "https://api.twilio.com".into(),
-            ca_file: None,
-            timeout_ms: 12_000,
-        }
+crate::providers::transport::https::settings! {
+    /// Settings of Twilio.
+    Settings {
+        /// Base URL, https. Twilio's regions have their own, such as `https://api.dublin.ie1.twilio.com`.
+        endpoint = "https://api.twilio.com",
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::header::AUTHORIZATION;
-use reqwest::{Client, Request};
+use reqwest::RequestBuilder;
 use shared::{address::Phone, content::sms::Sms, provider::twilio};
 
 use super::config::Account;
@@ -12,14 +12,14 @@ use crate::providers::Outcome;
 /// Seconds for which Twilio keeps a message in its queue, at most and if nothing is said.
 const MAX_VALIDITY_S: u64 = 36_000;
 
-/// The request. `left` is the time to live that remains.
+/// The request, which begins with `post`. `left` is the time to live that remains.
 pub(super) fn request(
-    client: &Client,
+    post: RequestBuilder,
     account: &Account,
     phone: &Phone,
     sms: &Sms,
     left: Duration,
-) -> Result<Request, Outcome> {
+) -> Result<RequestBuilder, Outcome> {
     let mut form = twilio::render(sms);
     form.insert("To".into(), phone.reveal().to_owned());
     match (&sms.from, &account.messaging_service_sid) {
@@ -32,12 +32,7 @@ pub(super) fn request(
         form.entry("ValidityPeriod".into())
             .or_insert_with(|| validity.to_string());
     }
-    client
-        .post(account.url.clone())
-        .header(AUTHORIZATION, &account.authorization)
-        .form(&form)
-        .build()
-        .map_err(|_| Outcome::rejected("malformed"))
+    Ok(post.header(AUTHORIZATION, &account.authorization).form(&form))
 }
 
 #[cfg(test)]
@@ -65,12 +60,15 @@ mod tests {
         let sms: Sms = serde_json::from_value(sms).unwrap();
         let phone = "+41791234567".parse().unwrap();
         let request = request(
-            &https::client(None, Duration::from_secs(1)).unwrap(),
+            https::client(None, Duration::from_secs(1))
+                .unwrap()
+                .post(account(service).url),
             &account(service),
             &phone,
             &sms,
             Duration::from_secs(left),
         )?;
+        let request = request.build().unwrap();
         assert_eq!(request.headers()["authorization"], "Basic eDp5");
         let body = request.body().unwrap().as_bytes().unwrap();
         Ok(url::form_urlencoded::parse(body).into_owned().collect())

@@ -2,60 +2,68 @@
 
 use std::time::Duration;
 
-use reqwest::{Client, Url};
-use shared::{address::Target, clock::Clock, provider::vonage::Credential};
+use reqwest::Url;
+use shared::{
+    address::Target,
+    provider::{Provider, vonage::Credential},
+};
 
 use super::{config::Settings, outcome::judge, request::request};
 use crate::providers::{
-    Attempt, BadSettings, Outcome,
+    Attempt, BadCredential, BadSettings, Outcome,
     attempt::Progress,
-    carrier::Common,
+    carrier::{Carrier, Common},
     outcome::WRONG_TARGET,
-    transport::{https, retry_after::retry_after},
+    transport::https::{self, Https},
 };
-
-/// Vonage's answers have some 300 bytes for each segment.
-const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
 /// Vonage, for all apps.
 #[derive(Debug)]
 pub(in crate::providers) struct Vonage {
-    client: Client,
+    https: Https,
     url: Url,
-    clock: Clock,
 }
 
-impl Vonage {
-    pub(super) fn connect(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
-        let mut url = https::base(&settings.endpoint)?;
-        url.set_path("/sms/json");
+impl Carrier for Vonage {
+    const PROVIDER: Provider = Provider::Vonage;
+    const TEMPLATE: &'static str = "POST /sms/json";
+
+    type Settings = Settings;
+    type Credential = Credential;
+    type Account = Credential;
+
+    fn new(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
         Ok(Self {
-            client: https::client(settings.ca_file.as_deref(), https::connect_within(settings.timeout_ms))?,
-            url,
-            clock: common.clock.clone(),
+            https: Https::new(settings.ca_file.as_deref(), settings.timeout_ms, common)?,
+            url: https::url(&settings.endpoint, "/sms/json")?,
         })
     }
 
-    /// Sends the message. Vonage knows no key by which it would recognize a repeated request, so an answer that is lost
-    /// leaves the message in doubt.
-    pub(super) async fn send(&self, account: &Credential, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
+    fn timeout(settings: &Settings) -> Duration {
+        Duration::from_millis(settings.timeout_ms)
+    }
+
+    fn account(&self, credential: Credential) -> Result<Credential, BadCredential> {
+        Ok(credential)
+    }
+
+    fn name(account: &Credential) -> String {
+        account.api_key.clone()
+    }
+
+    /// Vonage knows no key by which it would recognize a repeated request, so an answer that is lost leaves the message in
+    /// doubt.
+    async fn attempt(&self, account: &Credential, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
         let (Target::Phone(phone), Some(sms)) = (&attempt.address.target, attempt.message.sms()) else {
             return Outcome::rejected(WRONG_TARGET);
         };
-        let now = self.clock.now();
-        let left = Duration::try_from(attempt.expires_at.duration_since(now)).unwrap_or_default();
-        let request = match request(&self.client, &self.url, account, phone, sms, attempt.delivery, left) {
+        let (post, left) = (self.https.post(self.url.clone()), attempt.left(self.https.now()));
+        let request = match request(post, account, phone, sms, attempt.delivery, left) {
             Ok(request) => request,
             Err(outcome) => return outcome,
         };
         progress.decides_in_body = true;
-        match https::exchange(&self.client, request, progress, MAX_ANSWER_BYTES).await {
-            Ok(answer) => judge(
-                answer.status.as_u16(),
-                answer.body.as_deref(),
-                retry_after(&answer.headers, self.clock.now()),
-            ),
-            Err(outcome) => outcome,
-        }
+        let judge = |answer: &https::Answer| judge(answer.status, answer.body.as_deref(), answer.retry_after);
+        self.https.ask(request, progress, judge).await
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::{Client, Request, Url};
+use reqwest::RequestBuilder;
 use shared::{
     address::Phone,
     content::sms::Sms,
@@ -15,16 +15,15 @@ use crate::providers::Outcome;
 /// How long Vonage tries to deliver, at least and at most.
 const LIFE: std::ops::RangeInclusive<Duration> = Duration::from_secs(20)..=Duration::from_hours(7 * 24);
 
-/// The request. `left` is the time to live that remains.
+/// The request, which begins with `post`. `left` is the time to live that remains.
 pub(super) fn request(
-    client: &Client,
-    url: &Url,
+    post: RequestBuilder,
     account: &Credential,
     phone: &Phone,
     sms: &Sms,
     delivery: DeliveryId,
     left: Duration,
-) -> Result<Request, Outcome> {
+) -> Result<RequestBuilder, Outcome> {
     let Some(from) = &sms.from else {
         return Err(Outcome::rejected("no_sender"));
     };
@@ -37,11 +36,7 @@ pub(super) fn request(
     form.insert("client-ref".into(), delivery.to_string());
     let life = left.clamp(*LIFE.start(), *LIFE.end());
     form.entry("ttl".into()).or_insert_with(|| life.as_millis().to_string());
-    client
-        .post(url.clone())
-        .form(&form)
-        .build()
-        .map_err(|_| Outcome::rejected("malformed"))
+    Ok(post.form(&form))
 }
 
 #[cfg(test)]
@@ -61,8 +56,9 @@ mod tests {
             api_secret: "s3cret".to_owned().into(),
         };
         let request = request(
-            &https::client(None, Duration::from_secs(1)).unwrap(),
-            &"https://rest.nexmo.com/sms/json".parse().unwrap(),
+            https::client(None, Duration::from_secs(1))
+                .unwrap()
+                .post("https://rest.nexmo.com/sms/json"),
             &account,
             &"+41791234567".parse().unwrap(),
             &sms,
@@ -72,6 +68,7 @@ mod tests {
             ),
             Duration::from_secs(left),
         )?;
+        let request = request.build().unwrap();
         let body = request.body().unwrap().as_bytes().unwrap();
         let mut form: BTreeMap<String, String> = url::form_urlencoded::parse(body).into_owned().collect();
         assert_eq!(form.remove("client-ref").map(|reference| reference.len()), Some(36));

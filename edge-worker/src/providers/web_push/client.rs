@@ -1,8 +1,6 @@
 //! Sends pushes to push services.
 
-use std::time::Duration;
-
-use reqwest::{Client, Url};
+use reqwest::Url;
 use shared::{
     clock::Clock,
     provider::web_push::{self, Credential, MAX_PAYLOAD},
@@ -22,18 +20,14 @@ use crate::providers::{
     carrier::Common,
     transport::{
         guard::Guard,
-        https::{Answer, exchange, exchange_unnamed},
-        retry_after::retry_after,
+        https::{Https, connect_within},
     },
 };
-
-/// Answers have a few hundred bytes.
-const MAX_ANSWER_BYTES: usize = 16 * 1024;
 
 /// Web push, for all apps.
 #[derive(Debug)]
 pub(in crate::providers) struct WebPush {
-    http: Client,
+    https: Https,
     receivers: Guard,
     settings: Settings,
     clock: Clock,
@@ -41,9 +35,11 @@ pub(in crate::providers) struct WebPush {
 
 impl WebPush {
     pub(super) fn connect(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
-        let half = Duration::from_millis(settings.timeout_ms) / 2;
+        let client = common
+            .receivers
+            .client(settings.ca_file.as_deref(), connect_within(settings.timeout_ms))?;
         Ok(Self {
-            http: common.receivers.client(settings.ca_file.as_deref(), half)?,
+            https: Https::with(client, common),
             receivers: common.receivers.clone(),
             settings: settings.clone(),
             clock: common.clock.clone(),
@@ -82,7 +78,7 @@ impl WebPush {
             return Outcome::rejected("malformed");
         };
         let origin = endpoint.origin().ascii_serialization();
-        let left = Duration::try_from(attempt.expires_at.duration_since(self.clock.now())).unwrap_or_default();
+        let left = attempt.left(self.clock.now());
         let request = account
             .vapid
             .header(&origin)
@@ -91,29 +87,24 @@ impl WebPush {
             return Outcome::credential("token", None);
         };
         let answer = match party {
-            Party::Known => exchange(&self.http, request, progress, MAX_ANSWER_BYTES).await,
+            Party::Known => self.https.exchange(request, progress).await,
             // Its host may tell whose it is.
-            Party::Stranger => exchange_unnamed(&self.http, request, progress, MAX_ANSWER_BYTES).await,
+            Party::Stranger => self.https.exchange_unnamed(request, progress).await,
         };
         let outcome = match answer {
-            Ok(answer) => self.judge(&answer, party),
+            Ok(answer) => judge(
+                answer.status,
+                &answer.headers,
+                answer.body.as_deref(),
+                answer.retry_after,
+                party,
+            ),
             Err(outcome) => of_party(outcome, party),
         };
         if matches!(outcome, Outcome::CredentialTrouble { .. }) {
             account.vapid.refused(&origin);
         }
         outcome
-    }
-
-    fn judge(&self, answer: &Answer, party: Party) -> Outcome {
-        let asked = retry_after(&answer.headers, self.clock.now());
-        judge(
-            answer.status.as_u16(),
-            &answer.headers,
-            answer.body.as_deref(),
-            asked,
-            party,
-        )
     }
 }
 

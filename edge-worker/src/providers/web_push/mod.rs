@@ -19,7 +19,7 @@ use std::{
 use shared::{
     address::{Address, Target},
     content::push::Push,
-    provider::{self, Provider, web_push},
+    provider::{Provider, web_push},
 };
 
 pub use self::config::Settings;
@@ -74,13 +74,6 @@ impl Carrier for WebPush {
 
     fn timeout(settings: &Settings) -> Duration {
         Duration::from_millis(settings.timeout_ms)
-    }
-
-    fn credential(credential: provider::Credential) -> Option<web_push::Credential> {
-        match credential {
-            provider::Credential::WebPush(credential) => Some(credential),
-            _ => None,
-        }
     }
 
     fn account(&self, credential: web_push::Credential) -> Result<Account, BadCredential> {

@@ -1,43 +1,78 @@
 //! Posts webhooks.
 
-use reqwest::{Client, Url};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
+
+use reqwest::Url;
 use shared::{
-    address::{Format, Target},
-    clock::Clock,
+    address::{Address, Format, Target},
+    provider::{Provider, webhook::Credential},
 };
 
 use super::{config::Settings, outcome::judge, request};
 use crate::providers::{
-    Attempt, BadSettings, Outcome,
+    Attempt, BadCredential, BadSettings, Outcome,
     attempt::Progress,
-    carrier::Common,
+    carrier::{Carrier, Common},
     outcome::WRONG_TARGET,
-    transport::{guard::Guard, https, retry_after::retry_after},
+    transport::{
+        guard::Guard,
+        https::{Https, connect_within},
+    },
 };
-
-/// Nothing in the body of an answer matters. It is read so that the connection can be used again.
-const MAX_ANSWER_BYTES: usize = 16 * 1024;
 
 /// Webhooks, for all apps.
 #[derive(Debug)]
 pub(in crate::providers) struct Webhook {
-    client: Client,
+    https: Https,
     guard: Guard,
-    clock: Clock,
 }
 
-impl Webhook {
-    pub(super) fn connect(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
+impl Carrier for Webhook {
+    const PROVIDER: Provider = Provider::Webhook;
+    const TEMPLATE: &'static str = "POST {url}";
+    const IS_OF_APP: bool = true;
+
+    type Settings = Settings;
+    type Credential = Credential;
+    type Account = ();
+
+    fn new(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
         let guard = common.receivers.clone();
+        let client = guard.client(settings.ca_file.as_deref(), connect_within(settings.timeout_ms))?;
         Ok(Self {
-            client: guard.client(settings.ca_file.as_deref(), https::connect_within(settings.timeout_ms))?,
+            https: Https::with(client, common),
             guard,
-            clock: common.clock.clone(),
         })
     }
 
-    /// Posts the webhook. A URL may hold a secret, so `progress` names no endpoint.
-    pub(super) async fn send(&self, attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
+    fn timeout(settings: &Settings) -> Duration {
+        Duration::from_millis(settings.timeout_ms)
+    }
+
+    fn account(&self, _: Credential) -> Result<(), BadCredential> {
+        Ok(())
+    }
+
+    fn name((): &()) -> String {
+        "webhook".to_owned()
+    }
+
+    /// The host and port of the receiver: a receiver that fails does not pause the others.
+    fn destination(address: &Address) -> Option<u64> {
+        let Target::Webhook(receiver) = &address.target else {
+            return None;
+        };
+        let (scheme, rest) = receiver.url().split_once("://")?;
+        let mut hash = DefaultHasher::new();
+        (scheme, rest.split(['/', '?']).next()).hash(&mut hash);
+        Some(hash.finish())
+    }
+
+    /// A URL may hold a secret, so `progress` names no endpoint.
+    async fn attempt(&self, (): &(), attempt: &Attempt<'_>, progress: &mut Progress) -> Outcome {
         let (Target::Webhook(receiver), Some(webhook)) = (&attempt.address.target, attempt.message.webhook()) else {
             return Outcome::rejected(WRONG_TARGET);
         };
@@ -47,7 +82,7 @@ impl Webhook {
         if self.guard.check(&url).is_err() {
             return Outcome::rejected("forbidden_address");
         }
-        let post = self.client.post(url);
+        let post = self.https.post(url);
         let request = match receiver.format {
             Format::Chat => request::chat(post, webhook),
             Format::Signed => {
@@ -57,15 +92,15 @@ impl Webhook {
                     at: attempt.message.accepted_at(),
                     webhook,
                 };
-                request::signed(post, &event, receiver, self.clock.now())
+                request::signed(post, &event, receiver, self.https.now())
             }
         };
         let request = match request {
             Ok(request) => request,
             Err(reason) => return Outcome::rejected(reason),
         };
-        match https::exchange_unnamed(&self.client, request, progress, MAX_ANSWER_BYTES).await {
-            Ok(answer) => judge(answer.status.as_u16(), retry_after(&answer.headers, self.clock.now())),
+        match self.https.exchange_unnamed(request, progress).await {
+            Ok(answer) => judge(answer.status, answer.retry_after),
             Err(outcome) => outcome,
         }
     }

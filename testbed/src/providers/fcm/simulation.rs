@@ -65,11 +65,6 @@ impl Simulation for Fcm {
         Some(body.pointer("/message/android/notification/tag")?.as_str()?.to_owned())
     }
 
-    /// Google assigns a new message name to every request.
-    fn keeps_ids(&self) -> bool {
-        false
-    }
-
     fn connection_details(&self) -> Vec<(&'static str, Value)> {
         vec![
             ("fcm_port", self.addr().port().into()),

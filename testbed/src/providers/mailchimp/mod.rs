@@ -3,83 +3,57 @@
 //! In a script, `token` is the mailbox of the recipient, and a reason is a `reject_reason` or the name of an error. Not simulated: webhooks,
 //! limits of rate (script 429 instead), templates, pools, and what becomes of a mail that was taken.
 
-mod simulation;
 mod site;
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    ops::Deref,
-    sync::Arc,
-};
+use std::path::Path;
 
-pub use self::simulation::MailchimpArgs;
-use self::site::MailchimpSite;
-use super::{
-    log::LogMode,
-    script::Script,
-    simulator::{Records, Simulator},
-    tls::Authority,
-    wire::StreamLimits,
-};
+use serde_json::Value;
+use shared::provider::{Provider, mailchimp};
 
-/// `SETTINGS_MAX_CONCURRENT_STREAMS` as usual servers announce it.
-const STREAMS_PER_CONNECTION: u32 = 128;
+pub use self::site::MailchimpApi;
+use super::{ApiSimulator, RecordedPush, Simulation};
 
-/// The settings of a simulator of Mailchimp.
-#[derive(Clone, Debug)]
-pub struct MailchimpConfig {
-    /// The address to listen on; port 0 is any free port.
-    pub listen: SocketAddr,
-    /// The authority that signs the certificate; a new one if absent.
-    pub authority: Option<Authority>,
-    /// How much is recorded.
-    pub log: LogMode,
-    /// How it misbehaves.
-    pub script: Script,
-}
+/// A running simulator of Mailchimp. Dropping it stops it.
+pub type Mailchimp = ApiSimulator<MailchimpApi>;
 
-impl Default for MailchimpConfig {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            authority: None,
-            log: LogMode::default(),
-            script: Script::default(),
+impl Mailchimp {
+    /// The credential with which Peal can send through this simulator.
+    pub fn credential(&self) -> mailchimp::Credential {
+        mailchimp::Credential {
+            api_key: self.api().api_key.clone().into(),
+            subaccount: None,
         }
     }
 }
 
-/// A running simulator of Mailchimp. Dropping it stops it.
-#[derive(Debug)]
-pub struct Mailchimp {
-    simulator: Simulator,
-    site: Arc<MailchimpSite>,
-}
-
-impl Mailchimp {
-    /// Starts to listen, on the current runtime. The API key is made.
-    ///
-    /// # Errors
-    /// When the address cannot be bound or the script has a reason without a status.
-    pub async fn start(config: MailchimpConfig) -> anyhow::Result<Self> {
-        let authority = config.authority.map_or_else(Authority::generate, Ok)?;
-        let site = Arc::new(MailchimpSite {
-            api_key: format!("md-{:022x}", rand::random::<u64>()),
-            records: Records::new(config.script, site::is_reason, config.log)?,
-        });
-        let limits = StreamLimits {
-            first: STREAMS_PER_CONNECTION,
-            full: STREAMS_PER_CONNECTION,
-        };
-        let simulator = Simulator::start(config.listen, authority, limits, &site).await?;
-        Ok(Self { simulator, site })
+impl Simulation for Mailchimp {
+    fn provider(&self) -> Provider {
+        Provider::Mailchimp
     }
-}
 
-impl Deref for Mailchimp {
-    type Target = Simulator;
+    fn name(&self) -> &'static str {
+        "Mailchimp"
+    }
 
-    fn deref(&self) -> &Simulator {
-        &self.simulator
+    /// It is in the metadata.
+    fn delivery_of<'a>(&self, push: &'a RecordedPush) -> Option<&'a str> {
+        push.collapse_id.as_deref()
+    }
+
+    fn connection_details(&self) -> Vec<(&'static str, Value)> {
+        vec![
+            ("mailchimp_port", self.addr().port().into()),
+            ("mailchimp_key", self.api().api_key.clone().into()),
+        ]
+    }
+
+    fn example(&self, dir: &Path) -> String {
+        let (port, dir) = (self.addr().port(), dir.display());
+        format!(
+            "curl --cacert {dir}/ca.pem -H 'content-type: application/json' \\\n  \
+             -d \"{{\\\"key\\\":\\\"$MAILCHIMP_KEY\\\",\\\"message\\\":{{\\\"from_email\\\":\\\"shop@example.com\\\",\
+             \\\"to\\\":[{{\\\"email\\\":\\\"ann@example.com\\\"}}],\\\"text\\\":\\\"Hello\\\"}}}}\" \\\n  \
+             https://localhost:{port}/api/1.0/messages/send\n"
+        )
     }
 }

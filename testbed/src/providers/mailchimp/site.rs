@@ -1,10 +1,5 @@
 //! How the simulator of Mailchimp Transactional answers one request (Mailchimp: "Send new message").
 
-use std::{
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::Arc,
-};
-
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{Method, StatusCode, request::Parts};
@@ -12,10 +7,10 @@ use serde_json::{Value, json};
 use shared::{address::Mailbox, provider::Provider};
 
 use crate::providers::{
-    clock::now_ms,
+    api::{Api, Refusal},
+    devices::Devices,
     log::RecordedPush,
-    reply::{Reply, Site, TRACEPARENT, text, typed},
-    simulator::Records,
+    reply::Reply,
 };
 
 /// Why a mail to one recipient is refused.
@@ -41,85 +36,83 @@ const ERRORS: [(&str, StatusCode); 6] = [
     ("ServiceUnavailable", StatusCode::SERVICE_UNAVAILABLE),
 ];
 
-/// The state that all connections share.
+/// An account of Mailchimp Transactional.
 #[derive(Debug)]
-pub(crate) struct MailchimpSite {
+pub struct MailchimpApi {
     pub(super) api_key: String,
-    pub(super) records: Arc<Records>,
 }
 
-/// Whether `reason` is one of Mailchimp's.
-pub(super) fn is_reason(reason: &str) -> bool {
-    REJECT_REASONS.contains(&reason) || ERRORS.iter().any(|(name, _)| *name == reason)
-}
+impl Api for MailchimpApi {
+    const PROVIDER: Provider = Provider::Mailchimp;
 
-impl Site for MailchimpSite {
-    const ALPN: &'static [&'static [u8]] = &[b"h2", b"http/1.1"];
+    /// The body of a request.
+    type Message = Value;
 
-    /// The number of the connection.
-    type Session = u64;
-
-    fn open(&self, connection: u64) -> u64 {
-        connection
+    fn generate() -> Self {
+        Self {
+            api_key: format!("md-{:022x}", rand::random::<u64>()),
+        }
     }
 
-    fn unlocked(&self, _: &u64) -> bool {
-        true
+    fn is_reason(reason: &str) -> bool {
+        REJECT_REASONS.contains(&reason) || ERRORS.iter().any(|(name, _)| *name == reason)
     }
 
-    fn records(&self) -> &Arc<Records> {
-        &self.records
-    }
-
-    fn answer(&self, connection: &mut u64, head: &Parts, body: Bytes) -> Reply {
+    fn read(&self, head: &Parts, body: &Bytes) -> Result<Value, Reply> {
         let is_path = matches!(
             head.uri.path(),
             "/api/1.0/messages/send" | "/api/1.0/messages/send.json"
         );
         if head.method == Method::POST && is_path {
-            self.send(*connection, head, &body)
+            Ok(serde_json::from_slice(body).unwrap_or_default())
         } else {
-            Reply::new(StatusCode::NOT_FOUND, typed("text/html"), "<html>".into())
+            Err(Reply::not_found())
         }
     }
-}
 
-impl MailchimpSite {
-    fn send(&self, connection: u64, head: &Parts, body: &Bytes) -> Reply {
-        let request: Value = serde_json::from_slice(body).unwrap_or_default();
+    fn describe(&self, request: &Value) -> RecordedPush {
         let at = |pointer: &str| request.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-        let mut push = RecordedPush {
-            at_ms: now_ms(),
-            provider: Provider::Mailchimp.as_str(),
-            connection,
+        RecordedPush {
             token: at("/message/to/0/email").unwrap_or_default(),
             topic: at("/message/from_email"),
             collapse_id: at("/message/metadata/peal_delivery"),
-            traceparent: text(&head.headers, &TRACEPARENT).map(str::to_owned),
-            payload: body.clone(),
             ..RecordedPush::default()
-        };
-        let reply = match self.check(&request) {
-            Ok(()) => self.accept(&mut push),
-            Err(name) => {
-                push.reason = Some(name.to_owned());
-                let (status, reply) = error(name, None);
-                push.status = status.as_u16();
-                reply
-            }
-        };
-        let mut identity = DefaultHasher::new();
-        push.collapse_id.hash(&mut identity);
-        let identity = push.delivered.then(|| u128::from(identity.finish()));
-        let reason = push.reason.clone();
-        self.records
-            .log
-            .record(connection, identity, reason.as_deref(), || push);
-        reply
+        }
     }
 
+    fn check(&self, _: &Parts, request: &Value, _: &Devices) -> Result<(), Refusal> {
+        self.check_mail(request)
+            .map_err(|name| Refusal::new(name, self.refuse(request, name, None)))
+    }
+
+    fn new_id() -> String {
+        format!("{:032x}", rand::random::<u128>())
+    }
+
+    fn accept(&self, request: &Value, id: &str, status: Option<StatusCode>) -> Reply {
+        Reply::json(status.unwrap_or(StatusCode::OK), &answer(request, "sent", id, None))
+    }
+
+    fn refuse(&self, request: &Value, reason: &str, status: Option<StatusCode>) -> Reply {
+        if REJECT_REASONS.contains(&reason) {
+            return Reply::json(
+                StatusCode::OK,
+                &answer(request, "rejected", &Self::new_id(), Some(reason)),
+            );
+        }
+        let usual = ERRORS
+            .iter()
+            .find(|(known, _)| *known == reason)
+            .map(|(_, status)| *status);
+        let status = status.or(usual).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = json!({ "status": "error", "code": -1, "name": reason, "message": "The request was refused" });
+        Reply::json(status, &body)
+    }
+}
+
+impl MailchimpApi {
     /// Checks a request. The error is its name.
-    fn check(&self, request: &Value) -> Result<(), &'static str> {
+    fn check_mail(&self, request: &Value) -> Result<(), &'static str> {
         if request["key"] != self.api_key.as_str() {
             return Err("Invalid_Key");
         }
@@ -144,41 +137,9 @@ impl MailchimpSite {
             Err("ValidationError")
         }
     }
-
-    fn accept(&self, push: &mut RecordedPush) -> Reply {
-        push.id = format!("{:032x}", rand::random::<u128>());
-        let answered = |status: &str, reason: Option<&str>| {
-            let body = json!([{ "email": push.token, "status": status, "_id": push.id, "reject_reason": reason }]);
-            Reply::new(StatusCode::OK, typed("application/json"), body.to_string().into())
-        };
-        let Some(ruling) = self.records.script.rule(&push.token) else {
-            let reply = answered("sent", None);
-            (push.status, push.delivered) = (200, true);
-            return reply;
-        };
-        let answer = &ruling.answer;
-        let (status, reply) = match answer.reason.as_deref() {
-            Some(reason) if REJECT_REASONS.contains(&reason) => (StatusCode::OK, answered("rejected", Some(reason))),
-            Some(name) => error(name, answer.status),
-            None => (answer.status_or(None), answered("queued", None)),
-        };
-        push.status = status.as_u16();
-        push.reason.clone_from(&answer.reason);
-        push.delivered = answer.delivers();
-        reply.ruled(&ruling, push.at_ms)
-    }
 }
 
-fn error(name: &str, scripted: Option<u16>) -> (StatusCode, Reply) {
-    let usual = ERRORS
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, status)| *status);
-    let scripted = scripted.and_then(|status| StatusCode::from_u16(status).ok());
-    let status = scripted.or(usual).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let body = json!({ "status": "error", "code": -1, "name": name, "message": "The request was refused" });
-    (
-        status,
-        Reply::new(status, typed("application/json"), body.to_string().into()),
-    )
+/// What became of the mail to its recipient.
+fn answer(request: &Value, status: &str, id: &str, reason: Option<&str>) -> Value {
+    json!([{ "email": request["message"]["to"][0]["email"], "status": status, "_id": id, "reject_reason": reason }])
 }

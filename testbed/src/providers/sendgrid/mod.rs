@@ -3,87 +3,69 @@
 //! In a script, `token` is the mailbox of the recipient, and a reason comes with its HTTP status. Not simulated: events,
 //! limits of rate (script 429 instead), templates, and what becomes of a mail that was taken.
 
-mod simulation;
 mod site;
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    ops::Deref,
-    sync::Arc,
-};
+use std::path::Path;
 
-pub use self::simulation::SendGridArgs;
-use self::site::SendGridSite;
-use super::{
-    log::LogMode,
-    script::Script,
-    simulator::{Records, Simulator},
-    tls::Authority,
-    wire::StreamLimits,
-};
+use serde_json::Value;
+use shared::provider::{Provider, sendgrid};
 
-/// `SETTINGS_MAX_CONCURRENT_STREAMS` as usual servers announce it.
-const STREAMS_PER_CONNECTION: u32 = 128;
-
-/// The settings of a simulator of `SendGrid`.
-#[derive(Clone, Debug)]
-pub struct SendGridConfig {
-    /// The address to listen on; port 0 is any free port.
-    pub listen: SocketAddr,
-    /// The authority that signs the certificate; a new one if absent.
-    pub authority: Option<Authority>,
-    /// The domain whose mailboxes are verified senders; any if absent.
-    pub sender_domain: Option<String>,
-    /// How much is recorded.
-    pub log: LogMode,
-    /// How it misbehaves.
-    pub script: Script,
-}
-
-impl Default for SendGridConfig {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            authority: None,
-            sender_domain: None,
-            log: LogMode::default(),
-            script: Script::default(),
-        }
-    }
-}
+pub use self::site::SendGridApi;
+use super::{ApiConfig, ApiSimulator, RecordedPush, Simulation, api::Api};
 
 /// A running simulator of `SendGrid`. Dropping it stops it.
-#[derive(Debug)]
-pub struct SendGrid {
-    simulator: Simulator,
-    site: Arc<SendGridSite>,
-}
+pub type SendGrid = ApiSimulator<SendGridApi>;
 
 impl SendGrid {
-    /// Starts to listen, on the current runtime. The API key is made.
+    /// The credential with which Peal can send through this simulator.
+    pub fn credential(&self) -> sendgrid::Credential {
+        sendgrid::Credential {
+            api_key: self.api().api_key.clone().into(),
+            eu: false,
+        }
+    }
+
+    /// Starts a simulator whose only verified senders are the mailboxes of `domain`.
     ///
     /// # Errors
-    /// When the address cannot be bound or the script has a reason without a status.
-    pub async fn start(config: SendGridConfig) -> anyhow::Result<Self> {
-        let authority = config.authority.map_or_else(Authority::generate, Ok)?;
-        let site = Arc::new(SendGridSite {
-            api_key: format!("SG.{:022x}.{:043x}", rand::random::<u64>(), rand::random::<u128>()),
-            sender_domain: config.sender_domain,
-            records: Records::new(config.script, |_| false, config.log)?,
-        });
-        let limits = StreamLimits {
-            first: STREAMS_PER_CONNECTION,
-            full: STREAMS_PER_CONNECTION,
+    /// As [`Self::start`].
+    pub async fn start_for(domain: &str, config: ApiConfig) -> anyhow::Result<Self> {
+        let api = SendGridApi {
+            sender_domain: Some(domain.to_owned()),
+            ..SendGridApi::generate()
         };
-        let simulator = Simulator::start(config.listen, authority, limits, &site).await?;
-        Ok(Self { simulator, site })
+        Self::start_as(api, config).await
     }
 }
 
-impl Deref for SendGrid {
-    type Target = Simulator;
+impl Simulation for SendGrid {
+    fn provider(&self) -> Provider {
+        Provider::SendGrid
+    }
 
-    fn deref(&self) -> &Simulator {
-        &self.simulator
+    fn name(&self) -> &'static str {
+        "SendGrid"
+    }
+
+    /// It is among the custom arguments.
+    fn delivery_of<'a>(&self, push: &'a RecordedPush) -> Option<&'a str> {
+        push.collapse_id.as_deref()
+    }
+
+    fn connection_details(&self) -> Vec<(&'static str, Value)> {
+        vec![
+            ("sendgrid_port", self.addr().port().into()),
+            ("sendgrid_key", self.api().api_key.clone().into()),
+        ]
+    }
+
+    fn example(&self, dir: &Path) -> String {
+        let (port, dir) = (self.addr().port(), dir.display());
+        format!(
+            "curl --cacert {dir}/ca.pem -H \"authorization: Bearer $SENDGRID_KEY\" -H 'content-type: application/json' \\\n  \
+             -d '{{\"personalizations\":[{{\"to\":[{{\"email\":\"ann@example.com\"}}]}}],\"from\":{{\"email\":\"shop@example.com\"}},\
+             \"subject\":\"ding\",\"content\":[{{\"type\":\"text/plain\",\"value\":\"Hello\"}}]}}' \\\n  \
+             https://localhost:{port}/v3/mail/send\n"
+        )
     }
 }

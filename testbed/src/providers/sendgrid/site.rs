@@ -1,10 +1,5 @@
 //! How the simulator of `SendGrid` answers one request (`SendGrid`: Mail Send API v3).
 
-use std::{
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::Arc,
-};
-
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{
@@ -16,10 +11,10 @@ use serde_json::{Value, json};
 use shared::{address::Mailbox, provider::Provider};
 
 use crate::providers::{
-    clock::now_ms,
+    api::{Api, Refusal},
+    devices::Devices,
     log::RecordedPush,
-    reply::{Reply, Site, TRACEPARENT, text, typed},
-    simulator::Records,
+    reply::{Reply, text, typed},
 };
 
 /// Headers that a mail may not set.
@@ -37,80 +32,74 @@ const RESERVED: [&str; 11] = [
     "bcc",
 ];
 
-/// The state that all connections share.
+/// An account of `SendGrid`.
 #[derive(Debug)]
-pub(crate) struct SendGridSite {
+pub struct SendGridApi {
     pub(super) api_key: String,
+    /// The domain whose mailboxes are verified senders; any if absent.
     pub(super) sender_domain: Option<String>,
-    pub(super) records: Arc<Records>,
 }
 
 /// A refusal: status, field and message.
 type Fault = (StatusCode, &'static str, &'static str);
 
-impl Site for SendGridSite {
-    const ALPN: &'static [&'static [u8]] = &[b"h2", b"http/1.1"];
+impl Api for SendGridApi {
+    const PROVIDER: Provider = Provider::SendGrid;
 
-    /// The number of the connection.
-    type Session = u64;
+    /// The body of a request.
+    type Message = Value;
 
-    fn open(&self, connection: u64) -> u64 {
-        connection
+    fn generate() -> Self {
+        Self {
+            api_key: format!("SG.{:022x}.{:043x}", rand::random::<u64>(), rand::random::<u128>()),
+            sender_domain: None,
+        }
     }
 
-    fn unlocked(&self, _: &u64) -> bool {
-        true
-    }
-
-    fn records(&self) -> &Arc<Records> {
-        &self.records
-    }
-
-    fn answer(&self, connection: &mut u64, head: &Parts, body: Bytes) -> Reply {
+    fn read(&self, head: &Parts, body: &Bytes) -> Result<Value, Reply> {
         if head.uri.path() != "/v3/mail/send" {
-            return refusal((StatusCode::NOT_FOUND, "", "not found"));
+            return Err(refusal(StatusCode::NOT_FOUND, "", "not found"));
         }
         if head.method != Method::POST {
-            return refusal((StatusCode::METHOD_NOT_ALLOWED, "", "method not allowed"));
+            return Err(refusal(StatusCode::METHOD_NOT_ALLOWED, "", "method not allowed"));
         }
-        self.send(*connection, head, &body)
+        Ok(serde_json::from_slice(body).unwrap_or_default())
     }
-}
 
-impl SendGridSite {
-    fn send(&self, connection: u64, head: &Parts, body: &Bytes) -> Reply {
-        let mail: Value = serde_json::from_slice(body).unwrap_or_default();
+    fn describe(&self, mail: &Value) -> RecordedPush {
         let at = |pointer: &str| mail.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-        let mut push = RecordedPush {
-            at_ms: now_ms(),
-            provider: Provider::SendGrid.as_str(),
-            connection,
+        RecordedPush {
             token: at("/personalizations/0/to/0/email").unwrap_or_default(),
             topic: at("/from/email"),
             collapse_id: at("/personalizations/0/custom_args/peal_delivery"),
-            traceparent: text(&head.headers, &TRACEPARENT).map(str::to_owned),
-            payload: body.clone(),
             ..RecordedPush::default()
-        };
-        let reply = match self.check(head, &mail) {
-            Ok(()) => self.accept(&mut push),
-            Err(fault) => {
-                push.status = fault.0.as_u16();
-                push.reason = Some(fault.2.to_owned());
-                refusal(fault)
-            }
-        };
-        let mut identity = DefaultHasher::new();
-        push.collapse_id.hash(&mut identity);
-        let identity = push.delivered.then(|| u128::from(identity.finish()));
-        let reason = push.reason.clone();
-        self.records
-            .log
-            .record(connection, identity, reason.as_deref(), || push);
-        reply
+        }
     }
 
-    fn check(&self, head: &Parts, mail: &Value) -> Result<(), Fault> {
+    fn check(&self, head: &Parts, mail: &Value, _: &Devices) -> Result<(), Refusal> {
+        self.check_mail(head, mail)
+            .map_err(|(status, field, message)| Refusal::new(message, refusal(status, field, message)))
+    }
+
+    fn new_id() -> String {
+        format!("{:016x}.filter.{:08x}", rand::random::<u64>(), rand::random::<u32>())
+    }
+
+    fn accept(&self, _: &Value, id: &str, status: Option<StatusCode>) -> Reply {
+        let mut headers = typed("text/plain; charset=utf-8");
+        if let Ok(id) = HeaderValue::try_from(id) {
+            headers.insert("x-message-id", id);
+        }
+        Reply::new(status.unwrap_or(StatusCode::ACCEPTED), headers, Bytes::new())
+    }
+
+    fn refuse(&self, _: &Value, _: &str, status: Option<StatusCode>) -> Reply {
+        refusal(status.unwrap_or(StatusCode::BAD_REQUEST), "", "scripted")
+    }
+}
+
+impl SendGridApi {
+    fn check_mail(&self, head: &Parts, mail: &Value) -> Result<(), Fault> {
         let bad = |field: &'static str, message: &'static str| (StatusCode::BAD_REQUEST, field, message);
         let bearer = text(&head.headers, &AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
         if bearer != Some(&self.api_key) {
@@ -164,32 +153,6 @@ impl SendGridSite {
             _ => Ok(()),
         }
     }
-
-    fn accept(&self, push: &mut RecordedPush) -> Reply {
-        push.id = format!("{:016x}.filter.{:08x}", rand::random::<u64>(), rand::random::<u32>());
-        let accepted = |status: StatusCode| {
-            let mut headers = typed("text/plain; charset=utf-8");
-            if let Ok(id) = HeaderValue::try_from(&push.id) {
-                headers.insert("x-message-id", id);
-            }
-            Reply::new(status, headers, Bytes::new())
-        };
-        let Some(ruling) = self.records.script.rule(&push.token) else {
-            let reply = accepted(StatusCode::ACCEPTED);
-            (push.status, push.delivered) = (202, true);
-            return reply;
-        };
-        let answer = &ruling.answer;
-        let status = answer.status_or(Some(StatusCode::ACCEPTED));
-        let reply = match &answer.reason {
-            Some(_) => refusal((status, "", "scripted")),
-            None => accepted(status),
-        };
-        push.status = status.as_u16();
-        push.reason.clone_from(&answer.reason);
-        push.delivered = answer.delivers();
-        reply.ruled(&ruling, push.at_ms)
-    }
 }
 
 fn check_content(content: &Value) -> Result<(), Fault> {
@@ -235,8 +198,10 @@ fn check_attachments(attachments: &Value) -> Result<(), Fault> {
     }
 }
 
-fn refusal((status, field, message): Fault) -> Reply {
+fn refusal(status: StatusCode, field: &str, message: &str) -> Reply {
     let field = if field.is_empty() { Value::Null } else { field.into() };
-    let body = json!({ "errors": [{ "message": message, "field": field, "help": null }] });
-    Reply::new(status, typed("application/json"), body.to_string().into())
+    Reply::json(
+        status,
+        &json!({ "errors": [{ "message": message, "field": field, "help": null }] }),
+    )
 }

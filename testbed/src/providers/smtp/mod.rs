@@ -23,7 +23,6 @@ use std::{
 use tokio_rustls::TlsAcceptor;
 
 use self::server::{MailServer, Refusal};
-pub use self::simulation::SmtpArgs;
 use super::{
     log::LogMode,
     script::Script,

@@ -1,6 +1,6 @@
-//! The SMTP simulator as a [`Simulation`], and its command-line options.
+//! The SMTP simulator as a [`Simulation`].
 
-use std::{net::SocketAddr, path::Path};
+use std::path::Path;
 
 use serde_json::{Value, json};
 use shared::provider::{
@@ -8,26 +8,8 @@ use shared::provider::{
     smtp::{self, Tls},
 };
 
-use super::{Encryption, Smtp, SmtpConfig};
+use super::{Encryption, Smtp};
 use crate::providers::{RecordedPush, reachable, simulator::Simulation};
-
-/// The options of `testbed simulate` for SMTP.
-#[derive(Clone, Debug, clap::Args)]
-pub struct SmtpArgs {
-    /// The address on which the mail server listens; port 0 is any free port.
-    #[arg(long, default_value = "127.0.0.1:4587")]
-    pub smtp: SocketAddr,
-}
-
-impl SmtpArgs {
-    /// The settings of a simulator with these options.
-    pub fn config(&self) -> SmtpConfig {
-        SmtpConfig {
-            listen: self.smtp,
-            ..SmtpConfig::default()
-        }
-    }
-}
 
 impl Smtp {
     /// The credential with which Peal can send through this simulator.
@@ -69,10 +51,6 @@ impl Simulation for Smtp {
         String::new()
     }
 
-    fn job_of(&self, _push: &RecordedPush) -> Option<String> {
-        None
-    }
-
     /// It is in the `Message-ID`.
     fn delivery_of<'a>(&self, push: &'a RecordedPush) -> Option<&'a str> {
         let (delivery, _) = push.id.strip_prefix('<')?.split_once('@')?;
@@ -89,10 +67,6 @@ impl Simulation for Smtp {
             ("smtp_user", json!(self.server.user)),
             ("smtp_password", json!(self.server.password)),
         ]
-    }
-
-    fn files(&self, _now_s: i64) -> anyhow::Result<Vec<(&'static str, String)>> {
-        Ok(Vec::new())
     }
 
     fn summary(&self, dir: &Path) -> String {

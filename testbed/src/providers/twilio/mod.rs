@@ -3,82 +3,68 @@
 //! Not simulated: delivery to the phone and what Twilio reports about it, media, templates, and limits (script
 //! `20429` instead).
 
-mod simulation;
 mod site;
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::ops::Deref;
-use std::sync::Arc;
+use std::path::Path;
 
-pub use simulation::TwilioArgs;
+use serde_json::Value;
+use shared::provider::{Provider, twilio};
 
-use self::site::TwilioSite;
-use super::log::LogMode;
-use super::script::Script;
-use super::simulator::{Records, Simulator};
-use super::tls::Authority;
-use super::wire::StreamLimits;
+pub use self::site::TwilioApi;
+use super::{ApiSimulator, RecordedPush, Simulation, form};
 
-/// `SETTINGS_MAX_CONCURRENT_STREAMS` as usual servers announce it.
-const STREAMS_PER_CONNECTION: u32 = 128;
+/// A running simulator of Twilio. Dropping it stops it.
+pub type Twilio = ApiSimulator<TwilioApi>;
 
-/// The settings of a simulator of Twilio.
-#[derive(Clone, Debug)]
-pub struct TwilioConfig {
-    /// The address to listen on; port 0 is any free port.
-    pub listen: SocketAddr,
-    /// The authority that signs the certificate; a new one if absent.
-    pub authority: Option<Authority>,
-    /// How much is recorded.
-    pub log: LogMode,
-    /// How it misbehaves.
-    pub script: Script,
-}
+impl Twilio {
+    /// The credential with which Peal can send through this simulator.
+    pub fn credential(&self) -> twilio::Credential {
+        twilio::Credential {
+            account_sid: self.api().account_sid.clone(),
+            api_key_sid: None,
+            secret: self.api().auth_token.clone().into(),
+            messaging_service_sid: Some(self.api().messaging_service_sid.clone()),
+        }
+    }
 
-impl Default for TwilioConfig {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            authority: None,
-            log: LogMode::default(),
-            script: Script::default(),
+    /// The same with an API key instead of the auth token.
+    pub fn credential_with_key(&self) -> twilio::Credential {
+        twilio::Credential {
+            api_key_sid: Some(self.api().api_key_sid.clone()),
+            secret: self.api().api_key_secret.clone().into(),
+            ..self.credential()
         }
     }
 }
 
-/// A running simulator of Twilio. Dropping it stops it.
-#[derive(Debug)]
-pub struct Twilio {
-    simulator: Simulator,
-    site: Arc<TwilioSite>,
-}
-
-impl Twilio {
-    /// Starts to listen, on the current runtime. The account and its secrets are made.
-    pub async fn start(config: TwilioConfig) -> anyhow::Result<Self> {
-        let authority = config.authority.map_or_else(Authority::generate, Ok)?;
-        let sid = |prefix: &str| format!("{prefix}{:032x}", rand::random::<u128>());
-        let site = Arc::new(TwilioSite {
-            account_sid: sid("AC"),
-            auth_token: format!("{:032x}", rand::random::<u128>()),
-            api_key_sid: sid("SK"),
-            api_key_secret: format!("{:032x}", rand::random::<u128>()),
-            messaging_service_sid: sid("MG"),
-            records: Records::new(config.script, site::is_code, config.log)?,
-        });
-        let limits = StreamLimits {
-            first: STREAMS_PER_CONNECTION,
-            full: STREAMS_PER_CONNECTION,
-        };
-        let simulator = Simulator::start(config.listen, authority, limits, &site).await?;
-        Ok(Self { simulator, site })
+impl Simulation for Twilio {
+    fn provider(&self) -> Provider {
+        Provider::Twilio
     }
-}
 
-impl Deref for Twilio {
-    type Target = Simulator;
+    fn name(&self) -> &'static str {
+        "Twilio"
+    }
 
-    fn deref(&self) -> &Simulator {
-        &self.simulator
+    /// A text message carries no id. The load writes that of the job into the text.
+    fn job_of(&self, push: &RecordedPush) -> Option<String> {
+        form::read(&push.payload).remove("Body")
+    }
+
+    fn connection_details(&self) -> Vec<(&'static str, Value)> {
+        vec![
+            ("twilio_port", self.addr().port().into()),
+            ("twilio_account_sid", self.api().account_sid.clone().into()),
+            ("twilio_auth_token", self.api().auth_token.clone().into()),
+        ]
+    }
+
+    fn example(&self, dir: &Path) -> String {
+        let (port, sid, dir) = (self.addr().port(), &self.api().account_sid, dir.display());
+        format!(
+            "curl --cacert {dir}/ca.pem -u {sid}:{} -d To=+41791234567 -d From=Shop -d Body=ding \\\n  \
+             https://localhost:{port}/2010-04-01/Accounts/{sid}/Messages.json\n",
+            self.api().auth_token
+        )
     }
 }

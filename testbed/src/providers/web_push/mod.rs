@@ -23,7 +23,7 @@ use self::browser::Browser;
 use self::inbox::Inbox;
 use self::site::WebPushSite;
 use self::token::Checker;
-pub use self::{browser::Subscription, reason::Reason, simulation::WebPushArgs, token::VapidKey};
+pub use self::{browser::Subscription, reason::Reason, token::VapidKey};
 use super::clock::now_ms;
 use super::log::LogMode;
 use super::reachable;

@@ -1,33 +1,14 @@
-//! The push service as a [`Simulation`], and its command-line options.
+//! The push service as a [`Simulation`].
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use serde_json::{Value, json};
 use shared::provider::{Provider, web_push};
 
-use super::{WebPush, WebPushConfig};
+use super::WebPush;
 use crate::providers::log::RecordedPush;
 use crate::providers::reachable;
 use crate::providers::simulator::Simulation;
-
-/// The options of `testbed simulate` for web push.
-#[derive(Clone, Debug, clap::Args)]
-pub struct WebPushArgs {
-    /// The address on which the push service of browsers listens; port 0 is any free port.
-    #[arg(long, default_value = "127.0.0.1:5443")]
-    pub web_push: SocketAddr,
-}
-
-impl WebPushArgs {
-    /// The settings of a simulator with these options.
-    pub fn config(&self) -> WebPushConfig {
-        WebPushConfig {
-            listen: self.web_push,
-            ..WebPushConfig::default()
-        }
-    }
-}
 
 impl WebPush {
     /// The credential with which Peal can send through this simulator.
@@ -57,11 +38,6 @@ impl Simulation for WebPush {
     fn job_of(&self, push: &RecordedPush) -> Option<String> {
         let payload: Value = serde_json::from_slice(&push.payload).ok()?;
         Some(payload.pointer("/notification/tag")?.as_str()?.to_owned())
-    }
-
-    /// The push service assigns an id to every request.
-    fn keeps_ids(&self) -> bool {
-        false
     }
 
     fn connection_details(&self) -> Vec<(&'static str, Value)> {
