@@ -4,6 +4,7 @@
 use std::{fmt, path::PathBuf};
 
 use serde::Serialize;
+use shared::provider::Provider;
 
 use super::{
     Scale,
@@ -36,7 +37,7 @@ struct Round {
 /// Measures all rounds.
 pub(super) async fn measure(scale: Scale, mut machine: Machine, nats_server: PathBuf) -> anyhow::Result<Results> {
     eprintln!("starting a region, a gateway and an edge worker");
-    let rig = Rig::start(nats_server).await?;
+    let rig = Rig::start(nats_server, Provider::Apns).await?;
     let mut rounds = Vec::new();
     for number in 1..=scale.rounds {
         machine.probe().await?;

@@ -6,7 +6,7 @@
 use std::{fmt, path::PathBuf};
 
 use serde::Serialize;
-use shared::nats::topology::Durability;
+use shared::{nats::topology::Durability, provider::Provider};
 
 use super::{
     Scale,
@@ -107,6 +107,7 @@ pub(super) async fn measure(scale: Scale, mut machine: Machine, nats_server: Pat
             let work = Work::Gateway {
                 connections,
                 recipients,
+                provider: Provider::Apns,
             };
             round
                 .accepted_singly

@@ -13,9 +13,12 @@
 //!
 //! `bench door` measures services that publish over NATS.
 //!
+//! `bench channels` measures every channel beside pushes to Apple.
+//!
 //! `bench durable` measures the cost of acknowledgements that survive a power cut.
 
 mod broadcast;
+mod channels;
 mod cold;
 mod cpu;
 mod door;
@@ -33,6 +36,7 @@ use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use serde::Serialize;
+use shared::provider::Provider;
 
 use self::{cold::Cold, machine::Machine, rig::Rig, round::Round};
 use crate::nats;
@@ -79,6 +83,8 @@ pub enum What {
     Durable,
     /// Services that publish over NATS.
     Door,
+    /// Every channel, compared with pushes to Apple.
+    Channels,
     /// One notification to all members of a topic.
     Broadcast,
 }
@@ -151,6 +157,10 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
             let results = Box::pin(door::measure(scale, machine, nats_server)).await?;
             (results.markdown()?, serde_json::to_vec_pretty(&results)?)
         }
+        What::Channels => {
+            let results = Box::pin(channels::measure(scale, machine, nats_server)).await?;
+            (results.markdown()?, serde_json::to_vec_pretty(&results)?)
+        }
         What::Durable => {
             let results = durable::measure(scale, machine, nats_server).await?;
             (results.markdown()?, serde_json::to_vec_pretty(&results)?)
@@ -168,7 +178,7 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
 /// Measures Peal and its parts. Returns the report in Markdown, and the figures as JSON.
 async fn mesh(scale: Scale, mut machine: Machine, nats_server: PathBuf) -> anyhow::Result<(String, Vec<u8>)> {
     eprintln!("starting a region, a gateway and an edge worker");
-    let mut rig = Rig::start(nats_server).await?;
+    let mut rig = Rig::start(nats_server, Provider::Apns).await?;
     let mut rounds = Vec::new();
     for number in 1..=scale.rounds {
         machine.probe().await?;

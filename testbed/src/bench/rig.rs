@@ -11,6 +11,7 @@ use futures::{TryStreamExt, stream};
 use http::Method;
 use serde::Serialize;
 use serde_json::json;
+use shared::{app::Route, channel::Channel, provider::Provider};
 use tokio::time::Instant;
 
 use super::{
@@ -80,19 +81,27 @@ pub(super) fn plan(regions: &[&str], program: &Path, nats_server: PathBuf) -> Pl
 }
 
 impl Rig {
-    pub(super) async fn start(nats_server: PathBuf) -> anyhow::Result<Self> {
+    /// Starts the mesh, with recipients whose only address is of this provider.
+    pub(super) async fn start(nats_server: PathBuf, provider: Provider) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?;
-        let peal = Peal::start(plan(&[sample::REGION], &program, nats_server)).await?;
+        let mut plan = plan(&[sample::REGION], &program, nats_server);
+        for channel in [Channel::Email, Channel::Sms] {
+            if provider.carries(channel) {
+                plan.routes.insert(channel, vec![Route { provider, weight: 100 }]);
+            }
+        }
+        let peal = Peal::start(plan).await?;
         let endpoints = endpoints(&peal)?;
         let rig = Self {
             peal,
             endpoints,
             program,
         };
-        rig.register().await?;
+        rig.register(provider).await?;
         let warm_up = Work::Gateway {
             connections: 16,
             recipients: 1,
+            provider,
         };
         rig.measure(warm_up, Duration::from_millis(500))
             .await
@@ -104,8 +113,8 @@ impl Rig {
         GatewayClient::new(self.endpoints.gateway, &self.endpoints.key)
     }
 
-    /// Registers all recipients, with several requests in parallel.
-    async fn register(&self) -> anyhow::Result<()> {
+    /// Registers all recipients of a provider, with several requests in parallel.
+    async fn register(&self, provider: Provider) -> anyhow::Result<()> {
         const PARALLEL_REGISTRATIONS: usize = 32;
         let gateway = self.gateway()?;
         stream::iter((0..PARALLEL_REGISTRATIONS).map(anyhow::Ok))
@@ -114,9 +123,10 @@ impl Rig {
                 async move {
                     let mut connection = gateway.connect().await?;
                     for number in (offset..sample::RECIPIENTS).step_by(PARALLEL_REGISTRATIONS) {
-                        let path = format!("/v1/recipients/{}", sample::recipient(number));
+                        let (recipient, token) = sample::recipient_at(provider, number);
+                        let path = format!("/v1/recipients/{recipient}");
                         let home = json!({ "home": sample::REGION }).to_string();
-                        let device = json!({ "provider": "apns", "token": sample::device(number) }).to_string();
+                        let device = self.peal.address(provider, &token).to_string();
                         let steps = [
                             (Method::PUT, path.clone(), home),
                             (Method::POST, format!("{path}/addresses"), device),
@@ -137,7 +147,11 @@ impl Rig {
     /// # Errors
     /// When a notification is lost or duplicated.
     pub(super) async fn measure(&self, work: Work, duration: Duration) -> anyhow::Result<Measured> {
-        let log = self.peal.simulators.apns.log();
+        let provider = match work {
+            Work::Gateway { provider, .. } => provider,
+            _ => Provider::Apns,
+        };
+        let log = self.peal.simulators.of(provider)?.log();
         log.clear();
         if matches!(work, Work::JetStream | Work::PubAck { .. }) {
             load::prepare(&self.endpoints.nats).await?;
@@ -153,9 +167,9 @@ impl Rig {
         match work {
             Work::JetStream | Work::PublishSingly { .. } | Work::PublishBatched { .. } | Work::PubAck { .. } => {}
             // The sender sends four pushes before it starts the clock.
-            Work::Sender => self.expect(done.count + 4).await?,
+            Work::Sender => self.expect(provider, done.count + 4).await?,
             Work::Gateway { .. } | Work::Accept { .. } | Work::Door { .. } | Work::FormerPublish => {
-                self.expect(done.count).await?;
+                self.expect(provider, done.count).await?;
                 let arrived = u64::try_from(log.last_delivered_us() - done.began_us).unwrap_or_default();
                 took = Duration::from_micros(arrived);
             }
@@ -171,9 +185,9 @@ impl Rig {
         })
     }
 
-    /// Waits until `count` pushes have arrived, and checks that no more arrive and none arrived twice.
-    pub(super) async fn expect(&self, count: u64) -> anyhow::Result<()> {
-        let log = self.peal.simulators.apns.log();
+    /// Waits until `count` messages have arrived at a provider, and checks that no more arrive and none arrived twice.
+    pub(super) async fn expect(&self, provider: Provider, count: u64) -> anyhow::Result<()> {
+        let log = self.peal.simulators.of(provider)?.log();
         let (mut arrived, mut progressed_at) = (log.delivered_count(), Instant::now());
         while arrived < count {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -1,6 +1,7 @@
 //! One round: all measurements that are compared, one after another.
 
 use serde::Serialize;
+use shared::provider::Provider;
 
 use super::{
     Scale,
@@ -51,6 +52,7 @@ pub(super) async fn measure(rig: &Rig, scale: Scale, number: usize) -> anyhow::R
             Work::Gateway {
                 connections: 128,
                 recipients: 1,
+                provider: Provider::Apns,
             },
             duration,
         )
@@ -60,6 +62,7 @@ pub(super) async fn measure(rig: &Rig, scale: Scale, number: usize) -> anyhow::R
             Work::Gateway {
                 connections: 16,
                 recipients: 100,
+                provider: Provider::Apns,
             },
             duration,
         )

@@ -4,16 +4,21 @@ use std::{collections::VecDeque, sync::LazyLock};
 
 use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
+use serde_json::{Value, json};
 use shared::{
     address::{Address, Target},
     body::{Body, To},
+    channel::Channel,
     clock::Clock,
     content::{Content, push::Push},
     digest::derive,
     id::{AppId, EventId, RecipientId, Region},
     id_key::IdKey,
     nats::{publish, subject},
-    provider::apns::{self, Environment, Kind},
+    provider::{
+        Provider,
+        apns::{self, Environment, Kind},
+    },
     recipient::{Fact, Profile, RecipientKey},
 };
 
@@ -44,6 +49,32 @@ pub(super) fn region() -> Region {
 /// The id of a recipient. Numbers wrap around at [`RECIPIENTS`].
 pub(super) fn recipient(number: usize) -> String {
     format!("recipient-{:04}", number % RECIPIENTS)
+}
+
+/// The id of a recipient whose only address is of this provider, and what the provider's simulator knows the address by.
+pub(super) fn recipient_at(provider: Provider, number: usize) -> (String, String) {
+    if provider == Provider::Apns {
+        return (recipient(number), device(number));
+    }
+    let id = format!("{provider}-{:04}", number % RECIPIENTS);
+    let token = match provider {
+        Provider::Smtp | Provider::SendGrid | Provider::Mailchimp => format!("{id}@example.com"),
+        Provider::Twilio | Provider::Vonage => format!("+417900{:05}", number % RECIPIENTS),
+        Provider::Webhook => format!("/{id}"),
+        _ => format!("token-{id}"),
+    };
+    (id, token)
+}
+
+/// The content of every notification that this provider carries.
+fn content(provider: Provider) -> (Channel, Value) {
+    let (title, body) = (PUSH.title.as_deref(), PUSH.body.as_deref());
+    match Channel::ALL.iter().find(|channel| provider.carries(**channel)) {
+        Some(Channel::Email) => (Channel::Email, json!({ "subject": title, "text": body })),
+        Some(Channel::Sms) => (Channel::Sms, json!({ "text": body })),
+        Some(Channel::Webhook) => (Channel::Webhook, json!({ "text": body })),
+        Some(Channel::Push) | None => (Channel::Push, json!(&*PUSH)),
+    }
 }
 
 /// The device token of a recipient.
@@ -86,15 +117,18 @@ pub(super) fn job() -> Bytes {
 /// Writes the bodies of requests to the gateway.
 #[derive(Debug, Clone)]
 pub(super) struct Requests {
+    provider: Provider,
     /// The bytes after the list of recipients.
     tail: Bytes,
 }
 
 impl Requests {
-    pub(super) fn new() -> Self {
-        let push = serde_json::to_string(&*PUSH).expect("pushes always serialize");
+    /// Notifications for the recipients of this provider.
+    pub(super) fn new(provider: Provider) -> Self {
+        let (channel, content) = content(provider);
         Self {
-            tail: format!("]}},\"push\":{push}}}").into(),
+            provider,
+            tail: format!("]}},\"{channel}\":{content}}}").into(),
         }
     }
 
@@ -106,7 +140,7 @@ impl Requests {
                 text.push(b',');
             }
             text.push(b'"');
-            text.extend_from_slice(recipient(number).as_bytes());
+            text.extend_from_slice(recipient_at(self.provider, number).0.as_bytes());
             text.push(b'"');
         }
         text.extend_from_slice(&self.tail);
@@ -162,13 +196,11 @@ async fn check_stored(ack: impl Future<Output = Result<publish::Stored, publish:
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-
     use super::*;
 
     #[test]
     fn a_request_has_the_form_that_the_gateway_accepts() {
-        let request = Requests::new().write(&"e".parse().unwrap(), 999, 2);
+        let request = Requests::new(Provider::Apns).write(&"e".parse().unwrap(), 999, 2);
         let request: Value = serde_json::from_slice(&request).unwrap();
         assert_eq!(
             request["to"],

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use shared::{clock::Clock, id::EventId};
+use shared::{clock::Clock, id::EventId, provider::Provider};
 
 use super::{rig::Rig, sample::Requests};
 
@@ -13,7 +13,11 @@ const ARRIVES_WITHIN: Duration = Duration::from_secs(10);
 
 /// Sends `count` notifications, each after the previous one has arrived. Returns their latencies, microseconds.
 pub(super) async fn measure(rig: &Rig, count: usize) -> anyhow::Result<Vec<u32>> {
-    let (log, clock, requests) = (rig.peal.simulators.apns.log(), Clock::system(), Requests::new());
+    let (log, clock, requests) = (
+        rig.peal.simulators.apns.log(),
+        Clock::system(),
+        Requests::new(Provider::Apns),
+    );
     log.clear();
     let mut connection = rig.gateway()?.connect().await?;
     let mut latencies = Vec::with_capacity(count);
@@ -27,6 +31,6 @@ pub(super) async fn measure(rig: &Rig, count: usize) -> anyhow::Result<Vec<u32>>
         );
         latencies.push(u32::try_from(log.last_delivered_us() - began_us).unwrap_or(u32::MAX));
     }
-    rig.expect(count as u64).await?;
+    rig.expect(Provider::Apns, count as u64).await?;
     Ok(latencies)
 }

@@ -117,7 +117,7 @@ impl Recipient {
             if matches!(device.provider, Provider::Apns | Provider::Fcm) {
                 continue;
             }
-            let members: Members = serde_json::from_value(device.contact(peal))?;
+            let members: Members = serde_json::from_value(peal.address(device.provider, &device.token))?;
             device.address = Address::new(&peal.ids, &app, members.target()?, Timestamp::UNIX_EPOCH).id;
         }
         Ok(self)
@@ -135,32 +135,10 @@ impl Recipient {
         peal.register(&self.id, &self.home, &devices).await?;
         let path = format!("/v1/recipients/{}/addresses", self.id);
         for device in contacts {
-            let body = device.contact(peal);
+            let body = peal.address(device.provider, &device.token);
             peal.expect("POST", &self.home, &path, Some(&body)).await?;
         }
         Ok(())
-    }
-}
-
-impl Device {
-    /// What registers an address of any kind. A receiver is a chat, which has no secret.
-    fn contact(&self, peal: &Peal) -> serde_json::Value {
-        match self.provider {
-            Provider::Apns | Provider::Fcm => json!({ "provider": self.provider, "token": self.token }),
-            Provider::WebPush => json!({
-                "type": "web_push",
-                "endpoint": peal.simulators.web_push.endpoint(&self.token),
-                "p256dh": testing::WEB_PUSH_P256DH,
-                "auth": testing::WEB_PUSH_AUTH,
-            }),
-            Provider::Smtp | Provider::SendGrid | Provider::Mailchimp | Provider::Log => {
-                json!({ "type": "email", "email": self.token })
-            }
-            Provider::Twilio | Provider::Vonage => json!({ "type": "phone", "phone": self.token }),
-            Provider::Webhook => {
-                json!({ "type": "webhook", "url": peal.simulators.webhook.url(&self.token), "format": "chat" })
-            }
-        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use serde_json::{Value, json};
+use shared::{provider::Provider, testing};
 use tokio::time::{Instant, sleep};
 
 use super::{Peal, READY_WITHIN};
@@ -62,6 +63,27 @@ impl Peal {
                 .await?;
         }
         Ok(())
+    }
+
+    /// The body that registers an address. What a simulator knows as `token` is a device token, the last part of a subscription's or
+    /// receiver's URL, a mailbox or a number. A receiver is a chat, which has no secret.
+    pub fn address(&self, provider: Provider, token: &str) -> Value {
+        match provider {
+            Provider::Apns | Provider::Fcm => json!({ "provider": provider, "token": token }),
+            Provider::WebPush => json!({
+                "type": "web_push",
+                "endpoint": self.simulators.web_push.endpoint(token),
+                "p256dh": testing::WEB_PUSH_P256DH,
+                "auth": testing::WEB_PUSH_AUTH,
+            }),
+            Provider::Smtp | Provider::SendGrid | Provider::Mailchimp | Provider::Log => {
+                json!({ "type": "email", "email": token })
+            }
+            Provider::Twilio | Provider::Vonage => json!({ "type": "phone", "phone": token }),
+            Provider::Webhook => {
+                json!({ "type": "webhook", "url": self.simulators.webhook.url(token), "format": "chat" })
+            }
+        }
     }
 
     /// Waits until `region` knows where `recipient` lives.

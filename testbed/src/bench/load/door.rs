@@ -12,6 +12,7 @@ use shared::{
         roles::Role,
         subject::{self, Lane},
     },
+    provider::Provider,
 };
 
 use super::{Done, Endpoints, Stopwatch, jetstream::keep_in_flight};
@@ -25,7 +26,7 @@ const UNACKNOWLEDGED_MAX: usize = 512;
 
 /// Publishes to the intake, with `many` notifications in each message.
 pub(super) async fn run(endpoints: &Endpoints, duration: Duration, many: usize) -> anyhow::Result<Done> {
-    let (requests, mut next) = (Requests::new(), 0);
+    let (requests, mut next) = (Requests::new(Provider::Apns), 0);
     publish_all(endpoints, duration, subject::send(APP), many, || {
         let mut items = Vec::with_capacity(many);
         for _ in 0..many {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::future::try_join_all;
-use shared::id::EventId;
+use shared::{id::EventId, provider::Provider};
 use tokio::sync::{Mutex, Semaphore};
 
 use super::{Done, Endpoints, Stopwatch, connection::Connection, connection::GatewayClient, pace};
@@ -24,9 +24,10 @@ pub(super) async fn run(
     duration: Duration,
     connections: usize,
     recipients: usize,
+    provider: Provider,
 ) -> anyhow::Result<Done> {
     let connections = open(endpoints, connections).await?;
-    let requests = Requests::new();
+    let requests = Requests::new(provider);
     let next = Arc::new(AtomicUsize::new(0));
     let watch = Arc::new(Stopwatch::start());
     let senders = connections.into_iter().map(|mut connection| {
@@ -58,7 +59,7 @@ pub(super) async fn run_paced(endpoints: &Endpoints, duration: Duration, rate: f
         free: Mutex::new(open(endpoints, OPEN_LOOP_CONNECTIONS).await?),
         permits: Semaphore::new(OPEN_LOOP_CONNECTIONS),
     };
-    let (pool, requests) = (Arc::new(pool), Requests::new());
+    let (pool, requests) = (Arc::new(pool), Requests::new(Provider::Apns));
     let watch = Stopwatch::start();
     let latencies_us = pace::at(rate, duration, move |number| {
         let (pool, body) = (pool.clone(), requests.write(&EventId::fresh(), number, 1));

@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use shared::nats::connect::Nats;
+use shared::{nats::connect::Nats, provider::Provider};
 use tokio::{io::AsyncWriteExt, process::Command};
 
 pub(super) use self::{connection::GatewayClient, jetstream::prepare};
@@ -61,7 +61,12 @@ pub(super) enum Work {
     /// Send pushes without Peal.
     Sender,
     /// Send requests to the gateway, one after another on each connection, each for this many recipients.
-    Gateway { connections: usize, recipients: usize },
+    Gateway {
+        connections: usize,
+        recipients: usize,
+        /// Carries them.
+        provider: Provider,
+    },
     /// Send this many notifications a second to the gateway, without waiting for answers.
     Accept { rate: f64 },
     /// Publish to the intake of the app, this many notifications in each message.
@@ -125,7 +130,8 @@ pub(super) async fn serve_order() -> anyhow::Result<()> {
         Work::Gateway {
             connections,
             recipients,
-        } => gateway::run(&endpoints, duration, connections, recipients).await,
+            provider,
+        } => gateway::run(&endpoints, duration, connections, recipients, provider).await,
         Work::Accept { rate } => gateway::run_paced(&endpoints, duration, rate).await,
         Work::Door { many } => Box::pin(door::run(&endpoints, duration, many)).await,
         Work::FormerPublish => Box::pin(door::run_former(&endpoints, duration)).await,
