@@ -208,8 +208,9 @@ pub(super) fn invitation(peal: &Peal, admin: &Admin, viewer: Option<&Viewer>) ->
     say!("  cargo peal verify    also top, tail and dead")?;
     say!("  curl -s $PEAL_URL/v1/openapi.json")?;
     say!("  curl -s $PEAL_URL/metrics")?;
+    say!("\nRead what reached the simulators: the e-mails, the text messages, the pushes:\n")?;
     say!(
-        "  curl -s http://{}/log    what reached the simulators: the e-mail, the text messages, the pushes",
+        "  curl -s http://{}/log/smtp    also apns, twilio, webhook, …",
         admin.addr()
     )?;
     if let Some(viewer) = viewer {

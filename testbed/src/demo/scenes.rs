@@ -25,6 +25,11 @@ const CAROL_PHONE: &str = "ca101000000000000000000000000000000000000000000000000
 const DAVE_OLD_PHONE: &str = "deaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddead";
 const ERIN_PHONE: &str = "e1100000000000000000000000000000000000000000000000000000000000b5";
 
+const FRANK_OLD_PHONE: &str = "deaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeaddeadf0a2";
+
+/// A number to which Twilio sends nothing more, because its owner answered STOP.
+const FRANK_NUMBER: &str = "+41790000002";
+
 /// A number that nobody registered.
 const GUEST_PHONE: &str = "+41790000099";
 
@@ -90,19 +95,33 @@ pub(super) async fn register(peal: &Peal) -> anyhow::Result<()> {
     peal.register("dave", "us", &[("apns", DAVE_OLD_PHONE), ("fcm", "fcm:dave-new")])
         .await?;
     peal.register("erin", "us", &[("apns", ERIN_PHONE)]).await?;
+    peal.register("frank", "us", &[("apns", FRANK_OLD_PHONE)]).await?;
+    for address in [
+        json!({ "type": "phone", "phone": FRANK_NUMBER }),
+        json!({ "type": "email", "email": "frank@example.com" }),
+    ] {
+        peal.expect("POST", "us", "/v1/recipients/frank/addresses", Some(&address))
+            .await?;
+    }
     // The time must lie after the registration: a token that was registered again since then would be kept.
     let gone = Answer::reason("Unregistered").timestamp_ms(1000 * (now_s() + 1));
+    for token in [DAVE_OLD_PHONE, FRANK_OLD_PHONE] {
+        let apns = peal.simulators.apns.script();
+        apns.add(Rule::token(token).answer(gone.clone()))?;
+    }
+    let stopped = Answer::reason("21610");
     peal.simulators
-        .apns
+        .twilio
         .script()
-        .add(Rule::token(DAVE_OLD_PHONE).answer(gone))?;
+        .add(Rule::token(FRANK_NUMBER).answer(stopped))?;
     peal.simulators.apns.script().add(
         Rule::token(ERIN_PHONE)
             .times(1)
             .answer(Answer::reason("ServiceUnavailable")),
     )?;
     say!(
-        "Registered: ann (eu, 2 devices, mailbox, phone, chat), bob (us, 3), carol (eu, opted out), dave (us, one dead token), erin (us)"
+        "Registered: ann (eu, 2 devices, mailbox, phone, chat), bob (us, 3), carol (eu, opted out), dave (us, one dead token), erin (us), \
+         frank (us, a dead token, a number that answered STOP, mailbox)"
     )?;
     for (guest, region) in guests(peal) {
         let token = format!("fcm:{guest}");
@@ -116,7 +135,7 @@ pub(super) async fn register(peal: &Peal) -> anyhow::Result<()> {
 /// Waits until the directory of each region knows the recipients of the other, which takes a short time.
 async fn wait_known(peal: &Peal) -> anyhow::Result<()> {
     let guests = guests(peal);
-    let people = ["ann", "bob", "carol", "dave", "erin"].into_iter();
+    let people = ["ann", "bob", "carol", "dave", "erin", "frank"].into_iter();
     for recipient in people.chain(guests.iter().map(|(guest, _)| guest.as_str())) {
         for region in STAGE {
             peal.wait_known(region, recipient).await?;
@@ -185,11 +204,12 @@ pub(super) async fn play(peal: &Peal) -> anyhow::Result<Vec<Scene>> {
     )
     .await?;
     let channels = on_every_channel(peal).await?;
+    let plan = by_plan(peal).await?;
     let by_nats = publish_notification(peal).await?;
     let nonsense = publish_nonsense(peal).await?;
     let mut played = vec![first, again, opted_out, dead_token, retried, nobody];
     played.extend(channels);
-    played.extend([by_nats, nonsense]);
+    played.extend([plan, by_nats, nonsense]);
     for (guest, region) in guests(peal) {
         let body = json!({ "to": { "recipients": [guest] }, "push": { "title": "Welcome" } });
         let expected = vec![want(&guest, &region, Some("fcm"), "delivered", None)];
@@ -231,6 +251,24 @@ async fn on_every_channel(peal: &Peal) -> anyhow::Result<[Scene; 4]> {
         )
         .await?,
     ])
+}
+
+/// A push, else a text message, else an e-mail: the first two are refused.
+async fn by_plan(peal: &Peal) -> anyhow::Result<Scene> {
+    let body = json!({
+        "to": { "recipients": ["frank"] },
+        "plan": { "mode": "fallback", "steps": [{ "channel": "push" }, { "channel": "sms" }, { "channel": "email" }] },
+        "push": { "title": "Your table is ready" },
+        "sms": { "text": "Your table is ready" },
+        "email": { "subject": "Your table is ready", "text": "We keep it for 15 minutes." },
+    });
+    let expected = vec![
+        want("frank", "us", Some("apns"), "rejected", Some("Unregistered")),
+        want("frank", "us", Some("twilio"), "rejected", Some("21610")),
+        want("frank", "us", Some("smtp"), "delivered", None),
+    ];
+    let title = "A plan: push, then text message, then e-mail, until one is delivered";
+    post(peal, title, "eu", &body, expected).await
 }
 
 async fn post(

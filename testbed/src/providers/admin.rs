@@ -3,6 +3,7 @@
 //! | request | effect |
 //! |---|---|
 //! | `GET /log` | the recorded pushes, `{"apns": [...], "fcm": [...]}` |
+//! | `GET /log/smtp` | those of one provider, each as its payload, an empty line between them |
 //! | `DELETE /log` | discards recorded pushes and totals |
 //! | `GET /stats` | the totals, `{"apns": {...}, "fcm": {...}}` |
 //! | `GET /script`, `PUT /script` | the scripts, `{"apns": {...}, "fcm": {...}}`; a provider that is left out keeps its script |
@@ -15,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -46,6 +47,7 @@ impl Admin {
         let addr = socket.local_addr()?;
         let routes = Router::new()
             .route("/log", get(log).delete(clear_log))
+            .route("/log/{provider}", get(payloads))
             .route("/stats", get(stats))
             .route("/script", get(script).put(set_script))
             .route("/go-away", post(go_away))
@@ -83,6 +85,17 @@ fn by_provider<T>(simulators: &Simulators, value: impl Fn(&dyn Simulation) -> T)
 
 async fn log(State(simulators): State<Arc<Simulators>>) -> Json<ByProvider<Vec<RecordedPush>>> {
     by_provider(&simulators, |simulator| simulator.log().pushes())
+}
+
+async fn payloads(
+    State(simulators): State<Arc<Simulators>>,
+    Path(provider): Path<Provider>,
+) -> Result<String, (StatusCode, String)> {
+    let simulator = simulators.of(provider);
+    let simulator = simulator.map_err(|error| (StatusCode::NOT_FOUND, format!("{error}\n")))?;
+    let pushes = simulator.log().pushes();
+    let texts = pushes.iter().map(|push| String::from_utf8_lossy(&push.payload));
+    Ok(texts.map(|text| format!("{}\n\n", text.trim_end())).collect())
 }
 
 async fn clear_log(State(simulators): State<Arc<Simulators>>) -> StatusCode {
