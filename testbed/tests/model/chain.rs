@@ -73,13 +73,23 @@ struct Record {
     outcome: Outcome,
 }
 
+/// Which next step follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Next {
+    Undecided,
+    None,
+    /// It must wait if the first step is open.
+    Follows {
+        is_open: bool,
+    },
+}
+
 /// A worker's progress with one message. A crash loses it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Pass {
     message: usize,
     outcomes: Vec<(Part, Outcome)>,
-    /// Whether a next step follows, and whether that must wait.
-    next: Option<Option<bool>>,
+    next: Next,
     is_stored: bool,
     is_recorded: bool,
 }
@@ -156,7 +166,7 @@ impl Chain {
     }
 
     /// Every way in which a worker with these records may end a message; none if nothing is left to do.
-    fn ways(&self, known: &[(Part, Outcome)], work: Work) -> Vec<Vec<Outcome>> {
+    fn ways(known: &[(Part, Outcome)], work: Work) -> Vec<Vec<Outcome>> {
         let has = |wanted: &dyn Fn(&Part) -> bool| known.iter().any(|(part, _)| wanted(part));
         let is_final = |address| {
             let mut of = known
@@ -204,7 +214,7 @@ impl Chain {
                         continue;
                     }
                 }
-                let ways = self.ways(&known, *work);
+                let ways = Self::ways(&known, *work);
                 let ways = if ways.is_empty() { vec![Vec::new()] } else { ways };
                 steps.extend(ways.into_iter().map(|outcomes| Step::Pull {
                     worker,
@@ -263,7 +273,7 @@ impl Chain {
         state.workers[worker].pass = Some(Pass {
             message,
             outcomes,
-            next: None,
+            next: Next::Undecided,
             is_stored: false,
             is_recorded: false,
         });
@@ -277,13 +287,13 @@ impl Chain {
         records.extend(&pass.outcomes);
         let is_next = matches!(pass.outcomes[0].0, Part::Next(_));
         let any = |wanted| pass.outcomes.iter().any(|(_, outcome)| *outcome == wanted);
-        pass.next = Some(match self.progress(&records) {
-            _ if is_next || pass.outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Parked) => None,
-            Progress::Failed => Some(false),
-            Progress::Open if any(Outcome::Parked) || self.is(Flaw::NoSecondLook) => None,
-            Progress::Open => Some(true),
-            Progress::Ended => None,
-        });
+        pass.next = match self.progress(&records) {
+            _ if is_next || pass.outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Parked) => Next::None,
+            Progress::Failed => Next::Follows { is_open: false },
+            Progress::Open if any(Outcome::Parked) || self.is(Flaw::NoSecondLook) => Next::None,
+            Progress::Open => Next::Follows { is_open: true },
+            Progress::Ended => Next::None,
+        };
     }
 
     fn store(&self, state: &mut State, worker: usize) {
@@ -299,7 +309,7 @@ impl Chain {
                 state.messages.push((Work::Retry(address), Place::Waiting));
             }
         }
-        let Some(Some(is_open)) = pass.next else { return };
+        let Next::Follows { is_open } = pass.next else { return };
         let is_next = |work: &Work| matches!(work, Work::Next { .. });
         let count = state.messages.iter().filter(|(work, _)| is_next(work)).count();
         let id = if self.is(Flaw::NewIds) {
@@ -325,7 +335,7 @@ impl Chain {
         }
     }
 
-    fn publish(&self, state: &mut State, worker: usize) {
+    fn publish(state: &mut State, worker: usize) {
         let known = state.known(worker, true);
         let Some(pass) = &mut state.workers[worker].pass else {
             return;
@@ -333,7 +343,7 @@ impl Chain {
         pass.is_recorded = true;
         let pass = pass.clone();
         let has_next = state.messages.iter().any(|(work, _)| matches!(work, Work::Next { .. }));
-        state.is_hollow |= matches!(pass.next, Some(Some(_))) && !has_next;
+        state.is_hollow |= matches!(pass.next, Next::Follows { .. }) && !has_next;
         for (part, outcome) in pass.outcomes {
             // The second worker to settle a delivery publishes no receipt.
             if known.iter().all(|(it, _)| *it != part) {
@@ -413,7 +423,7 @@ impl Model for Chain {
             } else {
                 [store, publish]
             };
-            if pass.next.is_none() {
+            if pass.next == Next::Undecided {
                 steps.extend(state.lag(worker).map(|follows| Step::Decide { worker, follows }));
             } else if let Some((_, step)) = order.into_iter().find(|(done, _)| !done) {
                 steps.push(step);
@@ -444,7 +454,7 @@ impl Model for Chain {
             } => self.pull(&mut next, worker, message, &outcomes),
             Step::Decide { worker, .. } => self.decide(&mut next, worker),
             Step::Store(worker) => self.store(&mut next, worker),
-            Step::Publish(worker) => self.publish(&mut next, worker),
+            Step::Publish(worker) => Self::publish(&mut next, worker),
             Step::Ack(worker) => {
                 let pass = next.workers[worker].pass.take()?;
                 next.messages[pass.message].1 = Place::Done;
