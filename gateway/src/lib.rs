@@ -14,11 +14,12 @@ mod recipients;
 mod records;
 mod trace;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeSet, io, net::SocketAddr, sync::Arc};
 
 use futures::future;
 use shared::{
     clock::Clock,
+    id::AppId,
     lifecycle::Lifecycle,
     nats::{
         ask::Regions,
@@ -34,7 +35,7 @@ use shared::{
 };
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, watch},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -201,13 +202,7 @@ impl Gateway {
             exports: Places::new("exports", lifecycle.clone()),
             context: Arc::clone(&context),
         };
-        let connections = Connections::new(settings.limits.connections, settings.limits.connections_per_address);
-        let serving = http::serve(listener, http::router(api.into()), connections, lifecycle.clone());
-        let serving = future::join(serving, door.serve(apps, lifecycle.clone()));
-        lifecycle.spawn("doors", async move {
-            serving.await;
-            answered.cancel();
-        });
+        open_doors(listener, api, door, apps, answered, lifecycle);
         tracing::info!(%addr, region = %context.here, durability = ?settings.mesh.durability, "serving");
         Ok(Self { addr, readiness })
     }
@@ -221,6 +216,24 @@ impl Gateway {
     pub fn is_ready(&self) -> bool {
         self.readiness.missing().is_empty()
     }
+}
+
+/// Serves both doors until `lifecycle` ends, and cancels `answered` when the last request is answered.
+fn open_doors(
+    listener: TcpListener,
+    api: Api,
+    door: Door,
+    apps: watch::Receiver<BTreeSet<AppId>>,
+    answered: CancellationToken,
+    lifecycle: &Lifecycle,
+) {
+    let connections = Connections::new(api.limits.connections, api.limits.connections_per_address);
+    let serving = http::serve(listener, http::router(api.into()), connections, lifecycle.clone());
+    let serving = future::join(serving, door.serve(apps, lifecycle.clone()));
+    lifecycle.spawn("doors", async move {
+        serving.await;
+        answered.cancel();
+    });
 }
 
 /// Starts an admin gateway, which ends with `lifecycle`. Returns the address of its HTTP endpoints.

@@ -332,11 +332,11 @@ mod tests {
         assert!(!ended.admits(&mesh, &[], &text.parse().unwrap(), now));
         assert!(!format!("{:?}", text.parse::<Presented>().unwrap()).contains(&text[22..]));
 
-        let test = NewKey {
+        let for_tests = NewKey {
             test: true,
             ..NewKey::with(&[Scope::Send])
         };
-        let (key, text) = issue(test);
+        let (key, text) = issue(for_tests);
         assert!(key.admits(&mesh, &[], &text.parse().unwrap(), now));
         let as_0_1_reads_it = ApiKey { test: false, ..key };
         assert!(!as_0_1_reads_it.admits(&mesh, &[], &text.parse().unwrap(), now));

@@ -95,7 +95,8 @@ async fn payloads(
     let simulator = simulator.map_err(|error| (StatusCode::NOT_FOUND, format!("{error}\n")))?;
     let pushes = simulator.log().pushes();
     let texts = pushes.iter().map(|push| String::from_utf8_lossy(&push.payload));
-    Ok(texts.map(|text| format!("{}\n\n", text.trim_end())).collect())
+    let texts: Vec<_> = texts.map(|text| text.trim_end().to_owned()).collect();
+    Ok(texts.join("\n\n"))
 }
 
 async fn clear_log(State(simulators): State<Arc<Simulators>>) -> StatusCode {

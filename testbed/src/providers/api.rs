@@ -68,6 +68,7 @@ pub trait Api: Debug + Send + Sync + Sized + 'static {
     }
 
     /// Reads a request. The error is the answer to one that is for no message at all.
+    #[expect(clippy::result_large_err, reason = "the error is an answer, made once a request")]
     fn read(&self, head: &Parts, body: &Bytes) -> Result<Self::Message, Reply>;
 
     /// What the log keeps of a message. The id is made by [`Self::new_id`] if it is empty.
@@ -79,6 +80,7 @@ pub trait Api: Debug + Send + Sync + Sized + 'static {
     }
 
     /// Whether the provider would take the message.
+    #[expect(clippy::result_large_err, reason = "the error is an answer, made once a request")]
     fn check(&self, head: &Parts, message: &Self::Message, devices: &Devices) -> Result<(), Refusal>;
 
     /// A new id of the provider's for a message.

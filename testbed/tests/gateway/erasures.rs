@@ -13,9 +13,9 @@ const P256DH: &str = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBH
 const AUTH: &str = "BTBZMqHH6r4Tts7J_aSIgg";
 
 async fn import(rig: &Rig, key: &str, lines: &[Value]) {
-    let body: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
     let request = rig.request("POST", "/v1/imports").bearer_auth(key);
-    let answer = send(request.header("content-type", NDJSON).body(body)).await;
+    let answer = send(request.header("content-type", NDJSON).body(lines.join("\n"))).await;
     for result in read(&answer) {
         assert!(result["status"].as_u64().unwrap() < 300, "{result}");
     }

@@ -5,7 +5,7 @@
 //! The signature covers the body, so a layer reads and checks it before any handler runs. What follows from it is as with a key
 //! that is sent: see [`super`].
 
-use std::sync::Arc;
+use std::{fmt::Write, sync::Arc};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::{
@@ -87,12 +87,11 @@ impl Parameters {
 
     /// What is signed.
     fn message(&self, method: &Method, path_and_query: &str, body: &[u8]) -> String {
-        let digest = digest(&SHA256, body);
-        let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        format!(
-            "peal1\n{method}\n{path_and_query}\n{}\n{}\n{hex}",
-            self.time, self.nonce
-        )
+        let mut message = format!("peal1\n{method}\n{path_and_query}\n{}\n{}\n", self.time, self.nonce);
+        for byte in digest(&SHA256, body).as_ref() {
+            write!(message, "{byte:02x}").expect("writing to a string succeeds");
+        }
+        message
     }
 
     /// Whether the time of the signature is near `now`.
