@@ -5,6 +5,7 @@ mod app;
 pub mod audit;
 pub mod bench;
 pub mod child;
+pub mod deliver;
 pub mod demo;
 pub mod faults;
 pub mod links;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use testbed::{bench, child, demo, faults, mail, post, push, simulate, web_push};
+use testbed::{bench, child, deliver, demo, faults, mail, post, push, simulate, web_push};
 use tokio::runtime::Runtime;
 
 #[global_allocator]
@@ -35,6 +35,9 @@ enum Command {
     /// Sends mails to any server with Peal's own SMTP client.
     #[command(hide = true)]
     Mail(mail::MailArgs),
+    /// Sends a message to any server with Peal's own client of a provider.
+    #[command(hide = true)]
+    Deliver(Box<deliver::DeliverArgs>),
     /// Posts webhooks to any receiver with Peal's own client.
     #[command(hide = true)]
     Post(post::PostArgs),
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Push(args) => on_runtime(push::run(args)),
         Command::WebPush(args) => on_runtime(web_push::run(args)),
         Command::Mail(args) => on_runtime(mail::run(args)),
+        Command::Deliver(args) => on_runtime(deliver::run(*args)),
         Command::Post(args) => on_runtime(post::run(args)),
         Command::Simulate(args) => on_runtime(async { simulate::run(*args).await.map(|()| ExitCode::SUCCESS) }),
     };

@@ -1,22 +1,20 @@
 //! `testbed post`: Peal's client for webhooks against any receiver, to check it against verifiers of others.
 
-use std::{collections::BTreeMap, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{collections::BTreeMap, io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use edge_worker::providers::{self, Attempt, Message, Providers, ReceiverSettings, Recorded, Renditions};
+use edge_worker::providers::{self, Providers, ReceiverSettings};
 use serde_json::json;
 use shared::{
     address::{Address, Members},
     clock::Clock,
-    content::{Content, push::Push, webhook::Webhook},
+    content::{Content, webhook::Webhook},
     id::AppId,
     id_key::IdKey,
-    job::Job,
     provider::{Credential, webhook},
-    testing,
 };
 
-use crate::push::name;
+use crate::{deliver::deliver, push::name};
 
 /// Posts webhooks of the type `order.paid` to a receiver, and prints the number of each outcome as JSON.
 #[derive(Clone, Debug, clap::Args)]
@@ -66,21 +64,8 @@ pub async fn run(args: PostArgs) -> anyhow::Result<ExitCode> {
         let webhook = json!({ "type": "order.paid", "data": { "order": number, "note": "Grüezi 😀" }, "text": "Paid" });
         let webhook: Webhook = serde_json::from_value(webhook)?;
         let event = format!("conformance-{number}");
-        let job = Arc::new(Job {
-            content: Content::Webhook(webhook.into()),
-            ..testing::job(&app, &event, Push::default(), clock.now())
-        });
-        let message = Message::new(job.clone(), Renditions::default());
-        let attempt = Attempt {
-            app: &job.app,
-            address: &address,
-            delivery: job.delivery(address.id),
-            number: 1,
-            message: &message,
-            expires_at: job.expires_at(),
-            handover: &Recorded,
-        };
-        let attempted = providers.deliver(attempt).await;
+        let content = Content::Webhook(webhook.into());
+        let attempted = deliver(&providers, &app, &address, content, &event, 1).await;
         *outcomes.entry(name(&attempted.outcome)).or_default() += 1;
     }
     writeln!(std::io::stdout(), "{}", json!({ "outcomes": outcomes }))?;

@@ -46,6 +46,9 @@ pub struct SimulateArgs {
     /// The address on which Vonage listens; port 0 is any free port.
     #[arg(long, default_value = "127.0.0.1:4446")]
     pub vonage: SocketAddr,
+    /// The address on which Amazon SNS listens; port 0 is any free port.
+    #[arg(long, default_value = "127.0.0.1:4451")]
+    pub sns: SocketAddr,
     /// The address on which the receivers of webhooks listen; port 0 is any free port.
     #[arg(long, default_value = "127.0.0.1:4447")]
     pub webhook: SocketAddr,
@@ -71,6 +74,7 @@ impl SimulateArgs {
             Provider::Mailchimp => self.mailchimp,
             Provider::Twilio => self.twilio,
             Provider::Vonage => self.vonage,
+            Provider::Sns => self.sns,
             Provider::Webhook => self.webhook,
             // Nothing listens for it.
             Provider::Log => self.admin,

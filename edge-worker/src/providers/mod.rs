@@ -22,6 +22,7 @@ pub mod log;
 pub mod mailchimp;
 pub mod sendgrid;
 pub mod smtp;
+pub mod sns;
 pub mod twilio;
 pub mod vonage;
 pub mod web_push;
@@ -87,6 +88,8 @@ pub struct Settings {
     pub twilio: twilio::Settings,
     /// Vonage.
     pub vonage: vonage::Settings,
+    /// Amazon SNS.
+    pub sns: sns::Settings,
     /// Webhooks.
     pub webhook: webhook::Settings,
     /// How the endpoints of all providers are measured and chosen.
@@ -107,6 +110,7 @@ fn desk(provider: Provider, settings: &Settings, context: &DeskContext) -> Resul
         Provider::Log => Box::new(Desk::<log::Log>::new(&settings.log, context)?),
         Provider::Twilio => Box::new(Desk::<twilio::Twilio>::new(&settings.twilio, context)?),
         Provider::Vonage => Box::new(Desk::<vonage::Vonage>::new(&settings.vonage, context)?),
+        Provider::Sns => Box::new(Desk::<sns::Sns>::new(&settings.sns, context)?),
         Provider::Webhook => Box::new(Desk::<webhook::Webhook>::new(&settings.webhook, context)?),
     })
 }

@@ -97,6 +97,14 @@ impl Outcome {
         }
     }
 
+    /// The address is gone, and nobody says since when.
+    pub(super) fn gone(reason: impl Into<Reason>) -> Self {
+        Self::AddressGone {
+            reason: reason.into(),
+            since: None,
+        }
+    }
+
     pub(super) fn rejected(reason: impl Into<Reason>) -> Self {
         Self::Rejected { reason: reason.into() }
     }

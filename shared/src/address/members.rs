@@ -15,7 +15,7 @@ use crate::{
     provider::{
         Provider,
         apns::{self, Environment, Kind},
-        fcm,
+        fcm, sns,
         web_push::{self, AuthSecret, PublicKey},
     },
     secret::{Secret, reveal_some},
@@ -31,6 +31,8 @@ words!(
         Fcm = "fcm",
         /// A subscription of a browser.
         WebPush = "web_push",
+        /// A platform endpoint of Amazon SNS.
+        Sns = "sns",
         /// A mailbox.
         Email = "email",
         /// A phone number.
@@ -120,6 +122,8 @@ members! {
     p256dh: PublicKey [String],
     /// The secret of the subscription, base64url.
     auth: AuthSecret [String],
+    /// The ARN of the platform endpoint.
+    target_arn: Token [String],
     /// The mailbox.
     email: Mailbox [String],
     /// The phone number, as in E.164.
@@ -144,6 +148,7 @@ impl Members {
             AddressType::Apns => &["token", "kind", "environment", "topic", "activity_id"],
             AddressType::Fcm => &["token", "kind", "environment"],
             AddressType::WebPush => &["endpoint", "p256dh", "auth"],
+            AddressType::Sns => &["target_arn"],
             AddressType::Email => &["email"],
             AddressType::Phone => &["phone"],
             AddressType::Webhook => &["url", "format", "secret"],
@@ -177,6 +182,7 @@ impl Members {
                 let auth = given("auth", self.auth)?;
                 Target::WebPush(web_push::Target::new(endpoint.reveal(), p256dh, auth)?)
             }
+            AddressType::Sns => Target::Sns(sns::Target::new(given("target_arn", self.target_arn)?.reveal())?),
             AddressType::Email => Target::Email(given("email", self.email)?),
             AddressType::Phone => Target::Phone(given("phone", self.phone)?),
             AddressType::Webhook => {
@@ -243,6 +249,11 @@ impl From<Target> for Members {
                 endpoint: Some(target.endpoint),
                 p256dh: Some(target.p256dh),
                 auth: Some(target.auth),
+                ..Self::default()
+            },
+            Target::Sns(target) => Self {
+                r#type: Some(kind),
+                target_arn: Some(target.arn),
                 ..Self::default()
             },
             Target::Email(mailbox) => Self {
@@ -340,6 +351,11 @@ mod tests {
                 }),
             ),
             ("phone", json!({ "type": "phone" })),
+            ("target_arn", json!({ "type": "sns" })),
+            (
+                "target_arn",
+                json!({ "type": "sns", "target_arn": "arn:aws:sns:eu-central-1:123456789012:news" }),
+            ),
             (
                 "email",
                 json!({ "type": "phone", "phone": "+41791234567", "email": "a@b.ch" }),

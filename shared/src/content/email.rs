@@ -10,6 +10,7 @@ use super::check_life;
 use crate::{
     address::NamedMailbox,
     invalid::Invalid,
+    provider::{ProviderPayload, mailchimp, sendgrid},
     tolerant::{self, objects},
 };
 
@@ -71,6 +72,12 @@ pub struct Email {
     /// Seconds after acceptance during which it is worth delivering; 0 means now or never. Default three days.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "tolerant::whole")]
     pub ttl: Option<u32>,
+    /// Overrides for `SendGrid`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sendgrid: Option<ProviderPayload>,
+    /// Overrides for Mailchimp Transactional.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mailchimp: Option<ProviderPayload>,
 }
 
 /// A file inside an e-mail.
@@ -140,6 +147,15 @@ impl Email {
         for (name, mailbox) in [("from", &self.from), ("reply_to", &self.reply_to)] {
             let checked = mailbox.as_ref().map_or(Ok(()), NamedMailbox::check);
             checked.map_err(|invalid| invalid.within(name))?;
+        }
+        let payloads = [
+            ("sendgrid", &self.sendgrid, sendgrid::OWN),
+            ("mailchimp", &self.mailchimp, mailchimp::OWN),
+        ];
+        for (name, payload, own) in payloads {
+            if let Some(payload) = payload {
+                payload.check(own).map_err(|invalid| invalid.within(name))?;
+            }
         }
         self.check_headers()?;
         self.check_attachments()

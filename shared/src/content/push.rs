@@ -11,6 +11,7 @@ use crate::{
     channel::words,
     invalid::Invalid,
     provider::{
+        ProviderPayload,
         apns::{self, PushType},
         fcm, web_push,
     },
@@ -91,6 +92,9 @@ pub struct Push {
     /// Overrides for web push.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub web_push: Option<web_push::Override>,
+    /// Overrides for Amazon SNS: by platform, such as `GCM` and `APNS`, what is laid over the payload for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sns: Option<ProviderPayload>,
 }
 
 objects!(Push);
@@ -142,6 +146,7 @@ impl Push {
         match target {
             Target::Apns(target) => apns::reaches(self, target),
             Target::Fcm(_) | Target::WebPush(_) => true,
+            Target::Sns(target) => target.is_reached_by(self),
             Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => false,
         }
     }
@@ -152,6 +157,7 @@ impl Push {
             Target::Apns(_) => apns::has_something(self),
             Target::Fcm(_) => fcm::has_something(self),
             Target::WebPush(_) => web_push::has_something(self),
+            Target::Sns(target) => target.has_something(self),
             Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => false,
         }
     }
@@ -235,6 +241,9 @@ impl Push {
             }
         }
         self.check_apns().map_err(|invalid| invalid.within("apns"))?;
+        if let Some(sns) = &self.sns {
+            sns.check(&[]).map_err(|invalid| invalid.within("sns"))?;
+        }
         self.check_visible()
     }
 
@@ -267,7 +276,8 @@ impl Push {
                 .fcm
                 .as_ref()
                 .is_some_and(|fcm| !fcm.android.is_empty() || !fcm.webpush.is_empty() || !fcm.apns.is_empty())
-            || self.web_push.as_ref().is_some_and(|over| !over.payload.is_empty());
+            || self.web_push.as_ref().is_some_and(|over| !over.payload.is_empty())
+            || self.sns.as_ref().is_some_and(|over| !over.payload.is_empty());
         if self.silent && (shows || self.subtitle.is_some()) {
             let rule = "must not be set together with title, subtitle or body";
             return Err(Invalid::new("silent", rule));

@@ -496,18 +496,8 @@ mod tests {
 
     #[test]
     fn the_error_of_a_job_names_the_member_that_is_not_built() {
-        for (json, expected) in [
-            (
-                r#"{"recipient":"ann","send_at":"5551234","push":{"title":"x"}}"#,
-                "send_at: is not built yet (policy)",
-            ),
-            (
-                r#"{"recipient":"ann","email":{"subject":"x","text":"y","sendgrid":{"payload":{"x":"5551234"}}}}"#,
-                "email.sendgrid: is not built yet (channels)",
-            ),
-        ] {
-            assert_eq!(Body::read(json.as_bytes()).unwrap_err().to_string(), expected);
-        }
+        let reserved = Body::read(br#"{"recipient":"ann","send_at":"5551234","push":{"title":"x"}}"#).unwrap_err();
+        assert_eq!(reserved.to_string(), "send_at: is not built yet (policy)");
         let unknown = Body::read(br#"{"recipient":"ann","to":{},"push":{"title":"x"}}"#).unwrap_err();
         assert!(unknown.rule.starts_with("is not known"), "{unknown}");
         let (_, example) = page().section("job").unwrap().examples[0];

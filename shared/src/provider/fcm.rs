@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::{
     apns::{self, Aps},
-    is_empty, lay_over, serialize,
+    is_empty, lay_over, put, serialize,
 };
 use crate::{
     address::Token,
@@ -198,15 +198,12 @@ pub fn render(push: &Push, tag: &str) -> Map<String, Value> {
         message.insert("apns".into(), for_apple(push, tag));
     }
     if let Some(over) = &push.fcm {
-        for (name, mut members) in [
+        for (name, members) in [
             ("android", over.android()),
             ("webpush", over.webpush()),
             ("apns", over.apns()),
             ("fcm_options", in_snake_case(&over.fcm_options, &[])),
         ] {
-            if push.silent {
-                members.remove("notification");
-            }
             if !members.is_empty() {
                 let target = message.entry(name).or_insert_with(|| Value::Object(Map::new()));
                 if let Value::Object(target) = target {
@@ -215,10 +212,26 @@ pub fn render(push: &Push, tag: &str) -> Map<String, Value> {
             }
         }
     }
-    if let (true, Some(aps)) = (push.silent, message.get_mut("apns").and_then(aps_of)) {
-        apns::keep_silent(aps);
+    if push.silent {
+        keep_silent(&mut message);
     }
     message
+}
+
+/// Removes from a message what would show.
+pub(super) fn keep_silent(message: &mut Map<String, Value>) {
+    message.remove("notification");
+    for platform in ["android", "webpush"] {
+        if let Some(Value::Object(members)) = message.get_mut(platform) {
+            members.remove("notification");
+            if members.is_empty() {
+                message.remove(platform);
+            }
+        }
+    }
+    if let Some(aps) = message.get_mut("apns").and_then(aps_of) {
+        apns::keep_silent(aps);
+    }
 }
 
 /// What Apple's devices behind FCM get beside `data`: Google makes an alert of `notification` alone, which has no second line and
@@ -304,11 +317,5 @@ fn text_bytes(value: &Value) -> usize {
         Value::String(text) => text.len(),
         Value::Array(items) => items.iter().map(text_bytes).sum(),
         Value::Object(members) => members.iter().map(entry_bytes).sum(),
-    }
-}
-
-fn put(map: &mut Map<String, Value>, key: &str, value: Option<impl Into<Value>>) {
-    if let Some(value) = value {
-        map.insert(key.to_owned(), value.into());
     }
 }

@@ -17,6 +17,16 @@ pub struct Credential {
     pub subaccount: Option<String>,
 }
 
+/// Members of a request that Peal alone sets.
+pub const OWN: &[&str] = &[
+    "key",
+    "message.to",
+    "message.from_email",
+    "message.from_name",
+    "message.metadata",
+    "message.subaccount",
+];
+
 impl Credential {
     pub(super) fn check(&self) -> Result<(), Invalid> {
         if !is_api_key(self.api_key.reveal()) {

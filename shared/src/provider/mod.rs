@@ -9,6 +9,7 @@ pub mod mailchimp;
 mod payload;
 pub mod sendgrid;
 pub mod smtp;
+pub mod sns;
 pub mod twilio;
 pub mod vonage;
 pub mod web_push;
@@ -46,6 +47,8 @@ words!(
         Twilio = "twilio",
         /// Vonage, formerly Nexmo.
         Vonage = "vonage",
+        /// Amazon SNS: pushes to its platform endpoints, and text messages.
+        Sns = "sns",
         /// None: a worker posts to the receiver itself.
         Webhook = "webhook",
         /// None: what would be sent is recorded and ends as delivered. For new apps and dry runs.
@@ -64,6 +67,7 @@ impl Provider {
             Self::Smtp | Self::SendGrid | Self::Mailchimp => matches!(channel, Channel::Email),
             Self::Log => true,
             Self::Twilio | Self::Vonage => matches!(channel, Channel::Sms),
+            Self::Sns => matches!(channel, Channel::Push | Channel::Sms),
             Self::Webhook => matches!(channel, Channel::Webhook),
         }
     }
@@ -73,7 +77,7 @@ impl Provider {
     /// Receivers of webhooks may be away for days: Standard Webhooks recommends waits from seconds to hours.
     pub const fn backoff(self) -> Backoff {
         let (first, factor, most) = match self {
-            Self::Apns | Self::Twilio | Self::Vonage | Self::Log => {
+            Self::Apns | Self::Twilio | Self::Vonage | Self::Sns | Self::Log => {
                 (Duration::from_secs(1), 2, Duration::from_mins(15))
             }
             Self::Fcm | Self::WebPush | Self::SendGrid | Self::Mailchimp => {
@@ -89,6 +93,11 @@ impl Provider {
 /// Whether `text` can be a key in a header or a document of JSON.
 fn is_api_key(text: &str) -> bool {
     (1..=256).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// Whether `text` is 1 to `most` letters and digits, as ids of providers are.
+fn is_word(text: &str, most: usize) -> bool {
+    (1..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 /// Declares [`Credential`], with a variant for each provider.
@@ -174,6 +183,8 @@ credentials! {
     Twilio(twilio),
     /// For Vonage.
     Vonage(vonage),
+    /// For Amazon SNS.
+    Sns(sns),
     /// For webhooks.
     Webhook(webhook),
     /// For the provider that only records.
@@ -215,6 +226,7 @@ impl Credential {
             | Self::Mailchimp(_)
             | Self::Twilio(_)
             | Self::Vonage(_)
+            | Self::Sns(_)
             | Self::Webhook(_)
             | Self::Log(_) => Ok(()),
         }
@@ -292,6 +304,12 @@ fn lay_over(base: &mut Map<String, Value>, over: &Map<String, Value>) {
                 base.insert(key.clone(), value.clone());
             }
         }
+    }
+}
+
+fn put(map: &mut Map<String, Value>, key: &str, value: Option<impl Into<Value>>) {
+    if let Some(value) = value {
+        map.insert(key.to_owned(), value.into());
     }
 }
 

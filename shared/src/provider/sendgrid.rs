@@ -17,6 +17,9 @@ pub struct Credential {
     pub eu: bool,
 }
 
+/// Members of a mail that Peal alone sets.
+pub const OWN: &[&str] = &["personalizations", "from"];
+
 impl Credential {
     pub(super) fn check(&self) -> Result<(), Invalid> {
         if is_api_key(self.api_key.reveal()) {

@@ -3,4 +3,4 @@
 
 mod answer;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| answer::check(data, edge_worker::providers::mailchimp::judged));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| answer::check(data, edge_worker::providers::mailchimp::judged, |_| false));

@@ -76,6 +76,9 @@ impl Recipient {
                 Provider::Fcm => format!("fcm:{digit:x}-{id}-{copy}"),
                 Provider::WebPush => format!("{digit:x}-{id}-{copy}"),
                 Provider::Twilio | Provider::Vonage => format!("+4179{number:05}{copy:02}"),
+                Provider::Sns => {
+                    format!("arn:aws:sns:eu-central-1:123456789012:endpoint/GCM/shop/{digit:x}-{id}-{copy}")
+                }
                 Provider::Webhook => format!("/{digit:x}-{id}-{copy}"),
                 Provider::Smtp | Provider::SendGrid | Provider::Mailchimp | Provider::Log => {
                     format!("{digit:x}-{id}-{copy}@example.com")

@@ -3,7 +3,7 @@
 //! [`Apns`] speaks HTTP/2 over TLS as `api.push.apple.com` does, [`Fcm`] HTTP/2 and HTTP/1.1 over TLS as
 //! `fcm.googleapis.com` and `oauth2.googleapis.com` do, and so does [`WebPush`] as a push service of browsers. [`Smtp`] is a mail
 //! server that takes submissions, [`SendGrid`] and [`Mailchimp`] are the APIs of mail services, [`Twilio`] and [`Vonage`] take text
-//! messages, and [`Receivers`] webhooks. All validate the requests, answer with the provider's own errors, misbehave as a [`Script`]
+//! messages, [`Sns`] those and pushes, and [`Receivers`] webhooks. All validate the requests, answer with the provider's own errors, misbehave as a [`Script`]
 //! defines, and keep a [`Log`] of the requests that reached them. Their common
 //! part is a [`Simulator`]; [`Simulators`] has one for each provider. A further provider is a folder here with a
 //! [`Simulation`], and an arm in [`Simulators::get`].
@@ -43,6 +43,7 @@ pub mod script;
 pub mod sendgrid;
 mod simulator;
 pub mod smtp;
+pub mod sns;
 pub mod tls;
 pub mod twilio;
 pub mod vonage;
@@ -63,6 +64,7 @@ pub use script::{Answer, RetryAfter, Rule, Script};
 pub use sendgrid::SendGrid;
 pub use simulator::{Simulation, Simulator, Simulators};
 pub use smtp::{Encryption, Manners, Smtp, SmtpConfig};
+pub use sns::Sns;
 pub use tls::Authority;
 pub use twilio::Twilio;
 pub use vonage::Vonage;

@@ -20,6 +20,7 @@ use super::reply::Site;
 use super::script::{Script, ScriptHandle};
 use super::sendgrid::SendGrid;
 use super::smtp::{Smtp, SmtpConfig};
+use super::sns::Sns;
 use super::tls::Authority;
 use super::twilio::Twilio;
 use super::vonage::Vonage;
@@ -46,6 +47,8 @@ pub struct Simulators {
     pub twilio: Twilio,
     /// Vonage's.
     pub vonage: Vonage,
+    /// Amazon SNS.
+    pub sns: Sns,
     /// Receivers of webhooks.
     pub webhook: Receivers,
 }
@@ -84,6 +87,7 @@ impl Simulators {
             mailchimp: Mailchimp::start(config(Provider::Mailchimp)).await?,
             twilio: Twilio::start(config(Provider::Twilio)).await?,
             vonage: Vonage::start(config(Provider::Vonage)).await?,
+            sns: Sns::start(config(Provider::Sns)).await?,
             webhook: Receivers::start(config(Provider::Webhook)).await?,
         })
     }
@@ -100,6 +104,7 @@ impl Simulators {
             Provider::Log => None,
             Provider::Twilio => Some(&self.twilio),
             Provider::Vonage => Some(&self.vonage),
+            Provider::Sns => Some(&self.sns),
             Provider::Webhook => Some(&self.webhook),
         }
     }

@@ -12,5 +12,6 @@ mod endpoints;
 mod fcm;
 mod mail_services;
 mod sms;
+mod sns;
 mod web_push;
 mod webhook;

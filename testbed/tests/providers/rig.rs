@@ -105,7 +105,7 @@ impl Rig {
                 settings.$provider.timeout_ms = timeout_ms;
             )+};
         }
-        api!(twilio, vonage);
+        api!(twilio, vonage, sns);
         settings.webhook.ca_file = Some(ca_file.clone());
         settings.webhook.timeout_ms = timeout_ms;
         settings.receivers = choices.receivers;
@@ -364,6 +364,13 @@ pub(crate) fn assert_all_accepted(attempts: &[Attempted]) {
 
 pub(crate) fn ambiguous(reason: &'static str) -> Outcome {
     Outcome::Ambiguous { reason: reason.into() }
+}
+
+pub(crate) fn gone(reason: &'static str) -> Outcome {
+    Outcome::AddressGone {
+        reason: reason.into(),
+        since: None,
+    }
 }
 
 pub(crate) fn rejected(reason: &'static str) -> Outcome {

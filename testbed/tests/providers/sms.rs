@@ -11,7 +11,7 @@ use shared::{
 use testbed::providers::{Answer, RetryAfter, Rule, Twilio, Vonage};
 
 use crate::rig::{
-    Choices, Rig, address, ambiguous, credential_trouble, endpoint_trouble, is_accepted, localhost, rejected,
+    Choices, Rig, address, ambiguous, credential_trouble, endpoint_trouble, gone, is_accepted, localhost, rejected,
     retry_later,
 };
 
@@ -33,13 +33,6 @@ async fn text(rig: &Rig, number: &str, sms: Value) -> Attempted {
 
 async fn hello(rig: &Rig, number: &str) -> Attempted {
     text(rig, number, json!({ "text": "Hello", "from": "Shop" })).await
-}
-
-fn gone(reason: &'static str) -> Outcome {
-    Outcome::AddressGone {
-        reason: reason.into(),
-        since: None,
-    }
 }
 
 fn short() -> Choices {

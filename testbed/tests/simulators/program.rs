@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use shared::provider::Provider;
 
 use crate::client::{Client, Draft};
 
@@ -20,25 +21,13 @@ async fn the_program_writes_the_files_that_a_client_needs() {
     let rules = json!({"apns": {"rules": [{"token": "0a", "answer": {"reason": "Unregistered"}}]}});
     std::fs::write(&script, rules.to_string()).unwrap();
     let any = "127.0.0.1:0";
-    let args = [
-        "simulate",
-        "--dir",
-        path,
-        "--apns",
-        any,
-        "--fcm",
-        any,
-        "--twilio",
-        any,
-        "--vonage",
-        any,
-        "--webhook",
-        any,
-        "--admin",
-        any,
-        "--script",
-    ];
-    let args = args.into_iter().chain(script.to_str());
+    let mut args = vec!["simulate".to_owned(), "--dir".to_owned(), path.to_owned()];
+    let listening = Provider::ALL.iter().filter(|provider| **provider != Provider::Log);
+    let names = listening.map(|provider| provider.as_str().replace('_', "-"));
+    for name in names.chain(["admin".to_owned()]) {
+        args.extend([format!("--{name}"), any.to_owned()]);
+    }
+    args.extend(["--script".to_owned(), script.to_str().unwrap().to_owned()]);
     let program = <Program as clap::Parser>::try_parse_from(args).unwrap();
     let running = tokio::spawn(testbed::simulate::run(program.simulate));
 

@@ -111,9 +111,9 @@ fn parse(code: &str) -> Option<FcmCode> {
 fn by_code(code: FcmCode, status: u16, retry_after: Option<Duration>) -> Verdict {
     match code {
         FcmCode::InvalidArgument => Outcome::rejected("INVALID_ARGUMENT").into(),
-        FcmCode::Unregistered => gone("UNREGISTERED").into(),
+        FcmCode::Unregistered => Outcome::gone("UNREGISTERED").into(),
         // The token belongs to another project, so this app can never reach it.
-        FcmCode::SenderIdMismatch => gone("SENDER_ID_MISMATCH").into(),
+        FcmCode::SenderIdMismatch => Outcome::gone("SENDER_ID_MISMATCH").into(),
         FcmCode::QuotaExceeded => quota("QUOTA_EXCEEDED".into(), retry_after).into(),
         FcmCode::Unavailable => server_error("UNAVAILABLE".into(), retry_after).into(),
         FcmCode::Internal => server_error("INTERNAL".into(), retry_after).into(),
@@ -136,13 +136,6 @@ fn by_status(reason: Reason, status: u16, retry_after: Option<Duration>) -> Verd
         400..=499 => Outcome::rejected(reason).into(),
         500..=599 => server_error(reason, retry_after).into(),
         _ => Outcome::endpoint(reason, retry_after).into(),
-    }
-}
-
-fn gone(reason: &'static str) -> Outcome {
-    Outcome::AddressGone {
-        reason: reason.into(),
-        since: None,
     }
 }
 
@@ -186,12 +179,12 @@ mod tests {
                 "INVALID_ARGUMENT",
                 Outcome::rejected("INVALID_ARGUMENT"),
             ),
-            (404, "UNREGISTERED", "NOT_FOUND", gone("UNREGISTERED")),
+            (404, "UNREGISTERED", "NOT_FOUND", Outcome::gone("UNREGISTERED")),
             (
                 403,
                 "SENDER_ID_MISMATCH",
                 "PERMISSION_DENIED",
-                gone("SENDER_ID_MISMATCH"),
+                Outcome::gone("SENDER_ID_MISMATCH"),
             ),
             (
                 429,

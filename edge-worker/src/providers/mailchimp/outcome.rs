@@ -58,10 +58,7 @@ fn of_recipient(sent: &Sent) -> Outcome {
                 .filter(|id| (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric())),
         },
         // On its list of mailboxes that do not exist.
-        ("rejected", Some("hard-bounce")) => Outcome::AddressGone {
-            reason: "hard_bounce".into(),
-            since: None,
-        },
+        ("rejected", Some("hard-bounce")) => Outcome::gone("hard_bounce"),
         // The sender's domain is not verified or does not sign; the account is one for tests, or was stopped.
         ("rejected", Some(reason @ ("invalid-sender" | "unsigned" | "test-mode-limit" | "recipient-limit"))) => {
             Outcome::credential(word(reason), None)
@@ -122,10 +119,7 @@ mod tests {
             let provider_id = Some("abc123".to_owned());
             assert_eq!(sent(status, None), Outcome::Accepted { provider_id });
         }
-        let gone = Outcome::AddressGone {
-            reason: "hard_bounce".into(),
-            since: None,
-        };
+        let gone = Outcome::gone("hard_bounce");
         for (reason, outcome) in [
             ("hard-bounce", gone),
             ("soft-bounce", Outcome::rejected("soft_bounce")),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use shared::{
     address::{Mailbox, NamedMailbox},
     content::email::{Attachment, Email},
-    provider::Provider,
+    provider::{Provider, mailchimp::OWN},
 };
 
 use super::config::Account;
@@ -30,8 +30,8 @@ pub(super) fn body(account: &Account, attempt: &Attempt<'_>, email: &Email, to: 
     let mut body = Vec::with_capacity(shared.len() + own.len() + key.len() + 64);
     body.extend_from_slice(b"{\"key\":");
     body.extend_from_slice(key.as_bytes());
-    // The shared part is an object without its closing brace, and the own part goes on with it.
-    body.extend_from_slice(b",\"async\":false,\"message\":");
+    // The shared part ends within the message, without its closing brace, and the own part goes on with it.
+    body.push(b',');
     body.extend_from_slice(shared);
     body.push(b',');
     body.extend_from_slice(&own.as_bytes()[1..]);
@@ -74,7 +74,15 @@ fn shared(email: &Email, from: &NamedMailbox) -> Bytes {
             set(name, files.into_iter().map(file).collect());
         }
     }
-    let mut text = Value::Object(mail).to_string();
-    text.pop();
-    text.into()
+    let mut request = Map::new();
+    request.insert("async".to_owned(), false.into());
+    request.insert("message".to_owned(), mail.into());
+    if let Some(over) = &email.mailchimp {
+        over.lay_over(&mut request, OWN);
+    }
+    let message = request.remove("message").unwrap_or_default();
+    let (request, mut message) = (Value::Object(request).to_string(), message.to_string());
+    message.pop();
+    // Without the braces of the request.
+    format!("{},\"message\":{message}", &request[1..request.len() - 1]).into()
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use shared::{
     address::{Mailbox, NamedMailbox},
     content::email::Email,
-    provider::Provider,
+    provider::{Provider, sendgrid::OWN},
 };
 
 use crate::providers::{Attempt, html::with_preheader};
@@ -60,6 +60,9 @@ fn shared(email: &Email, from: &NamedMailbox) -> Bytes {
             attachment
         });
         mail.insert("attachments".to_owned(), files.collect());
+    }
+    if let Some(over) = &email.sendgrid {
+        over.lay_over(&mut mail, OWN);
     }
     let mut text = Value::Object(mail).to_string();
     text.pop();

@@ -51,7 +51,7 @@ fn by_code(code: u32, status: u16, retry_after: Option<Duration>) -> Outcome {
         |least: Duration| Outcome::retry_later(reason.clone(), Some(retry_after.unwrap_or_default().max(least)));
     match code {
         // The number does not exist, or takes no text messages: a landline.
-        21211 | 21214 | 21217 | 21614 | 21635 => Outcome::AddressGone { reason, since: None },
+        21211 | 21214 | 21217 | 21614 | 21635 => Outcome::gone(reason),
         // The recipient answered STOP to this sender; START allows it again, so the number stays.
         21610 => Outcome::rejected(reason),
         // Sign-in failed; the account is suspended or closed, on trial, or may not do this; the credential's messaging service
@@ -101,22 +101,15 @@ mod tests {
         judge(status, Some(body.to_string().as_bytes()), None)
     }
 
-    fn gone(reason: &'static str) -> Outcome {
-        Outcome::AddressGone {
-            reason: reason.into(),
-            since: None,
-        }
-    }
-
     #[test]
     fn every_documented_code_has_an_outcome() {
         let pause = |seconds| Some(Duration::from_secs(seconds));
         for (status, code, outcome) in [
-            (400, 21211, gone("21211")),
-            (400, 21214, gone("21214")),
-            (400, 21217, gone("21217")),
-            (400, 21614, gone("21614")),
-            (400, 21635, gone("21635")),
+            (400, 21211, Outcome::gone("21211")),
+            (400, 21214, Outcome::gone("21214")),
+            (400, 21217, Outcome::gone("21217")),
+            (400, 21614, Outcome::gone("21614")),
+            (400, 21635, Outcome::gone("21635")),
             (400, 21610, Outcome::rejected("21610")),
             (400, 21212, Outcome::rejected("21212")),
             (400, 21408, Outcome::rejected("21408")),

@@ -65,10 +65,7 @@ fn by_status(status: &str, retry_after: Option<Duration>) -> Outcome {
         // An account on trial sends to listed numbers only.
         "29" => Outcome::rejected("not_whitelisted"),
         "32" => Outcome::credential("signature_and_secret", None),
-        "33" => Outcome::AddressGone {
-            reason: "number_deactivated".into(),
-            since: None,
-        },
+        "33" => Outcome::gone("number_deactivated"),
         other if other.len() <= 4 && other.bytes().all(|byte| byte.is_ascii_digit()) => {
             Outcome::rejected(format!("status_{other}"))
         }
@@ -123,10 +120,7 @@ mod tests {
     #[test]
     fn every_documented_status_has_an_outcome() {
         let pause = Some(Duration::from_secs(1));
-        let gone = Outcome::AddressGone {
-            reason: "number_deactivated".into(),
-            since: None,
-        };
+        let gone = Outcome::gone("number_deactivated");
         for (status, outcome) in [
             ("1", Outcome::retry_later("throttled", pause)),
             ("2", Outcome::rejected("missing_parameters")),

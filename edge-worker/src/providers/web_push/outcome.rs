@@ -43,8 +43,8 @@ pub(super) fn judge(
             provider_id: provider_id(headers),
         },
         401 | 403 => refused_token(status, body.unwrap_or_default(), retry_after, party),
-        404 => gone("not_found"),
-        410 => gone("gone"),
+        404 => Outcome::gone("not_found"),
+        410 => Outcome::gone("gone"),
         // Microsoft answers 406 for too many pushes to one browser.
         406 | 429 => Outcome::retry_later("too_many_requests", retry_after),
         408 => Outcome::retry_later("request_timeout", retry_after),
@@ -53,13 +53,6 @@ pub(super) fn judge(
         500..=599 => Outcome::retry_later("server_error", retry_after),
         300..=399 => Outcome::rejected("redirected"),
         _ => Outcome::rejected("unexpected_status"),
-    }
-}
-
-fn gone(reason: &'static str) -> Outcome {
-    Outcome::AddressGone {
-        reason: reason.into(),
-        since: None,
     }
 }
 
@@ -186,11 +179,11 @@ mod tests {
                 Outcome::credential("forbidden", None),
             ),
             (403, "", Outcome::retry_later("forbidden", None)),
-            (404, "", gone("not_found")),
+            (404, "", Outcome::gone("not_found")),
             (405, "", Outcome::rejected("unexpected_status")),
             (406, "", Outcome::retry_later("too_many_requests", None)),
             (408, "", Outcome::retry_later("request_timeout", None)),
-            (410, r#"{"reason":"Unregistered"}"#, gone("gone")),
+            (410, r#"{"reason":"Unregistered"}"#, Outcome::gone("gone")),
             (413, r#"{"reason":"PayloadTooLarge"}"#, Outcome::rejected("too_large")),
             (429, "", Outcome::retry_later("too_many_requests", None)),
             (500, "", Outcome::retry_later("server_error", None)),

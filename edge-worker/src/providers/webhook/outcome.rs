@@ -10,10 +10,7 @@ use crate::providers::Outcome;
 pub(super) fn judge(status: u16, retry_after: Option<Duration>) -> Outcome {
     match status {
         200..=299 => Outcome::Accepted { provider_id: None },
-        410 => Outcome::AddressGone {
-            reason: "http_410".into(),
-            since: None,
-        },
+        410 => Outcome::gone("http_410"),
         _ => Outcome::retry_later(format!("http_{status}"), retry_after),
     }
 }
@@ -37,10 +34,7 @@ mod tests {
         for status in 100..=599 {
             let expected = match status {
                 200..=299 => Outcome::Accepted { provider_id: None },
-                410 => Outcome::AddressGone {
-                    reason: "http_410".into(),
-                    since: None,
-                },
+                410 => Outcome::gone("http_410"),
                 _ => Outcome::retry_later(format!("http_{status}"), asked),
             };
             assert_eq!(judge(status, asked), expected, "{status}");
