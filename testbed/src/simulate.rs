@@ -46,6 +46,9 @@ pub struct SimulateArgs {
     /// The address on which Vonage listens; port 0 is any free port.
     #[arg(long, default_value = "127.0.0.1:4446")]
     pub vonage: SocketAddr,
+    /// The address on which Huawei Push Kit listens; port 0 is any free port.
+    #[arg(long, default_value = "127.0.0.1:4452")]
+    pub hms: SocketAddr,
     /// The address on which Amazon SNS listens; port 0 is any free port.
     #[arg(long, default_value = "127.0.0.1:4451")]
     pub sns: SocketAddr,
@@ -74,6 +77,7 @@ impl SimulateArgs {
             Provider::Mailchimp => self.mailchimp,
             Provider::Twilio => self.twilio,
             Provider::Vonage => self.vonage,
+            Provider::Hms => self.hms,
             Provider::Sns => self.sns,
             Provider::Webhook => self.webhook,
             // Nothing listens for it.

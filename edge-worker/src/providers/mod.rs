@@ -18,6 +18,7 @@ mod transport;
 
 pub mod apns;
 pub mod fcm;
+pub mod hms;
 pub mod log;
 pub mod mailchimp;
 pub mod sendgrid;
@@ -88,6 +89,8 @@ pub struct Settings {
     pub twilio: twilio::Settings,
     /// Vonage.
     pub vonage: vonage::Settings,
+    /// Huawei Push Kit.
+    pub hms: hms::Settings,
     /// Amazon SNS.
     pub sns: sns::Settings,
     /// Webhooks.
@@ -110,6 +113,7 @@ fn desk(provider: Provider, settings: &Settings, context: &DeskContext) -> Resul
         Provider::Log => Box::new(Desk::<log::Log>::new(&settings.log, context)?),
         Provider::Twilio => Box::new(Desk::<twilio::Twilio>::new(&settings.twilio, context)?),
         Provider::Vonage => Box::new(Desk::<vonage::Vonage>::new(&settings.vonage, context)?),
+        Provider::Hms => Box::new(Desk::<hms::Hms>::new(&settings.hms, context)?),
         Provider::Sns => Box::new(Desk::<sns::Sns>::new(&settings.sns, context)?),
         Provider::Webhook => Box::new(Desk::<webhook::Webhook>::new(&settings.webhook, context)?),
     })

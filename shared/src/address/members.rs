@@ -15,7 +15,9 @@ use crate::{
     provider::{
         Provider,
         apns::{self, Environment, Kind},
-        fcm, sns,
+        fcm,
+        hms::{self, Generation},
+        sns,
         web_push::{self, AuthSecret, PublicKey},
     },
     secret::{Secret, reveal_some},
@@ -31,6 +33,8 @@ words!(
         Fcm = "fcm",
         /// A subscription of a browser.
         WebPush = "web_push",
+        /// A push token of Huawei's.
+        Hms = "hms",
         /// A platform endpoint of Amazon SNS.
         Sns = "sns",
         /// A mailbox.
@@ -122,6 +126,8 @@ members! {
     p256dh: PublicKey [String],
     /// The secret of the subscription, base64url.
     auth: AuthSecret [String],
+    /// Which of Huawei's APIs issued the token: 1 (v1 and v2, for Android) or 3 (v3, for HarmonyOS).
+    generation: Generation [u8],
     /// The ARN of the platform endpoint.
     target_arn: Token [String],
     /// The mailbox.
@@ -148,6 +154,7 @@ impl Members {
             AddressType::Apns => &["token", "kind", "environment", "topic", "activity_id"],
             AddressType::Fcm => &["token", "kind", "environment"],
             AddressType::WebPush => &["endpoint", "p256dh", "auth"],
+            AddressType::Hms => &["token", "generation"],
             AddressType::Sns => &["target_arn"],
             AddressType::Email => &["email"],
             AddressType::Phone => &["phone"],
@@ -181,6 +188,10 @@ impl Members {
                 let (endpoint, p256dh) = (given("endpoint", self.endpoint)?, given("p256dh", self.p256dh)?);
                 let auth = given("auth", self.auth)?;
                 Target::WebPush(web_push::Target::new(endpoint.reveal(), p256dh, auth)?)
+            }
+            AddressType::Hms => {
+                let (token, generation) = (given("token", self.token)?, self.generation.unwrap_or_default());
+                Target::Hms(hms::Target::new(token.reveal().to_owned(), generation)?)
             }
             AddressType::Sns => Target::Sns(sns::Target::new(given("target_arn", self.target_arn)?.reveal())?),
             AddressType::Email => Target::Email(given("email", self.email)?),
@@ -249,6 +260,12 @@ impl From<Target> for Members {
                 endpoint: Some(target.endpoint),
                 p256dh: Some(target.p256dh),
                 auth: Some(target.auth),
+                ..Self::default()
+            },
+            Target::Hms(target) => Self {
+                r#type: Some(kind),
+                token: Some(target.token),
+                generation: Some(target.generation),
                 ..Self::default()
             },
             Target::Sns(target) => Self {
@@ -351,6 +368,11 @@ mod tests {
                 }),
             ),
             ("phone", json!({ "type": "phone" })),
+            ("token", json!({ "type": "hms" })),
+            (
+                "generation",
+                json!({ "type": "sns", "target_arn": "x", "generation": 1 }),
+            ),
             ("target_arn", json!({ "type": "sns" })),
             (
                 "target_arn",

@@ -26,7 +26,7 @@ use crate::{
     id::{AddressId, AppId},
     id_key::IdKey,
     invalid::Invalid,
-    provider::{Provider, apns, fcm, sns, web_push},
+    provider::{Provider, apns, fcm, hms, sns, web_push},
 };
 
 words!(
@@ -60,7 +60,7 @@ impl Address {
         let (kind, canonical) = (target.kind().as_str(), target.canonical());
         Self {
             id: match target {
-                Target::Apns(_) | Target::Fcm(_) | Target::WebPush(_) | Target::Sns(_) => {
+                Target::Apns(_) | Target::Fcm(_) | Target::WebPush(_) | Target::Hms(_) | Target::Sns(_) => {
                     AddressId::of_token(app, kind, canonical)
                 }
                 Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => {
@@ -83,6 +83,8 @@ pub enum Target {
     Fcm(fcm::Target),
     /// A subscription of a browser.
     WebPush(web_push::Target),
+    /// A push token of Huawei's.
+    Hms(hms::Target),
     /// A platform endpoint of Amazon SNS.
     Sns(sns::Target),
     /// A mailbox.
@@ -100,6 +102,7 @@ impl Target {
             Self::Apns(_) => AddressType::Apns,
             Self::Fcm(_) => AddressType::Fcm,
             Self::WebPush(_) => AddressType::WebPush,
+            Self::Hms(_) => AddressType::Hms,
             Self::Sns(_) => AddressType::Sns,
             Self::Email(_) => AddressType::Email,
             Self::Phone(_) => AddressType::Phone,
@@ -113,6 +116,7 @@ impl Target {
             Self::Apns(_) => &[Provider::Apns, Provider::Log],
             Self::Fcm(_) => &[Provider::Fcm, Provider::Log],
             Self::WebPush(_) => &[Provider::WebPush, Provider::Log],
+            Self::Hms(_) => &[Provider::Hms, Provider::Log],
             Self::Sns(_) => &[Provider::Sns, Provider::Log],
             Self::Email(_) => &[Provider::Smtp, Provider::SendGrid, Provider::Mailchimp, Provider::Log],
             Self::Phone(_) => &[Provider::Twilio, Provider::Vonage, Provider::Sns, Provider::Log],
@@ -123,7 +127,7 @@ impl Target {
     /// The channel that reaches this target.
     pub const fn channel(&self) -> Channel {
         match self {
-            Self::Apns(_) | Self::Fcm(_) | Self::WebPush(_) | Self::Sns(_) => Channel::Push,
+            Self::Apns(_) | Self::Fcm(_) | Self::WebPush(_) | Self::Hms(_) | Self::Sns(_) => Channel::Push,
             Self::Email(_) => Channel::Email,
             Self::Phone(_) => Channel::Sms,
             Self::Webhook(_) => Channel::Webhook,
@@ -133,7 +137,7 @@ impl Target {
     /// A mailbox or a number with most of it hidden, such as `a…@example.com` and `+41…67`; `None` for what is not for people.
     pub fn masked(&self) -> Option<String> {
         match self {
-            Self::Apns(_) | Self::Fcm(_) | Self::WebPush(_) | Self::Sns(_) | Self::Webhook(_) => None,
+            Self::Apns(_) | Self::Fcm(_) | Self::WebPush(_) | Self::Hms(_) | Self::Sns(_) | Self::Webhook(_) => None,
             Self::Email(mailbox) => {
                 let first = mailbox.reveal().chars().next().unwrap_or_default();
                 Some(format!("{first}…@{}", mailbox.domain()))
@@ -151,6 +155,7 @@ impl Target {
             Self::Apns(target) => target.token.reveal(),
             Self::Fcm(target) => target.token.reveal(),
             Self::WebPush(target) => target.endpoint.reveal(),
+            Self::Hms(target) => target.token.reveal(),
             Self::Sns(target) => target.arn.reveal(),
             Self::Email(mailbox) => mailbox.reveal(),
             Self::Phone(phone) => phone.reveal(),
@@ -158,6 +163,9 @@ impl Target {
         }
     }
 }
+
+/// Longest token that is accepted, in bytes.
+const MAX_TOKEN_BYTES: usize = 4096;
 
 /// A device token. Anyone with the token and the app's key can push to the device, so it is never shown.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -169,6 +177,18 @@ impl Token {
     /// Wraps a token that its provider's module has checked.
     pub(crate) const fn checked(token: String) -> Self {
         Self(token)
+    }
+
+    /// Checks a token of printable ASCII characters, for `provider`.
+    ///
+    /// # Errors
+    /// `token`, with its rule.
+    pub(crate) fn printable(token: String, provider: &str) -> Result<Self, Invalid> {
+        if (1..=MAX_TOKEN_BYTES).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_graphic()) {
+            return Ok(Self(token));
+        }
+        let rule = format_args!("must be 1 to {MAX_TOKEN_BYTES} printable ASCII characters for {provider}");
+        Err(Invalid::new("token", rule))
     }
 
     /// The token itself, for the provider's request only.
@@ -244,6 +264,8 @@ mod tests {
             r#"{"provider":"apns","token":"ab","kind":"live_activity","activity_id":"ride-1"}"#,
             r#"{"type":"email","email":"Ann@Example.com"}"#,
             r#"{"type":"phone","phone":"+41791234567"}"#,
+            r#"{"type":"hms","token":"t:1"}"#,
+            r#"{"type":"hms","token":"t:1","generation":1}"#,
             r#"{"type":"sns","target_arn":"arn:aws:sns:eu-central-1:123456789012:endpoint/GCM/shop/8f7c"}"#,
             r#"{"type":"web_push","endpoint":"https://push.example.net/push/a","p256dh":"BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4","auth":"BTBZMqHH6r4Tts7J_aSIgg"}"#,
             r#"{"type":"webhook","url":"https://example.com/?a=b","format":"chat"}"#,

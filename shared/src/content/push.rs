@@ -13,7 +13,7 @@ use crate::{
     provider::{
         ProviderPayload,
         apns::{self, PushType},
-        fcm, web_push,
+        fcm, hms, web_push,
     },
     tolerant::{self, objects},
 };
@@ -92,6 +92,9 @@ pub struct Push {
     /// Overrides for web push.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub web_push: Option<web_push::Override>,
+    /// Overrides for Huawei.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hms: Option<hms::Override>,
     /// Overrides for Amazon SNS: by platform, such as `GCM` and `APNS`, what is laid over the payload for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sns: Option<ProviderPayload>,
@@ -145,7 +148,7 @@ impl Push {
     pub fn reaches(&self, target: &Target) -> bool {
         match target {
             Target::Apns(target) => apns::reaches(self, target),
-            Target::Fcm(_) | Target::WebPush(_) => true,
+            Target::Fcm(_) | Target::WebPush(_) | Target::Hms(_) => true,
             Target::Sns(target) => target.is_reached_by(self),
             Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => false,
         }
@@ -157,6 +160,7 @@ impl Push {
             Target::Apns(_) => apns::has_something(self),
             Target::Fcm(_) => fcm::has_something(self),
             Target::WebPush(_) => web_push::has_something(self),
+            Target::Hms(target) => hms::has_something(self, target.generation),
             Target::Sns(target) => target.has_something(self),
             Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => false,
         }
@@ -200,6 +204,10 @@ impl Push {
         if self.web_push.is_some() && web_push::has_something(self) {
             fits("web push", web_push::MAX_PAYLOAD, web_push::size(self))?;
         }
+        // Huawei counts what others do not, so likewise.
+        if self.hms.is_some() {
+            fits("Huawei", hms::MAX_MESSAGE, hms::size(self))?;
+        }
         Ok(())
     }
 
@@ -241,6 +249,9 @@ impl Push {
             }
         }
         self.check_apns().map_err(|invalid| invalid.within("apns"))?;
+        if let Some(hms) = &self.hms {
+            hms.check().map_err(|invalid| invalid.within("hms"))?;
+        }
         if let Some(sns) = &self.sns {
             sns.check(&[]).map_err(|invalid| invalid.within("sns"))?;
         }
@@ -277,6 +288,7 @@ impl Push {
                 .as_ref()
                 .is_some_and(|fcm| !fcm.android.is_empty() || !fcm.webpush.is_empty() || !fcm.apns.is_empty())
             || self.web_push.as_ref().is_some_and(|over| !over.payload.is_empty())
+            || self.hms.as_ref().is_some_and(|over| !over.payload.is_empty())
             || self.sns.as_ref().is_some_and(|over| !over.payload.is_empty());
         if self.silent && (shows || self.subtitle.is_some()) {
             let rule = "must not be set together with title, subtitle or body";

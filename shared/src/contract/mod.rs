@@ -454,16 +454,10 @@ mod tests {
                 "is not built yet (policy)",
             ),
             (
-                "address",
-                json!({ "provider": "hms" }),
-                "provider",
-                "is a word that is not built yet (channels)",
-            ),
-            (
                 "import_line",
-                json!({ "topics": [], "addresses": [{}, { "generation": 1 }] }),
-                "addresses[1].generation",
-                "is not built yet (channels)",
+                json!({ "topics": [], "addresses": [{}, { "timezone": "UTC" }] }),
+                "addresses[1].timezone",
+                "is not built yet (policy)",
             ),
             (
                 "status",

@@ -64,21 +64,11 @@ impl Target {
     /// # Errors
     /// `token`, with its rule.
     pub fn new(token: String) -> Result<Self, Invalid> {
-        let is_token = (1..=MAX_TOKEN).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_graphic());
-        if !is_token {
-            return Err(Invalid::new(
-                "token",
-                "must be 1 to 4096 printable ASCII characters for fcm",
-            ));
-        }
         Ok(Self {
-            token: Token::checked(token),
+            token: Token::printable(token, "fcm")?,
         })
     }
 }
-
-/// Longest token that is accepted, in bytes.
-const MAX_TOKEN: usize = 4096;
 
 /// FCM's limit in bytes for what one device gets (Google: Firebase Cloud Messaging message types). Google does not say how
 /// it counts; names and values of data and notification are counted here, without the JSON around them.

@@ -3,6 +3,7 @@
 
 pub mod apns;
 pub mod fcm;
+pub mod hms;
 mod keys;
 pub mod log;
 pub mod mailchimp;
@@ -47,6 +48,8 @@ words!(
         Twilio = "twilio",
         /// Vonage, formerly Nexmo.
         Vonage = "vonage",
+        /// Huawei Push Kit.
+        Hms = "hms",
         /// Amazon SNS: pushes to its platform endpoints, and text messages.
         Sns = "sns",
         /// None: a worker posts to the receiver itself.
@@ -63,7 +66,7 @@ impl Provider {
     /// Whether this provider carries the channel.
     pub const fn carries(self, channel: Channel) -> bool {
         match self {
-            Self::Apns | Self::Fcm | Self::WebPush => matches!(channel, Channel::Push),
+            Self::Apns | Self::Fcm | Self::WebPush | Self::Hms => matches!(channel, Channel::Push),
             Self::Smtp | Self::SendGrid | Self::Mailchimp => matches!(channel, Channel::Email),
             Self::Log => true,
             Self::Twilio | Self::Vonage => matches!(channel, Channel::Sms),
@@ -77,7 +80,7 @@ impl Provider {
     /// Receivers of webhooks may be away for days: Standard Webhooks recommends waits from seconds to hours.
     pub const fn backoff(self) -> Backoff {
         let (first, factor, most) = match self {
-            Self::Apns | Self::Twilio | Self::Vonage | Self::Sns | Self::Log => {
+            Self::Apns | Self::Twilio | Self::Vonage | Self::Hms | Self::Sns | Self::Log => {
                 (Duration::from_secs(1), 2, Duration::from_mins(15))
             }
             Self::Fcm | Self::WebPush | Self::SendGrid | Self::Mailchimp => {
@@ -183,6 +186,8 @@ credentials! {
     Twilio(twilio),
     /// For Vonage.
     Vonage(vonage),
+    /// For Huawei Push Kit.
+    Hms(hms),
     /// For Amazon SNS.
     Sns(sns),
     /// For webhooks.
@@ -215,6 +220,10 @@ impl Credential {
             Self::Apns(credential) => keys::p256(&credential.private_key).map_err(|rule| rule.within("private_key")),
             Self::Fcm(credential) => keys::service_account(&credential.service_account),
             Self::WebPush(credential) => credential.signing_key().map(drop),
+            Self::Hms(credential) => credential
+                .service_account
+                .as_ref()
+                .map_or(Ok(()), keys::service_account),
             Self::Smtp(credential) => {
                 let tried = credential.dkim.iter().enumerate().map(|(index, dkim)| {
                     keys::dkim(&dkim.private_key).map_err(|rule| rule.within(&format!("dkim[{index}].private_key")))

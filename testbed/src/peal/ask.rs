@@ -80,6 +80,7 @@ impl Peal {
                 json!({ "type": "email", "email": token })
             }
             Provider::Twilio | Provider::Vonage => json!({ "type": "phone", "phone": token }),
+            Provider::Hms => json!({ "type": "hms", "token": token, "generation": 1 }),
             Provider::Sns => json!({ "type": "sns", "target_arn": token }),
             Provider::Webhook => {
                 json!({ "type": "webhook", "url": self.simulators.webhook.url(token), "format": "chat" })

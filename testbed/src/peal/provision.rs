@@ -97,6 +97,7 @@ pub(super) async fn provision(
         Credential::Log(log::Credential::default()),
         Credential::Twilio(simulators.twilio.credential()),
         Credential::Vonage(simulators.vonage.credential()),
+        Credential::Hms(simulators.hms.credential()),
         Credential::Sns(simulators.sns.credential()),
         Credential::Webhook(webhook::Credential::default()),
     ];

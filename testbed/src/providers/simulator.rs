@@ -13,6 +13,7 @@ use super::api::ApiConfig;
 use super::apns::{Apns, ApnsConfig};
 use super::devices::Devices;
 use super::fcm::{Fcm, FcmConfig};
+use super::hms::Hms;
 use super::listener::{Https, Listener, Protocol};
 use super::log::{Log, LogMode, RecordedPush, Stats};
 use super::mailchimp::Mailchimp;
@@ -47,6 +48,8 @@ pub struct Simulators {
     pub twilio: Twilio,
     /// Vonage's.
     pub vonage: Vonage,
+    /// Huawei Push Kit.
+    pub hms: Hms,
     /// Amazon SNS.
     pub sns: Sns,
     /// Receivers of webhooks.
@@ -87,6 +90,7 @@ impl Simulators {
             mailchimp: Mailchimp::start(config(Provider::Mailchimp)).await?,
             twilio: Twilio::start(config(Provider::Twilio)).await?,
             vonage: Vonage::start(config(Provider::Vonage)).await?,
+            hms: Hms::start(config(Provider::Hms)).await?,
             sns: Sns::start(config(Provider::Sns)).await?,
             webhook: Receivers::start(config(Provider::Webhook)).await?,
         })
@@ -104,6 +108,7 @@ impl Simulators {
             Provider::Log => None,
             Provider::Twilio => Some(&self.twilio),
             Provider::Vonage => Some(&self.vonage),
+            Provider::Hms => Some(&self.hms),
             Provider::Sns => Some(&self.sns),
             Provider::Webhook => Some(&self.webhook),
         }

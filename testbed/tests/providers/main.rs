@@ -10,6 +10,7 @@ mod connections;
 mod credentials;
 mod endpoints;
 mod fcm;
+mod hms;
 mod mail_services;
 mod sms;
 mod sns;

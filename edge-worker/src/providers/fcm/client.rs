@@ -18,7 +18,7 @@ use super::{
     config::{Account, Settings, path},
     outcome::{Verdict, judge, message_name},
     request::body,
-    token::{AccessToken, Granted},
+    token::access_token,
 };
 use crate::providers::{
     Attempt, BadCredential, BadSettings, Outcome,
@@ -26,6 +26,7 @@ use crate::providers::{
     carrier::Common,
     outcome::WRONG_TARGET,
     transport::{
+        access_token::Granted,
         endpoints::Endpoints,
         http2::{Exchanged, Network, Pool, exchange, read},
         https,
@@ -76,7 +77,7 @@ impl Fcm {
     /// Checks `credential` and prepares its use.
     pub(super) fn open(&self, credential: Credential) -> Result<Account, BadCredential> {
         let path = path(&credential.project_id)?;
-        let token = AccessToken::new(
+        let token = access_token(
             credential.service_account.reveal(),
             self.google_only,
             self.tokens.clone(),

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use http::uri::PathAndQuery;
 use serde::Deserialize;
 
-use super::token::AccessToken;
-use crate::providers::BadCredential;
+use crate::providers::{BadCredential, transport::access_token::AccessToken};
 
 /// Settings of FCM.
 #[derive(Debug, Clone, Deserialize)]

@@ -1,6 +1,7 @@
 //! How requests reach a provider: endpoints and their choice, connections over HTTP/2, other HTTPS requests, TLS.
 //! Nothing here depends on a provider.
 
+pub(super) mod access_token;
 pub(super) mod endpoints;
 pub(super) mod guard;
 pub(super) mod http2;

@@ -15,6 +15,7 @@ use shared::{
     provider::{
         Provider,
         apns::{Environment, Kind},
+        hms::Generation,
     },
     suppression::{Suppression, SuppressionId},
 };
@@ -60,6 +61,10 @@ pub(crate) struct AddressResponse {
     /// The app's name of the Live Activity that the token updates.
     #[serde(skip_serializing_if = "Option::is_none")]
     activity_id: Option<String>,
+    /// Which of Huawei's APIs issued the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u8>)]
+    generation: Option<Generation>,
     /// The mailbox or number with most of it hidden.
     #[serde(skip_serializing_if = "Option::is_none")]
     masked: Option<String>,
@@ -259,6 +264,7 @@ impl From<Address> for AddressResponse {
             environment: members.environment,
             topic: members.topic,
             activity_id: members.activity_id,
+            generation: members.generation,
             masked,
             state: disabled
                 .as_ref()
@@ -288,6 +294,8 @@ mod tests {
             json!({ "provider": "fcm", "token": "top-secret" }),
             json!({ "type": "email", "email": "top-secret@example.com" }),
             json!({ "type": "phone", "phone": "+41791234567" }),
+            json!({ "type": "hms", "token": "top-secret" }),
+            json!({ "type": "sns", "target_arn": "arn:aws:sns:eu-central-1:1:endpoint/GCM/shop/top-secret" }),
             json!({ "type": "webhook", "url": "https://example.com/top-secret", "format": "chat" }),
             json!({
                 "type": "web_push", "endpoint": "https://push.example/top-secret",

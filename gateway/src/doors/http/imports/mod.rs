@@ -366,9 +366,9 @@ mod tests {
                 "recipient.attributes",
             ),
             (
-                r#"{"recipient_id":"a","addresses":[{"type":"hms","token":"5551234"}]}"#,
+                r#"{"recipient_id":"a","addresses":[{"type":"fcm","token":"5551234","locale":"de"}]}"#,
                 "not_built",
-                "addresses[0].type",
+                "addresses[0].locale",
             ),
             (
                 r#"{"recipient_id":"a","topics":["A"]}"#,
