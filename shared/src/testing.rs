@@ -12,7 +12,7 @@ use crate::{
     provider::{
         Provider,
         apns::{self, Environment, Kind},
-        fcm, hms, sns, web_push,
+        fcm, hms, jpush, sns, web_push,
     },
     seal::MeshKey,
 };
@@ -73,6 +73,7 @@ pub fn address(app: &AppId, provider: Provider, token: &str) -> Address {
         Provider::Smtp | Provider::SendGrid | Provider::Mailchimp | Provider::Log => token.parse().map(Target::Email),
         Provider::Twilio | Provider::Vonage => token.parse().map(Target::Phone),
         Provider::Hms => hms::Target::new(token, hms::Generation::Third).map(Target::Hms),
+        Provider::JPush => jpush::Target::new(token).map(Target::JPush),
         Provider::Sns => sns::Target::new(&token).map(Target::Sns),
         Provider::Webhook => Receiver::new(&token, Format::Chat, None).map(Target::Webhook),
     };

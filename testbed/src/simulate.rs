@@ -49,6 +49,9 @@ pub struct SimulateArgs {
     /// The address on which Huawei Push Kit listens; port 0 is any free port.
     #[arg(long, default_value = "127.0.0.1:4452")]
     pub hms: SocketAddr,
+    /// The address on which `JPush` listens; port 0 is any free port.
+    #[arg(long, default_value = "127.0.0.1:4453")]
+    pub jpush: SocketAddr,
     /// The address on which Amazon SNS listens; port 0 is any free port.
     #[arg(long, default_value = "127.0.0.1:4451")]
     pub sns: SocketAddr,
@@ -78,6 +81,7 @@ impl SimulateArgs {
             Provider::Twilio => self.twilio,
             Provider::Vonage => self.vonage,
             Provider::Hms => self.hms,
+            Provider::JPush => self.jpush,
             Provider::Sns => self.sns,
             Provider::Webhook => self.webhook,
             // Nothing listens for it.

@@ -19,6 +19,7 @@ mod transport;
 pub mod apns;
 pub mod fcm;
 pub mod hms;
+pub mod jpush;
 pub mod log;
 pub mod mailchimp;
 pub mod sendgrid;
@@ -91,6 +92,8 @@ pub struct Settings {
     pub vonage: vonage::Settings,
     /// Huawei Push Kit.
     pub hms: hms::Settings,
+    /// `JPush`.
+    pub jpush: jpush::Settings,
     /// Amazon SNS.
     pub sns: sns::Settings,
     /// Webhooks.
@@ -114,6 +117,7 @@ fn desk(provider: Provider, settings: &Settings, context: &DeskContext) -> Resul
         Provider::Twilio => Box::new(Desk::<twilio::Twilio>::new(&settings.twilio, context)?),
         Provider::Vonage => Box::new(Desk::<vonage::Vonage>::new(&settings.vonage, context)?),
         Provider::Hms => Box::new(Desk::<hms::Hms>::new(&settings.hms, context)?),
+        Provider::JPush => Box::new(Desk::<jpush::JPush>::new(&settings.jpush, context)?),
         Provider::Sns => Box::new(Desk::<sns::Sns>::new(&settings.sns, context)?),
         Provider::Webhook => Box::new(Desk::<webhook::Webhook>::new(&settings.webhook, context)?),
     })

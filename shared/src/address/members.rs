@@ -17,7 +17,7 @@ use crate::{
         apns::{self, Environment, Kind},
         fcm,
         hms::{self, Generation},
-        sns,
+        jpush, sns,
         web_push::{self, AuthSecret, PublicKey},
     },
     secret::{Secret, reveal_some},
@@ -35,6 +35,8 @@ words!(
         WebPush = "web_push",
         /// A push token of Huawei's.
         Hms = "hms",
+        /// A registration id of `JPush`.
+        JPush = "jpush",
         /// A platform endpoint of Amazon SNS.
         Sns = "sns",
         /// A mailbox.
@@ -155,6 +157,7 @@ impl Members {
             AddressType::Fcm => &["token", "kind", "environment"],
             AddressType::WebPush => &["endpoint", "p256dh", "auth"],
             AddressType::Hms => &["token", "generation"],
+            AddressType::JPush => &["token"],
             AddressType::Sns => &["target_arn"],
             AddressType::Email => &["email"],
             AddressType::Phone => &["phone"],
@@ -192,6 +195,10 @@ impl Members {
             AddressType::Hms => {
                 let (token, generation) = (given("token", self.token)?, self.generation.unwrap_or_default());
                 Target::Hms(hms::Target::new(token.reveal().to_owned(), generation)?)
+            }
+            AddressType::JPush => {
+                let token = given("token", self.token)?;
+                Target::JPush(jpush::Target::new(token.reveal().to_owned())?)
             }
             AddressType::Sns => Target::Sns(sns::Target::new(given("target_arn", self.target_arn)?.reveal())?),
             AddressType::Email => Target::Email(given("email", self.email)?),
@@ -266,6 +273,11 @@ impl From<Target> for Members {
                 r#type: Some(kind),
                 token: Some(target.token),
                 generation: Some(target.generation),
+                ..Self::default()
+            },
+            Target::JPush(target) => Self {
+                r#type: Some(kind),
+                token: Some(target.token),
                 ..Self::default()
             },
             Target::Sns(target) => Self {

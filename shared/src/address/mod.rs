@@ -26,7 +26,7 @@ use crate::{
     id::{AddressId, AppId},
     id_key::IdKey,
     invalid::Invalid,
-    provider::{Provider, apns, fcm, hms, sns, web_push},
+    provider::{Provider, apns, fcm, hms, jpush, sns, web_push},
 };
 
 words!(
@@ -60,9 +60,12 @@ impl Address {
         let (kind, canonical) = (target.kind().as_str(), target.canonical());
         Self {
             id: match target {
-                Target::Apns(_) | Target::Fcm(_) | Target::WebPush(_) | Target::Hms(_) | Target::Sns(_) => {
-                    AddressId::of_token(app, kind, canonical)
-                }
+                Target::Apns(_)
+                | Target::Fcm(_)
+                | Target::WebPush(_)
+                | Target::Hms(_)
+                | Target::JPush(_)
+                | Target::Sns(_) => AddressId::of_token(app, kind, canonical),
                 Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => {
                     AddressId::of_contact(ids, app, kind, canonical)
                 }
@@ -85,6 +88,8 @@ pub enum Target {
     WebPush(web_push::Target),
     /// A push token of Huawei's.
     Hms(hms::Target),
+    /// A registration id of `JPush`.
+    JPush(jpush::Target),
     /// A platform endpoint of Amazon SNS.
     Sns(sns::Target),
     /// A mailbox.
@@ -103,6 +108,7 @@ impl Target {
             Self::Fcm(_) => AddressType::Fcm,
             Self::WebPush(_) => AddressType::WebPush,
             Self::Hms(_) => AddressType::Hms,
+            Self::JPush(_) => AddressType::JPush,
             Self::Sns(_) => AddressType::Sns,
             Self::Email(_) => AddressType::Email,
             Self::Phone(_) => AddressType::Phone,
@@ -117,6 +123,7 @@ impl Target {
             Self::Fcm(_) => &[Provider::Fcm, Provider::Log],
             Self::WebPush(_) => &[Provider::WebPush, Provider::Log],
             Self::Hms(_) => &[Provider::Hms, Provider::Log],
+            Self::JPush(_) => &[Provider::JPush, Provider::Log],
             Self::Sns(_) => &[Provider::Sns, Provider::Log],
             Self::Email(_) => &[Provider::Smtp, Provider::SendGrid, Provider::Mailchimp, Provider::Log],
             Self::Phone(_) => &[Provider::Twilio, Provider::Vonage, Provider::Sns, Provider::Log],
@@ -127,7 +134,9 @@ impl Target {
     /// The channel that reaches this target.
     pub const fn channel(&self) -> Channel {
         match self {
-            Self::Apns(_) | Self::Fcm(_) | Self::WebPush(_) | Self::Hms(_) | Self::Sns(_) => Channel::Push,
+            Self::Apns(_) | Self::Fcm(_) | Self::WebPush(_) | Self::Hms(_) | Self::JPush(_) | Self::Sns(_) => {
+                Channel::Push
+            }
             Self::Email(_) => Channel::Email,
             Self::Phone(_) => Channel::Sms,
             Self::Webhook(_) => Channel::Webhook,
@@ -137,7 +146,13 @@ impl Target {
     /// A mailbox or a number with most of it hidden, such as `a…@example.com` and `+41…67`; `None` for what is not for people.
     pub fn masked(&self) -> Option<String> {
         match self {
-            Self::Apns(_) | Self::Fcm(_) | Self::WebPush(_) | Self::Hms(_) | Self::Sns(_) | Self::Webhook(_) => None,
+            Self::Apns(_)
+            | Self::Fcm(_)
+            | Self::WebPush(_)
+            | Self::Hms(_)
+            | Self::JPush(_)
+            | Self::Sns(_)
+            | Self::Webhook(_) => None,
             Self::Email(mailbox) => {
                 let first = mailbox.reveal().chars().next().unwrap_or_default();
                 Some(format!("{first}…@{}", mailbox.domain()))
@@ -156,6 +171,7 @@ impl Target {
             Self::Fcm(target) => target.token.reveal(),
             Self::WebPush(target) => target.endpoint.reveal(),
             Self::Hms(target) => target.token.reveal(),
+            Self::JPush(target) => target.token.reveal(),
             Self::Sns(target) => target.arn.reveal(),
             Self::Email(mailbox) => mailbox.reveal(),
             Self::Phone(phone) => phone.reveal(),
@@ -266,6 +282,7 @@ mod tests {
             r#"{"type":"phone","phone":"+41791234567"}"#,
             r#"{"type":"hms","token":"t:1"}"#,
             r#"{"type":"hms","token":"t:1","generation":1}"#,
+            r#"{"type":"jpush","token":"1104a89792a3ef5ee5a"}"#,
             r#"{"type":"sns","target_arn":"arn:aws:sns:eu-central-1:123456789012:endpoint/GCM/shop/8f7c"}"#,
             r#"{"type":"web_push","endpoint":"https://push.example.net/push/a","p256dh":"BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4","auth":"BTBZMqHH6r4Tts7J_aSIgg"}"#,
             r#"{"type":"webhook","url":"https://example.com/?a=b","format":"chat"}"#,

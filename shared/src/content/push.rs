@@ -13,7 +13,7 @@ use crate::{
     provider::{
         ProviderPayload,
         apns::{self, PushType},
-        fcm, hms, web_push,
+        fcm, hms, jpush, web_push,
     },
     tolerant::{self, objects},
 };
@@ -95,6 +95,9 @@ pub struct Push {
     /// Overrides for Huawei.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hms: Option<hms::Override>,
+    /// Overrides for `JPush`: laid over its request, member by member, but the target.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jpush: Option<ProviderPayload>,
     /// Overrides for Amazon SNS: by platform, such as `GCM` and `APNS`, what is laid over the payload for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sns: Option<ProviderPayload>,
@@ -148,7 +151,7 @@ impl Push {
     pub fn reaches(&self, target: &Target) -> bool {
         match target {
             Target::Apns(target) => apns::reaches(self, target),
-            Target::Fcm(_) | Target::WebPush(_) | Target::Hms(_) => true,
+            Target::Fcm(_) | Target::WebPush(_) | Target::Hms(_) | Target::JPush(_) => true,
             Target::Sns(target) => target.is_reached_by(self),
             Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => false,
         }
@@ -161,6 +164,7 @@ impl Push {
             Target::Fcm(_) => fcm::has_something(self),
             Target::WebPush(_) => web_push::has_something(self),
             Target::Hms(target) => hms::has_something(self, target.generation),
+            Target::JPush(_) => jpush::has_something(self),
             Target::Sns(target) => target.has_something(self),
             Target::Email(_) | Target::Phone(_) | Target::Webhook(_) => false,
         }
@@ -252,8 +256,10 @@ impl Push {
         if let Some(hms) = &self.hms {
             hms.check().map_err(|invalid| invalid.within("hms"))?;
         }
-        if let Some(sns) = &self.sns {
-            sns.check(&[]).map_err(|invalid| invalid.within("sns"))?;
+        for (name, payload, own) in [("jpush", &self.jpush, jpush::OWN), ("sns", &self.sns, &[])] {
+            if let Some(payload) = payload {
+                payload.check(own).map_err(|invalid| invalid.within(name))?;
+            }
         }
         self.check_visible()
     }
@@ -289,6 +295,7 @@ impl Push {
                 .is_some_and(|fcm| !fcm.android.is_empty() || !fcm.webpush.is_empty() || !fcm.apns.is_empty())
             || self.web_push.as_ref().is_some_and(|over| !over.payload.is_empty())
             || self.hms.as_ref().is_some_and(|over| !over.payload.is_empty())
+            || self.jpush.as_ref().is_some_and(|over| !over.payload.is_empty())
             || self.sns.as_ref().is_some_and(|over| !over.payload.is_empty());
         if self.silent && (shows || self.subtitle.is_some()) {
             let rule = "must not be set together with title, subtitle or body";

@@ -4,6 +4,7 @@
 pub mod apns;
 pub mod fcm;
 pub mod hms;
+pub mod jpush;
 mod keys;
 pub mod log;
 pub mod mailchimp;
@@ -50,6 +51,8 @@ words!(
         Vonage = "vonage",
         /// Huawei Push Kit.
         Hms = "hms",
+        /// `JPush`, also called Aurora.
+        JPush = "jpush",
         /// Amazon SNS: pushes to its platform endpoints, and text messages.
         Sns = "sns",
         /// None: a worker posts to the receiver itself.
@@ -66,7 +69,7 @@ impl Provider {
     /// Whether this provider carries the channel.
     pub const fn carries(self, channel: Channel) -> bool {
         match self {
-            Self::Apns | Self::Fcm | Self::WebPush | Self::Hms => matches!(channel, Channel::Push),
+            Self::Apns | Self::Fcm | Self::WebPush | Self::Hms | Self::JPush => matches!(channel, Channel::Push),
             Self::Smtp | Self::SendGrid | Self::Mailchimp => matches!(channel, Channel::Email),
             Self::Log => true,
             Self::Twilio | Self::Vonage => matches!(channel, Channel::Sms),
@@ -80,7 +83,7 @@ impl Provider {
     /// Receivers of webhooks may be away for days: Standard Webhooks recommends waits from seconds to hours.
     pub const fn backoff(self) -> Backoff {
         let (first, factor, most) = match self {
-            Self::Apns | Self::Twilio | Self::Vonage | Self::Hms | Self::Sns | Self::Log => {
+            Self::Apns | Self::Twilio | Self::Vonage | Self::Hms | Self::JPush | Self::Sns | Self::Log => {
                 (Duration::from_secs(1), 2, Duration::from_mins(15))
             }
             Self::Fcm | Self::WebPush | Self::SendGrid | Self::Mailchimp => {
@@ -188,6 +191,8 @@ credentials! {
     Vonage(vonage),
     /// For Huawei Push Kit.
     Hms(hms),
+    /// For `JPush`.
+    JPush(jpush),
     /// For Amazon SNS.
     Sns(sns),
     /// For webhooks.
@@ -236,6 +241,7 @@ impl Credential {
             | Self::Twilio(_)
             | Self::Vonage(_)
             | Self::Sns(_)
+            | Self::JPush(_)
             | Self::Webhook(_)
             | Self::Log(_) => Ok(()),
         }

@@ -74,7 +74,7 @@ impl Recipient {
             let token = match provider {
                 Provider::Apns => format!("{digit:x}{seed:031x}{copy:032x}"),
                 Provider::Fcm => format!("fcm:{digit:x}-{id}-{copy}"),
-                Provider::WebPush | Provider::Hms => format!("{digit:x}-{id}-{copy}"),
+                Provider::WebPush | Provider::Hms | Provider::JPush => format!("{digit:x}-{id}-{copy}"),
                 Provider::Twilio | Provider::Vonage => format!("+4179{number:05}{copy:02}"),
                 Provider::Sns => {
                     format!("arn:aws:sns:eu-central-1:123456789012:endpoint/GCM/shop/{digit:x}-{id}-{copy}")

@@ -81,6 +81,7 @@ impl Peal {
             }
             Provider::Twilio | Provider::Vonage => json!({ "type": "phone", "phone": token }),
             Provider::Hms => json!({ "type": "hms", "token": token, "generation": 1 }),
+            Provider::JPush => json!({ "type": "jpush", "token": token }),
             Provider::Sns => json!({ "type": "sns", "target_arn": token }),
             Provider::Webhook => {
                 json!({ "type": "webhook", "url": self.simulators.webhook.url(token), "format": "chat" })

@@ -98,6 +98,7 @@ pub(super) async fn provision(
         Credential::Twilio(simulators.twilio.credential()),
         Credential::Vonage(simulators.vonage.credential()),
         Credential::Hms(simulators.hms.credential()),
+        Credential::JPush(simulators.jpush.credential()),
         Credential::Sns(simulators.sns.credential()),
         Credential::Webhook(webhook::Credential::default()),
     ];

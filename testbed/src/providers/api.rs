@@ -83,6 +83,14 @@ pub trait Api: Debug + Send + Sync + Sized + 'static {
     #[expect(clippy::result_large_err, reason = "the error is an answer, made once a request")]
     fn check(&self, head: &Parts, message: &Self::Message, devices: &Devices) -> Result<(), Refusal>;
 
+    /// The id that a message got which counts as the same for the provider, so that this one is not delivered.
+    fn former(&self, _message: &Self::Message) -> Option<String> {
+        None
+    }
+
+    /// A message was delivered under this id.
+    fn remember(&self, _message: &Self::Message, _id: &str) {}
+
     /// A new id of the provider's for a message.
     fn new_id() -> String;
 
@@ -200,7 +208,13 @@ impl<A: Api> Site for ApiSite<A> {
             ..self.api.describe(&message)
         };
         let reply = match self.api.check(head, &message, &self.records.devices) {
-            Ok(()) => self.take(&message, &mut push),
+            Ok(()) => {
+                let reply = self.take(&message, &mut push);
+                if push.delivered {
+                    self.api.remember(&message, &push.id);
+                }
+                reply
+            }
             Err(Refusal { reason, reply }) => {
                 push.reason = Some(reason);
                 reply
@@ -219,6 +233,10 @@ impl<A: Api> Site for ApiSite<A> {
 impl<A: Api> ApiSite<A> {
     /// Answers a message that the provider would take, as the script says.
     fn take(&self, message: &A::Message, push: &mut RecordedPush) -> Reply {
+        if let Some(id) = self.api.former(message) {
+            push.id = id;
+            return self.api.accept(message, &push.id, None);
+        }
         if push.id.is_empty() {
             push.id = A::new_id();
         }

@@ -1,7 +1,7 @@
 //! Simulators of the providers, faithful enough for development, tests and measurements.
 //!
 //! [`Apns`] speaks HTTP/2 over TLS as `api.push.apple.com` does, [`Fcm`] HTTP/2 and HTTP/1.1 over TLS as
-//! `fcm.googleapis.com` and `oauth2.googleapis.com` do, and so does [`WebPush`] as a push service of browsers. [`Hms`] is Huawei's. [`Smtp`] is a mail
+//! `fcm.googleapis.com` and `oauth2.googleapis.com` do, and so does [`WebPush`] as a push service of browsers. [`Hms`] is Huawei's, [`JPush`] Aurora's. [`Smtp`] is a mail
 //! server that takes submissions, [`SendGrid`] and [`Mailchimp`] are the APIs of mail services, [`Twilio`] and [`Vonage`] take text
 //! messages, [`Sns`] those and pushes, and [`Receivers`] webhooks. All validate the requests, answer with the provider's own errors, misbehave as a [`Script`]
 //! defines, and keep a [`Log`] of the requests that reached them. Their common
@@ -36,6 +36,7 @@ mod form;
 pub mod hms;
 mod http1;
 mod http2;
+pub mod jpush;
 mod listener;
 pub mod log;
 pub mod mailchimp;
@@ -60,6 +61,7 @@ pub use clock::now_s;
 pub use devices::Devices;
 pub use fcm::{Fcm, FcmConfig, ServiceAccount};
 pub use hms::Hms;
+pub use jpush::JPush;
 pub use log::{Log, LogMode, RecordedPush, Stats};
 pub use mailchimp::Mailchimp;
 pub use script::{Answer, RetryAfter, Rule, Script};

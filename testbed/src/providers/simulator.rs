@@ -14,6 +14,7 @@ use super::apns::{Apns, ApnsConfig};
 use super::devices::Devices;
 use super::fcm::{Fcm, FcmConfig};
 use super::hms::Hms;
+use super::jpush::JPush;
 use super::listener::{Https, Listener, Protocol};
 use super::log::{Log, LogMode, RecordedPush, Stats};
 use super::mailchimp::Mailchimp;
@@ -50,6 +51,8 @@ pub struct Simulators {
     pub vonage: Vonage,
     /// Huawei Push Kit.
     pub hms: Hms,
+    /// `JPush`.
+    pub jpush: JPush,
     /// Amazon SNS.
     pub sns: Sns,
     /// Receivers of webhooks.
@@ -91,6 +94,7 @@ impl Simulators {
             twilio: Twilio::start(config(Provider::Twilio)).await?,
             vonage: Vonage::start(config(Provider::Vonage)).await?,
             hms: Hms::start(config(Provider::Hms)).await?,
+            jpush: JPush::start(config(Provider::JPush)).await?,
             sns: Sns::start(config(Provider::Sns)).await?,
             webhook: Receivers::start(config(Provider::Webhook)).await?,
         })
@@ -109,6 +113,7 @@ impl Simulators {
             Provider::Twilio => Some(&self.twilio),
             Provider::Vonage => Some(&self.vonage),
             Provider::Hms => Some(&self.hms),
+            Provider::JPush => Some(&self.jpush),
             Provider::Sns => Some(&self.sns),
             Provider::Webhook => Some(&self.webhook),
         }

@@ -11,6 +11,7 @@ mod credentials;
 mod endpoints;
 mod fcm;
 mod hms;
+mod jpush;
 mod mail_services;
 mod sms;
 mod sns;

@@ -105,7 +105,7 @@ impl Rig {
                 settings.$provider.timeout_ms = timeout_ms;
             )+};
         }
-        api!(twilio, vonage, hms, sns);
+        api!(twilio, vonage, hms, jpush, sns);
         settings.hms.oauth_endpoint.clone_from(&settings.hms.endpoint);
         settings.webhook.ca_file = Some(ca_file.clone());
         settings.webhook.timeout_ms = timeout_ms;

@@ -295,6 +295,7 @@ mod tests {
             json!({ "type": "email", "email": "top-secret@example.com" }),
             json!({ "type": "phone", "phone": "+41791234567" }),
             json!({ "type": "hms", "token": "top-secret" }),
+            json!({ "type": "jpush", "token": "top-secret" }),
             json!({ "type": "sns", "target_arn": "arn:aws:sns:eu-central-1:1:endpoint/GCM/shop/top-secret" }),
             json!({ "type": "webhook", "url": "https://example.com/top-secret", "format": "chat" }),
             json!({

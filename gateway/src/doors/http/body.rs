@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn reserved_members_and_words_are_refused_as_not_built() {
         let reserved = contract::page()
-            .section("push")
+            .section("notification")
             .unwrap()
             .members()
             .filter(|member| member.reserved.is_some());

@@ -192,7 +192,12 @@ impl ClientToken {
 /// theirs, nor that a server may be posted to; and an address that is registered leaves its former recipient.
 pub(super) fn check_device(kind: AddressType) -> Result<(), Problem> {
     match kind {
-        AddressType::Apns | AddressType::Fcm | AddressType::WebPush | AddressType::Hms | AddressType::Sns => Ok(()),
+        AddressType::Apns
+        | AddressType::Fcm
+        | AddressType::WebPush
+        | AddressType::Hms
+        | AddressType::JPush
+        | AddressType::Sns => Ok(()),
         AddressType::Email | AddressType::Phone | AddressType::Webhook => Err(forbidden(
             "A client token registers devices only; mailboxes, numbers and receivers need an API key.",
         )),
