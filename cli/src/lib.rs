@@ -1,11 +1,12 @@
 //! The commands of `peal`. Results go to standard output, errors to standard error.
 //!
 //! Exit codes: 0, done, or the answer is yes; 1, the answer is no (the equation does not hold, something was not delivered,
-//! or a line was refused); 2, the command failed.
+//! or a line was refused); 2, the command failed (75 for `bounce`).
 
 mod api;
 mod apply;
 mod apps;
+mod bounce;
 mod dead;
 mod export;
 mod import;
@@ -46,6 +47,8 @@ enum Command {
     Import(import::ImportArgs),
     /// Write all recipients of an app to a file, with their tokens, as `import` takes them.
     Export(export::ExportArgs),
+    /// Report a mail that came to the bounce address: for the pipe of a mail server.
+    Bounce(bounce::BounceArgs),
     /// List, show, replay or delete dead letters.
     Dead(dead::DeadArgs),
     /// List, add or remove suppressed mailboxes and numbers.
@@ -118,11 +121,18 @@ impl Failure {
 pub async fn run(arguments: Arguments) -> ExitCode {
     let clock = Clock::system();
     let mut out = io::stdout();
+    // A mail server tries again after EX_TEMPFAIL of sysexits.h, and takes others for good.
+    let failed = if matches!(arguments.command, Command::Bounce(_)) {
+        75
+    } else {
+        2
+    };
     let done = match arguments.command {
         Command::Verify(args) => verify::run(args, &mut out).await,
         Command::Send(args) => send::run(*args, &mut out).await,
         Command::Import(args) => import::run(args, &mut out).await,
         Command::Export(args) => export::run(args, &mut out).await,
+        Command::Bounce(args) => bounce::run(args, &mut out).await,
         Command::Dead(args) => dead::run(args, &mut out).await,
         Command::Suppressions(args) => suppressions::run(args, &mut out).await,
         Command::Apps(args) => apps::run(args, &mut out).await,
@@ -141,7 +151,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("error: {failure}");
-            ExitCode::from(2)
+            ExitCode::from(failed)
         }
     }
 }

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use serde::Deserialize;
 use shared::{
     nats::{connect::Nats, topology::RegionSettings},
+    public_url::PublicUrl,
     secret::Secret,
     telemetry,
 };
@@ -36,6 +37,9 @@ pub struct Settings {
     pub keep_s: u64,
     /// Seconds that the ledger remembers an outcome.
     pub remember_s: u64,
+    /// Where gateways are known outside of the mesh, to providers and in links; the same in every process.
+    #[serde(default)]
+    pub public_url: Option<PublicUrl>,
     /// Seconds of silence from another region after which consent counts as stale, by class.
     pub stale_after_s: StaleAfter,
     /// The key that opens sealed credentials: 32 bytes in base64.

@@ -134,6 +134,7 @@ impl Station {
             committer,
             in_flight: InFlight::default(),
             telemetry: self.shared.telemetry,
+            public_url: settings.public_url.clone(),
             max_attempts: settings.max_attempts,
             brake: Brake::new(settings.removals_per_minute),
             suppressions,

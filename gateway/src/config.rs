@@ -11,13 +11,18 @@ use shared::{
         connect::Nats,
         topology::{HUB, RegionSettings},
     },
+    public_url::PublicUrl,
     seal::{MeshKey, SealError},
     secret::Secret,
     settings::{self, BadSettings},
     telemetry,
 };
 
-pub use crate::{doors::http::api::Limits, intake::budget::Quota, records::alerts::AlertSettings};
+pub use crate::{
+    doors::http::{api::Limits, callbacks::Settings as CallbackSettings},
+    intake::budget::Quota,
+    records::alerts::AlertSettings,
+};
 
 /// The defaults, with an explanation of every key.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
@@ -42,6 +47,12 @@ pub struct Settings {
     pub limits: Limits,
     /// What each app's callers may do.
     pub quota: Quota,
+    /// Where gateways are known outside of the mesh, to providers and in links; the same in every process.
+    #[serde(default)]
+    pub public_url: Option<PublicUrl>,
+    /// How callbacks of providers are checked.
+    #[serde(default)]
+    pub callbacks: CallbackSettings,
     /// How developers are alerted to dead letters.
     pub alerts: AlertSettings,
     /// Log format, metrics and the collector of spans.

@@ -45,13 +45,13 @@ use crate::{
     config::{Settings, Unusable},
     context::Context,
     doors::{
-        http::{self, Connections, Keys, Places, api::Api},
+        http::{self, Callbacks, Connections, Keys, Places, api::Api},
         nats::Door,
     },
     intake::{accept::Intake, budget::Budgets, moved, publish::Publisher, waiting},
     keeping::{canary, readiness::Readiness, trim, upkeep::Upkeep},
     recipients::{erasures, homes::Homes, owners},
-    records::{alerts::Alerts, dead_letters::DeadLetters, receipts::Receipts, recorder},
+    records::{alerts::Alerts, dead_letters::DeadLetters, feedback::Feedbacks, receipts::Receipts, recorder},
 };
 
 /// Receivers of webhooks that workers report faster than apps are alerted to them, at most.
@@ -85,6 +85,9 @@ pub enum StartError {
     /// The process was asked to finish while it waited for the mesh.
     #[error("stopped before the hub's configuration listed this region")]
     Finishing,
+    /// What checks callbacks cannot be prepared.
+    #[error("callbacks: {0}")]
+    Callbacks(io::Error),
     /// The HTTP client for alerts cannot be built.
     #[error("http client: {0}")]
     Http(#[from] reqwest::Error),
@@ -192,6 +195,9 @@ impl Gateway {
             homes,
             receipts,
             dead_letters,
+            feedback: Feedbacks::new(&context),
+            callbacks: Callbacks::new(&settings.callbacks).map_err(StartError::Callbacks)?,
+            public_url: settings.public_url,
             readiness: readiness.clone(),
             limits: settings.limits,
             permits: Arc::new(Semaphore::new(settings.limits.in_flight)),

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use aws_lc_rs::{hmac, rand};
+use aws_lc_rs::{constant_time, hmac, rand};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use uuid::Uuid;
 
@@ -13,6 +13,12 @@ use crate::{
 
 /// The name under which the key is sealed.
 pub(crate) const SEAL_NAME: &str = "mesh/ids";
+
+/// Bytes of [`IdKey::mac`]: half of SHA-256, which RFC 2104 §5 permits.
+pub(crate) const MAC_BYTES: usize = 16;
+
+/// The fewest bytes of an HMAC that RFC 2104 §5 permits.
+pub(crate) const MAC_BYTES_MIN: usize = 10;
 
 /// Derives the ids of jobs with HMAC-SHA-256. A mesh has one key, which is made when the mesh is provisioned and never
 /// replaced: with another key, a repeated notification would be another job. Cheap to clone.
@@ -43,6 +49,25 @@ impl IdKey {
         let text = mesh_key.open(SEAL_NAME, sealed)?;
         let bytes = STANDARD.decode(text).map_err(|_| SealError::Closed)?;
         Ok(Self(Some(hmac::Key::new(hmac::HMAC_SHA256, &bytes).into())))
+    }
+
+    /// The HMAC over `parts`, each with its length; `None` without a key.
+    pub(crate) fn mac(&self, parts: &[&[u8]]) -> Option<[u8; MAC_BYTES]> {
+        let mut signing = hmac::Context::with_key(self.0.as_ref()?);
+        // No id is derived from these bytes: those begin with letters.
+        signing.update(&[0]);
+        for part in parts {
+            signing.update(&(part.len() as u64).to_be_bytes());
+            signing.update(part);
+        }
+        signing.sign().as_ref()[..MAC_BYTES].try_into().ok()
+    }
+
+    /// Whether `given` is [`Self::mac`] of `parts`, or its first bytes, at least [`MAC_BYTES_MIN`].
+    pub(crate) fn verifies(&self, parts: &[&[u8]], given: &[u8]) -> bool {
+        let mac = self.mac(parts).filter(|_| given.len() >= MAC_BYTES_MIN);
+        let mac = mac.as_ref().and_then(|mac| mac.get(..given.len()));
+        mac.is_some_and(|mac| constant_time::verify_slices_are_equal(mac, given).is_ok())
     }
 
     /// The id that `parts` of this `kind` have in this mesh.

@@ -1,5 +1,6 @@
 //! Jobs and addresses for tests and measurements; behind the feature `testing`.
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 
 use crate::{
@@ -84,4 +85,14 @@ pub fn address(app: &AppId, provider: Provider, token: &str) -> Address {
 /// A mesh key, always the same.
 pub fn mesh_key() -> MeshKey {
     MeshKey::from_base64("BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=").expect("32 bytes of base64")
+}
+
+/// A key of ids, the same for the same seed.
+///
+/// # Panics
+/// Never: it opens what it sealed.
+pub fn id_key(seed: u8) -> IdKey {
+    let mesh_key = mesh_key();
+    let text = STANDARD.encode([seed; 32]);
+    IdKey::open(&mesh_key, &mesh_key.seal("mesh/ids", &text)).expect("the key was sealed with this mesh key")
 }

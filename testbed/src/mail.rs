@@ -107,6 +107,7 @@ fn credential(args: &MailArgs) -> anyhow::Result<smtp::Credential> {
         password: args.password.clone().map(Into::into),
         bounces: args.bounces.as_deref().map(str::parse).transpose()?,
         verp: args.bounces.is_some(),
+        sns_topic: None,
         dkim: args.dkim.iter().map(key).collect::<anyhow::Result<_>>()?,
         connections: None,
         hello: None,

@@ -1,14 +1,17 @@
-//! Text messages and webhooks, from a request over HTTP to the provider and back to the status.
+//! Text messages and webhooks, from a request over HTTP to the provider and back to the status, with what the providers report
+//! later.
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 
-use std::time::Duration;
+use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
+use aws_lc_rs::hmac;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use shared::{app::Route, channel::Channel, provider::Provider, signature};
 use testbed::{
     nats,
-    peal::{Peal, Plan},
+    peal::{PUBLIC_URL, Peal, Plan},
     providers::{Answer, RecordedPush, Rule},
 };
 use tokio::time::{Instant, sleep};
@@ -127,6 +130,171 @@ async fn text_messages_take_the_apps_route_and_double_nothing() {
     );
     let delivery = send(&peal, "eu", text("Nobody")).await;
     assert_end(&delivery, "suppressed", "", "no_address");
+}
+
+fn form(push: &RecordedPush) -> BTreeMap<String, String> {
+    url::form_urlencoded::parse(&push.payload).into_owned().collect()
+}
+
+/// Posts a callback to the gateway of a region, and returns the status of its answer.
+async fn call_back(peal: &Peal, at: &str, path: &str, header: (&str, &str), fields: &BTreeMap<String, String>) -> u16 {
+    let url = format!("{}{path}", peal.region(at).gateway.url);
+    let request = peal.http.post(url).form(fields).header(header.0, header.1);
+    request.send().await.unwrap().status().as_u16()
+}
+
+/// What Twilio reports about the message with this callback URL, and its signature.
+fn twilio_report(peal: &Peal, url: &str, status: &str, code: &str) -> (BTreeMap<String, String>, String) {
+    let credential = peal.simulators.twilio.credential();
+    let fields = [
+        ("AccountSid", credential.account_sid.as_str()),
+        ("ErrorCode", code),
+        ("MessageSid", "SM1"),
+        ("MessageStatus", status),
+    ];
+    let fields: BTreeMap<_, _> = fields.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let mut signed = url.to_owned();
+    for (name, value) in &fields {
+        write!(signed, "{name}{value}").unwrap();
+    }
+    let key = hmac::Key::new(
+        hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
+        credential.secret.reveal().as_bytes(),
+    );
+    (fields, STANDARD.encode(hmac::sign(&key, signed.as_bytes())))
+}
+
+/// A header that signs nothing.
+const UNSIGNED: (&str, &str) = ("x-request-id", "callback");
+
+fn by_twilio(signature: &str) -> (&str, &str) {
+    ("x-twilio-signature", signature)
+}
+
+/// The feedback at the only delivery of a notification, as words, once there are this many.
+async fn feedback(peal: &Peal, at: &str, job: &Value, many: usize) -> Vec<String> {
+    let path = format!("/v1/notifications/{}", job["notification"].as_str().unwrap());
+    let deadline = Instant::now() + DONE_WITHIN;
+    loop {
+        let status = peal.expect("GET", at, &path, None).await.unwrap();
+        let delivery = &status["deliveries"][0];
+        let words: Vec<String> = {
+            let all = delivery["feedback"].as_array().into_iter().flatten();
+            all.map(|feedback| {
+                assert_eq!(feedback["delivery_id"], delivery["delivery_id"]);
+                feedback["type"].as_str().unwrap().to_owned()
+            })
+            .collect()
+        };
+        if words.len() >= many {
+            assert_eq!(
+                (&status["state"], &delivery["state"]),
+                (&json!("done"), &json!("delivered")),
+                "{status}"
+            );
+            return words;
+        }
+        assert!(Instant::now() < deadline, "{status}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_providers_report_later_stands_at_the_delivery_and_changes_no_state() {
+    let peal = start().await;
+    peal.register("ann", "eu", &[]).await.unwrap();
+    register(&peal, json!({ "type": "phone", "phone": ANN })).await;
+    // Accepted in one region, worked on in another.
+    let body = json!({ "to": { "recipients": ["ann"] }, "sms": { "text": "Your code is 1234" } });
+    let accepted = peal
+        .expect("POST", "us", "/v1/notifications", Some(&body))
+        .await
+        .unwrap();
+    let job = json!({ "notification": accepted["notification_id"] });
+    let deadline = Instant::now() + DONE_WITHIN;
+    while peal.simulators.twilio.log().delivered_to(ANN).is_empty() {
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(50)).await;
+    }
+    let sent = peal.simulators.twilio.log().delivered_to(ANN);
+    let url = form(&sent[0])["StatusCallback"].clone();
+    let path = url.strip_prefix(PUBLIC_URL).unwrap().to_owned();
+    assert!(path.starts_with("/v1/callbacks/twilio/shop?peal_reference="), "{path}");
+
+    // Any region takes the report, and however often it comes it counts once.
+    let (fields, signature) = twilio_report(&peal, &url, "delivered", "");
+    for at in ["us", "eu", "us"] {
+        let status = call_back(&peal, at, &path, by_twilio(&signature), &fields).await;
+        assert_eq!(status, 204, "{at}");
+    }
+    assert_eq!(feedback(&peal, "us", &job, 1).await, ["confirmed"]);
+
+    // Nobody invents a report: neither a signature, nor a reference, nor the message of another app.
+    assert_eq!(call_back(&peal, "eu", &path, by_twilio("AAAA"), &fields).await, 401);
+    assert_eq!(call_back(&peal, "eu", &path, UNSIGNED, &fields).await, 401);
+    let (head, last) = url.split_at(url.len() - 1);
+    let forged = format!("{head}{}", if last == "A" { "B" } else { "A" });
+    let (fields, signature) = twilio_report(&peal, &forged, "failed", "30005");
+    let forged = forged.strip_prefix(PUBLIC_URL).unwrap();
+    assert_eq!(
+        call_back(&peal, "eu", forged, by_twilio(&signature), &fields).await,
+        422
+    );
+    for nowhere in [
+        "/v1/callbacks/twilio/nobody",
+        "/v1/callbacks/pigeon/shop",
+        "/v1/callbacks/twilio/a.b",
+    ] {
+        assert_eq!(
+            call_back(&peal, "eu", nowhere, by_twilio(&signature), &fields).await,
+            404,
+            "{nowhere}"
+        );
+    }
+    assert_eq!(feedback(&peal, "us", &job, 1).await, ["confirmed"]);
+
+    // Vonage signs the fields.
+    peal.simulators.twilio.stop().await;
+    sleep(Duration::from_millis(200)).await;
+    let accepted = peal
+        .expect("POST", "eu", "/v1/notifications", Some(&body))
+        .await
+        .unwrap();
+    let job = json!({ "notification": accepted["notification_id"] });
+    let deadline = Instant::now() + DONE_WITHIN;
+    while peal.simulators.vonage.log().delivered_to(ANN).is_empty() {
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(50)).await;
+    }
+    let sent = form(&peal.simulators.vonage.log().delivered_to(ANN)[0]);
+    assert_eq!(sent["callback"], format!("{PUBLIC_URL}/v1/callbacks/vonage/shop"));
+    let key = peal.simulators.vonage.credential().webhook_key.unwrap();
+    let report = |status: &str| {
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let fields = [
+            ("client-ref", sent["client-ref"].clone()),
+            ("err-code", "6".to_owned()),
+            ("messageId", "0A0000000123ABCD1".to_owned()),
+            ("status", status.to_owned()),
+            ("timestamp", now.to_string()),
+        ];
+        let mut fields: BTreeMap<String, String> = fields.map(|(name, value)| (name.to_owned(), value)).into();
+        let signed = fields.iter().fold(String::new(), |signed, (name, value)| {
+            format!("{signed}&{name}={value}")
+        });
+        let key = hmac::Key::new(hmac::HMAC_SHA256, key.reveal().as_bytes());
+        let hex = hmac::sign(&key, signed.as_bytes());
+        let hex: Vec<String> = hex.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        fields.insert("sig".to_owned(), hex.concat());
+        fields
+    };
+    let path = "/v1/callbacks/vonage/shop";
+    assert_eq!(call_back(&peal, "us", path, UNSIGNED, &report("failed")).await, 204);
+    assert_eq!(feedback(&peal, "eu", &job, 1).await, ["undelivered"]);
+    let other = report("delivered");
+    let mut changed = other.clone();
+    changed.insert("status".to_owned(), "failed".to_owned());
+    assert_eq!(call_back(&peal, "us", path, UNSIGNED, &changed).await, 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,7 @@ use shared::{
         config::Config,
         subject::{Lane, Tier},
     },
+    public_url::PublicUrl,
     telemetry::Telemetry,
 };
 use tokio::sync::{Semaphore, watch};
@@ -68,6 +69,8 @@ pub struct Pipeline {
     pub in_flight: InFlight,
     /// Spans and metrics.
     pub telemetry: Telemetry,
+    /// Where the gateways are known outside of the mesh.
+    pub public_url: Option<PublicUrl>,
     /// The number of attempts at a delivery before it becomes a dead letter.
     pub max_attempts: u32,
     /// Keeps a faulty provider from removing every address.

@@ -1,6 +1,6 @@
 //! Asks the providers to deliver the message to all addresses of the recipient at the same time.
 
-use std::pin::pin;
+use std::{pin::pin, sync::Arc};
 
 use futures::future::join_all;
 use shared::{address::Address, failpoint::failpoint};
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     limits::REPORT_PROGRESS_EVERY,
-    providers::{Attempt, Message},
+    providers::{Attempt, Message, Tracking},
     pulled::Pulled,
 };
 
@@ -36,7 +36,12 @@ impl Pipeline {
             spared,
         } = intended;
         let ActiveJob { pulled, job, .. } = &active;
-        let message = Message::new(job.clone(), pulled.renditions());
+        let message = Message::new(job.clone(), pulled.renditions()).tracked(Tracking {
+            ids: Arc::clone(&self.config.id_key()),
+            home: self.region.clone(),
+            public_url: self.public_url.clone(),
+            sent_at: self.clock.now(),
+        });
         let expires_at = job.expires_at();
         let one = async |(address, revision): (Address, u64)| {
             let intent = Intent {

@@ -14,6 +14,7 @@ mod html;
 mod outcome;
 mod places;
 mod renditions;
+mod tracking;
 mod transport;
 
 pub mod apns;
@@ -53,6 +54,7 @@ pub use self::{
     breaker::{BreakerState, Watched},
     outcome::{Outcome, Reason},
     renditions::{Message, Renditions},
+    tracking::Tracking,
     transport::{
         BadSettings,
         endpoints::{EndpointState, Settings as EndpointSettings, Why},

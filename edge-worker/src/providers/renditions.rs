@@ -14,6 +14,8 @@ use shared::{
     provider::Provider,
 };
 
+use super::tracking::Tracking;
+
 /// One content as bytes for each provider, rendered when the first attempt needs it. All deliveries of a job and all
 /// members of a slice share it, so a rendition must depend only on the content. Cheap to clone.
 #[derive(Clone, Default)]
@@ -36,12 +38,34 @@ impl fmt::Debug for Renditions {
 pub struct Message {
     job: Arc<Job>,
     renditions: Renditions,
+    tracking: Option<Tracking>,
 }
 
 impl Message {
     /// The message of `job`. All jobs that share `renditions` have the same content.
     pub fn new(job: Arc<Job>, renditions: Renditions) -> Self {
-        Self { job, renditions }
+        Self {
+            job,
+            renditions,
+            tracking: None,
+        }
+    }
+
+    /// The same message, whose copies carry signed references.
+    #[must_use]
+    pub fn tracked(self, tracking: Tracking) -> Self {
+        Self {
+            tracking: Some(tracking),
+            ..self
+        }
+    }
+
+    pub(super) fn job(&self) -> &Job {
+        &self.job
+    }
+
+    pub(super) fn tracking(&self) -> Option<&Tracking> {
+        self.tracking.as_ref()
     }
 
     /// The push that is its content; `None` if its content is for another channel.

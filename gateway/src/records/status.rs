@@ -1,11 +1,12 @@
 //! The status of a notification, computed from its receipts.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
 use shared::{
     channel::Channel,
+    feedback::{Feedback, Kind},
     id::{AddressId, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region},
     provider::Provider,
     receipt::{Receipt, State as DeliveryState},
@@ -91,6 +92,33 @@ pub(crate) struct Delivery {
     /// The number of the plan's step, from 0; absent if its steps do not follow each other.
     #[serde(skip_serializing_if = "Option::is_none")]
     step: Option<u32>,
+    /// What was reported after the final state, oldest first; absent if nothing was.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    feedback: Vec<FeedbackItem>,
+}
+
+/// What was reported about a delivery after its final state, which it does not change.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Feedback)]
+pub(crate) struct FeedbackItem {
+    /// What happened.
+    #[serde(rename = "type")]
+    #[schema(value_type = String)]
+    kind: Kind,
+    /// When it happened.
+    #[schema(value_type = String, format = DateTime)]
+    at: Timestamp,
+    /// The delivery.
+    delivery_id: DeliveryId,
+    /// The provider that reported it; absent if the recipient did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider: Option<Provider>,
+    /// The enhanced status code, or the code of a carrier or provider.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Whether the mailbox will never take mail; of a bounce.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hard: Option<bool>,
 }
 
 /// One attempt of a delivery.
@@ -195,6 +223,44 @@ impl Status {
     }
 }
 
+impl History {
+    /// The regions that worked on deliveries about which something may be reported later. Push services and receivers of webhooks
+    /// report nothing.
+    pub(crate) fn regions_with_feedback(&self) -> Vec<Region> {
+        let may_have = |(_, receipt): &&(Region, Receipt)| {
+            matches!(receipt.channel, Channel::Email | Channel::Sms) && receipt.address.is_some()
+        };
+        let regions = self.receipts.iter().filter(may_have).map(|(region, _)| region.clone());
+        regions.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+}
+
+impl Status {
+    /// Adds to each delivery what was reported about it.
+    #[must_use]
+    pub(crate) fn with_feedback(mut self, feedback: Vec<Feedback>) -> Self {
+        for feedback in feedback {
+            for delivery in &mut self.deliveries {
+                let (Some(id), Some(address)) = (delivery.id, delivery.address_id) else {
+                    continue;
+                };
+                if !feedback.is_about(delivery.job, address) {
+                    continue;
+                }
+                delivery.feedback.push(FeedbackItem {
+                    kind: feedback.kind,
+                    at: feedback.at,
+                    delivery_id: id,
+                    provider: feedback.provider,
+                    reason: feedback.reason.clone(),
+                    hard: feedback.hard,
+                });
+            }
+        }
+        self
+    }
+}
+
 /// The receipts of each delivery, with the region that each is from.
 type ByDelivery = BTreeMap<(JobId, Option<AddressId>), Vec<(Region, Receipt)>>;
 
@@ -243,6 +309,7 @@ fn deliveries(receipts: Vec<(Region, Receipt)>) -> Vec<Delivery> {
                     .collect(),
                 channel: last.channel,
                 step: last.step,
+                feedback: Vec::new(),
             })
         })
         .collect();
@@ -287,10 +354,8 @@ impl From<Receipt> for Attempt {
 
 #[cfg(test)]
 mod tests {
-    use shared::{
-        channel::Channel,
-        receipt::{Accepted, Expanded, ExpandedSlice, Split},
-    };
+    use proptest::prelude::*;
+    use shared::receipt::{Accepted, Expanded, ExpandedSlice, Split};
 
     use super::*;
     use crate::records::receipts::Late;
@@ -307,6 +372,72 @@ mod tests {
             ..Receipt::new(notification, job, Channel::Push, state, at)
         };
         ("eu".parse().unwrap(), receipt)
+    }
+
+    fn feedback(number: u128, job: Option<u128>, address: u128, kind: Kind) -> Feedback {
+        Feedback {
+            id: Uuid::from_u128(number),
+            kind,
+            at: Timestamp::from_second(60).unwrap(),
+            notification: NotificationId(Uuid::from_u128(1)),
+            job: job.map(|job| JobId(Uuid::from_u128(job))),
+            address: AddressId(Uuid::from_u128(address)),
+            channel: Channel::Email,
+            provider: Some(Provider::SendGrid),
+            reason: None,
+            hard: None,
+        }
+    }
+
+    proptest! {
+        /// Whatever is reported, and about whatever: states, counts and progress stay those of the receipts.
+        #[test]
+        fn feedback_changes_nothing_but_itself(
+            of_receipts in prop::collection::vec((0u128..3, 0u128..3, 1u32..3, 0usize..DeliveryState::ALL.len()), 0..8),
+            of_feedback in prop::collection::vec((prop::option::of(0u128..4), 0u128..4, 0usize..Kind::ALL.len()), 0..8),
+        ) {
+            let all = || {
+                let each = of_receipts.iter();
+                each.map(|(job, address, attempt, state)| receipt(*job, *address, *attempt, DeliveryState::ALL[*state])).collect()
+            };
+            let given = (0u128..).zip(&of_feedback);
+            let given = given.map(|(number, (job, address, kind))| feedback(number, *job, *address, Kind::ALL[*kind]));
+            let with = status(3, all()).with_feedback(given.collect());
+            let mut with = serde_json::to_value(&with).unwrap();
+            for delivery in with["deliveries"].as_array_mut().unwrap() {
+                delivery.as_object_mut().unwrap().remove("feedback");
+            }
+            prop_assert_eq!(with, serde_json::to_value(status(3, all())).unwrap());
+        }
+    }
+
+    #[test]
+    fn feedback_stands_at_its_delivery() {
+        let receipts = vec![
+            receipt(1, 1, 1, DeliveryState::Delivered),
+            receipt(1, 2, 1, DeliveryState::Delivered),
+            receipt(2, 3, 1, DeliveryState::Delivered),
+        ];
+        let given = vec![
+            feedback(1, Some(1), 2, Kind::Confirmed),
+            feedback(2, None, 3, Kind::Bounced),
+            feedback(3, Some(9), 1, Kind::Complained),
+        ];
+        let status = status(2, receipts).with_feedback(given);
+        let kinds = |address: u128| {
+            let id = Some(AddressId(Uuid::from_u128(address)));
+            let delivery = status
+                .deliveries
+                .iter()
+                .find(|delivery| delivery.address_id == id)
+                .unwrap();
+            delivery.feedback.iter().map(|item| item.kind).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (kinds(1), kinds(2), kinds(3)),
+            (vec![], vec![Kind::Confirmed], vec![Kind::Bounced])
+        );
+        assert_eq!(status.done, 2);
     }
 
     fn status(jobs: u32, receipts: Vec<(Region, Receipt)>) -> Status {

@@ -26,15 +26,18 @@ use super::{
     refusal,
     restore::{self, Kept},
     subject,
-    topology::{self, DEAD, Domain, RECIPIENTS},
+    topology::{self, DEAD, Domain, FEEDBACK, RECIPIENTS},
 };
 use crate::{
-    id::Region,
+    id::{AppId, NotificationId, Region},
     seal::{MeshKey, Vault},
 };
 
 /// How long to wait for all answers to a question.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
+
+/// Reports about one notification that are read, at most.
+const FEEDBACK_READ_MAX: usize = 1024;
 
 /// Questions that a gateway answers at the same time.
 const ANSWERING_MAX: usize = 64;
@@ -72,6 +75,8 @@ enum What {
     FactsFrom { filter: String, from: u64, count: usize },
     /// At most `count` letters from the sequence `from` on.
     Letters { filter: String, from: u64, count: usize },
+    /// What was reported about a notification.
+    Feedback { app: AppId, notification: NotificationId },
     /// Deletes the letter with this sequence.
     DeleteLetter { sequence: u64 },
     /// Writes facts again. Only the region's own workers ask for it.
@@ -180,6 +185,31 @@ impl Regions {
             }
             asked => Ok(asked?),
         }
+    }
+
+    /// What was reported about `notification` of `app`, as far as `region` worked on it; the first 1024 reports.
+    ///
+    /// # Errors
+    /// [`NoAnswer`], within a few seconds.
+    pub async fn feedback(
+        &self,
+        region: &Region,
+        app: &AppId,
+        notification: NotificationId,
+    ) -> Result<Vec<Found>, NoAnswer> {
+        if *region == self.here {
+            return self.feedback_here(app, notification).await;
+        }
+        let app = app.clone();
+        let asked = self.ask(region, What::Feedback { app, notification }).await;
+        asked.map_err(NoAnswer::from)
+    }
+
+    async fn feedback_here(&self, app: &AppId, notification: NotificationId) -> Result<Vec<Found>, NoAnswer> {
+        let filter = subject::feedback_about(&self.here, app, notification);
+        let mut found = direct::from(&self.js, &Domain::Here, FEEDBACK, &filter, 1, FEEDBACK_READ_MAX).await?;
+        found.retain(|found| self.border.admits_found(found));
+        Ok(found)
     }
 
     /// Deletes a dead letter of `region`. Safe to repeat.
@@ -331,6 +361,10 @@ impl Regions {
                 found.retain(|found| self.may_leave(subject::app_of(&found.subject)));
                 Ok(found)
             }
+            What::Feedback { app, notification } if self.may_leave(Some(app.as_str())) => {
+                self.feedback_here(&app, notification).await
+            }
+            What::Feedback { .. } => Ok(Vec::new()),
             What::DeleteLetter { sequence } => {
                 let filter = subject::dead_filter(&self.here);
                 let found = direct::from(&self.js, &Domain::Here, DEAD, &filter, sequence, 1).await?;

@@ -13,7 +13,7 @@ use super::{
     accounts, config,
     subject::{self, TRACE_HOPS},
     topology::{
-        self, ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, HUB, IDEMPOTENCY,
+        self, ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, FEEDBACK, HUB, IDEMPOTENCY,
         INTAKE_CONSUMER, MOVED_CONSUMER, Mesh, NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE,
         consumers, work_for, workers_consumers,
     },
@@ -195,6 +195,7 @@ fn gateway(mesh: &Mesh, apps: &[AppId]) -> Vec<String> {
         subject::directory_filter(here),
         subject::idempotency_filter(here),
         subject::receipt_origin_filter(here, here),
+        subject::feedback_filter(here),
         TRACE_HOPS.to_owned(),
     ]);
     // It creates and updates streams and consumers, each by name, and removes none.
@@ -229,7 +230,7 @@ fn gateway(mesh: &Mesh, apps: &[AppId]) -> Vec<String> {
     }
     // What it reads here.
     allowed.extend([DIRECTORY, CONFIG, RECEIPTS].into_iter().flat_map(follow));
-    allowed.extend([RECEIPTS, IDEMPOTENCY, DIRECTORY].map(|stream| direct(Domain::Here, stream)));
+    allowed.extend([RECEIPTS, FEEDBACK, IDEMPOTENCY, DIRECTORY].map(|stream| direct(Domain::Here, stream)));
     allowed.extend(consume(DEAD, ALERTS_CONSUMER));
     // Dead letters and facts. It asks the gateways of other regions for theirs, and answers them.
     allowed.extend(dead_and_facts(Domain::Here));

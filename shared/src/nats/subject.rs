@@ -16,7 +16,7 @@ use crate::{
 /// belongs to that region's streams alone, and only sourcing takes it further. A leaf link must not carry
 /// acknowledgements either: they name a stream, a consumer and a sequence, but no region, and would settle another
 /// region's message.
-pub const LOCAL_PREFIXES: [&str; 21] = [
+pub const LOCAL_PREFIXES: [&str; 22] = [
     "send",
     "notify",
     "due",
@@ -27,6 +27,7 @@ pub const LOCAL_PREFIXES: [&str; 21] = [
     "alive",
     "schedule",
     "receipt",
+    "feedback",
     "dead",
     "directory",
     "idempotency",
@@ -392,6 +393,26 @@ pub fn receipts_anywhere(app: &AppId) -> [String; 2] {
 /// The app in a subject of receipts or of dead letters.
 pub fn app_of(subject: &str) -> Option<&str> {
     subject.rsplit('.').next()
+}
+
+/// Feedback about `notification` that gateways of `taken` took, for the region that worked on it.
+pub fn feedback(taken: &Region, home: &Region, app: &AppId, notification: NotificationId) -> String {
+    format!("feedback.{taken}.{home}.{app}.{notification}")
+}
+
+/// All feedback that gateways of `taken` took.
+pub fn feedback_filter(taken: &Region) -> String {
+    format!("feedback.{taken}.>")
+}
+
+/// All feedback that gateways of `taken` took for `home`.
+pub fn feedback_home_filter(taken: &Region, home: &Region) -> String {
+    format!("feedback.{taken}.{home}.>")
+}
+
+/// The feedback about `notification` that `home` has, whatever region took it.
+pub fn feedback_about(home: &Region, app: &AppId, notification: NotificationId) -> String {
+    format!("feedback.*.{home}.{app}.{notification}")
 }
 
 /// All dead letters of `region`.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::is_api_key;
+use super::{check_webhook_key, is_api_key};
 use crate::{invalid::Invalid, secret::Secret};
 
 /// A key of Mailchimp Transactional's API.
@@ -15,6 +15,13 @@ pub struct Credential {
     /// The subaccount under which mails are counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subaccount: Option<String>,
+    /// The key that verifies what Mailchimp reports: that of the webhook.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "crate::secret::reveal_some"
+    )]
+    pub webhook_key: Option<Secret>,
 }
 
 /// Members of a request that Peal alone sets.
@@ -32,6 +39,7 @@ impl Credential {
         if !is_api_key(self.api_key.reveal()) {
             return Err(Invalid::new("api_key", "must be 1 to 256 printable ASCII characters"));
         }
+        check_webhook_key(self.webhook_key.as_ref())?;
         let is_name = |name: &String| (1..=255).contains(&name.len()) && !name.chars().any(char::is_control);
         if self.subaccount.as_ref().is_none_or(is_name) {
             Ok(())

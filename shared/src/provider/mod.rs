@@ -27,7 +27,8 @@ use crate::{
     backoff::Backoff,
     channel::{Channel, words},
     invalid::Invalid,
-    secret, tolerant,
+    secret::{self, Secret},
+    tolerant,
 };
 
 words!(
@@ -104,6 +105,18 @@ fn is_api_key(text: &str) -> bool {
 /// Whether `text` is 1 to `most` letters and digits, as ids of providers are.
 fn is_word(text: &str, most: usize) -> bool {
     (1..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+/// Checks the member `webhook_key` of a credential, which verifies what the provider reports.
+fn check_webhook_key(key: Option<&Secret>) -> Result<(), Invalid> {
+    if key.is_none_or(|key| is_api_key(key.reveal())) {
+        Ok(())
+    } else {
+        Err(Invalid::new(
+            "webhook_key",
+            "must be 1 to 256 printable ASCII characters",
+        ))
+    }
 }
 
 /// Declares [`Credential`], with a variant for each provider.

@@ -60,6 +60,9 @@ pub struct Credential {
     /// Whether each mail gets a bounce address of its own: `bounces` with `+` and the delivery's id before the `@` (VERP).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub verp: bool,
+    /// The ARN of the topic to which Amazon SES, behind this server, publishes what becomes of mails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sns_topic: Option<String>,
     /// The keys that sign; a mail is signed by those whose domain is its author's or above it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dkim: Vec<Dkim>,
@@ -115,6 +118,9 @@ impl Credential {
             (None, Some(_)) => return Err(Invalid::new("user", "must be given with password")),
         }
         self.check_bounces()?;
+        if self.sns_topic.as_deref().is_some_and(|topic| !is_topic(topic)) {
+            return Err(Invalid::new("sns_topic", "must be the ARN of an SNS topic"));
+        }
         if self
             .connections
             .is_some_and(|connections| connections.get() > MAX_CONNECTIONS)
@@ -151,6 +157,13 @@ impl Credential {
         }
         Ok(())
     }
+}
+
+/// Whether `text` is `arn:<partition>:sns:<region>:<account>:<name>`.
+fn is_topic(text: &str) -> bool {
+    let parts: Vec<&str> = text.split(':').collect();
+    let is_plain = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_graphic());
+    matches!(parts[..], ["arn", _, "sns", _, _, _]) && parts.iter().all(is_plain) && text.len() <= 512
 }
 
 const NAME: &str = "must be a name of letters, digits, dots and inner hyphens, of at most 253 bytes";
@@ -208,6 +221,8 @@ mod tests {
                 json!({ "verp": true, "bounces": format!("{}@example.com", "b".repeat(32)) }),
             ),
             ("connections", json!({ "connections": 101 })),
+            ("sns_topic", json!({ "sns_topic": "arn:aws:sqs:eu-west-1:1:a" })),
+            ("", json!({ "sns_topic": "arn:aws:sns:eu-west-1:123456789012:bounces" })),
             ("dkim[0].domain", key(json!({ "domain": "a;b" }))),
             ("dkim[0].selector", key(json!({ "selector": "a; d=evil" }))),
         ] {

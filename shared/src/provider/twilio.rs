@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::check_webhook_key;
 use crate::{content::sms::Sms, invalid::Invalid, secret::Secret};
 
 /// An account of Twilio.
@@ -24,6 +25,21 @@ pub struct Credential {
     /// The SID of the messaging service that sends what has no sender: `MG` and 32 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub messaging_service_sid: Option<String>,
+    /// The key that verifies what Twilio reports: the auth token of the account. Needed if `secret` is that of an API key.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "crate::secret::reveal_some"
+    )]
+    pub webhook_key: Option<Secret>,
+}
+
+impl Credential {
+    /// The key that verifies what Twilio reports; `None` if none is known.
+    pub fn webhook_key(&self) -> Option<&Secret> {
+        let auth_token = self.api_key_sid.is_none().then_some(&self.secret);
+        self.webhook_key.as_ref().or(auth_token)
+    }
 }
 
 /// Fields of a message that Peal alone sets.
@@ -44,6 +60,7 @@ impl Credential {
                 ));
             }
         }
+        check_webhook_key(self.webhook_key.as_ref())?;
         // Before the colon of Basic authentication stands the SID, so a secret may have any character but those of control.
         let secret = self.secret.reveal();
         if !(1..=256).contains(&secret.len()) || !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -79,6 +96,7 @@ mod tests {
             api_key_sid: Some(format!("SK{digits}")),
             secret: "s3cret".to_owned().into(),
             messaging_service_sid: Some(format!("MG{digits}")),
+            webhook_key: None,
         };
         good.check().unwrap();
         let bad = [

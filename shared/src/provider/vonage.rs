@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::check_webhook_key;
 use crate::{
     content::{segments::Alphabet, sms::Sms},
     invalid::Invalid,
@@ -22,6 +23,13 @@ pub struct Credential {
         deserialize_with = "crate::secret::one_line"
     )]
     pub api_secret: Secret,
+    /// The key that verifies what Vonage reports: the account's signature secret, with the method HMAC-SHA-256 or HMAC-SHA-512.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "crate::secret::reveal_some"
+    )]
+    pub webhook_key: Option<Secret>,
 }
 
 /// Fields of a message that Peal alone sets.
@@ -34,6 +42,7 @@ impl Credential {
         if !is_key {
             return Err(Invalid::new("api_key", "must be 1 to 64 letters and digits"));
         }
+        check_webhook_key(self.webhook_key.as_ref())?;
         let secret = self.api_secret.reveal();
         if !(1..=256).contains(&secret.len()) || !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Invalid::new(
@@ -71,6 +80,7 @@ mod tests {
         let of = |api_key: &str, api_secret: &str| Credential {
             api_key: api_key.into(),
             api_secret: api_secret.to_owned().into(),
+            webhook_key: None,
         };
         of("abcd1234", "s3cret").check().unwrap();
         for (field, credential) in [

@@ -19,6 +19,11 @@ const SECONDS: [f64; 17] = [
     0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];
 
+/// Bucket boundaries of feedback, in seconds: from a handset's answer to a mail server that gives up after days.
+const FEEDBACK_SECONDS: [f64; 12] = [
+    1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0, 432_000.0,
+];
+
 /// The instruments of a process. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -30,6 +35,7 @@ pub struct Metrics {
     attempts: Histogram<f64>,
     waited: Histogram<f64>,
     facts_awaited: Histogram<f64>,
+    feedback: Histogram<f64>,
     duplicates: Counter<u64>,
     unreadable: Counter<u64>,
     in_flight: UpDownCounter<i64>,
@@ -80,14 +86,11 @@ pub struct Endpoint<'a> {
 impl Metrics {
     /// Makes the instruments.
     pub fn new(meter: &Meter) -> Self {
-        let seconds = |name: &'static str, what: &'static str| {
-            meter
-                .f64_histogram(name)
-                .with_unit("s")
-                .with_description(what)
-                .with_boundaries(SECONDS.to_vec())
-                .build()
+        let histogram = |name: &'static str, what: &'static str, boundaries: &[f64]| {
+            let histogram = meter.f64_histogram(name).with_unit("s").with_description(what);
+            histogram.with_boundaries(boundaries.to_vec()).build()
         };
+        let seconds = |name, what| histogram(name, what, &SECONDS);
         let gauge = |name: &'static str, what: &'static str| meter.u64_gauge(name).with_description(what).build();
         let count = |name: &'static str, what: &'static str| meter.u64_counter(name).with_description(what).build();
         Self {
@@ -111,6 +114,11 @@ impl Metrics {
                 "peal.facts.wait",
                 "From the pull of messages until the facts about their recipients were current; the longest of a batch.",
             ),
+            feedback: histogram(
+                "peal.feedback.latency",
+                "From the sending of a message to what its provider reports, by provider and report.",
+                &FEEDBACK_SECONDS,
+            ),
             duplicates: count(
                 "peal.duplicates",
                 "Jobs or deliveries that the ledger had already settled.",
@@ -130,12 +138,10 @@ impl Metrics {
                 .build(),
             facts: gauge("peal.cache.sequence", "Last fact applied to the cache."),
             dead_letters: count("peal.dead_letters", "Dead letters kept, by channel and reason."),
-            breakers: meter
-                .u64_gauge("peal.breaker.open")
-                .with_description(
-                    "Whether nothing is sent because of failures in a row, by provider, credential and what failed.",
-                )
-                .build(),
+            breakers: gauge(
+                "peal.breaker.open",
+                "Whether nothing is sent because of failures in a row, by provider, credential and what failed.",
+            ),
             quota_granted: gauge(
                 "peal.quota.granted",
                 "Messages a minute that this worker may send for a project.",
@@ -237,6 +243,15 @@ impl Metrics {
             KeyValue::new("outcome", outcome),
         ];
         self.attempts.record(took.as_secs_f64(), &labels);
+    }
+
+    /// Something was reported `latency` after the message was sent; `kind` is what happened.
+    pub fn feedback(&self, provider: Option<Provider>, kind: &'static str, latency: Duration) {
+        let labels = [
+            KeyValue::new("provider", provider.map_or("none", Provider::as_str)),
+            KeyValue::new("type", kind),
+        ];
+        self.feedback.record(latency.as_secs_f64(), &labels);
     }
 
     /// The ledger had already settled a job or a delivery.

@@ -26,6 +26,7 @@ pub use self::{
     former::{Build, Former},
     plan::{AMPLE_QUOTA, Alerts, Plan},
     program::{Program, Region},
+    settings::PUBLIC_URL,
 };
 pub use crate::{
     app::{APP, TOPIC},

@@ -16,6 +16,9 @@ use crate::{
     providers::reachable,
 };
 
+/// Where the gateways are said to be known outside of the mesh.
+pub const PUBLIC_URL: &str = "https://peal.example";
+
 impl Peal {
     /// Starts the gateway and the workers of a region.
     pub(super) fn start_region(&mut self, name: &str) -> anyhow::Result<Region> {
@@ -151,8 +154,13 @@ impl Peal {
             .as_ref()
             .map(|url| format!("otlp_endpoint = \"{url}\"\n"))
             .unwrap_or_default();
+        // The former version refuses settings that it does not know.
+        let public_url = match self.plan.former {
+            Some(_) => String::new(),
+            None => format!("public_url = \"{PUBLIC_URL}\"\n"),
+        };
         Ok(format!(
-            "grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"{}\"\n{}[mesh]\nregion = \"{region}\"\nmax_bytes = {}\ndurability = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
+            "{public_url}grace_s = {grace_s}\nmesh_key = \"{}\"\n[nats]\nurl = \"{}\"\n{}[mesh]\nregion = \"{region}\"\nmax_bytes = {}\ndurability = {}\n[telemetry]\n{otlp}sample_ratio = {:?}\n",
             self.mesh_key,
             urls.join(","),
             files(&nats),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
+use shared::reference::Reference;
 
 use super::clock::now_us;
 
@@ -23,6 +24,12 @@ impl Default for LogMode {
     fn default() -> Self {
         Self::Full(100_000)
     }
+}
+
+/// The delivery that a message's reference is about; `reference` itself if it is none, but the delivery's id.
+pub(crate) fn delivery_of(reference: &str) -> String {
+    let delivery = Reference::claimed(reference).and_then(|claimed| claimed.delivery());
+    delivery.map_or_else(|| reference.to_owned(), |delivery| delivery.to_string())
 }
 
 /// A recorded request to send a push.

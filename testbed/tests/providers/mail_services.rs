@@ -140,7 +140,7 @@ async fn a_mail_has_everything_that_was_asked_for() {
             assert_eq!(at("/from/name"), "The Shop");
             assert_eq!(at("/reply_to/email"), "help@shop.example.com");
             assert_eq!(at("/content/0/value"), "It is on its way.");
-            assert_eq!(at("/headers/X-Order"), "42");
+            assert_eq!(at("/personalizations/0/headers/X-Order"), "42");
             assert_eq!(at("/attachments/0/filename"), "a.pdf");
             assert_eq!(at("/attachments/1/content_id"), "logo");
             assert_eq!(
@@ -168,12 +168,14 @@ async fn a_wrong_key_is_the_credentials_fault() {
     let sendgrid = Credential::SendGrid(sendgrid::Credential {
         api_key: "SG.wrong".to_owned().into(),
         eu: false,
+        webhook_key: None,
     });
     let attempted = rig.send(sendgrid, "ann@example.com", &json!({})).await;
     assert_eq!(attempted.outcome, credential_trouble("unauthorized"));
     let mailchimp = Credential::Mailchimp(mailchimp::Credential {
         api_key: "md-wrong".to_owned().into(),
         subaccount: None,
+        webhook_key: None,
     });
     let attempted = rig.send(mailchimp, "ann@example.com", &json!({})).await;
     assert_eq!(attempted.outcome, credential_trouble("Invalid_Key"));

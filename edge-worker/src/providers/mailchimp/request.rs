@@ -8,10 +8,11 @@ use shared::{
     address::{Mailbox, NamedMailbox},
     content::email::{Attachment, Email},
     provider::{Provider, mailchimp::OWN},
+    reference::MEMBER,
 };
 
 use super::config::Account;
-use crate::providers::{Attempt, html::with_preheader};
+use crate::providers::{Attempt, html::with_preheader, tracking::headers};
 
 /// The body for `attempt`; `None` if the mail names no author, which a gateway fills in.
 pub(super) fn body(account: &Account, attempt: &Attempt<'_>, email: &Email, to: &Mailbox) -> Option<Vec<u8>> {
@@ -19,9 +20,26 @@ pub(super) fn body(account: &Account, attempt: &Attempt<'_>, email: &Email, to: 
     let shared = attempt.message.rendition(Provider::Mailchimp, || shared(email, from));
     let mut own = json!({
         "to": [{ "email": to.reveal(), "type": "to" }],
-        // Webhooks name it, whatever becomes of the mail.
+        // Webhooks name them, whatever becomes of the mail.
         "metadata": { "peal_delivery": attempt.delivery.to_string() },
     });
+    if let Some(reference) = attempt.reference() {
+        own["metadata"][MEMBER] = reference.into();
+    }
+    let mut headers = headers(email, attempt.unsubscribe_url().as_deref());
+    if let Some(reply_to) = &email.reply_to {
+        headers.insert("Reply-To".to_owned(), reply_to.email.reveal().into());
+    }
+    let over = email.mailchimp.as_ref().and_then(|over| over.payload.get("message"));
+    let over = over.and_then(|message| message.get("headers")?.as_object());
+    headers.extend(
+        over.into_iter()
+            .flatten()
+            .map(|(name, value)| (name.clone(), value.clone())),
+    );
+    if !headers.is_empty() {
+        own["headers"] = headers.into();
+    }
     if let Some(subaccount) = &account.subaccount {
         own["subaccount"] = subaccount.as_str().into();
     }
@@ -53,16 +71,6 @@ fn shared(email: &Email, from: &NamedMailbox) -> Bytes {
     if let Some(html) = &email.html {
         set("html", with_preheader(html, email.preheader.as_deref()).into());
     }
-    let mut headers: Map<String, Value> = {
-        let all = email.headers.iter();
-        all.map(|(name, value)| (name.clone(), value.as_str().into())).collect()
-    };
-    if let Some(reply_to) = &email.reply_to {
-        headers.insert("Reply-To".to_owned(), reply_to.email.reveal().into());
-    }
-    if !headers.is_empty() {
-        set("headers", headers.into());
-    }
     let (inline, attached): (Vec<_>, Vec<_>) = email.attachments.iter().partition(|file| file.content_id.is_some());
     let file = |file: &Attachment| {
         // Its name is what HTML calls `cid:…`.
@@ -80,7 +88,9 @@ fn shared(email: &Email, from: &NamedMailbox) -> Bytes {
     if let Some(over) = &email.mailchimp {
         over.lay_over(&mut request, OWN);
     }
-    let message = request.remove("message").unwrap_or_default();
+    let mut message = request.remove("message").unwrap_or_default();
+    // They stand in the own part.
+    message.as_object_mut().map(|members| members.remove("headers"));
     let (request, mut message) = (Value::Object(request).to_string(), message.to_string());
     message.pop();
     // Without the braces of the request.

@@ -8,25 +8,33 @@ use shared::{
     address::{Mailbox, NamedMailbox},
     content::email::Email,
     provider::{Provider, sendgrid::OWN},
+    reference::MEMBER,
 };
 
-use crate::providers::{Attempt, html::with_preheader};
+use crate::providers::{Attempt, html::with_preheader, tracking::headers};
 
 /// The body for `attempt`; `None` if the mail names no author, which a gateway fills in.
 pub(super) fn body(attempt: &Attempt<'_>, email: &Email, to: &Mailbox) -> Option<Vec<u8>> {
     let from = email.from.as_ref()?;
     let shared = attempt.message.rendition(Provider::SendGrid, || shared(email, from));
-    let personal = json!([{
+    let mut personal = json!({
         "to": [{ "email": to.reveal() }],
-        // Events name it, whatever becomes of the mail.
+        // Events name them, whatever becomes of the mail.
         "custom_args": { "peal_delivery": attempt.delivery.to_string() },
-    }]);
+    });
+    if let Some(reference) = attempt.reference() {
+        personal["custom_args"][MEMBER] = reference.into();
+    }
+    let headers = headers(email, attempt.unsubscribe_url().as_deref());
+    if !headers.is_empty() {
+        personal["headers"] = headers.into();
+    }
     let mut body = Vec::with_capacity(shared.len() + 256);
     // The shared part is an object without its closing brace.
     body.extend_from_slice(shared);
-    body.extend_from_slice(b",\"personalizations\":");
+    body.extend_from_slice(b",\"personalizations\":[");
     body.extend_from_slice(personal.to_string().as_bytes());
-    body.push(b'}');
+    body.extend_from_slice(b"]}");
     Some(body)
 }
 
@@ -44,9 +52,6 @@ fn shared(email: &Email, from: &NamedMailbox) -> Bytes {
     let text = text.map(|text| json!({ "type": "text/plain", "value": text }));
     let html = html.map(|html| json!({ "type": "text/html", "value": html }));
     mail.insert("content".to_owned(), [text, html].into_iter().flatten().collect());
-    if !email.headers.is_empty() {
-        mail.insert("headers".to_owned(), json!(email.headers));
-    }
     if !email.attachments.is_empty() {
         let files = email.attachments.iter().map(|file| {
             let mut attachment = json!({ "content": file.content, "filename": file.name, "type": file.media_type });

@@ -11,11 +11,11 @@ use mail_send::Credentials;
 use shared::{
     address::{Mailbox, NamedMailbox},
     clock::Clock,
-    id::DeliveryId,
     provider::{
         Provider,
         smtp::{Credential, Dkim, Tls},
     },
+    reference::HEADER,
 };
 use tokio_rustls::TlsConnector;
 
@@ -38,6 +38,9 @@ use crate::providers::{
 
 /// How long a mail waits that found all connections busy; up to twice as long, so that they do not come together.
 const RETRY_BUSY_AFTER: Duration = Duration::from_secs(5);
+
+/// The longest part of an address before its `@` (RFC 5321 §4.5.3.1.1).
+const LOCAL_PART_BYTES_MAX: usize = 64;
 
 /// The reply with which a server ends a connection (RFC 5321 §3.8).
 const CLOSING: u16 = 421;
@@ -254,7 +257,7 @@ fn reuse(account: &Account, mut connection: Connection) {
 struct Mail<'a> {
     bounces: Mailbox,
     to: &'a Mailbox,
-    delivery: DeliveryId,
+    envelope_id: String,
     bytes: Vec<u8>,
 }
 
@@ -273,9 +276,15 @@ impl<'a> Mail<'a> {
             // Receivers would take an unsigned mail of a domain that signs for a forgery.
             return Err(Outcome::rejected("from_not_signed"));
         }
+        let (reference, unsubscribe) = (attempt.reference(), attempt.unsubscribe_url());
         let others: Vec<(&str, &str)> = {
-            let all = email.headers.iter();
-            all.map(|(name, value)| (name.as_str(), value.as_str())).collect()
+            let own = email
+                .headers
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_str()));
+            let is_other = |(name, _): &(&str, &str)| !name.eq_ignore_ascii_case(HEADER);
+            let reference = reference.as_deref().map(|reference| (HEADER, reference));
+            own.filter(is_other).chain(reference).collect()
         };
         let addressee = NamedMailbox {
             email: to.clone(),
@@ -289,14 +298,14 @@ impl<'a> Mail<'a> {
             id: &attempt.delivery.to_string(),
             date: clock.now(),
             others: &others,
-            unsubscribe: None,
+            unsubscribe: unsubscribe.as_deref(),
         };
         let body = message.rendition(Provider::Smtp, || Body::rendered(email));
         let bytes = Body::read(body).and_then(|body| body.addressed(&head, &signers));
         Ok(Self {
-            bounces: account.bounces(from, attempt.delivery),
+            bounces: account.bounces(from, attempt),
             to,
-            delivery: attempt.delivery,
+            envelope_id: reference.clone().unwrap_or_else(|| attempt.delivery.to_string()),
             bytes: bytes.ok_or_else(|| Outcome::rejected("not_signed"))?,
         })
     }
@@ -305,14 +314,14 @@ impl<'a> Mail<'a> {
         Envelope {
             from: &self.bounces,
             to: self.to,
-            delivery: self.delivery,
+            id: &self.envelope_id,
         }
     }
 }
 
 impl Account {
     /// Where bounces of a mail go.
-    fn bounces(&self, from: &NamedMailbox, delivery: DeliveryId) -> Mailbox {
+    fn bounces(&self, from: &NamedMailbox, attempt: &Attempt<'_>) -> Mailbox {
         let Some(bounces) = &self.bounces else {
             return from.email.clone();
         };
@@ -321,8 +330,12 @@ impl Account {
         }
         let domain = bounces.domain();
         let local = &bounces.reveal()[..bounces.reveal().len() - domain.len() - 1];
-        let own = format!("{local}+{}@{domain}", delivery.0.simple());
-        own.parse().unwrap_or_else(|_| bounces.clone())
+        let named = |name: String| format!("{local}+{name}@{domain}").parse::<Mailbox>();
+        let is_short = |name: &String| local.len() + 1 + name.len() <= LOCAL_PART_BYTES_MAX;
+        // A report may come back with nothing else that tells which mail it is about.
+        let reference = attempt.short_reference().filter(is_short);
+        let own = reference.map_or_else(|| named(attempt.delivery.0.simple().to_string()), named);
+        own.unwrap_or_else(|_| bounces.clone())
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use mail_send::{Credentials, Error, SmtpClient};
-use shared::{address::Mailbox, id::DeliveryId};
+use shared::address::Mailbox;
 use smtp_proto::{EXT_DSN, EXT_PIPELINING, EXT_SIZE, EXT_START_TLS, EhloResponse, Response};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
@@ -107,7 +107,7 @@ pub(super) struct Envelope<'a> {
     pub(super) from: &'a Mailbox,
     pub(super) to: &'a Mailbox,
     /// Named in reports of what became of the mail (RFC 3461), where the server makes them.
-    pub(super) delivery: DeliveryId,
+    pub(super) id: &'a str,
 }
 
 /// An open connection.
@@ -222,16 +222,17 @@ impl Connection {
         }
     }
 
-    /// `MAIL` and `RCPT`. Nothing in them can hold a line break: a [`Mailbox`] has none, and an id is a UUID.
+    /// `MAIL` and `RCPT`. Nothing in them can hold a line break: a [`Mailbox`] has none, and an id is base64url or a UUID, of at most
+    /// 100 characters (RFC 3461 §4.4).
     fn commands(&self, envelope: Envelope<'_>, bytes: usize) -> [String; 2] {
-        let Envelope { from, to, delivery } = envelope;
+        let Envelope { from, to, id } = envelope;
         let size = if self.offers.has_capability(EXT_SIZE) {
             format!(" SIZE={bytes}")
         } else {
             String::new()
         };
         let (report, when) = if self.offers.has_capability(EXT_DSN) {
-            (format!(" RET=HDRS ENVID={delivery}"), " NOTIFY=FAILURE")
+            (format!(" RET=HDRS ENVID={id}"), " NOTIFY=FAILURE")
         } else {
             (String::new(), "")
         };

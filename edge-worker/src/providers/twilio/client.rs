@@ -71,7 +71,11 @@ impl Carrier for Twilio {
             return Outcome::rejected(WRONG_TARGET);
         };
         let post = self.https.post(account.url.clone());
-        let request = match request(post, account, phone, sms, attempt.left(self.https.now())) {
+        let (left, callback) = (
+            attempt.left(self.https.now()),
+            attempt.callback_url_with_reference(Provider::Twilio),
+        );
+        let request = match request(post, account, phone, sms, left, callback) {
             Ok(request) => request,
             Err(outcome) => return outcome,
         };

@@ -12,13 +12,14 @@ use crate::providers::Outcome;
 /// Seconds for which Twilio keeps a message in its queue, at most and if nothing is said.
 const MAX_VALIDITY_S: u64 = 36_000;
 
-/// The request, which begins with `post`. `left` is the time to live that remains.
+/// The request, which begins with `post`. `left` is the time to live that remains, `callback` where Twilio is to report.
 pub(super) fn request(
     post: RequestBuilder,
     account: &Account,
     phone: &Phone,
     sms: &Sms,
     left: Duration,
+    callback: Option<String>,
 ) -> Result<RequestBuilder, Outcome> {
     let mut form = twilio::render(sms);
     form.insert("To".into(), phone.reveal().to_owned());
@@ -27,6 +28,9 @@ pub(super) fn request(
         (None, Some(service)) => form.insert("MessagingServiceSid".into(), service.clone()),
         (None, None) => return Err(Outcome::rejected("no_sender")),
     };
+    if let Some(callback) = callback {
+        form.entry("StatusCallback".into()).or_insert(callback);
+    }
     let validity = left.as_secs().max(1);
     if validity < MAX_VALIDITY_S {
         form.entry("ValidityPeriod".into())
@@ -67,11 +71,15 @@ mod tests {
             &phone,
             &sms,
             Duration::from_secs(left),
+            Some("https://peal.example.com/v1/callbacks/twilio/shop?peal_reference=abc".into()),
         )?;
         let request = request.build().unwrap();
         assert_eq!(request.headers()["authorization"], "Basic eDp5");
         let body = request.body().unwrap().as_bytes().unwrap();
-        Ok(url::form_urlencoded::parse(body).into_owned().collect())
+        let mut form: BTreeMap<String, String> = url::form_urlencoded::parse(body).into_owned().collect();
+        let callback = form.remove("StatusCallback").unwrap();
+        assert!(callback.ends_with("/v1/callbacks/twilio/shop?peal_reference=abc"));
+        Ok(form)
     }
 
     fn expected<const N: usize>(members: [(&str, &str); N]) -> BTreeMap<String, String> {

@@ -8,7 +8,11 @@ use shared::{
     provider::{Provider, vonage::Credential},
 };
 
-use super::{config::Settings, outcome::judge, request::request};
+use super::{
+    config::Settings,
+    outcome::judge,
+    request::{Receipts, request},
+};
 use crate::providers::{
     Attempt, BadCredential, BadSettings, Outcome,
     attempt::Progress,
@@ -58,7 +62,11 @@ impl Carrier for Vonage {
             return Outcome::rejected(WRONG_TARGET);
         };
         let (post, left) = (self.https.post(self.url.clone()), attempt.left(self.https.now()));
-        let request = match request(post, account, phone, sms, attempt.delivery, left) {
+        let receipts = Receipts {
+            reference: attempt.reference().unwrap_or_else(|| attempt.delivery.to_string()),
+            callback: attempt.callback_url(Provider::Vonage),
+        };
+        let request = match request(post, account, phone, sms, receipts, left) {
             Ok(request) => request,
             Err(outcome) => return outcome,
         };

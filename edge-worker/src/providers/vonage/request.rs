@@ -6,7 +6,6 @@ use reqwest::RequestBuilder;
 use shared::{
     address::Phone,
     content::sms::Sms,
-    id::DeliveryId,
     provider::vonage::{self, Credential},
 };
 
@@ -15,13 +14,22 @@ use crate::providers::Outcome;
 /// How long Vonage tries to deliver, at least and at most.
 const LIFE: std::ops::RangeInclusive<Duration> = Duration::from_secs(20)..=Duration::from_hours(7 * 24);
 
+/// What comes back in delivery receipts, and where they go.
+#[derive(Debug)]
+pub(super) struct Receipts {
+    /// At most 100 characters.
+    pub(super) reference: String,
+    /// Absent: to the URL of the account.
+    pub(super) callback: Option<String>,
+}
+
 /// The request, which begins with `post`. `left` is the time to live that remains.
 pub(super) fn request(
     post: RequestBuilder,
     account: &Credential,
     phone: &Phone,
     sms: &Sms,
-    delivery: DeliveryId,
+    receipts: Receipts,
     left: Duration,
 ) -> Result<RequestBuilder, Outcome> {
     let Some(from) = &sms.from else {
@@ -32,8 +40,10 @@ pub(super) fn request(
     form.insert("api_secret".into(), account.api_secret.reveal().to_owned());
     form.insert("to".into(), phone.digits().to_owned());
     form.insert("from".into(), from.strip_prefix('+').unwrap_or(from).to_owned());
-    // Comes back in delivery receipts.
-    form.insert("client-ref".into(), delivery.to_string());
+    form.insert("client-ref".into(), receipts.reference);
+    if let Some(callback) = receipts.callback {
+        form.entry("callback".into()).or_insert(callback);
+    }
     let life = left.clamp(*LIFE.start(), *LIFE.end());
     form.entry("ttl".into()).or_insert_with(|| life.as_millis().to_string());
     Ok(post.form(&form))
@@ -44,7 +54,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use serde_json::{Value, json};
-    use uuid::Uuid;
 
     use super::*;
     use crate::providers::transport::https;
@@ -54,6 +63,7 @@ mod tests {
         let account = Credential {
             api_key: "abcd1234".into(),
             api_secret: "s3cret".to_owned().into(),
+            webhook_key: None,
         };
         let request = request(
             https::client(None, Duration::from_secs(1))
@@ -62,16 +72,17 @@ mod tests {
             &account,
             &"+41791234567".parse().unwrap(),
             &sms,
-            DeliveryId::of(
-                Uuid::nil().to_string().parse().unwrap(),
-                Uuid::nil().to_string().parse().unwrap(),
-            ),
+            Receipts {
+                reference: "abc".into(),
+                callback: Some("https://peal.example.com/v1/callbacks/vonage/shop".into()),
+            },
             Duration::from_secs(left),
         )?;
         let request = request.build().unwrap();
         let body = request.body().unwrap().as_bytes().unwrap();
         let mut form: BTreeMap<String, String> = url::form_urlencoded::parse(body).into_owned().collect();
-        assert_eq!(form.remove("client-ref").map(|reference| reference.len()), Some(36));
+        assert_eq!(form.remove("client-ref").as_deref(), Some("abc"));
+        assert!(form.remove("callback").unwrap().ends_with("/v1/callbacks/vonage/shop"));
         Ok(form)
     }
 

@@ -4,16 +4,17 @@ use std::{sync::Arc, time::Duration};
 
 use axum::extract::FromRef;
 use serde::Deserialize;
+use shared::public_url::PublicUrl;
 use tokio::sync::Semaphore;
 
-use super::{places::Places, quota::Keys};
+use super::{callbacks::Callbacks, places::Places, quota::Keys};
 use crate::{
     admin::relay::Relay,
     context::Context,
     intake::accept::Intake,
     keeping::readiness::Readiness,
     recipients::homes::Homes,
-    records::{dead_letters::DeadLetters, receipts::Receipts},
+    records::{dead_letters::DeadLetters, feedback::Feedbacks, receipts::Receipts},
 };
 
 /// The rooms behind the HTTP API. Handlers that need only one of them take that one.
@@ -26,6 +27,10 @@ pub(crate) struct Api {
     pub(crate) homes: Homes,
     pub(crate) receipts: Receipts,
     pub(crate) dead_letters: DeadLetters,
+    pub(crate) feedback: Feedbacks,
+    pub(crate) callbacks: Callbacks,
+    /// Where gateways are known outside of the mesh.
+    pub(crate) public_url: Option<PublicUrl>,
     pub(crate) readiness: Readiness,
     pub(crate) limits: Limits,
     /// As many permits as requests may be in progress.

@@ -6,6 +6,7 @@ pub(crate) mod api;
 mod apps;
 mod auth;
 mod body;
+pub(crate) mod callbacks;
 mod connections;
 mod dead_letters;
 mod erasures;
@@ -25,10 +26,11 @@ mod serve;
 mod suppressions;
 mod topics;
 mod trace;
+mod unsubscribe;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, middleware};
+use axum::{Router, middleware, routing::get};
 use http::{HeaderName, Method};
 use shared::invalid::Invalid;
 use tower_http::cors::{Any, CorsLayer};
@@ -41,7 +43,7 @@ use self::{
     openapi::Description,
     problem::{METHOD, NOT_FOUND, Problem},
 };
-pub(crate) use self::{connections::Connections, places::Places, quota::Keys, serve::serve};
+pub(crate) use self::{callbacks::Callbacks, connections::Connections, places::Places, quota::Keys, serve::serve};
 use super::problem;
 
 /// How long a browser may remember which requests a page may send. Browsers take at most two hours.
@@ -79,6 +81,7 @@ fn service_routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(apps::revoke_key))
         .routes(routes!(apps::list_regions))
         .routes(routes!(apps::put_region))
+        .routes(routes!(callbacks::post))
         .routes(routes!(openapi::document))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
@@ -108,6 +111,8 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
     let (services, _) = service_routes().split_for_parts();
     let (clients, _) = client_routes().split_for_parts();
     services
+        // Links in mails, not a part of the API.
+        .route("/u/{token}", get(unsubscribe::show).post(unsubscribe::unsubscribe))
         .method_not_allowed_fallback(method)
         .merge(clients.method_not_allowed_fallback(method).layer(cors()))
         .fallback(async || Problem::new(NOT_FOUND, "There is no such path; /v1/openapi.json lists all paths."))
@@ -175,7 +180,7 @@ mod tests {
             operations += 1;
             ids.insert(id.as_str().unwrap());
         });
-        assert_eq!((ids.len(), operations), (40, 40), "operation ids must be distinct");
+        assert_eq!((ids.len(), operations), (41, 41), "operation ids must be distinct");
     }
 
     #[test]

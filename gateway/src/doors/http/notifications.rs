@@ -19,7 +19,10 @@ use super::{
     openapi,
     problem::{Document, NOT_FOUND, Problem, STATUS_UNAVAILABLE},
 };
-use crate::records::{receipts::Unanswered, status::Status};
+use crate::records::{
+    receipts::{History, Unanswered},
+    status::Status,
+};
 
 /// Get the status of a notification
 ///
@@ -46,10 +49,17 @@ pub(crate) async fn get(
 ) -> Result<axum::Json<Status>, Problem> {
     let now = api.context.clock.now();
     match api.receipts.history(&caller.app.id, id, now).await {
-        Ok(Some(history)) => Ok(axum::Json(Status::of(id, history))),
+        Ok(Some(history)) => Ok(axum::Json(status(&api, &caller, id, history).await)),
         Ok(None) => Err(unknown()),
         Err(error) => Err(unreadable(error)),
     }
+}
+
+/// The status that follows from `history`, with what was reported later.
+async fn status(api: &Api, caller: &Caller<ToReadStatus>, id: NotificationId, history: History) -> Status {
+    let regions = history.regions_with_feedback();
+    let feedback = api.feedback.of(&caller.app.id, id, &regions).await;
+    Status::of(id, history).with_feedback(feedback)
 }
 
 /// The query of a list of notifications.
@@ -99,8 +109,12 @@ pub(crate) async fn find(
     let id = NotificationId::of(&caller.app.id, &query.event_id);
     let history = api.receipts.history(&caller.app.id, id, api.context.clock.now());
     let found = history.await.map_err(unreadable)?;
+    let found = match found {
+        Some(history) => Some(status(&api, &caller, id, history).await),
+        None => None,
+    };
     Ok(axum::Json(StatusList {
-        notifications: found.into_iter().map(|history| Status::of(id, history)).collect(),
+        notifications: found.into_iter().collect(),
         next: None,
     }))
 }

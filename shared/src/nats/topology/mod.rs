@@ -34,6 +34,8 @@ pub const OUTBOX: &str = "OUTBOX";
 pub const SCHEDULE: &str = "SCHEDULE";
 /// Receipts of attempts, and gateways' records of what they accepted.
 pub const RECEIPTS: &str = "RECEIPTS";
+/// What was reported about messages after their deliveries had ended. Only gateways write and read it.
+pub const FEEDBACK: &str = "FEEDBACK";
 /// Dead letters.
 pub const DEAD: &str = "DEAD";
 /// Homes of recipients, owners of addresses and withdrawals. Every region holds the entries of all regions.

@@ -8,9 +8,9 @@ use async_nats::jetstream::{
 };
 
 use super::{
-    ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, HUB, IDEMPOTENCY, INTAKE_CONSUMER, MOVED_CONSUMER, Mesh,
-    NOTIFY, OUTBOX, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, VERSION, VERSION_KEY, api, feed_consumer,
-    intake, lane_consumer, retry_consumer, slice_consumer, spill_consumer,
+    ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, FEEDBACK, HUB, IDEMPOTENCY, INTAKE_CONSUMER,
+    MOVED_CONSUMER, Mesh, NOTIFY, OUTBOX, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, VERSION, VERSION_KEY,
+    api, feed_consumer, intake, lane_consumer, retry_consumer, slice_consumer, spill_consumer,
 };
 use crate::{
     app::App,
@@ -26,7 +26,7 @@ use crate::{
 /// How long streams of work remember a message id. The workers' ledgers remember jobs for days.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 
-/// How long [`RECEIPTS`] and [`DEAD`] remember a message id.
+/// How long [`RECEIPTS`], [`FEEDBACK`] and [`DEAD`] remember a message id.
 const RECORDS_DUPLICATE_WINDOW: Duration = Duration::from_hours(1);
 
 /// How long work is kept: longer than the longest time to live, so that expiry is always a worker's decision.
@@ -34,6 +34,13 @@ pub const WORK_MAX_AGE: Duration = Duration::from_secs(MAX_LIFE_S as u64 + 2 * 2
 
 /// How long receipts are kept.
 pub const RECEIPTS_MAX_AGE: Duration = Duration::from_hours(3 * 24);
+
+/// How long feedback is kept.
+const FEEDBACK_MAX_AGE: Duration = Duration::from_hours(90 * 24);
+
+/// Reports about one notification that a region keeps of those that one region took; the oldest go first. An app that reports
+/// without end about its own messages must not fill the disk.
+const NOTIFICATION_FEEDBACK_MAX: i64 = 65_536;
 
 /// How long dead letters are kept.
 pub const LETTERS_MAX_AGE: Duration = Duration::from_hours(28 * 24);
@@ -179,7 +186,7 @@ impl Mesh {
         }
     }
 
-    /// The streams of records: receipts, dead letters and idempotency keys.
+    /// The streams of records: receipts, feedback, dead letters and idempotency keys.
     fn records(&self) -> Vec<Config> {
         let here = &self.here.region;
         let receipts = Config {
@@ -209,7 +216,17 @@ impl Mesh {
             discard: DiscardPolicy::Old,
             ..self.base(IDEMPOTENCY, vec![subject::idempotency_filter(here)])
         };
-        vec![receipts, dead, idempotency]
+        let feedback = Config {
+            max_age: FEEDBACK_MAX_AGE,
+            max_messages_per_subject: NOTIFICATION_FEEDBACK_MAX,
+            duplicate_window: RECORDS_DUPLICATE_WINDOW,
+            sources: self.sources(|other| {
+                let filter = subject::feedback_home_filter(other, here);
+                source(FEEDBACK, other.as_str(), Some(filter))
+            }),
+            ..self.base(FEEDBACK, vec![subject::feedback_filter(here)])
+        };
+        vec![receipts, feedback, dead, idempotency]
     }
 
     /// The streams of knowledge about recipients and apps, and of quotas.

@@ -22,6 +22,7 @@ impl Mailchimp {
         mailchimp::Credential {
             api_key: self.api().api_key.clone().into(),
             subaccount: None,
+            webhook_key: None,
         }
     }
 }

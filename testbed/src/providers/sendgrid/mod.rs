@@ -22,6 +22,7 @@ impl SendGrid {
         sendgrid::Credential {
             api_key: self.api().api_key.clone().into(),
             eu: false,
+            webhook_key: None,
         }
     }
 

@@ -139,9 +139,10 @@ impl SendGridApi {
         }
         check_content(&mail["content"])?;
         check_attachments(&mail["attachments"])?;
-        let headers = mail["headers"].as_object();
+        let headers = [mail.get("headers"), mail.pointer("/personalizations/0/headers")];
+        let mut headers = headers.into_iter().flatten().filter_map(Value::as_object);
         let is_reserved = |name: &String| RESERVED.contains(&name.to_ascii_lowercase().as_str());
-        if headers.is_some_and(|headers| headers.keys().any(is_reserved)) {
+        if headers.any(|headers| headers.keys().any(is_reserved)) {
             return Err(bad("headers", "The header is reserved."));
         }
         let sender = mail["from"]["email"].as_str().and_then(|email| email.split_once('@'));

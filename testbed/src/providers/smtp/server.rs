@@ -23,7 +23,7 @@ use crate::providers::{
     clock::now_ms,
     http2::ConnectionOrder,
     listener::Protocol,
-    log::RecordedPush,
+    log::{RecordedPush, delivery_of},
     script::{Act, Ruling},
     simulator::Records,
 };
@@ -443,7 +443,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Dialogue<'a, S> {
             token: mail.to.unwrap_or_default(),
             id,
             topic: Some(mail.from),
-            collapse_id: mail.envelope_id,
+            collapse_id: mail.envelope_id.map(|id| delivery_of(&id)),
             delivered,
             status: reply[..3].parse().unwrap_or(0),
             reason: (!is_positive).then(|| reply.clone()),

@@ -30,6 +30,7 @@ impl Smtp {
             password: Some(self.server.password.clone().into()),
             bounces: None,
             verp: false,
+            sns_topic: None,
             dkim: Vec::new(),
             connections: None,
             hello: None,

@@ -24,6 +24,7 @@ impl Twilio {
             api_key_sid: None,
             secret: self.api().auth_token.clone().into(),
             messaging_service_sid: Some(self.api().messaging_service_sid.clone()),
+            webhook_key: None,
         }
     }
 

@@ -21,6 +21,7 @@ impl Vonage {
         vonage::Credential {
             api_key: self.api().api_key.clone(),
             api_secret: self.api().api_secret.clone().into(),
+            webhook_key: Some("signature-secret".to_owned().into()),
         }
     }
 }

@@ -15,7 +15,7 @@ use shared::provider::Provider;
 use crate::providers::api::{Api, Refusal, digest};
 use crate::providers::devices::{Devices, Registration};
 use crate::providers::form;
-use crate::providers::log::RecordedPush;
+use crate::providers::log::{RecordedPush, delivery_of};
 use crate::providers::reply::{Reply, text};
 
 /// Milliseconds for which Vonage tries to deliver.
@@ -60,7 +60,7 @@ impl Api for VonageApi {
             topic: form.get("from").cloned(),
             push_type: form.get("type").cloned(),
             expiration: form.get("ttl").cloned(),
-            collapse_id: form.get("client-ref").cloned(),
+            collapse_id: form.get("client-ref").map(|id| delivery_of(id)),
             ..RecordedPush::default()
         }
     }
