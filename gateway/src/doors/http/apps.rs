@@ -64,7 +64,7 @@ pub(crate) struct AppList {
 
 /// What a write would change.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Plan {
+pub(crate) struct ChangePlan {
     /// By member.
     changes: Vec<Change>,
     /// Keys that would be made.
@@ -181,7 +181,7 @@ pub(crate) async fn put(
     };
     if mode == Mode::Plan {
         let (changes, keys) = (written.changes, written.keys);
-        return Ok(Answer(Plan { changes, keys }).into_response());
+        return Ok(Answer(ChangePlan { changes, keys }).into_response());
     }
     let is_known = |tenants: &Tenants| {
         let mut keys = written.app.keys.iter().filter_map(|key| key.id.as_ref());
@@ -202,7 +202,7 @@ pub(crate) async fn put(
 #[expect(dead_code, reason = "describes the answers")]
 pub(crate) enum AppOrPlan {
     App(Box<AppDocument>),
-    Plan(Plan),
+    Plan(ChangePlan),
 }
 
 /// Delete an app
@@ -333,7 +333,7 @@ pub(crate) async fn list_regions(
     tag = "apps",
     params(("region" = Region, Path, description = "The name of the region"), WriteQuery),
     request_body = SiteDocument,
-    responses((status = 200, description = "What changed; with `plan`, what would", body = Plan), openapi::AdminRefusal),
+    responses((status = 200, description = "What changed; with `plan`, what would", body = ChangePlan), openapi::AdminRefusal),
     security(("api_key" = ["apps:write"])),
 )]
 pub(crate) async fn put_region(
@@ -342,7 +342,7 @@ pub(crate) async fn put_region(
     Named(region): Named<Region>,
     query: Result<Query<WriteQuery>, QueryRejection>,
     Json(site): Json<SiteDocument>,
-) -> Result<Answer<Plan>, Problem> {
+) -> Result<Answer<ChangePlan>, Problem> {
     let mode = WriteQuery::mode(query)?;
     if by.only().is_some() {
         return Err(not_an_operator());
@@ -361,7 +361,7 @@ pub(crate) async fn put_region(
     let Done::Region(changes) = carry_out(&api, &by, act).await? else {
         return Err(unreachable());
     };
-    Ok(Answer(Plan { changes, keys: 0 }))
+    Ok(Answer(ChangePlan { changes, keys: 0 }))
 }
 
 /// Has an admin gateway do it.
