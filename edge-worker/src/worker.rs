@@ -9,6 +9,7 @@ use shared::{
     id::Region,
     lifecycle::Lifecycle,
     nats::{
+        certificate,
         config::Config,
         connect::{self, Nats},
         roles::Role,
@@ -59,6 +60,7 @@ impl EdgeWorker {
         keeper.synchronize().await;
         lifecycle.spawn_endless("time", keeper.run());
         let config = Config::new(mesh_key.clone());
+        lifecycle.spawn_endless("certificate", certificate::watch(&settings.nats, &clock, &telemetry));
         lifecycle.spawn_endless("config", config.clone().follow(js.clone()));
         let providers = Providers::new(&settings.providers, clock.clone())?;
         let providers = Arc::new(providers.with_allowances().with_bulkheads(settings.in_flight));

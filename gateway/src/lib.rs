@@ -24,6 +24,7 @@ use shared::{
     nats::{
         ask::Regions,
         border::Border,
+        certificate,
         config::{Config, NotLoaded},
         connect::{self, ConnectError},
         directory::Directory,
@@ -125,6 +126,7 @@ impl Gateway {
         let (clock, keeper) = Timekeeper::new(js.client(), here.clone(), clock);
         keeper.synchronize().await;
         lifecycle.spawn_endless("time", keeper.run());
+        lifecycle.spawn_endless("certificate", certificate::watch(&settings.nats, &clock, &telemetry));
         let (recorder, writer) = recorder::pair(js.clone(), here.clone(), name);
         let receipts = Receipts::new(js.clone(), border.clone(), settings.limits.status_notifications);
         let stores = Regions::new(js.clone(), here.clone(), config.clone(), &mesh_key);
@@ -159,10 +161,8 @@ impl Gateway {
         let apps = upkeep.intakes();
         lifecycle.spawn_endless("trim", trim::run(context.js.clone(), upkeep.intakes()));
         lifecycle.spawn_endless("upkeep", upkeep.run(context.clock.clone()));
-        lifecycle.spawn_endless(
-            "alerts",
-            Alerts::new(Arc::clone(&context), settings.alerts)?.run(alerted_to),
-        );
+        let alerts = Alerts::new(Arc::clone(&context), settings.alerts)?;
+        lifecycle.spawn_endless("alerts", alerts.run(alerted_to));
         lifecycle.spawn_endless("canary", canary::run(Arc::clone(&context), readiness.clone()));
         lifecycle.spawn_endless("receipts", receipts.clone().follow());
         lifecycle.spawn_endless("moved", moved::run(Arc::clone(&context), Arc::clone(&budgets)));

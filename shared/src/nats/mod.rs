@@ -7,6 +7,7 @@ pub mod batch;
 pub mod border;
 pub mod broadcast;
 pub mod cancelled;
+pub mod certificate;
 pub mod config;
 pub mod connect;
 pub mod current;

@@ -1,9 +1,8 @@
-//! Nonces of signed requests, each of which is taken once.
+//! Names that are taken once for some time: the nonces of signed requests, and what an app was told.
 //!
 //! They stand beside the records of idempotency keys: a write that expects its subject to be empty takes one, so that of two
 //! gateways of a region one is refused. Every region copies the others' and looks there too. Two regions that are cut off from
-//! each other, or get a request within the time that a copy takes, both take its nonce. The server removes each after
-//! [`KEPT_FOR`].
+//! each other, or get a request within the time that a copy takes, both take its nonce. The server removes each after its time.
 
 use std::time::Duration;
 
@@ -24,10 +23,10 @@ use crate::{
     id::{AppId, Region},
 };
 
-/// How long a nonce stays taken. Longer than the time in which a request may be signed before and after it is sent, together.
-const KEPT_FOR: Duration = Duration::from_mins(11);
+/// How long the nonce of a signed request stays taken. Longer than the time in which a request may be signed before and after it is sent, together.
+pub const KEPT_FOR: Duration = Duration::from_mins(11);
 
-/// Takes `nonce` of the key `key_id`, unless it was taken before; returns whether it was free.
+/// Takes `nonce` of the key `key_id` for this time, at most two days, unless it was taken before; returns whether it was free.
 ///
 /// # Errors
 /// When the stream did not say whether it stored the nonce.
@@ -38,6 +37,7 @@ pub async fn take(
     app: &AppId,
     key_id: &str,
     nonce: &str,
+    kept_for: Duration,
 ) -> Result<bool, NotStored> {
     let name = derive("nonce", &[key_id, nonce]);
     let own = subject::idempotency(here, app, name);
@@ -49,7 +49,7 @@ pub async fn take(
     let payload = b"{}";
     let mut headers = border.headers(&own, payload);
     headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
-    headers.insert(NATS_MESSAGE_TTL, format!("{}s", KEPT_FOR.as_secs()));
+    headers.insert(NATS_MESSAGE_TTL, format!("{}s", kept_for.as_secs()));
     let storing = publish::store(js, own.clone(), headers, payload.as_slice().into());
     let elsewhere = async {
         if border.is_only_region() {

@@ -53,6 +53,7 @@ pub struct Metrics {
     dead_letters: Counter<u64>,
     stuck: Gauge<u64>,
     restoring: Gauge<u64>,
+    expires_in: Gauge<f64>,
     spans: Counter<u64>,
 }
 
@@ -83,15 +84,22 @@ pub struct Endpoint<'a> {
     pub errors: f64,
 }
 
+fn histogram(meter: &Meter, name: &'static str, what: &'static str, boundaries: &[f64]) -> Histogram<f64> {
+    let histogram = meter.f64_histogram(name).with_unit("s").with_description(what);
+    histogram.with_boundaries(boundaries.to_vec()).build()
+}
+
+fn duration(meter: &Meter, name: &'static str, what: &'static str) -> Gauge<f64> {
+    meter.f64_gauge(name).with_unit("s").with_description(what).build()
+}
+
 impl Metrics {
     /// Makes the instruments.
     pub fn new(meter: &Meter) -> Self {
-        let histogram = |name: &'static str, what: &'static str, boundaries: &[f64]| {
-            let histogram = meter.f64_histogram(name).with_unit("s").with_description(what);
-            histogram.with_boundaries(boundaries.to_vec()).build()
-        };
+        let histogram = |name, what, boundaries| histogram(meter, name, what, boundaries);
         let seconds = |name, what| histogram(name, what, &SECONDS);
         let gauge = |name: &'static str, what: &'static str| meter.u64_gauge(name).with_description(what).build();
+        let duration = |name, what| duration(meter, name, what);
         let count = |name: &'static str, what: &'static str| meter.u64_counter(name).with_description(what).build();
         Self {
             accepted: count("peal.jobs.accepted", "Jobs stored by JetStream and answered with 202."),
@@ -160,11 +168,10 @@ impl Metrics {
                 "Whether a spare connection is kept to this endpoint.",
             ),
             endpoint_connections: gauge("peal.endpoint.connections", "Open connections to this endpoint."),
-            endpoint_time: meter
-                .f64_gauge("peal.endpoint.time")
-                .with_unit("s")
-                .with_description("Mean time that this endpoint needs to connect, to return a ping, to answer a push.")
-                .build(),
+            endpoint_time: duration(
+                "peal.endpoint.time",
+                "Mean time that this endpoint needs to connect, to return a ping, to answer a push.",
+            ),
             endpoint_errors: meter
                 .f64_gauge("peal.endpoint.errors")
                 .with_description("Mean share of pushes to this endpoint that failed.")
@@ -179,6 +186,10 @@ impl Metrics {
             restoring: gauge(
                 "peal.facts.restoring",
                 "1 while the bucket of recipients is being restored and work waits; otherwise 0.",
+            ),
+            expires_in: duration(
+                "peal.credential.expires_in",
+                "Time until the first API key of an app, or the certificate of this process, ends; infinite without an end.",
             ),
             spans: count(
                 "peal.telemetry.spans",
@@ -334,6 +345,15 @@ impl Metrics {
     /// Whether the bucket of recipients is being restored.
     pub fn restoring(&self, restoring: bool) {
         self.restoring.record(restoring.into(), &[]);
+    }
+
+    /// The first of the API keys of `app`, or without it the certificate with which this process connects, ends in `seconds`; infinite
+    /// if there is no end.
+    pub fn expires_in(&self, app: Option<&AppId>, seconds: f64) {
+        let kind = KeyValue::new("kind", if app.is_some() { "api_key" } else { "certificate" });
+        let app = app.map(|app| KeyValue::new("app", app.to_string()));
+        self.expires_in
+            .record(seconds, &[kind].into_iter().chain(app).collect::<Vec<_>>());
     }
 
     /// The exporter sent or lost spans.

@@ -4,19 +4,16 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use gateway::{Gateway, config::Settings, provision};
+use gateway::{Gateway, provision};
 use serde_json::{Value, json};
 use shared::provider::Credential;
 use shared::{
     api_key::{ApiKey, NewKey, Scope},
-    clock::Clock,
     id_key::IdKey,
-    lifecycle::Lifecycle,
-    nats::{config, envelope, publish, roles::Role, topology},
-    telemetry::Telemetry,
+    nats::{config, envelope, publish, topology},
 };
 
-use crate::rig::{Rig, app, eventually, region};
+use crate::rig::{Rig, app, eventually};
 
 /// One operation of the API, with ids of `shop` in its path.
 #[derive(Debug)]
@@ -331,16 +328,7 @@ async fn an_app_provisioned_from_a_file_can_send() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_with_another_mesh_key_is_never_ready() {
     let rig = Rig::start().await;
-    let mut settings = Settings::load(None).unwrap();
-    settings.listen = "127.0.0.1:0".parse().unwrap();
-    settings.mesh_key = STANDARD.encode([8; 32]).into();
-    settings.nats = rig.nats.region("eu").nats(&Role::Gateway(region("eu"))).unwrap();
-    settings.mesh.region = region("eu");
-    let (telemetry, lifecycle) = (&settings.telemetry, Lifecycle::default());
-    let telemetry = Telemetry::start(telemetry, "peal-gateway", "another", &region("eu")).unwrap();
-    let gateway = Gateway::start(settings, telemetry, Clock::system(), &lifecycle)
-        .await
-        .unwrap();
+    let gateway = rig.another_gateway(STANDARD.encode([8; 32])).await;
     let url = format!("http://{}/readyz", gateway.addr());
     eventually("only the key is missing", async || {
         let ready: Value = rig.http.get(&url).send().await.unwrap().json().await.unwrap();
@@ -365,17 +353,7 @@ async fn the_mesh_key_is_replaced_while_gateways_serve() {
     let (signer, text) = ApiKey::issue(&rig.mesh_key, app(), signing, jiff::Timestamp::UNIX_EPOCH);
     config::put_key(&rig.hub, &signer).await.unwrap();
     let ids = rig.ids().await.derive("job", &["order-1"]);
-    let gateway = async |mesh_key: String| {
-        let mut settings = Settings::load(None).unwrap();
-        settings.listen = "127.0.0.1:0".parse().unwrap();
-        settings.mesh_key = mesh_key.into();
-        settings.nats = rig.nats.region("eu").nats(&Role::Gateway(region("eu"))).unwrap();
-        settings.mesh.region = region("eu");
-        let telemetry = Telemetry::start(&settings.telemetry, "peal-gateway", "another", &region("eu")).unwrap();
-        Gateway::start(settings, telemetry, Clock::system(), &Lifecycle::default())
-            .await
-            .unwrap()
-    };
+    let gateway = async |mesh_key: String| rig.another_gateway(mesh_key).await;
     let sends = async |gateway: &Gateway, event: &str| {
         let body = json!({ "event_id": event, "to": { "recipients": ["ann"] }, "push": { "title": "Hi" } });
         eventually("it accepts keys that were issued under the old key", async || {

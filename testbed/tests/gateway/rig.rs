@@ -30,7 +30,7 @@ use testbed::nats::{self, Mesh, SyncInterval};
 use tokio::time::{sleep, timeout};
 
 /// Longer than any step of these tests takes on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) struct Rig {
     pub(crate) nats: Mesh,
@@ -131,6 +131,19 @@ impl Rig {
         };
         rig.key = rig.issue_key("shop", Scope::ALL).await;
         rig
+    }
+
+    /// Starts another gateway of `eu`, with this mesh key. It runs until the test ends.
+    pub(crate) async fn another_gateway(&self, mesh_key: String) -> Gateway {
+        let mut settings = Settings::load(None).unwrap();
+        settings.listen = "127.0.0.1:0".parse().unwrap();
+        settings.mesh_key = mesh_key.into();
+        settings.nats = self.nats.region("eu").nats(&Role::Gateway(region("eu"))).unwrap();
+        settings.mesh.region = region("eu");
+        let telemetry = Telemetry::start(&settings.telemetry, "peal-gateway", "another", &region("eu")).unwrap();
+        Gateway::start(settings, telemetry, Clock::system(), &Lifecycle::default())
+            .await
+            .unwrap()
     }
 
     /// The mesh's key of ids.

@@ -1,22 +1,29 @@
 //! What proves a caller's identity beside a key that is sent: signed requests, and client tokens of phones and browsers.
 
-use std::{path::Path, process::Stdio};
+use std::{path::Path, process::Stdio, time::Duration};
 
 use aws_lc_rs::{
     digest::{SHA256, digest},
     hmac,
 };
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use shared::{
     api_key::{NewKey, Scope},
     app::App,
     clock::Clock,
+    signature,
 };
-use tokio::process::Command;
+use tokio::{
+    process::Command,
+    time::{sleep, timeout},
+};
 
-use crate::rig::{Answer, Rig, send};
+use crate::rig::{Answer, Rig, TIMEOUT, eventually, send};
 
 fn now() -> i64 {
     Clock::system().now().as_second()
@@ -275,6 +282,56 @@ async fn a_client_token_acts_for_its_recipient_alone() {
             assert_eq!(origin, is_open.then_some("*"), "{path}: {answer:?}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_ends_soon_is_reported_once_and_measured() {
+    let rig = Rig::start().await;
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let take = async move |body: String| told.send(body).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let receiver = axum::Router::new().route("/", axum::routing::post(take));
+    tokio::spawn(async move { axum::serve(listener, receiver).await.unwrap() });
+    let ends = Clock::system().now() + jiff::SignedDuration::from_hours(72);
+    let key = NewKey {
+        name: Some("orders".into()),
+        expires_at: Some(ends),
+        ..NewKey::with(&[Scope::Send])
+    };
+    let mut app = rig.new_app("shop");
+    app.alert(&rig.mesh_key, url, &signature::new_secret());
+    let key = rig.issue(app, key).await;
+    // Two gateways look at their start; one of them reports.
+    let gateways = [
+        rig.another_gateway(STANDARD.encode([7; 32])).await,
+        rig.another_gateway(STANDARD.encode([7; 32])).await,
+    ];
+    let body = timeout(TIMEOUT, heard.recv()).await.unwrap().unwrap();
+    let alert: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(alert["type"], "credential.expiring");
+    let data = json!({
+        "app": "shop", "credential": "api_key", "key_id": parts(&key).0, "name": "orders", "expires_at": ends,
+    });
+    assert_eq!(alert["data"], data);
+    for gateway in &gateways {
+        let url = format!("http://{}/metrics", gateway.addr());
+        eventually("the end is measured", async || {
+            let page = rig.http.get(&url).send().await.unwrap().text().await.unwrap();
+            let mut lines = page.lines();
+            let line = lines.find(|line| {
+                line.starts_with("peal_credential_expires_in_seconds{")
+                    && ["app=\"shop\"", "kind=\"api_key\""]
+                        .iter()
+                        .all(|label| line.contains(label))
+            });
+            let seconds = line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+            seconds.is_some_and(|seconds| (71.0 * 3600.0..=72.0 * 3600.0).contains(&seconds))
+        })
+        .await;
+    }
+    sleep(Duration::from_secs(2)).await;
+    assert!(heard.try_recv().is_err(), "it is reported once");
 }
 
 /// `testbed/conformance/signatures.py` signs with Python's hmac, and makes tokens with `PyJWT`.

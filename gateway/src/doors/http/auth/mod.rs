@@ -117,6 +117,7 @@ impl<R: Requires> FromRequestParts<Arc<Api>> for Caller<R> {
                 &app.id,
                 &key.key_id,
                 &nonce,
+                nonce::KEPT_FOR,
             );
             if !taking.await? {
                 let detail = "This nonce was used before. Sign each request anew.";

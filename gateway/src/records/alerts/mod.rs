@@ -1,4 +1,4 @@
-//! Alerts developers to dead letters and failing receivers: a webhook for each app concerned, grouped by channel and reason, rate-limited.
+//! Alerts developers to dead letters, failing receivers and API keys that end soon: a webhook for each app concerned, grouped by channel and reason, rate-limited.
 //!
 //! The gateways of a region share a durable consumer on the dead letters, so each letter is reported once, and again
 //! later if the receiver did not accept the alert. The webhook is signed as Standard Webhooks 1.0 specifies.
@@ -8,6 +8,8 @@
 //!
 //! No app waits for another: each is reported to by a task of its own, and letters of an app that was alerted shortly before
 //! go back to the server until its next alert.
+
+mod ends;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -62,8 +64,8 @@ const ALERT_RECEIVERS_MAX: usize = 100;
 /// Receivers of one app that wait for an alert, at most.
 const WAITING_RECEIVERS_MAX: usize = 1000;
 
-/// How often an alert to receivers of webhooks is tried.
-const RECEIVERS_TRIES_MAX: u32 = 8;
+/// How often an alert is tried that no dead letter keeps.
+const TRIES_MAX: u32 = 8;
 
 /// How alerts are sent.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -183,7 +185,7 @@ impl Alerts {
                 }
             }
         };
-        tokio::join!(letters, alerts.take_in(troubled));
+        tokio::join!(letters, alerts.take_in(troubled), alerts.report_ends());
     }
 
     async fn take_in(self: &Arc<Self>, mut troubled: mpsc::Receiver<Troubled>) {
@@ -210,7 +212,7 @@ impl Alerts {
         sleep(BURST_WAIT).await;
         while let Some(troubled) = self.next_receivers(&app) {
             let id = format!("endpoints-{}-{app}-{}", self.context.here, Uuid::new_v4().simple());
-            for _ in 0..RECEIVERS_TRIES_MAX {
+            for _ in 0..TRIES_MAX {
                 while let Some(wait) = self.wait_for(&app) {
                     sleep(wait).await;
                 }
