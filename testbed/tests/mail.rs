@@ -1,17 +1,22 @@
-//! E-mail through a whole mesh: a mail server that takes minutes to accept a mail, and what dies meanwhile.
+//! E-mail through a whole mesh: a mail server that takes minutes to accept a mail, and what dies meanwhile; what comes back of a
+//! mail, and the link to unsubscribe.
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 
-use std::time::Duration;
+use std::{process::Stdio, time::Duration};
 
 use serde_json::{Value, json};
 use shared::{app::Ambiguity, channel::Channel};
 use testbed::{
     nats::{self, SyncInterval},
-    peal::{Peal, Plan},
+    peal::{APP, PUBLIC_URL, Peal, Plan},
     providers::{Answer, RecordedPush, Rule},
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::AsyncWriteExt,
+    process::Command,
+    time::{Instant, sleep},
+};
 
 const ANN: &str = "ann@example.com";
 
@@ -157,4 +162,137 @@ async fn silence_of_the_server_is_in_doubt_too() {
         (&json!("unknown"), &json!("timeout")),
         "{delivery}"
     );
+}
+
+/// The value of a header of the last mail, unfolded.
+fn header(mail: &RecordedPush, name: &str) -> String {
+    let text = String::from_utf8_lossy(&mail.payload)
+        .replace("\r\n ", "")
+        .replace("\r\n\t", "");
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    value.unwrap_or_else(|| panic!("no {name}: {text}")).trim().to_owned()
+}
+
+/// The feedback at a delivery, as words.
+fn words(delivery: &Value) -> Vec<&str> {
+    let all = delivery["feedback"].as_array().into_iter().flatten();
+    all.map(|feedback| feedback["type"].as_str().unwrap()).collect()
+}
+
+/// Gives `peal bounce` a report of Exim's form about the mail with this reference, and returns what it prints.
+async fn bounce(peal: &Peal, status: &str, reference: &str) -> String {
+    let report = format!(
+        "From: Mailer-Daemon@mx.example\r\nTo: bounces@shop.example\r\nMIME-Version: 1.0\r\n\
+         Content-Type: multipart/report; report-type=delivery-status; boundary=b\r\n\r\n\
+         --b\r\nContent-type: text/plain\r\n\r\nSorry.\r\n\
+         --b\r\nContent-type: message/delivery-status\r\n\r\nReporting-MTA: dns; mx.example\r\n\r\n\
+         Action: failed\r\nFinal-Recipient: rfc822;{ANN}\r\nStatus: 5.0.0\r\nDiagnostic-Code: smtp; 550 {status} no\r\n\r\n\
+         --b\r\nContent-type: text/rfc822-headers\r\n\r\nX-Peal-Reference: {reference}\r\n\r\n--b--\r\n"
+    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_testbed"));
+    command.args(["peal", "bounce", "--app", APP, "--url", &peal.region("eu").gateway.url]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(report.as_bytes()).await.unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().await.unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_click_unsubscribes_and_a_bounce_ends_mails_to_its_mailbox() {
+    let within = Duration::from_secs(45);
+    let peal = start(plan(), Rule::always()).await;
+    let path = send(&peal).await;
+    let mail = mails(&peal, 1, within).await.pop().unwrap();
+    done(&peal, &path, within).await;
+    assert_eq!(header(&mail, "List-Unsubscribe-Post"), "List-Unsubscribe=One-Click");
+    let link = header(&mail, "List-Unsubscribe");
+    let link = link
+        .strip_prefix(&format!("<{PUBLIC_URL}/u/"))
+        .unwrap()
+        .strip_suffix('>')
+        .unwrap();
+    let link = format!("{}/u/{link}", peal.region("eu").gateway.url);
+
+    // A scanner that follows the link changes nothing, nor does a form that is not the one.
+    let shown = peal.http.get(&link).send().await.unwrap();
+    assert_eq!(
+        (
+            shown.status().as_u16(),
+            shown.headers()["referrer-policy"].to_str().unwrap()
+        ),
+        (200, "no-referrer")
+    );
+    assert!(shown.text().await.unwrap().contains("<form method=\"post\">"));
+    let other = peal.http.post(&link).form(&[("a", "b")]).send().await.unwrap();
+    assert_eq!(other.status().as_u16(), 400);
+    let list = peal.expect("GET", "eu", "/v1/suppressions", None).await.unwrap();
+    assert_eq!(list["suppressions"], json!([]));
+    let forged = peal
+        .http
+        .post(format!("{link}A"))
+        .form(&[("List-Unsubscribe", "One-Click")])
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(forged.status().as_u16(), 404);
+
+    let clicked = peal
+        .http
+        .post(&link)
+        .form(&[("List-Unsubscribe", "One-Click")])
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(clicked.status().as_u16(), 200);
+    let delivery = done(&peal, &path, within).await;
+    assert_eq!(
+        (&delivery["state"], words(&delivery)),
+        (&json!("delivered"), vec!["unsubscribed"])
+    );
+    let delivery = done(&peal, &send(&peal).await, within).await;
+    assert_eq!(
+        (&delivery["state"], &delivery["reason"]),
+        (&json!("suppressed"), &json!("suppression_list"))
+    );
+
+    let list = peal.expect("GET", "eu", "/v1/suppressions", None).await.unwrap();
+    assert_eq!(
+        (&list["suppressions"][0]["reason"], &list["suppressions"][0]["source"]),
+        (&json!("unsubscribe"), &json!("link"))
+    );
+    let lifted = format!("/v1/suppressions/{}", list["suppressions"][0]["id"].as_str().unwrap());
+    peal.expect("DELETE", "eu", &lifted, None).await.unwrap();
+
+    // A full mailbox bounces, and is written to again; one that is gone is not.
+    let path = send(&peal).await;
+    let mail = mails(&peal, 2, within).await.pop().unwrap();
+    done(&peal, &path, within).await;
+    let reference = header(&mail, "X-Peal-Reference");
+    assert_eq!(bounce(&peal, "5.2.2", &reference).await, "reported: failed\n");
+    let list = peal.expect("GET", "eu", "/v1/suppressions", None).await.unwrap();
+    assert_eq!(list["suppressions"], json!([]));
+    let (head, tail) = reference.split_at(reference.len() - 8);
+    let other = if tail.starts_with('A') { "B" } else { "A" };
+    let forged = format!("{head}{other}{}", &tail[1..]);
+    assert_eq!(
+        bounce(&peal, "5.1.1", &forged).await,
+        "ignored: the mail was not sent by this app\n"
+    );
+    for _again in 0..2 {
+        assert_eq!(bounce(&peal, "5.1.1", &reference).await, "reported: failed\n");
+    }
+    let delivery = done(&peal, &path, within).await;
+    assert_eq!(
+        (&delivery["state"], words(&delivery)),
+        (&json!("delivered"), vec!["bounced", "bounced"])
+    );
+    let delivery = done(&peal, &send(&peal).await, within).await;
+    assert_eq!(
+        (&delivery["state"], &delivery["reason"]),
+        (&json!("suppressed"), &json!("suppression_list"))
+    );
+    assert_eq!(mails(&peal, 2, Duration::ZERO).await.len(), 2);
 }

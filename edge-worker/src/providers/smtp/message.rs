@@ -155,7 +155,9 @@ impl Head<'_> {
         write("Message-ID", Raw::new(id).into());
         write("MIME-Version", Raw::new("1.0").into());
         for (name, value) in self.others.iter().filter(|(name, _)| is_header_name(name)) {
-            write(name, Text::new(*value).into());
+            // As text, the library would encode a long word, and what comes back of a mail would hold no reference.
+            let plain = is_plain(value).then(|| Raw::new(*value).into());
+            write(name, plain.unwrap_or_else(|| Text::new(*value).into()));
         }
         if let Some(url) = self.unsubscribe.filter(|url| is_plain(url)) {
             write("List-Unsubscribe", Raw::new(format!("<{url}>")).into());
@@ -359,6 +361,24 @@ mod tests {
                 }
             )
             .contains("List-")
+        );
+    }
+
+    #[test]
+    fn a_long_word_stands_in_its_header_as_it_is() {
+        let reference = "aB-_".repeat(24);
+        let others = [("X-Peal-Reference", reference.as_str())];
+        let mail = written(
+            &TEXT,
+            &Vary {
+                others: &others,
+                ..USUAL
+            },
+        );
+        let unfolded = mail.replace("\r\n ", " ").replace("  ", " ");
+        assert!(
+            unfolded.contains(&format!("X-Peal-Reference: {reference}\r\n")),
+            "{mail}"
         );
     }
 

@@ -43,8 +43,8 @@ fn report(callback: &Callback<'_>, bounce: Bounce) -> Result<Report, Refused> {
         }
     };
     Ok(Report {
-        // A mail has one end.
-        event: String::new(),
+        // A mail has one end, but servers on its way may report another each.
+        event: bounce.status.clone().unwrap_or_default(),
         reference: bounce.reference,
         kind,
         at: bounce.at.map_or(callback.now, |at| callback.past(at)),
