@@ -1,7 +1,8 @@
 //! Reading JSON that a caller or another version of Peal wrote.
 //!
-//! `null` is read as if the member were absent, and an object only from an object. Types refuse unknown members, so that a caller's typing error is found. JSON that Peal itself stored or sent may have
-//! members of a newer version: they are dropped and the rest is read again, which costs nothing if there are none.
+//! `null` is read as if the member were absent, and an object only from an object. Types refuse unknown members, so that a
+//! caller's typing error is found. JSON that Peal itself stored or sent may have members of a newer version: they are dropped and
+//! the rest is read again, which costs nothing if there are none.
 
 use std::{fmt, marker::PhantomData};
 
@@ -115,7 +116,8 @@ macro_rules! only_objects {
     )+};
 }
 
-/// Implements `Serialize` for structs that derive it with `#[serde(remote = "Self")]`.
+/// Implements `Serialize` too, for structs that derive both with `#[serde(remote = "Self")]`.
+#[macro_export]
 macro_rules! objects {
     ($($name:ty),+ $(,)?) => {$(
         $crate::only_objects!($name);

@@ -186,12 +186,9 @@ async fn feedback(peal: &Peal, at: &str, job: &Value, many: usize) -> Vec<String
             })
             .collect()
         };
-        if words.len() >= many {
-            assert_eq!(
-                (&status["state"], &delivery["state"]),
-                (&json!("done"), &json!("delivered")),
-                "{status}"
-            );
+        // A report may be known before the answer to the request.
+        if words.len() >= many && status["state"] == "done" {
+            assert_eq!(delivery["state"], "delivered", "{status}");
             return words;
         }
         assert!(Instant::now() < deadline, "{status}");

@@ -16,35 +16,37 @@ use shared::{
     id::{AccountKey, AppId, Region},
     invalid::Invalid,
     nats::config::Tenants,
+    objects,
     provider::{Credential, Provider},
     seal::MeshKey,
     secret::Secret,
     senders::Senders,
     signature::SigningKey,
+    tolerant::or_default,
 };
 use utoipa::ToSchema;
 
 /// An app. Secrets are written and never shown: a credential, or the secret of the alerts, that is given as it is shown stays
 /// as it is.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 #[schema(as = App)]
 pub(crate) struct AppDocument {
     pub(crate) id: AppId,
     pub(crate) default_region: Region,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) residency: Option<Region>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub(crate) keys: Vec<KeyDocument>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Object)]
     ambiguity: BTreeMap<Channel, Ambiguity>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     alerts: Option<AlertsDocument>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
     pub(crate) services: bool,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
     outbox: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -55,24 +57,26 @@ pub(crate) struct AppDocument {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     fcm: Option<Map<String, Value>>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
     suspended: bool,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Object)]
     credentials: BTreeMap<Provider, Map<String, Value>>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Object)]
     routes: BTreeMap<Channel, Vec<Route>>,
-    #[serde(default, skip_serializing_if = "Senders::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Senders::is_empty")]
     #[schema(value_type = Object)]
     senders: Senders,
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeSet::is_empty")]
     #[schema(value_type = Vec<String>)]
     sms_countries: BTreeSet<Country>,
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_none")]
     #[schema(value_type = Object)]
     quota: Quota,
 }
+
+objects!(AppDocument, AlertsDocument, KeyDocument);
 
 fn is_none(quota: &Quota) -> bool {
     *quota == Quota::NONE
@@ -80,7 +84,7 @@ fn is_none(quota: &Quota) -> bool {
 
 /// Where dead letters are reported.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct AlertsDocument {
     url: String,
     #[serde(default, skip_serializing)]
@@ -89,7 +93,7 @@ pub(crate) struct AlertsDocument {
 
 /// A key: what a request states, and what an answer adds.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 #[schema(as = Key)]
 pub(crate) struct KeyDocument {
     pub(crate) scopes: Vec<Scope>,
@@ -101,10 +105,10 @@ pub(crate) struct KeyDocument {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     expires_at: Option<Timestamp>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
     #[schema(ignore)]
     test: bool,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
     signing: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<String>,
@@ -325,7 +329,7 @@ fn seal(
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use shared::testing::mesh_key;
+    use shared::{contract, testing::mesh_key};
 
     use super::*;
 
@@ -382,6 +386,24 @@ mod tests {
                 .credentials
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn null_is_absent_and_a_list_is_no_object() {
+        let mut bare = json!({ "id": "shop", "default_region": "eu" });
+        let read = |document: &Value| serde_json::from_value::<AppDocument>(document.clone());
+        let absent = read(&bare).unwrap();
+        let shown = serde_json::to_value(&absent).unwrap();
+        assert_eq!(shown, bare);
+        for member in contract::page().members_of("App") {
+            if !member.default.starts_with("required") {
+                bare[member.name] = Value::Null;
+            }
+        }
+        assert!(bare.as_object().unwrap().len() > 10);
+        assert_eq!(serde_json::to_value(read(&bare).unwrap()).unwrap(), shown);
+        assert!(read(&json!(["shop", "eu"])).is_err());
+        assert!(serde_json::from_value::<KeyDocument>(json!([["apps:read"]])).is_err());
     }
 
     #[test]

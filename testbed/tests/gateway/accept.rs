@@ -445,7 +445,15 @@ fn invalid_bodies() -> Vec<(Value, u16, &'static str, &'static str)> {
         (to(json!(["ann"]), json!({})), 422, "validation_failed", "push.title"),
         (push("title", json!(5_551_234)), 422, "validation_failed", "push.title"),
         (push("tilte", json!("5551234")), 422, "validation_failed", "push.tilte"),
-        (push("thread", json!("5551234")), 422, "not_built", "push.thread"),
+        (
+            with(
+                "plan",
+                json!({ "mode": "first", "steps": [{ "channel": "push", "until": "opened" }] }),
+            ),
+            422,
+            "not_built",
+            "plan.steps[0].until",
+        ),
         (push("ttl", json!(5_551_234)), 422, "validation_failed", "push.ttl"),
         (push("badge", json!(-5_551_234)), 422, "validation_failed", "push.badge"),
         (push("silent", json!(true)), 422, "validation_failed", "push.silent"),

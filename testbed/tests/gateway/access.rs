@@ -30,6 +30,7 @@ fn operations(
         notification,
         address,
         suppression,
+        erasure,
     }: &Samples,
 ) -> Vec<Operation> {
     let api: Value = serde_json::from_str(&gateway::documents::openapi()).unwrap();
@@ -55,6 +56,7 @@ fn operations(
                     .replace("{recipient_id}", "ann")
                     .replace("{topic}", "news")
                     .replace("{address_id}", address)
+                    .replace("{erasure_id}", erasure)
                     .replace("{id}", suppression)
                     .replace("{app}", "shop")
                     .replace("{key_id}", "0123456789abcdef")
@@ -106,9 +108,11 @@ struct Samples {
     notification: String,
     address: String,
     suppression: String,
+    erasure: String,
 }
 
-/// Stores for `shop` a notification and an address of ann, who opts out, a mailbox that is suppressed, and two dead letters.
+/// Stores for `shop` a notification and an address of ann, who opts out, a mailbox that is suppressed, the erasure of bob, and
+/// two dead letters.
 async fn store_samples(rig: &Rig) -> Samples {
     let sent = rig.notify("e1", &["ann"]).await;
     let address = rig
@@ -120,6 +124,7 @@ async fn store_samples(rig: &Rig) -> Samples {
         .await;
     let wanted = json!({ "channel": "email", "address": "ann@example.com", "reason": "unsubscribe" });
     let suppressed = rig.ask("POST", "/v1/suppressions", wanted).await;
+    let erased = rig.ask("POST", "/v1/recipients/bob/erase", Value::Null).await;
     let refusal = json!({ "channels": { "push": false }, "categories": {} });
     assert_eq!(
         rig.ask("PUT", "/v1/recipients/ann/preferences", refusal).await.status,
@@ -141,6 +146,7 @@ async fn store_samples(rig: &Rig) -> Samples {
         notification: text(&sent.body["notification_id"]),
         address: text(&address.body["address_id"]),
         suppression: text(&suppressed.body["id"]),
+        erasure: text(&erased.body["erasure_id"]),
     }
 }
 
@@ -154,7 +160,9 @@ async fn every_operation_needs_its_scope_and_no_other() {
         .filter(|op| op.scope.is_none())
         .map(|op| op.path.as_str())
         .collect();
-    assert_eq!(open, ["/healthz", "/metrics", "/readyz", "/v1/openapi.json"]);
+    // Callbacks are signed by their provider; the tests of the channels try them.
+    let callbacks = "/v1/callbacks/{provider}/shop";
+    assert_eq!(open, ["/healthz", "/metrics", "/readyz", callbacks, "/v1/openapi.json"]);
 
     let mut forged = rig.key.clone();
     let flipped = if forged.ends_with('A') { "E" } else { "A" };
@@ -202,6 +210,21 @@ async fn every_operation_needs_its_scope_and_no_other() {
     }
 }
 
+/// An answer without its cursors, which are new in each: one document, or the lines of an export.
+fn without_cursors(body: Value) -> Value {
+    let lines = match body {
+        Value::String(text) => text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(),
+        document => vec![document],
+    };
+    let lines = lines.into_iter().map(|mut line: Value| {
+        for cursor in ["cursor", "next"] {
+            line.as_object_mut().unwrap().remove(cursor);
+        }
+        line
+    });
+    Value::Array(lines.collect())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_app_never_sees_or_changes_data_of_another() {
     let rig = Rig::start().await;
@@ -214,7 +237,7 @@ async fn one_app_never_sees_or_changes_data_of_another() {
         for read in reads() {
             let answer = rig.call("GET", &read.path, Some(key), None).await;
             let shown = if answer.status == 200 {
-                answer.body
+                without_cursors(answer.body)
             } else {
                 json!(answer.code())
             };
@@ -236,11 +259,15 @@ async fn one_app_never_sees_or_changes_data_of_another() {
     let before = view(&rig.key).await;
     assert!(before.iter().all(|(_, status, _)| *status == 200), "{before:?}");
     for (path, status, shown) in view(&rival).await {
+        let shown = if status == 200 { &shown[0] } else { &shown };
         let own_only = shown["apps"]
             .as_array()
             .is_some_and(|apps| apps.iter().all(|app| app["id"] == "rival"));
+        // No server runs the region `us`, which the only line of an export without recipients says.
+        let none_exported = shown["unreachable"] == json!(["us"]) && shown.get("recipient_id").is_none();
         let nothing = status == 404
             || own_only
+            || none_exported
             || ["dead_letters", "notifications", "suppressions"]
                 .iter()
                 .any(|list| shown[list] == json!([]));

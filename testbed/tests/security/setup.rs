@@ -96,10 +96,16 @@ async fn publish(service: &Client, event: &str) -> String {
 /// The next state that the app's feed reports.
 async fn next_state(service: &Client) -> Value {
     let js = jetstream::with_domain(service.clone(), accounts::FEED_DOMAIN);
-    let feed: PullConsumer = js
-        .get_consumer_from_stream("svc_bank", topology::RECEIPTS)
-        .await
-        .unwrap();
+    // A gateway makes it a moment after it has made the intake.
+    let found = async {
+        loop {
+            match js.get_consumer_from_stream("svc_bank", topology::RECEIPTS).await {
+                Ok(feed) => return feed,
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    };
+    let feed: PullConsumer = timeout(TIMEOUT, found).await.unwrap();
     let mut batches = feed.messages().await.unwrap();
     let reading = async {
         loop {

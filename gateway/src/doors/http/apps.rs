@@ -15,7 +15,9 @@ use shared::{
     id::{AppId, Region},
     invalid::Invalid,
     nats::config::Tenants,
+    objects,
     site::Site,
+    tolerant::or_default,
 };
 use tokio::time::timeout;
 use utoipa::{IntoParams, ToSchema};
@@ -73,16 +75,18 @@ pub(crate) struct ChangePlan {
 
 /// A region of the mesh.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 #[schema(as = Site)]
 pub(crate) struct SiteDocument {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     region: Option<Region>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     nats: Option<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     helpers: Vec<Region>,
 }
+
+objects!(SiteDocument);
 
 /// Regions.
 #[derive(Debug, Serialize, ToSchema)]
@@ -146,7 +150,7 @@ pub(crate) async fn get(
     tag = "apps",
     params(
         ("app" = AppId, Path, description = "The name of the app"),
-        ("If-Match" = Option<String>, Header, description = "The version that it must have"),
+        ("If-Match" = Option<String>, Header, description = "The version that it must have", pattern = "^\"[0-9a-f]+\"$"),
         WriteQuery,
     ),
     request_body = AppDocument,
@@ -215,7 +219,7 @@ pub(crate) enum AppOrPlan {
     tag = "apps",
     params(
         ("app" = AppId, Path, description = "The name of the app"),
-        ("If-Match" = Option<String>, Header, description = "The version that it must have"),
+        ("If-Match" = Option<String>, Header, description = "The version that it must have", pattern = "^\"[0-9a-f]+\"$"),
     ),
     responses((status = 204, description = "Deleted"), openapi::AdminRefusal),
     security(("api_key" = ["apps:write"])),

@@ -77,6 +77,37 @@ pub(super) fn complete(api: &mut Value) {
     for (name, schema) in schemas.into_iter().flatten() {
         schema::complete(name, schema);
     }
+    let paths = api.get_mut("paths").and_then(Value::as_object_mut);
+    let operations = paths
+        .into_iter()
+        .flat_map(|paths| paths.values_mut().filter_map(Value::as_object_mut));
+    let operations = operations.flat_map(|path| {
+        path.values_mut()
+            .filter_map(|operation| operation.get_mut("parameters"))
+    });
+    for parameter in operations.filter_map(Value::as_array_mut).flatten() {
+        if let Some(schema) = parameter.get_mut("schema") {
+            forbid_null(schema);
+        }
+    }
+}
+
+/// A parameter is absent or a text: `null` would be the text of these four letters.
+fn forbid_null(schema: &mut Value) {
+    let is_null = |kind: &Value| kind == "null" || kind["type"] == "null";
+    for name in ["type", "oneOf"] {
+        if let Some(Value::Array(kinds)) = schema.get_mut(name) {
+            kinds.retain(|kind| !is_null(kind));
+            if let [only] = kinds.as_mut_slice() {
+                let only = only.take();
+                if name == "type" {
+                    schema[name] = only;
+                } else {
+                    *schema = only;
+                }
+            }
+        }
+    }
 }
 
 /// The description itself
