@@ -15,6 +15,8 @@
 //!
 //! `bench channels` measures every channel beside pushes to Apple.
 //!
+//! `bench imports` measures the bulk import of devices.
+//!
 //! `bench durable` measures the cost of acknowledgements that survive a power cut.
 
 mod broadcast;
@@ -24,6 +26,7 @@ mod cpu;
 mod door;
 mod durable;
 mod figures;
+mod imports;
 mod load;
 mod machine;
 mod report;
@@ -87,6 +90,8 @@ pub enum What {
     Channels,
     /// One notification to all members of a topic.
     Broadcast,
+    /// The bulk import of devices.
+    Imports,
 }
 
 /// How many measurements there are, and how long each takes.
@@ -159,6 +164,10 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         }
         What::Channels => {
             let results = Box::pin(channels::measure(scale, machine, nats_server)).await?;
+            (results.markdown()?, serde_json::to_vec_pretty(&results)?)
+        }
+        What::Imports => {
+            let results = Box::pin(imports::measure(scale, args.quick, machine, nats_server)).await?;
             (results.markdown()?, serde_json::to_vec_pretty(&results)?)
         }
         What::Durable => {
