@@ -69,6 +69,9 @@ pub(super) struct SendArgs {
     /// The time to live; a delivery that is not made by then expires.
     #[arg(long, value_name = "SECONDS")]
     ttl: Option<u32>,
+    /// Whether it ends at the provider that sends nothing; with a test key it does unless this is false.
+    #[arg(long, value_name = "BOOL")]
+    test: Option<bool>,
     /// Which channels are used, of which the file of --json holds the content: a mode (all, first or fallback) and the channels
     /// in order, such as fallback:push,sms,email.
     #[arg(long, value_name = "MODE:CHANNELS", value_parser = plan)]
@@ -199,6 +202,7 @@ impl SendArgs {
         let members = [
             ("class", class),
             ("category", self.category.as_ref().map(|text| json!(text))),
+            ("test", self.test.map(|test| json!(test))),
             ("event_id", self.event_id.as_ref().map(|text| json!(text))),
             ("plan", self.plan.as_ref().map(|plan| json!(plan))),
         ];

@@ -148,6 +148,9 @@ pub async fn issue_operator_key(
     let now = Clock::system().now();
     let refused = |invalid: Invalid| ProvisionError::Refused("key of an operator".to_owned(), invalid.into());
     new.check(now).map_err(refused)?;
+    if new.test {
+        return Err(refused(Invalid::new("test", "must be false for a key of an operator")));
+    }
     let nobody = AppId::unknown();
     let (key, text) = ApiKey::issue(mesh_key, nobody, new, now);
     let not_written = |error| ProvisionError::Write("a key of an operator".to_owned(), error);

@@ -90,9 +90,6 @@ impl NewKey {
         if self.expires_at.is_some_and(|end| end <= now) {
             return Err(Invalid::new("expires_at", "must be in the future"));
         }
-        if self.test {
-            return Err(Invalid::new("test", "is not built yet (channels)"));
-        }
         if !self.signing && self.scopes.contains(&Scope::IssueTokens) {
             let rule = format_args!("must be true for a key with the scope {}", Scope::IssueTokens);
             return Err(Invalid::new("signing", rule));
@@ -421,7 +418,6 @@ mod tests {
         let expires_at = Some(now);
         assert_eq!(invalid(NewKey { expires_at, ..send() }), "expires_at");
         assert_eq!(invalid(NewKey::with(&[Scope::IssueTokens])), "signing");
-        assert_eq!(invalid(NewKey { test: true, ..send() }), "test");
         send().check(now).unwrap();
     }
 }

@@ -9,8 +9,9 @@ use crate::{
     address::Target,
     channel::{Channel, words},
     country::Country,
-    id::{AccountKey, AppId, Region},
+    id::{AccountKey, AppId, RecipientId, Region},
     invalid::Invalid,
+    job::Job,
     provider::{Credential, Provider},
     seal::{MeshKey, SealError, Sealed},
     secret::Secret,
@@ -58,6 +59,9 @@ pub struct App {
     /// The countries to whose numbers text messages may be sent.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub sms_countries: BTreeSet<Country>,
+    /// The recipients that test keys reach.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub test_recipients: BTreeSet<RecipientId>,
     /// Whether the operator suspended it: its requests are refused, and its work waits.
     #[serde(default, skip_serializing_if = "is_false")]
     pub suspended: bool,
@@ -207,6 +211,9 @@ impl Ambiguity {
 }
 
 impl App {
+    /// Most test recipients of an app.
+    const TEST_RECIPIENTS_MAX: usize = 100;
+
     /// An app with the default settings and without credentials.
     pub const fn new(id: AppId, default_region: Region) -> Self {
         Self {
@@ -222,6 +229,7 @@ impl App {
             routes: BTreeMap::new(),
             senders: Senders::none(),
             sms_countries: BTreeSet::new(),
+            test_recipients: BTreeSet::new(),
             suspended: false,
             credentials: BTreeMap::new(),
         }
@@ -236,6 +244,25 @@ impl App {
             }
             _ => true,
         }
+    }
+
+    /// Whether `job` may reach its addressee: what a test key sent reaches listed recipients only, and no address that a request
+    /// names.
+    pub fn lets_reach(&self, job: &Job) -> bool {
+        let is_listed = |recipient| self.test_recipients.contains(recipient);
+        !job.trial.test_key || job.recipient().is_some_and(is_listed)
+    }
+
+    /// Checks how many test recipients there are.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn check_test_recipients(&self) -> Result<(), Invalid> {
+        if self.test_recipients.len() > Self::TEST_RECIPIENTS_MAX {
+            let rule = format_args!("must be at most {}", Self::TEST_RECIPIENTS_MAX);
+            return Err(Invalid::new("test_recipients", rule));
+        }
+        Ok(())
     }
 
     /// The name of the app's NATS account: the second token of the subjects that its services publish to.
@@ -390,6 +417,8 @@ struct Stored {
     #[serde(default)]
     sms_countries: BTreeSet<Country>,
     #[serde(default)]
+    test_recipients: BTreeSet<RecipientId>,
+    #[serde(default)]
     suspended: bool,
     /// By the name of the provider; credentials for providers that this version does not know are ignored.
     #[serde(default)]
@@ -441,6 +470,7 @@ impl From<Stored> for App {
             routes: routes.collect(),
             senders: stored.senders,
             sms_countries: stored.sms_countries,
+            test_recipients: stored.test_recipients,
             suspended: stored.suspended,
             credentials: former.chain(known).collect(),
         }
@@ -465,9 +495,11 @@ pub(crate) fn seal_name_of(app: &AppId, provider: &str) -> String {
 #[cfg(test)]
 mod tests {
     use base64::{Engine, engine::general_purpose::STANDARD};
+    use jiff::Timestamp;
     use serde_json::json;
 
     use super::*;
+    use crate::{content::push::Push, job::Addressee, testing};
 
     fn key() -> MeshKey {
         MeshKey::from_base64(&STANDARD.encode([7; 32])).unwrap()
@@ -551,6 +583,24 @@ mod tests {
         assert!(app.opens(&mailbox));
         let stored = serde_json::to_string(&app).unwrap();
         assert_eq!(serde_json::from_str::<App>(&stored).unwrap(), app);
+    }
+
+    #[test]
+    fn a_test_key_reaches_listed_recipients_alone() {
+        let mut app = App::new("shop".parse().unwrap(), "eu".parse().unwrap());
+        let live = testing::job(&app.id, "e1", Push::default(), Timestamp::UNIX_EPOCH);
+        let mut tested = live.clone();
+        tested.trial.test_key = true;
+        assert!(app.lets_reach(&live) && !app.lets_reach(&tested));
+        app.test_recipients = ["ann".parse().unwrap()].into();
+        assert!(app.lets_reach(&tested));
+        let mailbox = testing::address(&app.id, Provider::Log, "ann@example.com");
+        tested.to = Addressee::Address(mailbox.into());
+        assert!(!app.lets_reach(&tested), "no address is listed");
+        let stored = serde_json::to_string(&app).unwrap();
+        assert_eq!(serde_json::from_str::<App>(&stored).unwrap(), app);
+        app.test_recipients = (0..=100).map(|number| number.to_string().parse().unwrap()).collect();
+        assert_eq!(app.check_test_recipients().unwrap_err().field, "test_recipients");
     }
 
     #[test]

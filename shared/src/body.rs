@@ -13,6 +13,7 @@ use crate::{
     invalid::Invalid,
     plan::{Arrangement, Course, Plan},
     tolerant::{self, objects},
+    trial::Trial,
 };
 
 /// The JSON body of a message on `notify.<channel>.<region>.<class>.<app>`, whether a gateway or a service wrote it.
@@ -24,6 +25,8 @@ pub struct Body {
     pub to: To,
     /// What kind of notification this is, for the recipient's preferences.
     pub category: Option<Category>,
+    /// Whether it is a test.
+    pub trial: Trial,
     /// The content to be delivered; with `course` that of its first step.
     pub content: Content,
     /// The steps that may follow each other, if there are several.
@@ -63,6 +66,12 @@ pub struct Members {
     /// What kind of notification this is, for the recipients' preferences.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub category: Option<Category>,
+    /// Whether it ends at the provider `log`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub test: bool,
+    /// Whether a test key sent it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub test_key: bool,
     /// Which channels are used in what order, if there is content for several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
@@ -140,6 +149,10 @@ impl Body {
             event_id: members.event_id,
             to,
             category: members.category,
+            trial: Trial {
+                test: members.test,
+                test_key: members.test_key,
+            },
             content,
             course,
         })
@@ -168,6 +181,8 @@ impl Serialize for Body {
             address,
             topic,
             category: self.category.clone(),
+            test: self.trial.test,
+            test_key: self.trial.test_key,
             plan: self.course.as_ref().map(|course| course.plan()),
             push,
             email,

@@ -15,6 +15,7 @@ use crate::{
     invalid::Invalid,
     job::{self, Addressee, Job},
     proof::{Claims, Proof},
+    trial::Trial,
 };
 
 /// A broadcast in one region, or one slice of it.
@@ -42,6 +43,8 @@ pub struct Broadcast {
     pub proof: Option<Proof>,
     /// What kind of notification this is, for the recipients' preferences.
     pub category: Option<Category>,
+    /// Whether it is a test.
+    pub trial: Trial,
     /// The content to be delivered.
     pub content: Content,
 }
@@ -74,10 +77,16 @@ impl Broadcast {
         }
     }
 
-    /// The job for one member; it has the same id as if the caller had named that recipient.
+    /// The id of the job for one member: the same as if the caller had named that recipient.
+    pub fn job_id(&self, ids: &IdKey, recipient: &RecipientId) -> JobId {
+        let event = self.trial.name(&self.event);
+        JobId::of(ids, &self.app, &event, recipient, self.channel())
+    }
+
+    /// The job for one member.
     pub fn job(&self, ids: &IdKey, recipient: RecipientId) -> Job {
         Job {
-            id: JobId::of(ids, &self.app, &self.event, &recipient, self.channel()),
+            id: self.job_id(ids, &recipient),
             notification: self.notification,
             app: self.app.clone(),
             class: self.class,
@@ -92,6 +101,7 @@ impl Broadcast {
             // The proof of the broadcast covers another body.
             proof: None,
             category: self.category.clone(),
+            trial: self.trial,
             content: self.content.clone(),
             place: None,
         }

@@ -128,6 +128,11 @@ impl EventId {
     pub fn fresh() -> Self {
         Self(Uuid::now_v7().to_string().into())
     }
+
+    /// The name of this event of a test key, which no caller can choose: it holds a space.
+    pub(crate) fn of_test_key(&self) -> Self {
+        Self(format!("{self} test").into())
+    }
 }
 
 /// A UUID that names one kind of thing.

@@ -13,6 +13,7 @@ use crate::{
     id_key::IdKey,
     plan::Place,
     proof::{Claims, Proof},
+    trial::Trial,
 };
 
 /// How long after acceptance the first attempt may still begin for a notification that is now or never (life 0).
@@ -63,6 +64,8 @@ pub struct Job {
     pub proof: Option<Proof>,
     /// What kind of notification this is, for the recipient's preferences.
     pub category: Option<Category>,
+    /// Whether it is a test.
+    pub trial: Trial,
     /// The content to be delivered.
     pub content: Content,
     /// Its place among the steps of a plan that follow each other; `None` if no job follows it.
@@ -165,7 +168,8 @@ impl Job {
 
     fn id_of_step(&self, ids: &IdKey, step: u32) -> Option<JobId> {
         let channel = self.place.as_ref()?.course.content(step)?.channel();
-        Some(JobId::of(ids, &self.app, &self.event, self.recipient()?, channel))
+        let event = self.trial.name(&self.event);
+        Some(JobId::of(ids, &self.app, &event, self.recipient()?, channel))
     }
 
     /// The body of the message that carries this job.
@@ -177,6 +181,7 @@ impl Job {
                 Addressee::Address(address) => To::Address(address),
             },
             category: self.category.clone(),
+            trial: self.trial,
             content: self
                 .place
                 .as_ref()

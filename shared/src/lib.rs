@@ -38,3 +38,4 @@ pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tolerant;
+pub mod trial;

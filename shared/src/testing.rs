@@ -16,6 +16,7 @@ use crate::{
         fcm, hms, jpush, sns, web_push,
     },
     seal::MeshKey,
+    trial::Trial,
 };
 
 /// A job at its first attempt, with `push` for the recipient `ann`, accepted in `eu`.
@@ -40,6 +41,7 @@ pub fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job 
         to: Addressee::Recipient(recipient),
         proof: None,
         category: None,
+        trial: Trial::NONE,
         content: Content::Push(push.into()),
         place: None,
     }

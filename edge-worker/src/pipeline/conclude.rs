@@ -136,7 +136,7 @@ impl Pipeline {
     /// The receipt of an address that nothing is sent to.
     fn of_spared(&self, job: &Job, spared: &Spared) -> Receipt {
         let Spared { address, state, reason } = spared;
-        let provider = self.providers.preferred(&job.app, address, job.delivery(address.id));
+        let provider = self.providers.preferred(job, address);
         self.telemetry.metrics.delivery(Some(provider), *state);
         Receipt {
             address: Some(address.id),

@@ -16,6 +16,7 @@ use super::{
     in_flight::ActiveJob,
     resolve::Addressed,
     settlement::{RETRY_JETSTREAM_AFTER, Step, Stop},
+    wanted::NOT_LISTED,
 };
 use crate::cache::StoreError;
 
@@ -49,6 +50,9 @@ impl Pipeline {
         // Once more: reading the recipient may have taken seconds.
         if let Some(state) = self.unwanted(job.is_expired(self.clock.now()), job.notification) {
             return Err(self.end(active, state, state.as_str()));
+        }
+        if self.is_unlisted(job) {
+            return Err(self.end(active, State::Suppressed, NOT_LISTED));
         }
         if !preferences.allows(job.channel(), job.category.as_ref()) {
             return Err(self.end(active, State::Suppressed, "opted_out"));

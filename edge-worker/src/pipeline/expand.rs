@@ -218,16 +218,8 @@ impl<'a> Expansion<'a> {
 
     /// Counts a member of a withdrawn broadcast: as cancelled, unless the ledger has outcomes.
     fn count_withdrawn(&mut self, recipient: &RecipientId) {
-        let Broadcast {
-            app, event, content, ..
-        } = self.broadcast;
-        match self.outcomes(JobId::of(
-            &self.pipeline.config.id_key(),
-            app,
-            event,
-            recipient,
-            content.channel(),
-        )) {
+        let job = self.broadcast.job_id(&self.pipeline.config.id_key(), recipient);
+        match self.outcomes(job) {
             Ok(outcomes) if outcomes.is_empty() => self.tally.cancelled += 1,
             Ok(outcomes) => self.tally.add(&outcomes),
             Err(error) => self.stop_without_ledger(&error),

@@ -19,6 +19,7 @@ use super::{
     context::Pipeline,
     settlement::{RETRY_JETSTREAM_AFTER, RETRY_LEDGER_READ_AFTER, Settlement, Waiting},
     turn::{PLAN_SATISFIED, PLAN_STOPPED},
+    wanted::NOT_LISTED,
 };
 use crate::{ledger::StoreError, pulled::Pulled};
 
@@ -86,7 +87,7 @@ impl Pipeline {
     ) -> Result<Option<(Job, Timestamp)>, StoreError> {
         let receipts = &settlement.receipts;
         let has_ended = receipts.iter().any(|receipt| receipt.state.is_final());
-        let stops = |reason: &str| [PLAN_SATISFIED, PLAN_STOPPED, UNPROVEN].contains(&reason);
+        let stops = |reason: &str| [PLAN_SATISFIED, PLAN_STOPPED, UNPROVEN, NOT_LISTED].contains(&reason);
         let is_stopped = receipts
             .iter()
             .any(|receipt| receipt.reason.as_deref().is_some_and(stops));

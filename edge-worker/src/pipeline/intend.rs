@@ -57,8 +57,11 @@ impl Handover for Intent<'_> {
 }
 
 impl Pipeline {
-    /// What the app has configured for an attempt that may or may not have been sent.
+    /// What the app has configured for an attempt that may or may not have been sent. Nothing of a test is sent.
     pub(super) fn ambiguity(&self, job: &Job) -> Ambiguity {
+        if job.trial.test {
+            return Ambiguity::Resend;
+        }
         let tenants = self.config.tenants();
         let app = tenants.apps.get(&job.app);
         app.map_or(Ambiguity::usual(job.channel()), |app| app.ambiguity(job.channel()))
@@ -90,7 +93,7 @@ impl Pipeline {
     fn intent(&self, job: &Job, address: &Address) -> Receipt {
         Receipt {
             address: Some(address.id),
-            provider: Some(self.providers.preferred(&job.app, address, job.delivery(address.id))),
+            provider: Some(self.providers.preferred(job, address)),
             ..receipt(job, State::Attempting, self.clock.now())
         }
     }

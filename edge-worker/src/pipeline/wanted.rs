@@ -1,11 +1,11 @@
-//! Ends jobs that nobody wants any more, before anything is asked about their recipients: a job that cannot be worked on
-//! must end with its notification.
+//! Ends jobs that nobody wants any more, or that may reach nobody, before anything is asked about their recipients: a job that
+//! cannot be worked on must end with its notification.
 
 use std::time::Duration;
 
 use shared::{
     id::{AppId, NotificationId},
-    job::Addressee,
+    job::{Addressee, Job},
     receipt::State,
 };
 
@@ -15,6 +15,9 @@ use crate::ledger::History;
 /// How long work of a suspended app stays with the server that cannot wait on a schedule.
 const RETRY_SUSPENDED_AFTER: Duration = Duration::from_secs(30);
 
+/// The reason of what a test key sent to somebody who is no test recipient of its app.
+pub(super) const NOT_LISTED: &str = "not_listed";
+
 /// A job that has neither expired nor been withdrawn, nor is its recipient erased.
 #[derive(Debug)]
 pub(super) struct Wanted {
@@ -23,7 +26,7 @@ pub(super) struct Wanted {
 }
 
 impl Pipeline {
-    /// Ends a job that has expired, was withdrawn, or is for a recipient who was erased since.
+    /// Ends a job that has expired, was withdrawn, is for a recipient who was erased since, or may not reach its addressee.
     pub(super) fn end_unwanted(&self, clear: Clear) -> Step<Wanted> {
         let Clear { active, history } = clear;
         let job = &active.job;
@@ -35,8 +38,17 @@ impl Pipeline {
             Addressee::Recipient(recipient) if self.cancelled.is_erased(&job.app, recipient, job.accepted_at) => {
                 Err(self.end(active, State::Cancelled, "erased"))
             }
+            Addressee::Recipient(_) | Addressee::Address(_) if self.is_unlisted(job) => {
+                Err(self.end(active, State::Suppressed, NOT_LISTED))
+            }
             Addressee::Recipient(_) | Addressee::Address(_) => Ok(Wanted { active, history }),
         }
+    }
+
+    /// Whether a test key sent `job` to somebody whom its app does not list at this moment.
+    pub(super) fn is_unlisted(&self, job: &Job) -> bool {
+        let tenants = self.config.tenants();
+        job.trial.test_key && tenants.apps.get(&job.app).is_none_or(|app| !app.lets_reach(job))
     }
 
     /// Holds a job of an app that is suspended, without an attempt. It waits on a schedule from its first try: with the server

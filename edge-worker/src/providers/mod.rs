@@ -43,6 +43,7 @@ use shared::{
     channel::Channel,
     clock::Clock,
     id::{AppId, DeliveryId},
+    job::Job,
     provider::{Credential, Provider},
 };
 use tokio::time::Instant;
@@ -236,15 +237,21 @@ impl Providers {
             .any(|provider| self.desk(*provider).has_account(app))
     }
 
-    /// The provider that a first attempt at this delivery asks first.
-    pub fn preferred(&self, app: &AppId, address: &Address, delivery: DeliveryId) -> Provider {
-        self.order(app, address, delivery, 1)[0]
+    /// The provider that a first attempt at the delivery of `job` to `address` asks first.
+    pub fn preferred(&self, job: &Job, address: &Address) -> Provider {
+        if job.trial.test {
+            return Provider::Log;
+        }
+        self.order(&job.app, address, job.delivery(address.id), 1)[0]
     }
 
-    /// Makes one attempt: asks the providers of the address for which the app has a credential, in the order of its routes,
+    /// Makes one attempt, of a test at the provider that sends nothing: asks the providers of the address for which the app has a credential, in the order of its routes,
     /// until one was sent the message. Takes at most [`FAIL_OVER_WITHIN`], [`crate::limits::ATTEMPT_WITHIN`] and
     /// [`crate::limits::ALLOWANCE_WITHIN`], and what [`Self::final_answer`] states; dropping the future abandons the attempt.
     pub async fn deliver(&self, attempt: Attempt<'_>) -> Attempted {
+        if attempt.message.job().trial.test {
+            return log::record(&attempt, &self.context.common.clock);
+        }
         let began = Instant::now();
         let order = self.order(attempt.app, attempt.address, attempt.delivery, attempt.number);
         let mut attempted = self.desk(order[0]).deliver(attempt).await;

@@ -13,7 +13,7 @@ use shared::{
     app::{Ambiguity, App, Quota, Route},
     channel::Channel,
     country::Country,
-    id::{AccountKey, AppId, Region},
+    id::{AccountKey, AppId, RecipientId, Region},
     invalid::Invalid,
     nats::config::Tenants,
     objects,
@@ -71,6 +71,9 @@ pub(crate) struct AppDocument {
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeSet::is_empty")]
     #[schema(value_type = Vec<String>)]
     sms_countries: BTreeSet<Country>,
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(max_items = 100)]
+    test_recipients: BTreeSet<RecipientId>,
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_none")]
     #[schema(value_type = Object)]
     quota: Quota,
@@ -106,7 +109,6 @@ pub(crate) struct KeyDocument {
     #[schema(value_type = Option<String>, format = DateTime)]
     expires_at: Option<Timestamp>,
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
-    #[schema(ignore)]
     test: bool,
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
     signing: bool,
@@ -194,6 +196,7 @@ impl AppDocument {
             routes: app.routes.clone(),
             senders: app.senders.clone(),
             sms_countries: app.sms_countries.clone(),
+            test_recipients: app.test_recipients.clone(),
             quota: app.quota,
         }
     }
@@ -236,9 +239,11 @@ impl AppDocument {
             routes: self.routes.clone(),
             senders: self.senders.clone(),
             sms_countries: self.sms_countries.clone(),
+            test_recipients: self.test_recipients.clone(),
             suspended: self.suspended,
             credentials: BTreeMap::new(),
         };
+        app.check_test_recipients()?;
         if let Some(alerts) = &self.alerts {
             alerts
                 .seal(&mut app, former, mesh_key)

@@ -8,6 +8,7 @@ use serde::Serialize;
 use shared::{
     id::{AppId, EventId, NotificationId},
     nats::idempotency::Answer,
+    trial::Trial,
 };
 use tokio::time::timeout;
 use utoipa::ToSchema;
@@ -26,7 +27,7 @@ use crate::{
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct SendResponse {
     /// The id of the notification. The header `Location` is the path of its status.
-    notification_id: NotificationId,
+    pub(crate) notification_id: NotificationId,
     /// The caller's event id, or a generated one.
     event_id: EventId,
     /// Number of jobs stored: one for each recipient, or, for a topic, one for each region.
@@ -129,7 +130,8 @@ pub(crate) async fn accept_many(
 }
 
 impl SendResponse {
-    pub(crate) fn of(app: &AppId, answer: Answer) -> Self {
+    /// The answer to a request of `app`, whose key is as `trial` says.
+    pub(crate) fn of(app: &AppId, trial: Trial, answer: Answer) -> Self {
         let Answer {
             event_id,
             jobs,
@@ -137,7 +139,7 @@ impl SendResponse {
             trace_id,
         } = answer;
         Self {
-            notification_id: NotificationId::of(app, &event_id),
+            notification_id: NotificationId::of(app, &trial.name(&event_id)),
             event_id,
             jobs,
             duplicates,
@@ -169,15 +171,18 @@ impl Results {
         }
     }
 
-    /// The answer in JSON.
-    pub(crate) fn answer(&self, app: &AppId) -> ManyResponse<'_> {
+    /// The answer in JSON to a request of `app`, whose key is as `trial` says.
+    pub(crate) fn answer(&self, app: &AppId, trial: Trial) -> ManyResponse<'_> {
         let results = self.0.iter().enumerate().map(|(index, result)| ItemResult {
             index,
             status: match result {
                 Ok(_) => StatusCode::ACCEPTED.as_u16(),
                 Err(problem) => problem.kind().status.as_u16(),
             },
-            accepted: result.as_ref().ok().map(|answer| SendResponse::of(app, answer.clone())),
+            accepted: result
+                .as_ref()
+                .ok()
+                .map(|answer| SendResponse::of(app, trial, answer.clone())),
             problem: result.as_ref().err().map(|problem| problem.document(None, None)),
         });
         let results: Vec<_> = results.collect();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::{StreamExt, pin_mut};
 use shared::{
     address::Address,
-    id::{JobId, NotificationId, RecipientId, Region, Topic},
+    id::{JobId, RecipientId, Region, Topic},
     invalid::Invalid,
     nats::{envelope, publish::NotStored, subject::Tier, topology, version},
     proof::Claims,
@@ -58,7 +58,7 @@ impl Intake {
     /// Stores every job of `order`. `Invalid`, `NoSuchRegion` and `TooMany` mean that nothing was stored.
     pub(crate) async fn accept(&self, order: Order, trace: &Trace) -> Result<StoredJobs, NotAccepted> {
         let bodies = SplitBody::render(&order).map_err(NotAccepted::Invalid)?;
-        let notification = NotificationId::of(&order.app.id, &order.event);
+        let notification = order.notification();
         let at = self.context.clock.now();
         let mut jobs = Vec::new();
         for body in &bodies {
@@ -111,7 +111,7 @@ impl Intake {
         recipients: &[RecipientId],
         body: &SplitBody,
     ) -> Result<Vec<OutgoingJob>, NotAccepted> {
-        let ids = self.context.config.id_key();
+        let (ids, event) = (self.context.config.id_key(), order.trial.name(&order.event));
         let mut jobs = Vec::with_capacity(recipients.len());
         for recipient in recipients {
             let key = RecipientKey {
@@ -122,7 +122,7 @@ impl Intake {
             if !self.context.is_region(&region) {
                 return Err(NotAccepted::NoSuchRegion(region));
             }
-            let id = JobId::of(&ids, &key.app, &order.event, recipient, body.channel);
+            let id = JobId::of(&ids, &key.app, &event, recipient, body.channel);
             jobs.push(self.job(order, region, id, body, body.to(recipient.as_str())));
         }
         Ok(jobs)
@@ -135,8 +135,8 @@ impl Intake {
         if !self.context.is_region(&region) {
             return Err(NotAccepted::NoSuchRegion(region));
         }
-        let ids = self.context.config.id_key();
-        let id = JobId::of_address(&ids, &order.app.id, &order.event, address.id, body.channel);
+        let (ids, event) = (self.context.config.id_key(), order.trial.name(&order.event));
+        let id = JobId::of_address(&ids, &order.app.id, &event, address.id, body.channel);
         Ok(self.job(order, region, id, body, body.to(address)))
     }
 
@@ -146,9 +146,9 @@ impl Intake {
             Some(region) => vec![region.clone()],
             None => self.context.regions(),
         };
-        let ids = self.context.config.id_key();
+        let (ids, event) = (self.context.config.id_key(), order.trial.name(&order.event));
         let job = |region: Region| {
-            let id = JobId::of_broadcast(&ids, &order.app.id, &order.event, topic, body.channel, &region);
+            let id = JobId::of_broadcast(&ids, &order.app.id, &event, topic, body.channel, &region);
             self.job(order, region, id, body, body.to(topic.as_str()))
         };
         regions.into_iter().map(job).collect()
@@ -170,9 +170,8 @@ impl Intake {
             envelope::PROOF,
             self.context.border.prover().work(&claims, order.life_from).to_string(),
         );
-        if body.has_steps {
-            headers.insert(version::VERSION, version::STEPS.to_string());
-        }
+        let version = version::of_work(body.has_steps, !order.trial.is_none());
+        headers.insert(version::VERSION, version.to_string());
         OutgoingJob {
             lane: order.lane(body.channel, region),
             tier: Tier::Main,

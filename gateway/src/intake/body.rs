@@ -53,6 +53,11 @@ impl SplitBody {
             after.extend_from_slice(br#","category":"#);
             json(category, &mut after);
         }
+        for (member, is_set) in [("test", order.trial.test), ("test_key", order.trial.test_key)] {
+            if is_set {
+                after.extend_from_slice(format!(r#","{member}":true"#).as_bytes());
+            }
+        }
         if let Some(plan) = plan {
             after.extend_from_slice(br#","plan":"#);
             json(plan, &mut after);
@@ -97,6 +102,7 @@ mod tests {
         content::{Contents, push::Push, sms::Sms},
         id::{RecipientId, Topic},
         plan::{Mode, Step, Until},
+        trial::Trial,
     };
 
     use super::*;
@@ -113,7 +119,12 @@ mod tests {
             ..Sms::default()
         };
         let contents = [Content::Push(push.into()), Content::Sms(sms.into())];
-        for (category, content) in [None, Some("offers".parse().unwrap())].into_iter().zip(contents) {
+        let by_test_key = Trial {
+            test: true,
+            test_key: true,
+        };
+        let varied = [(None, Trial::NONE), (Some("offers".parse().unwrap()), by_test_key)];
+        for ((category, trial), content) in varied.into_iter().zip(contents) {
             let app = App::new("shop".parse().unwrap(), "eu".parse().unwrap());
             let recipient: RecipientId = "ann\"ä/b".parse().unwrap();
             let topic: Topic = "news".parse().unwrap();
@@ -135,6 +146,7 @@ mod tests {
                     to,
                     class: Class::Normal,
                     category: category.clone(),
+                    trial,
                     contents: Arrangement::Each(vec![content.clone()]),
                     life_from: jiff::Timestamp::UNIX_EPOCH,
                 };
@@ -142,6 +154,7 @@ mod tests {
                     event_id: Some(order.event.clone()),
                     to: body_to,
                     category: category.clone(),
+                    trial,
                     content: content.clone(),
                     course: None,
                 };
@@ -175,6 +188,7 @@ mod tests {
             to: Addressees::Recipients(Vec::new()),
             class: Class::Normal,
             category: None,
+            trial: Trial::NONE,
             contents: Plan {
                 mode,
                 steps: Some(vec![step(Channel::Sms), step(Channel::Push)]),

@@ -7,9 +7,10 @@ use shared::{
     address::Address,
     app::App,
     channel::{Channel, Class},
-    id::{Category, EventId, RecipientId, Region, Topic},
+    id::{Category, EventId, NotificationId, RecipientId, Region, Topic},
     nats::subject::Lane,
     plan::Arrangement,
+    trial::Trial,
 };
 
 /// A notification that a caller asks to send.
@@ -20,6 +21,7 @@ pub(crate) struct Order {
     pub(crate) to: Addressees,
     pub(crate) class: Class,
     pub(crate) category: Option<Category>,
+    pub(crate) trial: Trial,
     pub(crate) contents: Arrangement,
     /// From when its life counts.
     pub(crate) life_from: Timestamp,
@@ -37,6 +39,11 @@ pub(crate) enum Addressees {
 }
 
 impl Order {
+    /// The notification that it asks for.
+    pub(super) fn notification(&self) -> NotificationId {
+        NotificationId::of(&self.app.id, &self.trial.name(&self.event))
+    }
+
     /// Number of jobs that it becomes at once in a mesh of `regions`.
     pub(super) fn jobs(&self, regions: usize) -> usize {
         let of_each = match &self.to {

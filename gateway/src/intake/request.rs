@@ -16,6 +16,7 @@ use shared::{
     only_objects,
     plan::{Arrangement, Plan},
     tolerant::or_default,
+    trial::Trial,
 };
 use utoipa::ToSchema;
 
@@ -69,6 +70,8 @@ pub(crate) struct SendRequest {
     /// Which channels are used in what order, if there is content for several.
     #[schema(value_type = Option<Plan>)]
     plan: Option<Plan>,
+    /// Whether it takes the whole path and ends at the provider `log`; `true` by a test key, unless it is given.
+    test: Option<bool>,
     /// When it happened; its life counts from here if that is earlier than its acceptance.
     #[schema(value_type = Option<String>, format = DateTime)]
     created_at: Option<Timestamp>,
@@ -158,6 +161,8 @@ pub(crate) enum Orders {
 #[derive(Debug)]
 pub(crate) struct Terms<'a> {
     pub(crate) app: &'a Arc<App>,
+    /// Whether a test key sends it.
+    pub(crate) by_test_key: bool,
     /// The mesh's key of ids.
     pub(crate) ids: &'a IdKey,
     /// When the request was stored, or came.
@@ -309,6 +314,10 @@ impl SendRequest {
             to,
             class: self.class,
             category: self.category,
+            trial: Trial {
+                test: self.test.unwrap_or(terms.by_test_key),
+                test_key: terms.by_test_key,
+            },
             contents: contents.try_map(|content| terms.app.senders.fill_in(content))?,
             life_from: life_from(self.created_at, terms.at)?,
         })
@@ -386,6 +395,7 @@ pub(crate) fn jobs(body: &[u8]) -> Result<Vec<(RecipientId, bytes::Bytes)>, Refu
     let app = Arc::new(App::new("shop".parse()?, "eu".parse()?));
     let terms = Terms {
         app: &app,
+        by_test_key: false,
         ids: &IdKey::unkeyed(),
         at: Timestamp::UNIX_EPOCH,
         recipients_max: 1000,
@@ -438,6 +448,7 @@ mod tests {
         );
         let terms = Terms {
             app: &app,
+            by_test_key: false,
             ids: &ids,
             at: Timestamp::UNIX_EPOCH,
             recipients_max: 10,
@@ -481,6 +492,7 @@ mod tests {
         let app = Arc::new(App::new("shop".parse().unwrap(), "eu".parse().unwrap()));
         let terms = Terms {
             app: &app,
+            by_test_key: false,
             ids: &IdKey::unkeyed(),
             at: Timestamp::UNIX_EPOCH,
             recipients_max: 1000,

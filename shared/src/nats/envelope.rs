@@ -174,7 +174,7 @@ pub fn deferred_headers(job: &Job) -> HeaderMap {
 }
 
 fn returning_headers(job: &Job, attempt: u32, discounted: u32) -> HeaderMap {
-    let mut headers = version::headers();
+    let mut headers = HeaderMap::new();
     headers.insert(ACCEPTED_AT, job.accepted_at.as_millisecond().to_string());
     headers.insert(ORIGIN, job.origin.as_str());
     headers.insert(EVENT_ID, job.event.as_str());
@@ -188,8 +188,9 @@ fn returning_headers(job: &Job, attempt: u32, discounted: u32) -> HeaderMap {
     if let Some(proof) = &job.proof {
         headers.insert(PROOF, proof.to_string());
     }
+    let version = version::of_work(job.place.is_some(), !job.trial.is_none());
+    headers.insert(version::VERSION, version.to_string());
     if let Some(place) = &job.place {
-        headers.insert(version::VERSION, version::STEPS.to_string());
         headers.insert(STEP, place.step.to_string());
         if let Some(until) = place.open_until {
             headers.insert(OPEN_UNTIL, until.as_millisecond().to_string());
@@ -271,19 +272,20 @@ pub fn read(
     let (attempt, discounted) = attempts(headers)?;
     let origin = optional(headers, ORIGIN)?.unwrap_or_else(|| here.clone());
     let event = event_id(body.event_id, headers)?;
-    let notification = NotificationId::of(&lane.app, &event);
+    let named = body.trial.name(&event);
+    let notification = NotificationId::of(&lane.app, &named);
     let (id, to) = match body.to {
         To::Recipient(recipient) => (
-            JobId::of(ids, &lane.app, &event, &recipient, lane.channel),
+            JobId::of(ids, &lane.app, &named, &recipient, lane.channel),
             Addressee::Recipient(recipient),
         ),
         To::Address(address) => (
-            JobId::of_address(ids, &lane.app, &event, address.id, lane.channel),
+            JobId::of_address(ids, &lane.app, &named, address.id, lane.channel),
             Addressee::Address(address),
         ),
         To::Topic(topic) => {
             return Ok(Work::Broadcast(Broadcast {
-                id: JobId::of_broadcast(ids, &lane.app, &event, &topic, lane.channel, &lane.region),
+                id: JobId::of_broadcast(ids, &lane.app, &named, &topic, lane.channel, &lane.region),
                 notification,
                 origin,
                 accepted_at,
@@ -294,10 +296,11 @@ pub fn read(
                 },
                 app: lane.app,
                 class: lane.class,
-                event,
                 topic,
                 proof: proof(headers),
                 category: body.category,
+                trial: body.trial,
+                event,
                 content,
             }));
         }
@@ -317,6 +320,7 @@ pub fn read(
         to,
         proof: proof(headers),
         category: body.category,
+        trial: body.trial,
         content,
         place,
     }))
@@ -421,7 +425,10 @@ fn optional<T: FromStr>(headers: &HeaderMap, name: &str) -> Result<Option<T>, In
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::content::{Content, push::Push};
+    use crate::{
+        content::{Content, push::Push},
+        trial::Trial,
+    };
     use proptest::prelude::*;
 
     fn read_job(body: &str) -> Result<Job, Invalid> {
@@ -629,6 +636,7 @@ mod tests {
             event_id: event.map(|event| event.parse().unwrap()),
             to: To::Recipient(recipient.parse().unwrap()),
             category: None,
+            trial: Trial::NONE,
             content: Content::Push(std::sync::Arc::new(Push {
                 title,
                 body: Some(body),
@@ -684,6 +692,28 @@ mod tests {
         assert_eq!(step(&fresh, "sms").unwrap_err().field, "subject");
         fresh.insert(STEP, "2");
         assert_eq!(step(&fresh, "push").unwrap_err().field, STEP);
+    }
+
+    #[test]
+    fn what_a_test_key_sent_stays_its_own_in_every_message_that_follows() {
+        let plain = r#"{"event_id":"e1","recipient":"ann","push":{"title":"Hi"}}"#;
+        let marked = r#"{"event_id":"e1","recipient":"ann","test":true,"test_key":true,"push":{"title":"Hi"}}"#;
+        let (job, live) = (read_job(marked).unwrap(), read_job(plain).unwrap());
+        assert!(job.trial.test && job.trial.test_key && live.trial.is_none());
+        assert!(job.id != live.id && job.notification != live.notification);
+        let body = serde_json::to_string(&job.body()).unwrap();
+        assert_eq!(read_job(&body).unwrap().trial, job.trial, "as a member of a slice");
+        for headers in [
+            deferred_headers(&job),
+            retry_headers(&job, true, AddressId(uuid::Uuid::nil())),
+        ] {
+            assert!(
+                version::of(&headers) == Some(version::TRIAL) && !version::is_unknown_work(&headers),
+                "a program that does not know tests gives it back"
+            );
+        }
+        let step = version::of_work(true, false);
+        assert_eq!((step, version::of_work(true, true)), (version::STEPS, version::TRIAL));
     }
 
     proptest! {

@@ -17,6 +17,18 @@ pub const CURRENT: u32 = 1;
 /// the content.
 pub const STEPS: u32 = 2;
 
+/// The version of work of a test, which this program reads too. A program that does not know it would send it to everybody.
+pub const TRIAL: u32 = 3;
+
+/// The version of a job or a broadcast.
+pub const fn of_work(has_steps: bool, is_trial: bool) -> u32 {
+    match (has_steps, is_trial) {
+        (_, true) => TRIAL,
+        (true, false) => STEPS,
+        (false, false) => CURRENT,
+    }
+}
+
 /// The headers that every message of Peal has.
 pub fn headers() -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -36,5 +48,5 @@ pub fn is_unknown(headers: &HeaderMap) -> bool {
 
 /// Whether the format of a message of work is newer than this program can read.
 pub fn is_unknown_work(headers: &HeaderMap) -> bool {
-    of(headers).is_some_and(|version| version > STEPS)
+    of(headers).is_some_and(|version| version > TRIAL)
 }

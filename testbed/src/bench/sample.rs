@@ -20,6 +20,7 @@ use shared::{
         apns::{self, Environment, Kind},
     },
     recipient::{Fact, Profile, RecipientKey},
+    trial::Trial,
 };
 
 use crate::peal::APP;
@@ -108,6 +109,7 @@ pub(super) fn job() -> Bytes {
         event_id: Some(EventId::fresh()),
         to: To::Recipient(recipient),
         category: None,
+        trial: Trial::NONE,
         content: Content::Push(PUSH.clone().into()),
         course: None,
     };

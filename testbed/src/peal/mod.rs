@@ -10,6 +10,7 @@ mod settings;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use shared::{
     api_key::{NewKey, Scope},
@@ -136,6 +137,23 @@ impl Peal {
         let mesh_key = MeshKey::from_base64(&self.mesh_key)?;
         let key = NewKey::with(&[Scope::AppsWrite, Scope::AppsRead]);
         Ok(gateway::provision::issue_operator_key(&hub, &mesh_key, key).await?)
+    }
+
+    /// Issues a further key of [`APP`], and returns it once every region knows it.
+    ///
+    /// # Errors
+    /// When the hub does not store it, or a region does not learn of it.
+    pub async fn issue_key(&self, new: NewKey) -> anyhow::Result<String> {
+        let hub = gateway::provision::hub(self.connect_as_operator().await?);
+        let mesh_key = MeshKey::from_base64(&self.mesh_key)?;
+        let app = config::current_app(&hub, &APP.parse()?)
+            .await?
+            .value
+            .context("an app")?;
+        let keys = gateway::provision::write_app(&hub, &mesh_key, &app, &[new]).await?;
+        let key = keys.into_iter().next().context("an API key")?;
+        self.wait_configured_for(&key).await?;
+        Ok(key)
     }
 
     /// Adds a region to the running mesh and waits until it is ready. No other program is configured or started again.

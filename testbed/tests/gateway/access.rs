@@ -226,6 +226,35 @@ fn without_cursors(body: Value) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_test_key_sends_and_reads_and_may_do_nothing_else() {
+    let rig = Rig::start().await;
+    let samples = store_samples(&rig).await;
+    let for_tests = NewKey {
+        test: true,
+        ..NewKey::with(Scope::ALL)
+    };
+    let key = rig.issue(rig.new_app("shop"), for_tests).await;
+    for operation in operations(&samples)
+        .iter()
+        .filter(|operation| operation.scope.is_some())
+    {
+        let answer = rig
+            .call(&operation.method, &operation.path, Some(&key), operation.body())
+            .await;
+        // What an erasure came to is told with the scope that asks for it.
+        let may = operation.path == "/v1/notifications"
+            || operation.method == "GET" && operation.scope != Some(Scope::RecipientsWrite);
+        if may {
+            assert!((200..300).contains(&answer.status), "{operation:?}: {answer:?}");
+        } else {
+            assert_eq!((answer.status, answer.code()), (403, "forbidden"), "{operation:?}");
+            let detail = answer.body["detail"].as_str().unwrap();
+            assert!(detail.starts_with("A test key"), "{operation:?}: {answer:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_app_never_sees_or_changes_data_of_another() {
     let rig = Rig::start().await;
     let samples = store_samples(&rig).await;

@@ -22,19 +22,24 @@ use crate::{
 /// A device of bank's recipient.
 const TOKEN: &str = "ba00000000000000000000000000000000000000000000000000000000000000";
 
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     version: Option<String>,
-    body: Value,
+    pub(crate) body: Value,
 }
 
 impl Answer {
-    fn code(&self) -> &str {
+    pub(crate) fn code(&self) -> &str {
         self.body["code"].as_str().unwrap_or_default()
     }
 }
 
-async fn ask(peal: &Peal, key: &str, (method, at, path): (&str, &str, &str), body: Option<&Value>) -> Answer {
+pub(crate) async fn ask(
+    peal: &Peal,
+    key: &str,
+    (method, at, path): (&str, &str, &str),
+    body: Option<&Value>,
+) -> Answer {
     ask_if(peal, key, (method, at, path), body, None).await
 }
 
@@ -66,7 +71,11 @@ async fn ask_if(
 }
 
 /// Waits until the answer is as wanted, and returns how long that took.
-async fn eventually(what: &str, ask: impl AsyncFn() -> Answer, is_right: impl Fn(&Answer) -> bool) -> Duration {
+pub(crate) async fn eventually(
+    what: &str,
+    ask: impl AsyncFn() -> Answer,
+    is_right: impl Fn(&Answer) -> bool,
+) -> Duration {
     let begun = Instant::now();
     loop {
         let answer = ask().await;

@@ -17,3 +17,4 @@ mod refusals;
 mod roles;
 mod setup;
 mod stolen;
+mod test_keys;

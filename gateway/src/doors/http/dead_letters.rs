@@ -20,7 +20,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     api::Api,
-    auth::{Caller, ToReadStatus, ToSend},
+    auth::{Caller, ToHandleSent, ToReadStatus},
     body::Json,
     limit,
     named::Named,
@@ -240,7 +240,7 @@ pub(crate) async fn get(
 )]
 pub(crate) async fn replay(
     State(api): State<Arc<Api>>,
-    caller: Caller<ToSend>,
+    caller: Caller<ToHandleSent>,
     Named(id): Named<LetterId>,
 ) -> Result<(StatusCode, axum::Json<ReplayResponse>), Problem> {
     let letter = api.dead_letters.get(&caller.app.id, &id).await?;
@@ -273,7 +273,7 @@ pub(crate) async fn replay(
 )]
 pub(crate) async fn replay_many(
     State(api): State<Arc<Api>>,
-    caller: Caller<ToSend>,
+    caller: Caller<ToHandleSent>,
     Json(request): Json<ReplayRequest>,
 ) -> Result<(StatusCode, axum::Json<ReplayResponse>), Problem> {
     let max = limit(request.limit, REPLAYED_LETTERS_MAX)?;
@@ -315,7 +315,7 @@ pub(crate) async fn replay_many(
 )]
 pub(crate) async fn delete(
     State(letters): State<DeadLetters>,
-    caller: Caller<ToSend>,
+    caller: Caller<ToHandleSent>,
     Named(id): Named<LetterId>,
 ) -> Result<StatusCode, Problem> {
     let letter = letters.get(&caller.app.id, &id).await?;

@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     api::Api,
-    auth::{Caller, ToReadStatus, ToSend},
+    auth::{Caller, ToHandleSent, ToReadStatus},
     named::Named,
     openapi,
     problem::{Document, NOT_FOUND, Problem, STATUS_UNAVAILABLE},
@@ -106,7 +106,7 @@ pub(crate) async fn find(
 ) -> Result<axum::Json<StatusList>, Problem> {
     let rule = "must have event_id, 1 to 255 printable ASCII characters without spaces, and nothing else yet";
     let Query(query) = query.map_err(|_| Problem::from(Invalid::new("query", rule)))?;
-    let id = NotificationId::of(&caller.app.id, &query.event_id);
+    let id = NotificationId::of(&caller.app.id, &caller.trial().name(&query.event_id));
     let history = api.receipts.history(&caller.app.id, id, api.context.clock.now());
     let found = history.await.map_err(unreadable)?;
     let found = match found {
@@ -139,7 +139,7 @@ pub(crate) async fn find(
 )]
 pub(crate) async fn cancel(
     State(api): State<Arc<Api>>,
-    caller: Caller<ToSend>,
+    caller: Caller<ToHandleSent>,
     Named(id): Named<NotificationId>,
 ) -> Result<StatusCode, Problem> {
     let context = &api.context;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use shared::{
     api_key::Scope,
     failpoint::failpoint,
-    id::{AppId, EventId, NotificationId},
+    id::EventId,
     invalid::Invalid,
     nats::idempotency::{self, Answer, Claim, Fingerprint, Held, Reply},
 };
@@ -75,6 +75,7 @@ pub(crate) async fn send(
 ) -> Result<Response, Problem> {
     let terms = Terms {
         app: &caller.app,
+        by_test_key: caller.trial().test_key,
         ids: &api.context.config.id_key(),
         at: api.context.clock.now(),
         recipients_max: api.limits.recipients,
@@ -88,7 +89,7 @@ pub(crate) async fn send(
         None => None,
         Some(key) => match claim(&api, &caller, &key, Fingerprint::of(&body)).await? {
             Claim::Held(held) => Some(held),
-            Claim::Answered(reply) => return Ok(replayed(&caller.app.id, reply)),
+            Claim::Answered(reply) => return Ok(replayed(&caller, reply)),
             Claim::InProgress => return Err(Problem::new(KEY_IN_USE, "Repeat after the time in Retry-After.")),
             Claim::OtherRequest => {
                 let detail =
@@ -98,18 +99,24 @@ pub(crate) async fn send(
         },
     };
     match orders {
-        Orders::One(order) => send_one(&api, *order, held, &trace).await,
+        Orders::One(order) => send_one(&api, &caller, *order, held, &trace).await,
         Orders::Many(orders) => {
             let within = api.limits.request_timeout();
             let orders = orders.into_iter().map(|(_, order)| order);
             let results = send::accept_many(&api.intake, orders, &trace, within).await;
-            Ok(answer_many(&api, &caller.app.id, &results, held).await)
+            Ok(answer_many(&api, &caller, &results, held).await)
         }
     }
 }
 
-async fn send_one(api: &Api, order: Order, held: Option<Held>, trace: &Trace) -> Result<Response, Problem> {
-    let (app, js) = (order.app.id.clone(), &api.context.js);
+async fn send_one(
+    api: &Api,
+    caller: &Caller<ToSend>,
+    order: Order,
+    held: Option<Held>,
+    trace: &Trace,
+) -> Result<Response, Problem> {
+    let js = &api.context.js;
     let accepted = send::accept(&api.intake, order, trace, api.limits.request_timeout()).await;
     match (&accepted, held) {
         (Ok(answer), Some(held)) => held.complete(js, Reply::One(answer.clone())).await,
@@ -118,13 +125,13 @@ async fn send_one(api: &Api, order: Order, held: Option<Held>, trace: &Trace) ->
     }
     failpoint("gateway.before-answer");
     match accepted {
-        Ok(answer) => Ok(stored(&app, answer)),
+        Ok(answer) => Ok(stored(caller, answer)),
         Err(failed) => Err(failed.problem),
     }
 }
 
-async fn answer_many(api: &Api, app: &AppId, results: &Results, held: Option<Held>) -> Response {
-    let answer = results.answer(app);
+async fn answer_many(api: &Api, caller: &Caller<ToSend>, results: &Results, held: Option<Held>) -> Response {
+    let answer = results.answer(&caller.app.id, caller.trial());
     if let Some(held) = held {
         // Items that failed for a reason that passes by itself may be tried again, by the same request.
         match serde_json::to_value(&answer) {
@@ -137,12 +144,15 @@ async fn answer_many(api: &Api, app: &AppId, results: &Results, held: Option<Hel
 }
 
 async fn claim(api: &Api, caller: &Caller<ToSend>, key: &EventId, request: Fingerprint) -> Result<Claim, Problem> {
+    let (trial, app) = (caller.trial(), &caller.app.id);
+    // A test key answers no repetition of a request of another key.
+    let named = trial.name(key);
     let claimed = idempotency::claim(
         &api.context.js,
         &api.context.border,
         &api.context.here,
-        &caller.app.id,
-        key,
+        app,
+        &named,
         request,
         api.context.clock.now(),
     );
@@ -165,17 +175,16 @@ fn event(header: Option<EventId>, body: Option<EventId>) -> Result<EventId, Inva
     }
 }
 
-fn stored(app: &AppId, answer: Answer) -> Response {
-    let notification_id = NotificationId::of(app, &answer.event_id);
-    let location = format!("/v1/notifications/{notification_id}");
-    let answer = SendResponse::of(app, answer);
+fn stored(caller: &Caller<ToSend>, answer: Answer) -> Response {
+    let answer = SendResponse::of(&caller.app.id, caller.trial(), answer);
+    let location = format!("/v1/notifications/{}", answer.notification_id);
     (StatusCode::ACCEPTED, [(header::LOCATION, location)], axum::Json(answer)).into_response()
 }
 
 /// The answer to the first request, marked as a repetition.
-fn replayed(app: &AppId, reply: Reply) -> Response {
+fn replayed(caller: &Caller<ToSend>, reply: Reply) -> Response {
     let mut response = match reply {
-        Reply::One(answer) => stored(app, answer),
+        Reply::One(answer) => stored(caller, answer),
         Reply::Many(answer) => (status_of_many(&answer), axum::Json(answer)).into_response(),
     };
     response

@@ -57,6 +57,7 @@ impl Door {
     fn orders(&self, app: &Arc<App>, headers: &HeaderMap, body: &[u8], at: Timestamp) -> Result<Orders, Refused> {
         let terms = Terms {
             app,
+            by_test_key: false,
             ids: &self.context.config.id_key(),
             at,
             recipients_max: self.recipients_max,

@@ -14,6 +14,7 @@ use shared::{
     app::App,
     lifecycle::Lifecycle,
     nats::{envelope::header, subject, topology::INTAKE_MAX_MESSAGE_BYTES},
+    trial::Trial,
 };
 use tokio::{
     sync::Semaphore,
@@ -139,13 +140,13 @@ impl Door {
         let now = self.context.clock.now();
         match self.orders(&app, headers, &message.payload, now)? {
             Orders::One(order) => match send::accept(&self.intake, *order, trace, self.request_timeout).await {
-                Ok(answer) => Ok(json(&SendResponse::of(&app.id, answer))),
+                Ok(answer) => Ok(json(&SendResponse::of(&app.id, Trial::NONE, answer))),
                 Err(failed) => Err(failed.problem),
             },
             Orders::Many(orders) => {
                 let orders = orders.into_iter().map(|(_, order)| order);
                 let results = send::accept_many(&self.intake, orders, trace, self.request_timeout).await;
-                Ok(json(&results.answer(&app.id)))
+                Ok(json(&results.answer(&app.id, Trial::NONE)))
             }
         }
     }

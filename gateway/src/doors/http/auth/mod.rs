@@ -15,6 +15,7 @@ use shared::{
     nats::{config::Tenants, nonce},
     recipient::RecipientKey,
     secret::Secret,
+    trial::Trial,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -35,36 +36,41 @@ pub(crate) trait Requires: Send + Sync + 'static {
     const SCOPE: Scope;
     /// Of a client token; `None` if no such token may do it.
     const CLIENT_SCOPE: Option<ClientScope>;
+    /// Whether a test key may do it: it sends and reads. With any write it could reach others than the test recipients, such as
+    /// by an address that it gives to one of them, or change what other keys have done.
+    const BY_TEST_KEY: bool;
 }
 
 macro_rules! requires {
-    ($($name:ident = $scope:ident, $client_scope:expr;)+) => {
+    ($($name:ident = $scope:ident, $client_scope:expr, $by_test_key:literal;)+) => {
         $(
             #[derive(Debug)]
             pub(crate) struct $name;
             impl Requires for $name {
                 const SCOPE: Scope = Scope::$scope;
                 const CLIENT_SCOPE: Option<ClientScope> = $client_scope;
+                const BY_TEST_KEY: bool = $by_test_key;
             }
         )+
     };
 }
 
 requires!(
-    ToSend = Send, None;
-    ToReadStatus = Status, None;
-    ToWrite = RecipientsWrite, None;
-    ToRead = RecipientsRead, None;
-    ToWriteAddresses = RecipientsWrite, Some(ClientScope::Addresses);
-    ToReadAddresses = RecipientsRead, Some(ClientScope::Addresses);
-    ToWritePreferences = RecipientsWrite, Some(ClientScope::Preferences);
-    ToReadPreferences = RecipientsRead, Some(ClientScope::Preferences);
-    ToWriteTopics = RecipientsWrite, Some(ClientScope::Topics);
-    ToReadTopics = RecipientsRead, Some(ClientScope::Topics);
-    ToSuppress = SuppressionsWrite, None;
-    ToExport = RecipientsExport, None;
-    ToWriteApps = AppsWrite, None;
-    ToReadApps = AppsRead, None;
+    ToSend = Send, None, true;
+    ToHandleSent = Send, None, false;
+    ToReadStatus = Status, None, true;
+    ToWrite = RecipientsWrite, None, false;
+    ToRead = RecipientsRead, None, true;
+    ToWriteAddresses = RecipientsWrite, Some(ClientScope::Addresses), false;
+    ToReadAddresses = RecipientsRead, Some(ClientScope::Addresses), true;
+    ToWritePreferences = RecipientsWrite, Some(ClientScope::Preferences), false;
+    ToReadPreferences = RecipientsRead, Some(ClientScope::Preferences), true;
+    ToWriteTopics = RecipientsWrite, Some(ClientScope::Topics), false;
+    ToReadTopics = RecipientsRead, Some(ClientScope::Topics), true;
+    ToSuppress = SuppressionsWrite, None, false;
+    ToExport = RecipientsExport, None, true;
+    ToWriteApps = AppsWrite, None, false;
+    ToReadApps = AppsRead, None, true;
 );
 
 /// The app that makes the request, known only from its API key. A handler that takes `Caller<ToSend>` can only be
@@ -75,6 +81,8 @@ pub(crate) struct Caller<R> {
     pub(crate) app: Arc<App>,
     key_id: String,
     scopes: Vec<Scope>,
+    /// Whether its key is a test key.
+    is_test: bool,
     /// Whether a client token speaks.
     is_client: bool,
     requires: PhantomData<R>,
@@ -90,10 +98,6 @@ impl<R: Requires> FromRequestParts<Arc<Api>> for Caller<R> {
         let context = &api.context;
         let tenants = context.config.tenants();
         let Proved { key, client, nonce } = prove(parts, api, &tenants)?;
-        // One that a newer program issued: this one would let it reach everybody.
-        if key.test {
-            return Err(unknown());
-        }
         let app = tenants.apps.get(&key.app).ok_or_else(unknown)?;
         let places = enter(parts, api, &tenants, &key, app)?;
         if app.suspended {
@@ -103,6 +107,12 @@ impl<R: Requires> FromRequestParts<Arc<Api>> for Caller<R> {
             Some(token) => token.admit(R::CLIENT_SCOPE, parts, api).await?,
             None if !key.scopes.contains(&R::SCOPE) => return Err(lacking(R::SCOPE)),
             None => {}
+        }
+        if key.test && !R::BY_TEST_KEY {
+            return Err(Problem::new(
+                FORBIDDEN,
+                "A test key sends and reads; it may not do this.",
+            ));
         }
         if let Some(residency) = app.residency.as_ref().filter(|region| **region != context.here) {
             let detail = format!("The data of this app stays in {residency}. Send the request to a gateway there.");
@@ -128,6 +138,7 @@ impl<R: Requires> FromRequestParts<Arc<Api>> for Caller<R> {
             app: Arc::clone(app),
             key_id: key.key_id.clone(),
             scopes: key.scopes.clone(),
+            is_test: key.test,
             is_client: client.is_some(),
             requires: PhantomData,
             _places: places,
@@ -287,6 +298,14 @@ impl<R> Caller<R> {
     /// The public part of the caller's key.
     pub(crate) fn key_id(&self) -> &str {
         &self.key_id
+    }
+
+    /// What the caller's key makes of everything that it sends.
+    pub(crate) fn trial(&self) -> Trial {
+        Trial {
+            test_key: self.is_test,
+            ..Trial::NONE
+        }
     }
 
     /// Gives back the places, for a request that has one of its own, and leaves the app.
