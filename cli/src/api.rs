@@ -223,8 +223,11 @@ impl fmt::Display for Refusal {
         if let Some(detail) = &problem.detail {
             write!(f, "\n  {detail}")?;
         }
-        for broken in &problem.errors {
-            write!(f, "\n  {}: {}", broken.field, broken.rule)?;
+        for Broken { field, rule } in &problem.errors {
+            let line = format!("{field}: {rule}");
+            if problem.detail.as_ref() != Some(&line) {
+                write!(f, "\n  {line}")?;
+            }
         }
         for (name, value) in [("event id", &problem.event_id), ("request id", &problem.request_id)] {
             if let Some(value) = value {

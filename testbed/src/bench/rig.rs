@@ -153,7 +153,7 @@ impl Rig {
         };
         let log = self.peal.simulators.of(provider)?.log();
         log.clear();
-        if matches!(work, Work::JetStream | Work::PubAck { .. }) {
+        if matches!(work, Work::JetStream | Work::PubAck { .. } | Work::PublishSingly { .. }) {
             load::prepare(&self.endpoints.nats).await?;
         }
         let before = self.processes().cpu();

@@ -66,6 +66,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let plan = Plan {
         regions: args.regions,
         helpers: true,
+        admin: true,
         otlp_endpoint: Some(sink.endpoint()),
         quota: AMPLE_QUOTA,
         ..Plan::new(std::env::current_exe()?, nats_server)

@@ -208,6 +208,8 @@ pub(super) fn invitation(peal: &Peal, admin: &Admin, viewer: Option<&Viewer>) ->
     say!("  cargo peal verify    also top, tail and dead")?;
     say!("  curl -s $PEAL_URL/v1/openapi.json")?;
     say!("  curl -s $PEAL_URL/metrics")?;
+    say!("\nChange the app while everything runs:\n")?;
+    say!("  cargo peal apps show $PEAL_APP > app.json    edit it, then: cargo peal apps put app.json")?;
     say!("\nRead what reached the simulators: the e-mails, the text messages, the pushes:\n")?;
     say!(
         "  curl -s http://{}/log/smtp    also apns, twilio, webhook, …",

@@ -82,6 +82,7 @@ pub(super) async fn figure(
         Figure::Autonomy => autonomy(peal, callers, phases).await?,
         Figure::Spill => spill(peal, phases).await?,
         Figure::LanesApart => lanes_apart(peal, phases),
+        Figure::Refused => refused(peal),
     })
 }
 
@@ -344,6 +345,20 @@ fn lanes_apart(peal: &Peal, phases: &Phases) -> Findings {
             findings.at_worst("kept", kept, f64::min);
         }
     }
+    findings
+}
+
+fn refused(peal: &Peal) -> Findings {
+    let pushes = peal.simulators.apns.log().pushes();
+    let times = || pushes.iter().map(|push| push.at_ms);
+    let took = seconds(times().max().unwrap_or_default() - times().min().unwrap_or_default());
+    let refused = pushes.iter().filter(|push| !push.delivered).count();
+    let mut findings = Findings::new(format!(
+        "{:.0} requests a second reached Apple, which refused {refused} of {} (none is expected)",
+        per_second(pushes.len(), took),
+        pushes.len()
+    ));
+    findings.at_worst("refused", per_second(refused, 1.0), f64::max);
     findings
 }
 

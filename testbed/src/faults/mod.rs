@@ -219,6 +219,7 @@ async fn play(scenario: &Scenario, seed: u64, nats_server: &Path) -> anyhow::Res
         gateways: scenario.mesh.gateways,
         former: former.transpose()?,
         workers: scenario.mesh.workers,
+        admin: scenario.mesh.admin,
         helpers: scenario.mesh.helpers,
         sample_ratio: 0.01,
         log: LogMode::Full(usize::MAX),

@@ -78,6 +78,8 @@ pub(super) enum Figure {
     Spill,
     /// What the providers without trouble get a second while the others have it, as a share of before.
     LanesApart,
+    /// How many requests reached Apple, and how many it refused.
+    Refused,
 }
 
 /// What the parts reach each other through.
@@ -107,6 +109,8 @@ pub(super) struct MeshPlan {
     pub(super) helpers: bool,
     /// Jobs in flight in the normal lane of a worker. It limits how many pushes a crash may double.
     pub(super) in_flight: usize,
+    /// Whether an admin gateway runs at the hub.
+    pub(super) admin: bool,
     /// More settings of the workers, as TOML.
     pub(super) worker: String,
     /// More settings of every provider, as TOML.
@@ -130,6 +134,7 @@ impl Default for MeshPlan {
             former: Vec::new(),
             helpers: false,
             in_flight: 64,
+            admin: false,
             worker: String::new(),
             provider: String::new(),
             smtp: String::new(),
@@ -371,6 +376,8 @@ pub(super) enum SimulatorFault {
     Restart,
     /// The APNs key is unknown for a while.
     RevokeKey,
+    /// The app is given a new APNs key by the API, and Apple forgets the former a while later.
+    RotateKey,
     /// FCM forgets its access tokens.
     RevokeTokens,
     /// FCM forgets its access tokens, and issues no new ones for a while.

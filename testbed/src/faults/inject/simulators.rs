@@ -3,17 +3,23 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
+use http::StatusCode;
+use serde_json::Value;
 use shared::provider::Provider;
 use tokio::time::{Instant, sleep};
 
 use super::Injector;
 use crate::{
     faults::scenario::{Rules, SimulatorFault},
+    peal::APP,
     providers::{ApnsKey, Rule, Script, now_ms},
 };
 
 /// How often a fault that disturbs all connections is repeated.
 const DISTURB_EVERY: Duration = Duration::from_millis(200);
+
+/// The key that takes the place of the app's APNs key.
+const NEW_KEY_ID: &str = "PEALKEY002";
 
 impl Injector {
     /// Lets simulators follow other rules for `hold`.
@@ -78,7 +84,34 @@ impl Injector {
                 sleep(hold).await;
                 self.peal.simulators.apns.register_key(&key.into())?;
             }
+            SimulatorFault::RotateKey => self.rotate_key(hold).await?,
         }
+        Ok(())
+    }
+
+    /// Gives the app a new APNs key. Apple forgets the former after `hold`.
+    async fn rotate_key(&self, hold: Duration) -> anyhow::Result<()> {
+        let apns = &self.peal.simulators.apns;
+        let former = apns.key().clone();
+        let new = ApnsKey::generate(&former.team_id, NEW_KEY_ID)?;
+        let pem = new.pem.clone();
+        apns.register_key(&new.into())?;
+        let operator = self.peal.operator_key().await?;
+        let url = format!("{}/v1/apps/{APP}", self.peal.regions[0].gateway.url);
+        let shown = async || self.peal.http.get(&url).bearer_auth(&operator).send().await;
+        let mut answer = shown().await?;
+        // A region learns of the key of the operator by its link to the hub.
+        while answer.status() == StatusCode::UNAUTHORIZED {
+            sleep(DISTURB_EVERY).await;
+            answer = shown().await?;
+        }
+        let mut app: Value = answer.error_for_status()?.json().await?;
+        app["apns"]["key_id"] = NEW_KEY_ID.into();
+        app["apns"]["private_key"] = pem.into();
+        let written = self.peal.http.put(&url).bearer_auth(&operator).json(&app);
+        written.send().await?.error_for_status()?;
+        sleep(hold).await;
+        apns.revoke_key(&former.team_id, &former.key_id);
         Ok(())
     }
 }
