@@ -19,7 +19,9 @@ use crate::{
     freshness::Freshness,
     janitor::Janitor,
     ledger::{self, Committer, Ledger},
-    pipeline::{Announcer, Barrier, Brake, InFlight, Pace, Pipeline, Shares, Ticket, lane_pullers, member_permits},
+    pipeline::{
+        Announcer, Barrier, Brake, InFlight, Pace, Pipeline, Shares, Spent, Ticket, lane_pullers, member_permits,
+    },
     presence::{Presence, Rank},
     providers::Providers,
     pulled::ReturnQueue,
@@ -138,6 +140,7 @@ impl Station {
             max_attempts: settings.max_attempts,
             brake: Brake::new(settings.removals_per_minute),
             suppressions,
+            spent: Spent::default(),
             cancelled,
             members: member_permits(settings.in_flight),
             shares: Shares::default(),

@@ -16,6 +16,7 @@ use crate::{
     seal::{MeshKey, SealError, Sealed},
     secret::Secret,
     senders::Senders,
+    spend::SpendCap,
 };
 
 /// A tenant, as kept in the `config` bucket.
@@ -62,6 +63,9 @@ pub struct App {
     /// The recipients that test keys reach.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub test_recipients: BTreeSet<RecipientId>,
+    /// The most segments of text messages in a window, by country and prefix.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spend_caps: Vec<SpendCap>,
     /// Whether the operator suspended it: its requests are refused, and its work waits.
     #[serde(default, skip_serializing_if = "is_false")]
     pub suspended: bool,
@@ -230,6 +234,7 @@ impl App {
             senders: Senders::none(),
             sms_countries: BTreeSet::new(),
             test_recipients: BTreeSet::new(),
+            spend_caps: Vec::new(),
             suspended: false,
             credentials: BTreeMap::new(),
         }
@@ -419,6 +424,8 @@ struct Stored {
     #[serde(default)]
     test_recipients: BTreeSet<RecipientId>,
     #[serde(default)]
+    spend_caps: Vec<SpendCap>,
+    #[serde(default)]
     suspended: bool,
     /// By the name of the provider; credentials for providers that this version does not know are ignored.
     #[serde(default)]
@@ -471,6 +478,7 @@ impl From<Stored> for App {
             senders: stored.senders,
             sms_countries: stored.sms_countries,
             test_recipients: stored.test_recipients,
+            spend_caps: stored.spend_caps,
             suspended: stored.suspended,
             credentials: former.chain(known).collect(),
         }

@@ -33,6 +33,7 @@ pub mod senders;
 pub mod settings;
 pub mod signature;
 pub mod site;
+pub mod spend;
 pub mod suppression;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]

@@ -3,13 +3,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 
-use std::{collections::BTreeMap, fmt::Write, time::Duration};
+use std::{collections::BTreeMap, fmt::Write, slice::from_ref, time::Duration};
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::STANDARD};
+use futures::future::join_all;
+use jiff::SignedDuration;
 use serde_json::{Value, json};
-use shared::{app::Route, channel::Channel, provider::Provider, signature};
+use shared::{
+    app::Route,
+    channel::Channel,
+    clock::Clock,
+    nats::{connect, roles::Role, topology},
+    provider::Provider,
+    signature,
+    spend::SpendCap,
+};
 use testbed::{
+    audit::Audit,
     nats,
     peal::{PUBLIC_URL, Peal, Plan},
     providers::{Answer, RecordedPush, Rule},
@@ -465,4 +476,170 @@ async fn nothing_is_sent_to_a_number_on_the_suppression_list() {
     // The newest entry counts, whichever region wrote it.
     lift(&peal, "eu", &listed).await;
     is_sent(&send(&peal, "eu", text("Yes")).await);
+}
+
+/// A mesh of one region with two workers, whose app may send so much in a day: 20 segments to numbers that begin with +41791, and
+/// 60 to Switzerland.
+async fn start_capped() -> Peal {
+    let caps = json!([
+        { "country": "CH", "segments": 60, "window_s": 86_400 },
+        { "prefix": "+41791", "segments": 20, "window_s": 86_400 },
+    ]);
+    let caps: Vec<SpendCap> = serde_json::from_value(caps).unwrap();
+    let now = Clock::system().now();
+    let midnight = caps[0].window(now).end;
+    // A window that ends during the test would allow as much again.
+    let left = midnight.duration_since(now);
+    if left < SignedDuration::from_mins(4) {
+        sleep(left.unsigned_abs()).await;
+    }
+    let plan = Plan {
+        regions: vec!["eu".into()],
+        workers: 2,
+        sample_ratio: 0.0,
+        routes: [(
+            Channel::Sms,
+            vec![Route {
+                provider: Provider::Twilio,
+                weight: 100,
+            }],
+        )]
+        .into(),
+        spend_caps: caps,
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    };
+    Peal::start(plan).await.unwrap()
+}
+
+/// Sends this text to a number that nobody registered, and returns the path of the status.
+async fn send_to(peal: &Peal, number: &str, text: &str, ttl_s: u32) -> String {
+    let body = json!({
+        "to": { "address": { "type": "phone", "phone": number } },
+        "sms": { "text": text, "ttl": ttl_s },
+    });
+    let accepted = peal
+        .expect("POST", "eu", "/v1/notifications", Some(&body))
+        .await
+        .unwrap();
+    format!("/v1/notifications/{}", accepted["notification_id"].as_str().unwrap())
+}
+
+/// Waits until each of these has been sent, held back or ended, and returns the number of those in each state and reason.
+async fn ends(peal: &Peal, paths: &[String]) -> BTreeMap<(String, String), usize> {
+    let deadline = Instant::now() + DONE_WITHIN;
+    let mut ends = BTreeMap::new();
+    for path in paths {
+        loop {
+            let status = peal.expect("GET", "eu", path, None).await.unwrap();
+            let deliveries = status["deliveries"].as_array().unwrap();
+            let is_open = |delivery: &Value| delivery["state"] == "attempting";
+            if !deliveries.is_empty() && !deliveries.iter().any(is_open) {
+                for delivery in deliveries {
+                    let member = |name: &str| delivery[name].as_str().unwrap_or_default().to_owned();
+                    *ends.entry((member("state"), member("reason"))).or_default() += 1;
+                }
+                break;
+            }
+            assert!(Instant::now() < deadline, "{status}\n{}", peal.complaints());
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+    ends
+}
+
+fn count<const N: usize>(expected: [(&str, &str, usize); N]) -> BTreeMap<(String, String), usize> {
+    expected
+        .map(|(state, reason, count)| ((state.to_owned(), reason.to_owned()), count))
+        .into()
+}
+
+const DAY_S: u32 = 86_400;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_burst_through_two_workers_passes_a_cap_on_spending() {
+    let peal = start_capped().await;
+    let (peal, twilio) = (&peal, &peal.simulators.twilio);
+    let burst = async |prefix: &str, text: &str, messages: usize| {
+        let numbers: Vec<String> = (0..messages).map(|number| format!("{prefix}{number:05}")).collect();
+        let sending = numbers.iter().map(|number| send_to(peal, number, text, DAY_S));
+        ends(peal, &join_all(sending).await).await
+    };
+    // 60 messages of one segment; those beyond 20 wait for midnight as whole jobs, and use up nothing of the country's cap.
+    let expected = count([("delivered", "", 20), ("deferred", "spend_cap", 40)]);
+    assert_eq!(burst("+417911", "Hi", 60).await, expected);
+    assert_eq!(twilio.log().delivered_count(), 20);
+    let path = send_to(peal, "+41791234567", "Hi", DAY_S).await;
+    assert_eq!(ends(peal, from_ref(&path)).await, count([("deferred", "spend_cap", 1)]));
+    let status = peal.expect("GET", "eu", &path, None).await.unwrap();
+    let next_at = status["deliveries"][0]["attempts"][0]["next_at"].as_str().unwrap();
+    assert!(next_at.contains("T00:00:00"), "{status}");
+
+    // What expires before midnight ends.
+    let path = send_to(peal, "+41791234567", "Hi", 60).await;
+    assert_eq!(ends(peal, &[path]).await, count([("suppressed", "spend_cap", 1)]));
+
+    // Of two numbers one waits alone.
+    peal.register("bob", "eu", &[]).await.unwrap();
+    for number in ["+41791234567", "+41781234567"] {
+        let address = json!({ "type": "phone", "phone": number });
+        let path = "/v1/recipients/bob/addresses";
+        peal.expect("POST", "eu", path, Some(&address)).await.unwrap();
+    }
+    let body = json!({ "to": { "recipients": ["bob"] }, "sms": { "text": "Hi", "ttl": DAY_S } });
+    let accepted = peal
+        .expect("POST", "eu", "/v1/notifications", Some(&body))
+        .await
+        .unwrap();
+    let path = format!("/v1/notifications/{}", accepted["notification_id"].as_str().unwrap());
+    let expected = count([("delivered", "", 1), ("parked", "spend_cap", 1)]);
+    assert_eq!(ends(peal, &[path]).await, expected);
+
+    // 39 of the country's 60 are left: 19 messages of two segments.
+    let expected = count([("delivered", "", 19), ("deferred", "spend_cap", 11)]);
+    assert_eq!(burst("+417811", &"a".repeat(161), 30).await, expected);
+    assert_eq!(twilio.log().delivered_count(), 40);
+    let audit = Audit::read(peal).await.unwrap();
+    assert!(audit.report.holds(), "{:?}", audit.report.broken);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sent_while_segments_cannot_be_counted() {
+    let mut peal = start_capped().await;
+    for worker in &mut peal.region_mut("eu").workers {
+        worker.process.terminate(Duration::from_secs(15)).await.unwrap();
+    }
+    let path = send_to(&peal, "+41781234567", "Hi", DAY_S).await;
+    let gateway = &mut peal.region_mut("eu").gateway;
+    gateway.process.terminate(Duration::from_secs(15)).await.unwrap();
+    let operator = Role::Operator("eu".parse().unwrap());
+    let js = connect::jetstream(peal.nats.region("eu").connect(&operator).await.unwrap());
+    js.delete_stream(topology::SPEND).await.unwrap();
+
+    // As with gateways of a version that makes no such stream.
+    let (program, http) = (peal.program(), peal.http.clone());
+    for worker in &mut peal.region_mut("eu").workers {
+        worker.restart(&program).unwrap();
+        worker.wait_ready(&http).await.unwrap();
+    }
+    sleep(Duration::from_secs(4)).await;
+    assert_eq!(peal.simulators.twilio.log().delivered_count(), 0);
+
+    let gateway = &mut peal.region_mut("eu").gateway;
+    gateway.restart(&program).unwrap();
+    gateway.wait_ready(&http).await.unwrap();
+    assert_eq!(sent(&peal, &path).await, 1);
+}
+
+/// Waits until this notification is delivered, and returns how many messages the simulator took.
+async fn sent(peal: &Peal, path: &str) -> u64 {
+    let deadline = Instant::now() + DONE_WITHIN;
+    loop {
+        let status = peal.expect("GET", "eu", path, None).await.unwrap();
+        if status["state"] == "done" {
+            assert_end(&status["deliveries"][0], "delivered", "twilio", "");
+            return peal.simulators.twilio.log().delivered_count();
+        }
+        assert!(Instant::now() < deadline, "{status}\n{}", peal.complaints());
+        sleep(Duration::from_millis(50)).await;
+    }
 }

@@ -34,6 +34,7 @@ impl Pipeline {
             active,
             addresses,
             spared,
+            held,
         } = intended;
         let ActiveJob { pulled, job, .. } = &active;
         let message = Message::new(job.clone(), pulled.renditions()).tracked(Tracking {
@@ -76,11 +77,12 @@ impl Pipeline {
                 Err(several) => Box::pin(join_all(several.into_iter().map(one))).await,
             }
         };
-        let attempts = if self.providers.final_answer(job.channel()).is_some() {
+        let mut attempts = if self.providers.final_answer(job.channel()).is_some() {
             Box::pin(keeping(pulled, all)).await
         } else {
             all.await
         };
+        attempts.extend(held);
         Tried {
             active,
             attempts,

@@ -14,7 +14,9 @@ use shared::{
 };
 
 use super::{
-    consent::{Agreed, Spared},
+    afford::Afforded,
+    attempt::AddressAttempt,
+    consent::Spared,
     context::Pipeline,
     in_flight::ActiveJob,
     receipts::receipt,
@@ -30,6 +32,8 @@ pub(super) struct Intended {
     pub(super) addresses: Vec<(Address, u64)>,
     /// Those that nothing is sent to.
     pub(super) spared: Vec<Spared>,
+    /// Those that nothing is sent to now.
+    pub(super) held: Vec<AddressAttempt>,
 }
 
 /// The intent to send one job to one address, which is recorded when a provider asks for it.
@@ -68,12 +72,13 @@ impl Pipeline {
     }
 
     /// Publishes the intent to send, if the app must not send twice.
-    pub(super) async fn write_intent(&self, agreed: Agreed) -> Step<Intended> {
-        let Agreed {
+    pub(super) async fn write_intent(&self, afforded: Afforded) -> Step<Intended> {
+        let Afforded {
             active,
             addresses,
             spared,
-        } = agreed;
+            held,
+        } = afforded;
         let job = &active.job;
         if !addresses.is_empty() && self.ambiguity(job) != Ambiguity::Resend {
             let intents = addresses.iter().map(|(address, _)| self.intent(job, address));
@@ -86,6 +91,7 @@ impl Pipeline {
             active,
             addresses,
             spared,
+            held,
         })
     }
 

@@ -1,6 +1,7 @@
 //! The path of one notification through this worker, in order. Each stage takes the type that the stage before returns, so
 //! the compiler checks their order. A dropped message is given back to the server.
 
+mod afford;
 mod attempt;
 mod barrier;
 mod border;
@@ -36,6 +37,7 @@ mod wanted;
 use std::sync::Arc;
 
 pub use self::{
+    afford::Spent,
     barrier::Barrier,
     brake::Brake,
     context::Pipeline,
@@ -89,7 +91,8 @@ impl Pipeline {
         let due = self.await_turn(wanted).await?;
         let addressed = self.resolve(due).await?;
         let agreed = self.consent(addressed)?;
-        let intended = self.write_intent(agreed).await?;
+        let afforded = self.afford(agreed).await?;
+        let intended = self.write_intent(afforded).await?;
         let tried = self.deliver(intended).await;
         self.conclude(tried).await
     }

@@ -1,7 +1,7 @@
 //! Lets work wait on a schedule that cannot be done for a reason of its own, such as a recipient who cannot be read. In its
 //! lane it would be redelivered as long as its notification lives, and nothing behind it could be trimmed.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use shared::{
@@ -48,13 +48,13 @@ impl Pipeline {
         reason: &'static str,
         retry_after: Duration,
     ) -> Stop {
-        let ActiveJob { pulled, job, .. } = &active;
+        let (pulled, job) = (&active.pulled, Arc::clone(&active.job));
         let now = self.clock.now();
         // It must come back before it expires, to end with a receipt soon after.
         let until = self
             .postponed_until(job.accepted_at)
             .min(job.expires_at() - SignedDuration::from_secs(1));
-        let deferral = match Deferral::new(job, until, reason) {
+        let deferral = match Deferral::new(&job, until, reason) {
             Ok(deferral) if until > now => deferral,
             Ok(_) | Err(CannotDefer::Expires) => return Stop::GiveBack(active.pulled.into(), retry_after),
             Err(CannotDefer::Retry) if subject::is_fresh(pulled.subject()) => {
@@ -68,16 +68,21 @@ impl Pipeline {
                 return Stop::GiveBack(active.pulled.into(), wait);
             }
         };
-        let lane = self.lane(job);
-        let tier = self.tier_of_retry(pulled, job);
+        tracing::warn!(job = %job.id, reason, %until, "job cannot be worked on; it waits");
+        self.store_deferral(active, deferral).await
+    }
+
+    /// Stores the schedule of a job that waits as a whole, and ends its path with the receipt.
+    pub(super) async fn store_deferral(&self, active: ActiveJob, deferral: Deferral<'_>) -> Stop {
+        let ActiveJob { pulled, job, .. } = &active;
+        let (lane, tier) = (self.lane(job), self.tier_of_retry(pulled, job));
         let storing = deferral.store(&self.js, &lane, tier, pulled.headers(), pulled.payload());
         if let Err(error) = storing.await {
             tracing::warn!(job = %job.id, %error, "job could not be scheduled; it is given back");
             return Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER);
         }
-        tracing::warn!(job = %job.id, reason, %until, "job cannot be worked on; it waits");
         self.telemetry.metrics.delivery(None, State::Deferred);
-        let receipt = deferral.receipt(now);
+        let receipt = deferral.receipt(self.clock.now());
         Stop::Settle(Box::new(Settlement::of(active, vec![receipt], None)))
     }
 

@@ -3,6 +3,8 @@
 //! The job of a step is stored when the step before it has failed, so usually its turn has come. It waits if deliveries of the step
 //! before were settled by two workers at the same time: neither can tell that it settled the last one.
 
+use std::sync::Arc;
+
 use jiff::SignedDuration;
 use shared::{
     job::Job,
@@ -14,7 +16,7 @@ use shared::{
 use super::{
     context::Pipeline,
     in_flight::ActiveJob,
-    settlement::{RETRY_JETSTREAM_AFTER, RETRY_LEDGER_READ_AFTER, Settlement, Step, Stop},
+    settlement::{RETRY_JETSTREAM_AFTER, RETRY_LEDGER_READ_AFTER, Step, Stop},
     wanted::Wanted,
 };
 use crate::ledger::{History, StoreError};
@@ -77,27 +79,17 @@ impl Pipeline {
 
     /// Lets a step wait, as long as it has waited since it was accepted, but not beyond its own life.
     async fn wait_for_turn(&self, active: ActiveJob) -> Stop {
-        let ActiveJob { pulled, job, .. } = &active;
+        let job = Arc::clone(&active.job);
         let now = self.clock.now();
         let open_until = job.place.as_ref().and_then(|place| place.open_until).unwrap_or(now);
         let until = self
             .postponed_until(job.accepted_at)
             .min(open_until)
             .min(job.expires_at() - SignedDuration::from_secs(1));
-        let deferral = match Deferral::new(job, until, EARLIER_STEP) {
+        let deferral = match Deferral::new(&job, until, EARLIER_STEP) {
             Ok(deferral) if until > now => deferral,
             Ok(_) | Err(_) => return Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER),
         };
-        let (lane, tier) = (self.lane(job), self.tier_of_retry(pulled, job));
-        if let Err(error) = deferral
-            .store(&self.js, &lane, tier, pulled.headers(), pulled.payload())
-            .await
-        {
-            tracing::warn!(job = %job.id, %error, "step could not be scheduled; it is given back");
-            return Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER);
-        }
-        self.telemetry.metrics.delivery(None, State::Deferred);
-        let receipt = deferral.receipt(now);
-        Stop::Settle(Box::new(Settlement::of(active, vec![receipt], None)))
+        self.store_deferral(active, deferral).await
     }
 }

@@ -76,6 +76,22 @@ pub struct Attempted {
     pub took: Duration,
 }
 
+impl Attempted {
+    /// No provider was asked.
+    pub fn none(outcome: Outcome, provider: Provider, now: Timestamp) -> Self {
+        Self {
+            outcome,
+            provider,
+            status: None,
+            endpoint: "".into(),
+            template: "",
+            started_at: now,
+            ended_at: now,
+            took: Duration::ZERO,
+        }
+    }
+}
+
 /// The progress of an attempt. The desk reads it when the time limit is exceeded, so it must be current at every await.
 #[derive(Debug)]
 pub(super) struct Progress {

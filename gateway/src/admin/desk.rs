@@ -420,6 +420,7 @@ mod tests {
             "quota.jobs_per_s",
             "senders.email",
             "sms_countries",
+            "spend_caps",
             "alerts.url",
             "credentials.smtp.host",
             "credentials.smtp",

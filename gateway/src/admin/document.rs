@@ -22,6 +22,7 @@ use shared::{
     secret::Secret,
     senders::Senders,
     signature::SigningKey,
+    spend::SpendCap,
     tolerant::or_default,
 };
 use utoipa::ToSchema;
@@ -74,6 +75,9 @@ pub(crate) struct AppDocument {
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeSet::is_empty")]
     #[schema(max_items = 100)]
     test_recipients: BTreeSet<RecipientId>,
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Object>)]
+    spend_caps: Vec<SpendCap>,
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_none")]
     #[schema(value_type = Object)]
     quota: Quota,
@@ -197,6 +201,7 @@ impl AppDocument {
             senders: app.senders.clone(),
             sms_countries: app.sms_countries.clone(),
             test_recipients: app.test_recipients.clone(),
+            spend_caps: app.spend_caps.clone(),
             quota: app.quota,
         }
     }
@@ -214,6 +219,7 @@ impl AppDocument {
     pub(crate) fn seal(&self, former: Option<&App>, mesh_key: &MeshKey) -> Result<App, Invalid> {
         self.quota.check().map_err(|invalid| invalid.within("quota"))?;
         self.senders.check().map_err(|invalid| invalid.within("senders"))?;
+        SpendCap::check(&self.spend_caps).map_err(|invalid| invalid.within("spend_caps"))?;
         for (channel, routes) in &self.routes {
             let checked = Route::check(*channel, routes).map_err(|invalid| invalid.within(channel.as_str()));
             checked.map_err(|invalid| invalid.within("routes"))?;
@@ -240,6 +246,7 @@ impl AppDocument {
             senders: self.senders.clone(),
             sms_countries: self.sms_countries.clone(),
             test_recipients: self.test_recipients.clone(),
+            spend_caps: self.spend_caps.clone(),
             suspended: self.suspended,
             credentials: BTreeMap::new(),
         };
@@ -428,5 +435,7 @@ mod tests {
         assert_eq!(refused(twice), "credentials.apns");
         assert_eq!(refused(json!({ "residency": "us" })), "residency");
         assert_eq!(refused(json!({ "quota": { "in_flight": 0 } })), "quota.in_flight");
+        let caps = json!([{ "segments": 1, "window_s": 3600 }, { "segments": 1, "window_s": 60 }]);
+        assert_eq!(refused(json!({ "spend_caps": caps })), "spend_caps[1].window_s");
     }
 }

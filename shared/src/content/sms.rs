@@ -23,6 +23,16 @@ const SEGMENTS: u32 = 4;
 /// Most segments that a caller may name.
 const MAX_SEGMENTS: u32 = 10;
 
+/// Segments of a message whose text Peal does not know: 1600 characters in UCS-2, the most that Twilio takes.
+const UNKNOWN_SEGMENTS: u32 = 24;
+
+/// Overrides with the text of a message, in lower case: of Twilio and of Vonage.
+const TEXT_OVERRIDES: [&str; 2] = ["body", "text"];
+
+/// Overrides by which a message becomes another than its text, in lower case: templates and media of Twilio, alphabets and binary
+/// messages of Vonage.
+const CONTENT_OVERRIDES: [&str; 6] = ["contentsid", "contentvariables", "mediaurl", "sendasmms", "type", "udh"];
+
 /// The content of a text message.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default, remote = "Self")]
@@ -93,6 +103,22 @@ impl Sms {
         }
     }
 
+    /// The most segments in which any provider sends it, also with the overrides of its request.
+    pub fn segments_max(&self) -> u32 {
+        let overrides = [&self.twilio, &self.vonage].into_iter().flatten();
+        let overridden = overrides.flat_map(|over| &over.payload).map(|(name, value)| {
+            let name = name.to_ascii_lowercase();
+            match value.as_str() {
+                _ if CONTENT_OVERRIDES.contains(&name.as_str()) => UNKNOWN_SEGMENTS,
+                // The provider chooses the alphabet; in UCS-2 it needs the most.
+                Some(text) if TEXT_OVERRIDES.contains(&name.as_str()) => Alphabet::Ucs2.segments(text).count,
+                _ => 1,
+            }
+        });
+        let own = self.alphabet().segments(&self.text).count;
+        overridden.fold(own, u32::max)
+    }
+
     /// Checks the rules that the types do not enforce.
     ///
     /// # Errors
@@ -147,7 +173,36 @@ pub(crate) fn is_sender(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    #[test]
+    fn overrides_cannot_hide_segments() {
+        let segments = |sms: Value| serde_json::from_value::<Sms>(sms).unwrap().segments_max();
+        let long = "a".repeat(161);
+        for (sms, expected) in [
+            (json!({ "text": "Hi" }), 1),
+            (json!({ "text": long }), 2),
+            (json!({ "text": "a".repeat(71), "encoding": "ucs2" }), 2),
+            (
+                json!({ "text": "Hi", "twilio": { "payload": { "SmartEncoded": true } } }),
+                1,
+            ),
+            (json!({ "text": "Hi", "twilio": { "payload": { "Body": long } } }), 3),
+            (json!({ "text": "Hi", "vonage": { "payload": { "TEXT": long } } }), 3),
+            (
+                json!({ "text": "Hi", "twilio": { "payload": { "ContentSid": "HX1" } } }),
+                24,
+            ),
+            (
+                json!({ "text": "Hi", "vonage": { "payload": { "type": "unicode" } } }),
+                24,
+            ),
+        ] {
+            assert_eq!(segments(sms.clone()), expected, "{sms}");
+        }
+    }
 
     #[test]
     fn a_member_that_breaks_a_rule_is_named() {

@@ -139,6 +139,7 @@ impl Batcher {
                             stream: ack.stream.clone(),
                             sequence,
                             duplicate: false,
+                            value: None,
                         }));
                     }
                 }

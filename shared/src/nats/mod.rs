@@ -29,6 +29,7 @@ pub mod receivers;
 pub mod refusal;
 pub mod restore;
 pub mod roles;
+pub mod spend;
 pub mod subject;
 pub mod suppressions;
 pub mod time;

@@ -22,6 +22,8 @@ pub struct Stored {
     pub sequence: u64,
     /// The stream already had a message with this id; nothing was added.
     pub duplicate: bool,
+    /// The sum after what was added, if the stream is one of counters.
+    pub value: Option<String>,
 }
 
 /// The stream did not acknowledge the message. It may be stored all the same unless the variant rules that out: publish
@@ -73,6 +75,7 @@ pub async fn send(
             stream: ack.stream,
             sequence: ack.sequence,
             duplicate: ack.duplicate,
+            value: ack.value,
         })
     })
 }

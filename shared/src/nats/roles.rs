@@ -14,7 +14,7 @@ use super::{
     subject::{self, TRACE_HOPS},
     topology::{
         self, ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, FEEDBACK, HUB, IDEMPOTENCY,
-        INTAKE_CONSUMER, MOVED_CONSUMER, Mesh, NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE,
+        INTAKE_CONSUMER, MOVED_CONSUMER, Mesh, NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, SPEND,
         consumers, work_for, workers_consumers,
     },
 };
@@ -287,8 +287,8 @@ fn former_worker(mesh: &Mesh) -> Vec<String> {
 fn worker(mesh: &Mesh) -> Vec<String> {
     let here = &mesh.here.region;
     let mut allowed = vec![
-        // What it publishes: its presence, receipts, dead letters, retries, slices, jobs whose recipients moved, and removals
-        // of addresses.
+        // What it publishes: its presence, receipts, dead letters, retries, slices, jobs whose recipients moved, what it
+        // spends, and removals of addresses.
         subject::alive_filter(here),
         subject::receipt_filter(here),
         subject::dead_filter(here),
@@ -296,6 +296,7 @@ fn worker(mesh: &Mesh) -> Vec<String> {
         subject::SLICE_FILTER.to_owned(),
         subject::SPLIT_FILTER.to_owned(),
         subject::MOVED_FILTER.to_owned(),
+        subject::SPEND_FILTER.to_owned(),
         subject::ADDRESSES_FILTER.to_owned(),
         subject::directory_owner_filter(here),
         TRACE_HOPS.to_owned(),
@@ -311,7 +312,7 @@ fn worker(mesh: &Mesh) -> Vec<String> {
     // What it reads.
     allowed.extend([RECIPIENTS, CONFIG, RECEIPTS, DIRECTORY].into_iter().flat_map(follow));
     allowed.extend([NOTIFY, RECIPIENTS, SCHEDULE, DIRECTORY].map(|stream| direct(Domain::Here, stream)));
-    allowed.extend([RECIPIENTS, DIRECTORY].map(newest));
+    allowed.extend([RECIPIENTS, DIRECTORY, SPEND].map(newest));
     allowed
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write};
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
 /// belongs to that region's streams alone, and only sourcing takes it further. A leaf link must not carry
 /// acknowledgements either: they name a stream, a consumer and a sequence, but no region, and would settle another
 /// region's message.
-pub const LOCAL_PREFIXES: [&str; 22] = [
+pub const LOCAL_PREFIXES: [&str; 23] = [
     "send",
     "notify",
     "due",
@@ -32,6 +33,7 @@ pub const LOCAL_PREFIXES: [&str; 22] = [
     "directory",
     "idempotency",
     "fact",
+    "spend",
     "$KV.recipients",
     "$KV.quota",
     "$JS.ACK.NOTIFY",
@@ -330,6 +332,14 @@ pub fn quota(name: Uuid) -> String {
 /// The digest of the project in a subject of [`quota`].
 pub fn quota_of(subject: &str) -> Option<Uuid> {
     subject.strip_prefix("$KV.quota.")?.parse().ok()
+}
+
+/// All counters of segments.
+pub const SPEND_FILTER: &str = "spend.*.*.*";
+
+/// The counter of the segments that `app` sends in the window that begins at `start`, under the cap with this digest.
+pub fn spend(app: &AppId, cap: Uuid, start: Timestamp) -> String {
+    format!("spend.{app}.{cap}.{}", start.as_second())
 }
 
 /// All schedules: work that waits for its time.

@@ -50,6 +50,7 @@ pub struct Metrics {
     endpoint_errors: Gauge<f64>,
     quota_granted: Gauge<u64>,
     quota_used: Counter<u64>,
+    spent: Counter<u64>,
     dead_letters: Counter<u64>,
     stuck: Gauge<u64>,
     restoring: Gauge<u64>,
@@ -155,6 +156,7 @@ impl Metrics {
                 "Messages a minute that this worker may send for a project.",
             ),
             quota_used: count("peal.quota.used", "Messages sent on a project's quota."),
+            spent: count("peal.spend.segments", "Segments that caps allowed or held back."),
             endpoint_chosen: gauge(
                 "peal.endpoint.chosen",
                 "Whether connections go to this endpoint, by the reason for which it was chosen.",
@@ -191,10 +193,7 @@ impl Metrics {
                 "peal.credential.expires_in",
                 "Time until the first API key of an app, or the certificate of this process, ends; infinite without an end.",
             ),
-            spans: count(
-                "peal.telemetry.spans",
-                "Spans handed to the exporter, by what became of them.",
-            ),
+            spans: count("peal.telemetry.spans", "Exported spans, by what became of them."),
         }
     }
 
@@ -215,6 +214,14 @@ impl Metrics {
     pub fn limited(&self, limit: &'static str, app: &AppId) {
         let app = KeyValue::new("app", app.as_str().to_owned());
         self.limited.add(1, &[KeyValue::new("limit", limit), app]);
+    }
+
+    /// A text message of `app` with so many segments was counted against its caps, which allow it or hold it back.
+    pub fn spent(&self, app: &AppId, segments: u32, is_allowed: bool) {
+        let outcome = if is_allowed { "allowed" } else { "held" };
+        let app = KeyValue::new("app", app.as_str().to_owned());
+        self.spent
+            .add(segments.into(), &[app, KeyValue::new("outcome", outcome)]);
     }
 
     /// Processing of a job began, `wait` after it was accepted.

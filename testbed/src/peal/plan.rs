@@ -7,6 +7,7 @@ use shared::{
     channel::Channel,
     nats::topology::Durability,
     secret::Secret,
+    spend::SpendCap,
 };
 
 use super::Former;
@@ -62,6 +63,8 @@ pub struct Plan {
     pub ambiguity: BTreeMap<Channel, Ambiguity>,
     /// By channel, the providers of the app in the order in which they are asked.
     pub routes: BTreeMap<Channel, Vec<Route>>,
+    /// The most segments of text messages that the app may send.
+    pub spend_caps: Vec<SpendCap>,
     /// The quota of the app's Google project, messages a minute; the usual one if absent.
     pub fcm_quota: Option<NonZeroU32>,
     /// Where alerts about the app's dead letters are sent.
@@ -118,6 +121,7 @@ impl Plan {
             outbox: false,
             ambiguity: BTreeMap::new(),
             routes: BTreeMap::new(),
+            spend_caps: Vec::new(),
             fcm_quota: None,
             alerts: None,
             admin: false,

@@ -80,6 +80,7 @@ pub(super) async fn provision(
         ambiguity: plan.ambiguity.clone(),
         quota: plan.quota,
         routes: plan.routes.clone(),
+        spend_caps: plan.spend_caps.clone(),
         sms_countries: [SMS_COUNTRY.parse()?].into(),
         senders: serde_json::from_value(json!({ "email": [SENDER], "sms": [SMS_SENDER] }))?,
         ..App::new(APP.parse()?, default_region(plan)?)

@@ -40,6 +40,7 @@ const INSIDE: &[&str] = &[
     "due.push.eu.normal.shop",
     "schedule.job.whole",
     "idempotency.eu.canary",
+    "spend.shop.cap.0",
     "fact.us.shop.ann.profile",
     "send.bank",
     "send.bank.now",

@@ -137,6 +137,10 @@ const FORBIDDEN_TO_GATEWAY: &[&str] = &[
     // The quotas that workers share.
     "$KV.quota.project",
     "$JS.hub.API.$KV.quota.project",
+    // What workers have spent.
+    "spend.shop.cap.0",
+    "$JS.API.STREAM.PURGE.SPEND",
+    "$JS.API.STREAM.MSG.DELETE.SPEND",
 ];
 
 /// Subjects to which a worker of eu may not publish.
@@ -162,6 +166,8 @@ const FORBIDDEN_TO_WORKER: &[&str] = &[
     "$JS.us.API.STREAM.PURGE.NOTIFY",
     "$JS.us.API.DIRECT.GET.KV_recipients",
     "$JS.us.API.$KV.quota.project",
+    "$JS.us.API.spend.shop.cap.0",
+    "$JS.us.API.STREAM.MSG.GET.SPEND",
     // Streams, and consumers other than its own.
     "$JS.API.STREAM.CREATE.NOTIFY",
     "$JS.API.STREAM.UPDATE.NOTIFY",
@@ -173,6 +179,9 @@ const FORBIDDEN_TO_WORKER: &[&str] = &[
     "$JS.API.STREAM.PURGE.SCHEDULE",
     "$JS.API.STREAM.PURGE.DEAD",
     "$JS.API.STREAM.PURGE.KV_recipients",
+    "$JS.API.STREAM.PURGE.SPEND",
+    "$JS.API.STREAM.DELETE.SPEND",
+    "$JS.API.STREAM.MSG.DELETE.SPEND",
     "$JS.API.CONSUMER.CREATE.NOTIFY.mine",
     "$JS.API.CONSUMER.CREATE.NOTIFY.push-normal.notify.push.eu.normal.>",
     "$JS.API.CONSUMER.DELETE.NOTIFY.push-normal",
@@ -186,6 +195,7 @@ const FORBIDDEN_TO_OPERATOR: &[&str] = &[
     "notify.push.eu.normal.shop",
     "receipt.eu.eu.shop",
     "dead.push.eu.shop",
+    "spend.shop.cap.0",
     "$KV.recipients.shop.ann.profile",
     "$JS.us.API.$KV.recipients.shop.ann.profile",
     "directory.eu.home.shop.ann",
@@ -221,7 +231,11 @@ async fn each_role_is_refused_everything_beyond_its_permissions() {
     worker
         .assert_allowed(
             "a worker",
-            &["receipt.eu.us.shop", "$JS.API.CONSUMER.INFO.NOTIFY.push-bulk"],
+            &[
+                "receipt.eu.us.shop",
+                "spend.shop.cap.0",
+                "$JS.API.CONSUMER.INFO.NOTIFY.push-bulk",
+            ],
         )
         .await;
     let subscriptions = [

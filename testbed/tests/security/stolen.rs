@@ -2,12 +2,13 @@
 
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
 use futures::StreamExt;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use shared::{
     channel::Channel,
     clock::Clock,
     id::{AddressId, JobId, NotificationId},
-    nats::{audit::Break, connect, envelope, follow, publish, roles::Role, subject, topology},
+    nats::{audit::Break, connect, current, envelope, follow, publish, roles::Role, spend, subject, topology},
     provider::Provider,
     receipt::{Batch, Receipt, State},
     recipient::{Fact, FactName, Profile, RecipientKey},
@@ -19,9 +20,10 @@ use testbed::{
     peal::{APP, Peal, Plan},
 };
 use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
 
 use crate::{
-    rig::{TIMEOUT, region},
+    rig::{TIMEOUT, app, region},
     roles::Intruder,
 };
 
@@ -413,6 +415,15 @@ async fn it_reads_nothing_elsewhere() {
         "fact.us.shop.bob.profile",
     ];
     worker.assert_forbidden("a worker", &lanes, &[]).await;
+    // What a worker counts, its own region counts.
+    let [here, there] = ["eu", "us"].map(region);
+    let eus = stolen(&peal, &Role::Worker(here)).await;
+    let counter = subject::spend(&app(APP), Uuid::from_u128(1), Timestamp::UNIX_EPOCH);
+    let add = async |id: &str| spend::count(&eus, counter.clone(), id.to_owned(), 5).await.unwrap();
+    assert_eq!([add("1").await, add("1").await, add("2").await], [5, 5, 10]);
+    let uss = connect::jetstream(peal.nats.region("us").connect(&Role::Worker(there)).await.unwrap());
+    let found = current::last(&uss, topology::SPEND, &counter).await.unwrap();
+    assert!(found.is_none());
     let gateway = stolen(&peal, &Role::Gateway(region("eu"))).await;
     let client = gateway.client();
     // It may ask, but cannot seal a question.

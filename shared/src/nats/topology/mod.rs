@@ -51,6 +51,8 @@ pub const CONFIG: &str = "KV_config";
 /// The stream of the bucket of quota pools, from which workers lease their part of a provider's quota. Each region has
 /// one, and so has the hub.
 pub const QUOTA: &str = "KV_quota";
+/// Counters of the segments of text messages, by app, cap and window.
+pub const SPEND: &str = "SPEND";
 /// The `JetStream` domain of the hub. No region may have this name.
 pub const HUB: &str = "hub";
 /// Records of idempotency keys. Every region holds the records of all regions.

@@ -9,8 +9,8 @@ use async_nats::jetstream::{
 
 use super::{
     ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, FEEDBACK, HUB, IDEMPOTENCY, INTAKE_CONSUMER,
-    MOVED_CONSUMER, Mesh, NOTIFY, OUTBOX, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, VERSION, VERSION_KEY,
-    api, feed_consumer, intake, lane_consumer, retry_consumer, slice_consumer, spill_consumer,
+    MOVED_CONSUMER, Mesh, NOTIFY, OUTBOX, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, SPEND, VERSION,
+    VERSION_KEY, api, feed_consumer, intake, lane_consumer, retry_consumer, slice_consumer, spill_consumer,
 };
 use crate::{
     app::App,
@@ -50,6 +50,12 @@ pub const IDEMPOTENCY_MAX_AGE: Duration = Duration::from_hours(48);
 
 /// How long a region's quota pool is kept after its last change.
 const REGION_QUOTA_MAX_AGE: Duration = Duration::from_hours(1);
+
+/// How long a counter of segments is kept after its last change: longer than the longest window, a day.
+const SPEND_MAX_AGE: Duration = Duration::from_hours(48);
+
+/// How long [`SPEND`] remembers what was counted.
+const SPEND_DUPLICATE_WINDOW: Duration = Duration::from_hours(1);
 
 /// How long a quota pool at the hub is kept after its last change: workers look at every pool that is there.
 const HUB_QUOTA_MAX_AGE: Duration = Duration::from_mins(2);
@@ -229,7 +235,7 @@ impl Mesh {
         vec![receipts, feedback, dead, idempotency]
     }
 
-    /// The streams of knowledge about recipients and apps, and of quotas.
+    /// The streams of knowledge about recipients and apps, of quotas, and of what was spent.
     fn knowledge(&self) -> Vec<Config> {
         let here = &self.here.region;
         let directory = Config {
@@ -256,7 +262,17 @@ impl Mesh {
             max_age: REGION_QUOTA_MAX_AGE,
             ..self.base(QUOTA, vec![subject::QUOTA_FILTER.into()])
         };
-        vec![directory, recipients, quota, self.here.config_stream()]
+        let spend = Config {
+            allow_message_counter: true,
+            max_messages_per_subject: 1,
+            max_age: SPEND_MAX_AGE,
+            duplicate_window: SPEND_DUPLICATE_WINDOW,
+            // The server refuses counters together with `New`. Without a size limit, age alone discards: a counter that is
+            // lost too early would begin at 0 again. Caps and windows, which operators set, bound the number of counters.
+            discard: DiscardPolicy::Old,
+            ..self.base(SPEND, vec![subject::SPEND_FILTER.into()])
+        };
+        vec![directory, recipients, quota, spend, self.here.config_stream()]
     }
 
     fn sources(&self, of: impl Fn(&Region) -> Source) -> Option<Vec<Source>> {
