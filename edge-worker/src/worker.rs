@@ -318,6 +318,8 @@ enum Unusable {
 }
 
 fn configure(providers: &Providers, app: &App, mesh_key: &MeshKey) -> Result<(), Unusable> {
+    // First: a host that is listed no more must not be reached, whatever is wrong with a credential.
+    providers.allow_hosts(&app.id, &app.allowed_hosts);
     providers.configure(&app.id, app.credentials(mesh_key)?)?;
     providers.route(&app.id, &app.routes);
     Ok(())

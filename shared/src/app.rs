@@ -12,6 +12,7 @@ use crate::{
     id::{AccountKey, AppId, RecipientId, Region},
     invalid::Invalid,
     job::Job,
+    private_host::PrivateHost,
     provider::{Credential, Provider},
     seal::{MeshKey, SealError, Sealed},
     secret::Secret,
@@ -66,6 +67,9 @@ pub struct App {
     /// The most segments of text messages in a window, by country and prefix.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub spend_caps: Vec<SpendCap>,
+    /// Hosts in private networks that its webhooks may reach.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_hosts: Vec<PrivateHost>,
     /// Whether the operator suspended it: its requests are refused, and its work waits.
     #[serde(default, skip_serializing_if = "is_false")]
     pub suspended: bool,
@@ -235,6 +239,7 @@ impl App {
             sms_countries: BTreeSet::new(),
             test_recipients: BTreeSet::new(),
             spend_caps: Vec::new(),
+            allowed_hosts: Vec::new(),
             suspended: false,
             credentials: BTreeMap::new(),
         }
@@ -426,6 +431,8 @@ struct Stored {
     #[serde(default)]
     spend_caps: Vec<SpendCap>,
     #[serde(default)]
+    allowed_hosts: Vec<PrivateHost>,
+    #[serde(default)]
     suspended: bool,
     /// By the name of the provider; credentials for providers that this version does not know are ignored.
     #[serde(default)]
@@ -479,6 +486,7 @@ impl From<Stored> for App {
             sms_countries: stored.sms_countries,
             test_recipients: stored.test_recipients,
             spend_caps: stored.spend_caps,
+            allowed_hosts: stored.allowed_hosts,
             suspended: stored.suspended,
             credentials: former.chain(known).collect(),
         }

@@ -3,10 +3,16 @@
 use std::collections::HashSet;
 
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use uuid::Uuid;
 
-use crate::{address::Phone, country::Country, digest::derive, invalid::Invalid};
+use crate::{
+    address::Phone,
+    country::Country,
+    digest::derive,
+    invalid::Invalid,
+    tolerant::{self, objects},
+};
 
 /// Most caps of one app.
 const CAPS_MAX: usize = 100;
@@ -23,7 +29,7 @@ const WINDOWS_S: [u32; 2] = [3600, 86_400];
 /// The most segments that an app may send in a window to the numbers that the cap covers: those of `country` that begin with
 /// `prefix`. What is absent excludes no number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct SpendCap {
     /// The country of the numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,9 +38,17 @@ pub struct SpendCap {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
     /// The most segments in a window.
+    #[serde(deserialize_with = "whole")]
     pub segments: u64,
     /// The length of a window in seconds.
+    #[serde(deserialize_with = "whole")]
     pub window_s: u32,
+}
+
+objects!(SpendCap);
+
+fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D) -> Result<T, D::Error> {
+    tolerant::whole(deserializer)?.ok_or_else(|| de::Error::custom("must be given"))
 }
 
 /// The time in which segments are counted together. Windows begin at whole hours or at midnight, UTC.
@@ -132,7 +146,7 @@ mod tests {
 
     use super::*;
 
-    fn cap(members: Value) -> SpendCap {
+    fn cap(members: &Value) -> SpendCap {
         let mut cap = json!({ "segments": 10, "window_s": 3600 });
         cap.as_object_mut()
             .unwrap()
@@ -142,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_cap_covers_the_numbers_of_its_country_and_prefix() {
-        let covers = |members: Value, number: &str| cap(members).covers(&number.parse().unwrap());
+        let covers = |members: &Value, number: &str| cap(members).covers(&number.parse().unwrap());
         for (members, number, covered) in [
             (json!({}), "+41791234567", true),
             (json!({ "country": "CH" }), "+41791234567", true),
@@ -155,14 +169,14 @@ mod tests {
             (json!({ "country": "DE", "prefix": "+4179" }), "+41791234567", false),
             (json!({ "country": "CH" }), "+881612345678", false),
         ] {
-            assert_eq!(covers(members.clone(), number), covered, "{members} {number}");
+            assert_eq!(covers(&members, number), covered, "{members} {number}");
         }
     }
 
     #[test]
     fn windows_begin_at_whole_hours_and_at_midnight() {
         let window = |window_s: u32, now: &str| {
-            let window = cap(json!({ "window_s": window_s })).window(now.parse().unwrap());
+            let window = cap(&json!({ "window_s": window_s })).window(now.parse().unwrap());
             [window.start.to_string(), window.end.to_string()]
         };
         assert_eq!(
@@ -186,7 +200,7 @@ mod tests {
     #[test]
     fn a_cap_that_breaks_a_rule_is_named() {
         let check = |caps: Vec<Value>| {
-            let caps: Vec<SpendCap> = caps.into_iter().map(cap).collect();
+            let caps: Vec<SpendCap> = caps.iter().map(cap).collect();
             SpendCap::check(&caps).map_or_else(|invalid| invalid.field, |()| "ok".to_owned())
         };
         let (all, daily) = (json!({}), json!({ "window_s": 86_400 }));
@@ -205,12 +219,26 @@ mod tests {
             assert_eq!(check(vec![json!({ "segments": segments })]), "[0].segments");
         }
         assert_eq!(check(vec![json!({ "window_s": 60 })]), "[0].window_s");
+        let read = serde_json::from_value::<SpendCap>;
+        assert_eq!(
+            read(json!({ "segments": 10.0, "window_s": 3600 })).unwrap(),
+            cap(&json!({}))
+        );
+        for bad in [
+            json!({ "segments": null, "window_s": 3600 }),
+            json!({ "segments": 1.5, "window_s": 3600 }),
+            json!({ "segments": -1, "window_s": 3600 }),
+            json!({ "segments": 1, "window_s": 3600, "more": 1 }),
+            json!([null, null, 1, 3600]),
+        ] {
+            assert!(read(bad.clone()).is_err(), "{bad}");
+        }
         assert_eq!(check(vec![json!({}); 101]), "");
     }
 
     #[test]
     fn a_change_of_the_limit_keeps_what_was_counted() {
-        let named = |members: Value| cap(members).id();
+        let named = |members: Value| cap(&members).id();
         assert_eq!(named(json!({})), named(json!({ "segments": 20 })));
         assert_ne!(named(json!({})), named(json!({ "window_s": 86_400 })));
         assert_ne!(named(json!({ "country": "CH" })), named(json!({})));
@@ -219,11 +247,11 @@ mod tests {
 
     #[test]
     fn narrow_caps_come_first() {
-        let mut caps = vec![
-            cap(json!({})),
-            cap(json!({ "country": "CH" })),
-            cap(json!({ "prefix": "+41" })),
-            cap(json!({ "prefix": "+4179" })),
+        let mut caps = [
+            cap(&json!({})),
+            cap(&json!({ "country": "CH" })),
+            cap(&json!({ "prefix": "+41" })),
+            cap(&json!({ "prefix": "+4179" })),
         ];
         caps.sort_by_key(SpendCap::breadth);
         let prefixes: Vec<_> = caps.iter().map(|cap| cap.prefix.as_deref().unwrap_or("-")).collect();

@@ -44,6 +44,7 @@ use shared::{
     clock::Clock,
     id::{AppId, DeliveryId},
     job::Job,
+    private_host::PrivateHost,
     provider::{Credential, Provider},
 };
 use tokio::time::Instant;
@@ -220,12 +221,18 @@ impl Providers {
         self.routes.set(app, routes);
     }
 
+    /// Replaces the hosts in private networks that webhooks of `app`, and of no other app, may reach.
+    pub fn allow_hosts(&self, app: &AppId, hosts: &[PrivateHost]) {
+        self.context.common.receivers.allow(app, hosts);
+    }
+
     /// Removes all credentials and routes of `app`. Attempts in flight finish.
     pub fn forget(&self, app: &AppId) {
         for desk in &self.desks {
             desk.forget(app);
         }
         self.route(app, &BTreeMap::new());
+        self.allow_hosts(app, &[]);
     }
 
     /// Whether `app` has a credential for a provider of `address`.

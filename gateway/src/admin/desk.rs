@@ -421,6 +421,7 @@ mod tests {
             "senders.email",
             "sms_countries",
             "spend_caps",
+            "allowed_hosts",
             "alerts.url",
             "credentials.smtp.host",
             "credentials.smtp",

@@ -17,6 +17,7 @@ use shared::{
     invalid::Invalid,
     nats::config::Tenants,
     objects,
+    private_host::PrivateHost,
     provider::{Credential, Provider},
     seal::MeshKey,
     secret::Secret,
@@ -78,6 +79,9 @@ pub(crate) struct AppDocument {
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<Object>)]
     spend_caps: Vec<SpendCap>,
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    allowed_hosts: Vec<PrivateHost>,
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_none")]
     #[schema(value_type = Object)]
     quota: Quota,
@@ -202,6 +206,7 @@ impl AppDocument {
             sms_countries: app.sms_countries.clone(),
             test_recipients: app.test_recipients.clone(),
             spend_caps: app.spend_caps.clone(),
+            allowed_hosts: app.allowed_hosts.clone(),
             quota: app.quota,
         }
     }
@@ -219,6 +224,7 @@ impl AppDocument {
     pub(crate) fn seal(&self, former: Option<&App>, mesh_key: &MeshKey) -> Result<App, Invalid> {
         self.quota.check().map_err(|invalid| invalid.within("quota"))?;
         self.senders.check().map_err(|invalid| invalid.within("senders"))?;
+        PrivateHost::check(&self.allowed_hosts).map_err(|invalid| invalid.within("allowed_hosts"))?;
         SpendCap::check(&self.spend_caps).map_err(|invalid| invalid.within("spend_caps"))?;
         for (channel, routes) in &self.routes {
             let checked = Route::check(*channel, routes).map_err(|invalid| invalid.within(channel.as_str()));
@@ -247,6 +253,7 @@ impl AppDocument {
             sms_countries: self.sms_countries.clone(),
             test_recipients: self.test_recipients.clone(),
             spend_caps: self.spend_caps.clone(),
+            allowed_hosts: self.allowed_hosts.clone(),
             suspended: self.suspended,
             credentials: BTreeMap::new(),
         };
@@ -437,5 +444,6 @@ mod tests {
         assert_eq!(refused(json!({ "quota": { "in_flight": 0 } })), "quota.in_flight");
         let caps = json!([{ "segments": 1, "window_s": 3600 }, { "segments": 1, "window_s": 60 }]);
         assert_eq!(refused(json!({ "spend_caps": caps })), "spend_caps[1].window_s");
+        assert_eq!(refused(json!({ "allowed_hosts": ["a", "A"] })), "allowed_hosts[1]");
     }
 }

@@ -18,6 +18,11 @@ use crate::rig::{Choices, Rig, ambiguous, endpoint_trouble, is_accepted, rejecte
 
 /// A worker that may reach these servers on this machine, and two of them.
 async fn with_receivers(choices: Choices) -> (Rig, [Receivers; 2]) {
+    with_private(&["127.0.0.0/8", "::1/128"], choices).await
+}
+
+/// As [`with_receivers`], for a worker that may reach these networks.
+async fn with_private(networks: &[&str], choices: Choices) -> (Rig, [Receivers; 2]) {
     let authority = Authority::generate().unwrap();
     let start = async || {
         let config = ApiConfig {
@@ -29,7 +34,7 @@ async fn with_receivers(choices: Choices) -> (Rig, [Receivers; 2]) {
     let servers = [start().await, start().await];
     let receivers = ReceiverSettings {
         ports: servers.iter().map(|server| server.addr().port()).collect(),
-        private: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()],
+        private: networks.iter().map(|network| network.parse().unwrap()).collect(),
         http: false,
     };
     let rig = Rig::new(authority, Choices { receivers, ..choices });
@@ -64,6 +69,36 @@ async fn post(rig: &Rig, receiver: Receiver, webhook: Value) -> Attempted {
 async fn chat(rig: &Rig, url: &str) -> Attempted {
     let receiver = Receiver::new(url, Format::Chat, None).unwrap();
     post(rig, receiver, json!({ "text": "Paid" })).await
+}
+
+#[tokio::test]
+async fn a_private_receiver_is_reached_by_its_app_alone() {
+    let (mut rig, [server, _]) = with_private(&[], Choices::default()).await;
+    let url = server.url("/hook");
+    let shop = rig.app.clone();
+    assert_eq!(chat(&rig, &url).await.outcome, rejected("forbidden_address"));
+    let host = url
+        .parse::<reqwest::Url>()
+        .unwrap()
+        .host_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    rig.providers.allow_hosts(&shop, &[host]);
+    assert!(is_accepted(&chat(&rig, &url).await));
+
+    rig.app = "bank".parse().unwrap();
+    let credential = Credential::Webhook(webhook::Credential::default());
+    rig.providers.configure(&rig.app, vec![credential]).unwrap();
+    assert_eq!(chat(&rig, &url).await.outcome, rejected("forbidden_address"));
+
+    // The app is removed, and made again without the host.
+    rig.providers.forget(&shop);
+    rig.app = shop;
+    let credential = Credential::Webhook(webhook::Credential::default());
+    rig.providers.configure(&rig.app, vec![credential]).unwrap();
+    assert_eq!(chat(&rig, &url).await.outcome, rejected("forbidden_address"));
+    assert_eq!(server.log().delivered_count(), 1);
 }
 
 #[tokio::test]

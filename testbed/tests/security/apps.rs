@@ -368,6 +368,7 @@ async fn tenants(peal: &Peal, key: &str, bank: &Value) {
         ("account", json!(format!("A{}", "B".repeat(55)))),
         ("suspended", json!(true)),
         ("sms_countries", json!(["CH"])),
+        ("allowed_hosts", json!(["127.0.0.1"])),
         ("spend_caps", json!([{ "segments": 1000, "window_s": 3600 }])),
         ("senders", json!({ "sms": ["Bank"] })),
         (

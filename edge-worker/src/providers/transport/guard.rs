@@ -4,8 +4,12 @@
 //! addresses that stand in the URL, for which no client asks a resolver. The second judges each address that a name
 //! resolves to, at the moment of connecting, and connects to no other; so a name that resolves to a public address first
 //! and to a private one later gains nothing. Redirects are not followed.
+//!
+//! An operator may list private hosts for one app. Its requests to them, and no others, take a client of their own
+//! ([`Guard::private_client`]): a connection that it keeps is never used by an app for which the host is not listed.
 
 use std::{
+    collections::{HashMap, HashSet},
     fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
     path::Path,
@@ -13,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use reqwest::{
@@ -20,6 +25,7 @@ use reqwest::{
     dns::{Addrs, Name, Resolve, Resolving},
 };
 use serde::Deserialize;
+use shared::{id::AppId, private_host::PrivateHost};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use url::Host;
 
@@ -63,7 +69,18 @@ pub(in crate::providers) struct Forbidden(&'static str);
 #[derive(Clone)]
 pub(in crate::providers) struct Guard {
     settings: Arc<Settings>,
+    /// By app, the private hosts that its webhooks may reach.
+    hosts: Arc<ArcSwap<HashMap<AppId, HashSet<PrivateHost>>>>,
     lookup: Lookup,
+}
+
+/// By which client a request may leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::providers) enum Way {
+    /// [`Guard::client`].
+    Public,
+    /// [`Guard::private_client`].
+    Private,
 }
 
 /// Resolves a name.
@@ -75,7 +92,37 @@ impl Guard {
         let lookup: Lookup = Arc::new(move |name| Box::pin(lookup(name, places.clone())));
         Self {
             settings: Arc::new(settings),
+            hosts: Arc::default(),
             lookup,
+        }
+    }
+
+    /// Replaces the private hosts that `app` may reach.
+    pub(in crate::providers) fn allow(&self, app: &AppId, hosts: &[PrivateHost]) {
+        self.hosts.rcu(|all| {
+            let mut all = HashMap::clone(all);
+            if hosts.is_empty() {
+                all.remove(app);
+            } else {
+                all.insert(app.clone(), hosts.iter().cloned().collect());
+            }
+            Arc::new(all)
+        });
+    }
+
+    /// Checks `url` for a request of `app`, as [`Self::check`] does.
+    ///
+    /// # Errors
+    /// The rule that `url` breaks.
+    pub(in crate::providers) fn way(&self, app: &AppId, url: &Url) -> Result<Way, Forbidden> {
+        let all = self.hosts.load();
+        let is_listed = all
+            .get(app)
+            .is_some_and(|hosts| PrivateHost::of(url).is_some_and(|host| hosts.contains(&host)));
+        if is_listed {
+            self.check_form(url).map(|()| Way::Private)
+        } else {
+            self.check(url).map(|()| Way::Public)
         }
     }
 
@@ -85,15 +132,7 @@ impl Guard {
     /// # Errors
     /// The rule that `url` breaks.
     pub(in crate::providers) fn check(&self, url: &Url) -> Result<(), Forbidden> {
-        match url.scheme() {
-            "https" => {}
-            "http" if self.settings.http => {}
-            _ => return Err(Forbidden("the URL must be https")),
-        }
-        let port = url.port_or_known_default();
-        if !port.is_some_and(|port| self.settings.ports.contains(&port)) {
-            return Err(Forbidden("the URL must have a port that receivers may use"));
-        }
+        self.check_form(url)?;
         let address = match url.host() {
             Some(Host::Domain(_)) => return Ok(()),
             Some(Host::Ipv4(address)) => address.into(),
@@ -104,6 +143,21 @@ impl Guard {
             Ok(())
         } else {
             Err(Forbidden("the URL must have a public address"))
+        }
+    }
+
+    /// Checks the scheme and the port of `url`.
+    fn check_form(&self, url: &Url) -> Result<(), Forbidden> {
+        match url.scheme() {
+            "https" => {}
+            "http" if self.settings.http => {}
+            _ => return Err(Forbidden("the URL must be https")),
+        }
+        let port = url.port_or_known_default();
+        if port.is_some_and(|port| self.settings.ports.contains(&port)) {
+            Ok(())
+        } else {
+            Err(Forbidden("the URL must have a port that receivers may use"))
         }
     }
 
@@ -121,13 +175,39 @@ impl Guard {
         ca_file: Option<&Path>,
         connect_within: Duration,
     ) -> Result<Client, BadSettings> {
+        self.client_to(ca_file, connect_within, Self::allows)
+    }
+
+    /// A client for requests of [`Way::Private`] alone. The names that they go to are listed, so they may resolve to any
+    /// address but those that are never a receiver's.
+    pub(in crate::providers) fn private_client(
+        &self,
+        ca_file: Option<&Path>,
+        connect_within: Duration,
+    ) -> Result<Client, BadSettings> {
+        self.client_to(ca_file, connect_within, |_, address| may_be_listed(address))
+    }
+
+    fn client_to(
+        &self,
+        ca_file: Option<&Path>,
+        connect_within: Duration,
+        allows: fn(&Self, IpAddr) -> bool,
+    ) -> Result<Client, BadSettings> {
+        let guard = self.clone();
         https::builder(ca_file, connect_within)?
             .https_only(!self.settings.http)
             .pool_max_idle_per_host(IDLE_PER_RECEIVER)
-            .dns_resolver(Arc::new(self.clone()))
+            .dns_resolver(Arc::new(Resolver { guard, allows }))
             .build()
             .map_err(BadSettings::Client)
     }
+}
+
+/// Resolves names to the addresses that `allows` permits.
+struct Resolver {
+    guard: Guard,
+    allows: fn(&Guard, IpAddr) -> bool,
 }
 
 impl fmt::Debug for Guard {
@@ -136,12 +216,12 @@ impl fmt::Debug for Guard {
     }
 }
 
-impl Resolve for Guard {
+impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let guard = self.clone();
+        let (guard, allows) = (self.guard.clone(), self.allows);
         Box::pin(async move {
             let found = (guard.lookup)(name.as_str().to_owned()).await?;
-            let allowed: Vec<_> = found.iter().filter(|address| guard.allows(**address)).collect();
+            let allowed: Vec<_> = found.iter().filter(|address| allows(&guard, **address)).collect();
             if allowed.is_empty() && !found.is_empty() {
                 return Err(Forbidden("the name must resolve to a public address").into());
             }
@@ -171,6 +251,18 @@ fn is_public(address: IpAddr) -> bool {
         IpAddr::V4(address) => !NOT_PUBLIC_V4.iter().any(|network| network.contains(&address)),
         IpAddr::V6(address) => {
             GLOBAL_UNICAST.contains(&address) && !NOT_PUBLIC_V6.iter().any(|network| network.contains(&address))
+        }
+    }
+}
+
+/// Whether a name that an operator listed may resolve to `address`. Who answers for the name may be another than who listed it,
+/// so it never leads to this host by the unspecified address, to link-local servers such as those of metadata, or to groups.
+fn may_be_listed(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => !NEVER_LISTED_V4.iter().any(|network| network.contains(&address)),
+        IpAddr::V6(inner) => {
+            let is_plain = !NEVER_LISTED_V6.iter().any(|network| network.contains(&inner));
+            is_plain && behind_nat64(address).is_none_or(|inner| may_be_listed(inner.into()))
         }
     }
 }
@@ -221,6 +313,20 @@ const NOT_PUBLIC_V6: &[Ipv6Net] = &[
     v6([0x3fff, 0, 0], 20),     // documentation
 ];
 
+const NEVER_LISTED_V4: &[Ipv4Net] = &[
+    v4(0, 0, 0, 8),      // this network; 0.0.0.0 is this host
+    v4(169, 254, 0, 16), // link-local, and the metadata of most clouds
+    v4(224, 0, 0, 4),    // multicast
+    v4(240, 0, 0, 4),    // reserved, and broadcast
+];
+
+const NEVER_LISTED_V6: &[Ipv6Net] = &[
+    v6([0, 0, 0], 128),         // unspecified: this host
+    v6([0xfe80, 0, 0], 10),     // link-local
+    v6([0xff00, 0, 0], 8),      // multicast
+    v6([0xfd00, 0xec2, 0], 32), // the metadata of one cloud
+];
+
 const NAT64: &[Ipv6Net] = &[v6([0x64, 0xff9b, 0], 96), v6([0x64, 0xff9b, 1], 48)];
 
 #[cfg(test)]
@@ -251,6 +357,7 @@ mod tests {
                 private: private.iter().map(|network| network.parse().unwrap()).collect(),
                 http: true,
             }),
+            hosts: Arc::default(),
             lookup,
         }
     }
@@ -489,6 +596,109 @@ mod tests {
         }
         let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
         assert_eq!((count(&asked), count(&public), count(&private)), (4, 1, 0));
+    }
+
+    /// Answers with the number of the connection, and keeps it open.
+    async fn keeping_receiver() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    let mut request = [0; 4096];
+                    while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                        let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
+                        stream.write_all(answer).await.unwrap();
+                    }
+                });
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn a_private_host_is_reached_by_the_app_for_which_it_is_listed_and_by_no_other() {
+        let port = keeping_receiver().await;
+        let lookup: Lookup = Arc::new(|_| Box::pin(async { Ok(vec!["127.0.0.1".parse().unwrap()]) }));
+        let guard = guard(vec![port], &[], lookup);
+        let app = |id: &str| -> AppId { id.parse().unwrap() };
+        let [shop, bank] = [app("shop"), app("bank")];
+        let hosts = ["hooks.internal", "127.0.0.1"].map(|host| host.parse().unwrap());
+        let common = Common {
+            endpoints: endpoints::Settings::default(),
+            receivers: guard.clone(),
+            clock: Clock::system(),
+        };
+        let within = Duration::from_secs(2);
+        let public = Https::with(guard.client(None, within).unwrap(), &common);
+        let private = Https::with(guard.private_client(None, within).unwrap(), &common);
+        let ask = async |app: &AppId, host: &str| {
+            let url: Url = format!("http://{host}:{port}/").parse().unwrap();
+            let https = match guard.way(app, &url) {
+                Ok(Way::Public) => &public,
+                Ok(Way::Private) => &private,
+                Err(_) => return Err(Outcome::rejected("forbidden_address")),
+            };
+            let mut progress = Progress::none(&"".into());
+            let answer = https.exchange(https.post(url).build().unwrap(), &mut progress).await;
+            answer.map(|answer| answer.status)
+        };
+        let forbidden = Err(Outcome::rejected("forbidden_address"));
+        let everywhere = ["hooks.internal", "127.0.0.1", "2130706433", "[::ffff:127.0.0.1]"];
+        for host in everywhere {
+            assert_eq!(ask(&shop, host).await, forbidden, "{host}");
+        }
+        guard.allow(&shop, &hosts);
+        for host in everywhere {
+            assert_eq!(ask(&shop, host).await, Ok(204), "{host}");
+            // Also while a connection to it is kept.
+            assert_eq!(ask(&bank, host).await, forbidden, "{host}");
+        }
+        for host in ["other.internal", "hooks.internal.", "a.hooks.internal", "127.0.0.2"] {
+            assert_eq!(ask(&shop, host).await, forbidden, "{host}");
+        }
+        guard.allow(&shop, &[]);
+        for host in everywhere {
+            assert_eq!(ask(&shop, host).await, forbidden, "{host}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listed_name_keeps_to_the_ports_and_leads_to_no_metadata() {
+        let lookup: Lookup = Arc::new(|_| {
+            let found = [
+                "169.254.169.254",
+                "0.0.0.0",
+                "fe80::1",
+                "::",
+                "64:ff9b::a9fe:a9fe",
+                "fd00:ec2::254",
+            ];
+            Box::pin(async move { Ok(found.map(|address| address.parse().unwrap()).to_vec()) })
+        });
+        let guard = guard(vec![443], &[], lookup);
+        let shop: AppId = "shop".parse().unwrap();
+        guard.allow(&shop, &["hooks.internal".parse().unwrap()]);
+        let way = |url: &str| guard.way(&shop, &url.parse().unwrap());
+        assert_eq!(way("https://hooks.internal/"), Ok(Way::Private));
+        assert!(way("https://hooks.internal:4222/").is_err() && way("ftp://hooks.internal:443/").is_err());
+        let client = guard.private_client(None, Duration::from_secs(2)).unwrap();
+        let error = client.get("http://hooks.internal:443/").send().await.unwrap_err();
+        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        assert!(
+            causes.into_iter().any(<dyn std::error::Error>::is::<Forbidden>),
+            "{error:?}"
+        );
+        for (address, may) in [
+            ("10.0.0.1", true),
+            ("127.0.0.1", true),
+            ("fd00::1", true),
+            ("8.8.8.8", true),
+            ("::ffff:169.254.1.1", false),
+        ] {
+            assert_eq!(may_be_listed(address.parse().unwrap()), may, "{address}");
+        }
     }
 
     #[tokio::test]

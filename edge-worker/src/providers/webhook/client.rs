@@ -18,7 +18,7 @@ use crate::providers::{
     carrier::{Carrier, Common},
     outcome::WRONG_TARGET,
     transport::{
-        guard::Guard,
+        guard::{Guard, Way},
         https::{Https, connect_within},
     },
 };
@@ -26,7 +26,8 @@ use crate::providers::{
 /// Webhooks, for all apps.
 #[derive(Debug)]
 pub(in crate::providers) struct Webhook {
-    https: Https,
+    public: Https,
+    private: Https,
     guard: Guard,
 }
 
@@ -41,9 +42,10 @@ impl Carrier for Webhook {
 
     fn new(settings: &Settings, common: &Common) -> Result<Self, BadSettings> {
         let guard = common.receivers.clone();
-        let client = guard.client(settings.ca_file.as_deref(), connect_within(settings.timeout_ms))?;
+        let (ca_file, within) = (settings.ca_file.as_deref(), connect_within(settings.timeout_ms));
         Ok(Self {
-            https: Https::with(client, common),
+            public: Https::with(guard.client(ca_file, within)?, common),
+            private: Https::with(guard.private_client(ca_file, within)?, common),
             guard,
         })
     }
@@ -79,10 +81,12 @@ impl Carrier for Webhook {
         let Ok(url) = receiver.url().parse::<Url>() else {
             return Outcome::rejected("malformed");
         };
-        if self.guard.check(&url).is_err() {
-            return Outcome::rejected("forbidden_address");
-        }
-        let post = self.https.post(url);
+        let https = match self.guard.way(attempt.app, &url) {
+            Ok(Way::Public) => &self.public,
+            Ok(Way::Private) => &self.private,
+            Err(_) => return Outcome::rejected("forbidden_address"),
+        };
+        let post = https.post(url);
         let request = match receiver.format {
             Format::Chat => request::chat(post, webhook),
             Format::Signed => {
@@ -92,14 +96,14 @@ impl Carrier for Webhook {
                     at: attempt.message.accepted_at(),
                     webhook,
                 };
-                request::signed(post, &event, receiver, self.https.now())
+                request::signed(post, &event, receiver, https.now())
             }
         };
         let request = match request {
             Ok(request) => request,
             Err(reason) => return Outcome::rejected(reason),
         };
-        match self.https.exchange_unnamed(request, progress).await {
+        match https.exchange_unnamed(request, progress).await {
             Ok(answer) => judge(answer.status, answer.retry_after),
             Err(outcome) => outcome,
         }
