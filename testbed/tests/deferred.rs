@@ -1,5 +1,5 @@
-//! Jobs that wait as a whole. No rule defers a job yet, so each test pulls jobs from their lane in place of a worker, defers
-//! them with the functions that a worker will use, and then starts a real worker.
+//! Jobs that wait as a whole. Which rule lets them wait does not matter here, so each test pulls jobs from their lane in place of a
+//! worker, defers them with the functions that a worker uses, and then starts a real worker.
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 
