@@ -9,7 +9,7 @@ use jiff::Timestamp;
 pub fn check(
     data: &[u8],
     judged: fn(u16, &HeaderMap, Timestamp, &[u8]) -> Outcome,
-    accepts: fn(u16) -> bool,
+    accepts: impl Fn(u16) -> bool,
 ) {
     let Some(([high, low], rest)) = data.split_first_chunk() else {
         return;

@@ -2,14 +2,18 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use shared::{id_key::IdKey, nats::envelope};
+use shared::{channel::Channel, id_key::IdKey, nats::envelope};
 
 fuzz_target!(|data: &[u8]| {
     for (recipient, body) in gateway::jobs(data).into_iter().flatten() {
         let (headers, now) = (async_nats::HeaderMap::new(), jiff::Timestamp::UNIX_EPOCH);
-        let here = "eu".parse().expect("is a valid name");
-        let (lane, ids) = ("notify.push.eu.normal.shop", IdKey::unkeyed());
-        let job = envelope::open(lane, &headers, &body, now, &here, &ids).expect("the worker reads it");
-        assert_eq!(job.recipient, recipient);
+        let (here, ids) = ("eu".parse().expect("is a valid name"), IdKey::unkeyed());
+        // It goes to the lane of its channel, and workers of no other would read it.
+        let lanes = Channel::ALL
+            .iter()
+            .map(|channel| format!("notify.{channel}.eu.normal.shop"));
+        let mut read = lanes.filter_map(|lane| envelope::open(&lane, &headers, &body, now, &here, &ids).ok());
+        let job = read.next().expect("a worker reads it");
+        assert_eq!((job.recipient(), read.next()), (Some(&recipient), None));
     }
 });
