@@ -22,7 +22,7 @@ use shared::{
         roles::Role,
         subject,
     },
-    plan::{Plan, Step, Until},
+    plan::{Plan, Step},
     receipt::State,
 };
 use tokio::time::{Instant, sleep};
@@ -145,12 +145,7 @@ fn answer_status(answer: &Message) -> u16 {
 /// Reads `<mode>:<channel>,<channel>`.
 fn plan(text: &str) -> Result<Plan, String> {
     let (mode, channels) = text.split_once(':').ok_or("must be MODE:CHANNEL,CHANNEL")?;
-    let step = |channel: &str| {
-        Ok(Step {
-            channel: channel.parse()?,
-            until: Until::default(),
-        })
-    };
+    let step = |channel: &str| channel.parse().map(Step::of);
     let steps: Result<_, Invalid> = channels.split(',').map(step).collect();
     Ok(Plan {
         mode: mode.parse().map_err(|invalid: Invalid| invalid.to_string())?,

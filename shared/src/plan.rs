@@ -5,17 +5,18 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
     channel::{Channel, words},
     content::{Content, Contents},
-    id::AddressId,
+    feedback::{Feedback, Kind},
+    id::{AddressId, JobId},
     invalid::Invalid,
     receipt::State,
-    tolerant::{objects, or_default},
+    tolerant::{self, objects, or_default},
 };
 
 words!(
@@ -35,6 +36,8 @@ words!(
     Until, "until", {
         /// A provider accepted it.
         Delivered = "delivered",
+        /// Its provider reported that it arrived.
+        Confirmed = "confirmed",
     }
 );
 
@@ -68,6 +71,46 @@ pub struct Step {
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_default")]
     #[schema(default = "delivered")]
     pub until: Until,
+    /// How long to wait for a confirmation before the next step, in seconds.
+    #[serde(
+        default,
+        deserialize_with = "tolerant::whole",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schema(minimum = 60, maximum = 604_800)]
+    pub wait_s: Option<u32>,
+}
+
+impl Step {
+    /// How long a step waits for a confirmation, at least and at most, in seconds.
+    const WAIT_S: std::ops::RangeInclusive<u32> = 60..=604_800;
+
+    /// How long it waits unless it says so, in seconds.
+    const USUAL_WAIT_S: u32 = 600;
+
+    /// A step that succeeds when a provider has accepted its message.
+    pub const fn of(channel: Channel) -> Self {
+        Self {
+            channel,
+            until: Until::Delivered,
+            wait_s: None,
+        }
+    }
+
+    /// Checks how long it waits in a plan of this mode.
+    fn check(&self, mode: Mode) -> Result<(), Invalid> {
+        let Some(wait) = self.wait_s else { return Ok(()) };
+        if mode != Mode::Fallback || self.until != Until::Confirmed {
+            return Err(Invalid::new(
+                "wait_s",
+                "must be given only in a fallback, with until confirmed",
+            ));
+        }
+        if !Self::WAIT_S.contains(&wait) {
+            return Err(Invalid::new("wait_s", "must be 60 to 604800"));
+        }
+        Ok(())
+    }
 }
 
 objects!(Plan, Step);
@@ -113,6 +156,8 @@ impl Plan {
         }
         let mut arranged: Vec<(Step, Content)> = Vec::with_capacity(steps.len());
         for (index, step) in steps.into_iter().enumerate() {
+            step.check(self.mode)
+                .map_err(|invalid| invalid.within(&format!("plan.steps[{index}]")))?;
             let broken = |rule: &str| Err(Invalid::new(format!("plan.steps[{index}].channel"), rule));
             match contents.iter().position(|content| content.channel() == step.channel) {
                 Some(at) => arranged.push((step, contents.remove(at))),
@@ -177,6 +222,18 @@ impl Course {
     pub fn content(&self, step: u32) -> Option<&Content> {
         let (_, content) = self.steps.get(usize::try_from(step).ok()?)?;
         Some(content)
+    }
+
+    /// How long the step with this number waits for a confirmation, once it is delivered; `None` if it needs none.
+    pub fn wait(&self, step: u32) -> Option<SignedDuration> {
+        let (step, _) = self.steps.get(usize::try_from(step).ok()?)?;
+        let waits = self.mode == Mode::Fallback && step.until == Until::Confirmed;
+        waits.then(|| SignedDuration::from_secs(step.wait_s.unwrap_or(Step::USUAL_WAIT_S).into()))
+    }
+
+    /// Whether any step waits for a confirmation.
+    pub fn waits(&self) -> bool {
+        self.mode == Mode::Fallback && self.steps.iter().any(|(step, _)| step.until == Until::Confirmed)
     }
 
     /// The content of the first step.
@@ -253,6 +310,41 @@ pub fn progress(records: impl IntoIterator<Item = (Option<AddressId>, u32, State
     }
 }
 
+/// How far a step has come that needs a confirmation, and whose `job` has these records, as for [`progress`]. `reports` are all
+/// about its notification, oldest first.
+///
+/// It succeeds when one of its messages is known to have arrived, whatever became of the others. A message that came back has
+/// failed; of several reports about one message the last counts.
+pub fn confirmation(
+    records: impl IntoIterator<Item = (Option<AddressId>, u32, State)>,
+    job: JobId,
+    channel: Channel,
+    reports: &[Feedback],
+) -> Progress {
+    let mut arrived: BTreeMap<AddressId, bool> = BTreeMap::new();
+    let is_meant = |report: &&Feedback| report.channel == channel && report.is_about(job, report.address);
+    for report in reports.iter().filter(is_meant) {
+        match report.kind {
+            // Whoever complains or unsubscribes has it.
+            Kind::Confirmed | Kind::Complained | Kind::Unsubscribed => arrived.insert(report.address, true),
+            Kind::Undelivered | Kind::Bounced => arrived.insert(report.address, false),
+            Kind::Unrecognized => None,
+        };
+    }
+    if arrived.values().any(|arrived| *arrived) {
+        return Progress::Satisfied;
+    }
+    // A message that nothing is known of may still arrive.
+    let as_reported = |(address, attempt, state): (Option<AddressId>, u32, State)| match (state, address) {
+        (State::Delivered, Some(address)) if arrived.contains_key(&address) => {
+            (Some(address), attempt, State::Rejected)
+        }
+        (State::Delivered, _) => (address, attempt, State::Parked),
+        _ => (address, attempt, state),
+    };
+    progress(records.into_iter().map(as_reported))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -314,10 +406,7 @@ mod tests {
         }
         let one = Plan {
             mode: Mode::Fallback,
-            steps: Some(vec![Step {
-                channel: Channel::Push,
-                until: Until::Delivered,
-            }]),
+            steps: Some(vec![Step::of(Channel::Push)]),
         };
         let only_push = Contents {
             sms: None,
@@ -326,6 +415,124 @@ mod tests {
         assert!(matches!(one.arrange(only_push), Ok(Arrangement::Each(contents)) if contents.len() == 1));
         let unknown = json!({ "mode": "first", "steps": [push], "later": 1 });
         assert!(serde_json::from_value::<Plan>(unknown).is_err());
+    }
+
+    #[test]
+    fn only_a_step_of_a_fallback_waits_for_a_confirmation_and_only_within_bounds() {
+        let arranged = |mode: &str, step: Value| {
+            arranged(json!({ "mode": mode, "steps": [step, { "channel": "push" }] })).map(|arrangement| {
+                match arrangement {
+                    Arrangement::Course(course) => (course.wait(0), course.waits()),
+                    Arrangement::Each(_) => (None, false),
+                }
+            })
+        };
+        let sms = |until: &str, wait_s: Option<u32>| json!({ "channel": "sms", "until": until, "wait_s": wait_s });
+        let waits = |seconds| Ok((Some(SignedDuration::from_secs(seconds)), true));
+        assert_eq!(arranged("fallback", sms("confirmed", None)), waits(600));
+        assert_eq!(arranged("fallback", sms("confirmed", Some(60))), waits(60));
+        assert_eq!(arranged("first", sms("confirmed", None)), Ok((None, false)));
+        let rule = "plan.steps[0].wait_s: must be given only in a fallback, with until confirmed";
+        for (mode, until) in [("fallback", "delivered"), ("first", "confirmed"), ("all", "confirmed")] {
+            assert_eq!(
+                arranged(mode, sms(until, Some(60))).unwrap_err(),
+                rule,
+                "{mode} {until}"
+            );
+        }
+        for beyond in [59, 604_801] {
+            let refused = arranged("fallback", sms("confirmed", Some(beyond))).unwrap_err();
+            assert_eq!(refused, "plan.steps[0].wait_s: must be 60 to 604800");
+        }
+    }
+
+    #[test]
+    fn a_step_that_needs_a_confirmation_succeeds_by_it_alone() {
+        use State::{Dead, Delivered, Parked, Rejected, Unknown};
+        let (a, b) = (AddressId(Uuid::from_u128(1)), AddressId(Uuid::from_u128(2)));
+        let (job, other) = (JobId(Uuid::from_u128(8)), JobId(Uuid::from_u128(9)));
+        let report = |kind, address, about: Option<JobId>| Feedback {
+            id: Uuid::nil(),
+            kind,
+            at: Timestamp::UNIX_EPOCH,
+            notification: crate::id::NotificationId(Uuid::nil()),
+            job: about,
+            address,
+            channel: Channel::Sms,
+            provider: None,
+            reason: None,
+            hard: None,
+        };
+        let confirmed = |address| report(Kind::Confirmed, address, Some(job));
+        let came_back = |address| report(Kind::Undelivered, address, Some(job));
+        let mail = Feedback {
+            channel: Channel::Email,
+            ..confirmed(a)
+        };
+        for (records, reports, expected) in [
+            (vec![(a, 1, Delivered)], vec![], Progress::Open),
+            (vec![(a, 1, Delivered)], vec![confirmed(a)], Progress::Satisfied),
+            (
+                vec![(a, 1, Delivered)],
+                vec![report(Kind::Confirmed, a, None)],
+                Progress::Satisfied,
+            ),
+            (
+                vec![(a, 1, Delivered)],
+                vec![report(Kind::Complained, a, Some(job))],
+                Progress::Satisfied,
+            ),
+            (
+                vec![(a, 1, Delivered)],
+                vec![report(Kind::Confirmed, a, Some(other)), mail],
+                Progress::Open,
+            ),
+            (vec![(a, 1, Delivered)], vec![came_back(a)], Progress::Failed),
+            (
+                vec![(a, 1, Delivered)],
+                vec![came_back(a), confirmed(a)],
+                Progress::Satisfied,
+            ),
+            (
+                vec![(a, 1, Delivered)],
+                vec![confirmed(a), came_back(a)],
+                Progress::Failed,
+            ),
+            (
+                vec![(a, 1, Delivered), (b, 1, Delivered)],
+                vec![came_back(a)],
+                Progress::Open,
+            ),
+            (
+                vec![(a, 1, Delivered), (b, 1, Delivered)],
+                vec![came_back(a), confirmed(b)],
+                Progress::Satisfied,
+            ),
+            (
+                vec![(a, 1, Delivered), (b, 1, Parked)],
+                vec![came_back(a)],
+                Progress::Open,
+            ),
+            (
+                vec![(a, 1, Delivered), (b, 1, Parked), (b, 2, Dead)],
+                vec![came_back(a)],
+                Progress::Failed,
+            ),
+            (vec![(a, 1, Delivered), (b, 1, Unknown)], vec![], Progress::Stopped),
+            (vec![(a, 1, Rejected)], vec![], Progress::Failed),
+            // The ledger has forgotten it.
+            (vec![], vec![confirmed(a)], Progress::Satisfied),
+            (vec![], vec![came_back(a)], Progress::Open),
+        ] {
+            let states = records
+                .iter()
+                .map(|(address, attempt, state)| (Some(*address), *attempt, *state));
+            assert_eq!(
+                confirmation(states, job, Channel::Sms, &reports),
+                expected,
+                "{records:?} {reports:?}"
+            );
+        }
     }
 
     #[test]

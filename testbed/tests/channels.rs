@@ -398,8 +398,12 @@ async fn a_plan_that_cannot_be_followed_is_refused_by_name() {
         ),
         (json!({ "to": { "topic": "news" } }), not_built("plan.mode")),
         (
-            json!({ "plan": { "mode": "fallback", "steps": [{ "channel": "push", "until": "confirmed" }] } }),
+            json!({ "plan": { "mode": "fallback", "steps": [{ "channel": "push", "until": "opened" }] } }),
             not_built("plan.steps[0].until"),
+        ),
+        (
+            json!({ "plan": { "mode": "fallback", "steps": [{ "channel": "push", "wait_s": 60 }] } }),
+            invalid("plan.steps[0].wait_s"),
         ),
         (json!({ "sms": { "text": "" } }), invalid("sms.text")),
     ] {

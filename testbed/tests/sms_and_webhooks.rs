@@ -207,6 +207,113 @@ async fn feedback(peal: &Peal, at: &str, job: &Value, many: usize) -> Vec<String
     }
 }
 
+/// Channel, state and reason of each step of a notification, once it is done.
+async fn steps(peal: &Peal, accepted: &Value) -> Vec<[String; 3]> {
+    let path = format!("/v1/notifications/{}", accepted["notification_id"].as_str().unwrap());
+    let deadline = Instant::now() + 4 * DONE_WITHIN;
+    loop {
+        let status = peal.expect("GET", "us", &path, None).await.unwrap();
+        if status["state"] == "done" {
+            let mut deliveries = status["deliveries"].as_array().unwrap().clone();
+            deliveries.sort_by_key(|delivery| delivery["step"].as_u64());
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let each = |one: &Value| ["channel", "state", "reason"].map(|member| text(&one[member]));
+            return deliveries.iter().map(each).collect();
+        }
+        assert!(Instant::now() < deadline, "{status}\n{}", peal.complaints());
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_needs_a_confirmation_is_followed_unless_it_comes() {
+    let mut peal = start().await;
+    peal.register("ann", "eu", &[("smtp", "ann@example.com")])
+        .await
+        .unwrap();
+    register(&peal, json!({ "type": "phone", "phone": ANN })).await;
+    let ask = async |peal: &Peal, text: &str| {
+        let plan = json!({
+            "mode": "fallback",
+            "steps": [{ "channel": "sms", "until": "confirmed", "wait_s": 60 }, { "channel": "email" }],
+        });
+        let mail = json!({ "subject": text, "text": text });
+        let body = json!({ "to": { "recipients": ["ann"] }, "plan": plan, "sms": { "text": text }, "email": mail });
+        peal.expect("POST", "us", "/v1/notifications", Some(&body))
+            .await
+            .unwrap()
+    };
+    // The worker ends after it has sent the text and stored the next step, and before it records that.
+    let (program, http) = (peal.program(), peal.http.clone());
+    let worker = &mut peal.region_mut("eu").workers[0];
+    worker.process.terminate(Duration::from_secs(20)).await.unwrap();
+    let crash = ["--crash-at", "worker.after-next-step=1"];
+    worker.restart_with(&program, &crash, &[]).unwrap();
+    worker.wait_ready(&http).await.unwrap();
+    let in_doubt = ask(&peal, "in doubt").await;
+    let begun = Instant::now();
+    while !peal.region_mut("eu").workers[0].process.has_ended().unwrap() {
+        assert!(begun.elapsed() < DONE_WITHIN, "the next step was not stored");
+        sleep(Duration::from_millis(20)).await;
+    }
+    peal.region_mut("eu").workers[0].restart(&program).unwrap();
+    let mut accepted = Vec::new();
+    for text in ["arrives", "comes back", "stays silent"] {
+        accepted.push(ask(&peal, text).await);
+    }
+    let sent_all = Instant::now();
+    assert!(peal.simulators.twilio.log().wait_delivered(4, DONE_WITHIN).await);
+    for one in &accepted {
+        let path = format!("/v1/notifications/{}", one["notification_id"].as_str().unwrap());
+        while peal.expect("GET", "us", &path, None).await.unwrap()["deliveries"][0]["state"] != "delivered" {
+            assert!(sent_all.elapsed() < DONE_WITHIN, "{}", peal.complaints());
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+    // One that ends while steps wait.
+    let worker = &mut peal.region_mut("eu").workers[0];
+    worker.process.kill().await.unwrap();
+    worker.restart(&program).unwrap();
+    for sent in peal.simulators.twilio.log().delivered_to(ANN) {
+        let fields = form(&sent);
+        let report = match fields["Body"].as_str() {
+            "arrives" => ("delivered", ""),
+            "comes back" => ("undelivered", "30005"),
+            _ => continue,
+        };
+        let url = &fields["StatusCallback"];
+        let (fields, signature) = twilio_report(&peal, url, report.0, report.1);
+        let path = url.strip_prefix(PUBLIC_URL).unwrap();
+        assert_eq!(call_back(&peal, "us", path, by_twilio(&signature), &fields).await, 204);
+    }
+
+    let sms = ["sms", "delivered", ""].map(String::from);
+    let email = |state: &str, reason: &str| ["email", state, reason].map(String::from);
+    let came_back = steps(&peal, &accepted[1]).await;
+    assert_eq!(came_back, [sms.clone(), email("delivered", "")]);
+    let at_once = sent_all.elapsed();
+    assert_eq!(
+        steps(&peal, &accepted[0]).await,
+        [sms.clone(), email("suppressed", "plan_satisfied")]
+    );
+    assert_eq!(steps(&peal, &accepted[2]).await, [sms, email("delivered", "")]);
+    let in_the_end = sent_all.elapsed();
+    assert!(
+        in_the_end >= Duration::from_mins(1) && at_once < in_the_end,
+        "{at_once:?} {in_the_end:?}"
+    );
+    let stopped = [
+        ["sms", "unknown", "interrupted"].map(String::from),
+        email("suppressed", "plan_stopped"),
+    ];
+    assert_eq!(steps(&peal, &in_doubt).await, stopped);
+    assert_eq!(peal.simulators.smtp.log().delivered_count(), 2);
+    assert_eq!(peal.simulators.twilio.log().delivered_count(), 4);
+    let audit = Audit::read_settled(&peal, DONE_WITHIN).await.unwrap();
+    assert!(audit.report.holds(), "{:?}", audit.report.broken);
+    assert_eq!(audit.equation().accepted, 8, "{}", audit.equation());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_providers_report_later_stands_at_the_delivery_and_changes_no_state() {
     let peal = start().await;

@@ -1,4 +1,4 @@
-//! Lets the next step of a plan follow a job that has ended without success.
+//! Lets the next step of a plan follow a job that has ended without success, or that needs a confirmation.
 //!
 //! The next job is stored before the outcome is committed, like a retry: a crash in between makes the step be tried again and the
 //! next job be stored again, under the same id. Its turn comes in [`super::turn`].
@@ -18,10 +18,10 @@ use super::{
     border::UNPROVEN,
     context::Pipeline,
     settlement::{RETRY_JETSTREAM_AFTER, RETRY_LEDGER_READ_AFTER, Settlement, Waiting},
-    turn::{PLAN_SATISFIED, PLAN_STOPPED},
+    turn::{NotKnown, PLAN_SATISFIED, PLAN_STOPPED},
     wanted::NOT_LISTED,
 };
-use crate::{ledger::StoreError, pulled::Pulled};
+use crate::pulled::Pulled;
 
 /// When it is looked again whether a step has failed whose last deliveries two workers may have settled at the same time.
 const LOOK_AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(30);
@@ -51,11 +51,11 @@ impl Pipeline {
         let Waiting::Done { pulled, .. } = &ticket.0 else {
             return Ok(Followed(settlement));
         };
-        let (next, due) = match self.next_step(pulled, job, &settlement) {
+        let (next, due) = match Box::pin(self.next_step(pulled, job, &settlement)).await {
             Ok(Some(next)) => next,
             Ok(None) => return Ok(Followed(settlement)),
             Err(error) => {
-                tracing::error!(%error, "the ledger cannot be read; jobs wait");
+                tracing::error!(%error, "it is not known how far earlier steps have come; jobs wait");
                 return Err(settlement.give_back(RETRY_LEDGER_READ_AFTER));
             }
         };
@@ -79,12 +79,12 @@ impl Pipeline {
     }
 
     /// The job of the next step and when it is due; `None` if no step follows now.
-    fn next_step(
+    async fn next_step(
         &self,
         pulled: &Pulled,
         job: &Job,
         settlement: &Settlement,
-    ) -> Result<Option<(Job, Timestamp)>, StoreError> {
+    ) -> Result<Option<(Job, Timestamp)>, NotKnown> {
         let receipts = &settlement.receipts;
         let has_ended = receipts.iter().any(|receipt| receipt.state.is_final());
         let stops = |reason: &str| [PLAN_SATISFIED, PLAN_STOPPED, UNPROVEN, NOT_LISTED].contains(&reason);
@@ -110,12 +110,17 @@ impl Pipeline {
             return Ok(None);
         }
         let now = self.clock.now();
+        let is_delivered = receipts.iter().any(|receipt| receipt.state == State::Delivered);
+        let place = job.place.as_ref().filter(|_| is_delivered);
+        let confirmed_until = place.and_then(|place| now.checked_add(place.course.wait(place.step)?).ok());
         let states = receipts
             .iter()
             .map(|receipt| (receipt.address, receipt.attempt, receipt.state));
         let (open_until, due) = match plan::progress(history.states().chain(states)) {
+            // The next step looks whether this one was confirmed, until it has waited for long enough.
+            Progress::Satisfied if confirmed_until.is_some() => (confirmed_until, now + LOOK_AGAIN_AFTER),
             Progress::Satisfied | Progress::Stopped => return Ok(None),
-            Progress::Failed => (self.still_open_until(job)?, now),
+            Progress::Failed => (self.still_open_until(job).await?, now),
             // This delivery comes again, and looks then.
             Progress::Open if receipts.iter().any(|receipt| receipt.state == State::Parked) => return Ok(None),
             Progress::Open => (Some(job.expires_at() + ENDS_WITHIN), now + LOOK_AGAIN_AFTER),
@@ -132,9 +137,9 @@ impl Pipeline {
     }
 
     /// Until when the steps before `job` may still succeed, if it has ended before they have.
-    fn still_open_until(&self, job: &Job) -> Result<Option<Timestamp>, StoreError> {
+    async fn still_open_until(&self, job: &Job) -> Result<Option<Timestamp>, NotKnown> {
         let open_until = job.place.as_ref().and_then(|place| place.open_until);
-        let is_open = open_until.is_some() && self.earlier_steps(job)? == Progress::Open;
+        let is_open = open_until.is_some() && self.earlier_steps(job).await?.progress == Progress::Open;
         Ok(open_until.filter(|_| is_open))
     }
 }

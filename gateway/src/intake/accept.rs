@@ -170,8 +170,7 @@ impl Intake {
             envelope::PROOF,
             self.context.border.prover().work(&claims, order.life_from).to_string(),
         );
-        let version = version::of_work(body.has_steps, !order.trial.is_none());
-        headers.insert(version::VERSION, version.to_string());
+        headers.insert(version::VERSION, body.version.to_string());
         OutgoingJob {
             lane: order.lane(body.channel, region),
             tier: Tier::Main,

@@ -6,7 +6,8 @@ use shared::{
     channel::Channel,
     content::Content,
     invalid::Invalid,
-    plan::{Arrangement, Plan},
+    nats::version,
+    plan::{Arrangement, Course},
 };
 
 use super::order::{Addressees, Order};
@@ -18,8 +19,8 @@ const ROOM_FOR_NAME: usize = 64;
 pub(crate) struct SplitBody {
     /// The channel of the job that it is for: of a course the channel of the first step.
     pub(super) channel: Channel,
-    /// Whether other steps may follow the job.
-    pub(super) has_steps: bool,
+    /// The version of the job's message.
+    pub(super) version: u32,
     before: Vec<u8>,
     after: Vec<u8>,
 }
@@ -35,12 +36,12 @@ impl SplitBody {
             }
             Arrangement::Course(course) => {
                 let contents: Vec<Content> = course.contents().cloned().collect();
-                Ok(vec![Self::of(order, Some(&course.plan()), &contents)?])
+                Ok(vec![Self::of(order, Some(course), &contents)?])
             }
         }
     }
 
-    fn of(order: &Order, plan: Option<&Plan>, contents: &[Content]) -> Result<Self, Invalid> {
+    fn of(order: &Order, course: Option<&Course>, contents: &[Content]) -> Result<Self, Invalid> {
         let mut before = br#"{"event_id":"#.to_vec();
         json(&order.event, &mut before);
         before.extend_from_slice(match order.to {
@@ -58,9 +59,9 @@ impl SplitBody {
                 after.extend_from_slice(format!(r#","{member}":true"#).as_bytes());
             }
         }
-        if let Some(plan) = plan {
+        if let Some(course) = course {
             after.extend_from_slice(br#","plan":"#);
-            json(plan, &mut after);
+            json(&course.plan(), &mut after);
         }
         for content in contents {
             after.extend_from_slice(br#",""#);
@@ -73,7 +74,7 @@ impl SplitBody {
         after.push(b'}');
         Ok(Self {
             channel: contents[0].channel(),
-            has_steps: plan.is_some(),
+            version: version::of_work(course, order.trial),
             before,
             after,
         })
@@ -101,7 +102,7 @@ mod tests {
         channel::Class,
         content::{Contents, push::Push, sms::Sms},
         id::{RecipientId, Topic},
-        plan::{Mode, Step, Until},
+        plan::{Mode, Plan, Step},
         trial::Trial,
     };
 
@@ -178,10 +179,6 @@ mod tests {
             sms: Some(sms.into()),
             ..Contents::default()
         };
-        let step = |channel| Step {
-            channel,
-            until: Until::Delivered,
-        };
         let order = |mode| Order {
             app: App::new("shop".parse().unwrap(), "eu".parse().unwrap()).into(),
             event: "e1".parse().unwrap(),
@@ -191,14 +188,17 @@ mod tests {
             trial: Trial::NONE,
             contents: Plan {
                 mode,
-                steps: Some(vec![step(Channel::Sms), step(Channel::Push)]),
+                steps: Some(vec![Step::of(Channel::Sms), Step::of(Channel::Push)]),
             }
             .arrange(contents.clone())
             .unwrap(),
             life_from: jiff::Timestamp::UNIX_EPOCH,
         };
         let one = SplitBody::render(&order(Mode::Fallback)).unwrap();
-        assert_eq!((one.len(), one[0].channel, one[0].has_steps), (1, Channel::Sms, true));
+        assert_eq!(
+            (one.len(), one[0].channel, one[0].version),
+            (1, Channel::Sms, version::STEPS)
+        );
         let body = Body::read(&one[0].to("ann")).unwrap();
         let course = body.course.clone().unwrap();
         assert_eq!((course.mode(), body.content.channel()), (Mode::Fallback, Channel::Sms));
@@ -206,8 +206,11 @@ mod tests {
         assert_eq!(Body::read(&serde_json::to_vec(&body).unwrap()).unwrap(), body);
 
         let each = SplitBody::render(&order(Mode::All)).unwrap();
-        let channels: Vec<_> = each.iter().map(|body| (body.channel, body.has_steps)).collect();
-        assert_eq!(channels, [(Channel::Sms, false), (Channel::Push, false)]);
+        let channels: Vec<_> = each.iter().map(|body| (body.channel, body.version)).collect();
+        assert_eq!(
+            channels,
+            [(Channel::Sms, version::CURRENT), (Channel::Push, version::CURRENT)]
+        );
         assert!(Body::read(&each[1].to("ann")).unwrap().course.is_none());
     }
 }

@@ -1,14 +1,14 @@
 //! What is reported about messages after their deliveries have ended: stored where the report came in, and read, when somebody
 //! asks, where the delivery was worked on.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::header::NATS_MESSAGE_ID;
 use futures::{StreamExt, TryStreamExt, future::join_all, stream};
 use shared::{
     feedback::{Feedback, Kind, Report},
     id::{AppId, Category, NotificationId, Region},
-    nats::{batch::Message, publish::NotStored, subject, version},
+    nats::{batch::Message, feedback, publish::NotStored, subject},
     provider::Provider,
     reference::{Reference, Unsubscription},
     suppression::{Suppression, SuppressionReason},
@@ -162,14 +162,6 @@ impl Feedbacks {
                 Vec::new()
             })
         });
-        let found = join_all(asked).await.into_iter().flatten();
-        let mut seen = HashSet::new();
-        let mut all: Vec<Feedback> = found
-            .filter(|found| !version::is_unknown(&found.headers))
-            .filter_map(|found| serde_json::from_slice(&found.payload).ok())
-            .filter(|feedback: &Feedback| feedback.notification == id && seen.insert(feedback.id))
-            .collect();
-        all.sort_by_key(|feedback| feedback.at);
-        all
+        feedback::read(join_all(asked).await.into_iter().flatten(), id)
     }
 }

@@ -19,14 +19,14 @@ use super::{
     config::Config,
     connect, current,
     direct::{self, Found, NoAnswer},
-    facts,
+    facts, feedback,
     follow::{self, StreamState},
     publish::NotStored,
     receivers::{self, Observation, Troubled},
     refusal,
     restore::{self, Kept},
     subject,
-    topology::{self, DEAD, Domain, FEEDBACK, RECIPIENTS},
+    topology::{self, DEAD, Domain, RECIPIENTS},
 };
 use crate::{
     id::{AppId, NotificationId, Region},
@@ -35,9 +35,6 @@ use crate::{
 
 /// How long to wait for all answers to a question.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
-
-/// Reports about one notification that are read, at most.
-const FEEDBACK_READ_MAX: usize = 1024;
 
 /// Questions that a gateway answers at the same time.
 const ANSWERING_MAX: usize = 64;
@@ -206,10 +203,7 @@ impl Regions {
     }
 
     async fn feedback_here(&self, app: &AppId, notification: NotificationId) -> Result<Vec<Found>, NoAnswer> {
-        let filter = subject::feedback_about(&self.here, app, notification);
-        let mut found = direct::from(&self.js, &Domain::Here, FEEDBACK, &filter, 1, FEEDBACK_READ_MAX).await?;
-        found.retain(|found| self.border.admits_found(found));
-        Ok(found)
+        feedback::found(&self.js, &self.border, &self.here, app, notification).await
     }
 
     /// Deletes a dead letter of `region`. Safe to repeat.

@@ -188,7 +188,7 @@ fn returning_headers(job: &Job, attempt: u32, discounted: u32) -> HeaderMap {
     if let Some(proof) = &job.proof {
         headers.insert(PROOF, proof.to_string());
     }
-    let version = version::of_work(job.place.is_some(), !job.trial.is_none());
+    let version = version::of_work(job.place.as_ref().map(|place| &*place.course), job.trial);
     headers.insert(version::VERSION, version.to_string());
     if let Some(place) = &job.place {
         headers.insert(STEP, place.step.to_string());
@@ -708,12 +708,10 @@ mod tests {
             retry_headers(&job, true, AddressId(uuid::Uuid::nil())),
         ] {
             assert!(
-                version::of(&headers) == Some(version::TRIAL) && !version::is_unknown_work(&headers),
+                version::of(&headers) == Some(version::RULES) && !version::is_unknown_work(&headers),
                 "a program that does not know tests gives it back"
             );
         }
-        let step = version::of_work(true, false);
-        assert_eq!((step, version::of_work(true, true)), (version::STEPS, version::TRIAL));
     }
 
     proptest! {

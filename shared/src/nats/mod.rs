@@ -17,6 +17,7 @@ pub mod directory;
 pub mod envelope;
 pub mod erasure;
 pub mod facts;
+pub mod feedback;
 pub mod follow;
 pub mod idempotency;
 pub mod intake;

@@ -311,7 +311,7 @@ fn worker(mesh: &Mesh) -> Vec<String> {
     allowed.push(api(Domain::Here, &format!("STREAM.PURGE.{NOTIFY}")));
     // What it reads.
     allowed.extend([RECIPIENTS, CONFIG, RECEIPTS, DIRECTORY].into_iter().flat_map(follow));
-    allowed.extend([NOTIFY, RECIPIENTS, SCHEDULE, DIRECTORY].map(|stream| direct(Domain::Here, stream)));
+    allowed.extend([NOTIFY, RECIPIENTS, SCHEDULE, DIRECTORY, FEEDBACK].map(|stream| direct(Domain::Here, stream)));
     allowed.extend([RECIPIENTS, DIRECTORY, SPEND].map(newest));
     allowed
 }

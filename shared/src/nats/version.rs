@@ -6,6 +6,7 @@
 use async_nats::HeaderMap;
 
 use super::envelope::header;
+use crate::{plan::Course, trial::Trial};
 
 /// The header with the version of a message's format. A message without it comes from a service or from Peal 0.1.
 pub const VERSION: &str = "Peal-Version";
@@ -17,15 +18,18 @@ pub const CURRENT: u32 = 1;
 /// the content.
 pub const STEPS: u32 = 2;
 
-/// The version of work of a test, which this program reads too. A program that does not know it would send it to everybody.
-pub const TRIAL: u32 = 3;
+/// The version of work of a test, and of work with a step that needs a confirmation, which this program reads too. A program that
+/// does not know it would send a test to everybody, and bury the other as unreadable.
+pub const RULES: u32 = 3;
 
 /// The version of a job or a broadcast.
-pub const fn of_work(has_steps: bool, is_trial: bool) -> u32 {
-    match (has_steps, is_trial) {
-        (_, true) => TRIAL,
-        (true, false) => STEPS,
-        (false, false) => CURRENT,
+pub fn of_work(course: Option<&Course>, trial: Trial) -> u32 {
+    if !trial.is_none() || course.is_some_and(Course::waits) {
+        RULES
+    } else if course.is_some() {
+        STEPS
+    } else {
+        CURRENT
     }
 }
 
@@ -48,5 +52,5 @@ pub fn is_unknown(headers: &HeaderMap) -> bool {
 
 /// Whether the format of a message of work is newer than this program can read.
 pub fn is_unknown_work(headers: &HeaderMap) -> bool {
-    of(headers).is_some_and(|version| version > TRIAL)
+    of(headers).is_some_and(|version| version > RULES)
 }
