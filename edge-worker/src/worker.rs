@@ -216,10 +216,10 @@ impl Standby {
 /// The pause before a failed start of a station is retried.
 const RETRY_STANDBY_AFTER: Duration = Duration::from_secs(5);
 
-/// How often the metrics of breakers and endpoints are updated.
+/// How often the metrics of breakers, routes and endpoints are updated.
 const UPDATE_METRICS_EVERY: Duration = Duration::from_secs(1);
 
-/// Keeps the metrics of breakers and endpoints current.
+/// Keeps the metrics of breakers, routes and endpoints current.
 async fn update_metrics(providers: Arc<Providers>, metrics: Metrics) {
     let mut ticks = tokio::time::interval(UPDATE_METRICS_EVERY);
     loop {
@@ -231,6 +231,9 @@ async fn update_metrics(providers: Arc<Providers>, metrics: Metrics) {
                 breaker.watched.as_str(),
                 breaker.is_open,
             );
+        }
+        for (provider, apps) in providers.slow_routes() {
+            metrics.slow_routes(provider, apps);
         }
         let states = providers.endpoint_states();
         let mut names: Vec<_> = states

@@ -252,7 +252,14 @@ impl DeliveryId {
     pub fn draw(self, bound: u64) -> u64 {
         let (_, low) = self.0.as_u64_pair();
         // The two highest bits are the variant of the UUID.
-        (low << 2) % bound.max(1)
+        (low & (u64::MAX >> 2)) % bound.max(1)
+    }
+
+    /// As [`Self::draw`], and independent of it.
+    pub fn draw_again(self, bound: u64) -> u64 {
+        let (high, _) = self.0.as_u64_pair();
+        // The lowest bits hold the version of the UUID.
+        (high >> 16) % bound.max(1)
     }
 
     /// The delivery of `job` to `address`.

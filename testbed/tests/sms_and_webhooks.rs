@@ -314,6 +314,21 @@ async fn a_step_that_needs_a_confirmation_is_followed_unless_it_comes() {
     assert_eq!(audit.equation().accepted, 8, "{}", audit.equation());
 }
 
+/// Waits until the only worker of `region` shows `value` for the metric whose line begins with `start`.
+async fn wait_metric(peal: &Peal, region: &str, start: &str, value: u64) {
+    let deadline = Instant::now() + DONE_WITHIN;
+    loop {
+        let page = peal.http.get(format!("{}/metrics", peal.region(region).workers[0].url));
+        let page = page.send().await.unwrap().text().await.unwrap();
+        let shown = page.lines().find(|line| line.starts_with(start));
+        if shown.is_some_and(|line| line.ends_with(&format!(" {value}"))) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{start}\n{page}");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_providers_report_later_stands_at_the_delivery_and_changes_no_state() {
     let peal = start().await;
@@ -367,6 +382,11 @@ async fn what_providers_report_later_stands_at_the_delivery_and_changes_no_state
         );
     }
     assert_eq!(feedback(&peal, "us", &job, 1).await, ["confirmed"]);
+
+    // The worker, which could ask Vonage instead, sees how soon Twilio reports.
+    let followed = r#"peal_reports_followed_total{provider="twilio",result="in_time""#;
+    wait_metric(&peal, "eu", followed, 1).await;
+    wait_metric(&peal, "eu", r#"peal_route_slow{provider="twilio""#, 0).await;
 
     // Vonage signs the fields.
     peal.simulators.twilio.stop().await;

@@ -120,6 +120,9 @@ impl Pipeline {
             if !matches!(conclusion, Conclusion::AddressGone { .. }) {
                 self.observe(job, &attempt);
             }
+            if conclusion.state() == State::Delivered {
+                self.follow_report(job, &attempt);
+            }
             let metrics = &self.telemetry.metrics;
             metrics.delivery(Some(attempt.attempted.provider), conclusion.state());
             receipts.push(Receipt {

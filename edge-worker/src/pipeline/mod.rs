@@ -25,6 +25,7 @@ mod postpone;
 mod pull;
 mod receipts;
 mod receivers;
+mod reports;
 mod resolve;
 mod settle;
 mod settlement;

@@ -14,6 +14,7 @@ mod html;
 mod outcome;
 mod places;
 mod renditions;
+mod reports;
 mod tracking;
 mod transport;
 
@@ -56,6 +57,7 @@ pub use self::{
     breaker::{BreakerState, Watched},
     outcome::{Outcome, Reason},
     renditions::{Message, Renditions},
+    reports::Followed,
     tracking::Tracking,
     transport::{
         BadSettings,
@@ -67,6 +69,7 @@ use self::{
     carrier::Common,
     desk::{AnyDesk, Desk, DeskContext},
     places::Bulkheads,
+    reports::Reports,
     route::Routes,
     transport::{guard::Guard, http2::Network},
 };
@@ -149,6 +152,7 @@ pub struct Providers {
     /// In the order of [`Provider::ALL`].
     desks: Vec<Box<dyn AnyDesk>>,
     routes: Routes,
+    reports: Arc<Reports>,
     context: DeskContext,
 }
 
@@ -172,6 +176,7 @@ impl Providers {
         Ok(Self {
             desks: desks.collect::<Result<_, _>>()?,
             routes: Routes::default(),
+            reports: Arc::default(),
             context,
         })
     }
@@ -233,6 +238,7 @@ impl Providers {
         }
         self.route(app, &BTreeMap::new());
         self.allow_hosts(app, &[]);
+        self.reports.forget(app);
     }
 
     /// Whether `app` has a credential for a provider of `address`.
@@ -273,10 +279,26 @@ impl Providers {
         attempted
     }
 
+    /// Begins to follow the report about a message to `address` that `provider` has taken. `None` if it reports nothing, if no
+    /// other could be asked instead, or if another delivery is followed.
+    pub fn follow(&self, app: &AppId, address: &Address, provider: Provider) -> Option<Followed> {
+        let has_account = |provider: Provider| self.desk(provider).has_account(app);
+        let is_of_use = provider.reports_arrival() && self.routes.has_choice(app, &address.target, has_account);
+        is_of_use.then(|| self.reports.follow(app, provider)).flatten()
+    }
+
+    /// For each provider that reports, the number of apps for which its reports have grown slow.
+    pub fn slow_routes(&self) -> Vec<(Provider, usize)> {
+        self.reports.slow()
+    }
+
     /// The providers to ask, in order; at least one.
     fn order(&self, app: &AppId, address: &Address, delivery: DeliveryId, number: u32) -> Vec<Provider> {
         let has_account = |provider: Provider| self.desk(provider).has_account(app);
-        let order = self.routes.order(app, &address.target, delivery, number, has_account);
+        let is_slow = |provider: Provider| self.reports.is_slow(app, provider);
+        let order = self
+            .routes
+            .order(app, &address.target, delivery, number, has_account, is_slow);
         // Its desk answers that the app has no credential.
         if order.is_empty() {
             vec![address.target.carriers()[0]]
@@ -334,5 +356,70 @@ impl Providers {
 
     fn desk(&self, provider: Provider) -> &dyn AnyDesk {
         &*self.desks[provider as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::{
+        provider::{twilio, vonage},
+        testing,
+    };
+
+    use super::*;
+
+    #[test]
+    fn slow_reports_move_the_deliveries_of_this_app_to_its_next_provider_and_nothing_else() {
+        let providers = Providers::new(&Settings::default(), Clock::system()).unwrap();
+        let [shop, bank]: [AppId; 2] = ["shop", "bank"].map(|id| id.parse().unwrap());
+        let address = testing::address(&shop, Provider::Twilio, "+41791234567");
+        let credentials = || {
+            let twilio = twilio::Credential {
+                account_sid: format!("AC{:032}", 1),
+                api_key_sid: None,
+                secret: "secret".to_owned().into(),
+                messaging_service_sid: None,
+                webhook_key: None,
+            };
+            let vonage = vonage::Credential {
+                api_key: "abcd1234".into(),
+                api_secret: "secret".to_owned().into(),
+                webhook_key: None,
+            };
+            vec![Credential::Twilio(twilio), Credential::Vonage(vonage)]
+        };
+        let follow = |app: &AppId, provider| providers.follow(app, &address, provider);
+        for app in [&shop, &bank] {
+            providers.configure(app, credentials()).unwrap();
+            assert!(follow(app, Provider::Twilio).is_none(), "no other may be asked");
+            let route = |(provider, weight)| Route { provider, weight };
+            let routes = [(Provider::Twilio, 100), (Provider::Vonage, 0), (Provider::Sns, 0)].map(route);
+            providers.route(app, &[(Channel::Sms, routes.to_vec())].into());
+        }
+        for unheard in [Provider::Sns, Provider::Log] {
+            assert!(follow(&shop, unheard).is_none(), "{unheard} reports nothing");
+        }
+        let quick = Some(Duration::from_secs(2));
+        for waited in [quick; 8].into_iter().chain([None; 3]) {
+            follow(&shop, Provider::Twilio).unwrap().learn(waited);
+        }
+        // How many of so many first attempts, each of another delivery, ask Twilio first; each asks both.
+        let of_twilio = |app: &AppId| {
+            let orders = (0..160).map(|id| {
+                let delivery = DeliveryId::of(shared::id::JobId(uuid::Uuid::from_u128(id)), address.id);
+                providers.order(app, &address, delivery, 1)
+            });
+            orders
+                .inspect(|order| assert_eq!(order.len(), 2, "{order:?}"))
+                .filter(|order| order[0] == Provider::Twilio)
+                .count()
+        };
+        assert!((1..30).contains(&of_twilio(&shop)), "{}", of_twilio(&shop));
+        assert_eq!(of_twilio(&bank), 160);
+        assert!(providers.slow_routes().contains(&(Provider::Twilio, 1)));
+        for _ in 0..2 {
+            follow(&shop, Provider::Twilio).unwrap().learn(quick);
+        }
+        assert_eq!(of_twilio(&shop), 160);
     }
 }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Reports about one notification that are read, at most.
-const READ_MAX: usize = 1024;
+pub const READ_MAX: usize = 1024;
 
 /// What this region, which is `home`, has about `notification` of `app` and may believe: the first 1024 reports.
 ///

@@ -79,6 +79,23 @@ impl Provider {
         }
     }
 
+    /// Whether it reports the arrival of every message, under a signature of its own. Mail servers report bounces, usually, and
+    /// whoever received a mail can report one.
+    pub const fn reports_arrival(self) -> bool {
+        match self {
+            Self::Twilio | Self::Vonage | Self::SendGrid | Self::Mailchimp => true,
+            Self::Apns
+            | Self::Fcm
+            | Self::WebPush
+            | Self::Hms
+            | Self::JPush
+            | Self::Sns
+            | Self::Smtp
+            | Self::Webhook
+            | Self::Log => false,
+        }
+    }
+
     /// How long to wait between attempts. Most name no time for server errors; Google requires at least ten seconds. A mail server
     /// that greylists accepts after some five minutes, one that is down for maintenance after hours (RFC 5321 §4.5.4.1).
     /// Receivers of webhooks may be away for days: Standard Webhooks recommends waits from seconds to hours.

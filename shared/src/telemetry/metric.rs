@@ -36,6 +36,8 @@ pub struct Metrics {
     waited: Histogram<f64>,
     facts_awaited: Histogram<f64>,
     feedback: Histogram<f64>,
+    followed: Counter<u64>,
+    slow_routes: Gauge<u64>,
     duplicates: Counter<u64>,
     unreadable: Counter<u64>,
     in_flight: UpDownCounter<i64>,
@@ -128,6 +130,8 @@ impl Metrics {
                 "From the sending of a message to what its provider reports, by provider and report.",
                 &FEEDBACK_SECONDS,
             ),
+            followed: count("peal.reports.followed", "Awaited reports, by provider and result."),
+            slow_routes: gauge("peal.route.slow", "Apps that ask a provider last for slow reports."),
             duplicates: count(
                 "peal.duplicates",
                 "Jobs or deliveries that the ledger had already settled.",
@@ -270,6 +274,21 @@ impl Metrics {
             KeyValue::new("type", kind),
         ];
         self.feedback.record(latency.as_secs_f64(), &labels);
+    }
+
+    /// The report about a delivery by `provider` was awaited: it came `in_time`, is `late`, or is `unread` because it is not known.
+    pub fn followed(&self, provider: Provider, result: &'static str) {
+        let labels = [
+            KeyValue::new("provider", provider.as_str()),
+            KeyValue::new("result", result),
+        ];
+        self.followed.add(1, &labels);
+    }
+
+    /// `provider` is asked last for `apps`, because its reports have grown slow.
+    pub fn slow_routes(&self, provider: Provider, apps: usize) {
+        self.slow_routes
+            .record(apps as u64, &[KeyValue::new("provider", provider.as_str())]);
     }
 
     /// The ledger had already settled a job or a delivery.
