@@ -515,7 +515,7 @@ async fn an_import_continues_after_a_break_and_names_the_lines_that_are_refused(
     std::fs::write(&file, (1..=LINES).map(line).collect::<String>()).unwrap();
     let name = file.to_str().unwrap();
 
-    let way = breaking_way(&peal.region("eu").gateway.url, 20_000).await;
+    let way = breaking_way(&peal.region("eu").gateway.url, 60_000).await;
     let mut import = program(&peal, &["import", name]);
     import.env("PEAL_URL", &way);
     let (code, out, err) = run(import).await;
