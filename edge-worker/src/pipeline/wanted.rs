@@ -15,7 +15,7 @@ use crate::ledger::History;
 /// How long work of a suspended app stays with the server that cannot wait on a schedule.
 const RETRY_SUSPENDED_AFTER: Duration = Duration::from_secs(30);
 
-/// The reason of what a test key sent to somebody who is no test recipient of its app.
+/// The reason of a message that a test key sent to a recipient who is not a test recipient of its app.
 pub(super) const NOT_LISTED: &str = "not_listed";
 
 /// A job that has neither expired nor been withdrawn, nor is its recipient erased.

@@ -403,7 +403,7 @@ mod tests {
         for waited in [quick; 8].into_iter().chain([None; 3]) {
             follow(&shop, Provider::Twilio).unwrap().learn(waited);
         }
-        // How many of so many first attempts, each of another delivery, ask Twilio first; each asks both.
+        // Of 160 deliveries, the number whose first attempt asks Twilio first. Each attempt asks both providers.
         let of_twilio = |app: &AppId| {
             let orders = (0..160).map(|id| {
                 let delivery = DeliveryId::of(shared::id::JobId(uuid::Uuid::from_u128(id)), address.id);

@@ -180,7 +180,7 @@ impl Record {
         self.late_in_a_row = 0;
         self.in_time_in_a_row += 1;
         if self.is_slow && self.in_time_in_a_row >= IN_TIME_IN_A_ROW {
-            // Judged anew, so that one which reports about some messages only does not turn all the time.
+            // It must earn its judgement again. Otherwise a provider that reports on only some messages would turn all the time.
             *self = Self {
                 is_followed: self.is_followed,
                 ..Self::default()
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     const QUICK: Option<Duration> = Some(Duration::from_secs(3));
-    const LATE: Option<Duration> = None;
+    const NO_REPORT: Option<Duration> = None;
 
     fn app(id: &str) -> AppId {
         id.parse().unwrap()
@@ -223,25 +223,27 @@ mod tests {
     fn three_late_reports_in_a_row_make_a_provider_slow_and_two_in_time_end_it() {
         let shop = app("shop");
         let reports = usually_quick(&shop);
-        let late = [LATE, LATE, QUICK, LATE, LATE, LATE, QUICK, LATE, QUICK, QUICK];
+        let late = [
+            NO_REPORT, NO_REPORT, QUICK, NO_REPORT, NO_REPORT, NO_REPORT, QUICK, NO_REPORT, QUICK, QUICK,
+        ];
         assert_eq!(
             learn(&reports, &shop, &late),
             [false, false, false, false, false, true, true, true, true, false]
         );
-        // Judged anew: it must have reported eight in a row.
-        assert_eq!(learn(&reports, &shop, &[LATE; 9]), [false; 9]);
+        // It is judged again only after eight reports in time in a row.
+        assert_eq!(learn(&reports, &shop, &[NO_REPORT; 9]), [false; 9]);
         assert_eq!(learn(&reports, &shop, &[QUICK; 8]), [false; 8]);
-        assert_eq!(learn(&reports, &shop, &[LATE; 3]), [false, false, true]);
+        assert_eq!(learn(&reports, &shop, &[NO_REPORT; 3]), [false, false, true]);
     }
 
     #[test]
     fn a_provider_that_does_not_report_or_reports_only_about_some_messages_is_never_slow() {
         let shop = app("shop");
         let reports = Arc::default();
-        assert_eq!(learn(&reports, &shop, &[LATE; 50]), [false; 50]);
-        let some: Vec<_> = (0..100).map(|n| if n % 8 == 0 { LATE } else { QUICK }).collect();
+        assert_eq!(learn(&reports, &shop, &[NO_REPORT; 50]), [false; 50]);
+        let some: Vec<_> = (0..100).map(|n| if n % 8 == 0 { NO_REPORT } else { QUICK }).collect();
         assert_eq!(learn(&reports, &shop, &some), [false; 100]);
-        assert_eq!(learn(&reports, &shop, &[LATE; 50]), [false; 50]);
+        assert_eq!(learn(&reports, &shop, &[NO_REPORT; 50]), [false; 50]);
     }
 
     #[test]
@@ -249,7 +251,7 @@ mod tests {
         let (shop, bank) = (app("shop"), app("bank"));
         let reports = usually_quick(&shop);
         assert_eq!(learn(&reports, &bank, &[QUICK; 8]), [false; 8]);
-        assert_eq!(learn(&reports, &bank, &[LATE; 3]), [false, false, true]);
+        assert_eq!(learn(&reports, &bank, &[NO_REPORT; 3]), [false, false, true]);
         assert!(!reports.is_slow(&shop, Provider::Twilio) && !reports.is_slow(&bank, Provider::Vonage));
         // Nor does the place that one app's delivery takes.
         let followed = reports.follow(&bank, Provider::Twilio);
@@ -262,7 +264,7 @@ mod tests {
         );
         reports.forget(&bank);
         assert!(!reports.is_slow(&bank, Provider::Twilio));
-        assert_eq!(followed.unwrap().learn(LATE), PAUSE, "of an app that is gone");
+        assert_eq!(followed.unwrap().learn(NO_REPORT), PAUSE, "of an app that is gone");
         assert!(!reports.is_slow(&bank, Provider::Twilio));
     }
 
@@ -286,7 +288,7 @@ mod tests {
     #[test]
     fn who_is_not_known_to_report_every_arrival_is_not_slow() {
         let (shop, reports) = (app("shop"), Arc::new(Reports::default()));
-        for learned in [QUICK; 8].into_iter().chain([LATE; 3]) {
+        for learned in [QUICK; 8].into_iter().chain([NO_REPORT; 3]) {
             reports.follow(&shop, Provider::Smtp).unwrap().learn(learned);
         }
         assert!(!reports.is_slow(&shop, Provider::Smtp));

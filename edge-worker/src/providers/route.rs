@@ -18,8 +18,8 @@ use shared::{
     provider::Provider,
 };
 
-/// One of so many deliveries asks the app's providers in the order of its routes even if one is slow: a worker learns from what
-/// it sends whether the reports come in time again.
+/// While a provider is slow, one delivery in this many still asks the app's providers in the order of its routes. From these the
+/// worker learns whether reports come in time again.
 const TRIES_SLOW_ONE_IN: u64 = 16;
 
 /// The routes of all apps that have any.

@@ -28,8 +28,8 @@ const LINES_QUICK: usize = 2_000;
 /// Messages that a line with a new recipient stores: profile, home, address and owner.
 const MESSAGES_OF_A_LINE: f64 = 4.0;
 
-/// Messages that the publisher leaves unacknowledged.
-const WINDOW: usize = 1024;
+/// Messages that the publisher leaves unacknowledged, at most.
+const UNACKNOWLEDGED_MAX: usize = 1024;
 
 /// All figures of `bench imports`.
 #[derive(Debug, Serialize)]
@@ -63,7 +63,12 @@ pub(super) async fn measure(
     let mut rounds = Vec::new();
     for number in 1..=scale.rounds {
         machine.probe().await?;
-        let published = rig.measure(Work::PublishSingly { window: WINDOW }, scale.duration);
+        let published = rig.measure(
+            Work::PublishSingly {
+                window: UNACKNOWLEDGED_MAX,
+            },
+            scale.duration,
+        );
         let published = published.await?.per_second;
         let body = body(&rig, number, lines);
         let new = import(&rig, &body, lines, 201).await?;

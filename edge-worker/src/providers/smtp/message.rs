@@ -155,7 +155,7 @@ impl Head<'_> {
         write("Message-ID", Raw::new(id).into());
         write("MIME-Version", Raw::new("1.0").into());
         for (name, value) in self.others.iter().filter(|(name, _)| is_header_name(name)) {
-            // As text, the library would encode a long word, and what comes back of a mail would hold no reference.
+            // As text, the library would encode a long word, and a bounced mail would hold no readable reference.
             let plain = is_plain(value).then(|| Raw::new(*value).into());
             write(name, plain.unwrap_or_else(|| Text::new(*value).into()));
         }

@@ -14,7 +14,7 @@ use crate::providers::Outcome;
 /// How long Vonage tries to deliver, at least and at most.
 const LIFE: std::ops::RangeInclusive<Duration> = Duration::from_secs(20)..=Duration::from_hours(7 * 24);
 
-/// What comes back in delivery receipts, and where they go.
+/// The reference that delivery receipts repeat, and the URL that Vonage posts them to.
 #[derive(Debug)]
 pub(super) struct Receipts {
     /// At most 100 characters.
