@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use shared::{
     id::{AddressId, AppId, JobId},
+    job::Job,
     nats::{
         defer::{self, CannotDefer, Deferral, Unread},
         subject::{self, Lane},
@@ -50,10 +51,7 @@ impl Pipeline {
     ) -> Stop {
         let (pulled, job) = (&active.pulled, Arc::clone(&active.job));
         let now = self.clock.now();
-        // It must come back before it expires, to end with a receipt soon after.
-        let until = self
-            .postponed_until(job.accepted_at)
-            .min(job.expires_at() - SignedDuration::from_secs(1));
+        let until = self.back_at(&job);
         let deferral = match Deferral::new(&job, until, reason) {
             Ok(deferral) if until > now => deferral,
             Ok(_) | Err(CannotDefer::Expires) => return Stop::GiveBack(active.pulled.into(), retry_after),
@@ -117,7 +115,13 @@ impl Pipeline {
         }))
     }
 
-    pub(super) fn postponed_until(&self, accepted_at: Timestamp) -> Timestamp {
+    /// When `job` comes back that waits on a schedule: before it expires, so that it ends with a receipt soon after.
+    pub(super) fn back_at(&self, job: &Job) -> Timestamp {
+        let before_expiry = job.expires_at() - SignedDuration::from_secs(1);
+        self.postponed_until(job.accepted_at).min(before_expiry)
+    }
+
+    fn postponed_until(&self, accepted_at: Timestamp) -> Timestamp {
         let now = self.clock.now();
         let wait = now.duration_since(accepted_at).clamp(WAIT.0, WAIT.1);
         now.checked_add(wait).unwrap_or(now)

@@ -135,10 +135,7 @@ impl Pipeline {
             place,
             ..Job::clone(&active.job)
         };
-        let until = self
-            .postponed_until(job.accepted_at)
-            .min(open_until)
-            .min(job.expires_at() - SignedDuration::from_secs(1));
+        let until = self.back_at(&job).min(open_until);
         let deferral = match Deferral::new(&job, until, EARLIER_STEP) {
             Ok(deferral) if until > now => deferral,
             Ok(_) | Err(_) => return Stop::GiveBack(active.pulled.into(), RETRY_JETSTREAM_AFTER),

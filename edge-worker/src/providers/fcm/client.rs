@@ -16,7 +16,7 @@ use shared::{clock::Clock, provider::Provider};
 use super::{
     Device,
     config::{Account, Settings, path},
-    outcome::{Verdict, judge, message_name},
+    outcome::{judge, message_name},
     request::body,
     token::access_token,
 };
@@ -26,7 +26,7 @@ use crate::providers::{
     carrier::Common,
     outcome::WRONG_TARGET,
     transport::{
-        access_token::Granted,
+        access_token::{Granted, Verdict},
         endpoints::Endpoints,
         http2::{Exchanged, Network, Pool, exchange, read},
         https,

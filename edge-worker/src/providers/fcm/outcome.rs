@@ -4,7 +4,10 @@ use std::{borrow::Cow, time::Duration};
 
 use serde::Deserialize;
 
-use crate::providers::outcome::{Outcome, Reason, foreign_reason};
+use crate::providers::{
+    outcome::{Outcome, Reason, foreign_reason},
+    transport::access_token::Verdict,
+};
 
 /// Google's default for a 429 without `Retry-After`.
 const DEFAULT_QUOTA_PAUSE: Duration = Duration::from_mins(1);
@@ -53,23 +56,6 @@ struct Detail<'a> {
 #[derive(Deserialize)]
 struct Accepted {
     name: String,
-}
-
-/// The meaning of a refusal.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Verdict {
-    pub(super) outcome: Outcome,
-    /// Whether another access token may help.
-    pub(super) renew_token: bool,
-}
-
-impl From<Outcome> for Verdict {
-    fn from(outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            renew_token: false,
-        }
-    }
 }
 
 /// The name that FCM gave an accepted message.

@@ -16,7 +16,7 @@ use shared::{
 
 use super::{
     config::{Account, Settings},
-    outcome::{Verdict, judge},
+    outcome::judge,
     request::request,
     token::ServiceToken,
 };
@@ -26,7 +26,7 @@ use crate::providers::{
     carrier::{Carrier, Common},
     outcome::WRONG_TARGET,
     transport::{
-        access_token::{AccessToken, Granting},
+        access_token::{AccessToken, Granting, Verdict},
         https::{self, Https},
     },
 };

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use shared::provider::hms::Generation;
 
-use crate::providers::{Outcome, Reason, outcome::foreign_reason};
+use crate::providers::{Outcome, Reason, outcome::foreign_reason, transport::access_token::Verdict};
 
 /// The minimum wait after Huawei refused a request because there are too many; it names no time.
 const FLOW_CONTROL_PAUSE: Duration = Duration::from_secs(1);
@@ -27,23 +27,6 @@ struct Body<'a> {
 struct Illegal {
     #[serde(alias = "illegal_tokens", rename = "illegalTokens")]
     tokens: Map<String, Value>,
-}
-
-/// The meaning of an answer.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Verdict {
-    pub(super) outcome: Outcome,
-    /// Whether another access token may help.
-    pub(super) renew_token: bool,
-}
-
-impl From<Outcome> for Verdict {
-    fn from(outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            renew_token: false,
-        }
-    }
 }
 
 /// Judges an answer. The code in the body decides, whatever the status is. `body` is absent if it was cut.

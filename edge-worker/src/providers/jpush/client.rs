@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use reqwest::Url;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use shared::{
     address::Target,
     provider::{
@@ -74,35 +74,36 @@ impl Carrier for JPush {
         let mut request = render(push, &collapse_id, attempt.left(self.https.now()).as_secs());
         request.insert("audience".into(), json!({ "registration_id": [target.token.reveal()] }));
         request.insert("cid".into(), format!("{}-{}", account.app_key, attempt.delivery).into());
-        let first = match self.send(account, &Value::Object(request.clone()), progress).await {
-            Ok(answer) => answer,
-            Err(outcome) => return outcome,
+        let mut answered = self.send(account, &request, progress).await;
+        if answered
+            .as_ref()
+            .is_ok_and(|answer| is_about_cid(answer.status, answer.body.as_deref()))
+        {
+            progress.sent = false;
+            request.remove("cid");
+            answered = self.send(account, &request, progress).await;
+        }
+        let judge = |answer: Answer| {
+            let body = answer.body.as_deref();
+            judge(answer.status, &answer.headers, body, answer.retry_after)
         };
-        if !is_about_cid(first.status, first.body.as_deref()) {
-            return judge(first.status, &first.headers, first.body.as_deref(), first.retry_after);
-        }
-        progress.sent = false;
-        request.remove("cid");
-        match self.send(account, &Value::Object(request), progress).await {
-            Ok(answer) => judge(
-                answer.status,
-                &answer.headers,
-                answer.body.as_deref(),
-                answer.retry_after,
-            ),
-            Err(outcome) => outcome,
-        }
+        answered.map_or_else(|outcome| outcome, judge)
     }
 }
 
 impl JPush {
-    async fn send(&self, account: &Account, body: &Value, progress: &mut Progress) -> Result<Answer, Outcome> {
+    async fn send(
+        &self,
+        account: &Account,
+        body: &Map<String, Value>,
+        progress: &mut Progress,
+    ) -> Result<Answer, Outcome> {
         let request = self
             .https
             .post(self.url.clone())
             .header(AUTHORIZATION, account.authorization.clone())
             .header(CONTENT_TYPE, "application/json")
-            .body(body.to_string());
+            .body(serde_json::to_vec(body).expect("JSON always serializes"));
         let request = request.build().map_err(|_| Outcome::rejected("malformed"))?;
         self.https.exchange(request, progress).await
     }

@@ -61,6 +61,23 @@ pub(in crate::providers) struct Granted {
     expires: Timestamp,
 }
 
+/// The meaning of an answer to a request with an access token.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::providers) struct Verdict {
+    pub(in crate::providers) outcome: Outcome,
+    /// Whether another access token may help.
+    pub(in crate::providers) renew_token: bool,
+}
+
+impl From<Outcome> for Verdict {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            renew_token: false,
+        }
+    }
+}
+
 /// The last failure of the token endpoint, and the last refusal of a token.
 #[derive(Default)]
 struct Past {
