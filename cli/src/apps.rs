@@ -149,9 +149,9 @@ async fn keys(api: &Api, app: &AppId, command: KeysCommand, out: &mut impl Write
     match command {
         KeysCommand::List => {
             let app = api.request(Method::GET, &path(app), &[], None).await?;
-            let mut table = Table::new(["id", "name", "created at", "expires at", "test", "scopes"]);
+            let mut table = Table::new(["id", "name", "created at", "expires at", "used at", "test", "scopes"]);
             for key in app.get("keys").and_then(Value::as_array).into_iter().flatten() {
-                let mut cells = ["id", "name", "created_at", "expires_at", "test"]
+                let mut cells = ["id", "name", "created_at", "expires_at", "used_at", "test"]
                     .map(|name| text(key, name))
                     .to_vec();
                 cells.push(scopes(key));

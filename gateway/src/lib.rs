@@ -50,7 +50,7 @@ use crate::{
         nats::Door,
     },
     intake::{accept::Intake, budget::Budgets, moved, publish::Publisher, waiting},
-    keeping::{canary, readiness::Readiness, trim, upkeep::Upkeep},
+    keeping::{canary, key_use::KeyUses, readiness::Readiness, trim, upkeep::Upkeep},
     recipients::{erasures, homes::Homes, owners},
     records::{alerts::Alerts, dead_letters::DeadLetters, feedback::Feedbacks, receipts::Receipts, recorder},
 };
@@ -203,6 +203,7 @@ impl Gateway {
             permits: Arc::new(Semaphore::new(settings.limits.in_flight)),
             unproven: Semaphore::new(settings.limits.in_flight.div_ceil(4)),
             keys: Keys::default(),
+            key_uses: KeyUses::start(&context, lifecycle),
             relay: Relay::new(&context),
             imports: Places::new("imports", lifecycle.clone()),
             exports: Places::new("exports", lifecycle.clone()),

@@ -125,6 +125,9 @@ pub(crate) struct KeyDocument {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     created_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    used_at: Option<Timestamp>,
 }
 
 impl KeyDocument {
@@ -148,11 +151,17 @@ impl KeyDocument {
             ("id", self.id.is_some()),
             ("key", self.key.is_some()),
             ("created_at", self.created_at.is_some()),
+            ("used_at", self.used_at.is_some()),
         ];
         match answered.into_iter().find(|(_, is_given)| *is_given) {
             Some((member, _)) => Err(Invalid::new(member, "must not be given")),
             None => Ok(()),
         }
+    }
+
+    /// The same key, which was last used in this hour.
+    pub(crate) fn used(self, used_at: Option<Timestamp>) -> Self {
+        Self { used_at, ..self }
     }
 
     /// A key as it is shown; with its text if it was just made.
@@ -166,6 +175,7 @@ impl KeyDocument {
             signing: key.signing(),
             name: key.name.clone(),
             created_at: key.created_at,
+            used_at: None,
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod feedback;
 pub mod follow;
 pub mod idempotency;
 pub mod intake;
+pub mod key_use;
 pub mod leader;
 pub mod nkey;
 pub mod nonce;

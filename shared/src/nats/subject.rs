@@ -602,6 +602,22 @@ pub fn directory_restored(region: &Region) -> String {
     format!("directory.{region}.facts.restored")
 }
 
+/// The hour in which `region` last used the key of an app with this id.
+pub fn directory_used(region: &Region, key_id: &str) -> String {
+    format!("directory.{region}.used.{key_id}")
+}
+
+/// The hours in which every region last used the key with this id.
+pub fn directory_used_anywhere(key_id: &str) -> String {
+    format!("directory.*.used.{key_id}")
+}
+
+/// The key in `directory.<region>.used.<key id>`.
+pub fn key_of_used(subject: &str) -> Option<&str> {
+    let (_, key_id) = subject.strip_prefix("directory.")?.split_once(".used.")?;
+    Some(key_id)
+}
+
 /// The notification in `directory.<region>.cancelled.<app>.<notification>`.
 pub fn cancelled_of(subject: &str) -> Option<NotificationId> {
     subject.split('.').nth(4)?.parse().ok()

@@ -9,8 +9,12 @@ use serde_json::{Value, json};
 use shared::provider::Credential;
 use shared::{
     api_key::{ApiKey, NewKey, Scope},
+    clock::Clock,
     id_key::IdKey,
-    nats::{config, envelope, publish, topology},
+    nats::{
+        config, direct, envelope, key_use, publish, subject,
+        topology::{self, Domain},
+    },
 };
 
 use crate::rig::{Rig, app, eventually};
@@ -210,7 +214,8 @@ async fn every_operation_needs_its_scope_and_no_other() {
     }
 }
 
-/// An answer without its cursors, which are new in each: one document, or the lines of an export.
+/// An answer without its cursors, which are new in each, and without when keys were used, which is known some seconds later: one
+/// document, or the lines of an export.
 fn without_cursors(body: Value) -> Value {
     let lines = match body {
         Value::String(text) => text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(),
@@ -220,9 +225,21 @@ fn without_cursors(body: Value) -> Value {
         for cursor in ["cursor", "next"] {
             line.as_object_mut().unwrap().remove(cursor);
         }
+        forget_uses(&mut line);
         line
     });
     Value::Array(lines.collect())
+}
+
+fn forget_uses(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.remove("used_at");
+            members.values_mut().for_each(forget_uses);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget_uses),
+        _ => {}
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -252,6 +269,57 @@ async fn a_test_key_sends_and_reads_and_may_do_nothing_else() {
             assert!(detail.starts_with("A test key"), "{operation:?}: {answer:?}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_shows_in_which_hour_its_keys_were_used() {
+    let rig = Rig::start().await;
+    let now = || Clock::system().now();
+    let (unused, _) = ApiKey::issue(
+        &rig.mesh_key,
+        app(),
+        NewKey::with(&[Scope::Send]),
+        jiff::Timestamp::UNIX_EPOCH,
+    );
+    config::put_key(&rig.hub, &unused).await.unwrap();
+    let key_id = rig.key[5..21].to_owned();
+    let used_at = async |key_id: &str| {
+        let shown = rig.ask("GET", "/v1/apps/shop", Value::Null).await.body;
+        let key = shown["keys"]
+            .as_array()?
+            .iter()
+            .find(|key| key["id"] == key_id)?
+            .clone();
+        key["used_at"]
+            .as_str()
+            .map(|text| text.parse::<jiff::Timestamp>().unwrap())
+    };
+    let before = now();
+    eventually("the key is shown as used", async || used_at(&key_id).await.is_some()).await;
+    let hour = used_at(&key_id).await.unwrap();
+    let began = [before, now()].map(key_use::hour);
+    assert!(began.contains(&hour), "{hour} {began:?}");
+    assert_eq!(used_at(&unused.key_id).await, None);
+
+    // Another gateway of the region writes nothing more in this hour.
+    let written = async || {
+        let filter = subject::directory_used_anywhere(&key_id);
+        let found = direct::last_of(&rig.js, &Domain::Here, topology::DIRECTORY, &[filter])
+            .await
+            .unwrap();
+        assert_eq!(found.len(), 1);
+        found[0].sequence
+    };
+    let first = written().await;
+    let other = rig.another_gateway(STANDARD.encode([7; 32])).await;
+    let url = format!("http://{}/v1/apps", other.addr());
+    eventually("the other gateway answers", async || {
+        let answer = rig.http.get(&url).bearer_auth(&rig.key).send().await;
+        answer.is_ok_and(|answer| answer.status() == 200)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert!(written().await == first || key_use::hour(now()) != hour);
 }
 
 #[tokio::test(flavor = "multi_thread")]

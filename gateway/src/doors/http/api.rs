@@ -12,7 +12,7 @@ use crate::{
     admin::relay::Relay,
     context::Context,
     intake::accept::Intake,
-    keeping::readiness::Readiness,
+    keeping::{key_use::KeyUses, readiness::Readiness},
     recipients::homes::Homes,
     records::{dead_letters::DeadLetters, feedback::Feedbacks, receipts::Receipts},
 };
@@ -39,6 +39,8 @@ pub(crate) struct Api {
     pub(crate) unproven: Semaphore,
     /// What API keys use of their quotas.
     pub(crate) keys: Keys,
+    /// When they were last used.
+    pub(crate) key_uses: KeyUses,
     pub(crate) imports: Places,
     pub(crate) exports: Places,
     /// Hands writes of apps to the admin gateways.

@@ -1,7 +1,7 @@
 //! `/v1/apps` and `/v1/regions`: tenants with their keys and credentials, and the regions of the mesh. They are read from this
 //! region's copy of the configuration, and written by an admin gateway at the hub.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{
     Json as Answer,
@@ -9,12 +9,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use shared::{
     app::App,
     id::{AppId, Region},
     invalid::Invalid,
-    nats::config::Tenants,
+    nats::{config::Tenants, key_use},
     objects,
     site::Site,
     tolerant::or_default,
@@ -30,11 +31,14 @@ use super::{
     openapi,
     problem::{ADMIN_UNREACHABLE, FORBIDDEN, NOT_FOUND, Problem, RATE_LIMITED, UNAUTHENTICATED, VERSION_CONFLICT},
 };
-use crate::admin::{
-    change::Change,
-    desk::{Mode, Refusal},
-    document::{AppDocument, KeyDocument, keys_of},
-    relay::{Act, Done, Unreachable},
+use crate::{
+    admin::{
+        change::Change,
+        desk::{Mode, Refusal},
+        document::{AppDocument, KeyDocument, keys_of},
+        relay::{Act, Done, Unreachable},
+    },
+    context::Context,
 };
 
 /// How long an answer to a write waits until this region knows what was written.
@@ -110,7 +114,8 @@ pub(crate) async fn list(State(api): State<Arc<Api>>, by: Administrator<ToReadAp
     let tenants = api.context.config.tenants();
     let mut apps: Vec<_> = tenants.apps.values().filter(|app| may_see(&by, &app.id)).collect();
     apps.sort_by(|a, b| a.id.cmp(&b.id));
-    let apps = apps.into_iter().map(|app| shown(&api, &tenants, app)).collect();
+    let used = last_uses(&api, &tenants, &apps).await;
+    let apps = apps.into_iter().map(|app| shown(&api, &tenants, app, &used)).collect();
     Answer(AppList { apps })
 }
 
@@ -135,7 +140,9 @@ pub(crate) async fn get(
     let app = tenants.apps.get(&id).filter(|app| may_see(&by, &app.id));
     let app = app.ok_or_else(|| Problem::new(NOT_FOUND, NO_APP))?;
     let version = tenants.version_of_app(&id);
-    Ok(([(header::ETAG, tag(version))], Answer(shown(&api, &tenants, app))).into_response())
+    let used = last_uses(&api, &tenants, &[app]).await;
+    let app = shown(&api, &tenants, app, &used);
+    Ok(([(header::ETAG, tag(version))], Answer(app)).into_response())
 }
 
 /// Create or replace an app
@@ -418,8 +425,23 @@ fn may_see<R>(by: &Administrator<R>, app: &AppId) -> bool {
     by.only().is_none_or(|own| own == app)
 }
 
-fn shown(api: &Api, tenants: &Tenants, app: &App) -> AppDocument {
-    let keys = keys_of(tenants, &app.id).map(|key| KeyDocument::of(key, None));
+/// When the keys of `apps` were last used, by their ids; nothing if that cannot be read.
+async fn last_uses(api: &Api, tenants: &Tenants, apps: &[&App]) -> HashMap<String, Timestamp> {
+    let Context { js, border, clock, .. } = &*api.context;
+    let keys = apps.iter().flat_map(|app| keys_of(tenants, &app.id));
+    let keys: Vec<&str> = keys.map(|key| key.key_id.as_str()).collect();
+    let used = key_use::read(js, border, &keys, clock.now()).await;
+    used.unwrap_or_else(|error| {
+        tracing::warn!(%error, "apps are shown without when their keys were used");
+        HashMap::new()
+    })
+}
+
+fn shown(api: &Api, tenants: &Tenants, app: &App, used: &HashMap<String, Timestamp>) -> AppDocument {
+    let keys = keys_of(tenants, &app.id).map(|key| {
+        let used_at = used.get(&key.key_id).copied();
+        KeyDocument::of(key, None).used(used_at)
+    });
     AppDocument::of(app, &api.context.mesh_key, keys.collect())
 }
 

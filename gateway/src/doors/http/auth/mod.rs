@@ -283,6 +283,7 @@ fn enter(
     })?;
     let of_all = Arc::clone(&api.permits).try_acquire_owned();
     let of_all = of_all.map_err(|_| Problem::new(OVERLOADED, "Repeat after the time in Retry-After."))?;
+    api.key_uses.note(&key.key_id, api.context.clock.now());
     Ok([of_key, of_all])
 }
 
