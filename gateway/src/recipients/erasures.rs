@@ -243,7 +243,7 @@ async fn erase_facts_once(homes: &Homes, key: &RecipientKey, at: Timestamp) -> R
             let owners = homes.owners(&key.app, address).await?;
             if owners.owner() == Some(&key.recipient) && owners.since().is_some_and(|since| since <= at) {
                 let at = owners.next(context.clock.now());
-                homes.put_owner(&key.app, address, None, at).await?;
+                homes.put_owner(owners, None, at).await?;
             }
         }
     }

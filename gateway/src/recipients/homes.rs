@@ -319,7 +319,7 @@ impl Homes {
         let owners = self.owners(&key.app, address).await?;
         if owners.owner() == Some(&key.recipient) {
             let at = owners.next(self.context.clock.now());
-            self.put_owner(&key.app, address, None, at).await?;
+            self.put_owner(owners, None, at).await?;
         }
         Ok(())
     }
@@ -327,22 +327,23 @@ impl Homes {
     /// What every region knows about the owners of an address. Misses nothing that another gateway of this region answered
     /// before.
     pub(crate) async fn owners(&self, app: &AppId, address: AddressId) -> Result<Owners, facts::NotRead> {
-        let owners = self.context.directory.current_owners(&self.context.js, app, address);
-        Ok(owners.await?)
+        let Context {
+            directory, js, here, ..
+        } = &*self.context;
+        Ok(directory.current_owners(js, here, app, address).await?)
     }
 
-    /// Writes the owner of an address as of `at` to the directory; `None` if nobody owns it. Every region removes the
-    /// address from the former owner as soon as it reads the entry.
+    /// Writes the owner of the address of `owners` as of `at` to the directory; `None` if nobody owns it. Every region removes
+    /// the address from the former owner as soon as it reads the entry.
     pub(crate) async fn put_owner(
         &self,
-        app: &AppId,
-        address: AddressId,
+        owners: Owners,
         owner: Option<RecipientId>,
         at: Timestamp,
     ) -> Result<(), NotStored> {
         self.context
             .directory
-            .put_owner(&self.context.js, &self.context.here, app, address, owner, at)
+            .put_owner(&self.context.js, owners, owner, at)
             .await
     }
 

@@ -3,13 +3,14 @@
 
 use std::{collections::HashMap, hash::Hash};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use serde::Deserialize;
 use shared::{
     address::Members,
     app::App,
     id::{AddressId, RecipientId, Region, Topic},
     invalid::Invalid,
+    nats::facts::NotRead,
     only_objects,
     recipient::{Fact, MAX_ADDRESSES, MAX_TOPICS, Preferences, RecipientKey},
 };
@@ -118,8 +119,8 @@ impl CheckedLine {
         let Self { key, addresses, .. } = &self;
         let known = homes.home(key).await?;
         if let Some(home) = &known {
-            let ids: Vec<AddressId> = addresses.iter().map(NewAddress::id).collect();
-            homes.check_addresses(home, key, &ids).await?;
+            let new = unowned(homes, key, addresses).await?;
+            homes.check_addresses(home, key, &new).await?;
             homes.check_topics(home, key, &self.topics).await?;
         }
         let is_new = known.is_none();
@@ -138,6 +139,15 @@ impl CheckedLine {
         facts.store(self.preferences, self.addresses, self.topics).await?;
         Ok(is_new)
     }
+}
+
+/// Those of `addresses` that the recipient does not own yet. One who has all of them need not be read.
+async fn unowned(homes: &Homes, key: &RecipientKey, addresses: &[NewAddress]) -> Result<Vec<AddressId>, NotRead> {
+    let owned = addresses.iter().map(async |address| {
+        let owners = homes.owners(&key.app, address.id()).await?;
+        Ok::<_, NotRead>((owners.owner() != Some(&key.recipient)).then(|| address.id()))
+    });
+    Ok(try_join_all(owned).await?.into_iter().flatten().collect())
 }
 
 /// Where the facts of a line go.

@@ -110,7 +110,7 @@ async fn settle_once(homes: &Homes, app: &AppId, address: AddressId) -> Result<(
         };
         if stored.registered_at > since {
             homes
-                .put_owner(app, address, Some(key.recipient), stored.registered_at)
+                .put_owner(owners.clone(), Some(key.recipient), stored.registered_at)
                 .await?;
         } else {
             match facts::remove_unchanged(&homes.context.js, &key, FactName::Address(address), revision).await {

@@ -199,19 +199,18 @@ impl NewAddress {
         address.registered_at = owners.next(address.registered_at);
         // The owner is written last: if something fails before that, a repetition starts again.
         let is_new = owners.owner() != Some(&key.recipient);
+        let is_taken = !owners.former().is_empty() || (is_new && owners.owner().is_some());
         if is_new && room == Room::ToBeChecked {
             homes.check_addresses(home, key, &[address.id]).await?;
         }
         homes.write(home, key, Fact::Address(address.clone())).await?;
         if is_new {
             let owner = Some(key.recipient.clone());
-            homes
-                .put_owner(&key.app, address.id, owner, address.registered_at)
-                .await?;
+            homes.put_owner(owners, owner, address.registered_at).await?;
         }
         // The gateways of other regions do this when they read the entry; here it is done before the answer. A repetition
         // does it again, because the first request may have failed in between.
-        if !owners.former().is_empty() || (is_new && owners.owner().is_some()) {
+        if is_taken {
             owners::settle(homes, &key.app, address.id).await?;
         }
         Ok(Registered {

@@ -39,11 +39,17 @@ struct HomeEntry<T> {
 
 /// Every region's entry about one address.
 #[derive(Debug, Clone)]
-pub struct Owners(Vec<Ownership>);
+pub struct Owners {
+    app: AppId,
+    address: AddressId,
+    entries: Vec<Ownership>,
+    /// The subject of this region's entry, and its message.
+    own: (String, Option<direct::Found>),
+}
 
 impl Owners {
     fn newest(&self) -> Option<&Ownership> {
-        self.0.iter().max_by_key(|entry| (entry.at, &entry.is))
+        self.entries.iter().max_by_key(|entry| (entry.at, &entry.is))
     }
 
     /// The current owner, if there is one.
@@ -64,11 +70,8 @@ impl Owners {
 
     /// All recipients that the entries name, except the current owner.
     pub fn former(&self) -> Vec<&RecipientId> {
-        let mut names: Vec<_> = self
-            .0
-            .iter()
-            .flat_map(|entry| entry.is.iter().chain(&entry.was))
-            .collect();
+        let entries = self.entries.iter();
+        let mut names: Vec<_> = entries.flat_map(|entry| entry.is.iter().chain(&entry.was)).collect();
         names.sort();
         names.dedup();
         names.retain(|name| self.owner() != Some(name));
@@ -113,17 +116,6 @@ impl Ownership {
         newer.was = was;
         newer
     }
-}
-
-async fn ownerships(
-    js: &jetstream::Context,
-    border: &Border,
-    app: &AppId,
-    address: AddressId,
-) -> Result<Vec<Ownership>, direct::NoAnswer> {
-    let filter = subject::directory_owner_anywhere(app, address);
-    let found = current::last_of(js, topology::DIRECTORY, &[filter]).await?;
-    Ok(believed(border, &found).filter_map(entry).collect())
 }
 
 /// The home of a recipient, from every region's entry; `None` if none is registered. Misses nothing that this region
@@ -175,15 +167,26 @@ pub async fn put_ownership(
     entry: Ownership,
 ) -> Result<Ownership, publish::NotStored> {
     let subject = subject::directory_owner(here, app, address);
-    change(js, border, &subject, |known: Option<Ownership>| match known {
+    let own = current::last(js, topology::DIRECTORY, &subject).await?;
+    merge_ownership(js, border, &subject, own, entry).await
+}
+
+async fn merge_ownership(
+    js: &jetstream::Context,
+    border: &Border,
+    subject: &str,
+    own: Option<direct::Found>,
+    entry: Ownership,
+) -> Result<Ownership, publish::NotStored> {
+    change(js, border, subject, own, |known: Option<Ownership>| match known {
         Some(known) => known.merge(entry.clone()),
         None => entry.clone(),
     })
     .await
 }
 
-/// Replaces the entry under `subject`, one of this region's, by what `change` makes of it, and returns that. `change` is called
-/// again if another writer was faster.
+/// Replaces the entry under `subject`, one of this region's, by what `change` makes of it, and returns that. `known` is the entry as
+/// it was read; if another writer was faster, it is read again and `change` is called again.
 ///
 /// # Errors
 /// When the stream did not acknowledge the entry; [`publish::NotStored::Refused`] if other writers kept changing it.
@@ -191,10 +194,10 @@ pub(super) async fn change<T: Serialize + DeserializeOwned>(
     js: &jetstream::Context,
     border: &Border,
     subject: &str,
+    mut known: Option<direct::Found>,
     change: impl Fn(Option<T>) -> T,
 ) -> Result<T, publish::NotStored> {
     for _ in 0..MAX_WRITE_ATTEMPTS {
-        let known = current::last(js, topology::DIRECTORY, subject).await?;
         let sequence = known.as_ref().map_or(0, |known| known.sequence);
         let changed = change(known.as_ref().and_then(entry));
         let value = serde_json::to_vec(&changed).expect("directory entries always serialize");
@@ -202,7 +205,7 @@ pub(super) async fn change<T: Serialize + DeserializeOwned>(
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, sequence.to_string());
         match publish::store(js, subject.to_owned(), headers, value.into()).await {
             Ok(_) => return Ok(changed),
-            Err(publish::NotStored::Refused) => {}
+            Err(publish::NotStored::Refused) => known = current::last(js, topology::DIRECTORY, subject).await?,
             Err(error) => return Err(error),
         }
     }
@@ -213,6 +216,7 @@ pub(super) async fn change<T: Serialize + DeserializeOwned>(
 #[derive(Debug, Clone)]
 pub struct Directory {
     border: Border,
+    readers: current::Readers,
     known: Arc<RwLock<Known>>,
     loaded: watch::Sender<bool>,
 }
@@ -228,6 +232,7 @@ impl Directory {
     pub fn new(border: Border) -> Self {
         Self {
             border,
+            readers: current::Readers::new(topology::DIRECTORY),
             known: Arc::default(),
             loaded: watch::channel(false).0,
         }
@@ -249,15 +254,10 @@ impl Directory {
         key: &RecipientKey,
     ) -> Result<Option<Region>, direct::NoAnswer> {
         let subject = subject::directory_home(here, key);
-        if let Some(found) = current::last(js, topology::DIRECTORY, &subject).await? {
+        for found in self.readers.last_of(js, &subject).await? {
             self.learn(&subject, &found.payload);
         }
         Ok(self.home(key))
-    }
-
-    /// The owner of an address, if it has one.
-    fn owner(&self, app: &AppId, address: AddressId) -> Option<RecipientId> {
-        self.read().owners.get(&owner_hash(app, address))?.0.clone()
     }
 
     /// Every region's entry about an address. Misses nothing that this region acknowledged before.
@@ -267,14 +267,25 @@ impl Directory {
     pub async fn current_owners(
         &self,
         js: &jetstream::Context,
+        here: &Region,
         app: &AppId,
         address: AddressId,
     ) -> Result<Owners, direct::NoAnswer> {
-        let entries = ownerships(js, &self.border, app, address).await?;
+        let filter = subject::directory_owner_anywhere(app, address);
+        let mut found = self.readers.last_of(js, &filter).await?;
+        let entries: Vec<Ownership> = believed(&self.border, &found).filter_map(entry).collect();
         for entry in &entries {
             self.learn_owner(app, address, entry.clone());
         }
-        Ok(Owners(entries))
+        let subject = subject::directory_owner(here, app, address);
+        let own = found.iter().position(|found| found.subject == subject);
+        let own = own.map(|own| found.swap_remove(own));
+        Ok(Owners {
+            app: app.clone(),
+            address,
+            entries,
+            own: (subject, own),
+        })
     }
 
     /// Whether all entries that existed at start have been read.
@@ -323,23 +334,22 @@ impl Directory {
         .await
     }
 
-    /// Writes that an address has this owner, or none, since `at`; it is known here at once.
+    /// Writes that the address of `owners` has this owner, or none, since `at`; it is known here at once.
     ///
     /// # Errors
     /// When the stream did not acknowledge the entry.
     pub async fn put_owner(
         &self,
         js: &jetstream::Context,
-        here: &Region,
-        app: &AppId,
-        address: AddressId,
+        owners: Owners,
         owner: Option<RecipientId>,
         at: Timestamp,
     ) -> Result<(), publish::NotStored> {
-        let was = self.owner(app, address).into_iter().collect();
+        let was = owners.owner().cloned().into_iter().collect();
         let entry = Ownership { is: owner, at, was };
-        let entry = put_ownership(js, &self.border, here, app, address, entry).await?;
-        self.learn_owner(app, address, entry);
+        let (subject, own) = owners.own;
+        let entry = merge_ownership(js, &self.border, &subject, own, entry).await?;
+        self.learn_owner(&owners.app, owners.address, entry);
         Ok(())
     }
 
@@ -529,8 +539,9 @@ mod tests {
             contested,
             "the older entry names another owner"
         );
-        assert_eq!(directory.owner(&app, address), Some("ann".parse().unwrap()));
+        let owner = || directory.read().owners[&owner_hash(&app, address)].0.clone();
+        assert_eq!(owner(), Some("ann".parse().unwrap()));
         assert_eq!(write(&eu, None, 20), contested);
-        assert_eq!(directory.owner(&app, address), None);
+        assert_eq!(owner(), None);
     }
 }

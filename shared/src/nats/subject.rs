@@ -607,6 +607,18 @@ pub fn directory_used(region: &Region, key_id: &str) -> String {
     format!("directory.{region}.used.{key_id}")
 }
 
+/// Whether `subject` matches `filter`, which may have the wildcards `*` and, at its end, `>`.
+pub(super) fn matches(filter: &str, subject: &str) -> bool {
+    let (mut filter, mut subject) = (filter.split('.'), subject.split('.'));
+    loop {
+        match (filter.next(), subject.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some(wanted), Some(token)) if wanted == "*" || wanted == token => {}
+            _ => return false,
+        }
+    }
+}
+
 /// The hours in which every region last used the key with this id.
 pub fn directory_used_anywhere(key_id: &str) -> String {
     format!("directory.*.used.{key_id}")
@@ -880,5 +892,23 @@ mod tests {
         assert_eq!(field("notify.push.eu.soon.shop"), "subject.class");
         assert_eq!(field("notify.push.eu.normal.shop.more"), "subject");
         assert_eq!(field("other.push.eu.normal.shop"), "subject");
+    }
+
+    #[test]
+    fn filters_match_as_the_server_does() {
+        for (filter, subject, expected) in [
+            ("a.b", "a.b", true),
+            ("a.b", "a.b.c", false),
+            ("a.b.c", "a.b", false),
+            ("a.*.c", "a.b.c", true),
+            ("a.*", "a", false),
+            ("*.b", "a.b", true),
+            (">", "a", true),
+            ("a.>", "a.b.c", true),
+            ("a.>", "a", false),
+            ("a.b", "a.c", false),
+        ] {
+            assert_eq!(matches(filter, subject), expected, "{filter} {subject}");
+        }
     }
 }

@@ -173,10 +173,12 @@ async fn replace(
     change: impl Fn(Option<Suppression>) -> Option<Suppression>,
 ) -> Result<Option<Suppression>, publish::NotStored> {
     let filter = subject::directory_suppressed_anywhere(app, id);
-    let found = current::last_of(js, topology::DIRECTORY, &[filter]).await?;
+    let mut found = current::last_of(js, topology::DIRECTORY, &[filter]).await?;
     let others = newest(border, &found).remove(&id).map(|(_, entry)| entry);
-    let own = subject::directory_suppressed(here, app, id);
-    let changed = directory::change(js, border, &own, |own: Option<Entry>| {
+    let subject = subject::directory_suppressed(here, app, id);
+    let own = found.iter().position(|found| found.subject == subject);
+    let own = own.map(|own| found.swap_remove(own));
+    let changed = directory::change(js, border, &subject, own, |own: Option<Entry>| {
         let known = own.into_iter().chain(others.clone()).max_by_key(Entry::standing);
         let at = directory::after(known.as_ref().map(|known| known.at), now);
         let is = change(known.and_then(|known| known.in_force(now)));

@@ -1,17 +1,23 @@
 //! Recipients, addresses and preferences, stored as facts in the home region.
 
+use std::time::Duration;
+
+use futures::future::join_all;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use shared::{
     address::Target,
     channel::Channel,
-    nats::{border::Border, config::Config, facts, topology},
+    clock::Clock,
+    nats::{border::Border, config::Config, directory::Directory, facts, topology},
     provider::Provider,
     recipient::{Fact, MAX_ADDRESSES, MAX_TOPICS, Membership, Recipient},
     testing,
 };
 
-use crate::rig::{Rig, app, recipient, region};
+use tokio::time::timeout;
+
+use crate::rig::{Rig, TIMEOUT, app, recipient, region};
 
 /// Facts of this region need no signature, so any key will do.
 fn border() -> Border {
@@ -260,4 +266,36 @@ async fn facts_for_a_home_that_is_cut_off_are_stored_and_cannot_be_read() {
     let answer = rig.ask("GET", "/v1/recipients/far/addresses", Value::Null).await;
     assert_eq!((answer.status, answer.code()), (503, "home_unreachable"));
     assert!(answer.header("retry-after").is_some());
+}
+
+/// Each is answered by what was stored before it asked, also if the caller who reads for it is dropped in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_ask_the_directory_together_miss_nothing_that_was_stored_before() {
+    let rig = Rig::start().await;
+    // What it does not read, it does not know: it does not follow the stream.
+    let (writer, reader) = (Directory::new(border()), Directory::new(border()));
+    let (eu, us) = (region("eu"), region("us"));
+    for round in 0..3 {
+        let at = Clock::system().now();
+        let asking = (0..400).map(|number| {
+            let (rig, writer, reader, eu, us) = (&rig, &writer, &reader, &eu, &us);
+            async move {
+                let key = recipient(&format!("together-{number}"));
+                let home = if (number + round) % 2 == 0 { eu } else { us };
+                writer.put_home(&rig.js, eu, &key, home, at).await.unwrap();
+                let asked = reader.current_home(&rig.js, eu, &key);
+                if number % 7 == 0 {
+                    // It may be the one that reads for the others.
+                    drop(timeout(Duration::from_micros(300), asked).await);
+                } else {
+                    assert_eq!(timeout(TIMEOUT, asked).await.unwrap().unwrap().as_ref(), Some(home));
+                }
+            }
+        });
+        join_all(asking).await;
+    }
+    assert_eq!(
+        reader.current_home(&rig.js, &eu, &recipient("nobody")).await.unwrap(),
+        None
+    );
 }

@@ -426,7 +426,7 @@ fn may_see<R>(by: &Administrator<R>, app: &AppId) -> bool {
 }
 
 /// When the keys of `apps` were last used, by their ids; nothing if that cannot be read.
-async fn last_uses(api: &Api, tenants: &Tenants, apps: &[&App]) -> HashMap<String, Timestamp> {
+async fn last_uses(api: &Api, tenants: &Tenants, apps: &[&Arc<App>]) -> HashMap<String, Timestamp> {
     let Context { js, border, clock, .. } = &*api.context;
     let keys = apps.iter().flat_map(|app| keys_of(tenants, &app.id));
     let keys: Vec<&str> = keys.map(|key| key.key_id.as_str()).collect();

@@ -44,7 +44,7 @@ use crate::{
 /// What both bodies are sent as.
 pub(super) const NDJSON: &str = "application/x-ndjson";
 
-/// Lines of an import that are stored at the same time. Each waits for about eight answers of the server in turn.
+/// Lines of an import that are stored at the same time. Each waits for about seven answers of the server in turn.
 const LINES_AT_ONCE: usize = 256;
 
 /// Lines that are read before one of those in progress is stored.
