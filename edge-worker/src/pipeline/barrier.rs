@@ -36,8 +36,9 @@ use crate::{
     pulled::Pulled,
 };
 
-/// The shortest time from one question to the next. Work that comes meanwhile shares the next answer.
-const ASK_EVERY: Duration = Duration::from_millis(10);
+/// The shortest time from one question to the next, for each piece of work that the first one was asked for, and in all. Work that
+/// comes meanwhile shares the next answer: little work is not kept waiting, and much costs few questions.
+const ASK_AGAIN_AFTER: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
 
 /// A question without an answer is asked again after this time.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
@@ -135,7 +136,7 @@ impl Pipeline {
             sleep_until(ask_at).await;
             // Before the question: the answer says nothing about work that is pulled after it.
             let batch = self.barrier.take();
-            ask_at = Instant::now() + ASK_EVERY;
+            ask_at = Instant::now() + ask_again_after(batch.len());
             if let Some(needed) = self.needed(batch.iter().any(Waiting::may_be_suppressed)).await {
                 if self.cache.position().reaches(needed.facts)
                     && self.cancelled.has_reached(needed.withdrawals)
@@ -257,6 +258,11 @@ impl Pipeline {
             }
         }
     }
+}
+
+fn ask_again_after(batch: usize) -> Duration {
+    let (for_each, max) = ASK_AGAIN_AFTER;
+    u32::try_from(batch).map_or(max, |batch| for_each.saturating_mul(batch).min(max))
 }
 
 /// Gives back what has waited too long, and returns the rest. Facts that may be old are never used.
