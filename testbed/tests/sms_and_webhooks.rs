@@ -61,6 +61,11 @@ async fn send(peal: &Peal, at: &str, content: Value) -> Value {
         .unwrap()
         .extend(content.as_object().unwrap().clone());
     let accepted = peal.expect("POST", at, "/v1/notifications", Some(&body)).await.unwrap();
+    only_delivery(peal, at, &accepted).await
+}
+
+/// The only delivery of a notification, once it is done.
+async fn only_delivery(peal: &Peal, at: &str, accepted: &Value) -> Value {
     let path = format!("/v1/notifications/{}", accepted["notification_id"].as_str().unwrap());
     let deadline = Instant::now() + DONE_WITHIN;
     loop {
@@ -511,6 +516,37 @@ async fn webhooks_are_signed_repeated_under_one_id_and_end_with_410() {
         "webhook",
         "receiver_disabled",
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_reaches_a_private_host_only_if_its_app_lists_it() {
+    let plan = Plan {
+        regions: vec!["eu".into()],
+        workers: 1,
+        allowed_hosts: Some(vec!["localhost".parse().unwrap()]),
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    let receivers = &peal.simulators.webhook;
+    let listed = receivers.url("/listed");
+    let unlisted = receivers.url("/unlisted").replace("localhost", "127.0.0.1");
+    for (recipient, url, state, reason) in [
+        ("ann", &listed, "delivered", ""),
+        ("bob", &unlisted, "rejected", "forbidden_address"),
+    ] {
+        peal.register(recipient, "eu", &[]).await.unwrap();
+        let path = format!("/v1/recipients/{recipient}/addresses");
+        let address = json!({ "type": "webhook", "url": url, "format": "chat" });
+        peal.expect("POST", "eu", &path, Some(&address)).await.unwrap();
+        let body = json!({ "to": { "recipients": [recipient] }, "webhook": { "text": "hello" } });
+        let accepted = peal
+            .expect("POST", "eu", "/v1/notifications", Some(&body))
+            .await
+            .unwrap();
+        assert_end(&only_delivery(&peal, "eu", &accepted).await, state, "webhook", reason);
+    }
+    assert_eq!(receivers.log().requests_for("/listed").len(), 1);
+    assert_eq!(receivers.log().requests_for("/unlisted").len(), 0);
 }
 
 /// Puts the number of `ann` on the app's list at a gateway of region `at`, and returns the answer.

@@ -6,6 +6,7 @@ use shared::{
     app::{Ambiguity, Quota, Route},
     channel::Channel,
     nats::topology::Durability,
+    private_host::PrivateHost,
     secret::Secret,
     spend::SpendCap,
 };
@@ -65,6 +66,8 @@ pub struct Plan {
     pub routes: BTreeMap<Channel, Vec<Route>>,
     /// The most segments of text messages that the app may send.
     pub spend_caps: Vec<SpendCap>,
+    /// The private hosts that the app's webhooks may reach; all hosts, also for other apps, if absent.
+    pub allowed_hosts: Option<Vec<PrivateHost>>,
     /// The quota of the app's Google project, messages a minute; the usual one if absent.
     pub fcm_quota: Option<NonZeroU32>,
     /// Where alerts about the app's dead letters are sent.
@@ -122,6 +125,7 @@ impl Plan {
             ambiguity: BTreeMap::new(),
             routes: BTreeMap::new(),
             spend_caps: Vec::new(),
+            allowed_hosts: None,
             fcm_quota: None,
             alerts: None,
             admin: false,

@@ -81,6 +81,7 @@ pub(super) async fn provision(
         quota: plan.quota,
         routes: plan.routes.clone(),
         spend_caps: plan.spend_caps.clone(),
+        allowed_hosts: plan.allowed_hosts.clone().unwrap_or_default(),
         sms_countries: [SMS_COUNTRY.parse()?].into(),
         senders: serde_json::from_value(json!({ "email": [SENDER], "sms": [SMS_SENDER] }))?,
         ..App::new(APP.parse()?, default_region(plan)?)

@@ -128,9 +128,13 @@ impl Peal {
             ports.extend([address.port(), simulator.addr().port()]);
         }
         if !is_former {
+            let private: &[&str] = match self.plan.allowed_hosts {
+                Some(_) => &[],
+                None => &["0.0.0.0/0", "::/0"],
+            };
             writeln!(
                 tables,
-                "[providers.receivers]\nports = {ports:?}\nprivate = [\"0.0.0.0/0\", \"::/0\"]"
+                "[providers.receivers]\nports = {ports:?}\nprivate = {private:?}"
             )?;
         }
         Ok(tables)
