@@ -9,9 +9,10 @@ use crate::{
     address::Target,
     channel::{Channel, words},
     country::Country,
-    id::{AccountKey, AppId, RecipientId, Region},
+    id::{AccountKey, AppId, Category, RecipientId, Region},
     invalid::Invalid,
     job::Job,
+    policy::category::{self, Categories, CategoryKind},
     private_host::PrivateHost,
     provider::{Credential, Provider},
     seal::{MeshKey, SealError, Sealed},
@@ -70,6 +71,9 @@ pub struct App {
     /// Hosts in private networks that its webhooks may reach.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_hosts: Vec<PrivateHost>,
+    /// What applies to the notifications of each category.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub categories: Categories,
     /// Whether the operator suspended it: its requests are refused, and its work waits.
     #[serde(default, skip_serializing_if = "is_false")]
     pub suspended: bool,
@@ -240,6 +244,7 @@ impl App {
             test_recipients: BTreeSet::new(),
             spend_caps: Vec::new(),
             allowed_hosts: Vec::new(),
+            categories: BTreeMap::new(),
             suspended: false,
             credentials: BTreeMap::new(),
         }
@@ -273,6 +278,12 @@ impl App {
             return Err(Invalid::new("test_recipients", rule));
         }
         Ok(())
+    }
+
+    /// What the notifications of `category` are.
+    pub fn kind(&self, category: Option<&Category>) -> CategoryKind {
+        let policy = category.and_then(|category| self.categories.get(category));
+        policy.map_or(CategoryKind::Default, |policy| policy.kind)
     }
 
     /// The name of the app's NATS account: the second token of the subjects that its services publish to.
@@ -433,6 +444,8 @@ struct Stored {
     #[serde(default)]
     allowed_hosts: Vec<PrivateHost>,
     #[serde(default)]
+    categories: BTreeMap<String, Value>,
+    #[serde(default)]
     suspended: bool,
     /// By the name of the provider; credentials for providers that this version does not know are ignored.
     #[serde(default)]
@@ -487,6 +500,7 @@ impl From<Stored> for App {
             test_recipients: stored.test_recipients,
             spend_caps: stored.spend_caps,
             allowed_hosts: stored.allowed_hosts,
+            categories: category::stored(stored.categories),
             suspended: stored.suspended,
             credentials: former.chain(known).collect(),
         }
@@ -555,6 +569,18 @@ mod tests {
         assert_eq!(app.credentials(&key()).unwrap(), [expected]);
         let again: App = serde_json::from_value(serde_json::to_value(&app).unwrap()).unwrap();
         assert_eq!(again, app);
+    }
+
+    #[test]
+    fn categories_are_stored_with_their_app() {
+        let mut app = App::new("shop".parse().unwrap(), "eu".parse().unwrap());
+        app.categories = serde_json::from_value(json!({ "codes": { "kind": "critical" } })).unwrap();
+        let stored = serde_json::to_string(&app).unwrap();
+        assert_eq!(serde_json::from_str::<App>(&stored).unwrap(), app);
+        assert_eq!(app.kind(Some(&"codes".parse().unwrap())), CategoryKind::Critical);
+        for other in [None, Some(&"offers".parse().unwrap())] {
+            assert_eq!(app.kind(other), CategoryKind::Default);
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod job;
 pub mod lifecycle;
 pub mod nats;
 pub mod plan;
+pub mod policy;
 pub mod private_host;
 pub mod proof;
 pub mod provider;

@@ -27,7 +27,7 @@ const APP_KEYS_MAX: usize = 100;
 
 /// The members of an app that its own key may change. All others are the operator's: what they cost, where data lives, and
 /// which hosts Peal connects to.
-const MEMBERS_OF_APP: [&str; 3] = ["ambiguity", "routes", "keys"];
+const MEMBERS_OF_APP: [&str; 4] = ["ambiguity", "categories", "routes", "keys"];
 
 /// The providers whose endpoints no credential can change.
 const PROVIDERS_OF_APP: [&str; 9] = [
@@ -401,6 +401,7 @@ mod tests {
         let own = Authority::App("shop".parse().unwrap(), vec![Scope::AppsWrite, Scope::Send]);
         for member in [
             "ambiguity.push",
+            "categories.offers.kind",
             "apns.topic",
             "fcm",
             "credentials.twilio.account_sid",

@@ -17,6 +17,7 @@ use shared::{
     invalid::Invalid,
     nats::config::Tenants,
     objects,
+    policy::category::{Categories, CategoryPolicy},
     private_host::PrivateHost,
     provider::{Credential, Provider},
     seal::MeshKey,
@@ -82,6 +83,9 @@ pub(crate) struct AppDocument {
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<String>)]
     allowed_hosts: Vec<PrivateHost>,
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = Object)]
+    categories: Categories,
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_none")]
     #[schema(value_type = Object)]
     quota: Quota,
@@ -217,6 +221,7 @@ impl AppDocument {
             test_recipients: app.test_recipients.clone(),
             spend_caps: app.spend_caps.clone(),
             allowed_hosts: app.allowed_hosts.clone(),
+            categories: app.categories.clone(),
             quota: app.quota,
         }
     }
@@ -236,6 +241,7 @@ impl AppDocument {
         self.senders.check().map_err(|invalid| invalid.within("senders"))?;
         PrivateHost::check(&self.allowed_hosts).map_err(|invalid| invalid.within("allowed_hosts"))?;
         SpendCap::check(&self.spend_caps).map_err(|invalid| invalid.within("spend_caps"))?;
+        CategoryPolicy::check(&self.categories).map_err(|invalid| invalid.within("categories"))?;
         for (channel, routes) in &self.routes {
             let checked = Route::check(*channel, routes).map_err(|invalid| invalid.within(channel.as_str()));
             checked.map_err(|invalid| invalid.within("routes"))?;
@@ -264,6 +270,7 @@ impl AppDocument {
             test_recipients: self.test_recipients.clone(),
             spend_caps: self.spend_caps.clone(),
             allowed_hosts: self.allowed_hosts.clone(),
+            categories: self.categories.clone(),
             suspended: self.suspended,
             credentials: BTreeMap::new(),
         };
@@ -455,5 +462,7 @@ mod tests {
         let caps = json!([{ "segments": 1, "window_s": 3600 }, { "segments": 1, "window_s": 60 }]);
         assert_eq!(refused(json!({ "spend_caps": caps })), "spend_caps[1].window_s");
         assert_eq!(refused(json!({ "allowed_hosts": ["a", "A"] })), "allowed_hosts[1]");
+        let untitled = json!({ "offers": { "title": "" } });
+        assert_eq!(refused(json!({ "categories": untitled })), "categories.offers.title");
     }
 }

@@ -281,6 +281,7 @@ mod tests {
         content::push::Priority,
         id::{AppId, Category, EventId, RecipientId, Region, Topic},
         plan::{Mode, Until},
+        policy::category::CategoryKind,
         provider::{
             Provider,
             apns::{Environment, Kind, PushType},
@@ -389,7 +390,7 @@ mod tests {
         same!(
             "channel": Channel, "class": Class, "priority": Priority, "provider": Provider, "kind": Kind,
             "environment": Environment, "apns_push_type": PushType, "ambiguity": Ambiguity, "scope": Scope,
-            "handled_as": HandledAs, "plan_mode": Mode, "until": Until, );
+            "handled_as": HandledAs, "plan_mode": Mode, "until": Until, "category_kind": CategoryKind);
         let states = built("delivery_state");
         assert!(State::ALL.iter().all(|state| states.contains(&state.as_str())));
         assert_eq!(page().words("until").last(), Some(&("opened", Some("seen"))));
