@@ -71,6 +71,8 @@ pub enum MemberEnd {
     Settled(JobId, Vec<State>),
     /// The job could not be processed and must be retried after this time.
     GivenBack(Duration),
+    /// The job waits with its slice until this time.
+    Held(Timestamp),
 }
 
 /// Gives messages back to the server in the background. Cheap to clone.
@@ -222,6 +224,17 @@ impl Pulled {
     /// Gives the message back to the server, which redelivers it after `wait`.
     pub fn give_back(mut self, wait: Duration) {
         self.return_after(wait);
+    }
+
+    /// Lets a member of a slice wait with it until this time. A message is given back.
+    pub fn hold_member(mut self, until: Timestamp) {
+        match self.source.take() {
+            Some(Source::Slice(member)) => member.end(MemberEnd::Held(until)),
+            source => {
+                self.source = source;
+                self.return_after(RETURN_AFTER);
+            }
+        }
     }
 
     fn source(&self) -> &Source {

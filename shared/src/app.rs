@@ -12,7 +12,11 @@ use crate::{
     id::{AccountKey, AppId, Category, RecipientId, Region},
     invalid::Invalid,
     job::Job,
-    policy::category::{self, Categories, CategoryKind},
+    policy::{
+        category::{self, Categories, CategoryKind},
+        quiet::{self, QuietHours},
+        zone::UnknownZone,
+    },
     private_host::PrivateHost,
     provider::{Credential, Provider},
     seal::{MeshKey, SealError, Sealed},
@@ -74,6 +78,15 @@ pub struct App {
     /// What applies to the notifications of each category.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub categories: Categories,
+    /// When recipients are not to be disturbed who set no quiet hours of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quiet_hours: Vec<QuietHours>,
+    /// What applies to recipients whose time zone is not known.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub unknown_zone: UnknownZone,
+    /// The app's own time zone; UTC if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
     /// Whether the operator suspended it: its requests are refused, and its work waits.
     #[serde(default, skip_serializing_if = "is_false")]
     pub suspended: bool,
@@ -245,6 +258,9 @@ impl App {
             spend_caps: Vec::new(),
             allowed_hosts: Vec::new(),
             categories: BTreeMap::new(),
+            quiet_hours: Vec::new(),
+            unknown_zone: UnknownZone::App,
+            timezone: None,
             suspended: false,
             credentials: BTreeMap::new(),
         }
@@ -308,6 +324,11 @@ impl App {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+/// Whether this is the default.
+pub fn is_usual<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A credential as it is stored.
@@ -446,6 +467,13 @@ struct Stored {
     #[serde(default)]
     categories: BTreeMap<String, Value>,
     #[serde(default)]
+    quiet_hours: Vec<Value>,
+    /// A word of a newer version is as if it were absent.
+    #[serde(default)]
+    unknown_zone: Option<String>,
+    #[serde(default)]
+    timezone: Option<String>,
+    #[serde(default)]
     suspended: bool,
     /// By the name of the provider; credentials for providers that this version does not know are ignored.
     #[serde(default)]
@@ -501,6 +529,12 @@ impl From<Stored> for App {
             spend_caps: stored.spend_caps,
             allowed_hosts: stored.allowed_hosts,
             categories: category::stored(stored.categories),
+            quiet_hours: quiet::stored(stored.quiet_hours),
+            unknown_zone: stored
+                .unknown_zone
+                .and_then(|word| word.parse().ok())
+                .unwrap_or_default(),
+            timezone: stored.timezone,
             suspended: stored.suspended,
             credentials: former.chain(known).collect(),
         }

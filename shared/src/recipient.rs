@@ -11,6 +11,7 @@ use crate::{
     channel::Channel,
     id::{AddressId, AppId, Category, RecipientId, Region, Topic},
     invalid::Invalid,
+    policy::quiet::QuietHours,
     tolerant::{self, objects},
 };
 
@@ -40,6 +41,9 @@ pub struct Preferences {
     /// By category and channel; `false` opts out of that category on that channel.
     #[serde(deserialize_with = "tolerant::or_default")]
     pub categories: BTreeMap<Category, BTreeMap<Channel, bool>>,
+    /// When not to disturb; those of the app if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quiet_hours: Option<Vec<QuietHours>>,
 }
 
 objects!(Preferences);

@@ -58,7 +58,7 @@ pub async fn run(args: DeliverArgs) -> anyhow::Result<ExitCode> {
         .map_err(|invalid| anyhow::anyhow!("credential: {invalid}"))?;
     providers.configure(&app, vec![credential])?;
     let members: Members = serde_json::from_str(&args.address).context("address")?;
-    let address = Address::new(&IdKey::unkeyed(), &app, members.target()?, clock.now());
+    let address = members.address(&IdKey::unkeyed(), &app, clock.now())?;
     let content = content(object(&args.content, "content")?)?;
     for number in 1..=args.times {
         let attempted = deliver(&providers, &app, &address, content.clone(), "event", number).await;

@@ -11,12 +11,14 @@ use async_nats::{
     jetstream::{self, AckKind, Message, consumer::PullConsumer},
 };
 use futures::StreamExt;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
 use shared::{
+    app::App,
     channel::{Channel, Class},
     clock::Clock,
-    id::Region,
+    content::push::Push,
+    id::{JobId, Region},
     job::Job,
     nats::{
         audit::Equation,
@@ -26,7 +28,9 @@ use shared::{
         subject::{self, Lane, Tier},
         topology, version,
     },
+    policy::{quiet, zone::UnknownZone},
     receipt::{Batch, State},
+    testing,
 };
 use testbed::{
     audit::Audit,
@@ -51,15 +55,18 @@ struct Pulled {
     job: Job,
 }
 
+fn plan() -> Plan {
+    Plan {
+        regions: vec!["eu".into()],
+        workers: 1,
+        sample_ratio: 0.0,
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    }
+}
+
 impl Rig {
     async fn start() -> Self {
-        let plan = Plan {
-            regions: vec!["eu".into()],
-            workers: 1,
-            sample_ratio: 0.0,
-            ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
-        };
-        let mut peal = Peal::start(plan).await.unwrap();
+        let mut peal = Peal::start(plan()).await.unwrap();
         peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
         let worker = &mut peal.region_mut("eu").workers[0];
         worker.process.terminate(Duration::from_secs(15)).await.unwrap();
@@ -170,8 +177,12 @@ impl Rig {
 
     /// Waits until every schedule has fired and every message of it is acknowledged.
     async fn wait_nothing_scheduled(&self) {
+        self.wait_scheduled(0).await;
+    }
+
+    async fn wait_scheduled(&self, messages: u64) {
         let deadline = Instant::now() + TIMEOUT;
-        while self.scheduled().await > 0 {
+        while self.scheduled().await > messages {
             assert!(Instant::now() < deadline, "{}", self.peal.complaints());
             sleep(Duration::from_millis(50)).await;
         }
@@ -331,4 +342,205 @@ async fn a_message_of_a_newer_version_waits_outside_its_stream() {
         assert!(Instant::now() < deadline, "{}", rig.peal.complaints());
         sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// An app whose recipients are not disturbed at any time, unless they have other quiet hours, and that does not guess zones.
+fn always_quiet(app: &mut App) {
+    let windows = json!([{ "from": "00:00", "to": "12:00" }, { "from": "12:00", "to": "00:00" }]);
+    app.quiet_hours = serde_json::from_value(windows).unwrap();
+    app.unknown_zone = UnknownZone::Drop;
+}
+
+/// A mesh whose recipients have quiet hours that end soon.
+struct Night {
+    rig: Rig,
+    ends: Timestamp,
+    /// The window as a recipient states it.
+    window: Value,
+}
+
+impl Night {
+    async fn start() -> Self {
+        let plan = Plan {
+            app: always_quiet,
+            ..plan()
+        };
+        let peal = Peal::start(plan).await.unwrap();
+        let js = connect::jetstream(peal.connect("eu").await.unwrap());
+        let rig = Rig {
+            peal,
+            js,
+            region: "eu".parse().unwrap(),
+        };
+        let now = Clock::system().now();
+        // A minute of the clock, late enough for what is done before.
+        let ends = Timestamp::from_second((now.as_second() + 30).div_euclid(60) * 60 + 60).unwrap();
+        let time = |at: Timestamp| at.to_zoned(TimeZone::UTC).strftime("%H:%M").to_string();
+        let window = json!({ "from": time(ends - SignedDuration::from_hours(2)), "to": time(ends) });
+        Self { rig, ends, window }
+    }
+
+    /// Registers a recipient with this zone and these quiet hours, and devices with zones of their own.
+    async fn register(&self, recipient: &str, zone: Option<&str>, windows: Value, devices: &[(&str, Option<&str>)]) {
+        let path = format!("/v1/recipients/{recipient}");
+        let put = async |path: &str, body: Value| {
+            self.rig.peal.expect("PUT", "eu", path, Some(&body)).await.unwrap();
+        };
+        put(&path, json!({ "timezone": zone })).await;
+        put(&format!("{path}/preferences"), json!({ "quiet_hours": windows })).await;
+        for (token, zone) in devices {
+            let address = json!({ "provider": "apns", "token": token, "timezone": zone });
+            let addresses = format!("{path}/addresses");
+            let answer = self
+                .rig
+                .peal
+                .expect("POST", "eu", &addresses, Some(&address))
+                .await
+                .unwrap();
+            assert_eq!(answer["timezone"], json!(zone));
+        }
+    }
+
+    /// The first of many event ids whose job, or whose first slice, leaves soon after the end of quiet hours.
+    fn event(&self, name: &str, recipient: &str, slice: Option<u32>) -> String {
+        let app = APP.parse().unwrap();
+        let leaves_soon = |event: &String| {
+            let (event, recipient) = (event.parse().unwrap(), recipient.parse().unwrap());
+            let job = Job {
+                id: JobId::of(&self.rig.peal.ids, &app, &event, &recipient, Channel::Push),
+                slice,
+                ..testing::job(&app, event.as_str(), Push::default(), self.ends)
+            };
+            quiet::spread(&job) < SignedDuration::from_secs(2)
+        };
+        (0..)
+            .map(|number| format!("{name}-{number}"))
+            .find(leaves_soon)
+            .unwrap()
+    }
+
+    /// Sends a notification, and returns its id.
+    async fn send(&self, event: &str, to: Value, more: Value) -> String {
+        let mut body = json!({ "event_id": event, "to": to, "push": { "title": "Hello", "ttl": 3600 } });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let answer = self
+            .rig
+            .peal
+            .expect("POST", "eu", "/v1/notifications", Some(&body))
+            .await;
+        answer.unwrap()["notification_id"].as_str().unwrap().to_owned()
+    }
+
+    async fn send_to(&self, recipient: &str, more: Value) -> String {
+        let event = self.event(recipient, recipient, None);
+        self.send(&event, json!({ "recipients": [recipient] }), more).await
+    }
+}
+
+/// The state and the reason of each delivery of a notification, sorted.
+async fn deliveries(rig: &Rig, id: &str) -> Vec<[String; 2]> {
+    let path = format!("/v1/notifications/{id}");
+    let (_, status) = rig.peal.ask("GET", "eu", &path, None).await.unwrap();
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let each = status["deliveries"].as_array().into_iter().flatten();
+    let mut each: Vec<_> = each.map(|it| [word(&it["state"]), word(&it["reason"])]).collect();
+    each.sort();
+    each
+}
+
+async fn wait_deliveries(rig: &Rig, id: &str, expected: &[[&str; 2]]) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let found = deliveries(rig, id).await;
+        if found == expected {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{found:?} {expected:?}\n{}",
+            rig.peal.complaints()
+        );
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quiet_hours_hold_and_drop_and_a_killed_worker_loses_nothing() {
+    let mut night = Night::start().await;
+    let window = night.window.clone();
+    let mut dropping = window.clone();
+    dropping["then"] = json!("drop");
+    // In Tokyo it is another time of the day.
+    let devices = [("aa01", None), ("aa02", Some("Asia/Tokyo"))];
+    night.register("ann", Some("UTC"), json!([window]), &devices).await;
+    night
+        .register("bob", Some("UTC"), json!([window]), &[("bb01", None)])
+        .await;
+    night.register("cid", None, json!(null), &[("cc01", None)]).await;
+    night
+        .register("dan", Some("UTC"), json!([dropping]), &[("dd01", None)])
+        .await;
+    night.register("eve", Some("UTC"), json!([]), &[("ee01", None)]).await;
+    night.register("fay", Some("UTC"), json!(null), &[("ff01", None)]).await;
+    for member in ["bob", "eve"] {
+        let path = format!("/v1/recipients/{member}/topics/news");
+        night.rig.peal.expect("PUT", "eu", &path, None).await.unwrap();
+    }
+
+    let ann = night.send_to("ann", json!({})).await;
+    let bob = night.send_to("bob", json!({})).await;
+    let cid = night.send_to("cid", json!({})).await;
+    let dan = night.send_to("dan", json!({})).await;
+    let eve = night.send_to("eve", json!({})).await;
+    let fay = night
+        .send_to("fay", json!({ "push": { "title": "Soon", "ttl": 5 } }))
+        .await;
+    let urgent = night
+        .send("code-1", json!({ "recipients": ["bob"] }), json!({ "class": "urgent" }))
+        .await;
+    let news = night.event("news", "bob", Some(0));
+    let news = night.send(&news, json!({ "topic": "news" }), json!({})).await;
+
+    let rig = &night.rig;
+    wait_deliveries(rig, &ann, &[["delivered", ""], ["parked", "quiet_hours"]]).await;
+    wait_deliveries(rig, &bob, &[["deferred", "quiet_hours"]]).await;
+    wait_deliveries(rig, &cid, &[["suppressed", "unknown_zone"]]).await;
+    wait_deliveries(rig, &dan, &[["suppressed", "quiet_hours"]]).await;
+    wait_deliveries(rig, &eve, &[["delivered", ""]]).await;
+    wait_deliveries(rig, &urgent, &[["delivered", ""]]).await;
+    // A night without an end: it expires, and not before.
+    wait_deliveries(rig, &fay, &[["deferred", "quiet_hours"]]).await;
+    wait_deliveries(rig, &fay, &[["expired", "expired"]]).await;
+    // Of the broadcast one member was sent to, and the slice waits for the other.
+    let deadline = Instant::now() + TIMEOUT;
+    while rig.delivered() < 4 {
+        assert!(Instant::now() < deadline, "{}", rig.peal.complaints());
+        sleep(Duration::from_millis(50)).await;
+    }
+    let report = Audit::read(&rig.peal).await.unwrap().report;
+    assert!(report.holds(), "{:?}", report.broken);
+    // A delivery, a job, a slice, and the note that the broadcast was split.
+    assert_eq!((rig.scheduled().await, report.in_flight.deferred), (4, 1));
+    assert!(Clock::system().now() < night.ends, "the test was too slow");
+
+    let worker = &mut night.rig.peal.region_mut("eu").workers[0];
+    worker.process.kill().await.unwrap();
+    night.rig.start_worker().await;
+    let rig = &night.rig;
+    wait_deliveries(rig, &ann, &[["delivered", ""], ["delivered", ""]]).await;
+    wait_deliveries(rig, &bob, &[["delivered", ""]]).await;
+    assert!(Clock::system().now() >= night.ends);
+    let waited = rig.status(&bob, State::Delivered).await;
+    assert_eq!(attempts(&waited), json!([["deferred", 1], ["delivered", 1]]));
+    rig.wait_scheduled(1).await;
+    let (_, status) = rig
+        .peal
+        .ask("GET", "eu", &format!("/v1/notifications/{news}"), None)
+        .await
+        .unwrap();
+    assert_eq!(status["broadcast"]["by_state"], json!({ "delivered": 2 }), "{status}");
+    let equation = rig.equation().await;
+    let by_state = [(State::Delivered, 7), (State::Suppressed, 2), (State::Expired, 1)];
+    assert_eq!(equation.by_state, by_state.into());
+    assert_eq!(rig.delivered(), 7);
 }

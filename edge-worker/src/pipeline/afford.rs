@@ -15,19 +15,20 @@ use shared::{
     app::{Ambiguity, App},
     content::Content,
     job::Job,
-    nats::{defer::Deferral, publish::NotStored, spend, subject},
+    nats::{publish::NotStored, spend, subject},
     receipt::State,
     spend::SpendCap,
 };
 
 use super::{
     attempt::AddressAttempt,
-    consent::{Agreed, Spared},
+    consent::Spared,
     context::Pipeline,
+    hold::Held,
     in_flight::ActiveJob,
     settlement::{RETRY_JETSTREAM_AFTER, Step},
+    timing::Timely,
 };
-use crate::providers::{Attempted, Outcome};
 
 /// The reason of what waits or ends because of a cap.
 const SPEND_CAP: &str = "spend_cap";
@@ -79,31 +80,49 @@ struct Counter {
 
 impl Pipeline {
     /// Counts what the job's messages cost, and holds back what a cap does not allow.
-    pub(super) async fn afford(&self, agreed: Agreed) -> Step<Afforded> {
-        let job = &agreed.active.job;
+    pub(super) async fn afford(&self, timely: Timely) -> Step<Afforded> {
+        let job = &timely.active.job;
         let sms = match &job.content {
             // A test ends at the provider that sends nothing.
             Content::Sms(sms) if !job.trial.test => sms,
-            _ => return Ok(free(agreed)),
+            _ => return Ok(self.afforded(timely)),
         };
         let app = self.config.tenants().apps.get(&job.app).cloned();
         match app.filter(|app| !app.spend_caps.is_empty()) {
             Some(app) => {
                 let segments = sms.segments_max();
-                Box::pin(self.afford_within(agreed, &app, segments)).await
+                Box::pin(self.afford_within(timely, &app, segments)).await
             }
-            None => Ok(free(agreed)),
+            None => Ok(self.afforded(timely)),
         }
     }
 
-    async fn afford_within(&self, agreed: Agreed, app: &App, segments: u32) -> Step<Afforded> {
-        let Agreed {
+    /// A job whose messages no cap holds back.
+    fn afforded(&self, timely: Timely) -> Afforded {
+        let Timely {
             active,
             addresses,
+            spared,
+            held,
+        } = timely;
+        let held = held.into_iter().map(|held| self.held_back(&active.job, held));
+        Afforded {
+            held: held.collect(),
+            active,
+            addresses,
+            spared,
+        }
+    }
+
+    async fn afford_within(&self, timely: Timely, app: &App, segments: u32) -> Step<Afforded> {
+        let Timely {
+            mut active,
+            addresses,
             mut spared,
-        } = agreed;
+            mut held,
+        } = timely;
         let job = Arc::clone(&active.job);
-        let (mut allowed, mut held) = (Vec::with_capacity(addresses.len()), Vec::new());
+        let mut allowed = Vec::with_capacity(addresses.len());
         for (address, revision) in addresses {
             let Target::Phone(phone) = &address.target else {
                 allowed.push((address, revision));
@@ -127,7 +146,13 @@ impl Pipeline {
                         let (state, reason) = (State::Suppressed, SPEND_CAP);
                         spared.push(Spared { address, state, reason });
                     } else {
-                        held.push((address, revision, until));
+                        let why = SPEND_CAP;
+                        held.push(Held {
+                            address,
+                            revision,
+                            until,
+                            why,
+                        });
                     }
                 }
                 Err(error) => {
@@ -136,22 +161,15 @@ impl Pipeline {
                 }
             }
         }
-        if allowed.is_empty()
-            && spared.is_empty()
-            && let Some(until) = held.iter().map(|(_, _, until)| *until).min()
-            && let Ok(deferral) = Deferral::new(&job, until, SPEND_CAP)
-        {
-            return Err(self.store_deferral(active, deferral).await);
+        if allowed.is_empty() && spared.is_empty() {
+            active = self.hold_whole(active, &held).await?;
         }
-        let held = held
-            .into_iter()
-            .map(|(address, revision, until)| self.held_back(&job, address, revision, until));
-        Ok(Afforded {
-            held: held.collect(),
+        Ok(self.afforded(Timely {
             active,
             addresses: allowed,
             spared,
-        })
+            held,
+        }))
     }
 
     /// The counters of the app's caps that cover `phone`, those of few numbers first.
@@ -194,37 +212,6 @@ impl Pipeline {
             }
         }
         Ok(None)
-    }
-
-    /// An attempt that was not made, for an address that comes back alone.
-    fn held_back(&self, job: &Job, address: Address, revision: u64, until: Timestamp) -> AddressAttempt {
-        let now = self.clock.now();
-        let provider = self.providers.preferred(job, &address);
-        let wait = until.duration_since(now).try_into().unwrap_or_default();
-        let outcome = Outcome::NotYet {
-            reason: SPEND_CAP.into(),
-            wait,
-        };
-        AddressAttempt {
-            address,
-            revision,
-            attempted: Attempted::none(outcome, provider, now),
-        }
-    }
-}
-
-/// A job that no cap concerns.
-fn free(agreed: Agreed) -> Afforded {
-    let Agreed {
-        active,
-        addresses,
-        spared,
-    } = agreed;
-    Afforded {
-        active,
-        addresses,
-        spared,
-        held: Vec::new(),
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
     in_flight::ActiveJob,
     resolve::Addressed,
     settlement::{RETRY_JETSTREAM_AFTER, Step, Stop},
+    timing::Times,
     wanted::NOT_LISTED,
 };
 use crate::cache::StoreError;
@@ -28,6 +29,7 @@ pub(super) struct Agreed {
     pub(super) addresses: Vec<(Address, u64)>,
     /// Those that nothing is sent to.
     pub(super) spared: Vec<Spared>,
+    pub(super) times: Times,
 }
 
 /// An address that nothing is sent to, by a rule.
@@ -45,6 +47,7 @@ impl Pipeline {
             active,
             addresses,
             preferences,
+            timezone,
         } = addressed;
         let job = &active.job;
         // Once more: reading the recipient may have taken seconds.
@@ -75,6 +78,10 @@ impl Pipeline {
             active,
             addresses: sent,
             spared,
+            times: Times {
+                timezone,
+                quiet_hours: preferences.quiet_hours,
+            },
         })
     }
 

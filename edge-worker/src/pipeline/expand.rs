@@ -2,7 +2,8 @@
 //!
 //! The ledger is the checkpoint. A slice is acknowledged after all of its jobs are settled. A redelivered slice goes through
 //! all of its members again, and those with an outcome are skipped, like any job that was done before. A parked retry
-//! leaves the slice.
+//! leaves the slice. If members wait because of quiet hours, the slice is not settled: it waits on a schedule for the first of them,
+//! and goes through all members again.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use shared::{
     broadcast::{Broadcast, Slice},
     failpoint::failpoint,
@@ -74,9 +76,17 @@ impl Pipeline {
                 Ok(permit) = permits.clone().acquire_owned(), if !expansion.next.is_empty() => expansion.start_next(permit),
             }
         }
-        let Expansion { retry_after, tally, .. } = expansion;
+        let Expansion {
+            retry_after,
+            held_until,
+            tally,
+            ..
+        } = expansion;
         if let Some(retry_after) = retry_after {
             return Err(Stop::GiveBack(pulled.into(), retry_after));
+        }
+        if let Some(held_until) = held_until {
+            return Err(Box::pin(self.reschedule_slice(pulled, broadcast, held_until)).await);
         }
         failpoint("worker.after-slice");
         let expanded = ExpandedSlice {
@@ -112,6 +122,8 @@ struct Expansion<'a> {
     in_flight: usize,
     /// When the slice is retried, if it cannot be completed now.
     retry_after: Option<Duration>,
+    /// When the first of its members that wait may be sent to.
+    held_until: Option<Timestamp>,
     tally: Tally,
 }
 
@@ -165,6 +177,7 @@ impl<'a> Expansion<'a> {
             all_read: false,
             in_flight: 0,
             retry_after: None,
+            held_until: None,
             tally: Tally::default(),
         }
     }
@@ -251,6 +264,9 @@ impl<'a> Expansion<'a> {
                 Err(error) => self.stop_without_ledger(&error),
             },
             MemberEnd::GivenBack(wait) => self.retry_after = self.retry_after.max(Some(wait)),
+            MemberEnd::Held(until) => {
+                self.held_until = Some(self.held_until.map_or(until, |first| first.min(until)));
+            }
         }
     }
 

@@ -15,6 +15,7 @@ mod deliver;
 mod expand;
 mod follow;
 mod forward;
+mod hold;
 mod in_flight;
 mod intend;
 mod interrupted;
@@ -31,6 +32,7 @@ mod settle;
 mod settlement;
 mod shares;
 mod split;
+mod timing;
 mod trace;
 mod turn;
 mod wanted;
@@ -77,6 +79,7 @@ impl Pipeline {
             Ok(settlement) => settlement,
             Err(Stop::Settle(settlement)) => *settlement,
             Err(Stop::GiveBack(pulled, wait)) => return pulled.give_back(wait),
+            Err(Stop::HoldMember(pulled, until)) => return pulled.hold_member(until),
         };
         // What cannot be followed was given back.
         if let Ok(followed) = self.follow(settlement).await {
@@ -92,7 +95,8 @@ impl Pipeline {
         let due = self.await_turn(wanted).await?;
         let addressed = self.resolve(due).await?;
         let agreed = self.consent(addressed)?;
-        let afforded = self.afford(agreed).await?;
+        let timely = self.timing(agreed).await?;
+        let afforded = self.afford(timely).await?;
         let intended = self.write_intent(afforded).await?;
         let tried = self.deliver(intended).await;
         self.conclude(tried).await

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use shared::{
+    broadcast::Broadcast,
     id::{AddressId, AppId, JobId},
     job::Job,
     nats::{
@@ -27,6 +28,9 @@ pub(super) const POSTPONED_AFTER_TRIES: i64 = 5;
 /// How long work waits on a schedule, at least and at most. Between, it waits as long as it has waited since it was
 /// accepted.
 const WAIT: (SignedDuration, SignedDuration) = (SignedDuration::from_secs(30), SignedDuration::from_hours(1));
+
+/// How long a slice stays away that waits for its members, at least, once it was accepted an hour ago or longer.
+const SLICE_PAUSE_MAX: SignedDuration = SignedDuration::from_mins(15);
 
 /// How long work that cannot wait on a schedule stays with the server, at most.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
@@ -93,13 +97,34 @@ impl Pipeline {
         address: Option<AddressId>,
         accepted_at: Timestamp,
     ) -> Stop {
+        let until = self.postponed_until(accepted_at);
+        self.reschedule_until(until, pulled, work, address, accepted_at).await
+    }
+
+    /// Lets a slice wait until the first of its members that wait may be sent to. It comes back at once for all whose time has come
+    /// in a quarter of the time since it was accepted, so that members with many different times do not make it come back for each.
+    pub(super) async fn reschedule_slice(&self, pulled: Pulled, slice: &Broadcast, first: Timestamp) -> Stop {
+        let now = self.clock.now();
+        let pause = (now.duration_since(slice.accepted_at) / 4).clamp(SignedDuration::ZERO, SLICE_PAUSE_MAX);
+        let until = now.checked_add(pause).map_or(first, |soonest| first.max(soonest));
+        self.reschedule_until(until, pulled, slice.work(), None, slice.accepted_at)
+            .await
+    }
+
+    async fn reschedule_until(
+        &self,
+        until: Timestamp,
+        pulled: Pulled,
+        work: JobId,
+        address: Option<AddressId>,
+        accepted_at: Timestamp,
+    ) -> Stop {
         let message = Unread {
             subject: pulled.subject(),
             headers: pulled.headers(),
             payload: pulled.payload(),
             accepted_at,
         };
-        let until = self.postponed_until(accepted_at);
         if let Err(error) = defer::store_unread(&self.js, message, work, address, until).await {
             tracing::warn!(%work, %error, "message could not be scheduled; it is given back");
             return Stop::GiveBack(pulled.into(), RETRY_JETSTREAM_AFTER);

@@ -31,6 +31,8 @@ pub(super) struct Addressed {
     /// Each with its revision in the bucket of recipients.
     pub(super) addresses: Vec<(Address, u64)>,
     pub(super) preferences: Preferences,
+    /// The recipient's time zone.
+    pub(super) timezone: Option<String>,
 }
 
 impl Pipeline {
@@ -97,8 +99,8 @@ impl Pipeline {
         let Recipient {
             addresses,
             preferences,
+            profile,
             is_incomplete: recipient_is_incomplete,
-            ..
         } = recipient;
         if addresses.is_empty() && recipient_is_incomplete {
             tracing::warn!(job = %job.id, "addresses of a newer version cannot be read; the job waits for a newer worker");
@@ -117,6 +119,7 @@ impl Pipeline {
             active,
             addresses,
             preferences,
+            timezone: profile.and_then(|profile| profile.timezone),
         })
     }
 }
@@ -133,6 +136,7 @@ impl Pipeline {
         Ok(Addressed {
             addresses: vec![(address, 0)],
             preferences: Preferences::default(),
+            timezone: None,
             active,
         })
     }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use opentelemetry::Context;
 use shared::{
     broadcast::Broadcast,
@@ -36,6 +37,8 @@ pub(super) enum Stop {
     Settle(Box<Settlement>),
     /// The work cannot be done now; the server redelivers the message after this time.
     GiveBack(Box<Pulled>, Duration),
+    /// A member of a slice waits with it until this time.
+    HoldMember(Box<Pulled>, Timestamp),
 }
 
 /// The end of the path: the receipts to commit, and the message to acknowledge once they are published.

@@ -27,7 +27,15 @@ const APP_KEYS_MAX: usize = 100;
 
 /// The members of an app that its own key may change. All others are the operator's: what they cost, where data lives, and
 /// which hosts Peal connects to.
-const MEMBERS_OF_APP: [&str; 4] = ["ambiguity", "categories", "routes", "keys"];
+const MEMBERS_OF_APP: [&str; 7] = [
+    "ambiguity",
+    "categories",
+    "quiet_hours",
+    "unknown_zone",
+    "timezone",
+    "routes",
+    "keys",
+];
 
 /// The providers whose endpoints no credential can change.
 const PROVIDERS_OF_APP: [&str; 9] = [
@@ -402,6 +410,9 @@ mod tests {
         for member in [
             "ambiguity.push",
             "categories.offers.kind",
+            "quiet_hours",
+            "unknown_zone",
+            "timezone",
             "apns.topic",
             "fcm",
             "credentials.twilio.account_sid",

@@ -10,14 +10,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use shared::{
     api_key::{ApiKey, NewKey, Scope},
-    app::{Ambiguity, App, Quota, Route},
+    app::{Ambiguity, App, Quota, Route, is_usual},
     channel::Channel,
     country::Country,
     id::{AccountKey, AppId, RecipientId, Region},
     invalid::Invalid,
     nats::config::Tenants,
     objects,
-    policy::category::{Categories, CategoryPolicy},
+    policy::{
+        category::{Categories, CategoryPolicy},
+        quiet::QuietHours,
+        zone::{self, UnknownZone},
+    },
     private_host::PrivateHost,
     provider::{Credential, Provider},
     seal::MeshKey,
@@ -86,16 +90,19 @@ pub(crate) struct AppDocument {
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Object)]
     categories: Categories,
-    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_none")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    quiet_hours: Vec<QuietHours>,
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_usual")]
+    #[schema(value_type = String)]
+    unknown_zone: UnknownZone,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timezone: Option<String>,
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_usual")]
     #[schema(value_type = Object)]
     quota: Quota,
 }
 
 objects!(AppDocument, AlertsDocument, KeyDocument);
-
-fn is_none(quota: &Quota) -> bool {
-    *quota == Quota::NONE
-}
 
 /// Where dead letters are reported.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -222,6 +229,9 @@ impl AppDocument {
             spend_caps: app.spend_caps.clone(),
             allowed_hosts: app.allowed_hosts.clone(),
             categories: app.categories.clone(),
+            quiet_hours: app.quiet_hours.clone(),
+            unknown_zone: app.unknown_zone,
+            timezone: app.timezone.clone(),
             quota: app.quota,
         }
     }
@@ -242,6 +252,8 @@ impl AppDocument {
         PrivateHost::check(&self.allowed_hosts).map_err(|invalid| invalid.within("allowed_hosts"))?;
         SpendCap::check(&self.spend_caps).map_err(|invalid| invalid.within("spend_caps"))?;
         CategoryPolicy::check(&self.categories).map_err(|invalid| invalid.within("categories"))?;
+        QuietHours::check(&self.quiet_hours).map_err(|invalid| invalid.within("quiet_hours"))?;
+        self.timezone.as_deref().map_or(Ok(()), zone::check)?;
         for (channel, routes) in &self.routes {
             let checked = Route::check(*channel, routes).map_err(|invalid| invalid.within(channel.as_str()));
             checked.map_err(|invalid| invalid.within("routes"))?;
@@ -271,6 +283,9 @@ impl AppDocument {
             spend_caps: self.spend_caps.clone(),
             allowed_hosts: self.allowed_hosts.clone(),
             categories: self.categories.clone(),
+            quiet_hours: self.quiet_hours.clone(),
+            unknown_zone: self.unknown_zone,
+            timezone: self.timezone.clone(),
             suspended: self.suspended,
             credentials: BTreeMap::new(),
         };

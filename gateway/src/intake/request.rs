@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use shared::{
-    address::{Address, Members},
+    address::Members,
     app::App,
     channel::{Channel, Class},
     content::{Content, Contents, MAX_LIFE_S, email::Email, push::Push, sms::Sms, webhook::Webhook},
@@ -332,8 +332,8 @@ impl AddresseesRequest {
                 Ok(Addressees::Recipients(recipients))
             }
             (None, Some(address), None) => {
-                let target = address.target().map_err(|invalid| invalid.within("to.address"))?;
-                let address = Address::new(terms.ids, &terms.app.id, target, terms.at);
+                let address = address.address(terms.ids, &terms.app.id, terms.at);
+                let address = address.map_err(|invalid| invalid.within("to.address"))?;
                 Ok(Addressees::Address(address.into()))
             }
             (None, None, Some(topic)) => Ok(Addressees::Topic(topic)),

@@ -196,10 +196,7 @@ fn line(key: RecipientKey, facts: Vec<Fact>, cursor: &Cursor) -> Option<ExportLi
     Some(ExportLine {
         recipient_id: key.recipient,
         recipient: ExportedProfile { home, locale, timezone },
-        addresses: addresses
-            .into_iter()
-            .map(|address| Members::from(address.target))
-            .collect(),
+        addresses: addresses.into_iter().map(Members::from).collect(),
         preferences,
         topics,
         cursor: cursor.to_string(),

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use jiff::tz;
 use serde::Deserialize;
 use shared::{
     address::{Address, Members, Receiver, Target},
@@ -11,6 +10,7 @@ use shared::{
     invalid::Invalid,
     nats::{facts::NotRead, publish::NotStored},
     only_objects,
+    policy::{quiet::QuietHours, zone},
     recipient::{Fact, Membership, Preferences, Profile, RecipientKey},
     secret::Secret,
     signature,
@@ -88,23 +88,13 @@ impl PutRecipient {
     }
 
     fn check_words(&self) -> Result<(), Invalid> {
-        let is_word = |text: &str, max: usize, punctuation: &[u8]| {
-            (1..=max).contains(&text.len())
-                && text
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || punctuation.contains(&byte))
+        let is_tag = |text: &String| {
+            (1..=35).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
         };
-        if self.locale.as_ref().is_some_and(|locale| !is_word(locale, 35, b"-")) {
+        if self.locale.as_ref().is_some_and(|locale| !is_tag(locale)) {
             return Err(Invalid::new("locale", "must be a BCP 47 language tag"));
         }
-        let is_zone = |name: &String| {
-            let database = tz::db();
-            is_word(name, 64, b"/_+-") && (database.is_definitively_empty() || database.get(name).is_ok())
-        };
-        if self.timezone.as_ref().is_some_and(|zone| !is_zone(zone)) {
-            return Err(Invalid::new("timezone", "must be an IANA time zone"));
-        }
-        Ok(())
+        self.timezone.as_deref().map_or(Ok(()), zone::check)
     }
 
     /// Stores the profile, and moves the recipient if it wants another home than `known`, where it lives now; `None` if it is
@@ -170,7 +160,7 @@ impl NewAddress {
         let made = wanted.needs_secret().then(signature::new_secret);
         wanted.secret = wanted.secret.or_else(|| made.clone());
         let (ids, now) = (homes.context.config.id_key(), homes.context.clock.now());
-        let address = Address::new(&ids, &app.id, wanted.target()?, now);
+        let address = wanted.address(&ids, &app.id, now)?;
         Ok(Self { address, made })
     }
 
@@ -244,7 +234,8 @@ pub(crate) fn check_preferences(wanted: &Preferences) -> Result<(), Invalid> {
             format_args!("must be at most {CATEGORIES_MAX}"),
         ));
     }
-    Ok(())
+    let windows = wanted.quiet_hours.as_deref().unwrap_or_default();
+    QuietHours::check(windows).map_err(|invalid| invalid.within("quiet_hours"))
 }
 
 /// Makes `key`, who lives at `home`, a member of a topic.

@@ -5,13 +5,15 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Format, Mailbox, Phone, Receiver, Target, Token, Trouble,
+    Address, Format, Mailbox, Phone, Receiver, Target, Token, Trouble,
     receiver::{FormerSecret, History},
 };
 use crate::{
     channel::words,
-    id::AddressId,
+    id::{AddressId, AppId},
+    id_key::IdKey,
     invalid::Invalid,
+    policy::zone,
     provider::{
         Provider,
         apns::{self, Environment, Kind},
@@ -143,9 +145,24 @@ members! {
     /// Signs what is posted: `whsec_` and 24 to 64 bytes in base64.
     #[serde(serialize_with = "reveal_some")]
     secret: Secret [String],
+    /// The IANA time zone of the device.
+    timezone: String,
 }
 
 impl Members {
+    /// The address of `app` that they describe, registered at that time.
+    ///
+    /// # Errors
+    /// The first member that breaks a rule, is missing, or belongs to an address of another type.
+    pub fn address(mut self, ids: &IdKey, app: &AppId, registered_at: Timestamp) -> Result<Address, Invalid> {
+        let timezone = self.timezone.take();
+        timezone.as_deref().map_or(Ok(()), zone::check)?;
+        Ok(Address {
+            timezone,
+            ..Address::new(ids, app, self.target()?, registered_at)
+        })
+    }
+
     /// The target that they describe.
     ///
     /// # Errors
@@ -163,7 +180,7 @@ impl Members {
             AddressType::Phone => &["phone"],
             AddressType::Webhook => &["url", "format", "secret"],
         };
-        let is_foreign = |name: &&str| !own.contains(name) && !["r#type", "provider"].contains(name);
+        let is_foreign = |name: &&str| !own.contains(name) && !["r#type", "provider", "timezone"].contains(name);
         if let Some(foreign) = self.given().find(is_foreign) {
             return Err(Invalid::new(foreign, format_args!("must not be given for {kind}")));
         }
@@ -241,6 +258,15 @@ fn given<T>(name: &str, member: Option<T>) -> Result<T, Invalid> {
     member.ok_or_else(|| Invalid::new(name, "must be given"))
 }
 
+impl From<Address> for Members {
+    fn from(address: Address) -> Self {
+        Self {
+            timezone: address.timezone,
+            ..Self::from(address.target)
+        }
+    }
+}
+
 /// Those of 0.1 have a provider, a kind and an environment, and no type: workers of 0.1 read them.
 impl From<Target> for Members {
     fn from(target: Target) -> Self {
@@ -314,7 +340,9 @@ mod tests {
     use crate::testing;
 
     fn read(members: Value) -> Result<Target, Invalid> {
-        serde_json::from_value::<Members>(members).unwrap().target()
+        let members: Members = serde_json::from_value(members).unwrap();
+        let address = members.address(&IdKey::unkeyed(), &"shop".parse().unwrap(), Timestamp::UNIX_EPOCH);
+        address.map(|address| address.target)
     }
 
     #[test]
@@ -395,6 +423,10 @@ mod tests {
                 json!({ "type": "phone", "phone": "+41791234567", "email": "a@b.ch" }),
             ),
             ("secret", json!({ "type": "webhook", "url": "https://example.com/" })),
+            (
+                "timezone",
+                json!({ "type": "email", "email": "a@b.ch", "timezone": "Mars/Olympus" }),
+            ),
         ] {
             assert_eq!(read(members.clone()).unwrap_err().field, field, "{members}");
         }

@@ -49,6 +49,8 @@ pub struct Address {
     pub id: AddressId,
     /// The token and its provider.
     pub target: Target,
+    /// The IANA time zone of the device; that of the recipient if absent.
+    pub timezone: Option<String>,
     /// When the device last registered. A provider's "gone since" removes the address only if the device has not registered
     /// again since.
     pub registered_at: Timestamp,
@@ -71,6 +73,7 @@ impl Address {
                 }
             },
             target,
+            timezone: None,
             registered_at,
         }
     }
@@ -223,7 +226,8 @@ impl TryFrom<Stored> for Address {
     type Error = Invalid;
 
     fn try_from(stored: Stored) -> Result<Self, Invalid> {
-        let (id, registered_at, history, members) = stored.split();
+        let (id, registered_at, history, mut members) = stored.split();
+        let timezone = members.timezone.take();
         let mut target = members.target()?;
         if let Target::Webhook(receiver) = &mut target {
             receiver.set_history(history);
@@ -231,6 +235,7 @@ impl TryFrom<Stored> for Address {
         Ok(Self {
             id,
             target,
+            timezone,
             registered_at,
         })
     }
@@ -242,12 +247,8 @@ impl From<Address> for Stored {
             Target::Webhook(receiver) => receiver.take_history(),
             _ => History::default(),
         };
-        Self::join(
-            address.id,
-            address.registered_at,
-            history,
-            Members::from(address.target),
-        )
+        let (id, registered_at) = (address.id, address.registered_at);
+        Self::join(id, registered_at, history, Members::from(address))
     }
 }
 
@@ -278,7 +279,7 @@ mod tests {
         let app = "shop".parse().unwrap();
         for members in [
             r#"{"provider":"apns","token":"ab","kind":"live_activity","activity_id":"ride-1"}"#,
-            r#"{"type":"email","email":"Ann@Example.com"}"#,
+            r#"{"type":"email","email":"Ann@Example.com","timezone":"Europe/Zurich"}"#,
             r#"{"type":"phone","phone":"+41791234567"}"#,
             r#"{"type":"hms","token":"t:1"}"#,
             r#"{"type":"hms","token":"t:1","generation":1}"#,
@@ -288,12 +289,7 @@ mod tests {
             r#"{"type":"webhook","url":"https://example.com/?a=b","format":"chat"}"#,
         ] {
             let members: Members = serde_json::from_str(members).unwrap();
-            let address = Address::new(
-                &IdKey::unkeyed(),
-                &app,
-                members.target().unwrap(),
-                Timestamp::UNIX_EPOCH,
-            );
+            let address = members.address(&IdKey::unkeyed(), &app, Timestamp::UNIX_EPOCH).unwrap();
             let stored = serde_json::to_string(&address).unwrap();
             assert_eq!(serde_json::from_str::<Address>(&stored).unwrap(), address, "{stored}");
         }

@@ -281,7 +281,11 @@ mod tests {
         content::push::Priority,
         id::{AppId, Category, EventId, RecipientId, Region, Topic},
         plan::{Mode, Until},
-        policy::category::CategoryKind,
+        policy::{
+            category::CategoryKind,
+            quiet::{Weekday, WhenBlocked},
+            zone::UnknownZone,
+        },
         provider::{
             Provider,
             apns::{Environment, Kind, PushType},
@@ -390,7 +394,8 @@ mod tests {
         same!(
             "channel": Channel, "class": Class, "priority": Priority, "provider": Provider, "kind": Kind,
             "environment": Environment, "apns_push_type": PushType, "ambiguity": Ambiguity, "scope": Scope,
-            "handled_as": HandledAs, "plan_mode": Mode, "until": Until, "category_kind": CategoryKind);
+            "handled_as": HandledAs, "plan_mode": Mode, "until": Until, "category_kind": CategoryKind, "when_blocked": WhenBlocked, "weekday": Weekday,
+            "unknown_zone": UnknownZone);
         let states = built("delivery_state");
         assert!(State::ALL.iter().all(|state| states.contains(&state.as_str())));
         assert_eq!(page().words("until").last(), Some(&("opened", Some("seen"))));
@@ -456,8 +461,8 @@ mod tests {
             ),
             (
                 "import_line",
-                json!({ "topics": [], "addresses": [{}, { "timezone": "UTC" }] }),
-                "addresses[1].timezone",
+                json!({ "topics": [], "addresses": [{}, { "locale": "de" }] }),
+                "addresses[1].locale",
                 "is not built yet (policy)",
             ),
             (

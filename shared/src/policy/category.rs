@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::quiet::WhenBlocked;
 use crate::{
     channel::words,
     id::Category,
@@ -58,6 +59,9 @@ pub struct CategoryPolicy {
     /// Its name for recipients; the category itself if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
+    /// What happens to them in quiet hours; what the quiet hours say if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quiet_hours: Option<WhenBlocked>,
 }
 
 objects!(CategoryPolicy);

@@ -14,7 +14,7 @@ use futures::{StreamExt, TryStreamExt, future::join_all, stream};
 use jiff::Timestamp;
 use serde_json::json;
 use shared::{
-    address::{Address, Members},
+    address::Members,
     channel::{Channel, Class},
     id::{AddressId, AppId, DeliveryId, JobId},
     id_key::IdKey,
@@ -121,7 +121,7 @@ impl Recipient {
                 continue;
             }
             let members: Members = serde_json::from_value(peal.address(device.provider, &device.token))?;
-            device.address = Address::new(&peal.ids, &app, members.target()?, Timestamp::UNIX_EPOCH).id;
+            device.address = members.address(&peal.ids, &app, Timestamp::UNIX_EPOCH)?.id;
         }
         Ok(self)
     }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf};
 
 use shared::{
-    app::{Ambiguity, Quota, Route},
+    app::{Ambiguity, App, Quota, Route},
     channel::Channel,
     nats::topology::Durability,
     private_host::PrivateHost,
@@ -64,6 +64,8 @@ pub struct Plan {
     pub ambiguity: BTreeMap<Channel, Ambiguity>,
     /// By channel, the providers of the app in the order in which they are asked.
     pub routes: BTreeMap<Channel, Vec<Route>>,
+    /// What else the app is to have.
+    pub app: fn(&mut App),
     /// The most segments of text messages that the app may send.
     pub spend_caps: Vec<SpendCap>,
     /// The private hosts that the app's webhooks may reach; all hosts, also for other apps, if absent.
@@ -124,6 +126,7 @@ impl Plan {
             outbox: false,
             ambiguity: BTreeMap::new(),
             routes: BTreeMap::new(),
+            app: |_| {},
             spend_caps: Vec::new(),
             allowed_hosts: None,
             fcm_quota: None,

@@ -108,6 +108,7 @@ pub(super) async fn provision(
         app.seal(&mesh_key, credential);
     }
     alert(&mut app, plan, &mesh_key);
+    (plan.app)(&mut app);
     let keys = provision::write_app(&hub, &mesh_key, &app, &[NewKey::with(Scope::ALL)]).await?;
     keys.into_iter().next().context("an API key")
 }

@@ -79,6 +79,9 @@ pub(crate) struct AddressResponse {
     /// The secret that was made for a signed receiver. It is shown this once.
     #[serde(skip_serializing_if = "Option::is_none")]
     secret: Option<String>,
+    /// The IANA time zone of the device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timezone: Option<String>,
     /// When the address was last registered.
     #[schema(value_type = String, format = DateTime)]
     registered_at: Timestamp,
@@ -272,6 +275,7 @@ impl From<Address> for AddressResponse {
             reason: disabled.map(|disabled| disabled.reason),
             format: members.format,
             secret: None,
+            timezone: address.timezone,
             registered_at: address.registered_at,
         }
     }
