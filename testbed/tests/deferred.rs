@@ -413,7 +413,7 @@ impl Night {
             };
             quiet::spread(&job) < SignedDuration::from_secs(2)
         };
-        (0..)
+        (0..100_000)
             .map(|number| format!("{name}-{number}"))
             .find(leaves_soon)
             .unwrap()
@@ -449,7 +449,7 @@ async fn deliveries(rig: &Rig, id: &str) -> Vec<[String; 2]> {
 }
 
 async fn wait_deliveries(rig: &Rig, id: &str, expected: &[[&str; 2]]) {
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = Instant::now() + Duration::from_mins(2);
     loop {
         let found = deliveries(rig, id).await;
         if found == expected {
