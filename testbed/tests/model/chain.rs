@@ -23,13 +23,28 @@ pub(crate) enum Flaw {
     OneFails,
     /// The record of a retry shows that all other deliveries have failed.
     RetryCompletes,
+    /// A step that was delivered has succeeded, although it needs a confirmation.
+    DeliveredSuffices,
+    /// The next step does not wait for the confirmation.
+    NoWait,
 }
 
 /// A notification with a plan.
 #[derive(Debug)]
 pub(crate) struct Chain {
     pub(crate) crashes: u8,
+    /// Whether the first step succeeds only when its delivery is confirmed.
+    pub(crate) confirms: bool,
     pub(crate) flaw: Option<Flaw>,
+}
+
+/// What is known about the messages that the first step delivered. One report is about all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Report {
+    Arrived,
+    CameBack,
+    /// The time for a report has passed.
+    Silence,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,6 +123,9 @@ pub(crate) struct State {
     crashes: u8,
     /// Addresses, as bits, at which an attempt has ever failed for good.
     failed: u8,
+    /// Those at which one was ever delivered.
+    delivered: u8,
+    report: Option<Report>,
     /// How often the next step was sent.
     sent: u8,
     /// It was sent although the first step had succeeded, or still might.
@@ -134,11 +152,25 @@ pub(crate) enum Step {
     Publish(usize),
     Ack(usize),
     Crash(usize),
+    Report(Report),
 }
 
 impl Chain {
     fn is(&self, flaw: Flaw) -> bool {
         self.flaw == Some(flaw)
+    }
+
+    /// The rule of `plan::confirmation`, if the step needs one.
+    fn confirmation(&self, state: &State, records: &[(Part, Outcome)]) -> Progress {
+        let as_reported = |(part, outcome): &(Part, Outcome)| {
+            let outcome = match (outcome, state.report) {
+                (Outcome::Delivered, None | Some(Report::Silence)) if self.confirms => Outcome::Parked,
+                (Outcome::Delivered, Some(Report::CameBack)) if self.confirms => Outcome::Failed,
+                (outcome, _) => *outcome,
+            };
+            (*part, outcome)
+        };
+        self.progress(&records.iter().map(as_reported).collect::<Vec<_>>())
     }
 
     /// The rule of `plan::progress`.
@@ -205,12 +237,15 @@ impl Chain {
                     let sending = state
                         .passes()
                         .any(|pass| matches!(state.messages[pass.message].0, Work::Next { .. }));
-                    let waits = self.progress(&state.known(worker, true)) == Progress::Open;
+                    let is_open = self.confirmation(state, &state.known(worker, true)) == Progress::Open;
+                    let is_silent = state.report == Some(Report::Silence);
+                    let waits = is_open && !is_silent && !self.is(Flaw::NoWait);
+                    let awaits_report = self.confirms && state.delivered != 0 && state.report.is_none();
                     let others = state.messages.iter().enumerate();
                     let is_last = others
                         .clone()
                         .all(|(other, (_, place))| other == message || *place == Place::Done);
-                    if !follows && state.lag(worker).count() > 1 || sending || waits && !is_last {
+                    if !follows && state.lag(worker).count() > 1 || sending || waits && (awaits_report || !is_last) {
                         continue;
                     }
                 }
@@ -250,23 +285,34 @@ impl Chain {
         };
         let mut outcomes: Vec<(Part, Outcome)> = parts.into_iter().zip(outcomes.iter().copied()).collect();
         for (part, outcome) in &outcomes {
-            if let (Part::Attempt(address, _), Outcome::Failed) = (part, outcome) {
-                state.failed |= 1 << address;
+            match (part, outcome) {
+                (Part::Attempt(address, _), Outcome::Failed) => state.failed |= 1 << address,
+                (Part::Attempt(address, _), Outcome::Delivered) => state.delivered |= 1 << address,
+                _ => {}
             }
         }
         if matches!(work, Work::Next { .. }) {
-            if self.progress(&known) == Progress::Ended {
+            if self.confirmation(state, &known) == Progress::Ended {
                 // `plan_satisfied` or `plan_stopped`.
                 outcomes[0].1 = Outcome::Failed;
             } else {
-                let rules = Self { crashes: 0, flaw: None };
+                let rules = Self {
+                    crashes: 0,
+                    flaw: None,
+                    confirms: self.confirms,
+                };
+                let came_back = if state.report == Some(Report::CameBack) {
+                    state.delivered
+                } else {
+                    0
+                };
                 // After a crash an attempt that failed is made again, and may succeed.
                 let has_failed = if state.crashes < self.crashes {
-                    state.failed == (1 << ADDRESSES) - 1
+                    state.failed | came_back == (1 << ADDRESSES) - 1
                 } else {
-                    rules.progress(&state.truth()) == Progress::Failed
+                    rules.confirmation(state, &state.truth()) == Progress::Failed
                 };
-                state.is_early |= !has_failed;
+                state.is_early |= !has_failed && state.report != Some(Report::Silence);
                 state.sent += 1;
             }
         }
@@ -292,6 +338,9 @@ impl Chain {
             Progress::Failed => Next::Follows { is_open: false },
             Progress::Open if any(Outcome::Parked) || self.is(Flaw::NoSecondLook) => Next::None,
             Progress::Open => Next::Follows { is_open: true },
+            Progress::Ended if self.confirms && any(Outcome::Delivered) && !self.is(Flaw::DeliveredSuffices) => {
+                Next::Follows { is_open: true }
+            }
             Progress::Ended => Next::None,
         };
     }
@@ -404,6 +453,8 @@ impl Model for Chain {
             workers: [Worker::default(), Worker::default()],
             crashes: self.crashes,
             failed: 0,
+            delivered: 0,
+            report: None,
             sent: 0,
             is_early: false,
             is_hollow: false,
@@ -411,6 +462,9 @@ impl Model for Chain {
     }
 
     fn actions(&self, state: &State, steps: &mut Vec<Step>) {
+        if self.confirms && state.delivered != 0 && state.report.is_none() {
+            steps.extend([Report::Arrived, Report::CameBack, Report::Silence].map(Step::Report));
+        }
         for worker in 0..WORKERS {
             let Some(pass) = &state.workers[worker].pass else {
                 self.pulls(state, worker, steps);
@@ -459,6 +513,7 @@ impl Model for Chain {
                 let pass = next.workers[worker].pass.take()?;
                 next.messages[pass.message].1 = Place::Done;
             }
+            Step::Report(report) => next.report = Some(report),
             Step::Crash(worker) => {
                 next.crashes -= 1;
                 let pass = next.workers[worker].pass.take()?;
@@ -470,12 +525,12 @@ impl Model for Chain {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always(FOLLOWS, |_, state: &State| {
+            Property::always(FOLLOWS, |chain: &Chain, state: &State| {
                 let records = state.known(0, true);
                 let any =
                     |wanted: &dyn Fn(&Part, &Outcome) -> bool| records.iter().any(|(part, end)| wanted(part, end));
                 let is_over = any(&|part, _| matches!(part, Part::Next(_)))
-                    || any(&|_, end| matches!(end, Outcome::Delivered | Outcome::Unknown));
+                    || any(&|_, end| *end == Outcome::Unknown || *end == Outcome::Delivered && !chain.confirms);
                 !state.is_at_rest() || is_over
             }),
             Property::always(PROMISES_KEPT, |_, state: &State| !state.is_hollow),
@@ -488,7 +543,8 @@ impl Model for Chain {
 }
 
 pub(crate) const FOLLOWS: &str =
-    "when no step is left, the first step of the plan succeeded or is in doubt, or the next one has ended";
+    "when no step is left, the first step succeeded without a confirmation or is in doubt, or the next one has ended";
 pub(crate) const PROMISES_KEPT: &str = "the next step is stored before the receipt that promises it";
-pub(crate) const NOT_EARLY: &str = "the next step is sent only after every delivery of the one before has failed";
+pub(crate) const NOT_EARLY: &str =
+    "the next step is sent only after every delivery of the one before has failed, or its confirmation is overdue";
 pub(crate) const SENT_ONCE: &str = "the next step is sent once, or once more for each crash";

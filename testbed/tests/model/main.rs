@@ -379,26 +379,39 @@ fn every_rule_of_the_door_is_needed() {
 
 #[test]
 fn the_next_step_of_a_plan_follows_once_and_only_a_failed_one() {
-    for crashes in [0, 1] {
-        assert_holds(Chain { crashes, flaw: None });
+    for (crashes, confirms) in [(0, false), (1, false), (0, true)] {
+        assert_holds(Chain {
+            crashes,
+            confirms,
+            flaw: None,
+        });
     }
 }
 
 #[test]
 fn every_rule_of_plans_is_needed() {
     use chain::{FOLLOWS, Flaw, NOT_EARLY, PROMISES_KEPT, SENT_ONCE};
-    let rules: [(Flaw, u8, &[&'static str]); 7] = [
-        (Flaw::PromiseFirst, 0, &[PROMISES_KEPT]),
-        (Flaw::PromiseFirst, 1, &[FOLLOWS]),
-        (Flaw::NoSecondLook, 0, &[FOLLOWS]),
-        (Flaw::NewIds, 0, &[SENT_ONCE]),
-        (Flaw::DoubtFails, 0, &[NOT_EARLY]),
-        (Flaw::OneFails, 0, &[NOT_EARLY]),
-        (Flaw::RetryCompletes, 1, &[NOT_EARLY]),
+    let rules: [(Flaw, u8, bool, &[&'static str]); 9] = [
+        (Flaw::PromiseFirst, 0, false, &[PROMISES_KEPT]),
+        (Flaw::PromiseFirst, 1, false, &[FOLLOWS]),
+        (Flaw::NoSecondLook, 0, false, &[FOLLOWS]),
+        (Flaw::NewIds, 0, false, &[SENT_ONCE]),
+        (Flaw::DoubtFails, 0, false, &[NOT_EARLY]),
+        (Flaw::OneFails, 0, false, &[NOT_EARLY]),
+        (Flaw::RetryCompletes, 1, false, &[NOT_EARLY]),
+        (Flaw::DeliveredSuffices, 0, true, &[FOLLOWS]),
+        (Flaw::NoWait, 0, true, &[NOT_EARLY]),
     ];
-    for (flaw, crashes, expected) in rules {
+    for (flaw, crashes, confirms, expected) in rules {
         eprintln!("{flaw:?}");
         let flaw = Some(flaw);
-        assert_fails(Chain { crashes, flaw }, expected);
+        assert_fails(
+            Chain {
+                crashes,
+                confirms,
+                flaw,
+            },
+            expected,
+        );
     }
 }
