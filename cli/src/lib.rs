@@ -7,6 +7,7 @@ mod api;
 mod apply;
 mod apps;
 mod bounce;
+mod controls;
 mod dead;
 mod export;
 mod import;
@@ -53,6 +54,8 @@ enum Command {
     Dead(dead::DeadArgs),
     /// List, add or remove suppressed mailboxes and numbers.
     Suppressions(suppressions::SuppressionsArgs),
+    /// Hold or end work while everything runs.
+    Controls(controls::ControlsArgs),
     /// List, show and write apps, and their keys.
     Apps(apps::AppsArgs),
     /// Make regions and apps as a file has them, or print what would change.
@@ -135,6 +138,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Command::Bounce(args) => bounce::run(args, &mut out).await,
         Command::Dead(args) => dead::run(args, &mut out).await,
         Command::Suppressions(args) => suppressions::run(args, &mut out).await,
+        Command::Controls(args) => controls::run(args, &mut out).await,
         Command::Apps(args) => apps::run(args, &mut out).await,
         Command::Apply(args) => apply::run(args, &mut out).await,
         Command::Tail(args) => tail::run(args, &mut out).await,

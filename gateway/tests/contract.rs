@@ -11,9 +11,10 @@ use shared::{
 use utoipa::{PartialSchema, ToSchema};
 
 /// Schemas of lists and of what operators read: the page describes these in words.
-const IN_WORDS: [&str; 9] = [
+const IN_WORDS: [&str; 10] = [
     "AddressList",
     "AppList",
+    "ControlList",
     "Listed",
     "ReadyResponse",
     "RegionList",

@@ -43,6 +43,8 @@ words!(
         AppsWrite = "apps:write",
         /// Read apps and keys, without secrets.
         AppsRead = "apps:read",
+        /// Write and read controls: its own app's, of the whole mesh for an operator's key.
+        ControlsWrite = "controls:write",
     }
 );
 

@@ -176,11 +176,22 @@ uuid_id!(
     ErasureId
 );
 uuid_id!(
+    /// One control.
+    ControlId
+);
+uuid_id!(
     /// One job to one address. It is the `apns-id` of every attempt, so that retries are recognised.
     DeliveryId
 );
 
 impl ErasureId {
+    /// A new id, ordered by time.
+    pub fn fresh() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl ControlId {
     /// A new id, ordered by time.
     pub fn fresh() -> Self {
         Self(Uuid::now_v7())

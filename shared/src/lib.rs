@@ -10,6 +10,7 @@ pub mod channel;
 pub mod clock;
 pub mod content;
 pub mod contract;
+pub mod control;
 pub mod country;
 pub mod digest;
 pub mod failpoint;

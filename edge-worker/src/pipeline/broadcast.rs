@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use shared::broadcast::Broadcast;
+use shared::{broadcast::Broadcast, policy::Ruling};
 
 use super::{
     context::Pipeline,
@@ -38,7 +38,8 @@ impl Pipeline {
             }
         }
         let is_expired = broadcast.is_expired(self.clock.now());
-        if self.is_suspended(&broadcast.app) && self.unwanted(is_expired, broadcast.notification).is_none() {
+        let is_held = matches!(self.ruling_on_broadcast(&broadcast), Ruling::Wait { .. });
+        if is_held && self.unwanted(is_expired, broadcast.notification).is_none() {
             return Err(self.reschedule(pulled, work, None, broadcast.accepted_at).await);
         }
         match &broadcast.slice {

@@ -10,6 +10,7 @@ mod broadcast;
 mod conclude;
 mod consent;
 mod context;
+mod controls;
 mod dedupe;
 mod deliver;
 mod expand;
@@ -91,7 +92,7 @@ impl Pipeline {
         let fresh = self.dedupe(opened)?;
         let clear = self.end_interrupted(fresh).await?;
         let wanted = self.end_unwanted(clear)?;
-        let wanted = self.hold_suspended(wanted).await?;
+        let wanted = self.obey_controls(wanted).await?;
         let due = self.await_turn(wanted).await?;
         let addressed = self.resolve(due).await?;
         let agreed = self.consent(addressed)?;

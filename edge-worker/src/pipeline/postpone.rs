@@ -42,20 +42,21 @@ impl Pipeline {
         if pulled.tries < POSTPONED_AFTER_TRIES {
             return Stop::GiveBack(active.pulled.into(), retry_after);
         }
-        self.wait_on_schedule(active, reason, retry_after).await
+        self.wait_on_schedule(active, reason, retry_after, Timestamp::MAX).await
     }
 
-    /// Lets a job wait on a schedule at once because of `reason`, a stable word. One that cannot stays with the server for
-    /// `retry_after`, or longer.
+    /// Lets a job wait on a schedule at once because of `reason`, a stable word, at most until `at_most`. One that cannot stays with
+    /// the server for `retry_after`, or longer.
     pub(super) async fn wait_on_schedule(
         &self,
         active: ActiveJob,
         reason: &'static str,
         retry_after: Duration,
+        at_most: Timestamp,
     ) -> Stop {
         let (pulled, job) = (&active.pulled, Arc::clone(&active.job));
         let now = self.clock.now();
-        let until = self.back_at(&job);
+        let until = self.back_at(&job).min(at_most);
         let deferral = match Deferral::new(&job, until, reason) {
             Ok(deferral) if until > now => deferral,
             Ok(_) | Err(CannotDefer::Expires) => return Stop::GiveBack(active.pulled.into(), retry_after),

@@ -11,7 +11,6 @@ use shared::{
 };
 
 use super::{
-    border::UNPROVEN,
     context::Pipeline,
     in_flight::ActiveJob,
     settlement::{Settlement, Stop},
@@ -71,12 +70,9 @@ pub(super) fn receipt_of_expansion(broadcast: &Broadcast, expanded: Expanded, at
 }
 
 /// The receipt of a broadcast of which nothing is sent any more.
-pub(super) fn receipt_of_unwanted(broadcast: &Broadcast, state: State, at: Timestamp) -> Receipt {
+pub(super) fn receipt_of_unwanted(broadcast: &Broadcast, state: State, reason: &'static str, at: Timestamp) -> Receipt {
     Receipt {
-        reason: Some(match state {
-            State::Suppressed => UNPROVEN.into(),
-            _ => state.as_str().into(),
-        }),
+        reason: Some(Reason::Borrowed(reason)),
         ..receipt_of_broadcast(broadcast, state, at)
     }
 }

@@ -6,10 +6,12 @@ use shared::{
     broadcast::{Broadcast, Slice},
     failpoint::failpoint,
     nats::{broadcast as slices, subject::Tier},
+    policy::Ruling,
     receipt::{Expanded, Split, State},
 };
 
 use super::{
+    border::UNPROVEN,
     context::Pipeline,
     in_flight::Reservation,
     receipts::{receipt_of_expansion, receipt_of_unwanted},
@@ -36,10 +38,10 @@ impl Pipeline {
             }
         };
         if earlier.is_none()
-            && let Some(state) = self.ending(&pulled, broadcast)
+            && let Some((state, reason)) = self.ending(&pulled, broadcast)
         {
             self.telemetry.metrics.delivery(None, state);
-            let receipt = receipt_of_unwanted(broadcast, state, self.clock.now());
+            let receipt = receipt_of_unwanted(broadcast, state, reason, self.clock.now());
             return Ok(Settlement::of_broadcast(pulled, broadcast, reservation, Some(receipt)));
         }
         let split = match earlier {
@@ -55,14 +57,19 @@ impl Pipeline {
         Ok(Settlement::of_broadcast(pulled, broadcast, reservation, Some(receipt)))
     }
 
-    /// The state in which a broadcast ends that has expired, was withdrawn, or came from another region without a proof; `None`
-    /// if it is to be sent.
-    fn ending(&self, pulled: &Pulled, broadcast: &Broadcast) -> Option<State> {
+    /// The state in which a broadcast ends, and the reason, that has expired, was withdrawn, came from another region without a
+    /// proof, or is ended by a control; `None` if it is to be sent.
+    fn ending(&self, pulled: &Pulled, broadcast: &Broadcast) -> Option<(State, &'static str)> {
         if self.needs_proof(pulled) && !self.is_proven_broadcast(pulled, broadcast) {
             tracing::error!(job = %broadcast.id, origin = %broadcast.origin, "a broadcast came from another region without a proof; it is not sent");
-            return Some(State::Suppressed);
+            return Some((State::Suppressed, UNPROVEN));
         }
-        self.unwanted(broadcast.is_expired(self.clock.now()), broadcast.notification)
+        let unwanted = self.unwanted(broadcast.is_expired(self.clock.now()), broadcast.notification);
+        match (unwanted, self.ruling_on_broadcast(broadcast)) {
+            (Some(state), _) => Some((state, state.as_str())),
+            (None, Ruling::Drop { state, why }) => Some((state, why)),
+            (None, Ruling::Send | Ruling::Wait { .. }) => None,
+        }
     }
 
     /// Whether a gateway of this mesh accepted this broadcast, or the broadcast of this slice.

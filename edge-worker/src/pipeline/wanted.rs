@@ -1,19 +1,14 @@
 //! Ends jobs that nobody wants any more, or that may reach nobody, before anything is asked about their recipients: a job that
 //! cannot be worked on must end with its notification.
 
-use std::time::Duration;
-
 use shared::{
-    id::{AppId, NotificationId},
+    id::NotificationId,
     job::{Addressee, Job},
     receipt::State,
 };
 
 use super::{context::Pipeline, in_flight::ActiveJob, interrupted::Clear, settlement::Step};
 use crate::ledger::History;
-
-/// How long work of a suspended app stays with the server that cannot wait on a schedule.
-const RETRY_SUSPENDED_AFTER: Duration = Duration::from_secs(30);
 
 /// The reason of a message that a test key sent to a recipient who is not a test recipient of its app.
 pub(super) const NOT_LISTED: &str = "not_listed";
@@ -49,21 +44,6 @@ impl Pipeline {
     pub(super) fn is_unlisted(&self, job: &Job) -> bool {
         let tenants = self.config.tenants();
         job.trial.test_key && tenants.apps.get(&job.app).is_none_or(|app| !app.lets_reach(job))
-    }
-
-    /// Holds a job of an app that is suspended, without an attempt. It waits on a schedule from its first try: with the server
-    /// it would take the places of other apps' work in the lane. Members of a slice that has begun are worked off.
-    pub(super) async fn hold_suspended(&self, wanted: Wanted) -> Step<Wanted> {
-        let job = &wanted.active.job;
-        if job.slice.is_some() && job.remaining.is_none() || !self.is_suspended(&job.app) {
-            return Ok(wanted);
-        }
-        Err(Box::pin(self.wait_on_schedule(wanted.active, "suspended", RETRY_SUSPENDED_AFTER)).await)
-    }
-
-    /// Whether the operator suspended `app`.
-    pub(super) fn is_suspended(&self, app: &AppId) -> bool {
-        self.config.tenants().apps.get(app).is_some_and(|app| app.suspended)
     }
 
     /// The state in which work on `notification` ends that has expired or was withdrawn; `None` if it is still wanted.

@@ -1,13 +1,16 @@
 //! The one way in which apps, keys and regions are written: who may, what is checked, and that of two writers who read the
 //! same entry one is refused.
 
+use std::sync::Arc;
+
 use async_nats::jetstream;
 use serde::{Deserialize, Serialize};
 use shared::{
     api_key::{ApiKey, NewKey, Presented, Scope},
     app::App,
     clock::Clock,
-    id::{AppId, Region},
+    control::Control,
+    id::{AppId, ControlId, Region},
     invalid::Invalid,
     nats::{
         config::{self, NotCurrent, NotLoaded, Tenants},
@@ -24,6 +27,9 @@ use super::{
 
 /// Most keys of one app.
 const APP_KEYS_MAX: usize = 100;
+
+/// Most controls that the keys of one app made, and most that operators made.
+const CONTROLS_MAX: (usize, usize) = (100, 1000);
 
 /// The members of an app that its own key may change. All others are the operator's: what they cost, where data lives, and
 /// which hosts Peal connects to.
@@ -156,25 +162,25 @@ impl Desk {
         Self { hub, mesh_key, clock }
     }
 
-    /// Who the holder of `presented` is, as the hub's leader knows at this moment.
-    pub(super) async fn authority(&self, presented: &Presented) -> Result<Authority, Refusal> {
+    /// Who the holder of `presented` is, as the hub's leader knows at this moment, if its key has the scope `needed`.
+    pub(super) async fn authority(&self, presented: &Presented, needed: Scope) -> Result<Authority, Refusal> {
         let now = self.clock.now();
         let legacies = config::current_legacies(&self.hub, &self.mesh_key).await?;
         let admitted = |key: &ApiKey| key.admits(&self.mesh_key, &legacies, presented, now);
-        let may_write = |key: &ApiKey| key.scopes.contains(&Scope::AppsWrite);
+        let may_write = |key: &ApiKey| key.scopes.contains(&needed);
         let operator = config::current_operator(&self.hub, &presented.key_id).await?.value;
         if let Some(key) = operator.filter(admitted) {
             return if may_write(&key) {
                 Ok(Authority::Operator)
             } else {
-                Err(Refusal::Lacking(Scope::AppsWrite))
+                Err(Refusal::Lacking(needed))
             };
         }
         let key = config::current_key(&self.hub, &presented.key_id).await?.value;
         let key = key.filter(admitted).ok_or(Refusal::Unauthenticated)?;
         // A key for tests must not make one that is none.
         if key.test || !may_write(&key) {
-            return Err(Refusal::Lacking(Scope::AppsWrite));
+            return Err(Refusal::Lacking(needed));
         }
         let app = config::current_app(&self.hub, &key.app).await?.value;
         match app {
@@ -336,6 +342,61 @@ impl Desk {
     }
 }
 
+impl Desk {
+    /// Makes a control. An app's own key makes those that name its app.
+    pub(super) async fn add_control(&self, by: &Authority, control: Control) -> Result<Control, Refusal> {
+        let control = Control {
+            id: ControlId::fresh(),
+            by_operator: matches!(by, Authority::Operator),
+            created_at: self.clock.now(),
+            ..control
+        };
+        control.check()?;
+        if let Authority::App(own, _) = by
+            && control.scope.app.as_ref() != Some(own)
+        {
+            return Err(Invalid::new("app", format_args!("must be {own}, the app of the key")).into());
+        }
+        let known = config::read_once(&self.hub).await?;
+        if let Some(region) = &control.scope.region
+            && !known.regions.contains_key(region)
+        {
+            return Err(Invalid::new("region", "must be a region of this mesh").into());
+        }
+        if let Some(app) = &control.scope.app
+            && !known.apps.contains_key(app)
+        {
+            return Err(no_app());
+        }
+        let is_of_same = |known: &&Arc<Control>| {
+            known.by_operator == control.by_operator && (control.by_operator || known.scope.app == control.scope.app)
+        };
+        let count = known.controls.values().filter(is_of_same).count();
+        let (of_app, of_operators) = CONTROLS_MAX;
+        let max = if control.by_operator { of_operators } else { of_app };
+        if count >= max {
+            let rule = format_args!("must be removed from the list first: at most {max} controls are kept");
+            return Err(Invalid::new("id", rule).into());
+        }
+        config::create_control(&self.hub, &control).await?;
+        tracing::info!(id = %control.id, action = %control.action, who = control.who, "control made");
+        Ok(control)
+    }
+
+    /// Removes a control. An app's own key removes those that a key of its app made.
+    pub(super) async fn remove_control(&self, by: &Authority, who: &str, id: ControlId) -> Result<(), Refusal> {
+        let known = config::read_once(&self.hub).await?;
+        let control = known.controls.get(&id).filter(|control| by.sees(control));
+        let control = control.ok_or_else(|| Refusal::NotFound("control".to_owned()))?;
+        if control.by_operator && !matches!(by, Authority::Operator) {
+            return Err(Refusal::OperatorOnly("id".to_owned()));
+        }
+        config::remove_control(&self.hub, id).await?;
+        tracing::info!(%id, who, "control removed");
+        Ok(())
+    }
+}
+
 fn no_app() -> Refusal {
     Refusal::NotFound("app".to_owned())
 }
@@ -358,6 +419,14 @@ impl Authority {
         match self {
             Self::App(own, _) if own != app => Err(no_app()),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether it may see this control: an app, those that name it.
+    fn sees(&self, control: &Control) -> bool {
+        match self {
+            Self::Operator => true,
+            Self::App(own, _) => control.scope.app.as_ref() == Some(own),
         }
     }
 

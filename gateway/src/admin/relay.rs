@@ -15,8 +15,10 @@ use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use shared::{
+    api_key::{Presented, Scope},
     clock::Clock,
-    id::{AppId, Region},
+    control::Control,
+    id::{AppId, ControlId, Region},
     nats::{roles::Role, subject},
     seal::{MeshKey, Vault},
     site::Site,
@@ -76,6 +78,23 @@ pub(crate) enum Act {
         if_match: Option<String>,
         mode: Mode,
     },
+    /// The admin gateway gives it its id and its time.
+    AddControl(Control),
+    RemoveControl(ControlId),
+}
+
+impl Act {
+    /// What the caller's key must be allowed.
+    fn scope(&self) -> Scope {
+        match self {
+            Self::PutApp { .. }
+            | Self::DeleteApp { .. }
+            | Self::IssueKey { .. }
+            | Self::RevokeKey { .. }
+            | Self::PutRegion { .. } => Scope::AppsWrite,
+            Self::AddControl(_) | Self::RemoveControl(_) => Scope::ControlsWrite,
+        }
+    }
 }
 
 /// The JSON of an app as the caller sent it, with its secrets: [`AppDocument`] does not write them.
@@ -88,6 +107,7 @@ pub(crate) enum Done {
     App(Box<Written>),
     Key(KeyDocument),
     Region(Vec<Change>),
+    Control(Control),
     Removed,
 }
 
@@ -247,8 +267,8 @@ impl Counter {
     }
 
     async fn carry_out(&self, question: Question) -> Result<Done, Refusal> {
-        let presented = question.key.parse().map_err(|_| Refusal::Unauthenticated)?;
-        let by = self.desk.authority(&presented).await?;
+        let presented: Presented = question.key.parse().map_err(|_| Refusal::Unauthenticated)?;
+        let by = self.desk.authority(&presented, question.act.scope()).await?;
         match question.act {
             Act::PutApp {
                 document,
@@ -285,6 +305,17 @@ impl Counter {
                 let writing = self.desk.put_region(&by, &region, &site, if_match.as_deref(), mode);
                 let changes = writing.await?;
                 Ok(Done::Region(changes))
+            }
+            Act::AddControl(control) => {
+                let who = presented.key_id;
+                self.desk
+                    .add_control(&by, Control { who, ..control })
+                    .await
+                    .map(Done::Control)
+            }
+            Act::RemoveControl(id) => {
+                self.desk.remove_control(&by, &presented.key_id, id).await?;
+                Ok(Done::Removed)
             }
         }
     }

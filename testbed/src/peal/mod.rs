@@ -135,7 +135,7 @@ impl Peal {
     pub async fn operator_key(&self) -> anyhow::Result<String> {
         let hub = gateway::provision::hub(self.connect_as_operator().await?);
         let mesh_key = MeshKey::from_base64(&self.mesh_key)?;
-        let key = NewKey::with(&[Scope::AppsWrite, Scope::AppsRead]);
+        let key = NewKey::with(&[Scope::AppsWrite, Scope::AppsRead, Scope::ControlsWrite]);
         Ok(gateway::provision::issue_operator_key(&hub, &mesh_key, key).await?)
     }
 

@@ -15,6 +15,7 @@ use testbed::{
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
+    controls,
     rig::{TIMEOUT, app, plan, region},
     roles::Intruder,
 };
@@ -102,6 +103,7 @@ fn bank(peal: &Peal) -> Value {
         },
         "keys": [{ "name": "all", "scopes": [
             "notifications:write", "notifications:read", "recipients:write", "recipients:read", "apps:write", "apps:read",
+            "controls:write",
         ] }],
     })
 }
@@ -237,6 +239,7 @@ async fn an_app_lives_and_ends_by_the_api() {
     codes.sort_unstable();
     assert_eq!(codes, [(200, ""), (412, "version_conflict")]);
 
+    controls::obeyed(&peal, &operator, &key).await;
     suspension(&mut peal, &operator, &key).await;
     revocation(&mut peal, &operator, &key, listening).await;
 

@@ -8,6 +8,7 @@ mod rig;
 
 mod accounts;
 mod apps;
+mod controls;
 mod entry;
 mod foreign;
 mod hub;

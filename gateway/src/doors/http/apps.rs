@@ -376,11 +376,11 @@ pub(crate) async fn put_region(
 }
 
 /// Has an admin gateway do it.
-async fn carry_out(api: &Api, by: &Administrator<ToWriteApps>, act: Act) -> Result<Done, Problem> {
+pub(super) async fn carry_out<R>(api: &Api, by: &Administrator<R>, act: Act) -> Result<Done, Problem> {
     let key = by.key.as_ref().ok_or_else(|| {
         Problem::new(
             UNAUTHENTICATED,
-            "A write of apps takes the API key itself: an admin gateway checks it again.",
+            "This write takes the API key itself: an admin gateway checks it again.",
         )
     })?;
     let turn = api.relay.enter(&by.title());
@@ -394,7 +394,7 @@ async fn carry_out(api: &Api, by: &Administrator<ToWriteApps>, act: Act) -> Resu
     }
 }
 
-fn unreachable() -> Problem {
+pub(super) fn unreachable() -> Problem {
     let detail = "No admin gateway answers, perhaps because this region is cut off from the hub. What exists is served meanwhile. \
         Something may have been written: read before you repeat.";
     Problem::new(ADMIN_UNREACHABLE, detail)
@@ -406,7 +406,7 @@ fn version_of(api: &Api, app: &AppId) -> String {
 }
 
 /// Waits until this gateway knows what was written, so that whoever was answered can use it here.
-async fn known(api: &Api, is_known: impl Fn(&Tenants) -> bool) {
+pub(super) async fn known(api: &Api, is_known: impl Fn(&Tenants) -> bool) {
     let config = &api.context.config;
     let mut changes = config.changes();
     let waiting = async {

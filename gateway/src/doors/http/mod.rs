@@ -8,6 +8,7 @@ mod auth;
 mod body;
 pub(crate) mod callbacks;
 mod connections;
+mod controls;
 mod dead_letters;
 mod erasures;
 mod exports;
@@ -81,6 +82,8 @@ fn service_routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(apps::revoke_key))
         .routes(routes!(apps::list_regions))
         .routes(routes!(apps::put_region))
+        .routes(routes!(controls::list, controls::add))
+        .routes(routes!(controls::remove))
         .routes(routes!(callbacks::post))
         .routes(routes!(openapi::document))
         .routes(routes!(health::healthz))

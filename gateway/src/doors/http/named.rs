@@ -4,7 +4,7 @@ use axum::extract::{FromRequestParts, Path};
 use http::{HeaderName, request};
 use serde::de::DeserializeOwned;
 use shared::{
-    id::{AddressId, AppId, ErasureId, EventId, NotificationId, RecipientId, Region, Topic},
+    id::{AddressId, AppId, ControlId, ErasureId, EventId, NotificationId, RecipientId, Region, Topic},
     invalid::Invalid,
     suppression::SuppressionId,
 };
@@ -76,6 +76,17 @@ impl<S: Send + Sync> FromRequestParts<S> for Named<ErasureId> {
         text.parse()
             .map(Self)
             .map_err(|_| Problem::new(NOT_FOUND, "Erasure ids are UUIDs."))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Named<ControlId> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let text: String = segments(request, state).await?;
+        text.parse()
+            .map(Self)
+            .map_err(|_| Problem::new(NOT_FOUND, "Ids of controls are UUIDs."))
     }
 }
 

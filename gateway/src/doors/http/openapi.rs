@@ -38,6 +38,7 @@ use super::{
         (name = "suppressions", description = "Mailboxes and numbers that are not sent to"),
         (name = "topics", description = "Groups of recipients to broadcast to"),
         (name = "apps", description = "Tenants, their keys and credentials, and the regions of the mesh"),
+        (name = "controls", description = "What is held or ended while everything runs"),
         (name = "operations", description = "For those who run the mesh"),
     ),
 )]

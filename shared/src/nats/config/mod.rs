@@ -27,8 +27,9 @@ use super::{
 use crate::{
     api_key::ApiKey,
     app::App,
+    control::Control,
     digest,
-    id::{AppId, Region},
+    id::{AppId, ControlId, Region},
     id_key::IdKey,
     invalid::Invalid,
     proof::Prover,
@@ -44,11 +45,12 @@ const ID_KEY: &str = "id_key";
 const PROOFS: &str = "proofs";
 
 /// The kinds of entries that an admin gateway writes.
-pub(super) const KINDS_OF_ADMIN: [&str; 3] = [APP, KEY, REGION];
+pub(super) const KINDS_OF_ADMIN: [&str; 4] = [APP, KEY, REGION, CONTROL];
 
 const APP: &str = "app";
 const KEY: &str = "key";
 const REGION: &str = "region";
+const CONTROL: &str = "control";
 
 /// Keys of operators are another kind than those of apps, so that no lookup of an app's key finds one. Former programs do not
 /// know the kind and pass over it.
@@ -70,6 +72,10 @@ pub struct Tenants {
     pub operators: HashMap<String, Arc<ApiKey>>,
     /// The regions of the mesh, by name.
     pub regions: BTreeMap<Region, Site>,
+    /// The controls by id. Those that are over stay until somebody removes them.
+    pub controls: BTreeMap<ControlId, Arc<Control>>,
+    /// The same by the app that they name: the number of those of one app makes no other's work slower.
+    controls_on: HashMap<Option<AppId>, Vec<Arc<Control>>>,
     /// The mesh's key of ids; absent in a mesh that version 0.1 provisioned.
     id_key: Option<Sealed>,
     /// Since when messages that come from another region need a proof or a signature; `None` while programs of 0.1, which
@@ -237,6 +243,13 @@ impl Tenants {
         self.proofs_since.is_some()
     }
 
+    /// The controls that may cover work of `app`: those that name it, and those that name none.
+    pub fn controls_on(&self, app: &AppId) -> impl Iterator<Item = &Control> {
+        let of = |app: &Option<AppId>| self.controls_on.get(app).into_iter().flatten();
+        let all = (!self.controls_on.is_empty()).then(|| of(&None).chain(of(&Some(app.clone()))));
+        all.into_iter().flatten().map(AsRef::as_ref)
+    }
+
     /// The version of an app's entry; empty if there is none.
     pub fn version_of_app(&self, app: &AppId) -> &str {
         self.version(APP, app.as_str())
@@ -310,6 +323,23 @@ impl Tenants {
             (REGION, None) => {
                 self.versions.remove(&(REGION, name.to_owned()));
                 self.regions.retain(|region, _| region.as_str() != name);
+            }
+            (CONTROL, value) => {
+                let Ok(id) = name.parse() else { return Ok(()) };
+                let former = match value {
+                    Some(value) => {
+                        let control: Arc<Control> = tolerant::read::<Control>(value)?.into();
+                        let app = control.scope.app.clone();
+                        self.controls_on.entry(app).or_default().push(Arc::clone(&control));
+                        self.controls.insert(id, control)
+                    }
+                    None => self.controls.remove(&id),
+                };
+                if let Some(former) = former
+                    && let Some(known) = self.controls_on.get_mut(&former.scope.app)
+                {
+                    known.retain(|control| !Arc::ptr_eq(control, &former));
+                }
             }
             // A removal changes nothing: every process would have to forget the key at the same time.
             ("mesh", Some(value)) if name == ID_KEY => {
@@ -422,6 +452,25 @@ pub async fn current_legacies(hub: &jetstream::Context, mesh_key: &MeshKey) -> R
 /// [`NotCurrent`], within two seconds.
 pub async fn current_region(hub: &jetstream::Context, region: &Region) -> Result<Current<Site>, NotCurrent> {
     entry(hub, REGION, region.as_str()).await
+}
+
+/// Writes a new control.
+///
+/// # Errors
+/// When the hub did not confirm that it stored the entry.
+pub async fn create_control(hub: &jetstream::Context, control: &Control) -> Result<(), NotStored> {
+    let value = serde_json::to_vec(control).expect("configuration always serializes");
+    write(hub, expecting(0), CONTROL, &control.id.to_string(), value).await
+}
+
+/// Removes a control. Safe to repeat.
+///
+/// # Errors
+/// When the hub did not confirm that it stored the removal.
+pub async fn remove_control(hub: &jetstream::Context, id: ControlId) -> Result<(), NotStored> {
+    let mut headers = super::version::headers();
+    headers.insert("KV-Operation", "DEL");
+    write(hub, headers, CONTROL, &id.to_string(), Vec::new()).await
 }
 
 /// Writes an app in the place of `former`. Returns its version.

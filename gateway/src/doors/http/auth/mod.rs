@@ -71,6 +71,7 @@ requires!(
     ToExport = RecipientsExport, None, true;
     ToWriteApps = AppsWrite, None, false;
     ToReadApps = AppsRead, None, true;
+    ToControl = ControlsWrite, None, false;
 );
 
 /// The app that makes the request, known only from its API key. A handler that takes `Caller<ToSend>` can only be
