@@ -131,7 +131,7 @@ impl Gateway {
         let receipts = Receipts::new(js.clone(), border.clone(), settings.limits.status_notifications);
         let stores = Regions::new(js.clone(), here.clone(), config.clone(), &mesh_key);
         let (troubled, alerted_to) = mpsc::channel(RECEIVERS_WAITING_MAX);
-        lifecycle.spawn_endless("questions", stores.clone().answer_forever(troubled));
+        lifecycle.spawn_endless("questions", stores.clone().answer_forever(clock.clone(), troubled));
         let context = Arc::new(Context {
             here,
             js,

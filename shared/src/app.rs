@@ -12,6 +12,7 @@ use crate::{
     id::{AccountKey, AppId, Category, RecipientId, Region},
     invalid::Invalid,
     job::Job,
+    page::Page,
     policy::{
         category::{self, Categories, CategoryKind},
         quiet::{self, QuietHours},
@@ -78,6 +79,9 @@ pub struct App {
     /// What applies to the notifications of each category.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub categories: Categories,
+    /// How the pages look to which its links lead.
+    #[serde(default, skip_serializing_if = "Page::is_none")]
+    pub page: Page,
     /// When recipients are not to be disturbed who set no quiet hours of their own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quiet_hours: Vec<QuietHours>,
@@ -258,6 +262,7 @@ impl App {
             spend_caps: Vec::new(),
             allowed_hosts: Vec::new(),
             categories: BTreeMap::new(),
+            page: Page::none(),
             quiet_hours: Vec::new(),
             unknown_zone: UnknownZone::App,
             timezone: None,
@@ -467,6 +472,8 @@ struct Stored {
     #[serde(default)]
     categories: BTreeMap<String, Value>,
     #[serde(default)]
+    page: Page,
+    #[serde(default)]
     quiet_hours: Vec<Value>,
     /// A word of a newer version is as if it were absent.
     #[serde(default)]
@@ -529,6 +536,7 @@ impl From<Stored> for App {
             spend_caps: stored.spend_caps,
             allowed_hosts: stored.allowed_hosts,
             categories: category::stored(stored.categories),
+            page: stored.page,
             quiet_hours: quiet::stored(stored.quiet_hours),
             unknown_zone: stored
                 .unknown_zone

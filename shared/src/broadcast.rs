@@ -96,6 +96,7 @@ impl Broadcast {
             discounted: 0,
             remaining: None,
             slice: self.slice.as_ref().map(|slice| slice.number),
+            topic: Some(self.topic.clone()),
             event: self.event.clone(),
             to: Addressee::Recipient(recipient),
             // The proof of the broadcast covers another body.

@@ -51,6 +51,11 @@ impl IdKey {
         Ok(Self(Some(hmac::Key::new(hmac::HMAC_SHA256, &bytes).into())))
     }
 
+    /// Whether there is a key, and so references and links can be made.
+    pub const fn signs(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// The HMAC over `parts`, each with its length; `None` without a key.
     pub(crate) fn mac(&self, parts: &[&[u8]]) -> Option<[u8; MAC_BYTES]> {
         let mut signing = hmac::Context::with_key(self.0.as_ref()?);

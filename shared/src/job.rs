@@ -9,7 +9,7 @@ use crate::{
     body::{Body, To},
     channel::{Channel, Class},
     content::Content,
-    id::{AddressId, AppId, Category, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region},
+    id::{AddressId, AppId, Category, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region, Topic},
     id_key::IdKey,
     plan::Place,
     proof::{Claims, Proof},
@@ -56,6 +56,8 @@ pub struct Job {
     pub remaining: Option<Vec<AddressId>>,
     /// Number of the broadcast's slice that this job was expanded from.
     pub slice: Option<u32>,
+    /// The topic of that broadcast.
+    pub topic: Option<Topic>,
     /// The caller's name for what happened.
     pub event: EventId,
     /// The person, thing or address to be reached.

@@ -1,6 +1,4 @@
-//! Recipients: their addresses, preferences and topics.
-
-use std::collections::BTreeMap;
+//! Recipients: their addresses, preferences and topics, each a fact of its own.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -8,11 +6,10 @@ use utoipa::ToSchema;
 
 use crate::{
     address::Address,
-    channel::Channel,
-    id::{AddressId, AppId, Category, RecipientId, Region, Topic},
+    id::{AddressId, AppId, RecipientId, Region, Topic},
     invalid::Invalid,
-    policy::quiet::QuietHours,
-    tolerant::{self, objects},
+    preferences::Preferences,
+    tolerant,
 };
 
 /// The home, the language and the time zone of a recipient.
@@ -29,38 +26,6 @@ pub struct Profile {
     /// When the profile was last written.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
-}
-
-/// What a recipient agreed to receive. Absent means agreed.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default, remote = "Self")]
-pub struct Preferences {
-    /// `false` opts out of everything on that channel.
-    #[serde(deserialize_with = "tolerant::or_default")]
-    pub channels: BTreeMap<Channel, bool>,
-    /// By category and channel; `false` opts out of that category on that channel.
-    #[serde(deserialize_with = "tolerant::or_default")]
-    pub categories: BTreeMap<Category, BTreeMap<Channel, bool>>,
-    /// When not to disturb; those of the app if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub quiet_hours: Option<Vec<QuietHours>>,
-}
-
-objects!(Preferences);
-
-impl Preferences {
-    /// Whether a notification of `category` may be sent on `channel`.
-    pub fn allows(&self, channel: Channel, category: Option<&Category>) -> bool {
-        let agreed = |choice: Option<&bool>| choice.copied().unwrap_or(true);
-        agreed(self.channels.get(&channel))
-            && category.is_none_or(|category| {
-                agreed(
-                    self.categories
-                        .get(category)
-                        .and_then(|channels| channels.get(&channel)),
-                )
-            })
-    }
 }
 
 /// Membership of a recipient in a topic.
@@ -195,25 +160,4 @@ pub struct RecipientKey {
     pub app: AppId,
     /// The recipient, unique in its app.
     pub recipient: RecipientId,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn preferences_default_to_agreed_and_category_narrows_channel() {
-        let category: Category = "offers".parse().unwrap();
-        let mut preferences = Preferences::default();
-        assert!(preferences.allows(Channel::Push, Some(&category)));
-        preferences
-            .categories
-            .entry(category.clone())
-            .or_default()
-            .insert(Channel::Push, false);
-        assert!(!preferences.allows(Channel::Push, Some(&category)));
-        assert!(preferences.allows(Channel::Push, None));
-        preferences.channels.insert(Channel::Push, false);
-        assert!(!preferences.allows(Channel::Push, None));
-    }
 }

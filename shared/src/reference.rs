@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     channel::Channel,
-    id::{AddressId, AppId, Category, DeliveryId, JobId, NotificationId, Region},
+    id::{AddressId, AppId, Category, DeliveryId, JobId, NotificationId, RecipientId, Region},
     id_key::{IdKey, MAC_BYTES, MAC_BYTES_MIN},
 };
 
@@ -42,6 +42,9 @@ pub fn is_short(text: &str) -> bool {
 /// Most bytes of a category.
 const CATEGORY_BYTES_MAX: usize = 64;
 
+/// Most bytes of the id of a recipient.
+const RECIPIENT_BYTES_MAX: usize = 128;
+
 /// What a reference is for. One for a purpose is none for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
@@ -49,6 +52,7 @@ enum Purpose {
     /// The same in a bounce address.
     Bounce,
     Unsubscription,
+    Preferences,
 }
 
 impl Purpose {
@@ -57,6 +61,7 @@ impl Purpose {
             Self::Report => "report",
             Self::Bounce => "bounce",
             Self::Unsubscription => "unsubscription",
+            Self::Preferences => "preferences",
         }
     }
 }
@@ -208,6 +213,54 @@ impl Unsubscription {
     }
 }
 
+/// The right to see and change the preferences of a recipient, from a link that its app gave away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreferenceLink {
+    /// The recipient, of the app of the link.
+    pub recipient: RecipientId,
+    /// When the right ends, to the second.
+    pub expires_at: Timestamp,
+}
+
+impl PreferenceLink {
+    /// The token of the link, for a recipient of `app` in whatever region: the app, a dot, and base64url. `None` if the mesh has no
+    /// key of ids.
+    pub fn sign(&self, ids: &IdKey, app: &AppId) -> Option<String> {
+        let seconds = u32::try_from(self.expires_at.as_second()).unwrap_or_default();
+        let mut bytes = vec![LAYOUT];
+        bytes.extend_from_slice(&seconds.to_be_bytes());
+        bytes.extend_from_slice(self.recipient.as_str().as_bytes());
+        let mac = ids.mac(&parts(Purpose::Preferences, app, "", &bytes))?;
+        bytes.extend_from_slice(&mac);
+        Some(format!("{app}.{}", URL_SAFE_NO_PAD.encode(bytes)))
+    }
+
+    /// Reads the token of a link, and finds its app. `None` if this mesh did not sign it. Whether it has ended is for the caller to
+    /// say.
+    pub fn open(ids: &IdKey, token: &str) -> Option<(AppId, Self)> {
+        const LONGEST: usize = 5 + RECIPIENT_BYTES_MAX + MAC_BYTES;
+        let (app, text) = token.split_once('.')?;
+        let app: AppId = app.parse().ok()?;
+        if text.len() > LONGEST.div_ceil(3) * 4 {
+            return None;
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let (signed, mac) = bytes.split_last_chunk::<MAC_BYTES>()?;
+        if !ids.verifies(&parts(Purpose::Preferences, &app, "", signed), mac) {
+            return None;
+        }
+        let (LAYOUT, rest) = signed.split_first().map(|(layout, rest)| (*layout, rest))? else {
+            return None;
+        };
+        let (seconds, recipient) = rest.split_first_chunk::<4>()?;
+        let link = Self {
+            recipient: std::str::from_utf8(recipient).ok()?.parse().ok()?,
+            expires_at: Timestamp::from_second(u32::from_be_bytes(*seconds).into()).ok()?,
+        };
+        Some((app, link))
+    }
+}
+
 /// What was signed in `text`, and the region that it was signed for.
 fn open<'a>(
     ids: &IdKey,
@@ -225,22 +278,23 @@ fn open<'a>(
     let mac_at = bytes.len().checked_sub(mac_bytes)?;
     let given = bytes.split_off(mac_at);
     let home = regions.into_iter().find(|home| {
-        let parts = parts(purpose, app, home, &bytes);
+        let parts = parts(purpose, app, home.as_str(), &bytes);
         ids.verifies(&parts, &given)
     })?;
     Some((bytes, home))
 }
 
 fn mac(ids: &IdKey, purpose: Purpose, app: &AppId, home: &Region, signed: &[u8]) -> Option<[u8; MAC_BYTES]> {
-    ids.mac(&parts(purpose, app, home, signed))
+    ids.mac(&parts(purpose, app, home.as_str(), signed))
 }
 
-fn parts<'a>(purpose: Purpose, app: &'a AppId, home: &'a Region, signed: &'a [u8]) -> [&'a [u8]; 5] {
+/// What an HMAC covers. A link that is good in every region has no `home`, and no region has that name.
+fn parts<'a>(purpose: Purpose, app: &'a AppId, home: &'a str, signed: &'a [u8]) -> [&'a [u8]; 5] {
     [
         b"reference",
         purpose.as_str().as_bytes(),
         app.as_str().as_bytes(),
-        home.as_str().as_bytes(),
+        home.as_bytes(),
         signed,
     ]
 }
@@ -313,7 +367,48 @@ mod tests {
             let eu = [region("eu")];
             prop_assert_eq!(Reference::open(&id_key(7), &app("shop"), &eu, &text), None);
             prop_assert_eq!(Unsubscription::open(&id_key(7), &eu, &text), None);
+            prop_assert_eq!(PreferenceLink::open(&id_key(7), &text), None);
         }
+
+        #[test]
+        fn a_link_to_preferences_is_read_as_it_was_signed(recipient in "[^\\s\\x00-\\x1f\\x7f-\\x9f]{1,32}", seconds: u32, at: prop::sample::Index) {
+            let link = PreferenceLink {
+                recipient: recipient.parse().unwrap(),
+                expires_at: Timestamp::from_second(seconds.into()).unwrap(),
+            };
+            let token = link.sign(&id_key(7), &app("shop")).unwrap();
+            prop_assert_eq!(PreferenceLink::open(&id_key(7), &token), Some((app("shop"), link)));
+            prop_assert_eq!(PreferenceLink::open(&id_key(8), &token), None);
+            prop_assert_eq!(PreferenceLink::open(&id_key(7), &token.replace("shop.", "bank.")), None);
+            let mut changed = token.clone().into_bytes();
+            let at = at.index(changed.len());
+            changed[at] = if changed[at] == b'a' { b'b' } else { b'a' };
+            prop_assert_eq!(PreferenceLink::open(&id_key(7), std::str::from_utf8(&changed).unwrap()), None);
+        }
+    }
+
+    #[test]
+    fn a_link_to_preferences_opens_nothing_else_and_nothing_else_opens_them() {
+        let (eu, ids) = ([region("eu")], id_key(7));
+        let link = |recipient: &str| PreferenceLink {
+            recipient: recipient.parse().unwrap(),
+            expires_at: Timestamp::from_second(1_764_000_000).unwrap(),
+        };
+        // As long as the bytes of an unsubscription.
+        let token = link(&"a".repeat(FIXED_BYTES - 5)).sign(&ids, &app("shop")).unwrap();
+        assert_eq!(Unsubscription::open(&ids, &eu, &token), None);
+        assert!(Reference::open(&ids, &app("shop"), &eu, token.split_once('.').unwrap().1).is_none());
+        let unsubscription = Unsubscription {
+            reference: reference(1),
+            category: None,
+        };
+        let foreign = unsubscription.sign(&ids, &app("shop"), &eu[0]).unwrap();
+        assert_eq!(PreferenceLink::open(&ids, &foreign), None);
+        let longest = link(&"a".repeat(RECIPIENT_BYTES_MAX));
+        let token = longest.sign(&ids, &app("shop")).unwrap();
+        assert_eq!(PreferenceLink::open(&ids, &token), Some((app("shop"), longest)));
+        assert_eq!(link("ann").sign(&IdKey::unkeyed(), &app("shop")), None);
+        assert_eq!(PreferenceLink::open(&IdKey::unkeyed(), &token), None);
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub fn job(app: &AppId, event: &str, push: Push, accepted_at: Timestamp) -> Job 
         discounted: 0,
         remaining: None,
         slice: None,
+        topic: None,
         event,
         to: Addressee::Recipient(recipient),
         proof: None,

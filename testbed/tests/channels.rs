@@ -14,8 +14,8 @@ use shared::{
 use testbed::{
     audit::Audit,
     nats,
-    peal::{Peal, Plan},
-    providers::{Answer, Rule},
+    peal::{PUBLIC_URL, Peal, Plan},
+    providers::{Answer, RetryAfter, Rule},
 };
 use tokio::time::{Instant, sleep};
 
@@ -408,5 +408,121 @@ async fn a_plan_that_cannot_be_followed_is_refused_by_name() {
         (json!({ "sms": { "text": "" } }), invalid("sms.text")),
     ] {
         assert_eq!(refused(change.clone()).await, expected, "{change}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_recipient_mutes_is_not_sent_and_every_region_may_say_so() {
+    let plan = Plan {
+        workers: 1,
+        sample_ratio: 0.0,
+        app: |app| {
+            let categories = json!({ "codes": { "kind": "critical" }, "offers": { "kind": "commercial" } });
+            app.categories = serde_json::from_value(categories).unwrap();
+        },
+        ..Plan::new(env!("CARGO_BIN_EXE_testbed").into(), nats::from_env().unwrap())
+    };
+    let peal = Peal::start(plan).await.unwrap();
+    for name in ["ann", "bob"] {
+        peal.register(name, "eu", &[("apns", &token_of(name))]).await.unwrap();
+        peal.wait_known("us", name).await.unwrap();
+        let path = format!("/v1/recipients/{name}/topics/news");
+        peal.expect("PUT", "eu", &path, None).await.unwrap();
+    }
+    let path = "/v1/recipients/ann/preferences";
+
+    // What was put through another region travels as a fact, and a change that comes later must come later there too.
+    for round in 0..20 {
+        let wanted = json!({ "categories": { format!("round-{round}"): { "sms": false } } });
+        peal.expect("PUT", "us", path, Some(&wanted)).await.unwrap();
+        let change = |region: &str| json!({ "topics": { format!("from-{region}-{round}"): false } });
+        let (from_us, from_eu) = (change("us"), change("eu"));
+        let changed = peal.expect("PATCH", "us", path, Some(&from_us)).await.unwrap();
+        assert_eq!(changed["categories"], wanted["categories"], "{round}");
+        let again = json!({ "channels": { "sms": false } });
+        let (us, eu) = tokio::join!(
+            peal.expect("PATCH", "us", path, Some(&again)),
+            peal.expect("PATCH", "eu", path, Some(&from_eu)),
+        );
+        us.unwrap();
+        eu.unwrap();
+        let stored = peal.expect("GET", "eu", path, None).await.unwrap();
+        assert_eq!(
+            (
+                &stored["categories"],
+                stored["topics"].as_object().unwrap().len(),
+                &stored["channels"]
+            ),
+            (&wanted["categories"], 2, &again["channels"]),
+            "{round}: {stored}"
+        );
+    }
+
+    // By the page, at a gateway that is not at home.
+    let link = peal
+        .expect("POST", "eu", "/v1/recipients/ann/preference-link", None)
+        .await
+        .unwrap();
+    let link = link["url"].as_str().unwrap().strip_prefix(PUBLIC_URL).unwrap();
+    let page = format!("{}{link}", peal.region("us").gateway.url);
+    let form = [("mute", "forever"), ("mute-was", "off")];
+    let saved = peal.http.post(&page).form(&form).send().await.unwrap();
+    assert!(saved.status().is_success() && saved.text().await.unwrap().contains("Saved."));
+    let push =
+        |category: &str| json!({ "to": { "recipients": ["ann"] }, "category": category, "push": { "title": "Hi" } });
+    for (category, end) in [("news", ["suppressed", "muted"]), ("codes", ["delivered", ""])] {
+        let deliveries = send(&peal, "us", &push(category)).await;
+        let found = ["state", "reason"].map(|member| deliveries[0][member].as_str().unwrap_or_default());
+        assert_eq!(found, end, "{category}: {deliveries:?}");
+    }
+    peal.expect(
+        "PATCH",
+        "eu",
+        path,
+        Some(&json!({ "muted": null, "topics": { "news": false } })),
+    )
+    .await
+    .unwrap();
+
+    // A topic that is muted stays the recipient's, and what is sent to the recipient itself comes.
+    let broadcast = json!({ "to": { "topic": "news" }, "push": { "title": "Hi" } });
+    let sent = |name: &str| peal.simulators.apns.log().delivered_to(&token_of(name)).len();
+    let before = [sent("ann"), sent("bob")];
+    peal.expect("POST", "us", "/v1/notifications", Some(&broadcast))
+        .await
+        .unwrap();
+    wait(|| sent("bob") == before[1] + 1).await;
+    assert_eq!(sent("ann"), before[0]);
+    assert_eq!(send(&peal, "us", &push("news")).await[0]["state"], "delivered");
+
+    // It is asked at every attempt: who mutes the topic while a retry waits gets nothing.
+    let busy = Rule::token(&token_of("bob"))
+        .times(1)
+        .answer(Answer::reason("ServiceUnavailable").retry_after(RetryAfter::Seconds(8)));
+    peal.simulators.apns.script().add(busy).unwrap();
+    let tried = peal.simulators.apns.log().requests_for(&token_of("bob")).len();
+    peal.expect("POST", "us", "/v1/notifications", Some(&broadcast))
+        .await
+        .unwrap();
+    wait(|| peal.simulators.apns.log().requests_for(&token_of("bob")).len() == tried + 1).await;
+    let mute = json!({ "topics": { "news": false } });
+    peal.expect("PATCH", "us", "/v1/recipients/bob/preferences", Some(&mute))
+        .await
+        .unwrap();
+    let audit = Audit::read_settled(&peal, DONE_WITHIN + DONE_WITHIN).await.unwrap();
+    assert!(audit.equation().holds(), "{:?}", audit.equation());
+    assert_eq!(sent("bob"), before[1] + 1);
+}
+
+/// The token of a recipient's device.
+fn token_of(name: &str) -> String {
+    if name == "ann" { "aa" } else { "bb" }.repeat(16)
+}
+
+async fn wait(holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + DONE_WITHIN;
+    while !holds() {
+        assert!(Instant::now() < deadline, "it did not happen in time");
+        sleep(Duration::from_millis(20)).await;
     }
 }

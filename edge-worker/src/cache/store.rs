@@ -601,7 +601,7 @@ fn read_recipient(facts: &Facts, vault: &Vault, key: &RecipientKey) -> Result<Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared::{provider::Provider, recipient::Preferences, testing};
+    use shared::{preferences::Preferences, provider::Provider, testing};
 
     fn vault() -> Vault {
         testing::mesh_key().vault("cache")

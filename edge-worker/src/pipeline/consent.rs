@@ -3,10 +3,18 @@
 //! nothing is not sent to either, nor one that is on the app's suppression list or disabled, nor a phone number in a country that the app
 //! does not open.
 
+use std::time::Duration;
+
 use shared::{
     address::{Address, Target},
     channel::{Channel, Class},
     job::Job,
+    policy::{
+        Ruling,
+        category::CategoryKind,
+        consent::{Asked, consent},
+    },
+    preferences::Preferences,
     receipt::State,
     suppression::{Suppression, SuppressionId},
 };
@@ -20,6 +28,9 @@ use super::{
     wanted::NOT_LISTED,
 };
 use crate::cache::StoreError;
+
+/// When a mail that nobody could unsubscribe from is looked at again, for the first times.
+const RETRY_WITHOUT_LINKS_AFTER: Duration = Duration::from_secs(30);
 
 /// A job that is still wanted and that its recipient agrees to.
 #[derive(Debug)]
@@ -57,8 +68,9 @@ impl Pipeline {
         if self.is_unlisted(job) {
             return Err(self.end(active, State::Suppressed, NOT_LISTED));
         }
-        if !preferences.allows(job.channel(), job.category.as_ref()) {
-            return Err(self.end(active, State::Suppressed, "opted_out"));
+        // Consent never waits.
+        if let Ruling::Drop { state, why } = self.agreement(job, &preferences) {
+            return Err(self.end(active, state, why));
         }
         if job.class == Class::Bulk && self.freshness.stale(Class::Bulk).is_some() {
             return Err(self.end(active, State::Suppressed, "stale_consent"));
@@ -83,6 +95,41 @@ impl Pipeline {
                 quiet_hours: preferences.quiet_hours,
             },
         })
+    }
+
+    /// Whether the recipient agrees to this job, at whichever attempt.
+    fn agreement(&self, job: &Job, preferences: &Preferences) -> Ruling {
+        if preferences.are_empty() {
+            return Ruling::Send;
+        }
+        let asked = Asked {
+            channel: job.channel(),
+            category: job.category.as_ref(),
+            kind: self.kind(job),
+            topic: job.topic.as_ref(),
+        };
+        consent(preferences, asked, self.clock.now())
+    }
+
+    /// Lets a commercial mail wait that nobody could unsubscribe from, until an operator states where the gateways are known.
+    pub(super) async fn demand_unsubscription(&self, agreed: Agreed) -> Step<Agreed> {
+        let job = &agreed.active.job;
+        let has_links = || self.public_url.is_some() && self.config.id_key().signs();
+        if job.channel() != Channel::Email || self.kind(job) != CategoryKind::Commercial || has_links() {
+            return Ok(agreed);
+        }
+        tracing::error!(job = %job.id, "commercial mail needs public_url, for links to unsubscribe; it waits");
+        Err(Box::pin(self.postpone(agreed.active, "no_unsubscription", RETRY_WITHOUT_LINKS_AFTER)).await)
+    }
+
+    /// What the notifications of the job's category are.
+    pub(super) fn kind(&self, job: &Job) -> CategoryKind {
+        if job.category.is_none() {
+            return CategoryKind::Default;
+        }
+        let tenants = self.config.tenants();
+        let app = tenants.apps.get(&job.app);
+        app.map_or(CategoryKind::Default, |app| app.kind(job.category.as_ref()))
     }
 
     /// The state and the reason of a rule that forbids to send to this address.

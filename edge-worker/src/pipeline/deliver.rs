@@ -3,7 +3,7 @@
 use std::{pin::pin, sync::Arc};
 
 use futures::future::join_all;
-use shared::{address::Address, failpoint::failpoint};
+use shared::{address::Address, channel::Channel, failpoint::failpoint, policy::category::CategoryKind};
 use tokio::time::{Instant, interval_at};
 
 use super::{
@@ -41,6 +41,11 @@ impl Pipeline {
             ids: Arc::clone(&self.config.id_key()),
             home: self.region.clone(),
             public_url: self.public_url.clone(),
+            kind: if job.channel() == Channel::Email {
+                self.kind(job)
+            } else {
+                CategoryKind::Default
+            },
             sent_at: self.clock.now(),
         });
         let expires_at = job.expires_at();

@@ -163,7 +163,7 @@ impl<'a> Expansion<'a> {
                 subject: Tier::of(pulled.subject())
                     .subject(&pipeline.lane_of_broadcast(broadcast).notify())
                     .into(),
-                headers: envelope::member_headers(pulled.headers(), slice),
+                headers: envelope::member_headers(pulled.headers(), slice, &broadcast.topic),
                 is_proven: pipeline.is_proven_broadcast(pulled, broadcast),
                 renditions: Renditions::default(),
             }),

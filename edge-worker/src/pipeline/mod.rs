@@ -96,6 +96,7 @@ impl Pipeline {
         let due = self.await_turn(wanted).await?;
         let addressed = self.resolve(due).await?;
         let agreed = self.consent(addressed)?;
+        let agreed = self.demand_unsubscription(agreed).await?;
         let timely = self.timing(agreed).await?;
         let afforded = self.afford(timely).await?;
         let intended = self.write_intent(afforded).await?;

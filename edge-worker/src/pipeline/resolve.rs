@@ -7,8 +7,9 @@ use shared::{
     id::AddressId,
     job::{Addressee, Job},
     nats::{directory, facts},
+    preferences::Preferences,
     receipt::State,
-    recipient::{Preferences, Recipient, RecipientKey},
+    recipient::{Recipient, RecipientKey},
 };
 
 use super::{

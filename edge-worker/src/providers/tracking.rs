@@ -9,6 +9,7 @@ use shared::{
     content::email::Email,
     id::Region,
     id_key::IdKey,
+    policy::category::CategoryKind,
     provider::Provider,
     public_url::PublicUrl,
     reference::{MEMBER, Reference, Unsubscription},
@@ -25,6 +26,8 @@ pub struct Tracking {
     pub home: Region,
     /// Where the gateways are known outside of the mesh.
     pub public_url: Option<PublicUrl>,
+    /// What the notifications of a mail's category are.
+    pub kind: CategoryKind,
     /// When the message is sent.
     pub sent_at: Timestamp,
 }
@@ -66,13 +69,15 @@ impl Attempt<'_> {
         Some(format!("{url}?{MEMBER}={reference}"))
     }
 
-    /// Where one click unsubscribes the recipient (RFC 8058). `None` for a mail to an address that is not registered and without a
-    /// category, such as a one-time code: there is nothing to unsubscribe from.
+    /// Where one click unsubscribes the recipient (RFC 8058). `None` for what is critical, and for a mail to an address that is not
+    /// registered and without a category, such as a one-time code: there is nothing to unsubscribe from.
     pub(super) fn unsubscribe_url(&self) -> Option<String> {
         let tracking = self.message.tracking()?;
         let public = tracking.public_url.as_ref()?;
         let job = self.message.job();
-        if job.channel() != Channel::Email || (job.recipient().is_none() && job.category.is_none()) {
+        let is_escapable =
+            tracking.kind != CategoryKind::Critical && (job.recipient().is_some() || job.category.is_some());
+        if job.channel() != Channel::Email || !is_escapable {
             return None;
         }
         let unsubscription = Unsubscription {
@@ -127,13 +132,19 @@ mod tests {
         address(&"shop".parse().unwrap(), Provider::Smtp, "ann@example.com")
     }
 
-    /// Calls `test` with an attempt at `job` in a mesh with a key of ids, or without.
+    /// Calls `test` with an attempt at `job` in a mesh with a key of ids, or without. Its category `codes` is critical, all others
+    /// are commercial.
     fn attempted<T>(job: Job, is_keyed: bool, public_url: Option<&str>, test: impl FnOnce(&Attempt<'_>) -> T) -> T {
         let (job, address) = (Arc::new(job), mailbox());
         let tracking = Tracking {
             ids: Arc::new(if is_keyed { id_key(7) } else { IdKey::unkeyed() }),
             home: "eu".parse().unwrap(),
             public_url: public_url.map(|url| serde_json::from_value(url.into()).unwrap()),
+            kind: match &job.category {
+                Some(category) if category.as_str() == "codes" => CategoryKind::Critical,
+                Some(_) => CategoryKind::Commercial,
+                None => CategoryKind::Default,
+            },
             sent_at: Timestamp::from_second(1_764_000_000).unwrap(),
         };
         let message = Message::new(Arc::clone(&job), Renditions::default()).tracked(tracking);
@@ -187,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn one_click_unsubscribes_from_the_category_and_there_is_none_for_a_one_time_code() {
+    fn one_click_unsubscribes_from_the_category_unless_it_is_critical() {
         let regions: [Region; 1] = ["eu".parse().unwrap()];
         let url = |job: Job| {
             attempted(job, true, PUBLIC_URL, |attempt| {
@@ -204,8 +215,15 @@ mod tests {
         assert_eq!(category(&url(mail(|_| ())).unwrap()), None);
         let news = url(mail(|job| job.category = Some("news".parse().unwrap()))).unwrap();
         assert_eq!(category(&news), Some("news".parse().unwrap()));
+        let codes = mail(|job| job.category = Some("codes".parse().unwrap()));
+        assert_eq!(url(codes), None, "what is critical cannot be unsubscribed from");
         let direct = |job: &mut Job| job.to = Addressee::Address(Box::new(mailbox()));
         assert_eq!(url(mail(direct)), None);
+        let advertised = mail(|job| {
+            direct(job);
+            job.category = Some("offers".parse().unwrap());
+        });
+        assert_eq!(category(&url(advertised).unwrap()), Some("offers".parse().unwrap()));
         let push = job(
             &"shop".parse().unwrap(),
             "event",

@@ -33,9 +33,10 @@ const CONTROLS_MAX: (usize, usize) = (100, 1000);
 
 /// The members of an app that its own key may change. All others are the operator's: what they cost, where data lives, and
 /// which hosts Peal connects to.
-const MEMBERS_OF_APP: [&str; 7] = [
+const MEMBERS_OF_APP: [&str; 8] = [
     "ambiguity",
     "categories",
+    "page",
     "quiet_hours",
     "unknown_zone",
     "timezone",
@@ -479,6 +480,7 @@ mod tests {
         for member in [
             "ambiguity.push",
             "categories.offers.kind",
+            "page.name",
             "quiet_hours",
             "unknown_zone",
             "timezone",

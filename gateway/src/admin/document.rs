@@ -17,6 +17,7 @@ use shared::{
     invalid::Invalid,
     nats::config::Tenants,
     objects,
+    page::Page,
     policy::{
         category::{Categories, CategoryPolicy},
         quiet::QuietHours,
@@ -90,6 +91,9 @@ pub(crate) struct AppDocument {
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Object)]
     categories: Categories,
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Page::is_none")]
+    #[schema(value_type = Object)]
+    page: Page,
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     quiet_hours: Vec<QuietHours>,
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_usual")]
@@ -229,6 +233,7 @@ impl AppDocument {
             spend_caps: app.spend_caps.clone(),
             allowed_hosts: app.allowed_hosts.clone(),
             categories: app.categories.clone(),
+            page: app.page.clone(),
             quiet_hours: app.quiet_hours.clone(),
             unknown_zone: app.unknown_zone,
             timezone: app.timezone.clone(),
@@ -252,6 +257,7 @@ impl AppDocument {
         PrivateHost::check(&self.allowed_hosts).map_err(|invalid| invalid.within("allowed_hosts"))?;
         SpendCap::check(&self.spend_caps).map_err(|invalid| invalid.within("spend_caps"))?;
         CategoryPolicy::check(&self.categories).map_err(|invalid| invalid.within("categories"))?;
+        self.page.check().map_err(|invalid| invalid.within("page"))?;
         QuietHours::check(&self.quiet_hours).map_err(|invalid| invalid.within("quiet_hours"))?;
         self.timezone.as_deref().map_or(Ok(()), zone::check)?;
         for (channel, routes) in &self.routes {
@@ -283,6 +289,7 @@ impl AppDocument {
             spend_caps: self.spend_caps.clone(),
             allowed_hosts: self.allowed_hosts.clone(),
             categories: self.categories.clone(),
+            page: self.page.clone(),
             quiet_hours: self.quiet_hours.clone(),
             unknown_zone: self.unknown_zone,
             timezone: self.timezone.clone(),
@@ -479,5 +486,6 @@ mod tests {
         assert_eq!(refused(json!({ "allowed_hosts": ["a", "A"] })), "allowed_hosts[1]");
         let untitled = json!({ "offers": { "title": "" } });
         assert_eq!(refused(json!({ "categories": untitled })), "categories.offers.title");
+        assert_eq!(refused(json!({ "page": { "name": "" } })), "page.name");
     }
 }

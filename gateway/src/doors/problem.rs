@@ -127,6 +127,12 @@ pub(crate) const LETTER_UNREADABLE: Kind = kind(
     "This dead letter cannot be replayed",
     None,
 );
+pub(crate) const LINKS_UNAVAILABLE: Kind = kind(
+    "links_unavailable",
+    StatusCode::CONFLICT,
+    "Links to pages cannot be made",
+    None,
+);
 pub(crate) const REGION_UNREACHABLE: Kind = kind(
     "region_unreachable",
     StatusCode::SERVICE_UNAVAILABLE,
@@ -214,7 +220,7 @@ pub(crate) const STATUS_UNAVAILABLE: Kind = kind(
 
 /// Every kind, for the documentation.
 #[cfg(test)]
-pub(crate) const KINDS: [Kind; 30] = [
+pub(crate) const KINDS: [Kind; 31] = [
     MALFORMED,
     INVALID,
     NOT_BUILT,
@@ -232,6 +238,7 @@ pub(crate) const KINDS: [Kind; 30] = [
     KEY_IN_USE,
     KEY_REUSED,
     LETTER_UNREADABLE,
+    LINKS_UNAVAILABLE,
     REGION_UNREACHABLE,
     TOO_LARGE,
     MEDIA_TYPE,

@@ -10,7 +10,8 @@ use shared::{
     app::App,
     id::{AppId, RecipientId, Region, Topic},
     nats::facts,
-    recipient::{Fact, Preferences, Profile, RecipientKey},
+    preferences::Preferences,
+    recipient::{Fact, Profile, RecipientKey},
 };
 
 use super::homes::Homes;

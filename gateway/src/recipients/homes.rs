@@ -12,8 +12,14 @@ use shared::{
     address::Address,
     id::{AddressId, AppId, RecipientId, Region, Topic},
     invalid::Invalid,
-    nats::{directory::Owners, facts, publish::NotStored},
-    recipient::{Fact, FactName, MAX_ADDRESSES, MAX_TOPICS, Membership, Preferences, Profile, Recipient, RecipientKey},
+    nats::{
+        directory::Owners,
+        facts,
+        preferences::{Amendment, NotAmended},
+        publish::NotStored,
+    },
+    preferences::{Preferences, PreferencesPatch},
+    recipient::{Fact, FactName, MAX_ADDRESSES, MAX_TOPICS, Membership, Profile, Recipient, RecipientKey},
 };
 
 use crate::context::Context;
@@ -123,6 +129,17 @@ impl Homes {
         )
         .await
         .map(|_| ())
+    }
+
+    /// Changes the preferences of a recipient at its home, and returns them as they are then. Safe to repeat.
+    pub(crate) async fn amend(
+        &self,
+        home: &Region,
+        key: &RecipientKey,
+        change: PreferencesPatch,
+    ) -> Result<Preferences, NotAmended> {
+        let amendment = Amendment::new(key, change, self.context.clock.now());
+        self.context.stores.amend(home, amendment).await
     }
 
     /// Stores a profile and then registers the home in the directory, unless it is known there: in this order, so that no

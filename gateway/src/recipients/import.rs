@@ -12,7 +12,8 @@ use shared::{
     invalid::Invalid,
     nats::facts::NotRead,
     only_objects,
-    recipient::{Fact, MAX_ADDRESSES, MAX_TOPICS, Preferences, RecipientKey},
+    preferences::Preferences,
+    recipient::{Fact, MAX_ADDRESSES, MAX_TOPICS, RecipientKey},
 };
 use tokio::{sync::oneshot, time::Duration};
 use utoipa::ToSchema;
@@ -66,7 +67,7 @@ impl ImportLine {
                 .map_err(|invalid| invalid.within("recipient"))?;
         }
         if let Some(preferences) = &self.preferences {
-            register::check_preferences(preferences).map_err(|invalid| invalid.within("preferences"))?;
+            preferences.check().map_err(|invalid| invalid.within("preferences"))?;
         }
         let (addresses, topics) = (self.addresses.unwrap_or_default(), self.topics.unwrap_or_default());
         at_most(MAX_ADDRESSES, addresses.len(), "addresses")?;

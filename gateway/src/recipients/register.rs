@@ -8,10 +8,10 @@ use shared::{
     app::App,
     id::{AddressId, Region, Topic},
     invalid::Invalid,
-    nats::{facts::NotRead, publish::NotStored},
+    nats::{facts::NotRead, preferences::NotAmended, publish::NotStored},
     only_objects,
-    policy::{quiet::QuietHours, zone},
-    recipient::{Fact, Membership, Preferences, Profile, RecipientKey},
+    policy::zone,
+    recipient::{Fact, Membership, Profile, RecipientKey},
     secret::Secret,
     signature,
 };
@@ -21,9 +21,6 @@ use super::{
     homes::{Homes, NotChanged},
     owners,
 };
-
-/// Categories in the preferences of one recipient, at most; more than a person can choose from.
-const CATEGORIES_MAX: usize = 256;
 
 /// Why something was not registered, or only in part. Repeating is safe.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +39,16 @@ pub(crate) enum NotRegistered {
 impl From<NotRead> for NotRegistered {
     fn from(error: NotRead) -> Self {
         NotChanged::from(error).into()
+    }
+}
+
+impl From<NotAmended> for NotRegistered {
+    fn from(error: NotAmended) -> Self {
+        match error {
+            NotAmended::Invalid(invalid) => invalid.into(),
+            NotAmended::Read(error) => error.into(),
+            NotAmended::Write(error) => error.into(),
+        }
     }
 }
 
@@ -224,18 +231,6 @@ async fn known_receiver(
         Target::Webhook(receiver) => Some(receiver),
         _ => None,
     }))
-}
-
-/// Checks the rules of preferences that the types do not enforce.
-pub(crate) fn check_preferences(wanted: &Preferences) -> Result<(), Invalid> {
-    if wanted.categories.len() > CATEGORIES_MAX {
-        return Err(Invalid::new(
-            "categories",
-            format_args!("must be at most {CATEGORIES_MAX}"),
-        ));
-    }
-    let windows = wanted.quiet_hours.as_deref().unwrap_or_default();
-    QuietHours::check(windows).map_err(|invalid| invalid.within("quiet_hours"))
 }
 
 /// Makes `key`, who lives at `home`, a member of a topic.

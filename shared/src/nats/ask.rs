@@ -19,8 +19,10 @@ use super::{
     config::Config,
     connect, current,
     direct::{self, Found, NoAnswer},
-    facts, feedback,
+    facts::{self, NotRead},
+    feedback,
     follow::{self, StreamState},
+    preferences::{Amendment, NotAmended},
     publish::NotStored,
     receivers::{self, Observation, Troubled},
     refusal,
@@ -29,8 +31,12 @@ use super::{
     topology::{self, DEAD, Domain, RECIPIENTS},
 };
 use crate::{
+    clock::Clock,
     id::{AppId, NotificationId, Region},
+    preferences::Preferences,
+    recipient::{Fact, FactName},
     seal::{MeshKey, Vault},
+    tolerant,
 };
 
 /// How long to wait for all answers to a question.
@@ -76,6 +82,8 @@ enum What {
     Feedback { app: AppId, notification: NotificationId },
     /// Deletes the letter with this sequence.
     DeleteLetter { sequence: u64 },
+    /// Changes preferences of a recipient who lives here, and answers with the fact; with none if the change breaks a rule.
+    Amend { amendment: Amendment },
     /// Writes facts again. Only the region's own workers ask for it.
     PutBack { facts: Vec<Kept> },
     /// Records how far the bucket of recipients that was created at this time, in milliseconds since 1970, is restored.
@@ -223,6 +231,34 @@ impl Regions {
         }
     }
 
+    /// Makes a change of preferences at `home`, where the recipient lives, behind everything that this region has written for that
+    /// home before. Returns the preferences after it.
+    ///
+    /// # Errors
+    /// Within a few seconds; then it may have been made. Repeating is safe. Gateways of a former version do not answer.
+    pub async fn amend(&self, home: &Region, mut amendment: Amendment) -> Result<Preferences, NotAmended> {
+        if *home == self.here {
+            return self.amend_here(amendment).await;
+        }
+        amendment.fence(&self.js, &self.border, &self.here, home).await?;
+        let question = What::Amend {
+            amendment: amendment.clone(),
+        };
+        let found = self.ask(home, question).await.map_err(NoAnswer::from)?;
+        if let Some(fact) = found.first() {
+            return Ok(tolerant::read(&fact.payload).map_err(|_| NotRead::Unreadable)?);
+        }
+        // The same merge here tells which rule it breaks.
+        let known = facts::read_at(self, home, &amendment.key()).await?;
+        known.preferences.merged(amendment.change, amendment.at)?;
+        Err(NoAnswer::Silent.into())
+    }
+
+    async fn amend_here(&self, amendment: Amendment) -> Result<Preferences, NotAmended> {
+        Box::pin(self.require_facts()).await?;
+        Box::pin(amendment.apply(&self.js, &self.border, &self.here)).await
+    }
+
     /// Has a gateway of this region write `facts` again, except where something newer is stored. At most some hundred
     /// kilobytes.
     ///
@@ -295,20 +331,20 @@ impl Regions {
 
     /// Answers the questions of other regions' gateways and of this region's workers until the process ends, and passes on the
     /// receivers whose apps are to be alerted.
-    pub async fn answer_forever(self, alerts: mpsc::Sender<Troubled>) {
+    pub async fn answer_forever(self, clock: Clock, alerts: mpsc::Sender<Troubled>) {
         let client = self.js.client();
         loop {
             let subject = subject::ask(&self.here);
             if let Ok(questions) = client.queue_subscribe(subject, "gateways".to_owned()).await {
                 questions
-                    .for_each_concurrent(ANSWERING_MAX, |message| self.answer(&client, &alerts, message))
+                    .for_each_concurrent(ANSWERING_MAX, |message| self.answer(&client, &clock, &alerts, message))
                     .await;
             }
             tokio::time::sleep(RETRY_LISTEN_AFTER).await;
         }
     }
 
-    async fn answer(&self, client: &Client, alerts: &mpsc::Sender<Troubled>, message: Message) {
+    async fn answer(&self, client: &Client, clock: &Clock, alerts: &mpsc::Sender<Troubled>, message: Message) {
         let Some(reply) = message.reply else { return };
         let opened = self.vault.open(message.subject.as_bytes(), &message.payload).ok();
         let Some(question) = opened.and_then(|opened| serde_json::from_slice::<Question>(&opened).ok()) else {
@@ -316,7 +352,7 @@ impl Regions {
             return;
         };
         let name = name_of_answers(question.nonce);
-        let mut answers = match self.look_up(question.what, alerts).await {
+        let mut answers = match self.look_up(question.what, clock, alerts).await {
             Ok(found) => {
                 let count = found.len();
                 let mut answers: Vec<_> = found.into_iter().map(answer_of).collect();
@@ -338,7 +374,12 @@ impl Regions {
         }
     }
 
-    async fn look_up(&self, what: What, alerts: &mpsc::Sender<Troubled>) -> Result<Vec<Found>, NoAnswer> {
+    async fn look_up(
+        &self,
+        what: What,
+        clock: &Clock,
+        alerts: &mpsc::Sender<Troubled>,
+    ) -> Result<Vec<Found>, NoAnswer> {
         match what {
             What::Facts { filters } => {
                 let mut found = self.facts_here(&filters).await?;
@@ -368,6 +409,10 @@ impl Regions {
                 }
                 Ok(Vec::new())
             }
+            What::Amend { amendment } if amendment.is_new(clock) && self.may_leave(Some(amendment.app.as_str())) => {
+                self.answer_amendment(amendment).await
+            }
+            What::Amend { .. } => Err(NoAnswer::Silent),
             What::PutBack { facts } => {
                 let written = restore::write(&self.js, facts).await;
                 stored("facts could not be written again", written)
@@ -382,6 +427,24 @@ impl Regions {
                     tracing::warn!("too many receivers fail at once; an app is not alerted to one of them");
                 }
                 Ok(Vec::new())
+            }
+        }
+    }
+
+    async fn answer_amendment(&self, amendment: Amendment) -> Result<Vec<Found>, NoAnswer> {
+        let subject = subject::fact(&amendment.key(), FactName::Preferences);
+        match self.amend_here(amendment).await {
+            Ok(preferences) => Ok(vec![Found {
+                subject,
+                sequence: 0,
+                stored_at: Timestamp::UNIX_EPOCH,
+                headers: HeaderMap::new(),
+                payload: Fact::Preferences(preferences).encode().into(),
+            }]),
+            Err(NotAmended::Invalid(_)) => Ok(Vec::new()),
+            Err(error) => {
+                tracing::warn!(%error, "preferences could not be changed for another region");
+                Err(NoAnswer::Silent)
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::{
     body::{Body, To},
     broadcast::{Broadcast, Slice, Work},
     digest::derive,
-    id::{AddressId, AppId, EventId, JobId, NotificationId, Region},
+    id::{AddressId, AppId, EventId, JobId, NotificationId, Region, Topic},
     id_key::IdKey,
     invalid::Invalid,
     job::{Addressee, Job},
@@ -37,6 +37,8 @@ pub const DISCOUNTED: &str = "Peal-Discounted";
 pub const ADDRESS: &str = "Peal-Address";
 /// Number of the broadcast's slice that a job was expanded from.
 pub const SLICE: &str = "Peal-Slice";
+/// The topic of the broadcast that a job was expanded from.
+pub const TOPIC: &str = "Peal-Topic";
 /// The slice of a broadcast that a message carries, as [`Slice`] writes it.
 pub const RANGE: &str = "Peal-Range";
 /// The number of the plan's step that a job is for, from 0; absent for the first.
@@ -69,7 +71,7 @@ pub const BATCH: &str = "Peal-Batch";
 pub const ORIGINAL_BYTES: &str = "Peal-Original-Bytes";
 
 /// Headers that a copy of a message keeps.
-const KEPT: [&str; 13] = [
+const KEPT: [&str; 14] = [
     version::VERSION,
     ACCEPTED_AT,
     ORIGIN,
@@ -78,6 +80,7 @@ const KEPT: [&str; 13] = [
     DISCOUNTED,
     ADDRESS,
     SLICE,
+    TOPIC,
     RANGE,
     STEP,
     OPEN_UNTIL,
@@ -185,6 +188,9 @@ fn returning_headers(job: &Job, attempt: u32, discounted: u32) -> HeaderMap {
     if let Some(slice) = job.slice {
         headers.insert(SLICE, slice.to_string());
     }
+    if let Some(topic) = &job.topic {
+        headers.insert(TOPIC, topic.as_str());
+    }
     if let Some(proof) = &job.proof {
         headers.insert(PROOF, proof.to_string());
     }
@@ -205,9 +211,10 @@ pub fn schedule(headers: &mut HeaderMap, until: Timestamp, target: String) {
     headers.insert("Nats-Schedule-Target", target);
 }
 
-/// The headers of a job that is expanded from a slice; `headers` are those of the slice's message. The trace of the job is
-/// not sampled: a million spans would show no more than the spans of failed attempts, which are kept in any case.
-pub fn member_headers(headers: &HeaderMap, slice: &Slice) -> HeaderMap {
+/// The headers of a job that is expanded from a slice of a broadcast to `topic`; `headers` are those of the slice's message. The
+/// trace of the job is not sampled: a million spans would show no more than the spans of failed attempts, which are kept in any
+/// case.
+pub fn member_headers(headers: &HeaderMap, slice: &Slice, topic: &Topic) -> HeaderMap {
     let mut of_member = HeaderMap::new();
     for (name, values) in kept(headers).iter() {
         let first = values
@@ -223,6 +230,7 @@ pub fn member_headers(headers: &HeaderMap, slice: &Slice) -> HeaderMap {
         of_member.insert(TRACEPARENT, format!("{rest}-00"));
     }
     of_member.insert(SLICE, slice.number.to_string());
+    of_member.insert(TOPIC, topic.as_str());
     of_member
 }
 
@@ -314,6 +322,7 @@ pub fn read(
         discounted,
         remaining: optional(headers, ADDRESS)?.map(|address| vec![address]),
         slice: optional(headers, SLICE)?,
+        topic: optional(headers, TOPIC)?,
         app: lane.app,
         class: lane.class,
         event,
@@ -737,7 +746,7 @@ mod tests {
             let address = AddressId(uuid::Uuid::from_u128(id));
             let (attempt, discounted, counted) = tried;
             let discounted = discounted % attempt;
-            let read = Job { attempt, discounted, ..read };
+            let read = Job { attempt, discounted, slice: Some(7), topic: Some("news".parse().unwrap()), ..read };
             let back = open(&lane.due(), &deferred_headers(&read), &payload, stored, &here, &ids).unwrap();
             prop_assert_eq!(&back, &read);
             let parked = retry_headers(&read, counted, address);

@@ -2,6 +2,7 @@
 //! the app and the time, so that whoever asks gets the same answer: the worker that sends, and whoever explains.
 
 pub mod category;
+pub mod consent;
 pub mod controls;
 pub mod quiet;
 pub mod zone;

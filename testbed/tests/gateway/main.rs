@@ -11,6 +11,7 @@ mod erasures;
 mod faults;
 mod imports;
 mod limits;
+mod pages;
 mod recipients;
 mod schemas;
 mod signing;

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::future::join_all;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use shared::{
     address::Target,
-    channel::Channel,
     clock::Clock,
     nats::{border::Border, config::Config, directory::Directory, facts, topology},
     provider::Provider,
@@ -17,7 +17,7 @@ use shared::{
 
 use tokio::time::timeout;
 
-use crate::rig::{Rig, TIMEOUT, app, recipient, region};
+use crate::rig::{Rig, TIMEOUT, app, recipient, region, send};
 
 /// Facts of this region need no signature, so any key will do.
 fn border() -> Border {
@@ -231,15 +231,11 @@ async fn an_opt_out_is_stored_even_before_there_is_an_address() {
     let answer = rig.ask("PUT", path, wanted.clone()).await;
     assert_eq!((answer.status, &answer.body), (200, &wanted));
     assert_eq!(rig.ask("GET", path, Value::Null).await.body, wanted);
-    let offers = "offers".parse().unwrap();
     let preferences = stored(&rig, "ann").await.preferences;
-    assert!(!preferences.allows(Channel::Push, None));
-    assert!(!preferences.allows(Channel::Email, Some(&offers)) && preferences.allows(Channel::Email, None));
+    assert_eq!(serde_json::to_value(preferences).unwrap(), wanted);
     rig.ask("PUT", path, json!({})).await;
-    assert!(
-        stored(&rig, "ann").await.preferences.allows(Channel::Push, None),
-        "preferences are replaced whole"
-    );
+    let replaced = stored(&rig, "ann").await.preferences;
+    assert!(replaced.are_empty(), "preferences are replaced whole");
     for (body, field) in [
         (json!({ "channels": { "fax": false } }), "channels"),
         (json!({ "channels": { "push": "no" } }), "channels"),
@@ -249,6 +245,65 @@ async fn an_opt_out_is_stored_even_before_there_is_an_address() {
         let named = answer.body["errors"][0]["field"].as_str().unwrap().to_owned();
         assert!(answer.status == 422 && named.starts_with(field), "{answer:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_changes_of_preferences_at_the_same_time_both_count() {
+    let rig = Rig::start().await;
+    let other = rig.another_gateway(STANDARD.encode([7; 32])).await;
+    let path = "/v1/recipients/ann/preferences";
+    let urls = [rig.url(), format!("http://{}", other.addr())];
+    let ask = async |number: usize, body: Value| {
+        let url = format!("{}{path}", urls[number % 2]);
+        let request = rig.http.patch(url).bearer_auth(&rig.key).json(&body);
+        send(request.header("content-type", "application/merge-patch+json")).await
+    };
+    for round in 0..10 {
+        let at_once = (0..4).map(|number| {
+            let category = format!("c{round}-{number}");
+            ask(number, json!({ "categories": { category: { "push": false } } }))
+        });
+        for answer in join_all(at_once).await {
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+    }
+    let categories = &rig.ask("GET", path, Value::Null).await.body["categories"];
+    assert_eq!(categories.as_object().unwrap().len(), 40, "{categories}");
+
+    let removed = rig.ask(
+        "PATCH",
+        path,
+        json!({ "categories": null, "topics": { "news": false } }),
+    );
+    assert_eq!(
+        removed.await.body,
+        json!({ "channels": {}, "categories": {}, "topics": { "news": false } })
+    );
+    for (body, field) in [
+        (json!({ "muted_until": "2030-01-01T00:00:00Z" }), "muted_until"),
+        (json!({ "channels": { "push": 1 } }), "channels.push"),
+        (json!({ "topics": { "News!": false } }), "topics"),
+        (json!({ "quiet": null }), "quiet"),
+    ] {
+        let answer = rig.ask("PATCH", path, body).await;
+        let named = answer.body["errors"][0]["field"].as_str().unwrap().to_owned();
+        assert!(answer.status == 422 && named.starts_with(field), "{answer:?}");
+    }
+    let many = (0..257).map(|number| (format!("c{number}"), json!({ "sms": false })));
+    let many: serde_json::Map<String, Value> = many.collect();
+    let answer = rig.ask("PATCH", path, json!({ "categories": many })).await;
+    assert_eq!(
+        (answer.status, answer.body["errors"][0]["field"].as_str()),
+        (422, Some("categories"))
+    );
+
+    // No server runs us. What is merged must be read, so the change is not kept for later.
+    let far = json!({ "home": "us" });
+    assert_eq!(rig.ask("PUT", "/v1/recipients/far", far).await.status, 201);
+    let answer = rig
+        .ask("PATCH", "/v1/recipients/far/preferences", json!({ "muted": true }))
+        .await;
+    assert_eq!((answer.status, answer.code()), (503, "home_unreachable"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

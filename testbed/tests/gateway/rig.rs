@@ -32,6 +32,9 @@ use tokio::time::{sleep, timeout};
 /// Longer than any step of these tests takes on a busy machine.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Where links lead.
+pub(crate) const PUBLIC_URL: &str = "https://peal.example";
+
 pub(crate) struct Rig {
     pub(crate) nats: Mesh,
     pub(crate) lifecycle: Lifecycle,
@@ -89,6 +92,7 @@ impl Rig {
         settings.nats = nats.region("eu").nats(&Role::Gateway(region("eu"))).unwrap();
         settings.mesh.region = region("eu");
         settings.telemetry.sample_ratio = 0.0;
+        settings.public_url = serde_json::from_value(PUBLIC_URL.into()).unwrap();
         adjust(&mut settings);
         let client = nats.region("eu").connect_as_test().await.unwrap();
         let operator = nats.hub().connect(&Role::Operator(region("hub"))).await.unwrap();

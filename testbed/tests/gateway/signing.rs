@@ -205,6 +205,7 @@ async fn a_client_token_acts_for_its_recipient_alone() {
     let preferences = r#"{"channels":{"push":false}}"#;
     for (method, path, body, status) in [
         ("PUT", "/v1/recipients/ann/preferences", preferences, 200),
+        ("PATCH", "/v1/recipients/ann/preferences", preferences, 200),
         ("GET", "/v1/recipients/ann/preferences", "", 200),
         ("PUT", "/v1/recipients/ann/topics/news", "", 200),
         ("GET", "/v1/recipients/ann/topics", "", 200),
@@ -223,6 +224,8 @@ async fn a_client_token_acts_for_its_recipient_alone() {
         ("GET", "/v1/recipients/Ann/addresses", "", 403),
         ("GET", "/v1/recipients/ann%2f..%2fbob/addresses", "", 403),
         ("GET", "/v1/recipients/bob/preferences", "", 403),
+        ("PATCH", "/v1/recipients/bob/preferences", preferences, 403),
+        ("POST", "/v1/recipients/ann/preference-link", "", 403),
         ("PUT", "/v1/recipients/bob/topics/ann", "", 403),
         ("GET", "/v1/recipients/ann", "", 403),
         ("DELETE", "/v1/recipients/ann", "", 403),

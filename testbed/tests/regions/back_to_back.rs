@@ -24,6 +24,8 @@ enum Change {
     SecondDevice,
     OptedOut,
     CategoryOptedOut,
+    Muted,
+    TopicMuted,
     DeviceRemoved,
     AllDevicesRemoved,
     HandedOver,
@@ -33,11 +35,13 @@ enum Change {
 }
 
 impl Change {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::Registered,
         Self::SecondDevice,
         Self::OptedOut,
         Self::CategoryOptedOut,
+        Self::Muted,
+        Self::TopicMuted,
         Self::DeviceRemoved,
         Self::AllDevicesRemoved,
         Self::HandedOver,
@@ -79,11 +83,12 @@ impl Try {
             Change::SecondDevice | Change::Joined => &[&["hi"], &["hi"]],
             Change::OptedOut
             | Change::CategoryOptedOut
+            | Change::Muted
             | Change::DeviceRemoved
             | Change::AllDevicesRemoved
             | Change::Deleted => &[&[]],
             Change::HandedOver => &[&["other"]],
-            Change::Left => &[&[], &["hi"]],
+            Change::TopicMuted | Change::Left => &[&[], &["hi"]],
         };
         let devices = pushes.iter().enumerate();
         devices
@@ -165,10 +170,10 @@ impl Gateway<'_> {
                 self.expect("PUT", &format!("recipients/{other}"), Some(json!({})))
                     .await;
             }
-            Change::Joined | Change::Left => {
+            Change::TopicMuted | Change::Joined | Change::Left => {
                 self.register(&other, &of.token(1)).await;
                 self.join(&other, &topic).await;
-                if of.change == Change::Left {
+                if of.change != Change::Joined {
                     self.join(&recipient, &topic).await;
                 }
             }
@@ -193,6 +198,14 @@ impl Gateway<'_> {
                 let wanted = json!({ "categories": { "offers": { "push": false } } });
                 self.expect("PUT", &path("/preferences"), Some(wanted)).await;
             }
+            Change::Muted => {
+                let wanted = json!({ "muted": true });
+                self.expect("PATCH", &path("/preferences"), Some(wanted)).await;
+            }
+            Change::TopicMuted => {
+                let wanted = json!({ "topics": { of.topic(): false } });
+                self.expect("PATCH", &path("/preferences"), Some(wanted)).await;
+            }
             Change::DeviceRemoved => drop(self.expect("DELETE", &format!("{addresses}/{address}"), None).await),
             Change::AllDevicesRemoved => drop(self.expect("DELETE", &addresses, None).await),
             Change::HandedOver => drop(self.register(&of.other(), &of.token(0)).await),
@@ -208,7 +221,9 @@ impl Gateway<'_> {
     /// Sends what the change must affect.
     async fn send(self, of: Try) {
         match of.change {
-            Change::Joined | Change::Left => drop(self.notify(json!({ "topic": of.topic() }), "hi").await),
+            Change::TopicMuted | Change::Joined | Change::Left => {
+                drop(self.notify(json!({ "topic": of.topic() }), "hi").await)
+            }
             Change::HandedOver => {
                 self.notify(json!({ "recipients": [of.recipient()] }), "hi").await;
                 self.notify(json!({ "recipients": [of.other()] }), "other").await;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use serde_json::json;
 use testbed::{
     links::{Between, Trouble},
@@ -21,6 +22,7 @@ async fn a_region_that_is_cut_off_reports_how_stale_its_data_is() {
     })
     .await;
     register_ann(&peal).await;
+    peal.wait_known("us", "ann").await.unwrap();
     // Sends with `class` until a delivery ends in `state`, with or without an age of the data. Returns the reason.
     let until = async |class: &str, state: &str, stale: bool| {
         let deadline = Instant::now() + TIMEOUT;
@@ -53,8 +55,36 @@ async fn a_region_that_is_cut_off_reports_how_stale_its_data_is() {
     );
     assert_eq!(until("urgent", "delivered", true).await, None);
     assert_eq!(until("normal", "delivered", true).await, None);
-    region_links(&Trouble::None);
+    put_then_patch_elsewhere(&peal, || region_links(&Trouble::None)).await;
     assert_eq!(until("bulk", "delivered", false).await, None);
+}
+
+/// Puts preferences of ann, who lives in eu, through us while the two are apart, and changes them through us all the time from when
+/// `reunite` is called: no change that was answered may be lost when what was put arrives.
+async fn put_then_patch_elsewhere(peal: &Peal, reunite: impl Fn()) {
+    let path = "/v1/recipients/ann/preferences";
+    let put = json!({ "categories": { "offers": { "sms": false } } });
+    // Long enough for the servers to give up the connection: then questions come through sooner than facts.
+    sleep(Duration::from_secs(12)).await;
+    peal.expect("PUT", "us", path, Some(&put)).await.unwrap();
+    reunite();
+    let changes = (0..200).map(|number| async move {
+        sleep(number * Duration::from_millis(25)).await;
+        let topic = format!("topic-{number}");
+        let change = json!({ "topics": { &topic: false } });
+        let (status, answer) = peal.ask("PATCH", "us", path, Some(&change)).await.unwrap();
+        assert!([200, 503].contains(&status), "{status}: {answer}");
+        (status == 200).then_some(topic)
+    });
+    let made: Vec<String> = join_all(changes).await.into_iter().flatten().collect();
+    assert!(!made.is_empty(), "{}", peal.complaints());
+    let stored = peal.expect("GET", "eu", path, None).await.unwrap();
+    assert_eq!(stored["categories"], put["categories"]);
+    let lost: Vec<_> = made
+        .iter()
+        .filter(|topic| stored["topics"].get(topic) != Some(&json!(false)))
+        .collect();
+    assert!(lost.is_empty(), "{} of {} are lost: {lost:?}", lost.len(), made.len());
 }
 
 /// The number of the slot of 50 minutes whose provider token workers use now.

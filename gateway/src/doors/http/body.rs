@@ -21,6 +21,9 @@ use crate::json;
 /// A slow body occupies one of the places for requests, so a caller has only this long to send it.
 pub(super) const BODY_ARRIVES_WITHIN: Duration = Duration::from_secs(5);
 
+/// What bodies are sent as.
+const JSON: &str = "application/json";
+
 /// The body of a request, parsed as `T`.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
@@ -30,6 +33,23 @@ impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<Api>> for Json<T> {
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
         parse(&read(request, &api.limits).await?).map(Self)
+    }
+}
+
+/// What a change by the rules of RFC 7396 may be sent as, beside plain JSON.
+const MERGE_PATCH: &str = "application/merge-patch+json";
+
+/// The body of a request that merges, parsed as `T`.
+#[derive(Debug)]
+pub(crate) struct MergePatch<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + ToSchema> FromRequest<Arc<Api>> for MergePatch<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
+        let is_patch = is_type(request.headers(), MERGE_PATCH);
+        let body = read_as(if is_patch { MERGE_PATCH } else { JSON }, request, &api.limits).await?;
+        parse(&body).map(Self)
     }
 }
 
@@ -46,7 +66,11 @@ impl FromRequest<Arc<Api>> for Verbatim {
 }
 
 async fn read(request: Request, limits: &Limits) -> Result<Bytes, Problem> {
-    check_type(request.headers(), "application/json")?;
+    read_as(JSON, request, limits).await
+}
+
+async fn read_as(wanted: &'static str, request: Request, limits: &Limits) -> Result<Bytes, Problem> {
+    check_type(request.headers(), wanted)?;
     collect(request.into_body(), limits.body_bytes).await
 }
 
@@ -106,7 +130,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     use serde_json::{Value, json};
-    use shared::{address::Members, contract, provider::Provider, recipient::Preferences};
+    use shared::{
+        address::Members,
+        contract,
+        preferences::{Preferences, PreferencesPatch},
+        provider::Provider,
+    };
 
     use super::*;
     use crate::{
@@ -209,6 +238,7 @@ mod tests {
                 $test::<PutRecipient>("recipient", "", &json!({}));
                 $test::<Members>("address", "", &json!({ "provider": "apns", "token": "ab12" }));
                 $test::<Preferences>("preferences", "", &json!({}));
+                $test::<PreferencesPatch>("preferences_patch", "", &json!({}));
                 $test::<ReplayRequest>("replay", "", &json!({}));
                 $test::<ImportLine>("import_line", "", &json!({ "recipient_id": "ann" }));
                 $test::<PostSuppression>("suppression", "", &json!({ "channel": "email", "address": "ann@example.com" }));
@@ -246,6 +276,7 @@ mod tests {
         accepts::<PutRecipient>("recipient");
         accepts::<Members>("address");
         accepts::<Preferences>("preferences");
+        accepts::<PreferencesPatch>("preferences_patch");
         accepts::<ImportLine>("import_line");
         accepts::<PostSuppression>("suppression");
     }

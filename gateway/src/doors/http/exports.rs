@@ -53,7 +53,7 @@ pub(crate) struct ExportEnd {
 #[serde(untagged)]
 #[expect(dead_code, reason = "describes the lines, which are written one by one")]
 enum ExportedLine {
-    Recipient(ImportLine),
+    Recipient(Box<ImportLine>),
     End(ExportEnd),
 }
 

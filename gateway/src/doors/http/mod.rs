@@ -18,7 +18,9 @@ mod named;
 mod notifications;
 mod openapi;
 mod outer;
+mod pages;
 mod places;
+mod preference_links;
 mod preferences;
 mod quota;
 mod recipients;
@@ -27,11 +29,10 @@ mod serve;
 mod suppressions;
 mod topics;
 mod trace;
-mod unsubscribe;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, middleware, routing::get};
+use axum::{Router, middleware};
 use http::{HeaderName, Method};
 use shared::invalid::Invalid;
 use tower_http::cors::{Any, CorsLayer};
@@ -55,7 +56,7 @@ fn client_routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .routes(routes!(addresses::register, addresses::list, addresses::remove_all))
         .routes(routes!(addresses::remove))
-        .routes(routes!(preferences::put, preferences::get))
+        .routes(routes!(preferences::put, preferences::patch, preferences::get))
         .routes(routes!(topics::list))
         .routes(routes!(topics::put, topics::delete))
 }
@@ -74,6 +75,7 @@ fn service_routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(exports::export))
         .routes(routes!(erasures::erase))
         .routes(routes!(erasures::get))
+        .routes(routes!(preference_links::make))
         .routes(routes!(suppressions::list, suppressions::add))
         .routes(routes!(suppressions::lift))
         .routes(routes!(apps::list))
@@ -114,8 +116,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
     let (services, _) = service_routes().split_for_parts();
     let (clients, _) = client_routes().split_for_parts();
     services
-        // Links in mails, not a part of the API.
-        .route("/u/{token}", get(unsubscribe::show).post(unsubscribe::unsubscribe))
+        .merge(pages::routes())
         .method_not_allowed_fallback(method)
         .merge(clients.method_not_allowed_fallback(method).layer(cors()))
         .fallback(async || Problem::new(NOT_FOUND, "There is no such path; /v1/openapi.json lists all paths."))
@@ -137,7 +138,7 @@ fn cors() -> CorsLayer {
     let shown = ["retry-after", "x-request-id", "ratelimit", "ratelimit-policy"];
     CorsLayer::new()
         .allow_origin(Any)
-        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers(taken.map(HeaderName::from_static))
         .expose_headers(shown.map(HeaderName::from_static))
         .max_age(CORS_MAX_AGE)
@@ -183,7 +184,7 @@ mod tests {
             operations += 1;
             ids.insert(id.as_str().unwrap());
         });
-        assert_eq!((ids.len(), operations), (41, 41), "operation ids must be distinct");
+        assert_eq!((ids.len(), operations), (46, 46), "operation ids must be distinct");
     }
 
     #[test]
