@@ -20,7 +20,7 @@ use crate::{
     janitor::Janitor,
     ledger::{self, Committer, Ledger},
     pipeline::{
-        Announcer, Barrier, Brake, InFlight, Pace, Pipeline, Shares, Spent, Ticket, lane_pullers, member_permits,
+        Announcer, Barrier, Brake, InFlight, Pace, Pipeline, Shares, Sums, Ticket, lane_pullers, member_permits,
     },
     presence::{Presence, Rank},
     providers::Providers,
@@ -140,7 +140,7 @@ impl Station {
             max_attempts: settings.max_attempts,
             brake: Brake::new(settings.removals_per_minute),
             suppressions,
-            spent: Spent::default(),
+            sums: Sums::default(),
             cancelled,
             members: member_permits(settings.in_flight),
             shares: Shares::default(),

@@ -15,6 +15,7 @@ use crate::{
     page::Page,
     policy::{
         category::{self, Categories, CategoryKind},
+        limit::{self, Limit},
         quiet::{self, QuietHours},
         zone::UnknownZone,
     },
@@ -85,6 +86,9 @@ pub struct App {
     /// When recipients are not to be disturbed who set no quiet hours of their own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quiet_hours: Vec<QuietHours>,
+    /// How often each recipient is sent a notification.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
     /// What applies to recipients whose time zone is not known.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub unknown_zone: UnknownZone,
@@ -264,6 +268,7 @@ impl App {
             categories: BTreeMap::new(),
             page: Page::none(),
             quiet_hours: Vec::new(),
+            limits: Vec::new(),
             unknown_zone: UnknownZone::App,
             timezone: None,
             suspended: false,
@@ -299,6 +304,12 @@ impl App {
             return Err(Invalid::new("test_recipients", rule));
         }
         Ok(())
+    }
+
+    /// Whether any limit may concern a notification of `category`.
+    pub fn has_limits(&self, category: Option<&Category>) -> bool {
+        let policy = category.and_then(|category| self.categories.get(category));
+        !self.limits.is_empty() || policy.is_some_and(|policy| !policy.limits.is_empty())
     }
 
     /// What the notifications of `category` are.
@@ -475,6 +486,8 @@ struct Stored {
     page: Page,
     #[serde(default)]
     quiet_hours: Vec<Value>,
+    #[serde(default)]
+    limits: Vec<Value>,
     /// A word of a newer version is as if it were absent.
     #[serde(default)]
     unknown_zone: Option<String>,
@@ -538,6 +551,7 @@ impl From<Stored> for App {
             categories: category::stored(stored.categories),
             page: stored.page,
             quiet_hours: quiet::stored(stored.quiet_hours),
+            limits: limit::stored(stored.limits),
             unknown_zone: stored
                 .unknown_zone
                 .and_then(|word| word.parse().ok())

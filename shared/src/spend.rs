@@ -47,11 +47,11 @@ pub struct SpendCap {
 
 objects!(SpendCap);
 
-fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D) -> Result<T, D::Error> {
+pub(crate) fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D) -> Result<T, D::Error> {
     tolerant::whole(deserializer)?.ok_or_else(|| de::Error::custom("must be given"))
 }
 
-/// The time in which segments are counted together. Windows begin at whole hours or at midnight, UTC.
+/// The time in which something is counted together. Windows begin at midnight UTC, or a multiple of their length after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
     /// The first moment of the window.
@@ -121,10 +121,17 @@ impl SpendCap {
 
     /// The window of this cap that contains `now`.
     pub fn window(&self, now: Timestamp) -> Window {
-        let length = i64::from(self.window_s).max(1);
+        Window::of(self.window_s, now)
+    }
+}
+
+impl Window {
+    /// The window of `length_s` seconds that contains `now`.
+    pub fn of(length_s: u32, now: Timestamp) -> Self {
+        let length = i64::from(length_s).max(1);
         let second = now.as_second();
         let start = Timestamp::from_second(second - second.rem_euclid(length)).unwrap_or(now);
-        Window {
+        Self {
             start,
             end: start
                 .checked_add(SignedDuration::from_secs(length))

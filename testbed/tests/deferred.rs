@@ -3,14 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use async_nats::{
     HeaderMap,
     header::NATS_MESSAGE_ID,
     jetstream::{self, AckKind, Message, consumer::PullConsumer},
 };
-use futures::StreamExt;
+use futures::{StreamExt, future::join_all};
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
 use shared::{
@@ -36,6 +39,7 @@ use testbed::{
     audit::Audit,
     nats,
     peal::{APP, Peal, Plan},
+    providers::{Answer, Rule},
 };
 use tokio::time::{Instant, sleep};
 
@@ -66,16 +70,48 @@ fn plan() -> Plan {
 
 impl Rig {
     async fn start() -> Self {
-        let mut peal = Peal::start(plan()).await.unwrap();
-        peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
-        let worker = &mut peal.region_mut("eu").workers[0];
+        let mut rig = Self::running(plan()).await;
+        rig.peal.register("ann", "eu", &[("apns", "aaaa")]).await.unwrap();
+        let worker = &mut rig.peal.region_mut("eu").workers[0];
         worker.process.terminate(Duration::from_secs(15)).await.unwrap();
+        rig
+    }
+
+    /// The same with running workers.
+    async fn running(plan: Plan) -> Self {
+        let peal = Peal::start(plan).await.unwrap();
         let js = connect::jetstream(peal.connect("eu").await.unwrap());
         Self {
             peal,
             js,
             region: "eu".parse().unwrap(),
         }
+    }
+
+    /// The first of many event ids whose job, or whose first slice, leaves soon after the time until which it waits.
+    fn event(&self, name: &str, recipient: &str, slice: Option<u32>) -> String {
+        let app = APP.parse().unwrap();
+        let leaves_soon = |event: &String| {
+            let (event, recipient) = (event.parse().unwrap(), recipient.parse().unwrap());
+            let job = Job {
+                id: JobId::of(&self.peal.ids, &app, &event, &recipient, Channel::Push),
+                slice,
+                ..testing::job(&app, event.as_str(), Push::default(), Timestamp::UNIX_EPOCH)
+            };
+            quiet::spread(&job) < SignedDuration::from_secs(2)
+        };
+        (0..100_000)
+            .map(|number| format!("{name}-{number}"))
+            .find(leaves_soon)
+            .unwrap()
+    }
+
+    /// Sends a notification, and returns its id.
+    async fn send(&self, event: &str, to: Value, more: Value) -> String {
+        let mut body = json!({ "event_id": event, "to": to, "push": { "title": "Hello", "ttl": 3600 } });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let answer = self.peal.expect("POST", "eu", "/v1/notifications", Some(&body)).await;
+        answer.unwrap()["notification_id"].as_str().unwrap().to_owned()
     }
 
     async fn start_worker(&mut self) {
@@ -365,13 +401,7 @@ impl Night {
             app: always_quiet,
             ..plan()
         };
-        let peal = Peal::start(plan).await.unwrap();
-        let js = connect::jetstream(peal.connect("eu").await.unwrap());
-        let rig = Rig {
-            peal,
-            js,
-            region: "eu".parse().unwrap(),
-        };
+        let rig = Rig::running(plan).await;
         let now = Clock::system().now();
         // A minute of the clock, late enough for what is done before.
         let ends = Timestamp::from_second((now.as_second() + 30).div_euclid(60) * 60 + 60).unwrap();
@@ -401,39 +431,9 @@ impl Night {
         }
     }
 
-    /// The first of many event ids whose job, or whose first slice, leaves soon after the end of quiet hours.
-    fn event(&self, name: &str, recipient: &str, slice: Option<u32>) -> String {
-        let app = APP.parse().unwrap();
-        let leaves_soon = |event: &String| {
-            let (event, recipient) = (event.parse().unwrap(), recipient.parse().unwrap());
-            let job = Job {
-                id: JobId::of(&self.rig.peal.ids, &app, &event, &recipient, Channel::Push),
-                slice,
-                ..testing::job(&app, event.as_str(), Push::default(), self.ends)
-            };
-            quiet::spread(&job) < SignedDuration::from_secs(2)
-        };
-        (0..100_000)
-            .map(|number| format!("{name}-{number}"))
-            .find(leaves_soon)
-            .unwrap()
-    }
-
-    /// Sends a notification, and returns its id.
-    async fn send(&self, event: &str, to: Value, more: Value) -> String {
-        let mut body = json!({ "event_id": event, "to": to, "push": { "title": "Hello", "ttl": 3600 } });
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        let answer = self
-            .rig
-            .peal
-            .expect("POST", "eu", "/v1/notifications", Some(&body))
-            .await;
-        answer.unwrap()["notification_id"].as_str().unwrap().to_owned()
-    }
-
     async fn send_to(&self, recipient: &str, more: Value) -> String {
-        let event = self.event(recipient, recipient, None);
-        self.send(&event, json!({ "recipients": [recipient] }), more).await
+        let event = self.rig.event(recipient, recipient, None);
+        self.rig.send(&event, json!({ "recipients": [recipient] }), more).await
     }
 }
 
@@ -496,10 +496,11 @@ async fn quiet_hours_hold_and_drop_and_a_killed_worker_loses_nothing() {
         .send_to("fay", json!({ "push": { "title": "Soon", "ttl": 5 } }))
         .await;
     let urgent = night
+        .rig
         .send("code-1", json!({ "recipients": ["bob"] }), json!({ "class": "urgent" }))
         .await;
-    let news = night.event("news", "bob", Some(0));
-    let news = night.send(&news, json!({ "topic": "news" }), json!({})).await;
+    let news = night.rig.event("news", "bob", Some(0));
+    let news = night.rig.send(&news, json!({ "topic": "news" }), json!({})).await;
 
     let rig = &night.rig;
     wait_deliveries(rig, &ann, &[["delivered", ""], ["parked", "quiet_hours"]]).await;
@@ -543,4 +544,132 @@ async fn quiet_hours_hold_and_drop_and_a_killed_worker_loses_nothing() {
     let by_state = [(State::Delivered, 7), (State::Suppressed, 2), (State::Expired, 1)];
     assert_eq!(equation.by_state, by_state.into());
     assert_eq!(rig.delivered(), 7);
+}
+
+/// An app with limits.
+fn limited(app: &mut App) {
+    let limits = json!([{ "count": 5, "window_s": 86400 }, { "count": 1, "window_s": 86400, "topic": "news" }]);
+    app.limits = serde_json::from_value(limits).unwrap();
+    let pings = json!({ "pings": { "limits": [{ "count": 2, "window_s": 60, "then": "delay" }] } });
+    app.categories = serde_json::from_value(pings).unwrap();
+}
+
+/// Waits until all of these notifications are done, and returns how many deliveries have each state and reason.
+async fn ends(rig: &Rig, ids: &[String]) -> BTreeMap<[String; 2], usize> {
+    let deadline = Instant::now() + Duration::from_mins(2);
+    let mut ends = BTreeMap::new();
+    for id in ids {
+        let path = format!("/v1/notifications/{id}");
+        while rig.peal.ask("GET", "eu", &path, None).await.unwrap().1["state"] != "done" {
+            assert!(Instant::now() < deadline, "{}", rig.peal.complaints());
+            sleep(Duration::from_millis(50)).await;
+        }
+        for delivery in deliveries(rig, id).await {
+            *ends.entry(delivery).or_default() += 1;
+        }
+    }
+    ends
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_burst_through_two_workers_passes_a_limit() {
+    let plan = Plan {
+        workers: 2,
+        app: limited,
+        ..plan()
+    };
+    let mut rig = Rig::running(plan).await;
+    for (recipient, token) in [("ann", "aa01"), ("bob", "bb01"), ("cid", "cc01"), ("dan", "dd01")] {
+        rig.peal.register(recipient, "eu", &[("apns", token)]).await.unwrap();
+    }
+    let (delivered, dropped) = (
+        ["delivered", ""].map(str::to_owned),
+        ["suppressed", "rate_limit"].map(str::to_owned),
+    );
+    let burst = async |rig: &Rig, recipient: &str, name: &str| {
+        let events: Vec<String> = (0..30).map(|number| format!("{name}-{number}")).collect();
+        let sending = events
+            .iter()
+            .map(|event| rig.send(event, json!({ "recipients": [recipient] }), json!({})));
+        join_all(sending).await
+    };
+
+    let ids = burst(&rig, "ann", "burst").await;
+    assert_eq!(
+        ends(&rig, &ids).await,
+        [(delivered.clone(), 5), (dropped.clone(), 25)].into()
+    );
+    // Urgent ones pass.
+    let urgent = rig
+        .send("urgent", json!({ "recipients": ["ann"] }), json!({ "class": "urgent" }))
+        .await;
+    wait_deliveries(&rig, &urgent, &[["delivered", ""]]).await;
+
+    // Of a topic; the second broadcast is one too many.
+    let join = "/v1/recipients/dan/topics/news";
+    rig.peal.expect("PUT", "eu", join, None).await.unwrap();
+    for (event, state) in [("news-1", "delivered"), ("news-2", "suppressed")] {
+        let news = rig.send(event, json!({ "topic": "news" }), json!({})).await;
+        assert_eq!(ends(&rig, std::slice::from_ref(&news)).await, BTreeMap::new());
+        let (_, status) = rig
+            .peal
+            .ask("GET", "eu", &format!("/v1/notifications/{news}"), None)
+            .await
+            .unwrap();
+        assert_eq!(status["broadcast"]["by_state"], json!({ state: 1 }), "{status}");
+    }
+
+    // What is delayed leaves in the next window. All are sent in one.
+    while Clock::system().now().as_second() % 60 > 45 {
+        sleep(Duration::from_millis(200)).await;
+    }
+    let events = ["one", "two", "three", "four"].map(|name| rig.event(name, "bob", None));
+    let ping = json!({ "category": "pings" });
+    let sending = events
+        .iter()
+        .map(|event| rig.send(event, json!({ "recipients": ["bob"] }), ping.clone()));
+    let pings = join_all(sending).await;
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let mut states = Vec::new();
+        for ping in &pings {
+            states.extend(deliveries(&rig, ping).await);
+        }
+        states.sort();
+        let delayed = ["deferred", "rate_limit"].map(str::to_owned);
+        if states == [delayed.clone(), delayed, delivered.clone(), delivered.clone()] {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{states:?}\n{}", rig.peal.complaints());
+        sleep(Duration::from_millis(50)).await;
+    }
+
+    // Meanwhile a worker is killed in a burst: what it had counted may be lost, and nothing more is sent.
+    let (program, http) = (rig.peal.program(), rig.peal.http.clone());
+    let slow = Rule::always()
+        .delay(Duration::from_millis(500))
+        .answer(Answer::accept());
+    rig.peal.simulators.apns.script().add(slow).unwrap();
+    let ids = burst(&rig, "cid", "killed").await;
+    let worker = &mut rig.peal.region_mut("eu").workers[0];
+    worker.process.kill().await.unwrap();
+    worker.restart(&program).unwrap();
+    worker.wait_ready(&http).await.unwrap();
+    let killed = ends(&rig, &ids).await;
+    let sent = killed.get(&delivered).copied().unwrap_or_default();
+    assert!(killed.values().sum::<usize>() == 30, "{killed:?}");
+    let pushes = rig.peal.simulators.apns.log().delivered_to("cc01");
+    let distinct: HashSet<_> = pushes.iter().map(|push| &push.id).collect();
+    assert!(
+        (1..=5).contains(&distinct.len()) && sent <= distinct.len(),
+        "{killed:?} {pushes:?}"
+    );
+    eprintln!(
+        "sent in spite of the kill: {} of 5, {sent} of them recorded",
+        distinct.len()
+    );
+
+    assert_eq!(ends(&rig, &pings).await, [(delivered, 4)].into());
+    let equation = rig.equation().await;
+    assert_eq!(equation.accepted, 30 + 1 + 2 + 4 + 30);
 }

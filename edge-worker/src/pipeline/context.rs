@@ -22,7 +22,7 @@ use shared::{
 };
 use tokio::sync::{Semaphore, watch};
 
-use super::{afford::Spent, barrier::Barrier, brake::Brake, in_flight::InFlight, settlement::Ticket, shares::Shares};
+use super::{barrier::Barrier, brake::Brake, count::Sums, in_flight::InFlight, settlement::Ticket, shares::Shares};
 use crate::{
     cache,
     freshness::Freshness,
@@ -77,8 +77,8 @@ pub struct Pipeline {
     pub brake: Brake,
     /// The mailboxes and numbers that apps must not send to.
     pub suppressions: cache::Suppressions,
-    /// What apps have spent, as far as this worker knows.
-    pub spent: Spent,
+    /// The caps and limits that are used up, as far as this worker knows.
+    pub sums: Sums,
     /// Withdrawn notifications.
     pub cancelled: Cancelled,
     /// Permits for the members of slices, by channel, class and tier.

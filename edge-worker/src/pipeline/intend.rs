@@ -14,11 +14,11 @@ use shared::{
 };
 
 use super::{
-    afford::Afforded,
     attempt::AddressAttempt,
     consent::Spared,
     context::Pipeline,
     in_flight::ActiveJob,
+    limit::Limited,
     receipts::receipt,
     settlement::{RETRY_JETSTREAM_AFTER, Step, Stop},
 };
@@ -72,13 +72,13 @@ impl Pipeline {
     }
 
     /// Publishes the intent to send, if the app must not send twice.
-    pub(super) async fn write_intent(&self, afforded: Afforded) -> Step<Intended> {
-        let Afforded {
+    pub(super) async fn write_intent(&self, limited: Limited) -> Step<Intended> {
+        let Limited {
             active,
             addresses,
             spared,
             held,
-        } = afforded;
+        } = limited;
         let job = &active.job;
         if !addresses.is_empty() && self.ambiguity(job) != Ambiguity::Resend {
             let intents = addresses.iter().map(|(address, _)| self.intent(job, address));

@@ -11,6 +11,7 @@ mod conclude;
 mod consent;
 mod context;
 mod controls;
+mod count;
 mod dedupe;
 mod deliver;
 mod expand;
@@ -21,6 +22,7 @@ mod in_flight;
 mod intend;
 mod interrupted;
 mod letter;
+mod limit;
 mod open;
 mod pace;
 mod postpone;
@@ -41,10 +43,10 @@ mod wanted;
 use std::sync::Arc;
 
 pub use self::{
-    afford::Spent,
     barrier::Barrier,
     brake::Brake,
     context::Pipeline,
+    count::Sums,
     in_flight::InFlight,
     pace::Pace,
     pull::{LanePuller, lane_pullers, member_permits},
@@ -99,7 +101,8 @@ impl Pipeline {
         let agreed = self.demand_unsubscription(agreed).await?;
         let timely = self.timing(agreed).await?;
         let afforded = self.afford(timely).await?;
-        let intended = self.write_intent(afforded).await?;
+        let limited = self.limit(afforded).await?;
+        let intended = self.write_intent(limited).await?;
         let tried = self.deliver(intended).await;
         self.conclude(tried).await
     }

@@ -55,20 +55,20 @@ impl Pipeline {
         if timely.held.is_empty() || !timely.addresses.is_empty() || !timely.spared.is_empty() {
             return Ok(timely);
         }
-        let Timely {
-            active,
-            addresses,
-            spared,
-            held,
-        } = timely;
+        Box::pin(self.wait(timely)).await
+    }
+
+    /// Lets a job wait as a whole, all of whose addresses are held: a member of a slice with it. It goes on if it cannot.
+    pub(super) async fn wait(&self, timely: Timely) -> Step<Timely> {
+        let Timely { active, held, .. } = timely;
         if let Some(until) = waits_with_slice(&active.job, &held) {
             return Err(Stop::HoldMember(active.pulled.into(), until));
         }
-        let active = Box::pin(self.hold_whole(active, &held)).await?;
+        let active = self.hold_whole(active, &held).await?;
         Ok(Timely {
             active,
-            addresses,
-            spared,
+            addresses: Vec::new(),
+            spared: Vec::new(),
             held,
         })
     }

@@ -33,11 +33,12 @@ const CONTROLS_MAX: (usize, usize) = (100, 1000);
 
 /// The members of an app that its own key may change. All others are the operator's: what they cost, where data lives, and
 /// which hosts Peal connects to.
-const MEMBERS_OF_APP: [&str; 8] = [
+const MEMBERS_OF_APP: [&str; 9] = [
     "ambiguity",
     "categories",
     "page",
     "quiet_hours",
+    "limits",
     "unknown_zone",
     "timezone",
     "routes",
@@ -482,6 +483,7 @@ mod tests {
             "categories.offers.kind",
             "page.name",
             "quiet_hours",
+            "limits",
             "unknown_zone",
             "timezone",
             "apns.topic",

@@ -20,6 +20,7 @@ use shared::{
     page::Page,
     policy::{
         category::{Categories, CategoryPolicy},
+        limit::Limit,
         quiet::QuietHours,
         zone::{self, UnknownZone},
     },
@@ -96,6 +97,8 @@ pub(crate) struct AppDocument {
     page: Page,
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     quiet_hours: Vec<QuietHours>,
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    limits: Vec<Limit>,
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_usual")]
     #[schema(value_type = String)]
     unknown_zone: UnknownZone,
@@ -235,6 +238,7 @@ impl AppDocument {
             categories: app.categories.clone(),
             page: app.page.clone(),
             quiet_hours: app.quiet_hours.clone(),
+            limits: app.limits.clone(),
             unknown_zone: app.unknown_zone,
             timezone: app.timezone.clone(),
             quota: app.quota,
@@ -259,6 +263,7 @@ impl AppDocument {
         CategoryPolicy::check(&self.categories).map_err(|invalid| invalid.within("categories"))?;
         self.page.check().map_err(|invalid| invalid.within("page"))?;
         QuietHours::check(&self.quiet_hours).map_err(|invalid| invalid.within("quiet_hours"))?;
+        Limit::check_of_app(&self.limits).map_err(|invalid| invalid.within("limits"))?;
         self.timezone.as_deref().map_or(Ok(()), zone::check)?;
         for (channel, routes) in &self.routes {
             let checked = Route::check(*channel, routes).map_err(|invalid| invalid.within(channel.as_str()));
@@ -291,6 +296,7 @@ impl AppDocument {
             categories: self.categories.clone(),
             page: self.page.clone(),
             quiet_hours: self.quiet_hours.clone(),
+            limits: self.limits.clone(),
             unknown_zone: self.unknown_zone,
             timezone: self.timezone.clone(),
             suspended: self.suspended,

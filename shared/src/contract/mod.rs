@@ -283,6 +283,7 @@ mod tests {
         plan::{Mode, Until},
         policy::{
             category::CategoryKind,
+            limit::WhenLimited,
             quiet::{Weekday, WhenBlocked},
             zone::UnknownZone,
         },
@@ -395,7 +396,7 @@ mod tests {
             "channel": Channel, "class": Class, "priority": Priority, "provider": Provider, "kind": Kind,
             "environment": Environment, "apns_push_type": PushType, "ambiguity": Ambiguity, "scope": Scope,
             "handled_as": HandledAs, "plan_mode": Mode, "until": Until, "category_kind": CategoryKind, "when_blocked": WhenBlocked, "weekday": Weekday,
-            "unknown_zone": UnknownZone);
+            "unknown_zone": UnknownZone, "when_limited": WhenLimited);
         let states = built("delivery_state");
         assert!(State::ALL.iter().all(|state| states.contains(&state.as_str())));
         assert_eq!(page().words("until").last(), Some(&("opened", Some("seen"))));

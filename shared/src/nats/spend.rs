@@ -1,4 +1,5 @@
-//! Counts the segments of text messages against the caps of apps, by counters of the region's stream [`SPEND`] (NATS ADR-49).
+//! Counts the segments of text messages against the caps of apps, and the notifications of recipients against limits, by counters of
+//! the region's stream [`SPEND`] (NATS ADR-49).
 //!
 //! The server adds up, so that all workers of a region see one sum. Nothing is ever taken off: a sum bounds from above what was
 //! sent in its window. A message is counted before it is sent, under an id: if its worker ends in between, the next one counts it
@@ -24,14 +25,14 @@ struct Counter {
     val: String,
 }
 
-/// Adds `segments` to the counter `subject` and returns its sum; if something was added under `id` lately, the sum as it is. The
+/// Adds `amount` to the counter `subject` and returns its sum; if something was added under `id` lately, the sum as it is. The
 /// stream remembers ids for an hour.
 ///
 /// # Errors
-/// When the sum is not known. The segments may be counted.
-pub async fn count(js: &jetstream::Context, subject: String, id: String, segments: u32) -> Result<u64, NotStored> {
+/// When the sum is not known. The amount may be counted.
+pub async fn count(js: &jetstream::Context, subject: String, id: String, amount: u32) -> Result<u64, NotStored> {
     let mut headers = version::headers();
-    headers.insert(INCREMENT, segments.to_string());
+    headers.insert(INCREMENT, amount.to_string());
     headers.insert(NATS_MESSAGE_ID, id);
     let stored = publish::store(js, subject.clone(), headers, Bytes::new()).await?;
     if !stored.duplicate {

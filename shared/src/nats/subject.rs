@@ -334,10 +334,10 @@ pub fn quota_of(subject: &str) -> Option<Uuid> {
     subject.strip_prefix("$KV.quota.")?.parse().ok()
 }
 
-/// All counters of segments.
+/// All counters of segments, and of notifications.
 pub const SPEND_FILTER: &str = "spend.*.*.*";
 
-/// The counter of the segments that `app` sends in the window that begins at `start`, under the cap with this digest.
+/// The counter of what `app` sends in the window that begins at `start`, under the cap or the limit with this digest.
 pub fn spend(app: &AppId, cap: Uuid, start: Timestamp) -> String {
     format!("spend.{app}.{cap}.{}", start.as_second())
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::quiet::WhenBlocked;
+use super::{limit::Limit, quiet::WhenBlocked};
 use crate::{
     channel::words,
     id::Category,
@@ -62,6 +62,9 @@ pub struct CategoryPolicy {
     /// What happens to them in quiet hours; what the quiet hours say if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quiet_hours: Option<WhenBlocked>,
+    /// How often each recipient is sent one.
+    #[serde(deserialize_with = "tolerant::or_default", skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
 }
 
 objects!(CategoryPolicy);
@@ -94,7 +97,7 @@ impl CategoryPolicy {
             let rule = format_args!("must be 1 to {TITLE_BYTES_MAX} bytes without control characters");
             return Err(Invalid::new("title", rule));
         }
-        Ok(())
+        Limit::check_of_category(&self.limits).map_err(|invalid| invalid.within("limits"))
     }
 }
 

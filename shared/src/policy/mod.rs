@@ -4,6 +4,7 @@
 pub mod category;
 pub mod consent;
 pub mod controls;
+pub mod limit;
 pub mod quiet;
 pub mod zone;
 
