@@ -4,7 +4,7 @@
 //! a clock is put forward over such a time, that is the moment of the change; if it is put back, the window lasts longer. Windows
 //! that overlap or adjoin are one quiet period: what is held leaves at its end, and not before.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, iter, str::FromStr};
 
 use jiff::{
     SignedDuration, Timestamp,
@@ -299,32 +299,35 @@ impl<'a> Question<'a> {
     /// The latest end of the windows that contain `at`.
     fn covering(&self, zone: &TimeZone, at: Timestamp) -> Option<(Timestamp, WhenBlocked)> {
         let local = zone.to_datetime(at);
-        let (least, most) = (
+        let (before, after) = (
             local.saturating_sub(CLOCK_CHANGE_MAX),
             local.saturating_add(CLOCK_CHANGE_MAX),
         );
-        let mut found: Option<(Timestamp, WhenBlocked)> = None;
-        for window in self.windows.iter().filter(|window| window.is_for(self.channel)) {
-            let first = least.date().yesterday().unwrap_or(Date::MIN);
-            let days = first.series(jiff::Span::new().days(1));
-            for date in days.take_while(|date| *date <= most.date()) {
-                let Some((from, to)) = window.on(date).filter(|_| window.begins_on(date)) else {
+        let mut found: Option<(DateTime, Timestamp, WhenBlocked)> = None;
+        let first = before.date().yesterday().unwrap_or(Date::MIN);
+        let dates = iter::successors(Some(first), |date| date.tomorrow().ok());
+        for date in dates.take_while(|date| *date <= after.date()) {
+            let begin_then = |window: &&QuietHours| window.is_for(self.channel) && window.begins_on(date);
+            for window in self.windows.iter().filter(begin_then) {
+                let Some((from, to)) = window.on(date) else {
                     continue;
                 };
-                if from > most || to < least {
+                let then = window.then.unwrap_or(WhenBlocked::Hold);
+                // One that ends no later than another, and is no stricter, adds nothing.
+                let adds_nothing = found.is_some_and(|(last, _, strictest)| to <= last && then <= strictest);
+                if from > after || to < before || adds_nothing {
                     continue;
                 }
                 let (Some(begins), Some(ends)) = (first_at(zone, from), last_before(zone, to)) else {
                     continue;
                 };
                 if (begins..ends).contains(&at) {
-                    let then = window.then.unwrap_or(WhenBlocked::Hold);
-                    let known = found.unwrap_or((ends, then));
-                    found = Some((known.0.max(ends), known.1.max(then)));
+                    let (last, end, strictest) = found.unwrap_or((to, ends, then));
+                    found = Some((last.max(to), end.max(ends), strictest.max(then)));
                 }
             }
         }
-        found
+        found.map(|(_, end, strictest)| (end, strictest))
     }
 }
 
