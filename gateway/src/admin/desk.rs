@@ -29,7 +29,7 @@ use super::{
 const APP_KEYS_MAX: usize = 100;
 
 /// Most controls that the keys of one app made, and most that operators made.
-const CONTROLS_MAX: (usize, usize) = (100, 1000);
+const CONTROLS_MAX: (usize, usize) = (200, 1000);
 
 /// The members of an app that its own key may change. All others are the operator's: what they cost, where data lives, and
 /// which hosts Peal connects to.

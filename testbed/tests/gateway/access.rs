@@ -94,6 +94,7 @@ impl Operation {
             "replay" => json!({ "reason": "none of them" }),
             "preferences" => json!({ "channels": { "push": true } }),
             "suppressions" => json!({ "channel": "email", "address": "ann@example.com" }),
+            "controls" => json!({ "action": "pause", "app": "shop", "category": "news", "why": "a test" }),
             "imports" => json!({
                 "recipient_id": "ann",
                 "recipient": { "locale": "en" },
@@ -365,7 +366,7 @@ async fn one_app_never_sees_or_changes_data_of_another() {
         let nothing = status == 404
             || own_only
             || none_exported
-            || ["dead_letters", "notifications", "suppressions"]
+            || ["controls", "dead_letters", "notifications", "suppressions"]
                 .iter()
                 .any(|list| shown[list] == json!([]));
         assert!(nothing, "{path} is visible to another app");
@@ -384,6 +385,8 @@ async fn one_app_never_sees_or_changes_data_of_another() {
         let is_link = operation.path.ends_with("/preference-link");
         let is_right = if operation.method == "DELETE" || of_shop || is_link {
             answer.status == 404
+        } else if operation.path == "/v1/controls" {
+            answer.body["errors"][0]["field"] == "app"
         } else {
             answer.status < 300
         };
