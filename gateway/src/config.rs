@@ -101,6 +101,7 @@ impl Settings {
             ("connections_per_address", self.limits.connections_per_address),
             ("request_timeout_s", usize::from(self.limits.request_timeout_s > 0)),
             ("status_notifications", self.limits.status_notifications),
+            ("scheduled_notifications", self.limits.scheduled_notifications),
         ];
         if let Some((name, _)) = limits.into_iter().find(|(_, limit)| *limit == 0) {
             return Err(Unusable::Zero(name));

@@ -1,6 +1,7 @@
 //! Reads JSON that a caller wrote, at whichever door.
 
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::value::RawValue;
 use shared::{contract, invalid::Invalid};
 use utoipa::ToSchema;
 
@@ -46,6 +47,16 @@ pub(crate) fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<T, U
             error.column()
         ))),
     }
+}
+
+/// The text of a document that [`parse`] has read.
+///
+/// # Errors
+/// When it is not one JSON document.
+pub(crate) fn parse_raw(bytes: &[u8]) -> Result<Box<RawValue>, Unread> {
+    let broken =
+        |error: serde_json::Error| Unread::Malformed(format!("The document is broken at line {}.", error.line()));
+    serde_json::from_slice(bytes).map_err(broken)
 }
 
 /// Whether these bytes are one document by the grammar of JSON. serde also refuses numbers that a double cannot hold and what

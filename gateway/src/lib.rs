@@ -19,7 +19,6 @@ use std::{collections::BTreeSet, io, net::SocketAddr, sync::Arc};
 use futures::future;
 use shared::{
     clock::Clock,
-    id::AppId,
     lifecycle::Lifecycle,
     nats::{
         ask::Regions,
@@ -47,10 +46,10 @@ use crate::{
     context::Context,
     doors::{
         http::{self, Callbacks, Connections, Keys, Places, api::Api},
-        nats::Door,
+        nats::{Door, Served},
     },
-    intake::{accept::Intake, budget::Budgets, moved, publish::Publisher, waiting},
-    keeping::{canary, key_use::KeyUses, readiness::Readiness, trim, upkeep::Upkeep},
+    intake::{accept::Intake, budget::Budgets, moved, plan::Plans, publish::Publisher, waiting},
+    keeping::{canary, key_use::KeyUses, planned, readiness::Readiness, trim, upkeep::Upkeep},
     recipients::{erasures, homes::Homes, owners},
     records::{alerts::Alerts, dead_letters::DeadLetters, feedback::Feedbacks, receipts::Receipts, recorder},
 };
@@ -158,8 +157,7 @@ impl Gateway {
         let addr = listener.local_addr().map_err(refused)?;
 
         lifecycle.spawn_endless("directory", owners::run(homes.clone()));
-        let apps = upkeep.intakes();
-        lifecycle.spawn_endless("trim", trim::run(context.js.clone(), upkeep.intakes()));
+        let apps = served(&upkeep, &context, lifecycle);
         lifecycle.spawn_endless("upkeep", upkeep.run(context.clock.clone()));
         let alerts = Alerts::new(Arc::clone(&context), settings.alerts)?;
         lifecycle.spawn_endless("alerts", alerts.run(alerted_to));
@@ -180,6 +178,7 @@ impl Gateway {
             publisher: Publisher::new(Arc::clone(&context), settings.mesh.durability),
             recorder,
             budgets,
+            plans: Plans::new(settings.limits.scheduled_notifications),
         });
         let door = Door {
             context: Arc::clone(&context),
@@ -225,12 +224,24 @@ impl Gateway {
     }
 }
 
+/// The apps that the door for services serves. Until `lifecycle` ends they are kept up to date, and their intakes are trimmed.
+fn served(upkeep: &Upkeep, context: &Context, lifecycle: &Lifecycle) -> Served {
+    let (served, planned) = watch::channel(BTreeSet::new());
+    let keeping = planned::run(context.js.clone(), context.config.clone(), context.here.clone(), served);
+    lifecycle.spawn_endless("planned", keeping);
+    lifecycle.spawn_endless("trim", trim::run(context.js.clone(), upkeep.intakes()));
+    Served {
+        intakes: upkeep.intakes(),
+        planned,
+    }
+}
+
 /// Serves both doors until `lifecycle` ends, and cancels `answered` when the last request is answered.
 fn open_doors(
     listener: TcpListener,
     api: Api,
     door: Door,
-    apps: watch::Receiver<BTreeSet<AppId>>,
+    apps: Served,
     answered: CancellationToken,
     lifecycle: &Lifecycle,
 ) {

@@ -1,10 +1,17 @@
 //! The trace that a request belongs to.
 
+use async_nats::HeaderMap;
 use opentelemetry::{
     Context,
     trace::{SpanBuilder, SpanKind, TraceContextExt, Tracer},
 };
-use shared::telemetry::{Telemetry, trace::trace_id};
+use shared::{
+    nats::envelope::header,
+    telemetry::{
+        Telemetry,
+        trace::{self, TRACEPARENT, trace_id},
+    },
+};
 
 /// The trace of a request.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +50,19 @@ impl Trace {
             Self::Recorded(context)
         } else {
             Self::None
+        }
+    }
+
+    /// What continues the trace in a message, if there is one.
+    pub(crate) fn traceparent(&self) -> Option<String> {
+        match self {
+            Self::None => None,
+            Self::Forwarded(text) => Some(text.clone()),
+            Self::Recorded(context) => {
+                let mut headers = HeaderMap::new();
+                trace::inject(context, &mut headers);
+                header(&headers, TRACEPARENT).map(str::to_owned)
+            }
         }
     }
 

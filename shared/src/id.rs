@@ -109,6 +109,12 @@ name!(
 );
 
 name!(
+    /// What belongs together, such as all reminders of a room; the caller chooses the name.
+    GroupKey, "group_key", "must be 1 to 128 printable ASCII characters without spaces",
+    |text| (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+);
+
+name!(
     /// The public key of an NATS account, by which servers in operator mode name it.
     AccountKey, "account", "must be the public key of an NATS account: A and 55 of A-Z and 2-7",
     |text| text.len() == 56

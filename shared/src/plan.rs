@@ -193,6 +193,15 @@ impl Arrangement {
         }
     }
 
+    /// The same arrangement with each content changed.
+    #[must_use]
+    pub fn map(self, change: impl Fn(Content) -> Content) -> Self {
+        let changed: Result<Self, std::convert::Infallible> = self.try_map(|content| Ok(change(content)));
+        match changed {
+            Ok(changed) => changed,
+        }
+    }
+
     /// The same with other contents.
     ///
     /// # Errors

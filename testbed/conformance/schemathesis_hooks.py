@@ -29,6 +29,9 @@ def before_call(context, case, kwargs):
     for name in ("expires_at", "until"):
         if body.get(name) is not None:
             body[name] = (datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)).isoformat()
+    # After that and at most 366 days ahead.
+    if body.get("send_at") is not None:
+        body["send_at"] = (datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)).isoformat()
     # One of the mesh's regions, and one of IANA's names.
     if body.get("home") is not None:
         body["home"] = "eu"

@@ -121,6 +121,12 @@ pub(crate) const KEY_REUSED: Kind = kind(
     "This key was used for another request",
     None,
 );
+pub(crate) const ALREADY_FIRED: Kind = kind(
+    "already_fired",
+    StatusCode::CONFLICT,
+    "What was scheduled is in progress",
+    None,
+);
 pub(crate) const LETTER_UNREADABLE: Kind = kind(
     "letter_unreadable",
     StatusCode::CONFLICT,
@@ -220,7 +226,7 @@ pub(crate) const STATUS_UNAVAILABLE: Kind = kind(
 
 /// Every kind, for the documentation.
 #[cfg(test)]
-pub(crate) const KINDS: [Kind; 31] = [
+pub(crate) const KINDS: [Kind; 32] = [
     MALFORMED,
     INVALID,
     NOT_BUILT,
@@ -237,6 +243,7 @@ pub(crate) const KINDS: [Kind; 31] = [
     RESIDES_ELSEWHERE,
     KEY_IN_USE,
     KEY_REUSED,
+    ALREADY_FIRED,
     LETTER_UNREADABLE,
     LINKS_UNAVAILABLE,
     REGION_UNREACHABLE,

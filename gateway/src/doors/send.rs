@@ -86,10 +86,10 @@ pub(crate) struct Failed {
     pub(crate) nothing_stored: bool,
 }
 
-/// Stores the jobs of `order`, for at most `within`.
+/// Stores the jobs of `order`, or plans it, for at most `within`.
 pub(crate) async fn accept(intake: &Intake, order: Order, trace: &Trace, within: Duration) -> Result<Answer, Failed> {
     let event = order.event.clone();
-    match timeout(within, intake.accept(order, trace)).await {
+    match timeout(within, intake.take(order, trace)).await {
         Ok(Ok(stored)) => Ok(Answer {
             event_id: event,
             jobs: stored.jobs,

@@ -20,6 +20,7 @@ use super::{
     body::SplitBody,
     budget::{Admitted, AppBudget, BROADCAST_SHARE, Budgets, LaneKey, Portion, TooMany},
     order::{Addressees, Order},
+    plan::Plans,
     publish::{OutgoingJob, Publisher},
 };
 use crate::{context::Context, records::recorder::Recorder, trace::Trace};
@@ -31,6 +32,7 @@ pub(crate) struct Intake {
     pub(crate) publisher: Publisher,
     pub(crate) recorder: Recorder,
     pub(crate) budgets: Arc<Budgets>,
+    pub(crate) plans: Plans,
 }
 
 /// The number of jobs of an accepted order, all of which are stored.
@@ -55,7 +57,7 @@ pub(crate) enum NotAccepted {
 }
 
 impl Intake {
-    /// Stores every job of `order`. `Invalid`, `NoSuchRegion` and `TooMany` mean that nothing was stored.
+    /// Stores every job of `order` now. `Invalid`, `NoSuchRegion` and `TooMany` mean that nothing was stored.
     pub(crate) async fn accept(&self, order: Order, trace: &Trace) -> Result<StoredJobs, NotAccepted> {
         let bodies = SplitBody::render(&order).map_err(NotAccepted::Invalid)?;
         let notification = order.notification();

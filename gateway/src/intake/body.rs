@@ -150,6 +150,9 @@ mod tests {
                     trial,
                     contents: Arrangement::Each(vec![content.clone()]),
                     life_from: jiff::Timestamp::UNIX_EPOCH,
+                    later: None,
+                    expires_at: None,
+                    group_key: None,
                 };
                 let body = Body {
                     event_id: Some(order.event.clone()),
@@ -193,6 +196,9 @@ mod tests {
             .arrange(contents.clone())
             .unwrap(),
             life_from: jiff::Timestamp::UNIX_EPOCH,
+            later: None,
+            expires_at: None,
+            group_key: None,
         };
         let one = SplitBody::render(&order(Mode::Fallback)).unwrap();
         assert_eq!(

@@ -6,6 +6,7 @@ pub(crate) mod budget;
 pub(crate) mod meter;
 pub(crate) mod moved;
 pub(crate) mod order;
+pub(crate) mod plan;
 pub(crate) mod publish;
 pub(crate) mod request;
 pub(crate) mod waiting;

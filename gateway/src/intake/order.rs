@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde_json::value::RawValue;
 use shared::{
     address::Address,
     app::App,
     channel::{Channel, Class},
-    id::{Category, EventId, NotificationId, RecipientId, Region, Topic},
+    id::{Category, EventId, GroupKey, NotificationId, RecipientId, Region, Topic},
     nats::subject::Lane,
     plan::Arrangement,
     trial::Trial,
@@ -25,6 +26,19 @@ pub(crate) struct Order {
     pub(crate) contents: Arrangement,
     /// From when its life counts.
     pub(crate) life_from: Timestamp,
+    /// When it is to be accepted, if not now.
+    pub(crate) later: Option<Later>,
+    /// When it stops being worth delivering, if its caller said so. The contents live no longer.
+    pub(crate) expires_at: Option<Timestamp>,
+    /// What it belongs to.
+    pub(crate) group_key: Option<GroupKey>,
+}
+
+/// When a notification is to be accepted, and what its caller wrote.
+#[derive(Debug)]
+pub(crate) struct Later {
+    pub(crate) send_at: Timestamp,
+    pub(crate) json: Box<RawValue>,
 }
 
 /// The addressees of a notification.
@@ -40,12 +54,12 @@ pub(crate) enum Addressees {
 
 impl Order {
     /// The notification that it asks for.
-    pub(super) fn notification(&self) -> NotificationId {
+    pub(crate) fn notification(&self) -> NotificationId {
         NotificationId::of(&self.app.id, &self.trial.name(&self.event))
     }
 
     /// Number of jobs that it becomes at once in a mesh of `regions`.
-    pub(super) fn jobs(&self, regions: usize) -> usize {
+    pub(crate) fn jobs(&self, regions: usize) -> usize {
         let of_each = match &self.to {
             Addressees::Recipients(recipients) => recipients.len(),
             Addressees::Address(_) => 1,

@@ -4,15 +4,16 @@ use std::{collections::HashSet, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 use shared::{
     address::Members,
     app::App,
     channel::{Channel, Class},
     content::{Content, Contents, MAX_LIFE_S, email::Email, push::Push, sms::Sms, webhook::Webhook},
-    id::{Category, EventId, RecipientId, Topic},
+    id::{Category, EventId, GroupKey, RecipientId, Topic},
     id_key::IdKey,
     invalid::Invalid,
+    nats::planned::{self, Planned},
     only_objects,
     plan::{Arrangement, Plan},
     tolerant::or_default,
@@ -20,7 +21,10 @@ use shared::{
 };
 use utoipa::ToSchema;
 
-use super::order::{Addressees, Order};
+use super::{
+    body::SplitBody,
+    order::{Addressees, Later, Order},
+};
 use crate::json::{self, Unread};
 
 /// Maximum number of notifications in one request.
@@ -37,6 +41,15 @@ const CREATED_AHEAD_MAX: SignedDuration = SignedDuration::from_secs(60);
 
 /// No notification is worth delivering longer than this after it happened.
 const CREATED_AGO_MAX: SignedDuration = SignedDuration::from_secs(MAX_LIFE_S as i64);
+
+/// How far ahead a notification may be planned: a year and a day.
+const PLANNED_AHEAD_MAX: SignedDuration = SignedDuration::from_hours(366 * 24);
+
+/// Maximum size of a notification that waits for its time, in bytes.
+const PLANNED_BYTES_MAX: usize = 65_536;
+
+/// How long after `send_at`, or after it came, a notification may still be worth delivering.
+const EXPIRES_WITHIN: SignedDuration = SignedDuration::from_secs(MAX_LIFE_S as i64);
 
 /// A notification to send.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -75,6 +88,18 @@ pub(crate) struct SendRequest {
     /// When it happened; its life counts from here if that is earlier than its acceptance.
     #[schema(value_type = Option<String>, format = DateTime)]
     created_at: Option<Timestamp>,
+    /// It is not accepted before this time. A time that is past means now.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    send_at: Option<Timestamp>,
+    /// It is not sent after this time. This or the `ttl` of the content counts, whichever is earlier.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    expires_at: Option<Timestamp>,
+    /// What it belongs to, such as a room or an order: notifications are listed and cancelled by it.
+    group_key: Option<GroupKey>,
+    /// What the caller wrote, if it may have to wait.
+    #[serde(skip)]
+    #[schema(ignore)]
+    json: Option<Box<RawValue>>,
 }
 
 only_objects!(SendRequest);
@@ -181,12 +206,12 @@ impl Request {
     pub(crate) fn read(body: &[u8]) -> Result<Self, Refused> {
         // The words may also stand inside the content of one notification. Both attempts then cost a little time.
         if !contains(body, br#""notifications""#) {
-            return Ok(Self::One(json::parse::<SendRequest>(body)?.into()));
+            return Ok(Self::One(SendRequest::read(body)?.into()));
         }
         let many = match json::parse::<ManyRequest>(body) {
             Ok(many) => many,
             Err(unread) if has_notifications(body) => return Err(beside(body).unwrap_or(unread).into()),
-            Err(_) => return Ok(Self::One(json::parse::<SendRequest>(body)?.into())),
+            Err(_) => return Ok(Self::One(SendRequest::read(body)?.into())),
         };
         if body.len() > MANY_BYTES_MAX {
             return Err(Refused::TooLarge(MANY_BYTES_MAX));
@@ -197,7 +222,7 @@ impl Request {
             return Err(Invalid::new("notifications", rule).into());
         }
         let read = |item: Box<RawValue>| {
-            let read = json::parse::<SendRequest>(item.get().as_bytes()).map_err(Refused::from);
+            let read = SendRequest::read(item.get().as_bytes()).map_err(Refused::from);
             (item, read)
         };
         let items: Vec<_> = many.notifications.into_iter().map(read).collect();
@@ -259,7 +284,99 @@ impl Orders {
     }
 }
 
+/// The order of a planned notification whose time has come. `terms.at` is the time for which it was planned.
+///
+/// # Errors
+/// The rule that it breaks by now: an app changes, and so do its providers.
+pub(crate) fn due(planned: &Planned, terms: &Terms<'_>) -> Result<Order, Refused> {
+    let request = json::parse::<SendRequest>(planned.notification.get().as_bytes())?;
+    let request = SendRequest {
+        // What it happened at was checked when it was planned, and its life counts from `send_at`.
+        created_at: None,
+        send_at: None,
+        expires_at: planned.plan.expires_at,
+        group_key: planned.plan.group_key.clone(),
+        ..request
+    };
+    request.into_order(terms, planned.plan.event_id.clone())
+}
+
+/// What is to be changed of a notification that waits for its time. What is absent stays as it is.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, remote = "Self")]
+pub(crate) struct NotificationChange {
+    /// It is not accepted before this time. A time that is past means now.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    send_at: Option<Timestamp>,
+    /// It is not sent after this time.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    expires_at: Option<Timestamp>,
+    /// The content for devices, as a whole.
+    #[schema(value_type = Option<Push>)]
+    push: Option<Value>,
+    /// The content for mailboxes, as a whole.
+    #[schema(value_type = Option<Email>)]
+    email: Option<Value>,
+    /// The content for phones, as a whole.
+    #[schema(value_type = Option<Sms>)]
+    sms: Option<Value>,
+    /// The content for HTTP receivers, as a whole.
+    #[schema(value_type = Option<Webhook>)]
+    webhook: Option<Value>,
+}
+
+only_objects!(NotificationChange);
+
+impl NotificationChange {
+    /// The planned notification after this change, if it keeps to every rule. `terms.at` is now.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub(crate) fn apply(&self, planned: Planned, terms: &Terms<'_>) -> Result<Planned, Refused> {
+        let mut members = members(planned.notification.get().as_bytes());
+        // Its life counts from `send_at`.
+        members.remove("created_at");
+        let send_at = self.send_at.unwrap_or(planned.plan.send_at).max(terms.at);
+        members.insert("send_at".to_owned(), send_at.to_string().into());
+        if let Some(expires_at) = self.expires_at {
+            members.insert("expires_at".to_owned(), expires_at.to_string().into());
+        }
+        let contents = [
+            ("push", &self.push),
+            ("email", &self.email),
+            ("sms", &self.sms),
+            ("webhook", &self.webhook),
+        ];
+        for (name, content) in contents {
+            if let Some(content) = content {
+                members.insert(name.to_owned(), content.clone());
+            }
+        }
+        let json = Value::Object(members).to_string();
+        let request = SendRequest::read(json.as_bytes())?;
+        let order = request.into_order(terms, planned.plan.event_id.clone())?;
+        SplitBody::render(&order)?;
+        Ok(Planned {
+            plan: planned::Plan {
+                send_at,
+                expires_at: order.expires_at,
+                jobs: u32::try_from(order.jobs(terms.regions)).unwrap_or(u32::MAX),
+                ..planned.plan
+            },
+            notification: json::parse_raw(json.as_bytes())?,
+        })
+    }
+}
+
 impl SendRequest {
+    fn read(body: &[u8]) -> Result<Self, Unread> {
+        let mut request: Self = json::parse(body)?;
+        if request.send_at.is_some() {
+            request.json = Some(json::parse_raw(body)?);
+        }
+        Ok(request)
+    }
+
     fn into_order(self, terms: &Terms<'_>, event: EventId) -> Result<Order, Refused> {
         let contents = Contents {
             push: self.push,
@@ -308,6 +425,15 @@ impl SendRequest {
             }
             _ => {}
         }
+        let later = later(self.send_at, self.json, terms.at)?;
+        let created = life_from(self.created_at, terms.at)?;
+        let life_from = later.as_ref().map_or(created, |later| later.send_at);
+        let life_s = life_s(self.expires_at, life_from, life_from.max(terms.at))?;
+        let contents = contents.try_map(|content| terms.app.senders.fill_in(content))?;
+        let contents = match life_s {
+            None => contents,
+            Some(life_s) => contents.map(|content| content.living_at_most(life_s)),
+        };
         Ok(Order {
             app: Arc::clone(terms.app),
             event,
@@ -318,8 +444,11 @@ impl SendRequest {
                 test: self.test.unwrap_or(terms.by_test_key),
                 test_key: terms.by_test_key,
             },
-            contents: contents.try_map(|content| terms.app.senders.fill_in(content))?,
-            life_from: life_from(self.created_at, terms.at)?,
+            contents,
+            life_from,
+            later,
+            expires_at: self.expires_at,
+            group_key: self.group_key,
         })
     }
 }
@@ -368,6 +497,34 @@ fn life_from(created_at: Option<Timestamp>, at: Timestamp) -> Result<Timestamp, 
         return Err(Invalid::new("created_at", "must be at most 28 days ago and 60 s ahead"));
     }
     Ok(created_at.min(at))
+}
+
+/// Until when a notification waits that came at `at`; `None` if it does not.
+fn later(send_at: Option<Timestamp>, json: Option<Box<RawValue>>, at: Timestamp) -> Result<Option<Later>, Refused> {
+    let Some((send_at, json)) = send_at.zip(json).filter(|(send_at, _)| *send_at > at) else {
+        return Ok(None);
+    };
+    if send_at.duration_since(at) > PLANNED_AHEAD_MAX {
+        return Err(Invalid::new("send_at", "must be at most 366 days ahead").into());
+    }
+    if json.get().len() > PLANNED_BYTES_MAX {
+        return Err(Refused::TooLarge(PLANNED_BYTES_MAX));
+    }
+    Ok(Some(Later { send_at, json }))
+}
+
+/// How long a notification whose life counts from `life_from` is worth delivering, if it says until when. It is to be accepted at
+/// `accepted_at`.
+fn life_s(expires_at: Option<Timestamp>, life_from: Timestamp, accepted_at: Timestamp) -> Result<Option<u32>, Invalid> {
+    let Some(expires_at) = expires_at else { return Ok(None) };
+    let after = expires_at.duration_since(accepted_at);
+    if after <= SignedDuration::ZERO || after > EXPIRES_WITHIN {
+        let rule = "must be after send_at, or after now without send_at, and at most 28 days after it";
+        return Err(Invalid::new("expires_at", rule));
+    }
+    // Less than a second is one: a life of 0 would mean now or never.
+    let life = expires_at.duration_since(life_from).as_secs().max(1);
+    Ok(Some(u32::try_from(life).unwrap_or(u32::MAX)))
 }
 
 fn contains(text: &[u8], words: &[u8]) -> bool {
@@ -484,6 +641,124 @@ mod tests {
         }
     }
 
+    /// The only order of a request that comes at `at`, or the field at fault.
+    fn order_at(at: Timestamp, body: &Value) -> Result<Order, String> {
+        let app = Arc::new(App::new("shop".parse().unwrap(), "eu".parse().unwrap()));
+        let terms = Terms {
+            app: &app,
+            by_test_key: false,
+            ids: &IdKey::unkeyed(),
+            at,
+            recipients_max: 10,
+            regions: 1,
+        };
+        let request = SendRequest::read(body.to_string().as_bytes()).unwrap();
+        request
+            .into_order(&terms, "e".parse().unwrap())
+            .map_err(|refused| match refused {
+                Refused::Unread(Unread::Invalid(invalid)) => invalid.field,
+                other => format!("{other:?}"),
+            })
+    }
+
+    #[test]
+    fn a_life_counts_from_send_at_and_ends_at_expires_at() {
+        let at = Timestamp::from_second(10_000_000).unwrap();
+        let after = |seconds: i64| at + SignedDuration::from_secs(seconds);
+        let order = |send_at: Option<i64>, expires_at: Option<i64>| {
+            let mut body = json!({ "to": { "recipients": ["ann"] }, "push": { "title": "x", "ttl": 3600 } });
+            for (name, seconds) in [("send_at", send_at), ("expires_at", expires_at)] {
+                if let Some(seconds) = seconds {
+                    body[name] = json!(after(seconds).to_string());
+                }
+            }
+            order_at(at, &body)
+        };
+        let life = |order: &Order| order.contents.contents().next().map(Content::life_s);
+        let lives = |send_at, expires_at| {
+            let order = order(send_at, expires_at).unwrap();
+            (
+                order.life_from,
+                order.later.as_ref().map(|later| later.send_at),
+                life(&order),
+            )
+        };
+        assert_eq!(lives(None, Some(60)), (at, None, Some(60)));
+        assert_eq!(
+            lives(Some(-5), Some(7200)),
+            (at, None, Some(3600)),
+            "the ttl is shorter"
+        );
+        assert_eq!(lives(Some(100), Some(160)), (after(100), Some(after(100)), Some(60)));
+        let days = |days: i64| Some(days * 24 * 3600);
+        assert!(order(days(366), None).is_ok());
+        for (send_at, expires_at, field) in [
+            (days(367), None, "send_at"),
+            (None, Some(0), "expires_at"),
+            (Some(100), Some(100), "expires_at"),
+            (Some(100), Some(101 + i64::from(MAX_LIFE_S)), "expires_at"),
+        ] {
+            assert_eq!(
+                order(send_at, expires_at).unwrap_err(),
+                field,
+                "{send_at:?} {expires_at:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_due_is_as_it_was_planned_and_a_change_keeps_to_every_rule() {
+        let at = Timestamp::from_second(10_000_000).unwrap();
+        let send_at = at + SignedDuration::from_hours(24);
+        let mut body = item("e");
+        body["created_at"] = json!(at.to_string());
+        body["send_at"] = json!(send_at.to_string());
+        body["group_key"] = json!("room/1");
+        let order = order_at(at, &body).unwrap();
+        let planned = Planned {
+            plan: planned::Plan {
+                event_id: order.event.clone(),
+                send_at,
+                expires_at: None,
+                group_key: order.group_key.clone(),
+                planned_at: at,
+                test_key: false,
+                jobs: 1,
+                revision: None,
+            },
+            notification: order.later.unwrap().json,
+        };
+        let app = Arc::new(App::new("shop".parse().unwrap(), "eu".parse().unwrap()));
+        let ids = IdKey::unkeyed();
+        let terms = |at| Terms {
+            app: &app,
+            by_test_key: false,
+            ids: &ids,
+            at,
+            recipients_max: 10,
+            regions: 1,
+        };
+        let order = due(&planned, &terms(send_at)).unwrap();
+        assert!(order.later.is_none() && order.life_from == send_at && order.event == planned.plan.event_id);
+        assert_eq!(order.group_key, planned.plan.group_key);
+
+        let change = |json: Value| serde_json::from_value::<NotificationChange>(json).unwrap();
+        let changed = change(
+            json!({ "push": { "title": "y" }, "expires_at": (send_at + SignedDuration::from_secs(60)).to_string() }),
+        );
+        let changed = changed.apply(planned.clone(), &terms(at)).unwrap();
+        let order = due(&changed, &terms(send_at)).unwrap();
+        assert_eq!(order.contents.contents().next().map(Content::life_s), Some(60));
+        let sooner = change(json!({ "send_at": "1970-01-01T00:00:00Z" })).apply(planned.clone(), &terms(at));
+        assert_eq!(sooner.unwrap().plan.send_at, at, "the past means now");
+        for bad in [
+            json!({ "email": { "subject": "x", "text": "y" } }),
+            json!({ "push": { "bogus": 1 } }),
+        ] {
+            assert!(change(bad).apply(planned.clone(), &terms(at)).is_err());
+        }
+    }
+
     fn item(event: &str) -> Value {
         json!({ "event_id": event, "to": { "recipients": ["ann"] }, "push": { "title": "x" } })
     }
@@ -517,7 +792,7 @@ mod tests {
     fn each_of_many_is_read_by_itself() {
         let event = |name: &str| Ok(name.parse::<EventId>().unwrap());
         let mut reserved = item("c");
-        reserved["send_at"] = json!("2026-12-24T18:00:00Z");
+        reserved["send_at_local"] = json!("2026-12-24T18:00");
         let mut nameless = item("d");
         nameless.as_object_mut().unwrap().remove("event_id");
         let body = json!({ "notifications": [item("a"), 7, reserved, nameless, item("e")] });
@@ -526,7 +801,7 @@ mod tests {
             [
                 event("a"),
                 Err("body".to_owned()),
-                Err("send_at".to_owned()),
+                Err("send_at_local".to_owned()),
                 Err("event_id".to_owned()),
                 event("e")
             ]

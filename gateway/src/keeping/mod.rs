@@ -3,6 +3,7 @@
 pub(crate) mod canary;
 mod facts;
 pub(crate) mod key_use;
+pub(crate) mod planned;
 pub(crate) mod readiness;
 pub(crate) mod trim;
 pub(crate) mod upkeep;

@@ -7,7 +7,8 @@ use serde::Serialize;
 use shared::{
     channel::Channel,
     feedback::{Feedback, Kind},
-    id::{AddressId, DeliveryId, EventId, JobId, NotificationId, RecipientId, Region},
+    id::{AddressId, DeliveryId, EventId, GroupKey, JobId, NotificationId, RecipientId, Region},
+    nats::planned::{Decision, Known, Plan},
     provider::Provider,
     receipt::{Receipt, State as DeliveryState},
 };
@@ -45,6 +46,21 @@ pub(crate) struct Status {
     /// One delivery for each address that was tried, or one without address for a recipient who has none. The
     /// deliveries of a broadcast are counted under `broadcast` instead.
     deliveries: Vec<Delivery>,
+    /// When it is, or was, to be sent, if it had to wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    send_at: Option<Timestamp>,
+    /// Until when it is worth delivering, if it had to wait and its caller said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    expires_at: Option<Timestamp>,
+    /// The group that it belongs to, as far as it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group_key: Option<GroupKey>,
+    /// When it was cancelled before it became any job: nothing of it was or will be sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    cancelled_at: Option<Timestamp>,
 }
 
 /// The progress of a notification.
@@ -58,6 +74,8 @@ pub(crate) enum Progress {
     Working,
     /// All deliveries are in a final state.
     Done,
+    /// It waits for its `send_at`.
+    Scheduled,
 }
 
 /// A delivery: one job to one address.
@@ -219,7 +237,59 @@ impl Status {
             state,
             broadcast: broadcast.map(|(broadcast, _)| broadcast),
             deliveries,
+            send_at: None,
+            expires_at: None,
+            group_key: None,
+            cancelled_at: None,
         }
+    }
+
+    /// The status of a notification that waits, or has waited, for its time, and of which nothing else is recorded yet.
+    pub(crate) fn of_planned(id: NotificationId, known: &Known) -> Self {
+        let none = Self::of(id, History::default());
+        let (plan, state, cancelled_at) = match known {
+            Known::Waiting(planned) => (&planned.plan, Progress::Scheduled, None),
+            Known::Decided(fate) if fate.decision == Decision::Cancelled => (&fate.plan, Progress::Done, Some(fate.at)),
+            Known::Decided(fate) => (&fate.plan, Progress::Accepted, None),
+        };
+        let jobs = if state == Progress::Accepted {
+            plan.jobs as usize
+        } else {
+            0
+        };
+        let status = Self {
+            event_id: Some(plan.event_id.clone()),
+            jobs,
+            state,
+            cancelled_at,
+            ..none
+        };
+        status.planned_as(plan)
+    }
+
+    /// Adds when it was to be sent, and its group.
+    #[must_use]
+    pub(crate) fn planned_as(self, plan: &Plan) -> Self {
+        Self {
+            send_at: Some(plan.send_at),
+            expires_at: plan.expires_at,
+            group_key: plan.group_key.clone(),
+            ..self
+        }
+    }
+
+    /// Adds its group.
+    #[must_use]
+    pub(crate) fn in_group(self, group: &GroupKey) -> Self {
+        Self {
+            group_key: Some(group.clone()),
+            ..self
+        }
+    }
+
+    /// Whether nothing of it can change any more but by feedback.
+    pub(crate) fn is_done(&self) -> bool {
+        self.state == Progress::Done
     }
 }
 

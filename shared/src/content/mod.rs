@@ -160,6 +160,21 @@ impl Content {
         }
     }
 
+    /// The same content, worth delivering for at most `life_s` seconds. What is now or never stays so.
+    #[must_use]
+    pub fn living_at_most(mut self, life_s: u32) -> Self {
+        if self.life_s() > life_s {
+            let ttl = match &mut self {
+                Self::Push(push) => &mut Arc::make_mut(push).ttl,
+                Self::Email(email) => &mut Arc::make_mut(email).ttl,
+                Self::Sms(sms) => &mut Arc::make_mut(sms).ttl,
+                Self::Webhook(webhook) => &mut Arc::make_mut(webhook).ttl,
+            };
+            *ttl = Some(life_s);
+        }
+        self
+    }
+
     /// Whether the content, rendered for this address, shows or runs anything.
     pub fn has_something_for(&self, target: &Target) -> bool {
         match (self, target) {

@@ -497,8 +497,9 @@ mod tests {
 
     #[test]
     fn the_error_of_a_job_names_the_member_that_is_not_built() {
-        let reserved = Body::read(br#"{"recipient":"ann","send_at":"5551234","push":{"title":"x"}}"#).unwrap_err();
-        assert_eq!(reserved.to_string(), "send_at: is not built yet (policy)");
+        let reserved =
+            Body::read(br#"{"recipient":"ann","send_at_local":"5551234","push":{"title":"x"}}"#).unwrap_err();
+        assert_eq!(reserved.to_string(), "send_at_local: is not built yet (policy)");
         let unknown = Body::read(br#"{"recipient":"ann","to":{},"push":{"title":"x"}}"#).unwrap_err();
         assert!(unknown.rule.starts_with("is not known"), "{unknown}");
         let (_, example) = page().section("job").unwrap().examples[0];

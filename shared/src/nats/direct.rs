@@ -92,6 +92,18 @@ pub async fn last_of(
     Ok(newest.into_values().collect())
 }
 
+/// Number of messages whose subject matches `filter`.
+///
+/// # Errors
+/// [`NoAnswer`], within two seconds.
+pub async fn count(js: &jetstream::Context, domain: &Domain<'_>, stream: &str, filter: &str) -> Result<u64, NoAnswer> {
+    let first = from(js, domain, stream, filter, 1, 1).await?;
+    let Some(first) = first.first() else { return Ok(0) };
+    let behind = first.headers.get_all("Nats-Num-Pending").last();
+    let behind = behind.and_then(|text| text.as_str().parse::<u64>().ok());
+    behind.map(|behind| behind + 1).ok_or(NoAnswer::Silent)
+}
+
 /// Up to `count_max` messages whose subject matches `filter`, from the sequence `from` on, oldest first.
 ///
 /// # Errors

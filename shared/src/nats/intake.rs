@@ -1,5 +1,5 @@
-//! Pulling from the intakes of many apps over one subscription: an idle app costs no subscription, and a long pull costs the
-//! server next to nothing.
+//! Pulling from the intakes of many apps, or what is due of many apps, over one subscription: an idle app costs no subscription,
+//! and a long pull costs the server next to nothing.
 
 use std::time::Duration;
 
@@ -13,17 +13,45 @@ use serde_json::json;
 
 use super::{
     follow,
-    topology::{self, Domain, INTAKE_CONSUMER},
+    topology::{self, Domain, INTAKE_CONSUMER, PLANNED},
 };
 use crate::id::AppId;
 
 /// The server ends an idle pull after this time.
 pub const PULL_EXPIRES_AFTER: Duration = Duration::from_secs(30);
 
-/// Where the messages of every intake arrive.
+/// What is pulled from: a consumer for each app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The intake of each app.
+    Intakes,
+    /// What is due in [`PLANNED`] of each app.
+    Planned,
+}
+
+impl Source {
+    /// The stream of an app's messages, and its consumer.
+    fn consumer(self, app: &AppId) -> (String, String) {
+        match self {
+            Self::Intakes => (topology::intake(app), INTAKE_CONSUMER.to_owned()),
+            Self::Planned => (PLANNED.to_owned(), topology::planned_consumer(app)),
+        }
+    }
+
+    /// The app whose messages these are.
+    fn app_of(self, stream: &str, consumer: &str) -> Option<AppId> {
+        match self {
+            Self::Intakes => topology::app_of_intake(stream),
+            Self::Planned => topology::app_of_planned(consumer),
+        }
+    }
+}
+
+/// Where the messages of every app arrive.
 #[derive(Debug)]
 pub struct Inbox {
     js: jetstream::Context,
+    source: Source,
     prefix: String,
     arrivals: Subscriber,
 }
@@ -31,9 +59,9 @@ pub struct Inbox {
 /// What arrives in an [`Inbox`].
 #[derive(Debug)]
 pub enum Arrival {
-    /// A message of an intake.
+    /// A message.
     Published(Box<Published>),
-    /// The pull from the intake of this app has ended. It may be `lost`: the intake or its consumer does not answer.
+    /// The pull of this app's messages has ended. It may be `lost`: the stream or the consumer does not answer.
     PullEnded {
         /// The app.
         app: AppId,
@@ -44,10 +72,10 @@ pub enum Arrival {
     Other,
 }
 
-/// A message that a service published, and that is to be acknowledged.
+/// A message that is to be acknowledged: what a service published, or what is due.
 #[derive(Debug)]
 pub struct Published {
-    /// The app whose intake has it.
+    /// The app whose message it is.
     pub app: AppId,
     /// Its sequence there.
     pub sequence: u64,
@@ -63,12 +91,21 @@ impl Inbox {
     ///
     /// # Errors
     /// When the connection is closed.
-    pub async fn open(js: jetstream::Context, prefix: String) -> Result<Self, async_nats::SubscribeError> {
+    pub async fn open(
+        js: jetstream::Context,
+        source: Source,
+        prefix: String,
+    ) -> Result<Self, async_nats::SubscribeError> {
         let arrivals = js.client().subscribe(format!("{prefix}.*")).await?;
-        Ok(Self { js, prefix, arrivals })
+        Ok(Self {
+            js,
+            source,
+            prefix,
+            arrivals,
+        })
     }
 
-    /// Asks the intake of `app` for at most `messages` messages and `bytes` bytes.
+    /// Asks for at most `messages` messages of `app` and `bytes` bytes.
     ///
     /// # Errors
     /// When the request cannot be sent.
@@ -78,11 +115,8 @@ impl Inbox {
             "max_bytes": bytes,
             "expires": u64::try_from(PULL_EXPIRES_AFTER.as_nanos()).unwrap_or(u64::MAX),
         });
-        let subject = format!(
-            "{}.CONSUMER.MSG.NEXT.{}.{INTAKE_CONSUMER}",
-            Domain::Here.api(),
-            topology::intake(app)
-        );
+        let (stream, consumer) = self.source.consumer(app);
+        let subject = format!("{}.CONSUMER.MSG.NEXT.{stream}.{consumer}", Domain::Here.api());
         let reply = format!("{}.{app}", self.prefix);
         let client = self.js.client();
         client
@@ -127,7 +161,7 @@ impl Inbox {
         };
         let published = message.info().ok().and_then(|info| {
             Some((
-                topology::app_of_intake(info.stream)?,
+                self.source.app_of(info.stream, info.consumer)?,
                 info.stream_sequence,
                 follow::timestamp(info.published.unix_timestamp_nanos()),
                 info.delivered,

@@ -25,6 +25,7 @@ pub mod key_use;
 pub mod leader;
 pub mod nkey;
 pub mod nonce;
+pub mod planned;
 pub mod preferences;
 pub mod publish;
 pub mod quota;

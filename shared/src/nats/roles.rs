@@ -14,8 +14,8 @@ use super::{
     subject::{self, TRACE_HOPS},
     topology::{
         self, ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, Domain, Durability, FEEDBACK, HUB, IDEMPOTENCY,
-        INTAKE_CONSUMER, MOVED_CONSUMER, Mesh, NOTIFY, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, SPEND,
-        consumers, work_for, workers_consumers,
+        INTAKE_CONSUMER, MOVED_CONSUMER, Mesh, NOTIFY, PLANNED, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE,
+        SPEND, consumers, work_for, workers_consumers,
     },
 };
 use crate::{
@@ -210,11 +210,11 @@ fn gateway(mesh: &Mesh, apps: &[AppId]) -> Vec<String> {
         allowed.push(api(Domain::Here, &create));
         allowed.push(api(Domain::Here, &format!("CONSUMER.INFO.{stream}.{name}")));
     }
-    // The intake of each app, which all gateways of the region work off, dead letters of what breaks a rule there, and the
-    // status feed of each app.
+    // Dead letters of what breaks a rule. The intake of each app, which all gateways of the region work off, and the status feed
+    // of each app.
+    allowed.push(subject::dead_refused_filter(here));
     allowed.push(api(Domain::Here, "STREAM.NAMES"));
     for app in apps {
-        allowed.push(subject::dead_refused(here, app));
         let stream = topology::intake(app);
         for verb in ["INFO", "CREATE", "UPDATE", "PURGE", "DELETE"] {
             allowed.push(api(Domain::Here, &format!("STREAM.{verb}.{stream}")));
@@ -228,6 +228,7 @@ fn gateway(mesh: &Mesh, apps: &[AppId]) -> Vec<String> {
         allowed.push(api(Domain::Here, &format!("CONSUMER.CREATE.{RECEIPTS}.{feed}")));
         allowed.push(api(Domain::Here, &format!("CONSUMER.INFO.{RECEIPTS}.{feed}")));
     }
+    allowed.extend(planned());
     // What it reads here.
     allowed.extend([DIRECTORY, CONFIG, RECEIPTS].into_iter().flat_map(follow));
     allowed.extend([RECEIPTS, FEEDBACK, IDEMPOTENCY, DIRECTORY].map(|stream| direct(Domain::Here, stream)));
@@ -248,6 +249,26 @@ fn gateway(mesh: &Mesh, apps: &[AppId]) -> Vec<String> {
     allowed.extend(mesh.others().map(outbox_copied));
     // It checks that the origins of its sources exist.
     allowed.extend(origins(mesh).map(|(prefix, stream)| format!("{prefix}.STREAM.INFO.{stream}")));
+    allowed
+}
+
+/// What waits for its time, and its consumers, one for each app: nobody else may touch it.
+fn planned() -> Vec<String> {
+    let requests = [
+        "CONSUMER.NAMES.PLANNED",
+        "CONSUMER.CREATE.PLANNED.>",
+        "CONSUMER.INFO.PLANNED.*",
+        "CONSUMER.DELETE.PLANNED.*",
+        "CONSUMER.MSG.NEXT.PLANNED.*",
+        "STREAM.PURGE.PLANNED",
+    ];
+    let mut allowed: Vec<String> = requests.iter().map(|request| api(Domain::Here, request)).collect();
+    allowed.extend([
+        subject::PLANNED_FILTER.to_owned(),
+        format!("$JS.ACK.{PLANNED}.>"),
+        direct(Domain::Here, PLANNED),
+        newest(PLANNED),
+    ]);
     allowed
 }
 

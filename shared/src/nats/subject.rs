@@ -17,7 +17,7 @@ use crate::{
 /// belongs to that region's streams alone, and only sourcing takes it further. A leaf link must not carry
 /// acknowledgements either: they name a stream, a consumer and a sequence, but no region, and would settle another
 /// region's message.
-pub const LOCAL_PREFIXES: [&str; 23] = [
+pub const LOCAL_PREFIXES: [&str; 25] = [
     "send",
     "notify",
     "due",
@@ -34,12 +34,14 @@ pub const LOCAL_PREFIXES: [&str; 23] = [
     "idempotency",
     "fact",
     "spend",
+    "planned",
     "$KV.recipients",
     "$KV.quota",
     "$JS.ACK.NOTIFY",
     "$JS.ACK.SCHEDULE",
     "$JS.ACK.DEAD",
     "$JS.ACK.RECEIPTS",
+    "$JS.ACK.PLANNED",
     "$JS.ACK.*.door",
 ];
 
@@ -342,6 +344,75 @@ pub fn spend(app: &AppId, cap: Uuid, start: Timestamp) -> String {
     format!("spend.{app}.{cap}.{}", start.as_second())
 }
 
+/// Everything about notifications that are not accepted before their time.
+pub const PLANNED_FILTER: &str = "planned.>";
+
+/// A notification of `app` that waits for its time: a schedule.
+pub fn planned_wait(app: &AppId, notification: NotificationId) -> String {
+    format!("planned.wait.{app}.{notification}")
+}
+
+/// All notifications of `app` that wait for their time.
+pub fn planned_waits_of(app: &AppId) -> String {
+    format!("planned.wait.{app}.*")
+}
+
+/// All notifications of all apps that wait for their time.
+pub const PLANNED_WAITS: &str = "planned.wait.*.*";
+
+/// A notification of `app` whose time has come, until a gateway has accepted it.
+pub fn planned_due(app: &AppId, notification: NotificationId) -> String {
+    format!("planned.due.{app}.{notification}")
+}
+
+/// All notifications of `app` whose time has come.
+pub fn planned_dues_of(app: &AppId) -> String {
+    format!("planned.due.{app}.*")
+}
+
+/// All notifications of all apps whose time has come.
+pub const PLANNED_DUES: &str = "planned.due.*.*";
+
+/// What was decided about a notification of `app` that waited for its time: that it was changed, cancelled, or is accepted.
+pub fn planned_fate(app: &AppId, notification: NotificationId) -> String {
+    format!("planned.fate.{app}.{notification}")
+}
+
+/// What was decided about all notifications that waited for their time.
+pub const PLANNED_FATES: &str = "planned.fate.*.*";
+
+/// Whatever there is about one notification of `app` that waits, or waited, for its time.
+pub fn planned_any(app: &AppId, notification: NotificationId) -> String {
+    format!("planned.*.{app}.{notification}")
+}
+
+/// The note that a notification of `app` belongs to the group with this digest.
+pub fn planned_member(app: &AppId, group: Uuid, notification: NotificationId) -> String {
+    format!("planned.group.{app}.{group}.{notification}")
+}
+
+/// The notes of all notifications of `app` that belong to the group with this digest.
+pub fn planned_members_of(app: &AppId, group: Uuid) -> String {
+    format!("planned.group.{app}.{group}.*")
+}
+
+/// Everything about the planned notifications of `app`.
+pub fn planned_of(app: &AppId) -> String {
+    format!("planned.*.{app}.>")
+}
+
+/// App and notification in `planned.<kind>.<app>.<notification>`.
+pub fn parse_planned(subject: &str) -> Option<(AppId, NotificationId)> {
+    let mut tokens = subject.strip_prefix("planned.")?.split('.').skip(1);
+    let parsed = (tokens.next()?.parse().ok()?, tokens.next()?.parse().ok()?);
+    tokens.next().is_none().then_some(parsed)
+}
+
+/// The notification in a subject of [`planned_member`].
+pub fn member_of_group(subject: &str) -> Option<NotificationId> {
+    subject.rsplit('.').next()?.parse().ok()
+}
+
 /// All schedules: work that waits for its time.
 pub const SCHEDULE_FILTER: &str = "schedule.>";
 
@@ -443,6 +514,11 @@ pub fn dead_unreadable(region: &Region) -> String {
 /// Dead letters of what services of `app` published and a gateway of `region` refused.
 pub fn dead_refused(region: &Region, app: &AppId) -> String {
     format!("dead.refused.{region}.{app}")
+}
+
+/// All dead letters of `region` of what broke a rule.
+pub fn dead_refused_filter(region: &Region) -> String {
+    format!("dead.refused.{region}.*")
 }
 
 /// A parsed `dead.<channel>.<region>.<app>`.

@@ -139,7 +139,7 @@ async fn each_refused_item_becomes_a_letter_and_the_books_hold() {
     rig.wait_for_intake(&app()).await;
     let service = rig.service().await;
     let mut reserved = notification("b");
-    reserved["send_at"] = json!("2026-12-24T18:00:00Z");
+    reserved["send_at_local"] = json!("2026-12-24T18:00:00Z");
     let items = json!({ "notifications": [notification("a"), reserved, notification("c"), { "event_id": "d" }] });
     rig.publish(&service, HeaderMap::new(), &items).await;
     rig.publish(&service, header("Nats-Msg-Id", "e"), "no JSON").await;
@@ -161,7 +161,7 @@ async fn each_refused_item_becomes_a_letter_and_the_books_hold() {
         letters[0]["detail"]
             .as_str()
             .unwrap()
-            .starts_with("notifications[1].send_at"),
+            .starts_with("notifications[1].send_at_local"),
         "{letters:?}"
     );
     let status = rig.ask("GET", "/v1/notifications?event_id=d", Value::Null).await;

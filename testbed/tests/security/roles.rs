@@ -141,6 +141,11 @@ const FORBIDDEN_TO_GATEWAY: &[&str] = &[
     "spend.shop.cap.0",
     "$JS.API.STREAM.PURGE.SPEND",
     "$JS.API.STREAM.MSG.DELETE.SPEND",
+    // What waits for its time in other regions.
+    "$JS.us.API.planned.wait.shop.id",
+    "$JS.us.API.STREAM.PURGE.PLANNED",
+    "$JS.us.API.CONSUMER.MSG.NEXT.PLANNED.due_shop",
+    "$JS.API.STREAM.DELETE.PLANNED",
 ];
 
 /// Subjects to which a worker of eu may not publish.
@@ -155,6 +160,13 @@ const FORBIDDEN_TO_WORKER: &[&str] = &[
     "idempotency.eu.shop.key",
     "$KV.recipients.shop.ann.profile",
     "$KV.recipients.shop.ann.preferences",
+    "planned.wait.shop.id",
+    "planned.due.shop.id",
+    "planned.fate.shop.id",
+    "$JS.API.CONSUMER.MSG.NEXT.PLANNED.due_shop",
+    "$JS.ACK.PLANNED.due_shop.1.1.1.1.0",
+    "$JS.API.DIRECT.GET.PLANNED",
+    "$JS.API.STREAM.PURGE.PLANNED",
     "$KV.config.app.shop",
     "$JS.hub.API.$KV.config.app.shop",
     // Other regions.
@@ -196,6 +208,8 @@ const FORBIDDEN_TO_OPERATOR: &[&str] = &[
     "receipt.eu.eu.shop",
     "dead.push.eu.shop",
     "spend.shop.cap.0",
+    "planned.wait.shop.id",
+    "planned.fate.shop.id",
     "$KV.recipients.shop.ann.profile",
     "$JS.us.API.$KV.recipients.shop.ann.profile",
     "directory.eu.home.shop.ann",

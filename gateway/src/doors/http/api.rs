@@ -65,6 +65,8 @@ pub struct Limits {
     pub request_timeout_s: u64,
     /// Number of notifications whose status can be queried; the oldest are forgotten first.
     pub status_notifications: usize,
+    /// Number of notifications of each app that may wait for their time in the region.
+    pub scheduled_notifications: usize,
 }
 
 impl Limits {

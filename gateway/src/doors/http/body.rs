@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn reserved_members_are_reported_before_missing_ones() {
-        for member in ["template", "digest", "send_at", "validate"] {
+        for member in ["template", "digest", "send_at_local", "validate"] {
             let problem = parse::<SendRequest>(json!({ member: {} }).to_string().as_bytes()).unwrap_err();
             assert_eq!((problem.kind(), problem.fields()), (NOT_BUILT, vec![member]));
         }

@@ -64,8 +64,12 @@ fn client_routes() -> OpenApiRouter<Arc<Api>> {
 /// All other routes, each registered together with its description.
 fn service_routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Description::openapi())
-        .routes(routes!(send::send, notifications::find))
-        .routes(routes!(notifications::get, notifications::cancel))
+        .routes(routes!(send::send, notifications::find, notifications::cancel_group))
+        .routes(routes!(
+            notifications::get,
+            notifications::change,
+            notifications::cancel
+        ))
         .routes(routes!(dead_letters::list))
         .routes(routes!(dead_letters::replay_many))
         .routes(routes!(dead_letters::get, dead_letters::delete))
@@ -184,7 +188,7 @@ mod tests {
             operations += 1;
             ids.insert(id.as_str().unwrap());
         });
-        assert_eq!((ids.len(), operations), (46, 46), "operation ids must be distinct");
+        assert_eq!((ids.len(), operations), (48, 48), "operation ids must be distinct");
     }
 
     #[test]

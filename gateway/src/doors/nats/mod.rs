@@ -1,6 +1,7 @@
 //! The door for services, which speak NATS: `pull` takes what they published from the intakes of their apps, `now` answers
-//! their requests, and `letter` keeps what is refused.
+//! their requests, and `letter` keeps what is refused. `due` accepts what has waited for its time, whichever door it came through.
 
+mod due;
 mod letter;
 mod now;
 mod pull;
@@ -15,7 +16,7 @@ use shared::{
     id::{AppId, EventId},
     invalid::Invalid,
     lifecycle::Lifecycle,
-    nats::envelope::header,
+    nats::{envelope::header, intake::Source},
 };
 use tokio::sync::watch;
 
@@ -42,13 +43,23 @@ pub(crate) struct Door {
     pub(crate) request_timeout: Duration,
 }
 
+/// The apps that are served.
+#[derive(Debug)]
+pub(crate) struct Served {
+    /// Those that have an intake.
+    pub(crate) intakes: watch::Receiver<BTreeSet<AppId>>,
+    /// Those of which something may become due.
+    pub(crate) planned: watch::Receiver<BTreeSet<AppId>>,
+}
+
 impl Door {
-    /// Serves the intakes of `apps` and the requests of services until the process finishes, and all that was taken by then
-    /// is answered.
-    pub(crate) async fn serve(self, apps: watch::Receiver<BTreeSet<AppId>>, lifecycle: Lifecycle) {
+    /// Serves the intakes of apps, what is due of apps, and the requests of services until the process finishes, and all that was
+    /// taken by then is answered.
+    pub(crate) async fn serve(self, apps: Served, lifecycle: Lifecycle) {
         let door = Arc::new(self);
         tokio::join!(
-            pull::run(Arc::clone(&door), apps, lifecycle.clone()),
+            pull::run(Arc::clone(&door), Source::Intakes, apps.intakes, lifecycle.clone()),
+            pull::run(Arc::clone(&door), Source::Planned, apps.planned, lifecycle.clone()),
             now::run(door, lifecycle)
         );
     }

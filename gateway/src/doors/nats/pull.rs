@@ -1,4 +1,5 @@
-//! Takes messages from the intakes, and makes jobs of each. All gateways of a region share the intakes.
+//! Takes messages from the intakes, and makes jobs of each. All gateways of a region share the intakes. What is due of each app is
+//! taken in the same way; [`super::due`] accepts it.
 //!
 //! A message is acknowledged once every job of it is stored and every notification that breaks a rule is a dead letter. Until
 //! then it is in flight as a whole: after a crash the server delivers it again, and the ids of jobs and letters keep what is
@@ -19,7 +20,7 @@ use shared::{
     nats::{
         config::Tenants,
         connect,
-        intake::{Arrival, Inbox, PULL_EXPIRES_AFTER, Published},
+        intake::{Arrival, Inbox, PULL_EXPIRES_AFTER, Published, Source},
         roles::Role,
     },
 };
@@ -64,13 +65,13 @@ const PULL_OVERDUE_AFTER: Duration = Duration::from_secs(5);
 const GIVE_BACK_FOR: Duration = Duration::from_millis(250);
 
 /// The longest delay of a redelivery.
-const GIVE_BACK_FOR_MAX: Duration = Duration::from_secs(5);
+pub(super) const GIVE_BACK_FOR_MAX: Duration = Duration::from_secs(5);
 
 /// After this number of tries, which is more than a minute, a home that is no region of this mesh is a mistake and not a region
 /// that is being added.
 const STRANGE_HOME_TRIES: i64 = 20;
 
-/// What this gateway holds of the intake of one app.
+/// What this gateway holds of one app.
 #[derive(Debug)]
 struct Queue {
     waiting: VecDeque<Box<Published>>,
@@ -90,10 +91,11 @@ struct Done {
     quota_frees_after: Option<Duration>,
 }
 
-/// All intakes of a region, as one gateway sees them.
+/// All intakes of a region, or all that is due, as one gateway sees them.
 #[derive(Debug)]
 struct Puller {
     door: Arc<Door>,
+    source: Source,
     queues: BTreeMap<AppId, Queue>,
     /// The apps with waiting messages, in the order of their turns.
     turns: VecDeque<AppId>,
@@ -102,16 +104,26 @@ struct Puller {
     works: TaskTracker,
 }
 
-pub(super) async fn run(door: Arc<Door>, mut apps: watch::Receiver<BTreeSet<AppId>>, lifecycle: Lifecycle) {
+pub(super) async fn run(
+    door: Arc<Door>,
+    source: Source,
+    mut apps: watch::Receiver<BTreeSet<AppId>>,
+    lifecycle: Lifecycle,
+) {
     let context = Arc::clone(&door.context);
     let inbox = Role::Gateway(context.here.clone()).inbox();
-    let inbox = format!("{inbox}.door.{}", door.instance);
-    let Ok(mut inbox) = Inbox::open(context.js.clone(), inbox).await else {
+    let name = match source {
+        Source::Intakes => "door",
+        Source::Planned => "due",
+    };
+    let inbox = format!("{inbox}.{name}.{}", door.instance);
+    let Ok(mut inbox) = Inbox::open(context.js.clone(), source, inbox).await else {
         return;
     };
     let (sender, mut done) = mpsc::unbounded_channel();
     let mut puller = Puller {
         door,
+        source,
         queues: BTreeMap::new(),
         turns: VecDeque::new(),
         at_work: 0,
@@ -229,9 +241,12 @@ impl Puller {
             if !queue.waiting.is_empty() && queue.at_work < APP_AT_WORK_MAX {
                 self.turns.push_back(app);
             }
-            let (door, done) = (Arc::clone(&self.door), self.done.clone());
+            let (door, source, done) = (Arc::clone(&self.door), self.source, self.done.clone());
             self.works.spawn(Box::pin(async move {
-                let quota_frees_after = door.work_off(&message).await;
+                let quota_frees_after = match source {
+                    Source::Intakes => door.work_off(&message).await,
+                    Source::Planned => door.fire(&message).await,
+                };
                 let app = message.app;
                 // The receiver is gone when the process ends.
                 drop(done.send(Done { app, quota_frees_after }));
@@ -239,8 +254,7 @@ impl Puller {
         }
     }
 
-    /// Asks the intake of `of` for more if this gateway has room, or all intakes if it is `None`. Intakes of suspended apps
-    /// wait.
+    /// Asks for more of the app `of` if this gateway has room, or of all apps if it is `None`. Suspended apps wait.
     async fn pull(&mut self, inbox: &Inbox, of: Option<&AppId>, tenants: &Tenants) {
         let now = Instant::now();
         let queues: &mut (dyn Iterator<Item = (&AppId, &mut Queue)> + Send) = match of {
@@ -261,7 +275,7 @@ impl Puller {
                     queue.deadline = now + PULL_EXPIRES_AFTER + PULL_OVERDUE_AFTER;
                 }
                 Err(error) => {
-                    tracing::debug!(%app, %error, "cannot ask an intake; retrying");
+                    tracing::debug!(%app, %error, "cannot ask for the messages of an app; retrying");
                     queue.deadline = now + RETRY_PULL_AFTER;
                 }
             }
@@ -363,7 +377,7 @@ impl Door {
 }
 
 /// How long a message waits that was delivered `tries` times.
-fn delay(tries: i64) -> Duration {
+pub(super) fn delay(tries: i64) -> Duration {
     let doublings = u32::try_from(tries.clamp(1, 16) - 1).unwrap_or_default();
     (GIVE_BACK_FOR * 2_u32.pow(doublings)).min(GIVE_BACK_FOR_MAX)
 }

@@ -22,7 +22,10 @@ pub use self::{
 use crate::{
     id::{AddressId, AppId, DeliveryId, JobId, NotificationId, Region},
     id_key::IdKey,
-    nats::topology::{DEAD, NOTIFY, OUTBOX, SCHEDULE},
+    nats::{
+        planned::Fate,
+        topology::{DEAD, NOTIFY, OUTBOX, SCHEDULE},
+    },
     proof::Prover,
     receipt::{Accepted, Expanded, REFUSED, Receipt, State},
 };
@@ -404,6 +407,19 @@ impl Audit {
             (false, true) => &mut notification.regions,
         };
         *promised = item.jobs.max(*promised);
+    }
+
+    /// Records that a notification that waited for its time has become jobs.
+    fn fired(&mut self, id: NotificationId, fate: &Fate, group: u32) {
+        let deleted = self.is_before_deletion(fate.at, Recreated::held_work);
+        let notification = self.notification(id, group);
+        notification.deleted |= deleted;
+        let promised = if fate.to_topic {
+            &mut notification.regions
+        } else {
+            &mut notification.named
+        };
+        *promised = fate.plan.jobs.max(*promised);
     }
 
     /// Records whether the refusal of a message of an intake, or of a notification in it, may still be on its way.

@@ -3,13 +3,19 @@
 //! A job is stored before its receipt, and a receipt before the job is acknowledged. So the acknowledged positions of
 //! intakes and lanes are read first, then receipts, then dead letters, the streams of work, and the intakes. If a fault remains, the streams are
 //! read again shortly after, from where the previous reading ended.
+//!
+//! What waited for its time is claimed, made jobs of, and acknowledged, in this order. So claims are read before all else, and then
+//! what is due: of a claim that is due no more every job was stored.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use async_nats::{
     Client,
     header::NATS_MESSAGE_ID,
-    jetstream::{consumer::PullConsumer, stream::Info},
+    jetstream::{consumer::PullConsumer, context::GetStreamErrorKind, stream::Info},
 };
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, de::IgnoredAny};
@@ -23,8 +29,11 @@ use crate::{
     id::{AppId, EventId, NotificationId, Region},
     job::Job,
     nats::{
-        connect, direct, envelope,
+        connect,
+        direct::{self, Found},
+        envelope,
         follow::{self, Entry, FollowError, Start},
+        planned::{Decision, Fate},
         subject::{self, Lane, Tier},
         topology::{self, Domain, Mesh, Sourced},
     },
@@ -102,6 +111,8 @@ struct Before {
     receipts_since: Timestamp,
     /// The intakes, each with the sequence up to which gateways have worked it off.
     intakes: Vec<(AppId, u64)>,
+    /// What waited for its time, and became jobs.
+    fired: Vec<(AppId, NotificationId, Fate)>,
 }
 
 impl Reading<'_> {
@@ -132,6 +143,7 @@ impl Reading<'_> {
             for (app, done) in &here.intakes {
                 self.intake(here, app, *done).await?;
             }
+            self.fired(here);
         }
         Ok(())
     }
@@ -139,6 +151,7 @@ impl Reading<'_> {
     async fn ask(&mut self, region: &Region) -> Result<Before, async_nats::Error> {
         let js = connect::jetstream_of(self.client.clone(), region);
         // Before all else: what is worked off here is found below.
+        let fired = self.claims(region).await?;
         let mut intakes = Vec::new();
         for app in topology::intakes(&js).await? {
             if self.scope.has(Some(app.as_str())) {
@@ -195,7 +208,62 @@ impl Reading<'_> {
             sources,
             receipts_since,
             intakes,
+            fired,
         })
+    }
+
+    /// The notifications of a region that waited for their time and of which every job was stored.
+    async fn claims(&self, region: &Region) -> Result<Vec<(AppId, NotificationId, Fate)>, async_nats::Error> {
+        let js = connect::jetstream_of(self.client.clone(), region);
+        match js.get_stream(topology::PLANNED).await {
+            Ok(_) => {}
+            // A gateway of the version before makes none.
+            Err(error) if matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.code() == 404) => {
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let fates = self.all_of(region, subject::PLANNED_FATES).await?;
+        let dues = self.all_of(region, subject::PLANNED_DUES).await?;
+        let dues: HashSet<_> = dues
+            .iter()
+            .filter_map(|due| subject::parse_planned(&due.subject))
+            .collect();
+        let fired = fates.iter().filter_map(|found| {
+            let (app, id) = subject::parse_planned(&found.subject)?;
+            let fate: Fate = serde_json::from_slice(&found.payload).ok()?;
+            let is_stored = fate.decision == Decision::Fired && fate.plan.jobs > 0;
+            (is_stored && !dues.contains(&(app.clone(), id))).then_some((app, id, fate))
+        });
+        Ok(fired.collect())
+    }
+
+    /// All messages of the stream of plans of a region whose subject matches `filter`. It is a work queue, like that of schedules.
+    async fn all_of(&self, region: &Region, filter: &str) -> Result<Vec<Found>, async_nats::Error> {
+        let js = connect::jetstream(self.client.clone());
+        let (mut all, mut next) = (Vec::new(), 1);
+        loop {
+            let domain = Domain::Region(region);
+            let page = direct::from(&js, &domain, topology::PLANNED, filter, next, SCHEDULES_PER_REQUEST).await?;
+            let is_last = page.len() < SCHEDULES_PER_REQUEST;
+            next = page.last().map_or(next, |last| last.sequence + 1);
+            all.extend(page);
+            if is_last {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Records what has become jobs when its time came.
+    fn fired(&mut self, here: &Before) {
+        let region = &here.region;
+        for (app, id, fate) in &here.fired {
+            let is_known = fate.at >= here.receipts_since && self.scope.reaches(fate.at);
+            if is_known && self.scope.has(Some(app.as_str())) {
+                let group = self.audit.group(app, region, region);
+                self.audit.fired(*id, fate, group);
+            }
+        }
     }
 
     /// Reads what services of `app` published in a region; gateways have worked off everything up to `done`.

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     channel::Channel,
     id::EventId,
+    nats::planned::{Decision, Plan},
     receipt::{ExpandedSlice, Split},
 };
 
@@ -384,4 +385,33 @@ fn the_next_step_that_a_receipt_promises_must_be_found() {
         breaks(&audit).is_empty(),
         "the gateway's records do not count later steps"
     );
+}
+
+#[test]
+fn what_fired_must_be_found_whatever_its_gateway_recorded() {
+    let (mut audit, group) = audit();
+    let at = Timestamp::UNIX_EPOCH;
+    let fired = |jobs| Fate {
+        decision: Decision::Fired,
+        at,
+        plan: Plan {
+            event_id: "e".parse().unwrap(),
+            send_at: at,
+            expires_at: None,
+            group_key: None,
+            planned_at: at,
+            test_key: false,
+            jobs,
+            revision: None,
+        },
+        to_topic: false,
+        notification: None,
+    };
+    stored(&mut audit, 1, Place::Lane);
+    audit.fired(NotificationId(id(1001)), &fired(1), group);
+    assert!(breaks(&audit).is_empty());
+    audit.fired(NotificationId(id(1002)), &fired(2), group);
+    assert_eq!(breaks(&audit), [(Break::Vanished, 2)]);
+    stored(&mut audit, 2, Place::Lane);
+    assert_eq!(breaks(&audit), [(Break::Vanished, 1)]);
 }

@@ -17,9 +17,9 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value};
 
 use super::{
-    CONFIG, FORMER_KEY, INTAKE_CONSUMER, Mesh, RECEIPTS, RECIPIENTS, RegionSettings, VERSION, VERSION_KEY,
-    app_of_intake, consumers, feed_consumer, former_consumers, intake,
-    streams::{WORK_MAX_AGE, feed, intake_consumer},
+    CONFIG, FORMER_KEY, INTAKE_CONSUMER, Mesh, PLANNED, RECEIPTS, RECIPIENTS, RegionSettings, VERSION, VERSION_KEY,
+    app_of_intake, app_of_planned, consumers, feed_consumer, former_consumers, intake, planned_consumer,
+    streams::{WORK_MAX_AGE, due_consumer, feed, intake_consumer},
 };
 use crate::{
     app::App,
@@ -29,6 +29,7 @@ use crate::{
         follow::{self, StreamState},
         refusal::{Forbidden, is_about, unless_refused},
         restore::Former,
+        subject,
     },
 };
 
@@ -308,6 +309,50 @@ pub async fn intakes(js: &jetstream::Context) -> Result<Vec<AppId>, ApplyError> 
     let names = unless_refused(&js.client(), concerns, listing).await?;
     let names = names.map_err(|error| ApplyError::Read("names".to_owned(), error.to_string()))?;
     Ok(names.iter().filter_map(|name| app_of_intake(name)).collect())
+}
+
+/// The apps that have a consumer of what is due, at this server.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn planned(js: &jetstream::Context) -> Result<HashSet<AppId>, ApplyError> {
+    let listing = async {
+        let failed = |error: &dyn fmt::Display| ApplyError::Read(PLANNED.to_owned(), error.to_string());
+        let stream = js.get_stream_no_info(PLANNED).await.map_err(|error| failed(&error))?;
+        let names = stream.consumer_names().try_collect::<Vec<String>>().await;
+        let names = names.map_err(|error| failed(&error))?;
+        Ok(names.iter().filter_map(|name| app_of_planned(name)).collect())
+    };
+    unless_refused(&js.client(), |subject| is_about(subject, PLANNED), listing).await?
+}
+
+/// Creates the consumer of what is due of `app`.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn apply_planned(js: &jetstream::Context, app: &AppId) -> Result<(), ApplyError> {
+    let applying = apply_consumer(js, PLANNED, due_consumer(app));
+    unless_refused(&js.client(), |subject| is_about(subject, PLANNED), applying).await?
+}
+
+/// Removes everything that is planned of `app`, which is gone, and the consumer of what is due of it. Returns the number of
+/// messages that were removed.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn retire_planned(js: &jetstream::Context, app: &AppId) -> Result<u64, ApplyError> {
+    let name = planned_consumer(app);
+    let retiring = async {
+        let failed = |error: &dyn fmt::Display| ApplyError::Read(PLANNED.to_owned(), error.to_string());
+        let stream = js.get_stream_no_info(PLANNED).await.map_err(|error| failed(&error))?;
+        let purged = stream.purge().filter(subject::planned_of(app)).await;
+        let purged = purged.map_err(|error| failed(&error))?.purged;
+        match js.delete_consumer_from_stream(&name, PLANNED).await {
+            Err(error) if !is_missing(&error) => Err(ApplyError::Consumer(name.clone(), error.to_string())),
+            _ => Ok(purged),
+        }
+    };
+    unless_refused(&js.client(), |subject| is_about(subject, PLANNED), retiring).await?
 }
 
 /// What became of an intake that is wanted no more.

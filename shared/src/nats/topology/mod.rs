@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 pub(super) use self::streams::work_for;
 pub use self::{
     apply::{
-        ApplyError, Change, Retired, apply, apply_intake, apply_region, intakes, mend_consumers, missing_streams,
-        recreate, recreated_at, retire_intake, wait_for_region,
+        ApplyError, Change, Retired, apply, apply_intake, apply_planned, apply_region, intakes, mend_consumers,
+        missing_streams, planned, recreate, recreated_at, retire_intake, retire_planned, wait_for_region,
     },
     streams::{
         ALERTS_ACK_WAIT, DUPLICATE_WINDOW, IDEMPOTENCY_MAX_AGE, INTAKE_MAX_MESSAGE_BYTES, LETTERS_MAX_AGE,
@@ -53,6 +53,8 @@ pub const CONFIG: &str = "KV_config";
 pub const QUOTA: &str = "KV_quota";
 /// Counters of the segments of text messages, by app, cap and window.
 pub const SPEND: &str = "SPEND";
+/// Notifications that are not accepted before their time, and what was decided about them. Only gateways write and read it.
+pub const PLANNED: &str = "PLANNED";
 /// The `JetStream` domain of the hub. No region may have this name.
 pub const HUB: &str = "hub";
 /// Records of idempotency keys. Every region holds the records of all regions.
@@ -149,6 +151,17 @@ pub const INTAKE_CONSUMER: &str = "door";
 
 /// The durable consumer on [`SCHEDULE`] from which gateways take the jobs whose recipients moved.
 pub const MOVED_CONSUMER: &str = "moved";
+
+/// The durable consumer on [`PLANNED`] of what is due of `app`, which all gateways of the region share. Each app has its own, so
+/// that what one app's quota keeps waiting does not stop the others.
+pub fn planned_consumer(app: &AppId) -> String {
+    format!("due_{app}")
+}
+
+/// The app whose consumer on [`PLANNED`] this is.
+pub fn app_of_planned(consumer: &str) -> Option<AppId> {
+    consumer.strip_prefix("due_")?.parse().ok()
+}
 
 /// This region: the settings that all its processes share.
 #[derive(Debug, Clone, Deserialize)]

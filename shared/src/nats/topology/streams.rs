@@ -9,8 +9,9 @@ use async_nats::jetstream::{
 
 use super::{
     ALERTS_CONSUMER, CONFIG, CONFIG_BUCKET, DEAD, DIRECTORY, FEEDBACK, HUB, IDEMPOTENCY, INTAKE_CONSUMER,
-    MOVED_CONSUMER, Mesh, NOTIFY, OUTBOX, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, SPEND, VERSION,
-    VERSION_KEY, api, feed_consumer, intake, lane_consumer, retry_consumer, slice_consumer, spill_consumer,
+    MOVED_CONSUMER, Mesh, NOTIFY, OUTBOX, PLANNED, QUOTA, RECEIPTS, RECIPIENTS, RegionSettings, SCHEDULE, SPEND,
+    VERSION, VERSION_KEY, api, feed_consumer, intake, lane_consumer, planned_consumer, retry_consumer, slice_consumer,
+    spill_consumer,
 };
 use crate::{
     app::App,
@@ -184,11 +185,21 @@ impl Mesh {
                 .to_vec(),
             )
         };
+        let planned = Config {
+            // No age and no size discards what waits. What is due goes when a gateway has accepted it, everything else by a time
+            // to live of its own.
+            retention: RetentionPolicy::WorkQueue,
+            allow_message_schedules: true,
+            allow_message_ttl: true,
+            allow_rollup: true,
+            discard: DiscardPolicy::Old,
+            ..self.base(PLANNED, vec![subject::PLANNED_FILTER.to_owned()])
+        };
         // A mesh of one region has no other to send to, and a stream needs subjects.
         if outbox.subjects.is_empty() {
-            vec![notify, schedule]
+            vec![notify, schedule, planned]
         } else {
-            vec![outbox, notify, schedule]
+            vec![outbox, notify, schedule, planned]
         }
     }
 
@@ -287,6 +298,15 @@ pub(super) fn intake_consumer(app: &App) -> pull::Config {
         ack_wait: INTAKE_ACK_WAIT,
         max_ack_pending: INTAKE_UNACKNOWLEDGED_MAX,
         ..consumer(INTAKE_CONSUMER, subject::send(app.account_name()))
+    }
+}
+
+/// The durable consumer of what is due of `app`.
+pub(super) fn due_consumer(app: &AppId) -> pull::Config {
+    pull::Config {
+        ack_wait: INTAKE_ACK_WAIT,
+        max_ack_pending: INTAKE_UNACKNOWLEDGED_MAX,
+        ..consumer(&planned_consumer(app), subject::planned_dues_of(app))
     }
 }
 

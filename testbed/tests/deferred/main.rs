@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may end by a panic")]
 
+mod planned;
+
 use std::{
     collections::{BTreeMap, HashSet},
     time::Duration,
