@@ -11,6 +11,7 @@ use shared::{
         erasure::{self, Erased, Erasure},
         facts,
         follow::{self, Entry},
+        planned,
         publish::NotStored,
         subject, topology,
     },
@@ -175,9 +176,10 @@ async fn erase(homes: &Homes, letters: &DeadLetters, due: &Due) -> Result<(), No
         dead_letters: letters.erase(&key, at).await?,
     };
     let now = context.clock.now();
+    let planned = planned::erase(&context.js, &key, at, now).await?;
     erasure::prove(&context.js, &context.border, &context.here, (app, *id), erased, now).await?;
     if !is_done {
-        tracing::info!(erasure = %id, facts = erased.facts, letters = erased.dead_letters, "erased a recipient");
+        tracing::info!(erasure = %id, facts = erased.facts, letters = erased.dead_letters, planned, "erased a recipient");
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstre
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 use uuid::Uuid;
 
 use super::{
@@ -30,7 +30,8 @@ use super::{
 };
 use crate::{
     digest::derive,
-    id::{AppId, EventId, GroupKey, NotificationId},
+    id::{AppId, EventId, GroupKey, NotificationId, RecipientId},
+    recipient::RecipientKey,
     telemetry::trace::TRACEPARENT,
 };
 
@@ -48,6 +49,9 @@ const TRIES: usize = 4;
 
 /// Members of a group in one answer of the server.
 const MEMBERS_PER_PAGE: usize = 512;
+
+/// Planned notifications that an erasure reads at a time; each may have 64 KiB.
+const ERASED_PER_PAGE: usize = 64;
 
 /// What is planned, without the content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -488,6 +492,82 @@ pub async fn count(js: &jetstream::Context, app: &AppId) -> Result<u64, NoAnswer
     direct::count(js, &Domain::Here, PLANNED, &subject::planned_waits_of(app)).await
 }
 
+/// Takes `key` out of what was planned until `at` and waits in this region; what is for nobody else is cancelled. Returns the number
+/// of notifications.
+///
+/// # Errors
+/// When something is not known to be stored; repeating is safe.
+pub async fn erase(
+    js: &jetstream::Context,
+    key: &RecipientKey,
+    at: Timestamp,
+    now: Timestamp,
+) -> Result<u64, NotStored> {
+    let (filter, mut next, mut erased) = (subject::planned_waits_of(&key.app), 1, 0);
+    loop {
+        let page = direct::from(js, &Domain::Here, PLANNED, &filter, next, ERASED_PER_PAGE).await?;
+        for found in &page {
+            next = found.sequence + 1;
+            let (Some((_, id)), Ok(planned)) =
+                (subject::parse_planned(&found.subject), read::<Planned>(&found.payload))
+            else {
+                continue;
+            };
+            if planned.plan.planned_at > at || matches!(without(&planned, &key.recipient), Rest::All) {
+                continue;
+            }
+            let changed = change(js, &key.app, id, now, |planned| {
+                match without(&planned, &key.recipient) {
+                    Rest::All => Ok(planned),
+                    Rest::Some(rest) => Ok(rest),
+                    Rest::None => Err(()),
+                }
+            });
+            if let Change::Refused(()) = changed.await? {
+                cancel(js, &key.app, id, now).await?;
+            }
+            erased += 1;
+        }
+        if page.len() < ERASED_PER_PAGE {
+            return Ok(erased);
+        }
+    }
+}
+
+/// What remains of a planned notification without one recipient.
+enum Rest {
+    /// It is not for that recipient.
+    All,
+    /// It is for others, too.
+    Some(Planned),
+    /// It is for nobody else.
+    None,
+}
+
+fn without(planned: &Planned, recipient: &RecipientId) -> Rest {
+    let Ok(mut document) = serde_json::from_str::<Value>(planned.notification.get()) else {
+        return Rest::All;
+    };
+    let Some(recipients) = document.pointer_mut("/to/recipients").and_then(Value::as_array_mut) else {
+        return Rest::All;
+    };
+    let before = recipients.len();
+    recipients.retain(|one| one != recipient.as_str());
+    if recipients.len() == before {
+        return Rest::All;
+    }
+    if recipients.is_empty() {
+        return Rest::None;
+    }
+    match RawValue::from_string(document.to_string()) {
+        Ok(notification) => Rest::Some(Planned {
+            plan: planned.plan.clone(),
+            notification,
+        }),
+        Err(_) => Rest::None,
+    }
+}
+
 /// Reads what is due.
 ///
 /// # Errors
@@ -536,6 +616,28 @@ mod tests {
             headers: HeaderMap::new(),
             payload: json(value),
         }
+    }
+
+    #[test]
+    fn an_erased_recipient_is_taken_out() {
+        let ann: RecipientId = "ann".parse().unwrap();
+        assert!(matches!(without(&planned(), &ann), Rest::None));
+        assert!(matches!(without(&planned(), &"bob".parse().unwrap()), Rest::All));
+        let two = r#"{"to": {"recipients": ["bob", "ann"]}, "push": {"title": "ann"}}"#;
+        let two = Planned {
+            notification: RawValue::from_string(two.to_owned()).unwrap(),
+            ..planned()
+        };
+        let Rest::Some(rest) = without(&two, &ann) else {
+            panic!("bob remains");
+        };
+        let rest: Value = serde_json::from_str(rest.notification.get()).unwrap();
+        assert_eq!(rest["to"]["recipients"], serde_json::json!(["bob"]));
+        let topic = Planned {
+            notification: RawValue::from_string(r#"{"to": {"topic": "ann"}}"#.to_owned()).unwrap(),
+            ..planned()
+        };
+        assert!(matches!(without(&topic, &ann), Rest::All));
     }
 
     #[test]

@@ -367,7 +367,7 @@ pub fn planned_due(app: &AppId, notification: NotificationId) -> String {
 
 /// All notifications of `app` whose time has come.
 pub fn planned_dues_of(app: &AppId) -> String {
-    format!("planned.due.{app}.*")
+    format!("planned.due.{app}.>")
 }
 
 /// All notifications of all apps whose time has come.
