@@ -11,7 +11,7 @@ use shared::{
 use utoipa::{PartialSchema, ToSchema};
 
 /// Schemas of lists and of what operators read: the page describes these in words.
-const IN_WORDS: [&str; 10] = [
+const IN_WORDS: [&str; 11] = [
     "AddressList",
     "AppList",
     "ControlList",
@@ -19,6 +19,7 @@ const IN_WORDS: [&str; 10] = [
     "ReadyResponse",
     "RegionList",
     "Replayed",
+    "ScheduleList",
     "StatusList",
     "SuppressionList",
     "TopicsResponse",
@@ -118,6 +119,7 @@ fn enums_of_schemas_are_the_words_of_the_page() {
         ("ApnsPushType", "apns_push_type"),
         ("AddressState", "address_state"),
         ("Progress", "progress"),
+        ("Late", "late"),
         ("SuppressionReason", "suppression_reason"),
     ] {
         let shown = api["components"]["schemas"][schema]["enum"].as_array().unwrap();

@@ -109,6 +109,13 @@ name!(
 );
 
 name!(
+    /// A schedule of an app: a notification that recurs. One token of a NATS subject.
+    ScheduleId, "schedule_id", "must be 1 to 64 of a-z, 0-9, - and _",
+    |text| (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+);
+
+name!(
     /// What belongs together, such as all reminders of a room; the caller chooses the name.
     GroupKey, "group_key", "must be 1 to 128 printable ASCII characters without spaces",
     |text| (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())

@@ -32,6 +32,13 @@ def before_call(context, case, kwargs):
     # After that and at most 366 days ahead.
     if body.get("send_at") is not None:
         body["send_at"] = (datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)).isoformat()
+    # A pattern that names a time to come, and an end after the beginning.
+    if body.get("cron") is not None:
+        body["cron"] = "0 9 * * *"
+        body.pop("starts_at", None)
+        body.pop("ends_at", None)
+        # What is checked above stands in the body itself.
+        body["notification"] = {"to": {"recipients": ["ann"]}, "push": {"title": "Hello"}}
     # One of the mesh's regions, and one of IANA's names.
     if body.get("home") is not None:
         body["home"] = "eu"
@@ -90,3 +97,9 @@ def before_call(context, case, kwargs):
     # The `next` of an earlier answer.
     if case.query:
         case.query.pop("cursor", None)
+    # Either an event or a group, of which alone there are pages.
+    if case.path == "/v1/notifications" and case.method == "GET":
+        if case.query and case.query.get("event_id"):
+            case.query = {"event_id": case.query["event_id"]}
+        else:
+            case.query = {"group_key": "room/1"}

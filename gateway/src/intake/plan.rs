@@ -29,7 +29,7 @@ use crate::trace::Trace;
 const COUNT_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// When to repeat what was refused because too much of the app is planned.
-const RETRY_FULL_AFTER: Duration = Duration::from_mins(1);
+pub(crate) const RETRY_FULL_AFTER: Duration = Duration::from_mins(1);
 
 /// How long it is noted that a notification belongs to a group, from when it is accepted: longer than it lives, and than its
 /// receipts are kept.
@@ -132,6 +132,7 @@ impl Intake {
                 test_key: order.trial.test_key,
                 jobs: u32::try_from(jobs).unwrap_or(u32::MAX),
                 revision: None,
+                schedule_id: None,
                 event_id: order.event,
                 group_key: order.group_key,
             },

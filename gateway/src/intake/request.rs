@@ -295,10 +295,33 @@ pub(crate) fn due(planned: &Planned, terms: &Terms<'_>) -> Result<Order, Refused
         created_at: None,
         send_at: None,
         expires_at: planned.plan.expires_at,
-        group_key: planned.plan.group_key.clone(),
+        group_key: planned.plan.group_key.clone().or(request.group_key),
         ..request
     };
     request.into_order(terms, planned.plan.event_id.clone())
+}
+
+/// The order of a notification that recurs, as if it came now.
+///
+/// # Errors
+/// The rule that it breaks; the path begins at the notification.
+pub(crate) fn recurring(notification: &RawValue, terms: &Terms<'_>) -> Result<Order, Refused> {
+    if notification.get().len() > PLANNED_BYTES_MAX {
+        return Err(Refused::TooLarge(PLANNED_BYTES_MAX));
+    }
+    let request = json::parse::<SendRequest>(notification.get().as_bytes())?;
+    let given = [
+        ("event_id", request.event_id.is_some()),
+        ("created_at", request.created_at.is_some()),
+        ("send_at", request.send_at.is_some()),
+        ("expires_at", request.expires_at.is_some()),
+    ];
+    if let Some((name, _)) = given.iter().find(|(_, is_given)| *is_given) {
+        return Err(Invalid::new(*name, "must not be given: each instant has its own").into());
+    }
+    let order = request.into_order(terms, EventId::fresh())?;
+    SplitBody::render(&order)?;
+    Ok(order)
 }
 
 /// What is to be changed of a notification that waits for its time. What is absent stays as it is.
@@ -721,6 +744,7 @@ mod tests {
                 send_at,
                 expires_at: None,
                 group_key: order.group_key.clone(),
+                schedule_id: None,
                 planned_at: at,
                 test_key: false,
                 jobs: 1,

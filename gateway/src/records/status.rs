@@ -7,7 +7,7 @@ use serde::Serialize;
 use shared::{
     channel::Channel,
     feedback::{Feedback, Kind},
-    id::{AddressId, DeliveryId, EventId, GroupKey, JobId, NotificationId, RecipientId, Region},
+    id::{AddressId, DeliveryId, EventId, GroupKey, JobId, NotificationId, RecipientId, Region, ScheduleId},
     nats::planned::{Decision, Known, Plan},
     provider::Provider,
     receipt::{Receipt, State as DeliveryState},
@@ -57,6 +57,9 @@ pub(crate) struct Status {
     /// The group that it belongs to, as far as it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     group_key: Option<GroupKey>,
+    /// The schedule that made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule_id: Option<ScheduleId>,
     /// When it was cancelled before it became any job: nothing of it was or will be sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -240,6 +243,7 @@ impl Status {
             send_at: None,
             expires_at: None,
             group_key: None,
+            schedule_id: None,
             cancelled_at: None,
         }
     }
@@ -274,6 +278,7 @@ impl Status {
             send_at: Some(plan.send_at),
             expires_at: plan.expires_at,
             group_key: plan.group_key.clone(),
+            schedule_id: plan.schedule_id.clone(),
             ..self
         }
     }

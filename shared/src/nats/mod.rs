@@ -30,6 +30,7 @@ pub mod preferences;
 pub mod publish;
 pub mod quota;
 pub mod receivers;
+pub mod recurring;
 pub mod refusal;
 pub mod restore;
 pub mod roles;

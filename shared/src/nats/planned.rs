@@ -30,13 +30,13 @@ use super::{
 };
 use crate::{
     digest::derive,
-    id::{AppId, EventId, GroupKey, NotificationId, RecipientId},
+    id::{AppId, EventId, GroupKey, NotificationId, RecipientId, ScheduleId},
     recipient::RecipientKey,
     telemetry::trace::TRACEPARENT,
 };
 
 /// The subject whose last sequence a publisher expects, if it is not that of the message.
-const EXPECTED_OF_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+pub(super) const EXPECTED_OF_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
 /// How long the server keeps a message.
 const TTL: &str = "Nats-TTL";
@@ -66,6 +66,9 @@ pub struct Plan {
     /// What it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_key: Option<GroupKey>,
+    /// The schedule that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule_id: Option<ScheduleId>,
     /// When a gateway stored it.
     pub planned_at: Timestamp,
     /// Whether a test key sent it.
@@ -599,6 +602,7 @@ mod tests {
                 send_at: at,
                 expires_at: None,
                 group_key: Some("room/42".parse().unwrap()),
+                schedule_id: None,
                 planned_at: at,
                 test_key: false,
                 jobs: 2,

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     channel::{Channel, Class},
-    id::{AddressId, AppId, ErasureId, JobId, NotificationId, RecipientId, Region},
+    id::{AddressId, AppId, ErasureId, JobId, NotificationId, RecipientId, Region, ScheduleId},
     invalid::Invalid,
     recipient::{FactName, RecipientKey},
     suppression::SuppressionId,
@@ -394,6 +394,35 @@ pub fn planned_member(app: &AppId, group: Uuid, notification: NotificationId) ->
 /// The notes of all notifications of `app` that belong to the group with this digest.
 pub fn planned_members_of(app: &AppId, group: Uuid) -> String {
     format!("planned.group.{app}.{group}.*")
+}
+
+/// The definition of the schedule `id` of `app`.
+pub fn recurring(app: &AppId, id: &ScheduleId) -> String {
+    format!("planned.recurring.{app}.definition.{id}")
+}
+
+/// The definitions of all schedules of `app`.
+pub fn recurring_of(app: &AppId) -> String {
+    format!("planned.recurring.{app}.definition.*")
+}
+
+/// What fires when the schedule `id` of `app` is due next.
+pub fn recurring_alarm(app: &AppId, id: &ScheduleId) -> String {
+    format!("planned.recurring.{app}.alarm.{id}")
+}
+
+/// The alarm of the schedule `id` of `app`, once it is due.
+pub fn recurring_due(app: &AppId, id: &ScheduleId) -> String {
+    format!("planned.due.{app}.recurring.{id}")
+}
+
+/// The schedule in a subject of [`recurring`] or [`recurring_due`].
+pub fn schedule_of(subject: &str) -> Option<ScheduleId> {
+    let mut tokens = subject.strip_prefix("planned.")?.split('.');
+    match (tokens.next()?, tokens.nth(1)?) {
+        ("recurring", "definition") | ("due", "recurring") => tokens.next()?.parse().ok(),
+        _ => None,
+    }
 }
 
 /// Everything about the planned notifications of `app`.

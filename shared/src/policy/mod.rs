@@ -6,6 +6,7 @@ pub mod consent;
 pub mod controls;
 pub mod limit;
 pub mod quiet;
+pub mod recurrence;
 pub mod zone;
 
 use jiff::Timestamp;

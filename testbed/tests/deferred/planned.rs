@@ -129,6 +129,16 @@ async fn what_waits_is_sent_once_in_its_region_and_what_is_cancelled_is_not() {
     let peal = start(&["eu", "us"]).await;
     let both = ["of-eu", "of-us"];
 
+    let recurs = json!({
+        "cron": "* * * * *",
+        "timezone": "Europe/Zurich",
+        "notification": { "to": { "recipients": ["of-us"] }, "push": { "title": "Again" } },
+    });
+    let first = peal
+        .expect("PUT", "eu", "/v1/schedules/again", Some(&recurs))
+        .await
+        .unwrap();
+
     let due = later(2);
     let mut grouped = notification("due", &both, due);
     grouped["group_key"] = json!("room/1");
@@ -144,7 +154,7 @@ async fn what_waits_is_sent_once_in_its_region_and_what_is_cancelled_is_not() {
         .unwrap();
     assert_eq!((&again["jobs"], &again["duplicates"]), (&json!(2), &json!(2)));
     let sent = wait_done(&peal, &id).await;
-    assert!(now() >= due && delivered(&peal) == 2, "{sent}");
+    assert!(now() >= due && delivered(&peal) >= 2, "{sent}");
     let regions: Vec<_> = sent["deliveries"]
         .as_array()
         .unwrap()
@@ -177,9 +187,68 @@ async fn what_waits_is_sent_once_in_its_region_and_what_is_cancelled_is_not() {
 
     what_is_changed_is_sent_as_it_is_now(&peal).await;
     a_group_is_listed_and_cancelled_by_its_app_alone(&peal).await;
+    what_recurs_is_sent_at_each_instant(&peal, &first).await;
     sleep(Duration::from_secs(2)).await;
     let audit = settle(&peal).await;
-    assert_eq!((delivered(&peal), audit.equation().accepted), (3, 3));
+    // Three, and an instant of the schedule for each minute that this took.
+    let accepted = audit.equation().accepted;
+    assert!(accepted >= 4 && delivered(&peal) == accepted as u64, "{accepted}");
+}
+
+/// The first instant is sent once, the next is set, and a schedule that is paused or removed fires nothing more.
+async fn what_recurs_is_sent_at_each_instant(peal: &Peal, first: &Value) {
+    let path = "/v1/schedules/again";
+    let at: Timestamp = first["next_at"].as_str().unwrap().parse().unwrap();
+    sleep(
+        (at.duration_since(now()) + SignedDuration::from_secs(1))
+            .max(SignedDuration::ZERO)
+            .unsigned_abs(),
+    )
+    .await;
+    let event = format!("/v1/notifications?event_id=again@{at}");
+    let deadline = Instant::now() + TIMEOUT;
+    let sent = loop {
+        let found = peal.expect("GET", "eu", &event, None).await.unwrap();
+        if found["notifications"][0]["state"] == "done" {
+            break found;
+        }
+        assert!(Instant::now() < deadline, "{found}\n{}", peal.complaints());
+        sleep(Duration::from_millis(100)).await;
+    };
+    assert_eq!(sent["notifications"][0]["schedule_id"], "again", "{sent}");
+    let next = peal.expect("GET", "eu", path, None).await.unwrap();
+    let expected = (at + SignedDuration::from_secs(60)).to_string();
+    assert_eq!(
+        (&next["last_at"], &next["next_at"]),
+        (&json!(at.to_string()), &json!(expected))
+    );
+
+    let mut paused = json!({ "paused": true });
+    for name in ["cron", "timezone", "notification"] {
+        paused[name] = next[name].clone();
+    }
+    let paused = peal.expect("PUT", "eu", path, Some(&paused)).await.unwrap();
+    assert_eq!(
+        (&paused["next_at"], &paused["last_at"]),
+        (&Value::Null, &next["last_at"])
+    );
+    let bad = json!({ "cron": "0 0 9 * * *", "timezone": "UTC", "notification": next["notification"] });
+    let bad = ask_with(peal, &peal.key, "PUT", path, Some(&bad)).await;
+    assert_eq!((bad.0, &bad.1["errors"][0]["field"]), (422, &json!("cron")));
+
+    let bank = peal.add_app("broker").await.unwrap();
+    assert_eq!(ask_with(peal, &bank, "GET", path, None).await.0, 404);
+    assert_eq!(
+        ask_with(peal, &bank, "DELETE", path, None).await.0,
+        204,
+        "there is none of that app"
+    );
+    let all = peal.expect("GET", "eu", "/v1/schedules", None).await.unwrap();
+    assert_eq!(all["schedules"].as_array().unwrap().len(), 1);
+    let none = ask_with(peal, &bank, "GET", "/v1/schedules", None).await;
+    assert_eq!(none.1["schedules"], json!([]));
+    peal.expect("DELETE", "eu", path, None).await.unwrap();
+    assert_eq!(peal.ask("GET", "eu", path, None).await.unwrap().0, 404);
 }
 
 async fn what_is_changed_is_sent_as_it_is_now(peal: &Peal) {
@@ -200,8 +269,8 @@ async fn what_is_changed_is_sent_as_it_is_now(peal: &Peal) {
         (422, &json!("push.badge")),
         "{broken:?}"
     );
-    wait_done(peal, &id).await;
-    assert_eq!(delivered(peal), 3);
+    let sent = wait_done(peal, &id).await;
+    assert_eq!(sent["deliveries"].as_array().unwrap().len(), 1, "{sent}");
 }
 
 /// Three notifications of a group: another app reads, changes and cancels none of them, and a service of NATS cannot reach them.

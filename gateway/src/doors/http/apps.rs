@@ -450,7 +450,7 @@ fn tag(version: &str) -> HeaderValue {
 }
 
 /// The version that the thing must have; of `*`, and of weak ones, none is (RFC 9110 §13.1.1).
-fn if_match(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let Some(value) = headers.get(header::IF_MATCH) else {
         return Ok(None);
     };

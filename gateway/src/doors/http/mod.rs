@@ -24,6 +24,7 @@ mod preference_links;
 mod preferences;
 mod quota;
 mod recipients;
+mod schedules;
 mod send;
 mod serve;
 mod suppressions;
@@ -70,6 +71,8 @@ fn service_routes() -> OpenApiRouter<Arc<Api>> {
             notifications::change,
             notifications::cancel
         ))
+        .routes(routes!(schedules::list))
+        .routes(routes!(schedules::put, schedules::get, schedules::delete))
         .routes(routes!(dead_letters::list))
         .routes(routes!(dead_letters::replay_many))
         .routes(routes!(dead_letters::get, dead_letters::delete))
@@ -188,7 +191,7 @@ mod tests {
             operations += 1;
             ids.insert(id.as_str().unwrap());
         });
-        assert_eq!((ids.len(), operations), (48, 48), "operation ids must be distinct");
+        assert_eq!((ids.len(), operations), (52, 52), "operation ids must be distinct");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use axum::extract::{FromRequestParts, Path};
 use http::{HeaderName, request};
 use serde::de::DeserializeOwned;
 use shared::{
-    id::{AddressId, AppId, ControlId, ErasureId, EventId, NotificationId, RecipientId, Region, Topic},
+    id::{AddressId, AppId, ControlId, ErasureId, EventId, NotificationId, RecipientId, Region, ScheduleId, Topic},
     invalid::Invalid,
     suppression::SuppressionId,
 };
@@ -65,6 +65,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Named<SuppressionId> {
         text.parse()
             .map(Self)
             .map_err(|_| Problem::new(NOT_FOUND, "Ids of suppressions are 32 hexadecimal digits."))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Named<ScheduleId> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut request::Parts, state: &S) -> Result<Self, Problem> {
+        let text: String = segments(request, state).await?;
+        Ok(Self(text.parse()?))
     }
 }
 

@@ -422,7 +422,7 @@ fn unreadable(error: Unanswered) -> Problem {
     Problem::new(STATUS_UNAVAILABLE, error.to_string())
 }
 
-fn silent(error: NoAnswer) -> Problem {
+pub(super) fn silent(error: NoAnswer) -> Problem {
     match error {
         NoAnswer::Silent => Problem::new(STATUS_UNAVAILABLE, "What waits for its time cannot be read."),
         NoAnswer::Forbidden => Problem::not_permitted(),

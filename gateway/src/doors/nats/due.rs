@@ -3,19 +3,25 @@
 //! The gateway first claims the notification, then stores its jobs, and then acknowledges. If it ends in between, the server gives
 //! the notification to a gateway again, which finds the claim and goes on; the ids of the jobs keep them single.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use async_nats::HeaderMap;
+use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
 use shared::{
     app::App,
     failpoint::failpoint,
-    id::NotificationId,
+    id::{GroupKey, NotificationId, ScheduleId},
+    invalid::Invalid,
     nats::{
         envelope::header,
         intake::Published,
-        planned::{self, Claim, Planned},
+        planned::{self, Claim, Plan, Planned},
+        publish::NotStored,
+        recurring::{self, Alarm, Definition, Late, Stored},
         subject,
     },
+    policy::recurrence::Recurrence,
     telemetry::trace::TRACEPARENT,
 };
 
@@ -35,6 +41,50 @@ use crate::{
     trace::Trace,
 };
 
+/// An instant of a schedule that is accepted this much later was missed.
+const LATE_AFTER: SignedDuration = SignedDuration::from_secs(60);
+
+/// The member of a notification that names its group.
+#[derive(Deserialize)]
+struct Grouped {
+    group_key: Option<GroupKey>,
+}
+
+/// The notification of the instant `at` of a schedule. Its event id names both.
+fn instant_of(id: &ScheduleId, definition: &Definition, at: Timestamp) -> Result<Planned, Invalid> {
+    let grouped = serde_json::from_str::<Grouped>(definition.notification.get()).ok();
+    Ok(Planned {
+        plan: Plan {
+            event_id: format!("{id}@{at}").parse()?,
+            send_at: at,
+            expires_at: None,
+            group_key: grouped.and_then(|grouped| grouped.group_key),
+            schedule_id: Some(id.clone()),
+            planned_at: at,
+            test_key: false,
+            jobs: 0,
+            revision: None,
+        },
+        notification: definition.notification.clone(),
+    })
+}
+
+/// Acknowledges what is due, or gives it back. Returns when the app's quota admits more, if it is used up.
+async fn settle(message: &Published, fired: Result<(), Waits>) -> Option<Duration> {
+    match fired {
+        Ok(()) => message.acknowledge().await,
+        Err(Waits::Quota(wait)) => {
+            message.give_back(wait).await;
+            return Some(wait);
+        }
+        Err(Waits::Else(why)) => {
+            tracing::warn!(app = %message.app, sequence = message.sequence, why, "a notification that is due waits");
+            message.give_back(delay(message.tries)).await;
+        }
+    }
+    None
+}
+
 /// Why what is due is not accepted now.
 enum Waits {
     /// The quota of the app admits more after this time.
@@ -52,6 +102,12 @@ impl Door {
             return None;
         };
         let stored = message.message();
+        if let Some(schedule) = subject::schedule_of(&stored.subject) {
+            let trace = trace::of_message(&self.context.telemetry, &HeaderMap::new());
+            let fired = self.fire_recurring(app, message, &schedule, &trace).await;
+            trace::end(&trace, None);
+            return settle(message, fired).await;
+        }
         let id = subject::parse_planned(&stored.subject).map(|(_, id)| id);
         let due = planned::read_due(stored.headers.as_ref(), &stored.payload).ok();
         let Some((id, due)) = id.zip(due) else {
@@ -65,18 +121,54 @@ impl Door {
         let fired = self.accept_due(app, message, id, &due, &trace).await;
         trace::end(&trace, None);
         failpoint("gateway.before-acknowledge");
-        match fired {
-            Ok(()) => message.acknowledge().await,
-            Err(Waits::Quota(wait)) => {
-                message.give_back(wait).await;
-                return Some(wait);
+        settle(message, fired).await
+    }
+
+    /// Accepts the notification of one instant of a schedule, and sets the alarm for the next.
+    async fn fire_recurring(
+        &self,
+        app: &Arc<App>,
+        message: &Published,
+        id: &ScheduleId,
+        trace: &Trace,
+    ) -> Result<(), Waits> {
+        let (js, now) = (&self.context.js, self.context.clock.now());
+        let failed = |why: &dyn Display| Waits::Else(why.to_string());
+        let due: Alarm = serde_json::from_slice(&message.message().payload).map_err(|error| failed(&error))?;
+        let (stored, sequence) = recurring::read(js, &app.id, id).await.map_err(|why| failed(&why))?;
+        let Some(Stored { definition, .. }) = stored else {
+            return Ok(());
+        };
+        let recurrence = Recurrence::new(&definition.cron, &definition.timezone).map_err(|why| failed(&why))?;
+        let mut next = Alarm {
+            revision: definition.revision,
+            at: definition.next(&recurrence, now),
+            last_at: due.last_at,
+        };
+        match due.at {
+            Some(at) if due.revision == definition.revision => {
+                let is_late = now.duration_since(at) > LATE_AFTER;
+                if !is_late || definition.late == Late::Send {
+                    let planned = instant_of(id, &definition, at).map_err(|why| failed(&why))?;
+                    let notification = NotificationId::of(&app.id, &planned.plan.event_id);
+                    self.accept_due(app, message, notification, &planned, trace).await?;
+                    next.at = definition.next(&recurrence, at);
+                    next.last_at = Some(at);
+                }
             }
-            Err(Waits::Else(why)) => {
-                tracing::warn!(app = %message.app, notification = %id, why, "a notification that is due waits");
-                message.give_back(delay(message.tries)).await;
+            // The alarm of the newer definition is set, unless its gateway ended before.
+            _ => {
+                let alarm = recurring::alarm(js, &app.id, id).await.map_err(|why| failed(&why))?;
+                if alarm.is_some_and(|alarm| alarm.revision == definition.revision) {
+                    return Ok(());
+                }
             }
         }
-        None
+        match recurring::arm(js, &app.id, id, next, sequence).await {
+            // Whoever replaced the definition sets its alarm.
+            Ok(()) | Err(NotStored::Refused) => Ok(()),
+            Err(why) => Err(failed(&why)),
+        }
     }
 
     async fn accept_due(

@@ -399,6 +399,7 @@ fn what_fired_must_be_found_whatever_its_gateway_recorded() {
             send_at: at,
             expires_at: None,
             group_key: None,
+            schedule_id: None,
             planned_at: at,
             test_key: false,
             jobs,
