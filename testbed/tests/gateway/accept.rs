@@ -556,7 +556,7 @@ async fn malformed_requests_are_answered_with_problems() {
     let answer = send(rig.request("PUT", "/v1/notifications").header("x-request-id", "mine-1")).await;
     assert_eq!(
         (answer.header("allow"), answer.header("x-request-id")),
-        (Some("POST,GET,HEAD"), Some("mine-1"))
+        (Some("POST,GET,HEAD,DELETE"), Some("mine-1"))
     );
     assert_eq!(rig.count(topology::NOTIFY).await, 0);
 }

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::{
     api::Api,
     apps::{carry_out, known, unreachable},
-    auth::{Administrator, ToControl},
+    auth::{Administrator, ToControl, ToReadControls},
     body::Json,
     named::Named,
     openapi,
@@ -136,7 +136,7 @@ pub(crate) struct ControlList {
     responses((status = 200, description = "The controls", body = ControlList), openapi::AnyRefusal),
     security(("api_key" = ["controls:write"])),
 )]
-pub(crate) async fn list(State(api): State<Arc<Api>>, by: Administrator<ToControl>) -> Answer<ControlList> {
+pub(crate) async fn list(State(api): State<Arc<Api>>, by: Administrator<ToReadControls>) -> Answer<ControlList> {
     let tenants = api.context.config.tenants();
     let sees = |control: &&Arc<Control>| by.only().is_none_or(|own| control.scope.app.as_ref() == Some(own));
     let controls = tenants.controls.values().filter(sees);

@@ -72,6 +72,7 @@ requires!(
     ToWriteApps = AppsWrite, None, false;
     ToReadApps = AppsRead, None, true;
     ToControl = ControlsWrite, None, false;
+    ToReadControls = ControlsWrite, None, true;
 );
 
 /// The app that makes the request, known only from its API key. A handler that takes `Caller<ToSend>` can only be
