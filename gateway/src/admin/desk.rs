@@ -94,6 +94,9 @@ pub enum Refusal {
         /// The rule.
         rule: String,
     },
+    /// There are as many as there may be.
+    #[error("there may be at most {0}")]
+    TooMany(usize),
     /// Somebody else has changed it meanwhile.
     #[error("somebody else has changed it meanwhile")]
     VersionConflict,
@@ -377,8 +380,7 @@ impl Desk {
         let (of_app, of_operators) = CONTROLS_MAX;
         let max = if control.by_operator { of_operators } else { of_app };
         if count >= max {
-            let rule = format_args!("must be removed from the list first: at most {max} controls are kept");
-            return Err(Invalid::new("id", rule).into());
+            return Err(Refusal::TooMany(max));
         }
         config::create_control(&self.hub, &control).await?;
         tracing::info!(id = %control.id, action = %control.action, who = control.who, "control made");

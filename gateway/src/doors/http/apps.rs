@@ -482,6 +482,10 @@ impl From<Refusal> for Problem {
                 format!("Only an operator's key may change {member}. Nothing was stored."),
             ),
             Refusal::Invalid { field, rule } => Invalid::new(field, rule).into(),
+            Refusal::TooMany(max) => Self::new(
+                RATE_LIMITED,
+                format!("There may be at most {max}. Remove one that is not needed any more; nothing was stored."),
+            ),
             Refusal::VersionConflict => Self::new(
                 VERSION_CONFLICT,
                 "Read it again, and repeat with its new version. Nothing was stored.",
