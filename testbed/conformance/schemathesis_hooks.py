@@ -80,9 +80,10 @@ def before_call(context, case, kwargs):
     # A mute that ends is one.
     if body.get("muted_until") is not None:
         body["muted"] = True
-    # Names of topics: the rules of a map's keys are lost where its values may be null.
-    if case.path.endswith("/preferences") and isinstance(body.get("topics"), dict):
-        body["topics"] = {name: value for name, value in body["topics"].items() if re.fullmatch("[a-z0-9_-]{1,64}", name)}
+    # The rules of a map's keys are lost where its values may be null.
+    for member in ("topics", "categories"):
+        if case.path.endswith("/preferences") and isinstance(body.get(member), dict):
+            body[member] = {name: value for name, value in body[member].items() if re.fullmatch("[a-z0-9_-]{1,64}", name)}
     # What waits keeps its channel.
     if case.path == "/v1/notifications/{notification_id}" and case.method == "PATCH":
         for name in ("push", "email", "sms", "webhook", "expires_at"):
