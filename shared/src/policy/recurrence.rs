@@ -10,6 +10,7 @@ use croner::{
 };
 use jiff::{Timestamp, tz::TimeZone};
 
+use super::zone;
 use crate::invalid::Invalid;
 
 /// Longest pattern, in bytes.
@@ -31,8 +32,7 @@ impl Recurrence {
     /// # Errors
     /// Names the member, `cron` or `timezone`, and its rule.
     pub fn new(cron: &str, timezone: &str) -> Result<Self, Invalid> {
-        let zone =
-            TimeZone::get(timezone).map_err(|_| Invalid::new("timezone", "must be a name of the IANA database"))?;
+        let zone = zone::get(timezone)?;
         let rule = "must be five fields of cron: minute, hour, day of month, month, day of week; at most 128 bytes";
         let broken = || Invalid::new("cron", rule);
         if cron.len() > PATTERN_BYTES_MAX || cron.trim().starts_with('@') {

@@ -23,14 +23,8 @@ words!(
         /// No zone: what depends on the local time is not sent.
         Drop = "drop",
     }
+    default App
 );
-
-#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
-impl Default for UnknownZone {
-    fn default() -> Self {
-        Self::App
-    }
-}
 
 /// Where a notification is received.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,20 +57,26 @@ fn known(name: &str) -> Option<TimeZone> {
     tz::db().get(name).ok()
 }
 
-/// Checks the name of a time zone.
+/// The time zone of this name.
 ///
 /// # Errors
 /// `timezone`, with its rule.
-pub fn check(name: &str) -> Result<(), Invalid> {
+pub fn get(name: &str) -> Result<TimeZone, Invalid> {
     let is_name = (1..=NAME_BYTES_MAX).contains(&name.len())
         && name
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"/_+-".contains(&byte));
     // `Etc/Unknown` is a name of jiff's, and of no zone.
-    if is_name && known(name).is_some_and(|zone| !zone.is_unknown()) {
-        return Ok(());
-    }
-    Err(Invalid::new("timezone", "must be an IANA time zone"))
+    let zone = is_name.then(|| known(name)).flatten().filter(|zone| !zone.is_unknown());
+    zone.ok_or_else(|| Invalid::new("timezone", "must be an IANA time zone"))
+}
+
+/// Checks the name of a time zone.
+///
+/// # Errors
+/// As [`get`].
+pub fn check(name: &str) -> Result<(), Invalid> {
+    get(name).map(drop)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use shared::{
     app::App,
     channel::Channel,
     id::{Category, Region, Topic},
-    policy::category::CategoryKind,
+    policy::{category::CategoryKind, zone},
     preferences::{Change, Choices, Preferences, PreferencesPatch},
     recipient::{Recipient, RecipientKey},
     reference::PreferenceLink,
@@ -211,7 +211,7 @@ impl Known {
         all
     }
 
-    /// The channels on which the app can send; webhooks only to a recipient who has a receiver, which few people do.
+    /// The channels on which the app can send. Webhooks are shown only if the recipient has a receiver; few people do.
     fn channels(&self) -> Vec<Channel> {
         let has_receiver = |channel: Channel| {
             let mut addresses = self.recipient.addresses.iter();
@@ -231,7 +231,7 @@ impl Known {
             .profile
             .as_ref()
             .and_then(|profile| profile.timezone.as_deref());
-        name.and_then(|name| TimeZone::get(name).ok()).unwrap_or(TimeZone::UTC)
+        name.and_then(|name| zone::get(name).ok()).unwrap_or(TimeZone::UTC)
     }
 }
 
