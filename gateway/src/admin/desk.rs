@@ -345,9 +345,7 @@ impl Desk {
         }
         Ok(changes)
     }
-}
 
-impl Desk {
     /// Makes a control. An app's own key makes those that name its app.
     pub(super) async fn add_control(&self, by: &Authority, control: Control) -> Result<Control, Refusal> {
         let control = Control {

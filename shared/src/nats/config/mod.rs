@@ -74,8 +74,10 @@ pub struct Tenants {
     pub regions: BTreeMap<Region, Site>,
     /// The controls by id. Those that are over stay until somebody removes them.
     pub controls: BTreeMap<ControlId, Arc<Control>>,
-    /// The same by the app that they name: the number of those of one app makes no other's work slower.
-    controls_on: HashMap<Option<AppId>, Vec<Arc<Control>>>,
+    /// Those that name no app.
+    controls_on_all: Vec<Arc<Control>>,
+    /// Those that name an app, by app: the number of those of one app makes no other's work slower.
+    controls_on: HashMap<AppId, Vec<Arc<Control>>>,
     /// The mesh's key of ids; absent in a mesh that version 0.1 provisioned.
     id_key: Option<Sealed>,
     /// Since when messages that come from another region need a proof or a signature; `None` while programs of 0.1, which
@@ -245,9 +247,16 @@ impl Tenants {
 
     /// The controls that may cover work of `app`: those that name it, and those that name none.
     pub fn controls_on(&self, app: &AppId) -> impl Iterator<Item = &Control> {
-        let of = |app: &Option<AppId>| self.controls_on.get(app).into_iter().flatten();
-        let all = (!self.controls_on.is_empty()).then(|| of(&None).chain(of(&Some(app.clone()))));
-        all.into_iter().flatten().map(AsRef::as_ref)
+        let own = self.controls_on.get(app).into_iter().flatten();
+        self.controls_on_all.iter().chain(own).map(AsRef::as_ref)
+    }
+
+    /// The list in which a control stands that names `app`, or none.
+    fn controls_of(&mut self, app: Option<&AppId>) -> &mut Vec<Arc<Control>> {
+        match app {
+            Some(app) => self.controls_on.entry(app.clone()).or_default(),
+            None => &mut self.controls_on_all,
+        }
     }
 
     /// The version of an app's entry; empty if there is none.
@@ -329,15 +338,13 @@ impl Tenants {
                 let former = match value {
                     Some(value) => {
                         let control: Arc<Control> = tolerant::read::<Control>(value)?.into();
-                        let app = control.scope.app.clone();
-                        self.controls_on.entry(app).or_default().push(Arc::clone(&control));
+                        self.controls_of(control.scope.app.as_ref()).push(Arc::clone(&control));
                         self.controls.insert(id, control)
                     }
                     None => self.controls.remove(&id),
                 };
-                if let Some(former) = former
-                    && let Some(known) = self.controls_on.get_mut(&former.scope.app)
-                {
+                if let Some(former) = former {
+                    let known = self.controls_of(former.scope.app.as_ref());
                     known.retain(|control| !Arc::ptr_eq(control, &former));
                 }
             }
