@@ -23,8 +23,8 @@ use super::{
     settlement::{Step, Stop},
 };
 
-/// How long after acceptance a slice may wait for its members. It must be done while the ledger still knows those of its members
-/// who were sent to first, which is three days; who waits longer leaves it.
+/// How long after acceptance a slice may wait for its members. It must end while the ledger still knows its first deliveries, which
+/// is three days. Members who wait longer leave the slice.
 const SLICE_WAITS_WITHIN: SignedDuration = SignedDuration::from_hours(48);
 
 /// What is known about the times at which a recipient may be sent to.

@@ -10,7 +10,7 @@ use shared::{
 use super::{context::Pipeline, in_flight::ActiveJob, interrupted::Clear, settlement::Step};
 use crate::ledger::History;
 
-/// The reason of a message that a test key sent to a recipient who is not a test recipient of its app.
+/// The reason of a message by a test key for somebody who is not one of the app's `test_recipients`.
 pub(super) const NOT_LISTED: &str = "not_listed";
 
 /// A job that has neither expired nor been withdrawn, nor is its recipient erased.

@@ -120,7 +120,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Checks that this gateway knows the apps, and takes a place among its requests: whoever has a link has no key that limits them.
+/// Checks that this gateway knows the apps, and takes a place among its requests. No key limits people who follow a link.
 fn enter(api: &Api) -> Result<SemaphorePermit<'_>, Problem> {
     if !api.context.is_informed() {
         return Err(Problem::new(STARTING, ""));
