@@ -5,7 +5,8 @@ use std::io::Write;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use shared::{
     channel::{Channel, Class},
     control::Action,
@@ -41,7 +42,8 @@ enum ControlsCommand {
     },
 }
 
-#[derive(Debug, Args)]
+/// The body of the request.
+#[derive(Debug, Args, Serialize)]
 struct NewControl {
     /// `pause` holds, `kill` ends as suppressed.
     #[arg(long)]
@@ -88,16 +90,7 @@ pub(super) async fn run(args: ControlsArgs, out: &mut impl Write) -> Result<Answ
             }
         }
         ControlsCommand::Add(new) => {
-            let body = json!({
-                "action": new.action,
-                "app": new.app,
-                "category": new.category,
-                "channel": new.channel,
-                "class": new.class,
-                "region": new.region,
-                "until": new.until,
-                "why": new.why,
-            });
+            let body = serde_json::to_value(new).expect("a control always serializes");
             let made = api.request(Method::POST, CONTROLS_PATH, &[], Some(&body)).await?;
             writeln!(out, "{}", text(&made, "id"))?;
         }

@@ -123,7 +123,7 @@ pub struct ApiKey {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_at: Option<Timestamp>,
     /// Reaches the test recipients of its app only.
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(skip_serializing_if = "crate::tolerant::is_usual")]
     pub test: bool,
     /// The secret of a key that may sign requests and client tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -265,11 +265,6 @@ fn covered(secret: &[u8; SECRET_BYTES], test: bool) -> Vec<u8> {
         covered.extend_from_slice(b"test");
     }
     covered
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-const fn is_false(value: &bool) -> bool {
-    !*value
 }
 
 /// The text is not an API key.

@@ -15,8 +15,8 @@ use crate::{
     page::Page,
     policy::{
         category::{self, Categories, CategoryKind},
-        limit::{self, Limit},
-        quiet::{self, QuietHours},
+        limit::Limit,
+        quiet::QuietHours,
         zone::UnknownZone,
     },
     private_host::PrivateHost,
@@ -25,6 +25,7 @@ use crate::{
     secret::Secret,
     senders::Senders,
     spend::SpendCap,
+    tolerant::{self, is_usual},
 };
 
 /// A tenant, as kept in the `config` bucket.
@@ -46,10 +47,10 @@ pub struct App {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alerts: Option<Alerts>,
     /// Whether services publish notifications of this app over NATS. It then has an intake in every region.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub services: bool,
     /// Whether the app has NATS servers of its own, with a stream `OUTBOX` that its intakes source.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub outbox: bool,
     /// The app's NATS account, where servers name accounts by their keys; else the account has the name of the app.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,7 +97,7 @@ pub struct App {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
     /// Whether the operator suspended it: its requests are refused, and its work waits.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub suspended: bool,
     /// The credentials of the app, sealed with the mesh key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -337,16 +338,6 @@ impl App {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_false(value: &bool) -> bool {
-    !value
-}
-
-/// Whether this is the default.
-pub fn is_usual<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
-
 /// A credential as it is stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -550,8 +541,8 @@ impl From<Stored> for App {
             allowed_hosts: stored.allowed_hosts,
             categories: category::stored(stored.categories),
             page: stored.page,
-            quiet_hours: quiet::stored(stored.quiet_hours),
-            limits: limit::stored(stored.limits),
+            quiet_hours: tolerant::each_known(stored.quiet_hours),
+            limits: tolerant::each_known(stored.limits),
             unknown_zone: stored
                 .unknown_zone
                 .and_then(|word| word.parse().ok())

@@ -6,10 +6,10 @@ use serde::de::{self, Visitor};
 
 // The words are token trees: the derived schema does not see through a `literal`, and would show the names of the variants.
 macro_rules! words {
-    // `else` names the value of every word that is not known.
+    // `default` names the default, and `else` the value of every word that is not known.
     (
         $(#[$doc:meta])* $name:ident, $field:literal, { $($(#[$vdoc:meta])* $variant:ident = $word:tt),+ $(,)? }
-        $(else $unknown:ident)?
+        $(default $default:ident)? $(else $unknown:ident)?
     ) => {
         #[derive(
             Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash,
@@ -39,6 +39,14 @@ macro_rules! words {
                 deserializer.deserialize_str($crate::channel::Word { known: Self::WORDS, unknown })
             }
         }
+
+        $(
+            impl Default for $name {
+                fn default() -> Self {
+                    Self::$default
+                }
+            }
+        )?
 
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -106,11 +114,5 @@ words!(
         /// Campaigns: may wait, and never delay the others.
         Bulk = "bulk",
     }
+    default Normal
 );
-
-#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
-impl Default for Class {
-    fn default() -> Self {
-        Self::Normal
-    }
-}

@@ -39,14 +39,8 @@ words!(
         /// Its provider reported that it arrived.
         Confirmed = "confirmed",
     }
+    default Delivered
 );
-
-#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
-impl Default for Until {
-    fn default() -> Self {
-        Self::Delivered
-    }
-}
 
 /// Which channels are used, and in what order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -26,7 +26,10 @@ pub struct Preferences {
     #[serde(deserialize_with = "tolerant::or_default")]
     pub categories: BTreeMap<Category, BTreeMap<Channel, bool>>,
     /// Whether the recipient wants nothing but what is critical.
-    #[serde(deserialize_with = "tolerant::or_default", skip_serializing_if = "is_false")]
+    #[serde(
+        deserialize_with = "tolerant::or_default",
+        skip_serializing_if = "tolerant::is_usual"
+    )]
     pub muted: bool,
     /// When `muted` ends; never if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -109,11 +112,6 @@ impl<T: Serialize> Serialize for Change<T> {
             Self::Set(value) => value.serialize(serializer),
         }
     }
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_false(value: &bool) -> bool {
-    !value
 }
 
 /// The most categories in the preferences of one recipient; more than a person can choose from.

@@ -32,6 +32,11 @@ pub fn strictly<T: DeserializeOwned>(json: &[u8]) -> Result<T, Invalid> {
     Ok(value)
 }
 
+/// Whether this is the default, which need not be written.
+pub fn is_usual<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// Reads a member that has a default, for `deserialize_with`: `null` is the default.
 ///
 /// # Errors
@@ -157,6 +162,12 @@ pub fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Invalid> {
         }
         ignored += 1;
     }
+}
+
+/// Those of a list that a newer program may have stored which can be read; the others are as if they were absent.
+pub fn each_known<T: DeserializeOwned>(values: Vec<Value>) -> Vec<T> {
+    let read_one = |value: Value| read(value.to_string().as_bytes()).ok();
+    values.into_iter().filter_map(read_one).collect()
 }
 
 /// Removes the member that `error` calls unknown. `false` if it is another error.

@@ -112,37 +112,31 @@ impl Pipeline {
         let all = addresses
             .into_iter()
             .chain(held.into_iter().map(|held| (held.address, held.revision)));
-        if !waits {
-            let (state, reason) = (State::Suppressed, RATE_LIMIT);
-            spared.extend(all.map(|(address, _)| Spared { address, state, reason }));
-            return Ok(self.limited(Timely {
+        let (active, ended): (ActiveJob, Vec<Address>) = if waits {
+            let held = all.map(|(address, revision)| Held {
+                address,
+                revision,
+                until,
+                why: RATE_LIMIT,
+            });
+            // It is counted again when it comes back as a whole, and nothing was done with those that are spared.
+            let waiting = Timely {
                 active,
                 addresses: Vec::new(),
-                spared,
-                held: Vec::new(),
-            }));
-        }
-        let why = RATE_LIMIT;
-        let held = all.map(|(address, revision)| Held {
-            address,
-            revision,
-            until,
-            why,
-        });
-        // It is counted again when it comes back as a whole, and nothing was done with those that are spared.
-        let waiting = Timely {
-            active,
-            addresses: Vec::new(),
-            spared: Vec::new(),
-            held: held.collect(),
+                spared: Vec::new(),
+                held: held.collect(),
+            };
+            // A member that waits longer than its slice may: alone it would come back uncounted.
+            let Timely { active, held, .. } = self.wait(waiting).await?;
+            (active, held.into_iter().map(|held| held.address).collect())
+        } else {
+            (active, all.map(|(address, _)| address).collect())
         };
-        let Timely { active, held, .. } = self.wait(waiting).await?;
-        // A member that waits longer than its slice may: alone it would come back uncounted.
-        let (state, reason) = (State::Suppressed, RATE_LIMIT);
-        spared.extend(
-            held.into_iter()
-                .map(|Held { address, .. }| Spared { address, state, reason }),
-        );
+        spared.extend(ended.into_iter().map(|address| Spared {
+            address,
+            state: State::Suppressed,
+            reason: RATE_LIMIT,
+        }));
         Ok(self.limited(Timely {
             active,
             addresses: Vec::new(),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use shared::{
     api_key::{ApiKey, NewKey, Scope},
-    app::{Ambiguity, App, Quota, Route, is_usual},
+    app::{Ambiguity, App, Quota, Route},
     channel::Channel,
     country::Country,
     id::{AccountKey, AppId, RecipientId, Region},
@@ -31,7 +31,7 @@ use shared::{
     senders::Senders,
     signature::SigningKey,
     spend::SpendCap,
-    tolerant::or_default,
+    tolerant::{is_usual, or_default},
 };
 use utoipa::ToSchema;
 

@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 use shared::{
-    id::{AppId, NotificationId},
+    id::{AppId, GroupKey, NotificationId},
     nats::{
         planned::{self, Group, Plan, Planned, Stored},
         publish::NotStored,
@@ -85,10 +85,11 @@ impl Intake {
         if let Some(later) = order.later.take() {
             return self.plan(order, later, trace).await;
         }
-        if order.group_key.is_some() {
-            let joined = self.join_group(&order, MEMBER_KEPT_FOR).await;
-            joined.map_err(|why| not_stored(why, order.jobs(self.context.jobs_of_topic(&order.app))))?;
-        }
+        let group = (order.group_key.as_ref(), order.trial.test_key);
+        let joining = self.join_group(&order.app.id, order.notification(), group, Duration::ZERO);
+        joining
+            .await
+            .map_err(|why| not_stored(why, order.jobs(self.context.jobs_of_topic(&order.app))))?;
         self.accept(order, trace).await
     }
 
@@ -119,10 +120,6 @@ impl Intake {
             }
             Full::Unknown(why) => failed(why),
         })?;
-        if order.group_key.is_some() {
-            let kept = MEMBER_KEPT_FOR + send_at.duration_since(now).unsigned_abs();
-            self.join_group(&order, kept).await.map_err(failed)?;
-        }
         let id = order.notification();
         let planned = Planned {
             plan: Plan {
@@ -138,6 +135,9 @@ impl Intake {
             },
             notification: json,
         };
+        self.keep_member(&order.app.id, id, &planned.plan, now)
+            .await
+            .map_err(failed)?;
         let traceparent = trace.traceparent();
         let stored = planned::store(js, &order.app.id, id, &planned, traceparent.as_deref());
         let stored = stored.await.map_err(failed)?;
@@ -166,13 +166,17 @@ impl Intake {
         }))
     }
 
-    async fn join_group(&self, order: &Order, kept: Duration) -> Result<(), NotStored> {
-        let Some(key) = &order.group_key else { return Ok(()) };
-        let group = Group {
-            key,
-            of_test_keys: order.trial.test_key,
-        };
-        planned::join(&self.context.js, &order.app.id, group, order.notification(), kept).await
+    /// Notes that a notification belongs to its group, if it has one, until long after it has waited for `waits`.
+    async fn join_group(
+        &self,
+        app: &AppId,
+        id: NotificationId,
+        (key, of_test_keys): (Option<&GroupKey>, bool),
+        waits: Duration,
+    ) -> Result<(), NotStored> {
+        let Some(key) = key else { return Ok(()) };
+        let group = Group { key, of_test_keys };
+        planned::join(&self.context.js, app, group, id, MEMBER_KEPT_FOR + waits).await
     }
 
     /// Notes for as long as needed that a planned notification, which is sent at `send_at` now, belongs to its group.
@@ -183,13 +187,9 @@ impl Intake {
         plan: &Plan,
         now: Timestamp,
     ) -> Result<(), NotStored> {
-        let Some(key) = &plan.group_key else { return Ok(()) };
-        let group = Group {
-            key,
-            of_test_keys: plan.test_key,
-        };
         let waits = plan.send_at.duration_since(now).unsigned_abs();
-        planned::join(&self.context.js, app, group, id, MEMBER_KEPT_FOR + waits).await
+        let group = (plan.group_key.as_ref(), plan.test_key);
+        self.join_group(app, id, group, waits).await
     }
 }
 

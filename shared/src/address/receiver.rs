@@ -19,14 +19,8 @@ words!(
         /// `{"text": …}`, as chats such as Slack, Mattermost and Agit take it.
         Chat = "chat",
     }
+    default Signed
 );
-
-#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
-impl Default for Format {
-    fn default() -> Self {
-        Self::Signed
-    }
-}
 
 /// An HTTP receiver. Its URL may contain a secret, so it is not shown.
 #[derive(Clone, PartialEq)]

@@ -113,14 +113,8 @@ words!(
         /// When it suits the device's battery.
         Normal = "normal",
     }
+    default High
 );
-
-#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
-impl Default for Priority {
-    fn default() -> Self {
-        Self::High
-    }
-}
 
 impl Push {
     /// `apns-push-type` of this push: the override, or a default.

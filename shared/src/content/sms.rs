@@ -74,14 +74,8 @@ words!(
         /// Two bytes a character.
         Ucs2 = "ucs2",
     }
+    default Auto
 );
-
-#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
-impl Default for Encoding {
-    fn default() -> Self {
-        Self::Auto
-    }
-}
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_auto(encoding: &Encoding) -> bool {

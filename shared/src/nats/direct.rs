@@ -39,6 +39,12 @@ pub enum NoAnswer {
     Forbidden,
 }
 
+/// Takes the message with this subject out of `found`.
+pub(super) fn take(found: &mut Vec<Found>, subject: &str) -> Option<Found> {
+    let at = found.iter().position(|found| found.subject == subject)?;
+    Some(found.swap_remove(at))
+}
+
 /// A message as stored.
 #[derive(Debug, Clone)]
 pub struct Found {
@@ -78,15 +84,11 @@ pub async fn last_of(
     // A message that is replaced meanwhile is found again later in the stream.
     let mut newest = BTreeMap::new();
     for filter in filters {
-        let mut next = 1;
-        loop {
-            let page = from(js, domain, stream, filter, next, MESSAGES_PER_PAGE).await?;
-            let is_last = page.len() < MESSAGES_PER_PAGE;
-            next = page.last().map_or(next, |last| last.sequence + 1);
+        let mut next = Some(1);
+        while let Some(begin) = next {
+            let page = from(js, domain, stream, filter, begin, MESSAGES_PER_PAGE).await?;
+            next = next_page(&page, MESSAGES_PER_PAGE);
             newest.extend(page.into_iter().map(|found| (found.subject.clone(), found)));
-            if is_last {
-                break;
-            }
         }
     }
     Ok(newest.into_values().collect())
@@ -102,6 +104,12 @@ pub async fn count(js: &jetstream::Context, domain: &Domain<'_>, stream: &str, f
     let behind = first.headers.get_all("Nats-Num-Pending").last();
     let behind = behind.and_then(|text| text.as_str().parse::<u64>().ok());
     behind.map(|behind| behind + 1).ok_or(NoAnswer::Silent)
+}
+
+/// Where the page behind `page` begins, which was read with [`from`] and `count_max`; `None` if there is none.
+pub fn next_page(page: &[Found], count_max: usize) -> Option<u64> {
+    let last = page.last().filter(|_| page.len() == count_max)?;
+    Some(last.sequence + 1)
 }
 
 /// Up to `count_max` messages whose subject matches `filter`, from the sequence `from` on, oldest first.

@@ -278,8 +278,7 @@ impl Directory {
             self.learn_owner(app, address, entry.clone());
         }
         let subject = subject::directory_owner(here, app, address);
-        let own = found.iter().position(|found| found.subject == subject);
-        let own = own.map(|own| found.swap_remove(own));
+        let own = direct::take(&mut found, &subject);
         Ok(Owners {
             app: app.clone(),
             address,

@@ -1,6 +1,6 @@
 //! Jobs and broadcasts as NATS messages: how their headers are written, and how a message is read.
 
-use std::{str::FromStr, sync::Arc};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use jiff::{SignedDuration, Timestamp};
@@ -203,6 +203,16 @@ fn returning_headers(job: &Job, attempt: u32, discounted: u32) -> HeaderMap {
         }
     }
     headers
+}
+
+/// Lets a message take the place of all former ones under its subject.
+pub(super) fn take_place_of_former(headers: &mut HeaderMap) {
+    headers.insert("Nats-Rollup", "sub");
+}
+
+/// Lets the server keep a message for `time`, which counts in whole seconds: at least one (NATS ADR-43).
+pub(super) fn keep_for(headers: &mut HeaderMap, time: Duration) {
+    headers.insert("Nats-TTL", format!("{}s", time.as_secs().max(1)));
 }
 
 /// Adds the headers that let JetStream publish a message on `target` at `until` (NATS ADR-51).

@@ -228,8 +228,7 @@ pub async fn profiles_at(
     let found = regions
         .facts_from(region, &subject::profiles_of(app), from, count)
         .await?;
-    let next = found.last().filter(|_| found.len() == count);
-    let next = next.map(|last| last.sequence + 1);
+    let next = direct::next_page(&found, count);
     let profiles = named(found)?
         .into_iter()
         .filter_map(|(key, fact, sequence)| match fact {

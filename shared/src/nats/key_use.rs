@@ -50,11 +50,7 @@ pub async fn record(
     hour: Timestamp,
 ) -> Result<(), NotStored> {
     let filters: Vec<String> = keys.iter().map(|key| subject::directory_used(here, key)).collect();
-    let found = direct::last_of(js, &Domain::Here, DIRECTORY, &filters).await;
-    let found = found.map_err(|error| match error {
-        NoAnswer::Silent => NotStored::NoAnswer,
-        NoAnswer::Forbidden => NotStored::Forbidden,
-    })?;
+    let found = direct::last_of(js, &Domain::Here, DIRECTORY, &filters).await?;
     let known: HashMap<&str, &Found> = found.iter().map(|found| (found.subject.as_str(), found)).collect();
     let payload = serde_json::to_vec(&Entry { at: hour }).expect("entries always serialize");
     for subject in filters {

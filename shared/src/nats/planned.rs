@@ -38,9 +38,6 @@ use crate::{
 /// The subject whose last sequence a publisher expects, if it is not that of the message.
 pub(super) const EXPECTED_OF_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
-/// How long the server keeps a message.
-const TTL: &str = "Nats-TTL";
-
 /// How long what was decided is kept: as long as receipts, which say what became of it.
 const DECISION_KEPT_FOR: Duration = RECEIPTS_MAX_AGE;
 
@@ -420,11 +417,11 @@ async fn decide(
 ) -> Result<u64, NotStored> {
     let mut headers = version::headers();
     headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string());
-    headers.insert("Nats-Rollup", "sub");
+    envelope::take_place_of_former(&mut headers);
     if fate.decision != Decision::Changed {
         let waits = fate.plan.send_at.duration_since(fate.at).max(SignedDuration::ZERO);
         let kept = DECISION_KEPT_FOR + waits.unsigned_abs();
-        headers.insert(TTL, format!("{}s", kept.as_secs()));
+        envelope::keep_for(&mut headers, kept);
     }
     if fate.decision == Decision::Cancelled {
         headers.insert("Nats-Schedule-Next", "purge");
@@ -446,8 +443,8 @@ pub async fn join(
     kept: Duration,
 ) -> Result<(), NotStored> {
     let mut headers = version::headers();
-    headers.insert("Nats-Rollup", "sub");
-    headers.insert(TTL, format!("{}s", kept.as_secs().max(1)));
+    envelope::take_place_of_former(&mut headers);
+    envelope::keep_for(&mut headers, kept);
     let subject = subject::planned_member(app, group.id(), id);
     publish::store(js, subject, headers, Bytes::new()).await?;
     Ok(())
@@ -476,8 +473,7 @@ pub async fn members(
     let filter = subject::planned_members_of(app, group.id());
     let count = count_max.min(MEMBERS_PER_PAGE);
     let found = direct::from(js, &Domain::Here, PLANNED, &filter, from, count).await?;
-    let last = found.last().filter(|_| found.len() == count);
-    let next = last.map(|last| last.sequence + 1);
+    let next = direct::next_page(&found, count);
     let members = found.iter().filter_map(|found| {
         Some(Member {
             notification: subject::member_of_group(&found.subject)?,
@@ -506,11 +502,11 @@ pub async fn erase(
     at: Timestamp,
     now: Timestamp,
 ) -> Result<u64, NotStored> {
-    let (filter, mut next, mut erased) = (subject::planned_waits_of(&key.app), 1, 0);
-    loop {
-        let page = direct::from(js, &Domain::Here, PLANNED, &filter, next, ERASED_PER_PAGE).await?;
+    let (filter, mut next, mut erased) = (subject::planned_waits_of(&key.app), Some(1), 0);
+    while let Some(begin) = next {
+        let page = direct::from(js, &Domain::Here, PLANNED, &filter, begin, ERASED_PER_PAGE).await?;
+        next = direct::next_page(&page, ERASED_PER_PAGE);
         for found in &page {
-            next = found.sequence + 1;
             let (Some((_, id)), Ok(planned)) =
                 (subject::parse_planned(&found.subject), read::<Planned>(&found.payload))
             else {
@@ -531,10 +527,8 @@ pub async fn erase(
             }
             erased += 1;
         }
-        if page.len() < ERASED_PER_PAGE {
-            return Ok(erased);
-        }
     }
+    Ok(erased)
 }
 
 /// What remains of a planned notification without one recipient.

@@ -4,6 +4,8 @@
 //! revision of the definition. When the alarm is due a gateway accepts the notification of that instant, under an event id
 //! made of schedule and instant, and sets the alarm for the next one. Both writes of an alarm expect the definition that they follow.
 
+use std::time::Duration;
+
 use async_nats::{header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, jetstream};
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
@@ -27,6 +29,9 @@ use crate::{
     policy::recurrence::Recurrence,
 };
 
+/// How long the message is kept that takes a removed schedule along.
+const REMOVAL_KEPT_FOR: Duration = Duration::from_secs(1);
+
 words!(
     /// What happens to an instant that was missed while nothing ran.
     Late, "late", {
@@ -35,14 +40,8 @@ words!(
         /// It is left out.
         Skip = "skip",
     }
+    default Send
 );
-
-#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
-impl Default for Late {
-    fn default() -> Self {
-        Self::Send
-    }
-}
 
 /// A notification that recurs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -152,8 +151,7 @@ pub async fn list(
 ) -> Result<(Vec<Stored>, Option<u64>), NoAnswer> {
     let filter = subject::recurring_of(app);
     let found = direct::from(js, &Domain::Here, PLANNED, &filter, from, count_max).await?;
-    let last = found.last().filter(|_| found.len() == count_max);
-    let next = last.map(|last| last.sequence + 1);
+    let next = direct::next_page(&found, count_max);
     let all: Result<Vec<_>, _> = found.iter().map(stored).collect();
     Ok((all?.into_iter().flatten().collect(), next))
 }
@@ -178,7 +176,7 @@ pub async fn define(
     former: u64,
 ) -> Result<u64, NotStored> {
     let mut headers = version::headers();
-    headers.insert("Nats-Rollup", "sub");
+    envelope::take_place_of_former(&mut headers);
     headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, former.to_string());
     let stored = publish::store(js, subject::recurring(app, id), headers, json(definition)).await?;
     Ok(stored.sequence)
@@ -199,7 +197,7 @@ pub async fn arm(
     match alarm.at {
         Some(at) => envelope::schedule(&mut headers, at, subject::recurring_due(app, id)),
         // A message that is no schedule takes the place of the one that was.
-        None => headers.insert("Nats-Rollup", "sub"),
+        None => envelope::take_place_of_former(&mut headers),
     }
     headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, sequence.to_string());
     headers.insert(EXPECTED_OF_SUBJECT, subject::recurring(app, id));
@@ -215,8 +213,8 @@ pub async fn remove(js: &jetstream::Context, app: &AppId, id: &ScheduleId) -> Re
     // One message that soon goes takes the definition along, and one the alarm. Without a definition no alarm does anything.
     for subject in [subject::recurring(app, id), subject::recurring_alarm(app, id)] {
         let mut headers = version::headers();
-        headers.insert("Nats-Rollup", "sub");
-        headers.insert("Nats-TTL", "1s");
+        envelope::take_place_of_former(&mut headers);
+        envelope::keep_for(&mut headers, REMOVAL_KEPT_FOR);
         publish::store(js, subject, headers, Bytes::new()).await?;
     }
     Ok(())

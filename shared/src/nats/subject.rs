@@ -712,18 +712,6 @@ pub fn directory_used(region: &Region, key_id: &str) -> String {
     format!("directory.{region}.used.{key_id}")
 }
 
-/// Whether `subject` matches `filter`, which may have the wildcards `*` and, at its end, `>`.
-pub(super) fn matches(filter: &str, subject: &str) -> bool {
-    let (mut filter, mut subject) = (filter.split('.'), subject.split('.'));
-    loop {
-        match (filter.next(), subject.next()) {
-            (Some(">"), Some(_)) | (None, None) => return true,
-            (Some(wanted), Some(token)) if wanted == "*" || wanted == token => {}
-            _ => return false,
-        }
-    }
-}
-
 /// The hours in which every region last used the key with this id.
 pub fn directory_used_anywhere(key_id: &str) -> String {
     format!("directory.*.used.{key_id}")
@@ -923,6 +911,18 @@ fn unescape(text: &str) -> Option<RecipientId> {
         }
     }
     String::from_utf8(bytes).ok()?.parse().ok()
+}
+
+/// Whether `subject` matches `filter`, which may have the wildcards `*` and, at its end, `>`.
+pub(super) fn matches(filter: &str, subject: &str) -> bool {
+    let (mut filter, mut subject) = (filter.split('.'), subject.split('.'));
+    loop {
+        match (filter.next(), subject.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some(wanted), Some(token)) if wanted == "*" || wanted == token => {}
+            _ => return false,
+        }
+    }
 }
 
 #[cfg(test)]

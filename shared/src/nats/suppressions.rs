@@ -176,8 +176,7 @@ async fn replace(
     let mut found = current::last_of(js, topology::DIRECTORY, &[filter]).await?;
     let others = newest(border, &found).remove(&id).map(|(_, entry)| entry);
     let subject = subject::directory_suppressed(here, app, id);
-    let own = found.iter().position(|found| found.subject == subject);
-    let own = own.map(|own| found.swap_remove(own));
+    let own = direct::take(&mut found, &subject);
     let changed = directory::change(js, border, &subject, own, |own: Option<Entry>| {
         let known = own.into_iter().chain(others.clone()).max_by_key(Entry::standing);
         let at = directory::after(known.as_ref().map(|known| known.at), now);
@@ -229,7 +228,7 @@ pub async fn page(
         }
         let of_all = direct::last_of(js, &Domain::Here, topology::DIRECTORY, &filters).await?;
         let newest = newest(border, &of_all);
-        page.next = (read.len() == ENTRIES_PER_READ).then(|| read[read.len() - 1].sequence + 1);
+        page.next = direct::next_page(&read, ENTRIES_PER_READ);
         for found in &read {
             let Some((_, id)) = subject::suppressed_of(&found.subject) else {
                 continue;

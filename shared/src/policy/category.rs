@@ -30,21 +30,8 @@ words!(
         /// Advertising: each message offers a way to unsubscribe.
         Commercial = "commercial",
     }
+    default Default
 );
-
-#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
-impl Default for CategoryKind {
-    fn default() -> Self {
-        Self::Default
-    }
-}
-
-impl CategoryKind {
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-    fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
-}
 
 /// What applies to the notifications of one category.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +40,7 @@ pub struct CategoryPolicy {
     /// What they are.
     #[serde(
         deserialize_with = "tolerant::or_default",
-        skip_serializing_if = "CategoryKind::is_default"
+        skip_serializing_if = "tolerant::is_usual"
     )]
     pub kind: CategoryKind,
     /// Its name for recipients; the category itself if absent.

@@ -43,14 +43,8 @@ words!(
         /// It waits until the window ends, and is counted again.
         Delay = "delay",
     }
+    default Drop
 );
-
-#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
-impl Default for WhenLimited {
-    fn default() -> Self {
-        Self::Drop
-    }
-}
 
 /// The most notifications that a recipient is sent in a window. What is absent excludes none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -72,7 +66,7 @@ pub struct Limit {
     #[serde(
         default,
         deserialize_with = "tolerant::or_default",
-        skip_serializing_if = "crate::app::is_usual"
+        skip_serializing_if = "tolerant::is_usual"
     )]
     pub then: WhenLimited,
 }
@@ -197,12 +191,6 @@ pub fn applied<'a>(
         (it.category.is_none(), topic.is_none(), channel.is_none(), *window_s)
     });
     applied
-}
-
-/// Limits of an app as they are stored, perhaps by a newer version. One that cannot be read does not apply.
-pub(crate) fn stored(limits: Vec<serde_json::Value>) -> Vec<Limit> {
-    let read = |limit: serde_json::Value| tolerant::read(limit.to_string().as_bytes()).ok();
-    limits.into_iter().filter_map(read).collect()
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use crate::{
     invalid::Invalid,
     job::Job,
     receipt::State,
-    tolerant::{self, objects},
+    tolerant::objects,
 };
 
 /// The reason of what waits or ends because of quiet hours.
@@ -197,12 +197,6 @@ fn check_list<T: PartialEq>(member: &str, list: Option<&[T]>, most: usize) -> Re
         Some(index) => Err(Invalid::new(format!("{member}[{index}]"), "must not be given twice")),
         None => Ok(()),
     }
-}
-
-/// Windows of an app as they are stored, perhaps by a newer version. One that cannot be read does not apply.
-pub(crate) fn stored(windows: Vec<serde_json::Value>) -> Vec<QuietHours> {
-    let read = |window: serde_json::Value| tolerant::read(window.to_string().as_bytes()).ok();
-    windows.into_iter().filter_map(read).collect()
 }
 
 /// Whether a notification may be sent at a time of the day.

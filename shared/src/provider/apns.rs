@@ -71,14 +71,8 @@ words!(
         /// Controls.
         Controls = "controls",
     }
+    default Device
 );
-
-#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
-impl Default for Kind {
-    fn default() -> Self {
-        Self::Device
-    }
-}
 
 words!(
     /// Apple's two environments; a token of one is unknown in the other.
@@ -88,14 +82,8 @@ words!(
         /// Builds from Xcode.
         Sandbox = "sandbox",
     }
+    default Production
 );
-
-#[expect(clippy::derivable_impls, reason = "the enum is written by a macro")]
-impl Default for Environment {
-    fn default() -> Self {
-        Self::Production
-    }
-}
 
 /// A device token and its use.
 #[derive(Debug, Clone, PartialEq)]

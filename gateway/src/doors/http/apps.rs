@@ -445,7 +445,7 @@ fn shown(api: &Api, tenants: &Tenants, app: &App, used: &HashMap<String, Timesta
     AppDocument::of(app, &api.context.mesh_key, keys.collect())
 }
 
-fn tag(version: &str) -> HeaderValue {
+pub(super) fn tag(version: &str) -> HeaderValue {
     HeaderValue::try_from(format!("\"{version}\"")).expect("versions are hexadecimal")
 }
 

@@ -109,6 +109,12 @@ fn limit(wanted: Option<usize>, max: usize) -> Result<usize, Invalid> {
     }
 }
 
+/// Where a page begins whose `cursor` is a sequence of a stream of this region; the first without one.
+fn begin_of_page(cursor: Option<&str>) -> Result<u64, Invalid> {
+    let rule = "must be the `next` of an answer of this region's gateways";
+    cursor.map_or(Ok(1), |cursor| cursor.parse().map_err(|_| Invalid::new("cursor", rule)))
+}
+
 /// The description of the API (`OpenAPI` 3.1, JSON).
 pub(crate) fn describe() -> String {
     let routes = service_routes().merge(client_routes());

@@ -23,6 +23,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     api::Api,
     auth::{Caller, ToHandleSent, ToReadStatus},
+    begin_of_page,
     body::Json,
     limit,
     named::Named,
@@ -163,9 +164,7 @@ pub(crate) async fn find(
         }
         (None, Some(group)) => {
             let count = limit(query.limit, LISTED_MAX)?;
-            let cursor = query.cursor.map_or(Ok(1), |cursor| cursor.parse());
-            let from = cursor
-                .map_err(|_| Invalid::new("cursor", "must be the `next` of an answer of this region's gateways"))?;
+            let from = begin_of_page(query.cursor.as_deref())?;
             list_group(&api, &caller, &group, from, count).await
         }
         _ => Err(broken()),

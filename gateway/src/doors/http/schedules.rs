@@ -6,6 +6,7 @@ use axum::{
     extract::{Query, State, rejection::QueryRejection},
     response::{IntoResponse, Response},
 };
+use futures::{StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -27,8 +28,9 @@ use uuid::Uuid;
 
 use super::{
     api::Api,
-    apps::if_match,
+    apps::{if_match, tag},
     auth::{Caller, ToHandleSent, ToReadStatus},
+    begin_of_page,
     body::Json,
     limit,
     named::Named,
@@ -51,6 +53,9 @@ const SCHEDULES_MAX: u64 = 1000;
 
 /// Maximum number of schedules in one list.
 const LISTED_MAX: usize = 100;
+
+/// Schedules of a list that are read at a time.
+const AT_ONCE: usize = 16;
 
 /// A notification that recurs.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -252,18 +257,16 @@ pub(crate) async fn list(
 ) -> Result<axum::Json<ScheduleList>, Problem> {
     let Query(query) = query.map_err(|_| Problem::from(Invalid::new("query", "may have limit and cursor")))?;
     let (js, app) = (&api.context.js, &caller.app.id);
-    let from = query.cursor.map_or(Ok(1), |cursor| cursor.parse());
-    let rule = "must be the `next` of an answer of this region's gateways";
-    let from = from.map_err(|_| Invalid::new("cursor", rule))?;
+    let from = begin_of_page(query.cursor.as_deref())?;
     let page = recurring::list(js, app, from, limit(query.limit, LISTED_MAX)?).await;
     let (stored, next) = page.map_err(silent)?;
-    let mut schedules = Vec::with_capacity(stored.len());
-    for stored in stored {
-        let alarm = recurring::alarm(js, app, &stored.id).await.map_err(silent)?;
-        schedules.push(ScheduleResponse::of(stored, alarm));
-    }
+    let with_alarm = async |stored: Stored| {
+        let alarm = recurring::alarm(js, app, &stored.id).await?;
+        Ok(ScheduleResponse::of(stored, alarm))
+    };
+    let schedules = stream::iter(stored).map(with_alarm).buffered(AT_ONCE);
     Ok(axum::Json(ScheduleList {
-        schedules,
+        schedules: schedules.try_collect().await.map_err(silent)?,
         next: next.map(|next| next.to_string()),
     }))
 }
@@ -356,8 +359,7 @@ impl ScheduleResponse {
 }
 
 fn etag(sequence: u64) -> [(header::HeaderName, HeaderValue); 1] {
-    let tag = HeaderValue::try_from(format!("\"{sequence:x}\"")).expect("versions are hexadecimal");
-    [(header::ETAG, tag)]
+    [(header::ETAG, tag(&format!("{sequence:x}")))]
 }
 
 fn conflict() -> Problem {

@@ -241,17 +241,14 @@ impl Reading<'_> {
     /// All messages of the stream of plans of a region whose subject matches `filter`. It is a work queue, like that of schedules.
     async fn all_of(&self, region: &Region, filter: &str) -> Result<Vec<Found>, async_nats::Error> {
         let js = connect::jetstream(self.client.clone());
-        let (mut all, mut next) = (Vec::new(), 1);
-        loop {
+        let (mut all, mut next) = (Vec::new(), Some(1));
+        while let Some(begin) = next {
             let domain = Domain::Region(region);
-            let page = direct::from(&js, &domain, topology::PLANNED, filter, next, SCHEDULES_PER_REQUEST).await?;
-            let is_last = page.len() < SCHEDULES_PER_REQUEST;
-            next = page.last().map_or(next, |last| last.sequence + 1);
+            let page = direct::from(&js, &domain, topology::PLANNED, filter, begin, SCHEDULES_PER_REQUEST).await?;
+            next = direct::next_page(&page, SCHEDULES_PER_REQUEST);
             all.extend(page);
-            if is_last {
-                return Ok(all);
-            }
         }
+        Ok(all)
     }
 
     /// Records what has become jobs when its time came.
